@@ -1,0 +1,185 @@
+"""Buckets: image sizes of nearly equal area and many aspect ratios, so that one padded token count fits a stage."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data_pipeline.funnel import Step, Tally, table
+
+PATCH = 16  # pixels per side of a token: the compression of the VAE
+RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9", "1:3", "3:1")  # width : height, Qwen-Image report
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A size in pixels to which images are resized and cropped."""
+
+    width: int
+    height: int
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one image: latent positions of a 16x VAE."""
+        return (self.width // PATCH) * (self.height // PATCH)
+
+    @property
+    def log_aspect(self) -> float:
+        """log(width / height), negated exactly by exchanging the sides."""
+        return math.log(self.width) - math.log(self.height)
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an image meets its bucket.
+
+    Attributes:
+      bucket: the one of the nearest aspect ratio.
+      scale: factor of the resize that covers the bucket; above 1 enlarges.
+      cropped: fraction of the image's area that is cut off, 0..1.
+      left_out: None when the image can be used; else `upscaled_too_much` or `cropped_too_much`.
+    """
+
+    bucket: Bucket
+    scale: float
+    cropped: float
+    left_out: str | None
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The buckets of a resolution stage, from the tallest to the widest, and what an image may suffer to enter one.
+
+    Attributes:
+      max_upscale: largest factor by which an image is enlarged; 1: never.
+      max_cropped: largest fraction of an image's area that is cut off.
+    """
+
+    sizes: tuple[Bucket, ...]
+    max_upscale: float = 1.0
+    max_cropped: float = 0.25
+
+    def __post_init__(self):
+        if not self.sizes:
+            raise ValueError("a stage needs at least one bucket")
+        if self.max_upscale <= 0 or not 0 <= self.max_cropped < 1:
+            raise ValueError(
+                f"max_upscale {self.max_upscale} must be above 0 and max_cropped {self.max_cropped} in [0, 1)"
+            )
+
+    @classmethod
+    def for_area(
+        cls,
+        side: int,
+        ratios: tuple[str, ...] = RATIOS,
+        multiple: int = 32,
+        max_upscale: float = 1.0,
+        max_cropped: float = 0.25,
+    ) -> "Buckets":
+        """Buckets of about `side` x `side` pixels: per ratio the exact sides, rounded to the grid; equal ones merge.
+
+        Args:
+          ratios: width to height, such as "16:9".
+          multiple: grid of both sides in pixels; a multiple of 16, the size of a token.
+
+        Raises:
+          ValueError: for a malformed ratio, a grid that cuts tokens, or a side below the grid.
+        """
+        if multiple < PATCH or multiple % PATCH:
+            raise ValueError(f"multiple {multiple} must be a multiple of {PATCH}, the pixels of one token")
+        if side < multiple:
+            raise ValueError(f"side {side} is below the grid of {multiple} pixels")
+        sizes = set()
+        for ratio in ratios:
+            root = math.sqrt(_parse_ratio(ratio))
+            on_grid = (max(1, round(length / multiple)) * multiple for length in (side * root, side / root))
+            sizes.add(Bucket(*on_grid))
+        return cls(tuple(sorted(sizes, key=lambda size: (size.log_aspect, size.width))), max_upscale, max_cropped)
+
+    @property
+    def max_tokens(self) -> int:
+        """Token count of the largest bucket: what every image of the stage is padded to."""
+        return max(size.tokens for size in self.sizes)
+
+    def assign(self, width: int, height: int) -> Bucket:
+        """The bucket of the nearest aspect ratio, on a logarithmic scale; of two equally near, the squarer one.
+
+        Raises:
+          ValueError: when a side is not positive.
+        """
+        if width < 1 or height < 1:
+            raise ValueError(f"an image of {width} x {height} pixels has no aspect ratio")
+        aspect = math.log(width) - math.log(height)
+        return min(self.sizes, key=lambda size: (abs(size.log_aspect - aspect), abs(size.log_aspect)))
+
+    def fit(self, width: int, height: int) -> Fit:
+        """The bucket of an image and what it costs to enter it. Raises as `assign`."""
+        bucket = self.assign(width, height)
+        scale = max(bucket.width / width, bucket.height / height)
+        left, top, right, bottom = crop_box(width, height, bucket)
+        cropped = max(0.0, 1 - (right - left) * (bottom - top) / (width * height))
+        left_out = None
+        if scale > self.max_upscale:
+            left_out = "upscaled_too_much"
+        elif cropped > self.max_cropped:
+            left_out = "cropped_too_much"
+        return Fit(bucket, scale, cropped, left_out)
+
+    def report(self, sizes: Iterable[tuple[int, int]]) -> "BucketReport":
+        """What becomes of images of the given (width, height)."""
+        counts = {str(size): 0 for size in self.sizes}
+        cropped, upscaled, left_out, seen = 0.0, 0, Tally(), 0
+        for width, height in sizes:
+            seen += 1
+            fit = self.fit(width, height)
+            if fit.left_out:
+                left_out.add(fit.left_out, f"{width}x{height}")
+                continue
+            counts[str(fit.bucket)] += 1
+            cropped += fit.cropped
+            upscaled += fit.scale > 1
+        used = seen - left_out.total
+        return BucketReport(seen, counts, cropped / used if used else 0.0, upscaled, left_out)
+
+
+@dataclass(frozen=True)
+class BucketReport:
+    """`counts`: used images per bucket; `mean_cropped`: mean fraction cut off these; `upscaled`: how many enlarged."""
+
+    seen: int
+    counts: dict[str, int]
+    mean_cropped: float
+    upscaled: int
+    left_out: Tally
+
+    def table(self):
+        """A `rich.table.Table`: the images left out and why, and how many entered each bucket."""
+        steps = [Step("fit a bucket", self.seen, self.left_out)]
+        steps += [Step(name, count, Tally()) for name, count in self.counts.items()]
+        return table(f"buckets: mean crop {self.mean_cropped:.1%}, enlarged {self.upscaled:,}", tuple(steps))
+
+    def to_dict(self) -> dict:
+        return {
+            "seen": self.seen,
+            "buckets": self.counts,
+            "mean_cropped": self.mean_cropped,
+            "upscaled": self.upscaled,
+            "left_out": self.left_out.to_dict(),
+        }
+
+
+def crop_box(width: int, height: int, bucket: Bucket) -> tuple[float, float, float, float]:
+    """The largest centred box (left, top, right, bottom) of the image with the bucket's aspect ratio, in pixels."""
+    scale = max(bucket.width / width, bucket.height / height)
+    box_width, box_height = min(bucket.width / scale, width), min(bucket.height / scale, height)
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, min(left + box_width, width), min(top + box_height, height)
+
+
+def _parse_ratio(ratio: str) -> float:
+    parts = ratio.split(":")
+    if len(parts) == 2 and all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        return int(parts[0]) / int(parts[1])
+    raise ValueError(f"ratio {ratio!r} must be width:height with positive integers, such as '16:9'")

@@ -1,0 +1,127 @@
+"""The cascade: every filter over every shard, in worker processes, resumable at the grain of a shard and a filter."""
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipeline.filters import CASCADE, Filter, Sample
+from data_pipeline.images import UndecodableImage, decode_image
+from data_pipeline.records import Record
+from data_pipeline.scores import is_complete, write_scores
+from data_pipeline.shards import RecordFolder
+
+BATCH_RECORDS = 32
+BATCH_PIXELS = 50_000_000  # a batch ends earlier when its pictures are large: at most two of the largest at once
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """`records` in the folder; `scored`: for every filter, how many of them this run had to look at."""
+
+    records: int
+    scored: dict[str, int]
+
+
+def score(
+    folder: Path | str,
+    *,
+    filters: Sequence[Filter] = CASCADE,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ScoreReport:
+    """Scores the records of a folder and writes the columns beside them (`scores`).
+
+    Only what is missing is computed: shards of a killed run, filters that are new or have another version. The result
+    does not depend on the number of workers.
+
+    Args:
+      workers: processes; 1: this process alone; None: one per core. Worker processes import the calling script, which
+        therefore needs the usual `if __name__ == "__main__":` around its work.
+
+    Raises:
+      ValueError: when the folder is not a complete folder of records, or a shard is corrupt.
+      RuntimeError: when a worker process dies, naming what to do.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1, or None for one per core")
+    records = RecordFolder(folder)
+    tasks = []
+    for number, shard in enumerate(records.shards):
+        missing = tuple(filter for filter in filters if not is_complete(folder, filter, shard))
+        if missing:
+            tasks.append((number, missing))
+    scored = dict.fromkeys((filter.name for filter in filters), 0)
+    for number, missing in tasks:
+        for filter in missing:
+            scored[filter.name] += records.shards[number].records
+    workers = min(workers or os.cpu_count() or 1, len(tasks))
+    total = sum(records.shards[number].records for number, _ in tasks)
+    with tqdm(total=total, desc="score", unit="img", disable=not progress) as bar:
+        for done in _run(records, tasks, workers):
+            bar.update(done)
+    return ScoreReport(len(records), scored)
+
+
+def _run(records: RecordFolder, tasks: list[tuple[int, tuple[Filter, ...]]], workers: int) -> Iterator[int]:
+    """Yields numbers of finished records."""
+    if workers <= 1:
+        for number, filters in tasks:
+            yield from _score_shard(records, number, filters)
+        return
+    # Forking a process with threads (JAX has many) can deadlock, so workers start afresh.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_score_whole_shard, records, number, filters) for number, filters in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                "a scoring process died. Finished shards are kept: run again, with workers=1 to see the error. A "
+                'script that calls score() must do so under `if __name__ == "__main__":`'
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _score_whole_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> int:
+    return sum(_score_shard(records, number, filters))
+
+
+def _score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> Iterator[int]:
+    keys, rows = [], {filter.name: [] for filter in filters}
+    for batch in _batches(records.read_shard(number)):
+        keys += [sample.record.key for sample in batch]
+        for filter in filters:
+            rows[filter.name] += _score_batch(filter, batch)
+        yield len(batch)
+    for filter in filters:
+        write_scores(records.folder, filter, records.shards[number], keys, rows[filter.name])
+
+
+def _score_batch(filter: Filter, batch: list[Sample]) -> list[dict]:
+    seen = [sample for sample in batch if filter.sees_broken or sample.decoded is not None]
+    scores = iter(filter.score(seen))
+    nothing = dict.fromkeys(filter.columns)
+    return [next(scores) if filter.sees_broken or sample.decoded is not None else nothing for sample in batch]
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Sample]]:
+    batch, pixels = [], 0
+    for record in records:
+        try:
+            sample = Sample(record, decode_image(record.image), None)
+            pixels += sample.decoded.image.width * sample.decoded.image.height
+        except UndecodableImage as failure:
+            sample = Sample(record, None, failure)
+        batch.append(sample)
+        if len(batch) == BATCH_RECORDS or pixels >= BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch

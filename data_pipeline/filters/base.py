@@ -1,0 +1,35 @@
+"""What a filter is: a name, a version, and a pure function from a batch of samples to score columns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.images import Decoded, UndecodableImage
+from data_pipeline.records import Record
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record on its way through the cascade: decoded once, shared by all filters. Exactly one of the two is set."""
+
+    record: Record
+    decoded: Decoded | None
+    failure: UndecodableImage | None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A rule or model that scores images. A score is never a deletion: thresholds are applied by `selection`.
+
+    Attributes:
+      name: prefix of its columns, as in `resolution.width`.
+      version: raised whenever the same image would get another score; then, and only then, it is computed again.
+      columns: {name: meaning} of every column it gives; values are JSON scalars, None when there is none.
+      score: samples -> one dict of these columns per sample, in order. Pure, and importable by name.
+      sees_broken: whether it is asked about images that do not decode; otherwise their columns are None.
+    """
+
+    name: str
+    version: int
+    columns: dict[str, str]
+    score: Callable[[Sequence[Sample]], list[dict]]
+    sees_broken: bool = False

@@ -1,0 +1,54 @@
+"""Orientation: how the pixels were turned to be upright, and whether the file contradicts itself about it."""
+
+from collections.abc import Sequence
+
+from data_pipeline.filters.base import Filter, Sample
+from data_pipeline.images import TRANSFORMS, Decoded
+
+CONTRADICTIONS = {
+    "invalid_value": "the tag is not in 0..8 (0 is common and means unknown)",
+    "xmp_disagrees": "EXIF and XMP name different orientations",
+    "already_turned": "the tag asks for a quarter turn, but the stored size is the EXIF size with width and height "
+    "swapped: a program turned the pixels and left the tag, so that turning again lays the picture on its side",
+}
+
+
+def score(samples: Sequence[Sample]) -> list[dict]:
+    """Columns of `ORIENTATION` for each sample."""
+    return [
+        {
+            "exif": sample.decoded.orientation,
+            "transform": _transform(sample.decoded.orientation),
+            "contradiction": _contradiction(sample.decoded),
+        }
+        for sample in samples
+    ]
+
+
+def _transform(orientation: int | None) -> str:
+    return TRANSFORMS[orientation].name.lower() if orientation in TRANSFORMS else "none"
+
+
+def _contradiction(decoded: Decoded) -> str | None:
+    tag, xmp = decoded.orientation or 1, decoded.xmp_orientation or 1
+    if not 1 <= tag <= 8:
+        return "invalid_value"
+    # The TIFF decoder has consumed the tag, so there is nothing left to compare.
+    if decoded.format != "TIFF" and decoded.xmp_orientation is not None and xmp != tag:
+        return "xmp_disagrees"
+    width, height = decoded.stored_size
+    if tag >= 5 and width != height and decoded.exif_size == (height, width):
+        return "already_turned"
+    return None
+
+
+ORIENTATION = Filter(
+    name="orientation",
+    version=1,
+    columns={
+        "exif": "the orientation tag, 1..8 by EXIF; None: there is none",
+        "transform": f"done to the stored pixels: none, {', '.join(t.name.lower() for t in TRANSFORMS.values())}",
+        "contradiction": f"one of {sorted(CONTRADICTIONS)}; None: the file agrees with itself",
+    },
+    score=score,
+)

@@ -1,0 +1,29 @@
+"""Resolution: the size of the upright picture."""
+
+from collections.abc import Sequence
+
+from data_pipeline.filters.base import Filter, Sample
+
+
+def score(samples: Sequence[Sample]) -> list[dict]:
+    """Columns of `RESOLUTION` for each sample."""
+    return [_score(*sample.decoded.image.size) for sample in samples]
+
+
+def _score(width: int, height: int) -> dict:
+    short, long = min(width, height), max(width, height)
+    return {"width": width, "height": height, "short_side": short, "pixels": width * height, "aspect": long / short}
+
+
+RESOLUTION = Filter(
+    name="resolution",
+    version=1,
+    columns={
+        "width": "pixels, upright",
+        "height": "pixels, upright",
+        "short_side": "pixels of the shorter side",
+        "pixels": "width times height",
+        "aspect": "longer side over shorter side, >= 1",
+    },
+    score=score,
+)

@@ -1,0 +1,138 @@
+"""Records: one image with its captions, and the bytes in which it is stored.
+
+Schema 1, one msgpack map per record with exactly these fields:
+
+| field    | msgpack type | meaning                                                                     |
+| -------- | ------------ | --------------------------------------------------------------------------- |
+| schema   | int          | 1                                                                           |
+| key      | str          | unique name; for folders the path inside the folder, with forward slashes   |
+| image    | bin          | the image file as it came: still encoded, not turned, never re-compressed   |
+| captions | array of map | {text: str, kind: str, language: str or nil}; may be empty                  |
+| source   | str          | name of the data set                                                        |
+| licence  | str or nil   | licence and credit as free text; nil when unknown                           |
+
+A record with more images (an edit: several source images, one target, an instruction) is a later schema with its own
+number. A reader refuses the numbers and the fields that it does not know, so an edit is never read as an image-text
+pair with its sources lost.
+"""
+
+import re
+from dataclasses import dataclass
+
+import msgpack
+
+SCHEMA = 1
+KINDS = ("general", "text", "knowledge", "structured")
+MAX_IMAGE_BYTES = 64 << 20
+MAX_CAPTION_CHARS = 20_000  # a caption of 1,024 tokens has about 5,000; structured ones are longer
+MAX_CAPTIONS = 64
+MAX_NAME_CHARS = 1024  # key, source, licence
+
+_FIELDS = {"schema", "key", "image", "captions", "source", "licence"}
+_CAPTION_FIELDS = {"text", "kind", "language"}
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One description of an image.
+
+    Attributes:
+      text: up to MAX_CAPTION_CHARS characters, not blank.
+      kind: `general` (what is seen), `text` (quotes the writing in the image), `knowledge` (names and facts),
+        `structured` (fields, JSON).
+      language: BCP 47 tag such as `en` or `zh-Hans`; None: unknown.
+
+    Raises:
+      ValueError: for a blank or overlong text, an unknown kind, a malformed language tag.
+    """
+
+    text: str
+    kind: str = "general"
+    language: str | None = None
+
+    def __post_init__(self):
+        _check_text("caption", self.text, MAX_CAPTION_CHARS)
+        if self.kind not in KINDS:
+            raise ValueError(f"caption kind {self.kind!r} is unknown; choose one of {KINDS}")
+        if self.language is not None and not (isinstance(self.language, str) and _LANGUAGE.fullmatch(self.language)):
+            raise ValueError(f"caption language {self.language!r} is not a language tag such as 'en' or 'zh-Hans'")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image-text pair; the fields are those of the schema above.
+
+    Raises:
+      ValueError: naming the field that is missing, of the wrong type, or above its limit.
+    """
+
+    key: str
+    image: bytes
+    captions: tuple[Caption, ...]
+    source: str
+    licence: str | None = None
+
+    def __post_init__(self):
+        _check_text("key", self.key, MAX_NAME_CHARS)
+        _check_text("source", self.source, MAX_NAME_CHARS)
+        if self.licence is not None:
+            _check_text("licence", self.licence, MAX_NAME_CHARS)
+        if not isinstance(self.image, bytes) or len(self.image) > MAX_IMAGE_BYTES:
+            raise ValueError(f"record {self.key!r}: the image must be at most {MAX_IMAGE_BYTES} bytes")
+        if len(self.captions) > MAX_CAPTIONS:
+            raise ValueError(f"record {self.key!r} has {len(self.captions)} captions; at most {MAX_CAPTIONS} are kept")
+
+
+def encode_record(record: Record) -> bytes:
+    """The stored form of a record. Equal records give equal bytes."""
+    captions = [{"text": c.text, "kind": c.kind, "language": c.language} for c in record.captions]
+    fields = {"schema": SCHEMA, "key": record.key, "image": record.image, "captions": captions}
+    return msgpack.packb(fields | {"source": record.source, "licence": record.licence}, use_bin_type=True)
+
+
+def decode_record(payload: bytes) -> Record:
+    """Reads one stored record; safe for bytes from outside.
+
+    Raises:
+      ValueError: when the payload is not a map of exactly the fields of schema 1, within its limits.
+    """
+    try:
+        fields = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            max_bin_len=MAX_IMAGE_BYTES,
+            max_str_len=4 * MAX_CAPTION_CHARS,  # this one counts bytes of UTF-8
+            max_array_len=MAX_CAPTIONS,
+            max_map_len=len(_FIELDS) + 8,  # a later schema has a few fields more and deserves the clear message below
+            max_ext_len=0,
+        )
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ValueError(f"a stored record is not readable: {error or type(error).__name__}") from None
+    if isinstance(fields, dict) and fields.get("schema", SCHEMA) != SCHEMA:
+        raise ValueError(f"a stored record has schema {fields['schema']!r}; this version reads schema {SCHEMA}")
+    _check_fields("record", fields, _FIELDS)
+    if not isinstance(fields["captions"], list):
+        raise ValueError("a stored record has captions that are not a list")
+    for caption in fields["captions"]:
+        _check_fields("caption", caption, _CAPTION_FIELDS)
+    captions = tuple(Caption(**caption) for caption in fields["captions"])
+    return Record(fields["key"], fields["image"], captions, fields["source"], fields["licence"])
+
+
+def _check_text(name: str, text: object, limit: int) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} {text!r} must be a string that is not blank")
+    if len(text) > limit:
+        raise ValueError(f"{name} {text[:40]!r}... has {len(text)} characters; at most {limit} are kept")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} {text[:40]!r} cannot be written as UTF-8") from None
+
+
+def _check_fields(name: str, value: object, expected: set[str]) -> None:
+    found = set(value) if isinstance(value, dict) else type(value).__name__
+    if found != expected:
+        raise ValueError(f"a stored {name} must have the fields {sorted(expected)}, found {found}")

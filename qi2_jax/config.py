@@ -1,0 +1,92 @@
+"""Experiment configs: Python files with `get_config(form)`, changed from the command line and checked."""
+
+import ast
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.FrozenConfigDict:
+    """Loads `path/to/file.py` or `path/to/file.py:form` and applies overrides such as `optimizer.lr=1e-4`.
+
+    Args:
+      name: an experiment file, with an optional form (for instance `tiny`) that is passed to its `get_config`.
+      overrides: `key.path=value`; values are Python literals, anything else is taken as a string.
+
+    Raises:
+      ValueError: if the file is missing or has no `get_config`, for a form it refuses, for an unknown key (with the
+        keys that exist beside it), or for a value of another type than the config's.
+    """
+    file, _, form = name.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise ValueError(f"experiment {file!r} does not exist; experiments are Python files, see experiments/")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"experiment {file!r} has no function get_config(form)")
+    config = ml_collections.ConfigDict(module.get_config(form))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r} must look like key.path=value")
+        _set(config, key, _value(text))
+    return ml_collections.FrozenConfigDict(config)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = config
+    for part in [*parents, last]:
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            known = sorted(node) if isinstance(node, ml_collections.ConfigDict) else []
+            raise ValueError(f"config has no key {key!r}: {part!r} is not one of {known}")
+        node, parent = node[part], node
+    try:
+        parent[last] = value
+    except TypeError as error:
+        raise ValueError(
+            f"config key {key!r} holds {parent[last]!r} ({type(parent[last]).__name__}), it cannot become {value!r}"
+        ) from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON types, tuples as lists."""
+
+    def plain(value):
+        if isinstance(value, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict, dict)):
+            return {key: plain(value[key]) for key in value}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(config)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain config -> {dotted key: value}."""
+    result = {}
+    for key, value in values.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return result
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line per dotted key whose value differs between two plain configs."""
+    a, b = flat(old), flat(new)
+    missing = object()
+    return [
+        f"{key}: {a.get(key, 'absent')!r} -> {b.get(key, 'absent')!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, missing) != b.get(key, missing)
+    ]

@@ -1,0 +1,103 @@
+"""The times at which the sampler evaluates the model, as the published scheduler's configuration defines them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from qi2_jax.diffusion.timesteps import Shift
+
+CLASS = "FlowMatchEulerDiscreteScheduler"
+
+# Options of the published scheduler that would change the arithmetic; the value named here is the only one we run.
+UNSUPPORTED = {
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "num_train_timesteps": 1000,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Euler steps from t = 1 to t = 0.
+
+    Attributes:
+      shift: the resolution-dependent shift, shared with training.
+      terminal: if set, times are stretched so that the last one before 0 equals it.
+      sample_sigmas: fixed times before the shift (few-step models); they decide the number of steps.
+    """
+
+    shift: Shift = Shift()
+    terminal: float | None = 0.02
+    sample_sigmas: tuple[float, ...] | None = None
+
+    def times(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None) -> Float[np.ndarray, "steps_1"]:
+        """Decreasing fp32 times, the last one 0: one more than there are model evaluations.
+
+        Args:
+          steps: number of evenly spaced times before the shift; ignored where sigmas are given or configured.
+          tokens: tokens of the target image.
+          sigmas: times before the shift to use instead, each in (0, 1].
+
+        Raises:
+          ValueError: for fewer than one step or times outside (0, 1].
+        """
+        sigmas = self.sample_sigmas if sigmas is None else sigmas
+        if sigmas is None:
+            if steps < 1:
+                raise ValueError(f"the number of steps must be at least 1, got {steps}")
+            sigmas = np.linspace(1.0, 1 / steps, steps)
+        t = np.asarray(sigmas, np.float32)
+        if t.ndim != 1 or not len(t) or not np.all((t > 0) & (t <= 1)):
+            raise ValueError(f"sigmas must be a list of times in (0, 1], got {list(sigmas)}")
+        t = self.shift(t, tokens)
+        if self.terminal:
+            if t[-1] == 1:
+                raise ValueError(
+                    f"a schedule of the single time 1 cannot be stretched to end at {self.terminal}; take 2 steps"
+                )
+            t = 1 - (1 - t) / ((1 - t[-1]) / (1 - self.terminal))
+        return np.append(t, 0.0).astype(np.float32)
+
+    @classmethod
+    def from_diffusers(cls, values: Mapping[str, Any], sample_sigmas: Sequence[float] | None = None) -> "Schedule":
+        """Reads `scheduler_config.json`; `sample_sigmas` stands in the pipeline's `model_index.json`.
+
+        Raises:
+          ValueError: for another scheduler, or options that are not supported, each named with its value.
+        """
+        if values.get("_class_name", CLASS) != CLASS:
+            raise ValueError(f"scheduler {values['_class_name']!r} is not supported, only {CLASS}")
+        bad = {key: values[key] for key, only in UNSUPPORTED.items() if values.get(key, only) != only}
+        if bad:
+            raise ValueError(f"scheduler options {bad} are not supported; set them to {UNSUPPORTED}")
+        shift = Shift(
+            dynamic=values.get("use_dynamic_shifting", False),
+            base_tokens=values.get("base_image_seq_len", 256),
+            max_tokens=values.get("max_image_seq_len", 4096),
+            base_shift=values.get("base_shift", 0.5),
+            max_shift=values.get("max_shift", 1.15),
+            kind=values.get("time_shift_type", "exponential"),
+            shift=values.get("shift", 1.0),
+        )
+        return cls(shift, values.get("shift_terminal"), None if sample_sigmas is None else tuple(sample_sigmas))
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `scheduler_config.json` of this schedule, without `sample_sigmas`."""
+        return {
+            "_class_name": CLASS,
+            "num_train_timesteps": UNSUPPORTED["num_train_timesteps"],
+            "shift": self.shift.shift,
+            "use_dynamic_shifting": self.shift.dynamic,
+            "base_shift": self.shift.base_shift,
+            "max_shift": self.shift.max_shift,
+            "base_image_seq_len": self.shift.base_tokens,
+            "max_image_seq_len": self.shift.max_tokens,
+            "time_shift_type": self.shift.kind,
+            "shift_terminal": self.terminal,
+        }

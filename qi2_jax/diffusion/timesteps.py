@@ -1,0 +1,83 @@
+"""Laws that draw training times, and the shift of time with resolution.
+
+Dims: `B` batch.
+"""
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class TimestepLaw(Protocol):
+    """Draws times in (0, 1) before any shift."""
+
+    def sample(self, key: Array, count: int) -> Float[Array, "B"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitNormal:
+    """`t = sigmoid(mean + std z)` with standard normal z (Esser et al., 2024, section 3.1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def sample(self, key: Array, count: int) -> Float[Array, "B"]:
+        return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (count,)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Every t in [low, high) alike."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def sample(self, key: Array, count: int) -> Float[Array, "B"]:
+        return jax.random.uniform(key, (count,), minval=self.low, maxval=self.high)
+
+
+LAWS = {"logit_normal": LogitNormal, "uniform": Uniform}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """Moves times towards noise, further for images of more tokens: `t' = s t / (1 + (s - 1) t)`.
+
+    This is the only shift in the project: training, validation and sampling call it. It counts the target image's own
+    tokens, never text or condition images (diffusers `FlowMatchEulerDiscreteScheduler`, `pipeline_qwenimage21.py`).
+
+    Attributes:
+      dynamic: `s = exp(mu)` ("exponential") or `s = mu` ("linear") with mu linear in tokens through
+        (base_tokens, base_shift) and (max_tokens, max_shift); otherwise `s = shift` for every resolution.
+    """
+
+    dynamic: bool = True
+    base_tokens: int = 256
+    max_tokens: int = 8192
+    base_shift: float = 0.5
+    max_shift: float = 0.9
+    kind: str = "exponential"
+    shift: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in ("exponential", "linear"):
+            raise ValueError(f"time shift {self.kind!r} is unknown; choose 'exponential' or 'linear'")
+
+    def strength(self, tokens: Any) -> Any:
+        """s for an image of `tokens` tokens (a number or an array of numbers)."""
+        if not self.dynamic:
+            return self.shift
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        mu = slope * tokens + (self.base_shift - slope * self.base_tokens)
+        if self.kind == "linear":
+            return mu
+        return math.exp(mu) if isinstance(mu, float) else jnp.exp(mu)
+
+    def __call__(self, t: Any, tokens: Any) -> Any:
+        """Shifted times in (0, 1], for t in (0, 1]; arrays of numpy or jax, or numbers."""
+        strength = self.strength(tokens)
+        return strength * t / (1 + (strength - 1) * t)

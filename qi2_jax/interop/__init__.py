@@ -1,0 +1,1 @@
+"""Exchange with PyTorch: tensor names, safetensors files, diffusers and transformers folders."""

@@ -1,0 +1,116 @@
+"""The bijection between published tensor names and ours.
+
+Weights have the same orientation on both sides, so exchange is renaming, plus stacking: a published name with a layer
+index becomes one slice of our stacked parameter. A few published tensors take no part in the computation (for example
+convolutions over time in an image autoencoder); they are carried through files untouched.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class NameMap:
+    """How one published component names its tensors.
+
+    Attributes:
+      renames: (published, ours) prefixes, tried in order; `{}` in the published prefix stands for the index of a layer
+        that is one slice of our stacked parameter. A name that no prefix matches is the same on both sides.
+      carried: regular expressions of published names that our model does not use but files keep.
+    """
+
+    renames: tuple[tuple[str, str], ...] = ()
+    carried: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def _patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        return tuple(
+            (re.compile(re.escape(published).replace(r"\{\}", r"(0|[1-9]\d*)")), ours)
+            for published, ours in self.renames
+        )
+
+    def is_carried(self, published: str) -> bool:
+        return any(re.fullmatch(pattern, published) for pattern in self.carried)
+
+    def to_ours(self, published: str) -> tuple[str, int | None]:
+        """Our name of a published tensor and, for a stacked parameter, the index of its slice."""
+        for pattern, ours in self._patterns:
+            if match := pattern.match(published):
+                return ours + published[match.end() :], int(match.group(1)) if match.groups() else None
+        return published, None
+
+    def to_published(self, ours: str, shape: tuple[int, ...]) -> list[str]:
+        """Published names of one of our parameters: one per slice of a stacked parameter, else a single one."""
+        for published, prefix in self.renames:
+            if ours.startswith(prefix):
+                rest = ours[len(prefix) :]
+                if "{}" in published:
+                    return [published.replace("{}", str(index)) + rest for index in range(shape[0])]
+                return [published + rest]
+        return [ours]
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check(published: Shapes, expected: Shapes, names: NameMap, where: str) -> None:
+    """Compares the tensors of a published component with the parameters of our model.
+
+    Args:
+      published: {published name: shape} as found in files.
+      expected: {our name: shape}, stacked parameters with their leading dim.
+      names: the component's name map.
+      where: what to call the component in the error.
+
+    Raises:
+      ValueError: listing every missing, unexpected and misshapen tensor at once.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    for ours, shape in expected.items():
+        targets = names.to_published(ours, shape)
+        for target in targets:
+            wanted[target] = shape[1:] if _is_stacked(names, target) else shape
+    found = {name for name in published if not names.is_carried(name)}
+    problems = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found)]
+    problems += [f"unexpected: {name} {published[name]}" for name in sorted(found - wanted.keys())]
+    problems += [
+        f"misshapen: {name} is {published[name]}, the configuration says {wanted[name]}"
+        for name in sorted(found & wanted.keys())
+        if tuple(published[name]) != tuple(wanted[name])
+    ]
+    if problems:
+        raise ValueError(
+            f"{where}: {len(problems)} tensors do not match its configuration:\n  " + "\n  ".join(problems)
+        )
+
+
+def _is_stacked(names: NameMap, published: str) -> bool:
+    return names.to_ours(published)[1] is not None
+
+
+def stack(published: Mapping[str, np.ndarray], expected: Mapping[str, Any], names: NameMap) -> dict[str, np.ndarray]:
+    """Published tensors in memory -> {our name: array}; for models small enough to hold twice.
+
+    Args:
+      published: {published name: array}.
+      expected: {our name: anything with `.shape`}, for instance `tree.to_dict(abstract_model)`.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    check(
+        {name: tuple(array.shape) for name, array in published.items()},
+        {name: tuple(leaf.shape) for name, leaf in expected.items()},
+        names,
+        "tensors",
+    )
+    result = {}
+    for ours, leaf in expected.items():
+        arrays = [published[name] for name in names.to_published(ours, tuple(leaf.shape))]
+        result[ours] = np.stack(arrays) if len(leaf.shape) > arrays[0].ndim else arrays[0]
+    return result

@@ -1,0 +1,204 @@
+"""safetensors files as byte ranges: found without reading them, copied without passing through memory.
+
+The `safetensors` library reads and validates; it can only write a file whose tensors are all in memory, so the writer
+that streams is ours.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+COPY_CHUNK = 16 << 20
+
+
+def size(code: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    return math.prod(shape) * DTYPES[code].itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One tensor's place in a file: its bytes are `file[start : start + nbytes]`."""
+
+    file: pathlib.Path
+    code: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPES[self.code]
+
+    @property
+    def nbytes(self) -> int:
+        return size(self.code, self.shape)
+
+    def part(self, layer: int | None) -> "Stored":
+        """The slice of a stacked tensor that holds one layer; None: the whole tensor."""
+        if layer is None:
+            return self
+        rest = dataclasses.replace(self, shape=self.shape[1:])
+        return dataclasses.replace(rest, start=self.start + layer * rest.nbytes)
+
+    def open(self) -> np.ndarray:
+        """The tensor as a read-only memory map."""
+        if not math.prod(self.shape):
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.file, self.dtype, "r", self.start, self.shape)
+
+
+def scan(path: pathlib.Path) -> dict[str, Stored]:
+    """Tensors of one safetensors file.
+
+    Raises:
+      ValueError: if the file is not a complete safetensors file, or holds a dtype that numpy lacks.
+    """
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header, its offsets and the length of the file
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{path}: tensor {name} has dtype {entry['dtype']}; known are {sorted(DTYPES)}")
+        found[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+    return found
+
+
+def scan_folder(folder: pathlib.Path, stem: str) -> dict[str, Stored]:
+    """Tensors of `STEM.safetensors`, or of the shards that `STEM.safetensors.index.json` names.
+
+    Raises:
+      ValueError: if neither exists, a shard is missing or stands outside the folder, or index and shards disagree.
+    """
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single.is_file() and not index.is_file():
+        return scan(single)
+    if not index.is_file():
+        raise ValueError(f"{folder} has neither {single.name} nor {index.name}; only safetensors weights are read")
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of safetensors shards: {error!r}") from error
+    outside = [name for name in names if pathlib.PurePath(name).name != name]
+    absent = [name for name in names if name not in outside and not (folder / name).is_file()]
+    if outside or absent:
+        raise ValueError(f"{index} names shards outside its folder {outside}, and shards that are missing {absent}")
+    found: dict[str, Stored] = {}
+    for name in names:
+        for tensor, stored in scan(folder / name).items():
+            if places.get(tensor) != name:
+                raise ValueError(f"{index}: tensor {tensor} stands in {name}, the index says {places.get(tensor)!r}")
+            found[tensor] = stored
+    lost = sorted(places.keys() - found.keys())
+    if lost:
+        raise ValueError(f"{index} names tensors that no shard holds: {lost}")
+    return found
+
+
+class Writer:
+    """Writes one safetensors file piece by piece; it appears under its name only when complete.
+
+    Args:
+      path: the file to make.
+      specs: {name: (dtype code, shape)}, in the order in which they are laid out.
+      bar: a progress bar to advance by the bytes written.
+    """
+
+    def __init__(self, path: pathlib.Path, specs: Mapping[str, tuple[str, tuple[int, ...]]], bar: Any = None):
+        self.path, self._temporary = path, path.with_name(path.name + ".partial")
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        self._places: dict[str, tuple[int, int]] = {}
+        for name, (code, shape) in specs.items():
+            end = offset + size(code, shape)
+            header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, end]}
+            self._places[name] = (offset, end - offset)
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
+        self._base, self._total, self._written, self._bar = 8 + len(text), offset, 0, bar
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._temporary.open("wb")
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._file.flush()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def write(self, name: str, part: np.ndarray | Stored, offset: int = 0) -> int:
+        """Writes bytes of tensor `name` from `offset` on, and returns how many.
+
+        `part` is an array, or a tensor in another file, which the kernel copies.
+        """
+        place, room = self._places[name]
+        if offset + part.nbytes > room:
+            raise ValueError(f"{self.path}: {part.nbytes} bytes at {offset} do not fit in {name} of {room} bytes")
+        position = self._base + place + offset
+        if isinstance(part, Stored):
+            _copy(part, self._file.fileno(), position)
+        else:
+            self._file.seek(position)
+            self._file.write(np.ascontiguousarray(part).view(np.uint8).reshape(-1).data)
+        self._written += part.nbytes
+        if self._bar is not None:
+            self._bar.update(part.nbytes)
+        return part.nbytes
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if kind is None:
+                if self._written != self._total:
+                    raise ValueError(f"{self.path}: {self._written} of {self._total} bytes were written")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+            if kind is not None:
+                self._temporary.unlink(missing_ok=True)
+        if kind is None:
+            os.replace(self._temporary, self.path)
+
+
+def _copy(part: Stored, target: int, position: int) -> None:
+    source = os.open(part.file, os.O_RDONLY)
+    try:
+        start, left = part.start, part.nbytes
+        while left:
+            try:
+                done = os.copy_file_range(source, target, min(left, COPY_CHUNK), start, position)
+            except OSError:  # some file systems refuse the kernel's copy
+                done = os.pwrite(target, os.pread(source, min(left, COPY_CHUNK), start), position)
+            if not done:
+                raise ValueError(f"{part.file} ended early: {left} bytes of a tensor are missing")
+            start, position, left = start + done, position + done, left - done
+    finally:
+        os.close(source)

@@ -1,0 +1,96 @@
+"""Exchange of the image autoencoder with diffusers (`AutoencoderKLQwenImage21`): its configuration and tensor names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qi2_jax.interop.names import NameMap
+from qi2_jax.models.vae import VAEConfig
+
+CLASS_NAME = "AutoencoderKLQwenImage21"
+
+# Published switches that change the model, with the only value that ours has.
+_FIXED = {"is_residual": True, "attn_scales": [], "dropout": 0.0, "patch_size": None}
+
+_FIELDS = {
+    "encoder_width": "base_dim",
+    "decoder_width": "decoder_base_dim",
+    "latent_channels": "z_dim",
+    "multipliers": "dim_mult",
+    "residual_blocks": "num_res_blocks",
+    "halves_time": "temperal_downsample",  # published with this spelling
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "latents_mean": "latents_mean",
+    "latents_std": "latents_std",
+}
+
+
+def from_diffusers(published: Mapping[str, Any]) -> VAEConfig:
+    """Reads the content of a published `config.json`.
+
+    Raises:
+      ValueError: for another class, for missing or unknown keys, and for values that our autoencoder does not support.
+    """
+    entries = {key: value for key, value in published.items() if not key.startswith("_")}
+    if (found := published.get("_class_name", CLASS_NAME)) != CLASS_NAME:
+        raise ValueError(f"the autoencoder's class is {found}; only {CLASS_NAME} can be read")
+    known = {*_FIELDS.values(), *_FIXED, "scale_factor_temporal", "scale_factor_spatial"}
+    missing, unknown = sorted(set(_FIELDS.values()) - set(entries)), sorted(set(entries) - known)
+    if missing or unknown:
+        raise ValueError(f"the autoencoder's configuration lacks {missing} and has unknown entries {unknown}")
+    for key, value in _FIXED.items():
+        if entries.get(key, value) != value:
+            raise ValueError(f"the autoencoder has {key} = {entries[key]!r}; only {value!r} is supported")
+    if entries["decoder_base_dim"] is None:
+        entries["decoder_base_dim"] = entries["base_dim"]
+    values = {field: entries[key] for field, key in _FIELDS.items()}
+    config = VAEConfig(**{field: tuple(v) if isinstance(v, list) else v for field, v in values.items()})
+    for key, value in _scale_factors(config).items():
+        if entries.get(key) not in (None, value):
+            raise ValueError(f"the autoencoder has {key} = {entries[key]!r}, but its levels make it {value}")
+    return config
+
+
+def to_diffusers(config: VAEConfig) -> dict[str, Any]:
+    """The content of a published `config.json`, ready for JSON."""
+    entries = {key: getattr(config, field) for field, key in _FIELDS.items()}
+    if config.latents_mean is None:
+        entries["latents_mean"] = (0.0,) * config.latent_channels
+    if config.latents_std is None:
+        entries["latents_std"] = (1.0,) * config.latent_channels
+    entries = {key: list(value) if isinstance(value, tuple) else value for key, value in entries.items()}
+    return {"_class_name": CLASS_NAME, **entries, **_FIXED, **_scale_factors(config)}
+
+
+def name_map(config: VAEConfig) -> NameMap:
+    """How the published autoencoder names our parameters.
+
+    The published layers that change resolution keep their convolution as the second of a sequence, next to a
+    convolution over time, which no image passes through.
+    """
+    renames = []
+    for level in range(len(config.halves_time)):
+        for ours in (f"encoder.down_blocks.{level}.downsampler.", f"decoder.up_blocks.{level}.upsampler."):
+            renames.append((ours + "resample.1.", ours))
+    return NameMap(renames=tuple(renames), carried=(r".*\.(down|up)sampler\.time_conv\.(weight|bias)",))
+
+
+def carried_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of the convolutions over time, which a published folder has beside our parameters.
+
+    Their values mean nothing for images: weights that were trained from scratch are published with zeros here.
+    """
+    shapes = {}
+    for index, level in enumerate(config.encoder_levels()):
+        if level.frames == 2:
+            name, dim = f"encoder.down_blocks.{index}.downsampler.time_conv", level.out_dim
+            shapes |= {f"{name}.weight": (dim, dim, 1, 1), f"{name}.bias": (dim,)}
+    for index, level in enumerate(config.decoder_levels()):
+        if level.frames == 2:
+            name, dim = f"decoder.up_blocks.{index}.upsampler.time_conv", level.out_dim
+            shapes |= {f"{name}.weight": (2 * dim, dim, 1, 1), f"{name}.bias": (2 * dim,)}
+    return shapes
+
+
+def _scale_factors(config: VAEConfig) -> dict[str, int]:
+    return {"scale_factor_temporal": 2 ** sum(config.halves_time), "scale_factor_spatial": config.factor}

@@ -1,0 +1,150 @@
+"""The weights of one component under our names, wherever they are stored: read in slices, straight onto a mesh."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from qi2_jax import tree
+from qi2_jax.interop import names as naming
+from qi2_jax.interop import tensors
+from qi2_jax.interop.tensors import Stored
+
+CARRIED = "carried."  # prefix, in our files, of published tensors that our model does not use
+STEM = "model"  # of our own weight files
+
+
+class Weight(Protocol):
+    """One of our parameters, wherever it is stored: dtype code of safetensors, shape, and its values."""
+
+    @property
+    def code(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        """The part that `index` selects (all by default), converted to `dtype`."""
+        ...
+
+    def part(self, layer: int | None) -> Stored | np.ndarray:
+        """One layer of a stacked parameter, or everything (None), as bytes to write."""
+        ...
+
+
+Weights = Mapping[str, Weight]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileWeight:
+    """A parameter in safetensors files: one stored tensor, or one per layer to be stacked along a new leading dim."""
+
+    pieces: tuple[Stored, ...]
+    stacked: bool
+
+    @property
+    def code(self) -> str:
+        return self.pieces[0].code
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.pieces), *self.pieces[0].shape) if self.stacked else self.pieces[0].shape
+
+    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        """As `Weight.read`; nothing but the selected part is read."""
+        if not self.stacked:
+            part = self.pieces[0].open()[index]
+        else:
+            layers = range(len(self.pieces))[index[0] if index else slice(None)]
+            part = np.stack([self.pieces[layer].open()[index[1:]] for layer in layers])
+        return np.array(part, dtype=dtype)
+
+    def part(self, layer: int | None) -> Stored:
+        if not self.stacked:
+            return self.pieces[0].part(layer)
+        assert layer is not None
+        return self.pieces[layer]
+
+
+@dataclasses.dataclass(frozen=True)
+class CastWeight:
+    """A parameter converted to another dtype on its way."""
+
+    weight: Weight
+    code: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        return self.weight.read(index, tensors.DTYPES[self.code] if dtype is None else dtype)
+
+    def part(self, layer: int | None) -> np.ndarray:
+        return self.read() if layer is None else self.read((slice(layer, layer + 1),))[0]
+
+
+def of_published(
+    folder: pathlib.Path, stem: str, expected: Mapping[str, tuple[int, ...]], names: naming.NameMap
+) -> tuple[dict[str, FileWeight], dict[str, Stored]]:
+    """Weights of a published component and its carried tensors.
+
+    Args:
+      folder, stem: where its safetensors files are.
+      expected: {our name: shape} as its configuration says.
+      names: the component's name map.
+
+    Raises:
+      ValueError: listing every missing, unexpected and misshapen tensor, or layers of different dtypes.
+    """
+    found = tensors.scan_folder(folder, stem)
+    naming.check({name: stored.shape for name, stored in found.items()}, expected, names, str(folder))
+    weights = {}
+    for ours, shape in expected.items():
+        published = names.to_published(ours, shape)
+        pieces = tuple(found[name] for name in published)
+        if len({piece.code for piece in pieces}) > 1:
+            raise ValueError(f"{folder}: the layers of {ours} have different dtypes, {published[0]} and following")
+        weights[ours] = FileWeight(pieces, stacked=names.to_ours(published[0])[1] is not None)
+    return weights, {name: stored for name, stored in found.items() if names.is_carried(name)}
+
+
+def of_ours(
+    folder: pathlib.Path, expected: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, FileWeight], dict[str, Stored]]:
+    """Weights of one of our own components and its carried tensors; raises as `of_published`."""
+    found = tensors.scan_folder(folder, STEM)
+    own = {name: stored for name, stored in found.items() if not name.startswith(CARRIED)}
+    check_ours({name: stored.shape for name, stored in own.items()}, expected, str(folder))
+    carried = {name.removeprefix(CARRIED): stored for name, stored in found.items() if name.startswith(CARRIED)}
+    return {name: FileWeight((stored,), stacked=False) for name, stored in own.items()}, carried
+
+
+def check_ours(found: naming.Shapes, expected: naming.Shapes, where: str) -> None:
+    """Raises a ValueError that lists every parameter, under our names, that does not match the configuration."""
+    naming.check(found, expected, naming.NameMap(), where)
+
+
+def load(weights: Weights, like: Any, shardings: Any = None, dtype: Any = None) -> Any:
+    """Builds a model from weights, leaf by leaf; each device reads only its own slices.
+
+    Args:
+      weights: every leaf of `like`.
+      like: the abstract model.
+      shardings: a tree prefix of shardings for `like` (`qi2_jax.sharding.shardings`); None: the default device.
+      dtype: convert to this dtype; None: as stored.
+    """
+    placed = [None] * len(jax.tree.leaves(like))
+    if shardings is not None:
+        placed = jax.tree.leaves(jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), shardings, like))
+
+    def array(weight: Weight, sharding):
+        if sharding is None:
+            return jax.numpy.asarray(weight.read(dtype=dtype))
+        return jax.make_array_from_callback(weight.shape, sharding, lambda index: weight.read(index, dtype))
+
+    order = list(tree.to_dict(like))
+    return tree.from_dict(like, {name: array(weights[name], place) for name, place in zip(order, placed, strict=True)})

@@ -1,0 +1,1 @@
+"""Pure modules: no mesh names, no files, no randomness beyond initialisation."""

@@ -1,0 +1,80 @@
+"""Layers shared by the models.
+
+Every parameter is an `nnx.Param` that carries `axes`, the logical names of its dims (`qi2_jax.sharding` maps them to a
+mesh). Weights keep PyTorch's orientation (`Linear` [out, in], `Conv2d` [out, in, height, width]), so that exchanging
+weights is renaming and never transposing; XLA contracts either orientation at the same cost.
+
+Parameters are stored in the dtype of the state (fp32 while training); a layer computes in the dtype of its input.
+
+Dims: `B` batch, `D` width, `I` input width, `O` output width.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Axes = tuple[str | None, ...]
+
+
+def keys(key: Array):
+    """Yields fresh random keys from one key, for constructors that initialise many parameters."""
+    while True:
+        key, sub = jax.random.split(key)
+        yield sub
+
+
+def stacked(make: Callable[[Array], nnx.Module], count: int, key: Array):
+    """Builds `count` equal modules as one module whose parameters have a leading dim of `count` layers."""
+    return jax.vmap(make)(jax.random.split(key, count))
+
+
+class Linear(nnx.Module):
+    """`y = x W^T + b`, with W [out, in]. Initialised with a normal of standard deviation `in ** -0.5` times `gain`."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, key: Array, axes: Axes, bias: bool = False, gain: float = 1.0):
+        std = gain * in_dim**-0.5
+        self.weight = nnx.Param(std * jax.random.normal(key, (out_dim, in_dim)), axes=axes)
+        self.bias = nnx.Param(jnp.zeros((out_dim,)), axes=(axes[0],)) if bias else None
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last dim, computed in fp32 and scaled by `offset + weight`.
+
+    `offset=1` is the zero-centred form (stored weight 0 means scale 1), `offset=0` the ordinary one.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-6, offset: float = 0.0):
+        self.weight = nnx.Param(jnp.full((dim,), 1.0 - offset, jnp.float32), axes=(None,))
+        self.eps, self.offset = eps, offset
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * (self.weight[...].astype(jnp.float32) + self.offset)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last dim with weight and bias, computed in fp32."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6):
+        self.weight = nnx.Param(jnp.ones((dim,)), axes=(None,))
+        self.bias = nnx.Param(jnp.zeros((dim,)), axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        y = standardize(x.astype(jnp.float32), self.eps)
+        return (y * self.weight[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def standardize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
+    """Layer norm without parameters: zero mean and unit variance over the last dim, computed in fp32."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)

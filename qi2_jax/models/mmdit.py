@@ -1,0 +1,311 @@
+"""The single-stream multimodal diffusion transformer (MMDiT) of the Qwen-Image-2 family.
+
+Text, clean condition images and the noisy target share one sequence (`qi2_jax.sequence`). Blocks are stacked and run by
+one `lax.scan`. Modulation is purely multiplicative, without shifts, and one projection of the time embedding serves all
+blocks (Qwen-Image-2.0 report, section 3.2; dimensions and tanh gates after the published Qwen-Image-2.1 weights).
+
+Dims: `B` batch, `S` sequence, `T` text slots, `M` condition slots, `N` target slots, `P` prefix slots, `D` width,
+`H` heads, `K` head width, `C` latent channels, `E` width of text features, `L` layers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from qi2_jax import sequence
+from qi2_jax.attention import attention
+from qi2_jax.models.layers import Axes, Linear, RMSNorm, keys, stacked, standardize
+
+TIME_FEATURES, TIME_FACTOR, TIME_PERIOD = 256, 1000.0, 10_000.0
+ROPE_THETA = 10_000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MMDiTConfig:
+    """What the model computes. Widths are in channels; `rope_dims` (frame, row, column) add up to `head_width`.
+
+    Attributes:
+      attention: "block_causal" (released 2.1 weights) or "bidirectional" (implied by the 2.0 report).
+      condition_timestep: "zero" modulates text and condition images with t = 0, so that the prefix does not depend on
+        the sampled t; "sampled" modulates every token with it.
+
+    Raises:
+      ValueError: for widths that do not fit together or unknown rules.
+    """
+
+    layers: int = 32
+    heads: int = 32
+    head_width: int = 128
+    mlp_ratio: int = 3
+    latent_channels: int = 64
+    text_width: int = 4096
+    rope_dims: tuple[int, int, int] = (16, 56, 56)
+    eps: float = 1e-6
+    attention: str = sequence.BLOCK_CAUSAL
+    condition_timestep: str = "zero"
+
+    def __post_init__(self):
+        if sum(self.rope_dims) != self.head_width or any(dim % 2 for dim in self.rope_dims):
+            raise ValueError(f"rope_dims {self.rope_dims} must be even and add up to head_width {self.head_width}")
+        if self.condition_timestep not in ("zero", "sampled"):
+            raise ValueError(f"condition_timestep {self.condition_timestep!r} must be 'zero' or 'sampled'")
+        if self.attention not in (sequence.BLOCK_CAUSAL, sequence.BIDIRECTIONAL):
+            raise ValueError(f"attention {self.attention!r} must be 'block_causal' or 'bidirectional'")
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How the model runs, as opposed to what it computes; hashable, so it can be static under `jit`.
+
+    Attributes:
+      dtype: dtype of activations; parameters keep theirs.
+      kernel: attention kernel, see `qi2_jax.attention`.
+      remat: recompute each block in the backward pass, keeping only its input.
+      constrain: places an activation on the mesh by the logical names of its dims.
+    """
+
+    dtype: Any = jnp.float32
+    kernel: str = "reference"
+    remat: bool = False
+    constrain: Callable[[Array, Axes], Array] = lambda x, axes: x
+
+
+class Conditioning(NamedTuple):
+    """What samples are conditioned on, padded to a layout: text features, clean condition latents and placement."""
+
+    text_BTE: Float[Array, "B T E"]
+    positions_BS3: Int[Array, "B S 3"]
+    valid_BS: Bool[Array, "B S"]
+    conditions_BMC: Float[Array, "B M C"] | None = None
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with RMSNorm on queries and keys, then rotary positions."""
+
+    def __init__(self, config: MMDiTConfig, *, key: Array):
+        rng, width = keys(key), config.width
+        self.q = Linear(width, width, key=next(rng), axes=("heads", "embed"))
+        self.k = Linear(width, width, key=next(rng), axes=("heads", "embed"))
+        self.v = Linear(width, width, key=next(rng), axes=("heads", "embed"))
+        self.out = Linear(width, width, key=next(rng), axes=("embed", "heads"))
+        self.q_norm = RMSNorm(config.head_width, eps=config.eps)
+        self.k_norm = RMSNorm(config.head_width, eps=config.eps)
+        self.heads, self.head_width = config.heads, config.head_width
+
+    def __call__(self, x_BSD, rotation, visible_until, key_valid, past, run: Execution):
+        """Returns the output and this call's (keys, values); `past` holds keys and values to stand before them."""
+        heads = (*x_BSD.shape[:2], self.heads, self.head_width)
+        names = ("batch", "sequence", "act_heads", None)
+        q_BSHK = run.constrain(sequence.rotate(self.q_norm(self.q(x_BSD).reshape(heads)), rotation), names)
+        k_BSHK = run.constrain(sequence.rotate(self.k_norm(self.k(x_BSD).reshape(heads)), rotation), names)
+        v_BSHK = run.constrain(self.v(x_BSD).reshape(heads), names)
+        all_k, all_v = k_BSHK, v_BSHK
+        if past is not None:
+            all_k, all_v = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k_BSHK, v_BSHK), strict=True))
+        y = attention(q_BSHK, all_k, all_v, visible_until=visible_until, key_valid_BT=key_valid, kernel=run.kernel)
+        return self.out(y.reshape((*x_BSD.shape[:2], -1))), (k_BSHK, v_BSHK)
+
+
+class SwiGLU(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: MMDiTConfig, *, key: Array):
+        rng, width, hidden = keys(key), config.width, config.width * config.mlp_ratio
+        self.up = Linear(width, hidden, key=next(rng), axes=("mlp", "embed"))
+        self.gate = Linear(width, hidden, key=next(rng), axes=("mlp", "embed"))
+        self.down = Linear(hidden, width, key=next(rng), axes=("embed", "mlp"))
+
+    def __call__(self, x_BSD, run: Execution):
+        names = ("batch", "sequence", "act_mlp")
+        return self.down(run.constrain(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD), names))
+
+
+class Block(nnx.Module):
+    """`x += tanh(g1) Attn((1 + s1) LN(x)); x += tanh(g2) SwiGLU((1 + s2) LN(x))`; the norms have no weights."""
+
+    def __init__(self, config: MMDiTConfig, *, key: Array):
+        rng = keys(key)
+        self.attn = Attention(config, key=next(rng))
+        self.mlp = SwiGLU(config, key=next(rng))
+        self.eps = config.eps
+
+    def __call__(self, x_BSD, modulation, rotation, visible_until, key_valid, past, run: Execution):
+        scale1, gate1, scale2, gate2 = modulation
+        y, kept = self.attn(standardize(x_BSD, self.eps) * (1 + scale1), rotation, visible_until, key_valid, past, run)
+        x_BSD = x_BSD + jnp.tanh(gate1) * y
+        x_BSD = x_BSD + jnp.tanh(gate2) * self.mlp(standardize(x_BSD, self.eps) * (1 + scale2), run)
+        return run.constrain(x_BSD, ("batch", "sequence", "act_embed")), kept
+
+
+class TextIn(nnx.Module):
+    """Projects text features: zero-centred RMSNorm, Linear, GELU(tanh), Linear."""
+
+    def __init__(self, config: MMDiTConfig, *, key: Array):
+        rng = keys(key)
+        self.norm = RMSNorm(config.text_width, eps=config.eps, offset=1.0)
+        self.up = Linear(config.text_width, config.width, key=next(rng), axes=("heads", "embed"))
+        self.down = Linear(config.width, config.width, key=next(rng), axes=("embed", "heads"))
+
+    def __call__(self, text_BTE):
+        return self.down(jax.nn.gelu(self.up(self.norm(text_BTE)), approximate=True))
+
+
+class TimeIn(nnx.Module):
+    """Time in [0, 1] -> sinusoids (cosines first) of 1000 t with period 1e4 -> Linear, SiLU, Linear; all in fp32."""
+
+    def __init__(self, config: MMDiTConfig, *, key: Array):
+        rng = keys(key)
+        self.up = Linear(TIME_FEATURES, config.width, key=next(rng), axes=("heads", None))
+        self.down = Linear(config.width, config.width, key=next(rng), axes=("embed", "heads"))
+
+    def __call__(self, t_B: Float[Array, "B"]) -> Float[Array, "B D"]:
+        half = TIME_FEATURES // 2
+        # 1000 t amplifies an error of one ulp here to 1e-4: rounded once, as the published weights were trained with.
+        exponents = np.float32(-np.log(TIME_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
+        frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+        angles = TIME_FACTOR * t_B.astype(jnp.float32)[:, None] * frequencies
+        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        return self.down(jax.nn.silu(self.up(features)))
+
+
+class MMDiT(nnx.Module):
+    """Predicts the velocity `noise - data` of the target latents.
+
+    Initialisation follows DiT (Peebles & Xie, 2023): the modulation and the output projection start at zero, so that
+    every block starts as the identity and the first prediction is zero.
+    """
+
+    def __init__(self, config: MMDiTConfig, *, key: Array):
+        rng, width = keys(key), config.width
+        self.config = config
+        self.image_in = Linear(config.latent_channels, width, key=next(rng), axes=("embed", None))
+        self.text_in = TextIn(config, key=next(rng))
+        self.time_in = TimeIn(config, key=next(rng))
+        self.modulation = Linear(width, 4 * width, key=next(rng), axes=("heads", "embed"), gain=0.0)
+        self.blocks = stacked(lambda sub: Block(config, key=sub), config.layers, next(rng))
+        self.final_modulation = Linear(width, width, key=next(rng), axes=("heads", "embed"), gain=0.0)
+        self.image_out = Linear(width, config.latent_channels, key=next(rng), axes=(None, "embed"), gain=0.0)
+
+    def __call__(
+        self,
+        layout: sequence.Layout,
+        target_BNC: Float[Array, "B N C"],
+        t_B: Float[Array, "B"],
+        given: Conditioning,
+        run: Execution = Execution(),
+    ) -> Float[Array, "B N C"]:
+        """Velocity of the noisy target at time t (1 is noise, 0 is data), in fp32. Padding slots hold garbage."""
+        is_target = np.arange(layout.length) >= layout.prefix
+        x_BSD = sequence.join(layout, *self._prefix_parts(given, run), self.image_in(target_BNC.astype(run.dtype)))
+        modulation, scale = self._modulate(t_B, is_target, run)
+        x_BSD, _ = self._run_blocks(
+            x_BSD,
+            modulation,
+            given.positions_BS3,
+            layout.visible_until(self.config.attention),
+            given.valid_BS,
+            None,
+            run,
+        )
+        return self._read_out(x_BSD[:, layout.prefix :], scale if scale.shape[1] == 1 else scale[:, layout.prefix :])
+
+    def prefill(
+        self,
+        layout: sequence.Layout,
+        given: Conditioning,
+        run: Execution = Execution(),
+    ) -> tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]]:
+        """Keys and values of the prefix, which `decode` needs; they hold for every t.
+
+        Raises:
+          ValueError: if the configuration lets the prefix depend on the target or on t.
+        """
+        if self.config.condition_timestep != "zero" or self.config.attention != sequence.BLOCK_CAUSAL:
+            raise ValueError(
+                "prefix keys and values depend on the sampled t unless condition_timestep is 'zero' and attention is "
+                f"'block_causal'; this model has {self.config.condition_timestep!r} and {self.config.attention!r}"
+            )
+        prefix = layout.prefix
+        x_BPD = sequence.join(layout, *self._prefix_parts(given, run), None)
+        modulation, _ = self._modulate(jnp.zeros(x_BPD.shape[0]), np.zeros(prefix, bool), run)
+        _, kept = self._run_blocks(
+            x_BPD,
+            modulation,
+            given.positions_BS3[:, :prefix],
+            layout.visible_until(self.config.attention)[:prefix],
+            given.valid_BS[:, :prefix],
+            None,
+            run,
+            keep=True,
+        )
+        return kept
+
+    def decode(
+        self,
+        layout: sequence.Layout,
+        target_BNC: Float[Array, "B N C"],
+        t_B: Float[Array, "B"],
+        given: Conditioning,
+        past: tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]],
+        run: Execution = Execution(),
+    ) -> Float[Array, "B N C"]:
+        """As `__call__`, with the prefix given by `prefill`; only target tokens are computed."""
+        prefix = layout.prefix
+        modulation, scale = self._modulate(t_B, np.ones(layout.target, bool), run)
+        x_BND, _ = self._run_blocks(
+            self.image_in(target_BNC.astype(run.dtype)),
+            modulation,
+            given.positions_BS3[:, prefix:],
+            None,
+            given.valid_BS,
+            past,
+            run,
+        )
+        return self._read_out(x_BND, scale)
+
+    def _prefix_parts(self, given: Conditioning, run: Execution):
+        text = self.text_in(given.text_BTE.astype(run.dtype))
+        conditions = None if given.conditions_BMC is None else self.image_in(given.conditions_BMC.astype(run.dtype))
+        return text, conditions
+
+    def _modulate(self, t_B, is_target: np.ndarray, run: Execution):
+        """Four block modulations and the final scale, each [B, S or 1, D]: target tokens take t, the others t = 0."""
+
+        def project(t):
+            time = jax.nn.silu(self.time_in(t))
+            return self.modulation(time), self.final_modulation(time)
+
+        sampled = [value[:, None] for value in project(t_B)]
+        if self.config.condition_timestep == "zero" and not is_target.all():
+            zero = [value[:, None] for value in project(jnp.zeros(1))]
+            sampled = [
+                jnp.where(is_target[None, :, None], value, at_zero)
+                for value, at_zero in zip(sampled, zero, strict=True)
+            ]
+        modulation, scale = (value.astype(run.dtype) for value in sampled)
+        return jnp.split(modulation, 4, axis=-1), scale
+
+    def _run_blocks(self, x, modulation, positions, visible_until, key_valid, past, run: Execution, keep=False):
+        rotation = sequence.rotations(positions, self.config.rope_dims, ROPE_THETA)
+
+        def body(x, layer):
+            block, past = layer
+            x, kept = block(x, modulation, rotation, visible_until, key_valid, past, run)
+            return x, kept if keep else None
+
+        x = run.constrain(x, ("batch", "sequence", "act_embed"))
+        return jax.lax.scan(jax.checkpoint(body) if run.remat else body, x, (self.blocks, past))
+
+    def _read_out(self, x_BND, scale):
+        y = standardize(x_BND, self.config.eps) * (1 + scale)
+        return self.image_out(y).astype(jnp.float32)

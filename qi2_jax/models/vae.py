@@ -1,0 +1,219 @@
+"""The image autoencoder of Qwen-Image-2: 16 x 16 pixels of 3 or 4 channels to one latent of 64 channels, and back.
+
+Encoder and decoder are residual autoencoders after DC-AE (arXiv 2410.10733) with a mid block that attends over all
+positions. Both take and return [B, H, W, C], and compute in the dtype of their input with norms and softmax in fp32.
+
+Dims: `B` batch, `H` `W` height and width of images, `h` `w` of latents, `I` image channels, `C` latent channels.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from qi2_jax.models.layers import keys
+from qi2_jax.models.vae_blocks import ChannelNorm, Conv2d, DownBlock, MidBlock, UpBlock
+
+LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite and above zero
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Shape of an autoencoder; the defaults are the published one (78.7M and 259.0M parameters).
+
+    Attributes:
+      encoder_width, decoder_width: channels of the level with the highest resolution.
+      latent_channels: channels of a latent.
+      multipliers: channels of each level, highest resolution first, in units of the width. All levels but the last
+        halve height and width.
+      residual_blocks: residual blocks of a level of the encoder; a level of the decoder has one more.
+      halves_time: for every level but the last, whether the published video ancestor also halves time there. It
+        decides what the level's shortcut averages, also for an image.
+      in_channels, out_channels: channels of the images that go in and come out: 3 (RGB) or 4 (RGBA).
+      latents_mean, latents_std: statistics of latents over a corpus, one value per latent channel; None: 0 and 1.
+
+    Raises:
+      ValueError: for values that fit no autoencoder of this form.
+    """
+
+    encoder_width: int = 96
+    decoder_width: int = 144
+    latent_channels: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 8, 8)
+    residual_blocks: int = 2
+    halves_time: tuple[bool, ...] = (False, True, True, True)
+    in_channels: int = 4
+    out_channels: int = 4
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if len(self.halves_time) != len(self.multipliers) - 1:
+            raise ValueError(
+                f"halves_time {self.halves_time} has {len(self.halves_time)} flags; multipliers {self.multipliers} "
+                f"need {len(self.multipliers) - 1}, one for every level but the last"
+            )
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) not in (3, 4):
+                raise ValueError(f"{name} is {getattr(self, name)}; give 3 (RGB) or 4 (RGBA)")
+        for name in ("latents_mean", "latents_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.latent_channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values; give one for each of {self.latent_channels} channels"
+                )
+        if self.latents_std is not None and min(self.latents_std) <= 0:
+            raise ValueError(f"latents_std has the value {min(self.latents_std)}; all must be positive")
+        # The decoder's last level has no shortcut; every other shortcut needs whole groups of channels.
+        shortcuts = [(level.in_dim, level.out_dim, level) for level in self.encoder_levels()]
+        shortcuts += [(level.out_dim, level.in_dim, level) for level in self.decoder_levels()[:-1]]
+        for many, few, level in shortcuts:
+            if many * level.frames * level.factor**2 % few:
+                raise ValueError(
+                    f"multipliers {self.multipliers} ask for a level from {level.in_dim} to {level.out_dim} channels, "
+                    "for which no shortcut exists; let every multiplier be equal to or twice the one before it, and "
+                    "the last two be equal"
+                )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along height and width."""
+        return 2 ** len(self.halves_time)
+
+    def encoder_levels(self) -> list["Level"]:
+        """Levels of the encoder in the order of computation."""
+        return _levels(self.encoder_width, (1, *self.multipliers), self.halves_time)
+
+    def decoder_levels(self) -> list["Level"]:
+        """Levels of the decoder in the order of computation."""
+        reverse = self.multipliers[::-1]
+        return _levels(self.decoder_width, (reverse[0], *reverse), self.halves_time[::-1])
+
+
+class Level(NamedTuple):
+    """Channels in and out of a level, its change of height and width, and of frames in the video ancestor (1 or 2)."""
+
+    in_dim: int
+    out_dim: int
+    factor: int
+    frames: int
+
+
+def _levels(width: int, multipliers: tuple[int, ...], halves_time: tuple[bool, ...]) -> list[Level]:
+    dims = [width * multiplier for multiplier in multipliers]
+    factors, frames = [2] * len(halves_time) + [1], [1 + flag for flag in halves_time] + [1]
+    return [Level(*level) for level in zip(dims[:-1], dims[1:], factors, frames, strict=True)]
+
+
+class Posterior(NamedTuple):
+    """Distribution of an image's latents: a normal with this mean and logarithm of the variance, each [B, h, w, C]."""
+
+    mean: Float[Array, "B h w C"]
+    logvar: Float[Array, "B h w C"]
+
+
+class Encoder(nnx.Module):
+    """Images to 2 C channels, before the last 1x1 convolution (`VAE.quant_conv`)."""
+
+    def __init__(self, config: VAEConfig, *, key: Array):
+        key = keys(key)
+        levels = config.encoder_levels()
+        self.conv_in = Conv2d(config.in_channels, levels[0].in_dim, 3, key=next(key), bias_std=0.5)
+        self.down_blocks = nnx.List([DownBlock(*level, config.residual_blocks, key=next(key)) for level in levels])
+        self.mid_block = MidBlock(levels[-1].out_dim, key=next(key))
+        self.norm_out = ChannelNorm(levels[-1].out_dim)
+        self.conv_out = Conv2d(levels[-1].out_dim, 2 * config.latent_channels, 3, key=next(key))
+
+    def __call__(self, x: Float[Array, "B H W I"], *, remat: bool) -> Float[Array, "B h w 2*C"]:
+        x = self.conv_in(x)
+        for block in [*self.down_blocks, self.mid_block]:
+            x = jax.checkpoint(block)(x) if remat else block(x)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+
+
+class Decoder(nnx.Module):
+    """Latents, after the first 1x1 convolution (`VAE.post_quant_conv`), to images of any range."""
+
+    def __init__(self, config: VAEConfig, *, key: Array):
+        key = keys(key)
+        levels = config.decoder_levels()
+        self.conv_in = Conv2d(config.latent_channels, levels[0].in_dim, 3, key=next(key), bias_std=0.5)
+        self.mid_block = MidBlock(levels[0].in_dim, key=next(key))
+        self.up_blocks = nnx.List([UpBlock(*level, config.residual_blocks + 1, key=next(key)) for level in levels])
+        self.norm_out = ChannelNorm(levels[-1].out_dim)
+        self.conv_out = Conv2d(levels[-1].out_dim, config.out_channels, 3, key=next(key))
+
+    def __call__(self, x: Float[Array, "B h w C"], *, remat: bool) -> Float[Array, "B H W I"]:
+        x = self.conv_in(x)
+        for block in [self.mid_block, *self.up_blocks]:
+            x = jax.checkpoint(block)(x) if remat else block(x)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+
+
+class VAE(nnx.Module):
+    """Autoencoder of images; `config.factor` pixels squared become one latent.
+
+    `remat=True` keeps only the activations between levels for the backward pass and computes the others again.
+    """
+
+    def __init__(self, config: VAEConfig, *, key: Array):
+        key = keys(key)
+        self.config = config
+        self.encoder = Encoder(config, key=next(key))
+        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1, key=next(key))
+        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1, key=next(key))
+        self.decoder = Decoder(config, key=next(key))
+
+    def encode(self, images: Float[Array, "B H W I"], *, remat: bool = False) -> Posterior:
+        """Images in [-1, 1] -> the distribution of their raw latents, in the dtype of the images; its mode is the mean.
+
+        Raises:
+          ValueError: if height or width is no multiple of `config.factor`, or for a wrong number of channels.
+        """
+        config = self.config
+        _, H, W, I = images.shape
+        if H % config.factor or W % config.factor:
+            raise ValueError(f"images are {H} x {W} pixels; resize both to multiples of {config.factor}")
+        if config.in_channels != I:
+            raise ValueError(f"images have {I} channels; this encoder takes {config.in_channels}")
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(images, remat=remat)), 2, axis=-1)
+        return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
+
+    def decode(
+        self, latents: Float[Array, "B h w C"], *, clamp: bool = True, remat: bool = False
+    ) -> Float[Array, "B H W I"]:
+        """Raw latents -> images in [-1, 1], in the dtype of the latents.
+
+        `clamp=False` leaves values outside the range as they are: what training needs, since a clamped value passes no
+        gradient.
+
+        Raises:
+          ValueError: for a wrong number of channels.
+        """
+        if latents.shape[-1] != self.config.latent_channels:
+            raise ValueError(
+                f"latents have {latents.shape[-1]} channels; this decoder takes {self.config.latent_channels}"
+            )
+        images = self.decoder(self.post_quant_conv(latents), remat=remat)
+        return jnp.clip(images, -1.0, 1.0) if clamp else images
+
+    def normalize(self, latents: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """Raw latents -> latents of zero mean and unit variance per channel, what the diffusion model sees."""
+        mean_C, std_C = self._statistics()
+        return ((latents.astype(jnp.float32) - mean_C) / std_C).astype(latents.dtype)
+
+    def denormalize(self, latents: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """Inverse of `normalize`: what `decode` takes."""
+        mean_C, std_C = self._statistics()
+        return (latents.astype(jnp.float32) * std_C + mean_C).astype(latents.dtype)
+
+    def _statistics(self) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        C = self.config.latent_channels
+        mean, std = self.config.latents_mean, self.config.latents_std
+        return (
+            jnp.zeros(C) if mean is None else jnp.array(mean, jnp.float32),
+            jnp.ones(C) if std is None else jnp.array(std, jnp.float32),
+        )

@@ -1,0 +1,205 @@
+"""Generation and editing with a loaded model: the counterpart of diffusers' `QwenImage21Pipeline`.
+
+Dims: `B` images, `N` target slots, `C` latent channels, `h` `w` rows and columns of latents, `H` `W` pixels.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from qi2_jax import prompts, runs, sequence, sharding
+from qi2_jax.diffusion import sampler
+from qi2_jax.diffusion.schedule import Schedule
+from qi2_jax.interop import components
+from qi2_jax.interop import weights as storage
+from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
+from qi2_jax.models.qwen3_vl import Qwen3VL
+from qi2_jax.models.vae import VAE
+
+SIDE_MULTIPLE = 32  # pixels: one feature of the encoder is 2 x 2 latents of 16 x 16 pixels
+TEXT_MULTIPLE = 32  # text slots are rounded up to this, so that prompts of similar length share a compiled program
+
+
+def to_pixels(image: Image.Image, channels: int) -> Float[np.ndarray, "H W c"]:
+    """An image as the autoencoder reads it: in [-1, 1], alpha kept (4 channels) or laid over white (3)."""
+    image = image.convert("RGBA") if channels == 4 else prompts.over_white(image)
+    return np.asarray(image, np.float32) / 127.5 - 1
+
+
+def to_image(pixels: Float[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
+    """Pixels in [-1, 1] rounded to 8 bits."""
+    return np.round(np.clip(np.asarray(pixels, np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def encode_images(vae: VAE, pixels_BHWc: Float[Array, "B H W c"], dtype: Any) -> Float[Array, "B h w C"]:
+    """Normalised latents (the posterior's mode), in fp32."""
+    return vae.normalize(vae.encode(pixels_BHWc.astype(dtype)).mean.astype(jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def decode_latents(vae: VAE, latents_BhwC: Float[Array, "B h w C"], dtype: Any) -> Float[Array, "B H W c"]:
+    """Pixels in [-1, 1] of normalised latents, in fp32."""
+    return vae.decode(vae.denormalize(latents_BhwC).astype(dtype)).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Everything that generation needs; build it with `load`."""
+
+    transformer: MMDiT
+    vae: VAE
+    encoder: Qwen3VL
+    processor: prompts.PromptProcessor
+    schedule: Schedule
+    run: Execution
+
+    @classmethod
+    def load(cls, path: pathlib.Path | str, *, dtype: Any = jnp.bfloat16, item: str = "ema") -> Self:
+        """Loads a run, a checkpoint of a run, or an imported folder onto all devices.
+
+        Args:
+          path: see `runs.locate`.
+          dtype: of weights and activations.
+          item: for a run, "ema" or "model" (the raw weights).
+
+        Raises:
+          ValueError: if something is missing or does not fit, naming it.
+        """
+        located = runs.locate(path)
+        mesh = sharding.make_mesh(sharding.MeshShape(tensor=jax.device_count()))
+
+        def load(name):
+            component = components.COMPONENTS[name]
+            like = component.abstract(components.read_config(located.model / name, name))
+            return storage.load(located.weights(name, item), like, sharding.shardings(like, mesh), dtype)
+
+        index = components.read_json(located.model / "model_index.json")
+        return cls(
+            load("transformer"),
+            load("vae"),
+            load("text_encoder"),
+            prompts.PromptProcessor.from_folder(
+                located.model / "processor", components.read_config(located.model / "text_encoder", "text_encoder")
+            ),
+            Schedule.from_diffusers(
+                components.read_json(located.model / "scheduler" / "scheduler_config.json"), index.get("sample_sigmas")
+            ),
+            Execution(dtype=dtype, constrain=sharding.Constrain(mesh)),
+        )
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        images: Sequence[Image.Image] = (),
+        resolution: int = 1024,
+        negative: str | None = None,
+        guidance: float = 1.0,
+        steps: int = 40,
+        sigmas: Sequence[float] | None = None,
+        seed: int = 0,
+        latents: Float[np.ndarray, "B N C"] | None = None,
+        progress: Callable[[Iterable], Iterable] = iter,
+    ) -> list[UInt8[np.ndarray, "H W c"]]:
+        """Generates one image per text.
+
+        Args:
+          texts: prompts, or instructions where there are condition images.
+          sizes: (width, height) of each result in pixels, multiples of 32; by default resolution x resolution, or
+            with condition images the size to which the last of them is resized.
+          images: condition images, the same for every text, in the order in which the text may name them.
+          resolution: side of the area to which condition images are resized.
+          negative: what guidance leads away from; used where `guidance` is above 1.
+          guidance: scale of classifier-free guidance.
+          steps, sigmas: see `Schedule.times`.
+          seed: of the initial noise.
+          latents: initial noise instead, one token per 16 x 16 pixels in raster order; image i takes the first tokens
+            of row i.
+          progress: wraps the iteration over steps.
+
+        Raises:
+          ValueError: for sizes off the grid, noise of another shape, images that the autoencoder cannot take.
+        """
+        resized = [prompts.resize_condition(image, resolution) for image in images]
+        if sizes is None:
+            sizes = [resized[-1].size if resized else (resolution, resolution)] * len(texts)
+        grids = [self._grid(*size) for size in sizes]
+        conditions = [self._encode(image) for image in resized]
+        prompt = self._prompt(texts, resized, conditions, grids)
+        other = None
+        if negative is not None and guidance > 1:
+            other = self._prompt([negative] * len(texts), resized, conditions, grids)
+
+        shape = (len(texts), prompt.layout.target, self.transformer.config.latent_channels)
+        if latents is None:
+            latents = np.asarray(jax.random.normal(jax.random.key(seed), shape))
+        elif np.shape(latents) != shape:
+            raise ValueError(f"latents have shape {np.shape(latents)}, these prompts and sizes need {shape}")
+        times = np.stack([self.schedule.times(steps, h * w, sigmas) for h, w in grids], axis=1)
+        result = np.asarray(
+            sampler.sample(
+                self.transformer,
+                latents,
+                times,
+                prompt,
+                negative=other,
+                guidance=guidance,
+                run=self.run,
+                progress=progress,
+            )
+        )
+        return [
+            to_image(np.asarray(decode_latents(self.vae, row[None, : h * w].reshape(1, h, w, -1), self.run.dtype))[0])
+            for row, (h, w) in zip(result, grids, strict=True)
+        ]
+
+    def _grid(self, width: int, height: int) -> sequence.Grid:
+        if width % SIDE_MULTIPLE or height % SIDE_MULTIPLE or min(width, height) < SIDE_MULTIPLE:
+            raise ValueError(f"size {width}x{height} must have sides that are multiples of {SIDE_MULTIPLE} pixels")
+        return height // self.vae.config.factor, width // self.vae.config.factor
+
+    def _encode(self, image: Image.Image) -> Float[np.ndarray, "h w C"]:
+        pixels = to_pixels(image, self.vae.config.in_channels)
+        return np.asarray(encode_images(self.vae, pixels[None], self.run.dtype))[0]
+
+    def _prompt(self, texts, images, conditions, grids) -> sampler.Prompt:
+        batch = self.processor(texts, [images] * len(texts))
+        features = prompts.encode_prompts(self.encoder, batch, kernel=self.run.kernel)
+        lengths = [[len(part) for part in segments.text] for segments in batch.segments]
+        layout = sequence.Layout(
+            text=tuple(-(-max(column) // TEXT_MULTIPLE) * TEXT_MULTIPLE for column in zip(*lengths, strict=True)),
+            target=max(h * w for h, w in grids),
+            conditions=tuple(latents.shape[0] * latents.shape[1] for latents in conditions),
+        )
+        shapes = [latents.shape[:2] for latents in conditions]
+        for (h, w), span in zip(shapes, batch.segments[0].images, strict=True):
+            if 4 * len(span) != h * w:
+                raise ValueError(
+                    f"the encoder sees {len(span)} features of a condition image of {h * w} latents, not a quarter: "
+                    "its processor resized it again. Choose a resolution within the processor's limits "
+                    f"({self.processor.image_processor.size}, in pixels)"
+                )
+        placed = [sequence.place(layout, *sample, shapes) for sample in zip(lengths, grids, strict=True)]
+        text = np.zeros((len(texts), sum(layout.text), features[0].shape[-1]), np.float32)
+        starts = np.cumsum([0, *layout.text])
+        for row, own, segments in zip(text, features, batch.segments, strict=True):
+            for start, part in zip(starts, segments.text, strict=False):
+                row[start : start + len(part)] = own[part.start : part.stop]
+        flat = [latents.reshape(1, -1, latents.shape[-1]) for latents in conditions]
+        given = Conditioning(
+            text,
+            np.stack([positions for positions, _ in placed]),
+            np.stack([valid for _, valid in placed]),
+            np.repeat(np.concatenate(flat, axis=1), len(texts), axis=0) if flat else None,
+        )
+        return sampler.Prompt(layout, given)

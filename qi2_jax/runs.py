@@ -1,0 +1,63 @@
+"""Where things stand in the folder of a run, and what a path given by the user means.
+
+RUN/config.json  metrics.jsonl       what was run and how it went
+RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in checkpoints
+RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoint`
+"""
+
+import dataclasses
+import pathlib
+
+from qi2_jax.interop import components, folder
+from qi2_jax.interop import weights as storage
+from qi2_jax.interop.weights import Weights
+from qi2_jax.training import checkpoint
+
+MODEL, CHECKPOINTS = "model", "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A model folder and, for a run, the checkpoint whose transformer replaces the folder's."""
+
+    model: pathlib.Path
+    checkpoint: pathlib.Path | None = None
+
+    def weights(self, name: str, item: str = "ema") -> Weights:
+        """Weights of a component; `item` chooses between a checkpoint's "ema" and "model".
+
+        Raises:
+          ValueError: if they are missing or do not match the component's configuration.
+        """
+        expected = components.COMPONENTS[name].expected(components.read_config(self.model / name, name))
+        if name == "transformer" and self.checkpoint is not None:
+            found = checkpoint.weights(self.checkpoint, item)
+            shapes = {key: weight.shape for key, weight in found.items()}
+            storage.check_ours(shapes, expected, str(self.checkpoint))
+            return found
+        return storage.of_ours(self.model / name, expected)[0]
+
+
+def locate(path: pathlib.Path | str) -> Located:
+    """Finds the model in a run (its newest checkpoint), in one checkpoint of a run, or in an imported folder.
+
+    Raises:
+      ValueError: if the path is none of these, saying what was looked for.
+    """
+    path = pathlib.Path(path)
+    if (path / folder.MARK).is_file():
+        return Located(path)
+    run = path.parent.parent if path.parent.name == CHECKPOINTS else path
+    if (run / MODEL / folder.MARK).is_file():
+        if run != path:
+            if not path.is_dir():
+                raise ValueError(f"checkpoint {path} does not exist; {run} has {checkpoint.steps(run / CHECKPOINTS)}")
+            return Located(run / MODEL, path)
+        steps = checkpoint.steps(run / CHECKPOINTS)
+        if not steps:
+            raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
+        return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]))
+    raise ValueError(
+        f"{path} is neither a run ({MODEL}/{folder.MARK}), nor a checkpoint of one, nor an imported folder "
+        f"({folder.MARK}); `qi2 import` turns a diffusers folder into one"
+    )

@@ -1,0 +1,192 @@
+"""The joint sequence of text and images: its order, positions, visibility and modulation. The only owner of these.
+
+A sequence is `[text 0][condition 1][text 1] ... [condition k][text k][target]`. Its layout (how many slots each segment
+has) is static and decides the compiled program; what fills the slots (lengths, image grids) is data, made on the host.
+Padding stands at the end of each segment.
+
+Dims: `B` batch, `S` joint sequence, `T` text slots, `M` condition slots, `N` target slots, `P` prefix (all but the
+target), `D` width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+Grid = tuple[int, int]  # (rows, columns) of an image in latent tokens
+
+BLOCK_CAUSAL, BIDIRECTIONAL = "block_causal", "bidirectional"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Slots of every segment.
+
+    Attributes:
+      text: slots of the text segments, one more than there are condition images.
+      target: slots of the target image.
+      conditions: slots of each condition image.
+
+    Raises:
+      ValueError: if the segments do not alternate as the sequence requires, or a count is negative.
+    """
+
+    text: tuple[int, ...]
+    target: int
+    conditions: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if len(self.text) != len(self.conditions) + 1:
+            raise ValueError(
+                f"a layout with {len(self.conditions)} condition images needs {len(self.conditions) + 1} text "
+                f"segments around them, got {len(self.text)}"
+            )
+        if self.target < 1 or min(self.text) < 0 or min(self.conditions, default=1) < 1:
+            raise ValueError(f"slots must be positive, got {self}")
+
+    @functools.cached_property
+    def segments(self) -> tuple[tuple[str, int, int], ...]:
+        """(kind, start, end) of each segment, in order; kind is "text", "condition" or "target"."""
+        kinds = [("text", self.text[0])]
+        for condition, text in zip(self.conditions, self.text[1:], strict=True):
+            kinds += [("condition", condition), ("text", text)]
+        kinds.append(("target", self.target))
+        ends = np.cumsum([slots for _, slots in kinds]).tolist()
+        return tuple((kind, end - slots, end) for (kind, slots), end in zip(kinds, ends, strict=True))
+
+    @property
+    def length(self) -> int:
+        return self.segments[-1][2]
+
+    @property
+    def prefix(self) -> int:
+        """Number of slots before the target."""
+        return self.segments[-1][1]
+
+    def visible_until(self, attention: str = BLOCK_CAUSAL) -> np.ndarray:
+        """End of the run of slots that each slot sees, int32 [S]; padding inside the run is masked by validity.
+
+        `block_causal`: token i sees token j if j <= i or both lie in the same image. `bidirectional`: everything.
+
+        Raises:
+          ValueError: for another rule.
+        """
+        if attention == BIDIRECTIONAL:
+            return np.full(self.length, self.length, np.int32)
+        if attention != BLOCK_CAUSAL:
+            raise ValueError(f"attention {attention!r} is unknown; choose {BLOCK_CAUSAL!r} or {BIDIRECTIONAL!r}")
+        runs = [
+            np.arange(start, end) + 1 if kind == "text" else np.full(end - start, end)
+            for kind, start, end in self.segments
+        ]
+        return np.concatenate(runs).astype(np.int32)
+
+
+def place(
+    layout: Layout, text_lengths: Sequence[int], target: Grid, conditions: Sequence[Grid] = ()
+) -> tuple[Int[np.ndarray, "S 3"], Bool[np.ndarray, "S"]]:
+    """Positions and validity of one sample in a layout.
+
+    A text token has position (p, p, p) and advances p by one. An image keeps frame = p, lays its rows over
+    -(h - h//2) .. h//2 - 1 and its columns likewise, and then advances p by max(h, w). Only real tokens count, so
+    padding never changes a position (design of Qwen-Image-2.1's rotary embedding, in diffusers
+    `transformer_qwenimage21.py`).
+
+    Args:
+      layout: the static slots.
+      text_lengths: real tokens of each text segment.
+      target: grid of the target image.
+      conditions: grid of each condition image.
+
+    Returns:
+      int32 positions (frame, row, column), zero at padding, and validity.
+
+    Raises:
+      ValueError: if something does not fit its slots, or the counts of segments differ from the layout's.
+    """
+    if len(text_lengths) != len(layout.text) or len(conditions) != len(layout.conditions):
+        raise ValueError(
+            f"the layout has {len(layout.text)} text segments and {len(layout.conditions)} condition images, "
+            f"the sample {len(text_lengths)} and {len(conditions)}"
+        )
+    positions, valid = np.zeros((layout.length, 3), np.int32), np.zeros(layout.length, bool)
+    lengths, grids = iter(text_lengths), iter([*conditions, target])
+    p = 0
+    for kind, start, end in layout.segments:
+        if kind == "text":
+            count = next(lengths)
+            here = np.repeat(np.arange(p, p + count)[:, None], 3, axis=1)
+            p += count
+        else:
+            rows, columns = next(grids)
+            count = rows * columns
+            here = np.stack(
+                [
+                    np.full(count, p),
+                    np.repeat(np.arange(rows) - (rows - rows // 2), columns),
+                    np.tile(np.arange(columns) - (columns - columns // 2), rows),
+                ],
+                axis=1,
+            )
+            p += max(rows, columns)
+        if count > end - start:
+            raise ValueError(f"{count} {kind} tokens do not fit in the {end - start} slots of the layout {layout}")
+        positions[start : start + count], valid[start : start + count] = here, True
+    return positions, valid
+
+
+def join(
+    layout: Layout,
+    text_BTD: Float[Array, "B T D"],
+    conditions_BMD: Float[Array, "B M D"] | None,
+    target_BND: Float[Array, "B N D"] | None,
+) -> Float[Array, "B S D"]:
+    """Interleaves the segments in the layout's order; without `target_BND` the prefix alone."""
+    parts, text, condition = [], 0, 0
+    for kind, start, end in layout.segments:
+        slots = end - start
+        if kind == "text":
+            parts.append(text_BTD[:, text : text + slots])
+            text += slots
+        elif kind == "condition":
+            parts.append(conditions_BMD[:, condition : condition + slots])
+            condition += slots
+        elif target_BND is not None:
+            parts.append(target_BND)
+    return jnp.concatenate(parts, axis=1)
+
+
+def rotations(
+    positions_BS3: Int[Array, "B S 3"], axis_dims: tuple[int, int, int], theta: float
+) -> tuple[Float[Array, "B S K"], Float[Array, "B S K"]]:
+    """Cosine and sine of the rotary embedding in fp32, each angle repeated for both members of its adjacent pair.
+
+    Args:
+      positions_BS3: (frame, row, column) of each token.
+      axis_dims: how many of the K dims of a head each of the three axes rotates; even numbers.
+      theta: base of the geometric series of frequencies.
+    """
+    angles = []
+    for axis, dim in enumerate(axis_dims):
+        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        frequencies = np.float32(1) / np.power(theta, exponents.astype(np.float64)).astype(np.float32)
+        angles.append(positions_BS3[..., axis, None].astype(jnp.float32) * frequencies)
+    angles_BSK = jnp.repeat(jnp.concatenate(angles, axis=-1), 2, axis=-1)
+    return jnp.cos(angles_BSK), jnp.sin(angles_BSK)
+
+
+def rotate(
+    x_BSHK: Float[Array, "B S H K"], rotation: tuple[Float[Array, "B S K"], Float[Array, "B S K"]]
+) -> Float[Array, "B S H K"]:
+    """Rotates adjacent pairs of the head width, in fp32; returns the dtype of `x_BSHK`.
+
+    Written with rolls because a reshape to [..., K/2, 2] would be padded to 128 lanes on TPU.
+    """
+    cos, sin = (part[:, :, None, :] for part in rotation)
+    x = x_BSHK.astype(jnp.float32)
+    even = np.arange(x.shape[-1]) % 2 == 0
+    turned = jnp.where(even, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+    return (x * cos + turned * sin).astype(x_BSHK.dtype)

@@ -1,0 +1,115 @@
+"""Where tensors live: mesh axes, the table from logical dims to axes, and activation constraints.
+
+Models name dims, never mesh axes; this table is the only place that connects the two.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical dim -> mesh axes it is split over. Parameters are split over `fsdp` along the model width and over `tensor`
+# along heads and hidden units; activations are split over `data` and `fsdp` along the batch.
+RULES: dict[str | None, tuple[str, ...]] = {
+    None: (),
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "conv": (),
+    "batch": ("data", "fsdp"),
+    "sequence": (),
+    "act_embed": (),
+    "act_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Number of devices along each mesh axis: `data` across slices, `fsdp` within, `tensor` for wide layers."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of exactly `shape.size` devices, with axes for the automatic partitioner.
+
+    Raises:
+      ValueError: if the number of devices is another one.
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) != shape.size:
+        raise ValueError(
+            f"the mesh data={shape.data} x fsdp={shape.fsdp} x tensor={shape.tensor} needs {shape.size} devices, but "
+            f"{len(devices)} are present; change config.mesh, or on a CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={shape.size}"
+        )
+    sizes = (shape.data, shape.fsdp, shape.tensor)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
+    """Partition of an array whose dims have logical `names`; a dim that its axes do not divide stays whole.
+
+    Tiny models on wide meshes would otherwise fail on their smallest dims; for the published sizes every rule applies.
+
+    Raises:
+      KeyError: for a logical name that the table lacks.
+    """
+    parts: list[tuple[str, ...] | None] = []
+    for size, name in zip(shape, names, strict=True):
+        axes = RULES[name]
+        parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
+    return PartitionSpec(*parts)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a (possibly abstract) tree: parameters by their `axes`, everything else replicated.
+
+    The result is a tree prefix of `tree`, as `jax.jit` and `jax.device_put` accept it.
+    """
+
+    def of_leaf(leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        shape, names = leaf.get_value().shape, tuple(leaf.get_metadata()["axes"])
+        names = ("layers",) * (len(shape) - len(names)) + names
+        return NamedSharding(mesh, spec(mesh, shape, names))
+
+    return jax.tree.map(of_leaf, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a host batch: its leading dim over every data axis."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Makes global arrays from the rows that this process holds of each array of a batch."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constrain:
+    """Places activations on a mesh by logical names; hashable, so an `Execution` holding it can be static."""
+
+    mesh: Mesh
+
+    def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec(self.mesh, x.shape, names)))

@@ -1,0 +1,55 @@
+"""Generates images with diffusers from a request file: the other half of a comparison.
+
+    python -m qi2_torch.generate REQUEST.json OUT.npz
+
+The request holds `folder`, `prompts`, `negative`, `guidance`, `steps`, `sizes` ([width, height] per prompt),
+`latents` (an .npz with arrays `0`, `1`, .. of [tokens, channels], one per prompt), `images` (files), `resolution` and
+`dtype`. OUT receives arrays `0`, `1`, .. of uint8 pixels [height, width, channels].
+"""
+
+import argparse
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qi2_torch.load import load_pipeline
+
+
+def generate(request: dict) -> dict[str, np.ndarray]:
+    """One image per prompt, each generated alone, as a user of diffusers would."""
+    pipeline = load_pipeline(request["folder"], getattr(torch, request["dtype"]))
+    pipeline.set_progress_bar_config(disable=True)
+    latents = np.load(request["latents"], allow_pickle=False)
+    images = [Image.open(path) for path in request["images"]]
+    results = {}
+    for index, (prompt, (width, height)) in enumerate(zip(request["prompts"], request["sizes"], strict=True)):
+        results[str(index)] = np.asarray(
+            pipeline(
+                prompt,
+                image=images or None,
+                negative_prompt=request["negative"],
+                true_cfg_scale=request["guidance"],
+                width=width,
+                height=height,
+                num_inference_steps=request["steps"],
+                latents=torch.from_numpy(latents[str(index)])[None],
+                output_resolution=request["resolution"],
+            ).images[0]
+        )
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generate images with diffusers, for comparison.")
+    parser.add_argument("request", help="JSON file with the request")
+    parser.add_argument("out", help="npz file to write")
+    arguments = parser.parse_args()
+    with open(arguments.request, encoding="utf-8") as file:
+        results = generate(json.load(file))
+    np.savez(arguments.out, **results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Shared by the tests of the data pipeline: small pictures, and the demo set written and ingested once."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.demo_set import write_demo_folder
+from data_pipeline.ingest import ingest_folder
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """picture(seed, size): a smooth random colour picture, different for every seed."""
+
+    def make(seed: int = 0, size: tuple[int, int] = (300, 280)) -> Image.Image:
+        rng = np.random.default_rng(seed)
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        return coarse.resize(size, Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encoded():
+    """encoded(image, format, **options): the bytes of an image file."""
+
+    def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, format, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """(folder of images, its summary, folder of records in four shards, ingest report). Not to be written to."""
+    root = tmp_path_factory.mktemp("demo")
+    summary = write_demo_folder(root / "images")
+    report = ingest_folder(root / "images", root / "records", records_per_shard=10, progress=False)
+    return root / "images", summary, root / "records", report

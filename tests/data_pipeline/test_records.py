@@ -1,0 +1,62 @@
+import msgpack
+import pytest
+
+from data_pipeline import records
+from data_pipeline.records import Caption, Record, decode_record, encode_record
+
+CAPTIONS = (Caption("a cat"), Caption('"OPEN"', "text", "en"), Caption("一只猫", "knowledge", "zh-Hans"))
+RECORD = Record("a/cat.png", b"\x89PNG\0\xff", CAPTIONS, "pets", "CC0 1.0")
+
+
+@pytest.mark.parametrize("record", [RECORD, Record("k", b"", (), "s")])
+def test_round_trip(record):
+    assert decode_record(encode_record(record)) == record
+
+
+def _stored(**changes) -> bytes:
+    fields = msgpack.unpackb(encode_record(RECORD))
+    return msgpack.packb({name: value for name, value in (fields | changes).items() if value is not KeyError})
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"", "not readable"),
+        (encode_record(RECORD)[:-3], "not readable"),
+        (encode_record(RECORD) + b"\0", "not readable"),
+        (b"\xdd\xff\xff\xff\xff", "not readable"),  # an array that announces four billion elements
+        (b"\x91" * 5000 + b"\xc0", "not readable"),  # nesting
+        (b"\xc7\x01\x05\x00", "not readable"),  # an extension type
+        (msgpack.packb([1]), "must have the fields"),
+        (_stored(schema=2, source_images=[b""]), "schema 2"),
+        (_stored(source=KeyError), "must have the fields"),
+        (_stored(extra=1), "must have the fields"),
+        (_stored(image="text"), "image must be"),
+        (_stored(captions={}), "not a list"),
+        (_stored(captions=[{"text": "x"}]), "stored caption"),
+        (_stored(captions=[{"text": 3, "kind": "general", "language": None}]), "caption 3"),
+        (_stored(licence=3), "licence 3"),
+    ],
+)
+def test_hostile_payloads_are_refused(payload, message):
+    with pytest.raises(ValueError, match=message):
+        decode_record(payload)
+
+
+def test_limits(monkeypatch):
+    stored = encode_record(Record("k", b"123456", (), "s"))
+    monkeypatch.setattr(records, "MAX_IMAGE_BYTES", 5)
+    with pytest.raises(ValueError, match="not readable"):
+        decode_record(stored)
+    with pytest.raises(ValueError, match="at most 5 bytes"):
+        Record("k", b"123456", (), "s")
+    with pytest.raises(ValueError, match="20001 characters"):
+        Caption("x" * 20_001)
+    with pytest.raises(ValueError, match="65 captions"):
+        Record("k", b"", (Caption("x"),) * 65, "s")
+
+
+@pytest.mark.parametrize("fields", [{"text": " "}, {"text": "\ud800"}, {"kind": "poem"}, {"language": "e n"}])
+def test_bad_captions(fields):
+    with pytest.raises(ValueError):
+        Caption(**({"text": "a cat"} | fields))

@@ -1,0 +1,78 @@
+"""A complete published pipeline of tiny random models, made by the published code itself."""
+
+import json
+import pathlib
+
+import torch
+from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
+
+from qi2_jax.prompts import save_qwen_processor
+
+from .models import tiny_qwen3_vl
+
+SCHEDULER = dict(
+    use_dynamic_shifting=True,
+    base_shift=0.5,
+    max_shift=0.9,
+    base_image_seq_len=256,
+    max_image_seq_len=8192,
+    shift_terminal=0.02,
+)
+
+
+def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Random weights of a trained model's order of size, norms and biases included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+            is_scale = "gamma" in name or "norm_q" in name or "norm_k" in name
+            scale = 0.1 if is_scale or parameter.ndim == 1 else fan_in**-0.5
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + float(is_scale))
+    return model.eval()
+
+
+def write(folder: pathlib.Path, dtype: torch.dtype = torch.float32, scheduler=None, **index) -> pathlib.Path:
+    """Writes the pipeline folder; `index` adds entries to `model_index.json`."""
+    encoder_config = tiny_qwen3_vl.published_config("patches_of_qwen", vocabulary=151936, tie_word_embeddings=False)
+    encoder = tiny_qwen3_vl.build(encoder_config)[0]
+    vae = AutoencoderKLQwenImage21(
+        base_dim=8,
+        decoder_base_dim=12,
+        z_dim=16,
+        dim_mult=[1, 2, 2, 2, 2],
+        num_res_blocks=1,
+        latents_mean=[0.1 * i - 0.8 for i in range(16)],
+        latents_std=[0.5 + 0.1 * i for i in range(16)],
+    )
+    transformer = QwenImage21Transformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    randomize(transformer, 1).to(dtype).save_pretrained(folder / "transformer")
+    randomize(vae, 2).to(dtype).save_pretrained(folder / "vae")
+    encoder.to(dtype).save_pretrained(folder / "text_encoder")
+    values = SCHEDULER if scheduler is None else scheduler
+    FlowMatchEulerDiscreteScheduler(**values).save_pretrained(folder / "scheduler")
+    save_qwen_processor(folder / "processor")
+    (folder / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "QwenImage21Pipeline",
+                "_diffusers_version": "0.42.1",
+                "processor": ["transformers", "Qwen3VLProcessor"],
+                "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+                "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
+                "transformer": ["diffusers", "QwenImage21Transformer2DModel"],
+                "vae": ["diffusers", "AutoencoderKLQwenImage21"],
+                **index,
+            },
+            indent=2,
+        )
+    )
+    return folder
