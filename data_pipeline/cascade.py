@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.filters import CASCADE, Filter, Sample
+from data_pipeline.filters import CASCADE, Candidate, Filter
 from data_pipeline.images import UndecodableImage, decode_image
 from data_pipeline.records import Record
 from data_pipeline.scores import is_complete, write_scores
@@ -96,7 +96,7 @@ def _score_whole_shard(records: RecordFolder, number: int, filters: tuple[Filter
 def _score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> Iterator[int]:
     keys, rows = [], {filter.name: [] for filter in filters}
     for batch in _batches(records.read_shard(number)):
-        keys += [sample.record.key for sample in batch]
+        keys += [candidate.record.key for candidate in batch]
         for filter in filters:
             rows[filter.name] += _score_batch(filter, batch)
         yield len(batch)
@@ -104,22 +104,22 @@ def _score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]
         write_scores(records.folder, filter, records.shards[number], keys, rows[filter.name])
 
 
-def _score_batch(filter: Filter, batch: list[Sample]) -> list[dict]:
-    seen = [sample for sample in batch if filter.sees_broken or sample.decoded is not None]
+def _score_batch(filter: Filter, batch: list[Candidate]) -> list[dict]:
+    seen = [candidate for candidate in batch if filter.sees_broken or candidate.decoded is not None]
     scores = iter(filter.score(seen))
     nothing = dict.fromkeys(filter.columns)
-    return [next(scores) if filter.sees_broken or sample.decoded is not None else nothing for sample in batch]
+    return [next(scores) if filter.sees_broken or candidate.decoded is not None else nothing for candidate in batch]
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Sample]]:
+def _batches(records: Iterable[Record]) -> Iterator[list[Candidate]]:
     batch, pixels = [], 0
     for record in records:
         try:
-            sample = Sample(record, decode_image(record.image), None)
-            pixels += sample.decoded.image.width * sample.decoded.image.height
+            candidate = Candidate(record, decode_image(record.image), None)
+            pixels += candidate.decoded.image.width * candidate.decoded.image.height
         except UndecodableImage as failure:
-            sample = Sample(record, None, failure)
-        batch.append(sample)
+            candidate = Candidate(record, None, failure)
+        batch.append(candidate)
         if len(batch) == BATCH_RECORDS or pixels >= BATCH_PIXELS:
             yield batch
             batch, pixels = [], 0

@@ -1,5 +1,6 @@
 """Experiment configs: Python files with `get_config(form)`, changed from the command line and checked."""
 
+import argparse
 import ast
 import importlib.util
 import pathlib
@@ -39,6 +40,28 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.FrozenConfi
     return ml_collections.FrozenConfigDict(config)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name an experiment and change it."""
+    parser.add_argument(
+        "experiment", metavar="EXPERIMENT", help="a file such as experiments/demo.py, or experiments/demo.py:tiny"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as transformer.train.steps=100"
+    )
+
+
+def set_platform(config: Any, meshes: Sequence[Any]) -> None:
+    """For `config.platform == "cpu"`, makes JAX see as many CPU devices as the largest mesh needs.
+
+    Must run before JAX is first used. On accelerators (`config.platform == ""`) nothing is changed.
+    """
+    if config.platform == "cpu":
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", max(mesh.data * mesh.fsdp * mesh.tensor for mesh in meshes))
+
+
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
@@ -71,6 +94,11 @@ def to_dict(config: Any) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return plain(config)
+
+
+def dataclass_fields(config: Any) -> dict[str, Any]:
+    """A config node as keyword arguments of a frozen dataclass: lists become tuples, which are hashable."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in to_dict(config).items()}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

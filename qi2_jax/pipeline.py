@@ -12,6 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
@@ -63,19 +64,22 @@ class Pipeline:
     run: Execution
 
     @classmethod
-    def load(cls, path: pathlib.Path | str, *, dtype: Any = jnp.bfloat16, item: str = "ema") -> Self:
-        """Loads a run, a checkpoint of a run, or an imported folder onto all devices.
+    def load(
+        cls, path: pathlib.Path | str, *, dtype: Any = jnp.bfloat16, item: str = "ema", mesh: Mesh | None = None
+    ) -> Self:
+        """Loads a run, a checkpoint of a run, or an imported folder.
 
         Args:
           path: see `runs.locate`.
           dtype: of weights and activations.
+          mesh: where weights and activations live; by default split over all devices.
           item: for a run, "ema" or "model" (the raw weights).
 
         Raises:
           ValueError: if something is missing or does not fit, naming it.
         """
         located = runs.locate(path)
-        mesh = sharding.make_mesh(sharding.MeshShape(tensor=jax.device_count()))
+        mesh = mesh or sharding.make_mesh(sharding.MeshShape(tensor=jax.device_count()))
 
         def load(name):
             component = components.COMPONENTS[name]

@@ -44,16 +44,16 @@ def locate(path: pathlib.Path | str) -> Located:
     Raises:
       ValueError: if the path is none of these, saying what was looked for.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).absolute()
     if (path / folder.MARK).is_file():
         return Located(path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path
     if (run / MODEL / folder.MARK).is_file():
-        if run != path:
-            if not path.is_dir():
-                raise ValueError(f"checkpoint {path} does not exist; {run} has {checkpoint.steps(run / CHECKPOINTS)}")
-            return Located(run / MODEL, path)
         steps = checkpoint.steps(run / CHECKPOINTS)
+        if run != path:
+            if path.name not in map(str, steps):
+                raise ValueError(f"{path} is not a complete checkpoint; {run} has those of the steps {steps}")
+            return Located(run / MODEL, path)
         if not steps:
             raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
         return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]))

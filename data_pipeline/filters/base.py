@@ -1,4 +1,4 @@
-"""What a filter is: a name, a version, and a pure function from a batch of samples to score columns."""
+"""What a filter is: a name, a version, and a pure function from a batch of candidates to score columns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from data_pipeline.records import Record
 
 
 @dataclass(frozen=True)
-class Sample:
+class Candidate:
     """A record on its way through the cascade: decoded once, shared by all filters. Exactly one of the two is set."""
 
     record: Record
@@ -24,12 +24,12 @@ class Filter:
       name: prefix of its columns, as in `resolution.width`.
       version: raised whenever the same image would get another score; then, and only then, it is computed again.
       columns: {name: meaning} of every column it gives; values are JSON scalars, None when there is none.
-      score: samples -> one dict of these columns per sample, in order. Pure, and importable by name.
+      score: candidates -> one dict of these columns per candidate, in order. Pure, and importable by name.
       sees_broken: whether it is asked about images that do not decode; otherwise their columns are None.
     """
 
     name: str
     version: int
     columns: dict[str, str]
-    score: Callable[[Sequence[Sample]], list[dict]]
+    score: Callable[[Sequence[Candidate]], list[dict]]
     sees_broken: bool = False

@@ -2,23 +2,23 @@
 
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Filter, Sample
+from data_pipeline.filters.base import Candidate, Filter
 from data_pipeline.images import REASONS
 
 
-def score(samples: Sequence[Sample]) -> list[dict]:
-    """Columns of `BROKEN` for each sample."""
-    return [_score(sample) for sample in samples]
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `BROKEN` for each candidate."""
+    return [_score(candidate) for candidate in candidates]
 
 
-def _score(sample: Sample) -> dict:
-    size = len(sample.record.image)
-    if sample.decoded is None:
-        failure = sample.failure
+def _score(candidate: Candidate) -> dict:
+    size = len(candidate.record.image)
+    if candidate.decoded is None:
+        failure = candidate.failure
         return {"reason": failure.reason, "detail": failure.detail, "format": None, "mode": None, "bytes": size}
     return {"reason": None, "detail": None, "bytes": size} | {
-        "format": sample.decoded.format,
-        "mode": sample.decoded.mode,
+        "format": candidate.decoded.format,
+        "mode": candidate.decoded.mode,
     }
 
 

@@ -4,8 +4,8 @@ The fingerprint is a score column like any other. Grouping needs all images at o
 does it, over the images that passed the filters before: a copy that is too small never displaces the good one.
 
 Two images are near duplicates when two independent comparisons agree. The 64-bit perceptual hash (signs of the lowest
-DCT coefficients) finds candidates; it collides on pictures with little in them. A grey thumbnail confirms: the *worst*
-cell decides, because another word on the same poster changes few cells, but those by much. Measured on 22 pictures:
+DCT coefficients) proposes pairs; it collides on pictures with little in them. A grey thumbnail confirms: the *worst*
+cell decides, because another word on the same poster changes few cells, but those by much. Measured on 24 pictures:
 JPEG at quality 10 or half size changes the worst of 16 x 16 cells by at most 5 of 255 (11 on black-and-white drawings),
 another letter in a rendered sign by 32 or more. One digit on a slide full of text changes 2, less than compression
 does: no thumbnail can decide there, so pictures with a grey-level entropy below a threshold (flat drawings, slides,
@@ -21,27 +21,27 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt64
 from PIL import Image
 
-from data_pipeline.filters.base import Filter, Sample
+from data_pipeline.filters.base import Candidate, Filter
 from data_pipeline.images import over_white
 
 THUMBNAIL = 16  # cells per side
 _PAIRS_AT_ONCE, _CONFIRMED_AT_ONCE = 1 << 24, 1 << 16  # bound the memory of a comparison to some hundred megabytes
 
 
-def score(samples: Sequence[Sample]) -> list[dict]:
-    """Columns of `DUPLICATES` for each sample."""
-    return [_score(sample) for sample in samples]
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `DUPLICATES` for each candidate."""
+    return [_score(candidate) for candidate in candidates]
 
 
-def _score(sample: Sample) -> dict:
-    image = sample.decoded.image
+def _score(candidate: Candidate) -> dict:
+    image = candidate.decoded.image
     grey = over_white(image).convert("L")
     histogram = np.asarray(grey.histogram(), dtype=np.float64)
     shares = histogram[histogram > 0] / histogram.sum()
     pixels = hashlib.sha256(f"{image.mode} {image.width} {image.height}".encode())
     pixels.update(image.tobytes())
     return {
-        "bytes_sha256": hashlib.sha256(sample.record.image).hexdigest(),
+        "bytes_sha256": hashlib.sha256(candidate.record.image).hexdigest(),
         "pixels_sha256": pixels.hexdigest(),
         "phash": str(imagehash.phash(grey)),
         "thumbnail": base64.b64encode(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()).decode(),
@@ -92,7 +92,7 @@ def group_near(
     are compared, so the result does not depend on any partition of the data; time grows with n squared (17 s for
     100,000 on one core).
     """
-    candidates = np.flatnonzero(entropies >= min_entropy)
+    trusted = np.flatnonzero(entropies >= min_entropy)
     parent = list(range(len(hashes)))
 
     def root(position: int) -> int:
@@ -100,9 +100,9 @@ def group_near(
             parent[position] = position = parent[parent[position]]
         return position
 
-    rows = max(1, _PAIRS_AT_ONCE // max(1, len(candidates)))
-    for start in range(0, len(candidates), rows):
-        left, right = candidates[start : start + rows], candidates[start:]
+    rows = max(1, _PAIRS_AT_ONCE // max(1, len(trusted)))
+    for start in range(0, len(trusted), rows):
+        left, right = trusted[start : start + rows], trusted[start:]
         i, j = np.nonzero(np.bitwise_count(hashes[left, None] ^ hashes[None, right]) <= max_distance)
         i, j = left[i], right[j]
         i, j = i[i < j], j[i < j]

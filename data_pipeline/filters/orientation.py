@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Filter, Sample
+from data_pipeline.filters.base import Candidate, Filter
 from data_pipeline.images import TRANSFORMS, Decoded
 
 CONTRADICTIONS = {
@@ -13,15 +13,15 @@ CONTRADICTIONS = {
 }
 
 
-def score(samples: Sequence[Sample]) -> list[dict]:
-    """Columns of `ORIENTATION` for each sample."""
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `ORIENTATION` for each candidate."""
     return [
         {
-            "exif": sample.decoded.orientation,
-            "transform": _transform(sample.decoded.orientation),
-            "contradiction": _contradiction(sample.decoded),
+            "exif": candidate.decoded.orientation,
+            "transform": _transform(candidate.decoded.orientation),
+            "contradiction": _contradiction(candidate.decoded),
         }
-        for sample in samples
+        for candidate in candidates
     ]
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Filter, Sample
+from data_pipeline.filters.base import Candidate, Filter
 
 
-def score(samples: Sequence[Sample]) -> list[dict]:
-    """Columns of `RESOLUTION` for each sample."""
-    return [_score(*sample.decoded.image.size) for sample in samples]
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `RESOLUTION` for each candidate."""
+    return [_score(*candidate.decoded.image.size) for candidate in candidates]
 
 
 def _score(width: int, height: int) -> dict:

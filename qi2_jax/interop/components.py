@@ -1,7 +1,6 @@
 """The components of a pipeline that hold weights: how each is configured, named and stored."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +9,14 @@ import jax
 
 from qi2_jax import tree
 from qi2_jax.interop import mmdit, qwen3_vl, vae
+from qi2_jax.interop.files import read_json
 from qi2_jax.interop.names import NameMap
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE
+
+# What a hostile or mistaken configuration raises in code that reads or builds from it.
+_MISFITS = (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,51 +24,62 @@ class Component:
     """One component.
 
     Attributes:
+      published: (library, class) of the published implementation, as `model_index.json` names them.
       stem: of its published weight files.
       model: the class of our model.
       read_config: published `config.json` -> our config.
       name_map: our config -> its name map.
     """
 
+    published: tuple[str, str]
     stem: str
     model: Callable[..., Any]
     read_config: Callable[[Mapping[str, Any]], Any]
     name_map: Callable[[Any], NameMap]
 
     def abstract(self, config: Any) -> Any:
-        """The model without memory."""
-        return jax.eval_shape(lambda: self.model(config, key=jax.random.key(0)))
+        """The model without memory.
+
+        Raises:
+          ValueError: if no model can be built from the configuration.
+        """
+        try:
+            return jax.eval_shape(lambda: self.model(config, key=jax.random.key(0)))
+        except _MISFITS as error:
+            raise ValueError(f"no {self.published[1]} can be built from {config}: {_said(error)}") from error
 
     def expected(self, config: Any) -> dict[str, tuple[int, ...]]:
-        """{our name: shape} of every parameter."""
+        """{our name: shape} of every parameter; raises as `abstract`."""
         return {name: tuple(leaf.shape) for name, leaf in tree.to_dict(self.abstract(config)).items()}
 
 
 COMPONENTS = {
-    "transformer": Component("diffusion_pytorch_model", MMDiT, mmdit.from_diffusers, lambda config: mmdit.NAMES),
-    "vae": Component("diffusion_pytorch_model", VAE, vae.from_diffusers, vae.name_map),
-    "text_encoder": Component("model", Qwen3VL, Qwen3VLConfig.from_dict, lambda config: qwen3_vl.NAMES),
+    "transformer": Component(
+        ("diffusers", mmdit.CLASS), "diffusion_pytorch_model", MMDiT, mmdit.from_diffusers, lambda config: mmdit.NAMES
+    ),
+    "vae": Component(("diffusers", vae.CLASS_NAME), "diffusion_pytorch_model", VAE, vae.from_diffusers, vae.name_map),
+    "text_encoder": Component(
+        ("transformers", qwen3_vl.CLASS), "model", Qwen3VL, Qwen3VLConfig.from_dict, qwen3_vl.name_map
+    ),
 }
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_config(folder: pathlib.Path | str, name: str) -> Any:
+    """Our configuration of component `name` stored in `folder`.
 
     Raises:
-      ValueError: naming the file, if it is missing or not a JSON object.
+      ValueError: naming the file and what is wrong with it.
     """
+    path, component = pathlib.Path(folder) / "config.json", COMPONENTS[name]
+    values = read_json(path)
+    found = values.get("_class_name", component.published[1])
+    if found != component.published[1]:
+        raise ValueError(f"{path} describes a {found}; the {name} must be a {component.published[1]}")
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
-    return values
+        return component.read_config(values)
+    except _MISFITS as error:
+        raise ValueError(f"{path}: {_said(error)}") from error
 
 
-def read_config(folder: pathlib.Path, name: str) -> Any:
-    """Our configuration of component `name` stored in `folder`."""
-    try:
-        return COMPONENTS[name].read_config(read_json(folder / "config.json"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else repr(error)

@@ -12,23 +12,25 @@ MODEL/qi2.json  model_index.json  scheduler/  processor/
 
 import dataclasses
 import json
+import math
+import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from qi2_jax import tree
-from qi2_jax.interop import components
+from qi2_jax.interop import components, files
+from qi2_jax.interop import names as naming
 from qi2_jax.interop import weights as storage
-from qi2_jax.interop.components import COMPONENTS, read_json
-from qi2_jax.interop.names import NameMap
+from qi2_jax.interop.components import COMPONENTS
+from qi2_jax.interop.files import read_json
 from qi2_jax.interop.tensors import CODES, Stored, Writer, size
 from qi2_jax.interop.weights import CARRIED, STEM, FileWeight, Weight, Weights
 
-MARK = "qi2.json"
+MARK, INDEX = "qi2.json", "model_index.json"
 VERSION = 1
 PIPELINE_CLASS = "QwenImage21Pipeline"
 AUXILIARY = ("scheduler", "processor")
@@ -39,7 +41,8 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an import or export did: parameters and bytes per component, and files that were left out."""
+    """What an import or export did: numbers of parameters and bytes per component, carried tensors included, and the
+    files that were left out."""
 
     parameters: dict[str, int]
     bytes: dict[str, int]
@@ -49,26 +52,28 @@ class Report:
 def import_folder(source: pathlib.Path, out: pathlib.Path) -> Report:
     """Published pipeline folder -> our model folder.
 
-    Every component is checked before the first byte is written; peak memory does not depend on the model's size.
+    Every component is checked before the first byte is written; peak memory does not depend on the model's size. `out`
+    is marked as complete at the very end; see `files.building` for what a failure or a kill leaves behind.
 
     Raises:
-      ValueError: for another pipeline, a component that does not match its configuration (every offending tensor is
-        listed), weights that are not safetensors, or an `out` that is not empty.
+      ValueError: for another pipeline, links that lead out of the folder, a component that does not match its
+        configuration (every offending tensor is listed), weights that are not safetensors, or an `out` that is not
+        empty.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
-    _check_index(source / "model_index.json")
+    _check_source(source)
     opened = {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
         opened[name] = storage.of_published(
             source / name, component.stem, component.expected(config), component.name_map(config)
         )
-    _check_empty(out)
-    left_out = copy_auxiliary(source, out)
-    with _bar("import", opened) as bar:
+    copied, left_out = _auxiliary(source)
+    with files.building(out), _bar("import", opened) as bar:
         for name, (weights, carried) in opened.items():
             write_ours(out / name, weights, carried, bar)
-    mark(out)
+        _copy(source, out, copied)
+        mark(out)
     return _report(opened, left_out)
 
 
@@ -76,10 +81,12 @@ def export_folder(
     source: pathlib.Path,
     out: pathlib.Path,
     *,
-    replace: dict[str, Weights] | None = None,
+    replace: Mapping[str, Weights] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Report:
     """Our model folder -> published pipeline folder, loadable by diffusers.
+
+    `model_index.json`, without which diffusers opens no folder, is written at the very end.
 
     Args:
       source: a folder made by `import_folder` or by a run.
@@ -88,23 +95,31 @@ def export_folder(
       max_shard_bytes: larger components are split into shards with an index.
 
     Raises:
-      ValueError: as `import_folder`.
+      ValueError: as `import_folder`, also where replaced weights do not match the component's configuration.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
     check_mark(source)
-    opened, maps = {}, {}
+    _check_source(source)
+    opened, items = {}, {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
-        maps[name] = component.name_map(config)
+        expected = component.expected(config)
         if replace and name in replace:
-            opened[name] = (replace[name], {})
+            storage.check_ours(
+                {key: weight.shape for key, weight in replace[name].items()}, expected, f"weights of the {name}"
+            )
+            opened[name] = replace[name], storage.carried_of_ours(source / name)
         else:
-            opened[name] = storage.of_ours(source / name, component.expected(config))
-    _check_empty(out)
-    left_out = copy_auxiliary(source, out)
-    with _bar("export", opened) as bar:
-        for name, (weights, carried) in opened.items():
-            _write_published(out / name, COMPONENTS[name].stem, weights, carried, maps[name], max_shard_bytes, bar)
+            opened[name] = storage.of_ours(source / name, expected)
+        items[name] = _published_items(*opened[name], component.name_map(config))
+        naming.check(
+            {item.name: item.shape for item in items[name]}, expected, component.name_map(config), str(source / name)
+        )
+    copied, left_out = _auxiliary(source)
+    with files.building(out), _bar("export", opened) as bar:
+        for name, component in COMPONENTS.items():
+            _write_published(out / name, component.stem, items[name], max_shard_bytes, bar)
+        _copy(source, out, copied)
     return _report(opened, left_out)
 
 
@@ -134,8 +149,7 @@ def save_component(
       model: parameters to write; None where a run keeps them in checkpoints.
       carried: published tensors that our model does not use.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    files.write_json(folder / "config.json", config)
     if model is None:
         return
     leaves = tree.to_dict(model) | {CARRIED + name: array for name, array in (carried or {}).items()}
@@ -159,69 +173,90 @@ class _Item(NamedTuple):
         return size(self.code, self.shape)
 
 
-def _write_published(folder, stem, weights, carried, names: NameMap, max_shard_bytes, bar) -> None:
+def _published_items(weights: Weights, carried: Mapping[str, Stored], names: naming.NameMap) -> list[_Item]:
     items = [_Item(name, stored.code, stored.shape, stored, None) for name, stored in carried.items()]
     for ours, weight in weights.items():
         for published in names.to_published(ours, weight.shape):
             layer = names.to_ours(published)[1]
             shape = weight.shape if layer is None else weight.shape[1:]
             items.append(_Item(published, weight.code, shape, weight, layer))
+    return items
 
+
+def _write_published(folder: pathlib.Path, stem: str, items: list[_Item], max_shard_bytes: int, bar: Any) -> None:
     shards: list[list[_Item]] = [[]]
     for item in items:
         if shards[-1] and sum(other.nbytes for other in shards[-1]) + item.nbytes > max_shard_bytes:
             shards.append([])
         shards[-1].append(item)
     count = len(shards)
-    files = [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    names = [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     if count == 1:
-        files = [f"{stem}.safetensors"]
-    for file, shard in zip(files, shards, strict=True):
-        with Writer(folder / file, {item.name: (item.code, item.shape) for item in shard}, bar) as writer:
+        names = [f"{stem}.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        with Writer(folder / name, {item.name: (item.code, item.shape) for item in shard}, bar) as writer:
             for item in shard:
                 writer.write(item.name, item.source.part(item.layer))
     if count > 1:
         index = {
             "metadata": {"total_size": sum(item.nbytes for item in items)},
-            "weight_map": {item.name: file for file, shard in zip(files, shards, strict=True) for item in shard},
+            "weight_map": {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard},
         }
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        files.write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def copy_auxiliary(source: pathlib.Path, out: pathlib.Path) -> tuple[str, ...]:
     """Copies configuration, scheduler and processor files byte for byte; returns the names of what was left out.
 
-    Weights are not copied here, nor is anything that could be code or a pickle, nor what stands behind a link.
+    Weights are not copied here, nor is anything that could be code or a pickle.
+
+    Raises:
+      ValueError: for links that lead out of the folder, or a file that is too large to be what its name says.
     """
-    left_out = []
-    for path in _files(source):
-        relative = path.relative_to(source)
-        folder = relative.parts[0] if len(relative.parts) == 2 else None
-        wanted = str(relative) == "model_index.json" or folder in (*COMPONENTS, *AUXILIARY)
-        if relative.name.endswith((".safetensors", ".safetensors.index.json")) or relative.name == MARK:
-            continue
-        fits = path.suffix in COPIED_SUFFIXES and path.stat().st_size <= MAX_AUXILIARY_BYTES
-        if not wanted or not fits or path.is_symlink():
-            left_out.append(str(relative))
-            continue
-        (out / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, out / relative)
-    return tuple(sorted(left_out))
+    files.check_links(source)
+    copied, left_out = _auxiliary(source)
+    _copy(source, out, copied)
+    return left_out
 
 
-def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...]]:
+    """Relative paths of the files to copy, with `model_index.json` last, and of those to leave out."""
+    copied, left_out = [], []
+    for parent, _, found in os.walk(source):
+        for relative in (pathlib.Path(parent, name).relative_to(source) for name in found):
+            if relative.name.endswith((".safetensors", ".safetensors.index.json")) or relative.name == MARK:
+                continue
+            wanted = len(relative.parts) == 2 and relative.parts[0] in (*COMPONENTS, *AUXILIARY)
+            if (wanted or relative == pathlib.Path(INDEX)) and relative.suffix in COPIED_SUFFIXES:
+                copied.append(relative)
+            else:
+                left_out.append(str(relative))
+    large = [str(path) for path in copied if (source / path).stat().st_size > MAX_AUXILIARY_BYTES]
+    if large:
+        raise ValueError(f"{source}: {sorted(large)} have more than {MAX_AUXILIARY_BYTES} bytes each")
+    return sorted(copied, key=lambda path: (path == pathlib.Path(INDEX), path)), tuple(sorted(left_out))
 
 
-def _check_index(path: pathlib.Path) -> None:
-    found = read_json(path).get("_class_name")
-    if found != PIPELINE_CLASS:
-        raise ValueError(f"{path} describes a {found!r}; only {PIPELINE_CLASS} folders can be imported")
+def _copy(source: pathlib.Path, out: pathlib.Path, relative_paths: list[pathlib.Path]) -> None:
+    for relative in relative_paths:
+        files.write(out / relative, (source / relative).read_bytes())
+
+
+def _check_source(source: pathlib.Path) -> None:
+    """Raises a ValueError unless `source` holds the pipeline and the components that we know, without stray links."""
+    index = read_json(source / INDEX)
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise ValueError(f"{source / INDEX} describes a {index.get('_class_name')!r}, only {PIPELINE_CLASS} is read")
+    wanted = {name: list(component.published) for name, component in COMPONENTS.items()}
+    other = {name: index.get(name) for name, published in wanted.items() if index.get(name) != published}
+    if other:
+        raise ValueError(f"{source / INDEX} has the components {other}; only {wanted} are read")
+    files.check_links(source)
 
 
 def mark(folder: pathlib.Path) -> None:
     """Marks a complete model folder."""
-    (folder / MARK).write_text(json.dumps({"format": "qi2 model folder", "version": VERSION}) + "\n")
+    files.write(folder / MARK, json.dumps({"format": "qi2 model folder", "version": VERSION}).encode() + b"\n")
 
 
 def check_mark(folder: pathlib.Path) -> None:
@@ -233,19 +268,15 @@ def check_mark(folder: pathlib.Path) -> None:
         raise ValueError(f"{folder} has model folder version {version!r}, this qi2 reads version {VERSION}")
 
 
-def _check_empty(out: pathlib.Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} already exists and is not an empty folder; choose another --out")
-
-
 def _bar(title: str, opened) -> tqdm:
     total = sum(_report(opened, ()).bytes.values())
     return tqdm(total=total, desc=title, unit="B", unit_scale=True, dynamic_ncols=True)
 
 
-def _report(opened: dict[str, tuple[Weights, dict[str, Stored]]], left_out: tuple[str, ...]) -> Report:
+def _report(opened: Mapping[str, tuple[Weights, Mapping[str, Stored]]], left_out: tuple[str, ...]) -> Report:
     counts, sizes = {}, {}
     for name, (weights, carried) in opened.items():
-        counts[name] = len(weights) + len(carried)
-        sizes[name] = sum(size(weight.code, weight.shape) for weight in (*weights.values(), *carried.values()))
+        everything = (*weights.values(), *carried.values())
+        counts[name] = sum(math.prod(weight.shape) for weight in everything)
+        sizes[name] = sum(size(weight.code, weight.shape) for weight in everything)
     return Report(counts, sizes, left_out)

@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+MAX_LAYERS = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
@@ -22,10 +26,14 @@ class NameMap:
       renames: (published, ours) prefixes, tried in order; `{}` in the published prefix stands for the index of a layer
         that is one slice of our stacked parameter. A name that no prefix matches is the same on both sides.
       carried: regular expressions of published names that our model does not use but files keep.
+      carried_shapes: {published name: shape} of those that files of one configuration have.
+      optional: names in `carried_shapes` that not all files have.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
     carried: tuple[str, ...] = ()
+    carried_shapes: Shapes = dataclasses.field(default_factory=dict)
+    optional: tuple[str, ...] = ()
 
     @functools.cached_property
     def _patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -44,21 +52,28 @@ class NameMap:
                 return ours + published[match.end() :], int(match.group(1)) if match.groups() else None
         return published, None
 
+    def is_stacked(self, published: str) -> bool:
+        """Whether a published tensor is one slice of a stacked parameter."""
+        return self.to_ours(published)[1] is not None
+
     def to_published(self, ours: str, shape: tuple[int, ...]) -> list[str]:
-        """Published names of one of our parameters: one per slice of a stacked parameter, else a single one."""
+        """Published names of one of our parameters: one per slice of a stacked parameter, else a single one.
+
+        Raises:
+          ValueError: for more than `MAX_LAYERS` slices, which a configuration from outside may claim.
+        """
         for published, prefix in self.renames:
             if ours.startswith(prefix):
                 rest = ours[len(prefix) :]
-                if "{}" in published:
-                    return [published.replace("{}", str(index)) + rest for index in range(shape[0])]
-                return [published + rest]
+                if "{}" not in published:
+                    return [published + rest]
+                if shape[0] > MAX_LAYERS:
+                    raise ValueError(f"the configuration asks for {shape[0]} layers; at most {MAX_LAYERS} are read")
+                return [published.replace("{}", str(index)) + rest for index in range(shape[0])]
         return [ours]
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def check(published: Shapes, expected: Shapes, names: NameMap, where: str) -> None:
+def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, with_carried: bool = True) -> None:
     """Compares the tensors of a published component with the parameters of our model.
 
     Args:
@@ -66,20 +81,20 @@ def check(published: Shapes, expected: Shapes, names: NameMap, where: str) -> No
       expected: {our name: shape}, stacked parameters with their leading dim.
       names: the component's name map.
       where: what to call the component in the error.
+      with_carried: compare the carried tensors too.
 
     Raises:
       ValueError: listing every missing, unexpected and misshapen tensor at once.
     """
-    wanted: dict[str, tuple[int, ...]] = {}
+    wanted = dict(names.carried_shapes) if with_carried else {}
     for ours, shape in expected.items():
-        targets = names.to_published(ours, shape)
-        for target in targets:
-            wanted[target] = shape[1:] if _is_stacked(names, target) else shape
-    found = {name for name in published if not names.is_carried(name)}
-    problems = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found)]
-    problems += [f"unexpected: {name} {published[name]}" for name in sorted(found - wanted.keys())]
+        for target in names.to_published(ours, shape):
+            wanted[target] = shape[1:] if names.is_stacked(target) else shape
+    found = {name for name in published if with_carried or not names.is_carried(name)}
+    problems = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found - set(names.optional))]
+    problems += [f"unexpected: {name} {tuple(published[name])}" for name in sorted(found - wanted.keys())]
     problems += [
-        f"misshapen: {name} is {published[name]}, the configuration says {wanted[name]}"
+        f"misshapen: {name} is {tuple(published[name])}, the configuration says {tuple(wanted[name])}"
         for name in sorted(found & wanted.keys())
         if tuple(published[name]) != tuple(wanted[name])
     ]
@@ -89,12 +104,9 @@ def check(published: Shapes, expected: Shapes, names: NameMap, where: str) -> No
         )
 
 
-def _is_stacked(names: NameMap, published: str) -> bool:
-    return names.to_ours(published)[1] is not None
-
-
 def stack(published: Mapping[str, np.ndarray], expected: Mapping[str, Any], names: NameMap) -> dict[str, np.ndarray]:
-    """Published tensors in memory -> {our name: array}; for models small enough to hold twice.
+    """Published tensors in memory -> {our name: array}; for models small enough to hold twice. Carried tensors may be
+    among them or not.
 
     Args:
       published: {published name: array}.
@@ -108,6 +120,7 @@ def stack(published: Mapping[str, np.ndarray], expected: Mapping[str, Any], name
         {name: tuple(leaf.shape) for name, leaf in expected.items()},
         names,
         "tensors",
+        with_carried=False,
     )
     result = {}
     for ours, leaf in expected.items():

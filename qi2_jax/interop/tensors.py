@@ -17,18 +17,18 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from qi2_jax.interop.files import read_json
+
+# Weights are floating point. Integers and 8-bit floats would be quantised weights, which mean nothing without the
+# scales that their makers keep elsewhere.
 DTYPES: dict[str, np.dtype] = {
-    "BOOL": np.dtype(np.bool_),
-    "U8": np.dtype(np.uint8),
-    "I8": np.dtype(np.int8),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
-    "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 COPY_CHUNK = 16 << 20
 
 
@@ -72,7 +72,7 @@ def scan(path: pathlib.Path) -> dict[str, Stored]:
     """Tensors of one safetensors file.
 
     Raises:
-      ValueError: if the file is not a complete safetensors file, or holds a dtype that numpy lacks.
+      ValueError: if the file is not a complete safetensors file, or holds tensors that are not floating point.
     """
     try:
         with safe_open(path, framework="numpy"):  # checks the header, its offsets and the length of the file
@@ -82,14 +82,13 @@ def scan(path: pathlib.Path) -> dict[str, Stored]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{path}: tensor {name} has dtype {entry['dtype']}; known are {sorted(DTYPES)}")
-        found[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-    return found
+    header.pop("__metadata__", None)
+    if other := {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in DTYPES}:
+        raise ValueError(f"{path} holds tensors of other dtypes than {sorted(DTYPES)}: {other}")
+    return {
+        name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
 
 
 def scan_folder(folder: pathlib.Path, stem: str) -> dict[str, Stored]:
@@ -99,28 +98,36 @@ def scan_folder(folder: pathlib.Path, stem: str) -> dict[str, Stored]:
       ValueError: if neither exists, a shard is missing or stands outside the folder, or index and shards disagree.
     """
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.is_file() and not index.is_file():
+    if single.is_file() and index.is_file():
+        raise ValueError(f"{folder} has both {single.name} and {index.name}; remove the one that is out of date")
+    if single.is_file():
         return scan(single)
     if not index.is_file():
-        raise ValueError(f"{folder} has neither {single.name} nor {index.name}; only safetensors weights are read")
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(places.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of safetensors shards: {error!r}") from error
-    outside = [name for name in names if pathlib.PurePath(name).name != name]
-    absent = [name for name in names if name not in outside and not (folder / name).is_file()]
+        others = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+        raise ValueError(
+            f"{folder} has neither {single.name} nor {index.name}; only safetensors weights are read"
+            + (f". {others} may run code when opened: save the model again as safetensors" if others else "")
+        )
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{index} has no weight_map from names of tensors to names of files")
+    shards = sorted(set(places.values()))
+    outside = [file for file in shards if pathlib.PurePath(file).name != file]
+    absent = [file for file in shards if file not in outside and not (folder / file).is_file()]
     if outside or absent:
         raise ValueError(f"{index} names shards outside its folder {outside}, and shards that are missing {absent}")
     found: dict[str, Stored] = {}
-    for name in names:
-        for tensor, stored in scan(folder / name).items():
-            if places.get(tensor) != name:
-                raise ValueError(f"{index}: tensor {tensor} stands in {name}, the index says {places.get(tensor)!r}")
+    wrong = []
+    for file in shards:
+        for tensor, stored in scan(folder / file).items():
+            if places.get(tensor) != file:
+                wrong.append(f"{tensor} stands in {file}, the index says {places.get(tensor)}")
             found[tensor] = stored
-    lost = sorted(places.keys() - found.keys())
-    if lost:
-        raise ValueError(f"{index} names tensors that no shard holds: {lost}")
+    wrong += [
+        f"{tensor} stands in no shard, the index says {places[tensor]}" for tensor in places.keys() - found.keys()
+    ]
+    if wrong:
+        raise ValueError(f"{index} and its shards disagree:\n  " + "\n  ".join(sorted(wrong)))
     return found
 
 

@@ -72,7 +72,8 @@ def name_map(config: VAEConfig) -> NameMap:
     for level in range(len(config.halves_time)):
         for ours in (f"encoder.down_blocks.{level}.downsampler.", f"decoder.up_blocks.{level}.upsampler."):
             renames.append((ours + "resample.1.", ours))
-    return NameMap(renames=tuple(renames), carried=(r".*\.(down|up)sampler\.time_conv\.(weight|bias)",))
+    carried = (r".*\.(down|up)sampler\.time_conv\.(weight|bias)",)
+    return NameMap(renames=tuple(renames), carried=carried, carried_shapes=carried_shapes(config))
 
 
 def carried_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:

@@ -81,14 +81,15 @@ class CastWeight:
         return self.weight.shape
 
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        return self.weight.read(index, tensors.DTYPES[self.code] if dtype is None else dtype)
+        values = self.weight.read(index, tensors.DTYPES[self.code])
+        return values if dtype is None else values.astype(dtype)
 
     def part(self, layer: int | None) -> np.ndarray:
         return self.read() if layer is None else self.read((slice(layer, layer + 1),))[0]
 
 
 def of_published(
-    folder: pathlib.Path, stem: str, expected: Mapping[str, tuple[int, ...]], names: naming.NameMap
+    folder: pathlib.Path, stem: str, expected: naming.Shapes, names: naming.NameMap
 ) -> tuple[dict[str, FileWeight], dict[str, Stored]]:
     """Weights of a published component and its carried tensors.
 
@@ -98,29 +99,38 @@ def of_published(
       names: the component's name map.
 
     Raises:
-      ValueError: listing every missing, unexpected and misshapen tensor, or layers of different dtypes.
+      ValueError: listing every missing, unexpected and misshapen tensor, or every parameter whose layers have different
+        dtypes.
     """
     found = tensors.scan_folder(folder, stem)
     naming.check({name: stored.shape for name, stored in found.items()}, expected, names, str(folder))
-    weights = {}
+    weights, mixed = {}, []
     for ours, shape in expected.items():
         published = names.to_published(ours, shape)
         pieces = tuple(found[name] for name in published)
-        if len({piece.code for piece in pieces}) > 1:
-            raise ValueError(f"{folder}: the layers of {ours} have different dtypes, {published[0]} and following")
-        weights[ours] = FileWeight(pieces, stacked=names.to_ours(published[0])[1] is not None)
+        if len(codes := {piece.code for piece in pieces}) > 1:
+            mixed.append(f"{ours} {sorted(codes)}")
+        weights[ours] = FileWeight(pieces, stacked=names.is_stacked(published[0]))
+    if mixed:
+        raise ValueError(f"{folder}: the layers of these parameters have different dtypes: {mixed}")
     return weights, {name: stored for name, stored in found.items() if names.is_carried(name)}
 
 
-def of_ours(
-    folder: pathlib.Path, expected: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, FileWeight], dict[str, Stored]]:
+def of_ours(folder: pathlib.Path, expected: naming.Shapes) -> tuple[dict[str, FileWeight], dict[str, Stored]]:
     """Weights of one of our own components and its carried tensors; raises as `of_published`."""
     found = tensors.scan_folder(folder, STEM)
     own = {name: stored for name, stored in found.items() if not name.startswith(CARRIED)}
     check_ours({name: stored.shape for name, stored in own.items()}, expected, str(folder))
-    carried = {name.removeprefix(CARRIED): stored for name, stored in found.items() if name.startswith(CARRIED)}
-    return {name: FileWeight((stored,), stacked=False) for name, stored in own.items()}, carried
+    return {name: FileWeight((stored,), stacked=False) for name, stored in own.items()}, _carried(found)
+
+
+def carried_of_ours(folder: pathlib.Path) -> dict[str, Stored]:
+    """The carried tensors of one of our own components; none where its weights stand elsewhere."""
+    return _carried(tensors.scan_folder(folder, STEM)) if (folder / f"{STEM}.safetensors").is_file() else {}
+
+
+def _carried(found: Mapping[str, Stored]) -> dict[str, Stored]:
+    return {name.removeprefix(CARRIED): stored for name, stored in found.items() if name.startswith(CARRIED)}
 
 
 def check_ours(found: naming.Shapes, expected: naming.Shapes, where: str) -> None:

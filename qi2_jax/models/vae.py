@@ -51,6 +51,12 @@ class VAEConfig:
     latents_std: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        sizes = (self.encoder_width, self.decoder_width, self.latent_channels, self.residual_blocks, *self.multipliers)
+        if min(sizes) < 1:
+            raise ValueError(
+                f"encoder_width, decoder_width, latent_channels, residual_blocks and multipliers must be positive; "
+                f"they are {sizes[0]}, {sizes[1]}, {sizes[2]}, {sizes[3]} and {self.multipliers}"
+            )
         if len(self.halves_time) != len(self.multipliers) - 1:
             raise ValueError(
                 f"halves_time {self.halves_time} has {len(self.halves_time)} flags; multipliers {self.multipliers} "

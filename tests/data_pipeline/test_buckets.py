@@ -73,6 +73,11 @@ def test_ordinary_images_are_used(side, aspect, extra):
     assert STAGES[side].fit(max(1, round(height * aspect)), height).left_out is None
 
 
+def test_image_of_the_size_of_its_bucket_is_used():
+    fit = STAGES[256].fit(256, 256)
+    assert (fit.scale, fit.cropped, fit.left_out) == (1, 0, None)
+
+
 def test_limits_are_reported():
     stage = Buckets.for_area(256, max_upscale=1.25)
     sizes = [(256, 256), (300, 300), (225, 225), (100, 100), (512, 512), (2000, 200), (800, 600)]

@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipeline.filters import CASCADE, Sample
+from data_pipeline.filters import CASCADE, Candidate
 from data_pipeline.filters.duplicates import DUPLICATES, group_equal, group_near, parse_fingerprints
 from data_pipeline.filters.orientation import CONTRADICTIONS, ORIENTATION
 from data_pipeline.filters.resolution import RESOLUTION
-from data_pipeline.images import decode_image
+from data_pipeline.images import decode_image, over_white
 from data_pipeline.records import Caption, Record
 
 
-def sample(data: bytes) -> Sample:
-    return Sample(Record("key", data, (Caption("x"),), "test"), decode_image(data), None)
+def candidate(data: bytes) -> Candidate:
+    return Candidate(Record("key", data, (Caption("x"),), "test"), decode_image(data), None)
 
 
 def test_filters_give_exactly_their_columns_as_json(picture, encoded):
-    samples = [sample(encoded(picture(seed, size=(40, 30)))) for seed in range(3)]
+    candidates = [candidate(encoded(picture(seed, size=(40, 30)))) for seed in range(3)]
     for filter in CASCADE:
-        rows = filter.score(samples)
+        rows = filter.score(candidates)
         assert [set(row) for row in rows] == [set(filter.columns)] * 3
         assert json.loads(json.dumps(rows)) == rows
-        assert rows[1:] == filter.score(samples[1:]), f"{filter.name} depends on the batch"
+        assert rows[1:] == filter.score(candidates[1:]), f"{filter.name} depends on the batch"
 
 
 def _exif(orientation: int, size: tuple[int, int] | None = None) -> Image.Exif:
@@ -54,19 +54,24 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%
     ],
 )
 def test_orientation(picture, encoded, options, expected):
-    (row,) = ORIENTATION.score([sample(encoded(picture(size=(60, 40)), "JPEG", **options))])
+    (row,) = ORIENTATION.score([candidate(encoded(picture(size=(60, 40)), "JPEG", **options))])
     assert (row["exif"], row["transform"], row["contradiction"]) == expected
     assert row["contradiction"] in {None, *CONTRADICTIONS}
 
 
+def test_turned_square_does_not_contradict_itself(picture, encoded):
+    (row,) = ORIENTATION.score([candidate(encoded(picture(size=(40, 40)), "JPEG", exif=_exif(6, (40, 40))))])
+    assert row["contradiction"] is None
+
+
 def test_resolution_is_that_of_the_upright_picture(picture, encoded):
-    (row,) = RESOLUTION.score([sample(encoded(picture(size=(90, 60)), exif=_exif(6)))])
+    (row,) = RESOLUTION.score([candidate(encoded(picture(size=(90, 60)), exif=_exif(6)))])
     assert row == {"width": 60, "height": 90, "short_side": 60, "pixels": 5400, "aspect": 1.5}
 
 
 def near(*files: bytes, **thresholds) -> list[int]:
     rows = [
-        {f"duplicates.{name}": value for name, value in row.items()} for row in DUPLICATES.score(map(sample, files))
+        {f"duplicates.{name}": value for name, value in row.items()} for row in DUPLICATES.score(map(candidate, files))
     ]
     entropies = np.array([row["duplicates.entropy"] for row in rows])
     defaults = {"max_distance": 6, "max_difference": 12, "min_entropy": 3.0}
@@ -93,7 +98,7 @@ def _page(text: str, noisy: bool) -> Image.Image:
 @pytest.mark.parametrize("noisy", [False, True])
 def test_pages_with_other_words_do_not_collide(encoded, noisy):
     pages = [encoded(_page(text, noisy)) for text in ("Room 204", "Room 205", "Room 2O4")]
-    entropies = [row["entropy"] for row in DUPLICATES.score(map(sample, pages))]
+    entropies = [row["entropy"] for row in DUPLICATES.score(map(candidate, pages))]
     assert all(entropy > 3 for entropy in entropies) == noisy
     # The perceptual hash alone takes them for one another: that is what the guards are for.
     assert near(*pages, min_entropy=0.0, max_difference=255) == [0, 0, 0]
@@ -111,9 +116,24 @@ def test_pixel_hash_sees_through_formats_but_not_through_alpha(picture, encoded)
     opaque, faint = image.convert("RGBA"), image.convert("RGBA")
     faint.putalpha(254)
     files = [encoded(image), encoded(image, compress_level=1), encoded(image, "BMP"), encoded(opaque), encoded(faint)]
-    rows = DUPLICATES.score(map(sample, files))
+    rows = DUPLICATES.score(map(candidate, files))
     assert group_equal([row["pixels_sha256"] for row in rows]) == [0, 0, 0, 0, 4]
     assert group_equal([row["bytes_sha256"] for row in rows]) == [0, 1, 2, 3, 4]
+
+
+def test_pixel_hash_knows_the_shape(encoded):
+    files = [encoded(Image.new("RGB", size)) for size in ((40, 30), (30, 40))]
+    wide, tall = DUPLICATES.score(map(candidate, files))
+    assert wide["pixels_sha256"] != tall["pixels_sha256"]
+
+
+def test_fingerprints_look_at_transparent_pictures_on_white(picture, encoded):
+    image = picture(size=(64, 64)).convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    rows = DUPLICATES.score(candidate(encoded(one)) for one in (image, over_white(image)))
+    assert [rows[0][name] for name in ("phash", "thumbnail", "entropy")] == [
+        rows[1][name] for name in ("phash", "thumbnail", "entropy")
+    ]
 
 
 def test_groups_are_components_and_do_not_depend_on_blocks(monkeypatch):

@@ -1,0 +1,86 @@
+"""Selected records as pixels: whole pictures in their buckets, and random crops for training the autoencoder."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data_pipeline.buckets import Bucket
+from data_pipeline.images import decode_image
+from data_pipeline.prepare import prepare_image
+from data_pipeline.records import Record
+from data_pipeline.shards import RecordFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One selected record: its position in a `RecordFolder` and the bucket it goes to."""
+
+    index: int
+    bucket: Bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures(Sequence):
+    """Pixels of selected records, decoded when asked for.
+
+    Attributes:
+      records: where they are.
+      chosen: which, in order.
+      channels: 3 or 4, see `prepare.prepare_image`.
+    """
+
+    records: RecordFolder
+    chosen: tuple[Picture, ...]
+    channels: int = 4
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def record(self, index: int) -> Record:
+        return self.records[self.chosen[index].index]
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W c"]:
+        image = decode_image(self.record(index).image).image
+        return prepare_image(image, self.chosen[index].bucket, self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """Random square crops of pictures, mirrored half of the time: a pure function of (seed, step).
+
+    Attributes:
+      pictures: pixels 0..255; each side at least `side`.
+      side: of a crop, in pixels.
+      batch_size: global number of crops per step.
+      seed: of order, place and mirroring.
+      process, processes: which rows of the batch this process makes.
+    """
+
+    pictures: Sequence[UInt8[np.ndarray, "H W c"]]
+    side: int
+    batch_size: int
+    seed: int
+    process: int = 0
+    processes: int = 1
+
+    def from_step(self, start: int) -> Iterator[tuple[None, Float[np.ndarray, "B H W c"]]]:
+        """Pixels in [-1, 1] for steps start, start + 1, ..."""
+        order = grain.MapDataset.range(len(self.pictures)).seed(self.seed).shuffle().repeat()
+        crops = order.random_map(self._crop, seed=self.seed + 1)
+        rows = self.batch_size // self.processes
+
+        def batch(step: int):
+            first = step * self.batch_size + self.process * rows
+            return None, np.stack([crops[index] for index in range(first, first + rows)])
+
+        steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+    def _crop(self, index: int, rng: np.random.Generator) -> Float[np.ndarray, "H W c"]:
+        pixels = self.pictures[index]
+        top, left = (int(rng.integers(0, size - self.side + 1)) for size in pixels.shape[:2])
+        crop = pixels[top : top + self.side, left : left + self.side]
+        return (crop[:, ::-1] if rng.random() < 0.5 else crop).astype(np.float32) / 127.5 - 1

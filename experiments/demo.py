@@ -1,0 +1,76 @@
+"""The main job in miniature: a few pictures become a tiny model that reproduces them, exported to diffusers.
+
+Command: `make demo`, which is `qi2 run experiments/demo.py --out runs/demo`; with your own folder of images beside
+`.txt` captions, or with a `metadata.jsonl`, `make demo DATA=path`.
+Hardware: a CPU with 2 cores and 6 GiB, as a mesh of 8 fake devices.
+Time: see the README, measured.
+
+The autoencoder and the transformer are trained from scratch and far too small for anything but this. The condition
+encoder is a tiny Qwen3-VL with random frozen weights and the real Qwen tokenizer, unless `encoder.folder` names a
+folder of the real one.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = "") -> ml_collections.ConfigDict:
+    """The demo; the form `tiny` is the same job in seconds, for tests: it learns nothing.
+
+    Raises:
+      ValueError: for another form.
+    """
+    if form not in ("", "tiny"):
+        raise ValueError(f"the demo has no form {form!r}, only 'tiny'")
+    tiny = form == "tiny"
+    config = ml_collections.ConfigDict()
+    config.platform = "cpu"
+    config.encode_dtype = "float32"
+    config.data = dict(
+        side=64 if tiny else 128,  # area of the buckets, in pixels squared
+        ratios=("1:1", "2:3", "3:2", "9:16", "16:9", "1:3", "3:1"),
+        max_upscale=1.0,
+        max_cropped=0.25,
+        channels=4,
+        workers=1,  # two cores are busy enough with one
+        thresholds=dict(min_side=128),
+    )
+    config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)
+    config.vae = dict(
+        seed=0,
+        model=dict(
+            encoder_width=8 if tiny else 16,
+            decoder_width=8 if tiny else 16,
+            latent_channels=64,
+            multipliers=(1, 2, 4, 4, 4),
+            residual_blocks=1,
+            halves_time=(False, True, True, True),
+        ),
+        mesh=dict(data=8, fsdp=1, tensor=1),
+        crop=32 if tiny else 64,
+        batch_size=8 if tiny else 16,
+        ema_decay=0.95 if tiny else 0.98,
+        train=dict(steps=2 if tiny else 240, log_every=10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=10, decay_steps=240),
+        checkpoint=dict(every=1000 if tiny else 60, keep=2),
+    )
+    config.transformer = dict(
+        seed=1,
+        model=dict(layers=2 if tiny else 6, heads=2 if tiny else 6, head_width=32, mlp_ratio=3, rope_dims=(8, 12, 12)),
+        mesh=dict(data=2, fsdp=2, tensor=2),
+        execution=dict(dtype="float32", kernel="reference", remat=False),
+        batch_size=8 if tiny else 32,
+        dropout=0.1,
+        validation_samples=8 if tiny else 32,
+        ema_decay=0.5 if tiny else 0.99,
+        timesteps=dict(
+            law="logit_normal",
+            arguments=dict(mean=0.0, std=1.0),
+            shift=dict(dynamic=True, base_tokens=256, max_tokens=8192, base_shift=0.5, max_shift=0.9),
+        ),
+        train=dict(steps=4 if tiny else 600, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=600),
+        checkpoint=dict(every=1000 if tiny else 150, keep=2),
+    )
+    config.sample = dict(steps=4 if tiny else 20, seed=0)
+    config.compare = dict(images=2, steps=4 if tiny else 20)
+    return config

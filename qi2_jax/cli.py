@@ -1,0 +1,40 @@
+"""The command line: `qi2 VERB`; each verb is a module and also runs as `python -m qi2_jax.VERB`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "run": "run a whole job: data, autoencoder, transformer, samples, export",
+    "train": "train the transformer of a job on its encoded samples",
+    "sample": "generate images from texts",
+    "edit": "generate an image from a text and condition images",
+    "import": "turn a published diffusers folder into a model folder",
+    "export": "turn a run, checkpoint or model folder into a diffusers folder",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses a command and runs its verb; errors that users can mend are printed without a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="qi2", description="JAX/TPU trainer for the Qwen-Image-2 family.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    # Only the verb that is asked for is imported: the others' libraries take seconds to load.
+    chosen = next((argument for argument in arguments if argument in VERBS), None)
+    module = None
+    for verb, purpose in VERBS.items():
+        sub = verbs.add_parser(verb, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
+        if verb == chosen:
+            module = importlib.import_module(f"qi2_jax.{verb}")
+            module.add_arguments(sub)
+    parsed = parser.parse_args(arguments)
+    assert module is not None
+    try:
+        module.main(parsed)
+    except ValueError as error:
+        raise SystemExit(f"qi2 {parsed.verb}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

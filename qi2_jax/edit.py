@@ -1,0 +1,40 @@
+"""`qi2 edit DIR --prompt TEXT --image FILE`: an image from an instruction and condition images."""
+
+import argparse
+import pathlib
+import sys
+
+from data_pipeline.images import UndecodableImage, decode_image
+from qi2_jax import cli
+from qi2_jax.sample import add_common_arguments, generate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common_arguments(parser)
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the instruction")
+    parser.add_argument(
+        "--image", type=pathlib.Path, action="append", required=True, metavar="FILE", help="repeatable; order is kept"
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        default=1024,
+        metavar="R",
+        help="condition images get an area of R x R pixels, the result the size of the last one (default 1024)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    images = []
+    for path in arguments.image:
+        if not path.is_file():
+            raise ValueError(f"image {path} does not exist")
+        try:
+            images.append(decode_image(path.read_bytes()).image)
+        except UndecodableImage as error:
+            raise ValueError(f"image {path}: {error}") from error
+    generate(arguments, [arguments.prompt], images=images, resolution=arguments.resolution)
+
+
+if __name__ == "__main__":
+    cli.main(["edit", *sys.argv[1:]])

@@ -1,0 +1,61 @@
+"""`qi2 export DIR --out DIFFUSERS_DIR`: a run, a checkpoint or a model folder into a published pipeline folder."""
+
+import argparse
+import pathlib
+import sys
+
+from qi2_jax import cli, runs
+from qi2_jax.interop import folder
+from qi2_jax.interop.weights import CastWeight, Weights
+
+CODES = {"bfloat16": "BF16", "float32": "F32"}
+VERIFY_TEXTS, VERIFY_SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
+VERIFY_LIMIT = 1  # of 255
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=pathlib.Path, metavar="DIR", help="a run, a checkpoint, or an imported folder")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIFFUSERS_DIR", help="folder to make")
+    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="of a run: averaged or raw")
+    parser.add_argument("--dtype", choices=CODES, help="convert all weights (default: as they are stored)")
+    parser.add_argument(
+        "--verify", action="store_true", help="generate with both sides from the same noise in fp32 and compare"
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    located = runs.locate(arguments.model)
+    replace: dict[str, Weights] = {}
+    if located.checkpoint is not None:
+        replace["transformer"] = located.weights("transformer", arguments.weights)
+    if arguments.dtype:
+        for name in folder.COMPONENTS:
+            weights = replace.get(name) or located.weights(name)
+            replace[name] = {key: CastWeight(weight, CODES[arguments.dtype]) for key, weight in weights.items()}
+    print(folder.describe(folder.export_folder(located.model, arguments.out, replace=replace)))
+    if arguments.verify:
+        verify(arguments)
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Prints the largest difference between both sides.
+
+    Raises:
+      ValueError: if it is more than rounding.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from qi2_jax.job.verify import compare
+    from qi2_jax.pipeline import Pipeline
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    pipeline = Pipeline.load(arguments.model, dtype=jnp.float32, item=arguments.weights)
+    both = compare(pipeline, arguments.out, VERIFY_TEXTS, VERIFY_SIZES, steps=4)
+    print(f"largest difference to diffusers over {len(both.ours)} images: {both.largest_difference} of 255")
+    if both.largest_difference > VERIFY_LIMIT and not arguments.dtype:
+        raise ValueError(f"{arguments.out} does not generate the same images as {arguments.model}")
+
+
+if __name__ == "__main__":
+    cli.main(["export", *sys.argv[1:]])

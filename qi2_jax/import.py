@@ -1,0 +1,21 @@
+"""`qi2 import DIFFUSERS_DIR --out DIR`: a published pipeline folder into a model folder."""
+
+import argparse
+import pathlib
+import sys
+
+from qi2_jax import cli
+from qi2_jax.interop import folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=pathlib.Path, metavar="DIFFUSERS_DIR", help="a Qwen-Image-2.1 pipeline folder")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder to make")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    print(folder.describe(folder.import_folder(arguments.source, arguments.out)))
+
+
+if __name__ == "__main__":
+    cli.main(["import", *sys.argv[1:]])

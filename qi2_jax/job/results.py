@@ -1,0 +1,63 @@
+"""What a job shows in the end: one picture of all samples, and how near each lies to its training image."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from data_pipeline.images import over_white
+
+THUMB = 64  # pixels per side at which pictures are compared, whatever their shape
+CELL, GAP, TEXT_HEIGHT, COLUMNS = 136, 6, 30, 3
+
+
+def nearest_is_own(
+    samples: Sequence[UInt8[np.ndarray, "H W c"]],
+    pictures: Sequence[UInt8[np.ndarray, "H W c"]],
+    owners: Sequence[int],
+) -> list[bool]:
+    """For each sample, whether its own training picture is the nearest of all: mean squared error of RGB thumbnails.
+
+    Args:
+      samples, pictures: pixels 0..255, of any sizes; alpha is laid over white.
+      owners: for each sample the index of its own picture.
+    """
+    targets = np.stack([_thumb(picture) for picture in pictures])
+    distances = [np.mean((targets - _thumb(sample)) ** 2, axis=(1, 2, 3)) for sample in samples]
+    return [int(np.argmin(row)) == owner for row, owner in zip(distances, owners, strict=True)]
+
+
+def _thumb(pixels) -> Float[np.ndarray, "64 64 3"]:
+    image = over_white(Image.fromarray(pixels))
+    return np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX), np.float32)
+
+
+def draw(
+    path: pathlib.Path,
+    texts: Sequence[str],
+    triples: Sequence[tuple[UInt8[np.ndarray, "H W c"], ...]],
+    titles: Sequence[str],
+) -> None:
+    """Writes one picture: for each text its images side by side, with `titles` above each column of images."""
+    count = len(titles)
+    width, height = count * (CELL + GAP) + GAP, CELL + TEXT_HEIGHT
+    rows = -(-len(texts) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * width + GAP, rows * height + TEXT_HEIGHT), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for column in range(COLUMNS):
+        for place, title in enumerate(titles):
+            pen.text((column * width + GAP + place * (CELL + GAP), 8), title, "black", font)
+    for index, (text, images) in enumerate(zip(texts, triples, strict=True)):
+        left, top = (index % COLUMNS) * width + GAP, (index // COLUMNS) * height + TEXT_HEIGHT
+        for place, pixels in enumerate(images):
+            image = over_white(Image.fromarray(pixels))
+            image.thumbnail((CELL, CELL))
+            corner = (left + place * (CELL + GAP) + (CELL - image.width) // 2, top + (CELL - image.height) // 2)
+            sheet.paste(image, corner)
+        shown = text
+        while pen.textlength(shown, font) > width - 2 * GAP:
+            shown = shown[:-2].rstrip("…") + "…"
+        pen.text((left, top + CELL + 4), shown, "black", font)
+    sheet.save(path)

@@ -1,0 +1,110 @@
+"""The two training stages of a job: the autoencoder, then the transformer."""
+
+import pathlib
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.loader import Loader, Rows, collate
+from data_pipeline.pictures import Crops, Pictures
+from data_pipeline.samples import SampleFolder
+from qi2_jax import config as configs
+from qi2_jax import sharding
+from qi2_jax.diffusion.timesteps import LAWS, Shift
+from qi2_jax.interop.weights import STEM
+from qi2_jax.job import models
+from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
+from qi2_jax.models.vae import VAE, VAEConfig
+from qi2_jax.sequence import Layout
+from qi2_jax.training import loop
+from qi2_jax.training import mmdit as transformer_training
+from qi2_jax.training import vae as vae_training
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib.Path) -> None:
+    """Trains the autoencoder and puts its EMA weights, with latent statistics, into the model folder."""
+    if (model / "vae" / f"{STEM}.safetensors").is_file():
+        return
+    vae_config = VAEConfig(**configs.dataclass_fields(config.model))
+    mesh = sharding.make_mesh(sharding.MeshShape(**config.mesh))
+    crops = Crops(pictures, config.crop, config.batch_size, config.seed, jax.process_index(), jax.process_count())
+    task = loop.Task(
+        "autoencoder", lambda key: VAE(vae_config, key=key), vae_training.loss, crops.from_step, config.batch_size
+    )
+    state = loop.train(task, config, out, mesh)
+    vae = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state.ema)
+    encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean)
+    latents = (np.asarray(encode(vae, pixels.astype(np.float32)[None] / 127.5 - 1))[0] for pixels in pictures)
+    models.save_vae(model, vae, *vae_training.latent_statistics(latents))
+
+
+def transformer_config(config: Any, samples: SampleFolder) -> MMDiTConfig:
+    """The transformer's configuration, with the widths that the encoded samples have."""
+    sample = samples[0]
+    return MMDiTConfig(
+        **configs.dataclass_fields(config.model),
+        latent_channels=sample.latents.shape[-1],
+        text_width=sample.text.features.shape[-1],
+    )
+
+
+def layout_of(samples: SampleFolder) -> Layout:
+    """The layout that holds every sample."""
+    return Layout(samples.largest_text, samples.largest_tokens)
+
+
+def train_transformer(config: Any, samples: SampleFolder, out: pathlib.Path) -> None:
+    """Trains the transformer on encoded samples; continues where an earlier call stopped."""
+    mesh = sharding.make_mesh(sharding.MeshShape(**config.mesh))
+    layout, model_config = layout_of(samples), transformer_config(config, samples)
+    run = Execution(
+        DTYPES[config.execution.dtype], config.execution.kernel, config.execution.remat, sharding.Constrain(mesh)
+    )
+    law = LAWS[config.timesteps.law](**config.timesteps.arguments)
+    shift = Shift(**config.timesteps.shift)
+    loader = Loader(
+        samples,
+        samples.empty,
+        layout,
+        config.batch_size,
+        config.seed,
+        config.dropout,
+        jax.process_index(),
+        jax.process_count(),
+    )
+
+    def batches(start: int) -> Iterator[tuple[Hashable, Any]]:
+        return ((layout, to_batch(rows)) for rows in loader.from_step(start))
+
+    validate = transformer_training.make_validation(shift, run, config.seed + 1)
+    held = _held_batches(config, samples, layout, mesh)
+    task = loop.Task(
+        "transformer",
+        lambda key: MMDiT(model_config, key=key),
+        transformer_training.make_loss(law, shift, run),
+        batches,
+        config.batch_size,
+        lambda state: {"validation_loss": validate(state.ema, held)},
+    )
+    loop.train(task, config, out, mesh)
+
+
+def to_batch(rows: Rows) -> transformer_training.Batch:
+    """Loader rows as the transformer's batch."""
+    given = Conditioning(rows.text_BTE, rows.positions_BS3, rows.valid_BS, rows.conditions_BMC)
+    return transformer_training.Batch(rows.latents_BNC, given)
+
+
+def _held_batches(config: Any, samples: SampleFolder, layout: Layout, mesh: Any) -> list[tuple[Layout, Any]]:
+    """The first samples in order, as global batches: noise and times are what validation holds out."""
+    rows = config.batch_size // jax.process_count()
+    first, batches = jax.process_index() * rows, []
+    for start in range(0, config.validation_samples, config.batch_size):
+        own = [samples[(start + first + row) % len(samples)] for row in range(rows)]
+        batches.append((layout, sharding.put_batch(mesh, to_batch(collate(layout, own)))))
+    return batches

@@ -1,0 +1,83 @@
+"""Compares generation here with generation by diffusers and PyTorch on the exported folder, from the same noise."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from qi2_jax.pipeline import Pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Pairs of images 0..255 and the largest difference between their values."""
+
+    ours: list[UInt8[np.ndarray, "H W c"]]
+    theirs: list[UInt8[np.ndarray, "H W c"]]
+
+    @property
+    def largest_difference(self) -> int:
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return max(int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max()) for a, b in pairs)
+
+
+def compare(
+    pipeline: Pipeline,
+    exported: pathlib.Path,
+    texts: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    negative: str | None = None,
+    guidance: float = 1.0,
+    steps: int = 20,
+    seed: int = 0,
+) -> Comparison:
+    """Generates every text on both sides, in fp32 and one by one there, from the same noise.
+
+    Args:
+      pipeline: loaded in float32.
+      exported: the published folder, which a Python process with torch and diffusers reads.
+      texts, sizes, negative, guidance, steps: as in `Pipeline.__call__`.
+      seed: of the noise.
+
+    Raises:
+      ValueError: if torch or diffusers are not installed, or their process fails (with the end of what it printed).
+    """
+    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"a comparison with diffusers needs {missing}; pip install -r requirements-dev.txt")
+    rng, channels = np.random.default_rng(seed), pipeline.transformer.config.latent_channels
+    tokens = [width * height // pipeline.vae.config.factor**2 for width, height in sizes]
+    noise = [rng.normal(size=(count, channels)).astype(np.float32) for count in tokens]
+    padded = np.stack([np.pad(row, ((0, max(tokens) - len(row)), (0, 0))) for row in noise])
+    ours = pipeline(texts, sizes=sizes, latents=padded, steps=steps, guidance=guidance, negative=negative)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        np.savez(folder / "latents.npz", **{str(index): row for index, row in enumerate(noise)})
+        request = {
+            "folder": str(exported.resolve()),
+            "prompts": list(texts),
+            "sizes": [list(size) for size in sizes],
+            "negative": negative,
+            "guidance": guidance,
+            "steps": steps,
+            "latents": str(folder / "latents.npz"),
+            "images": [],
+            "resolution": 1024,
+            "dtype": "float32",
+        }
+        (folder / "request.json").write_text(json.dumps(request))
+        command = [sys.executable, "-m", "qi2_torch.generate", str(folder / "request.json"), str(folder / "out.npz")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"diffusers could not run {exported}:\n{done.stderr[-3000:]}")
+        with np.load(folder / "out.npz", allow_pickle=False) as out:
+            theirs = [out[str(index)] for index in range(len(texts))]
+    return Comparison(ours, theirs)

@@ -1,0 +1,28 @@
+"""`qi2 run EXPERIMENT --out DIR`: a whole job."""
+
+import argparse
+import pathlib
+import sys
+
+from qi2_jax import cli
+from qi2_jax import config as configs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    configs.add_arguments(parser)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the job; run again to continue")
+    parser.add_argument(
+        "--data", type=pathlib.Path, help="images beside .txt captions, or with a metadata.jsonl; default: a demo set"
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    config = configs.load(arguments.experiment, arguments.overrides)
+    configs.set_platform(config, (config.vae.mesh, config.transformer.mesh))
+    from qi2_jax.job import main as job  # imports JAX, whose platform is chosen above
+
+    job.run(config, arguments.out, arguments.data)
+
+
+if __name__ == "__main__":
+    cli.main(["run", *sys.argv[1:]])

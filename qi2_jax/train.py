@@ -1,0 +1,27 @@
+"""`qi2 train EXPERIMENT --out DIR`: only the transformer stage of a job, on the samples that the job encoded."""
+
+import argparse
+import pathlib
+import sys
+
+from qi2_jax import cli
+from qi2_jax import config as configs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    configs.add_arguments(parser)
+    parser.add_argument("--samples", type=pathlib.Path, required=True, help="encoded samples: a job's samples/")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    config = configs.load(arguments.experiment, arguments.overrides)
+    configs.set_platform(config, (config.transformer.mesh,))
+    from data_pipeline.samples import SampleFolder
+    from qi2_jax.job import stages
+
+    stages.train_transformer(config.transformer, SampleFolder(arguments.samples), arguments.out)
+
+
+if __name__ == "__main__":
+    cli.main(["train", *sys.argv[1:]])
