@@ -94,7 +94,8 @@ def _score_whole_shard(records: RecordFolder, number: int, filters: tuple[Filter
 
 
 def _score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> Iterator[int]:
-    keys, rows = [], {filter.name: [] for filter in filters}
+    keys: list[str] = []
+    rows: dict[str, list[dict]] = {filter.name: [] for filter in filters}
     for batch in _batches(records.read_shard(number)):
         keys += [candidate.record.key for candidate in batch]
         for filter in filters:
@@ -116,7 +117,7 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Candidate]]:
     for record in records:
         try:
             candidate = Candidate(record, decode_image(record.image), None)
-            pixels += candidate.decoded.image.width * candidate.decoded.image.height
+            pixels += candidate.whole.image.width * candidate.whole.image.height
         except UndecodableImage as failure:
             candidate = Candidate(record, None, failure)
         batch.append(candidate)

@@ -78,7 +78,7 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
 
 def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"the demo set reads photographs from inside {package}: pip install qi2[demo]")
     return Path(spec.submodule_search_locations[0])
 
@@ -89,10 +89,8 @@ def _line(key: str, captions: tuple[Caption, ...], licence: str) -> str:
 
 
 def _write_photo(photo: Photo, original: Path, path: Path) -> None:
-    with Image.open(original) as image:
-        image.load()
-    if photo.box:
-        image = image.crop(photo.box)
+    with Image.open(original) as opened:
+        image = opened.crop(photo.box) if photo.box else opened.copy()
     exif = Image.Exif()
     if photo.turned:
         image = image.transpose(Image.Transpose.ROTATE_90)

@@ -79,7 +79,7 @@ def decode_image(data: bytes) -> Decoded:
         raise UndecodableImage("empty", "0 bytes")
     with _strict_pillow:
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Exception:  # decoders meet hostile bytes with errors of any type
             raise UndecodableImage("unknown_format", f"begins with {data[:16]!r}") from None
         width, height = stored_size = image.size
@@ -95,7 +95,7 @@ def decode_image(data: bytes) -> Decoded:
         orientation, exif_size, xmp_orientation = _claims(image)
     if orientation in TRANSFORMS:
         rgb = rgb.transpose(TRANSFORMS[orientation])
-    return Decoded(rgb, image.format, image.mode, stored_size, orientation, exif_size, xmp_orientation)
+    return Decoded(rgb, image.format or "", image.mode, stored_size, orientation, exif_size, xmp_orientation)
 
 
 def over_white(image: Image.Image) -> Image.Image:
@@ -110,7 +110,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return image if image.getextrema()[3][0] < 255 else image.convert("RGB")
+        return image if bool(np.any(np.asarray(image.getchannel("A")) < 255)) else image.convert("RGB")
     if image.mode not in _TO_RGB:
         raise UndecodableImage("unsupported_mode", image.mode)
     return image.convert("RGB")
@@ -121,14 +121,14 @@ def _claims(image: Image.Image) -> tuple[int | None, tuple[int, int] | None, int
     try:
         exif = image.getexif()
         details = exif.get_ifd(_EXIF_IFD)
-        orientation, size = exif.get(_ORIENTATION_TAG), (details.get(_EXIF_WIDTH), details.get(_EXIF_HEIGHT))
+        orientation, width, height = exif.get(_ORIENTATION_TAG), details.get(_EXIF_WIDTH), details.get(_EXIF_HEIGHT)
     except Exception:
-        orientation, size = None, (None, None)
+        orientation, width, height = None, None, None
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     found = _XMP_ORIENTATION.search(xmp.encode(errors="replace") if isinstance(xmp, str) else bytes(xmp))
     return (
         orientation if isinstance(orientation, int) else None,
-        size if all(isinstance(side, int) and side > 0 for side in size) else None,
+        (width, height) if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0 else None,
         int(found[1]) if found else None,
     )
 
@@ -145,14 +145,16 @@ class _StrictPillow:
     """
 
     def __init__(self):
-        self._lock, self._depth, self._before, self._warnings = threading.Lock(), 0, None, None
+        self._lock, self._depth = threading.Lock(), 0
+        self._before: tuple[int | None, bool] = (None, False)
+        self._warnings = warnings.catch_warnings()
 
     def __enter__(self):
         with self._lock:
             if self._depth == 0:
                 self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
                 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-                self._warnings = warnings.catch_warnings()
+                self._warnings = warnings.catch_warnings()  # an object of this kind is entered once
                 self._warnings.__enter__()
                 warnings.simplefilter("ignore")
             self._depth += 1

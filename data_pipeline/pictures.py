@@ -42,7 +42,7 @@ class Pictures(Sequence):
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W c"]:
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W c"]:  # type: ignore[override]  # no slices
         image = decode_image(self.record(index).image).image
         return prepare_image(image, self.chosen[index].bucket, self.channels)
 

@@ -131,11 +131,8 @@ class SampleFolder(Sequence):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         return decode_sample(self._reader.read([index])[0])
 
-    def __getstate__(self):
-        return {"folder": self.folder}
-
-    def __setstate__(self, state):
-        self.__init__(state["folder"])
+    def __reduce__(self):
+        return SampleFolder, (self.folder,)

@@ -59,8 +59,8 @@ def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]
         for path, lines in zip(files, columns, strict=True):
             if len(lines) != shard.records:
                 raise ValueError(f"{path} has {len(lines)} lines for {shard.records} records; delete it, score again")
-        for lines in zip(*columns, strict=True):
-            rows = [json.loads(line) for line in lines]
+        for record in zip(*columns, strict=True):
+            rows = [json.loads(line) for line in record]
             if len({row["key"] for row in rows}) != 1:
                 raise ValueError(f"{files} disagree about the keys; delete {Path(folder) / 'scores'}, score again")
             yield {name: value for row in rows for name, value in row.items()}

@@ -52,7 +52,8 @@ def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_s
     for leftover in [*folder.glob("records-*.partial"), *folder.glob("records-*.arrayrecord")]:
         leftover.unlink()
 
-    records, written = iter(records), []
+    records = iter(records)
+    written: list[tuple[Path, int, str]] = []
     for first in records:
         path = folder / f"records-{len(written):05d}.partial"
         rest = itertools.islice(records, records_per_shard - 1)

@@ -26,7 +26,7 @@ from qi2_jax.models.qwen3_vl import Qwen3VL
 from qi2_jax.models.vae import VAE
 
 SIDE_MULTIPLE = 32  # pixels: one feature of the encoder is 2 x 2 latents of 16 x 16 pixels
-TEXT_MULTIPLE = 32  # text slots are rounded up to this, so that prompts of similar length share a compiled program
+TEXT_MULTIPLE = 32  # text slots are rounded up to this, so that prompts of similar length share compiled programs
 
 
 def to_pixels(image: Image.Image, channels: int) -> Float[np.ndarray, "H W c"]:
@@ -38,6 +38,10 @@ def to_pixels(image: Image.Image, channels: int) -> Float[np.ndarray, "H W c"]:
 def to_image(pixels: Float[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
     """Pixels in [-1, 1] rounded to 8 bits."""
     return np.round(np.clip(np.asarray(pixels, np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+
+
+def _rounded(length: int) -> int:
+    return -(-length // TEXT_MULTIPLE) * TEXT_MULTIPLE
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -178,10 +182,13 @@ class Pipeline:
 
     def _prompt(self, texts, images, conditions, grids) -> sampler.Prompt:
         batch = self.processor(texts, [images] * len(texts))
+        length = _rounded(batch.inputs.valid.shape[1])
+        if length > batch.inputs.valid.shape[1]:
+            batch = self.processor(texts, [images] * len(texts), length=length)
         features = prompts.encode_prompts(self.encoder, batch, kernel=self.run.kernel)
         lengths = [[len(part) for part in segments.text] for segments in batch.segments]
         layout = sequence.Layout(
-            text=tuple(-(-max(column) // TEXT_MULTIPLE) * TEXT_MULTIPLE for column in zip(*lengths, strict=True)),
+            text=tuple(_rounded(max(column)) for column in zip(*lengths, strict=True)),
             target=max(h * w for h, w in grids),
             conditions=tuple(latents.shape[0] * latents.shape[1] for latents in conditions),
         )

@@ -197,7 +197,8 @@ class PromptProcessor:
         features = iter([] if grids is None else (np.prod(grids, axis=1) // merge).tolist())
         token_ids, segments = [], []
         for ids in self.tokenizer(texts)["input_ids"]:
-            expanded, starts = [], []
+            expanded: list[int] = []
+            starts: list[tuple[int, int]] = []
             for token in ids:
                 if token == self.config.image_token_id:
                     starts.append((len(expanded), next(features)))

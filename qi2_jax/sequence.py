@@ -152,6 +152,7 @@ def join(
             parts.append(text_BTD[:, text : text + slots])
             text += slots
         elif kind == "condition":
+            assert conditions_BMD is not None
             parts.append(conditions_BMD[:, condition : condition + slots])
             condition += slots
         elif target_BND is not None:

@@ -9,6 +9,7 @@ The request holds `folder`, `prompts`, `negative`, `guidance`, `steps`, `sizes` 
 
 import argparse
 import json
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from qi2_torch.load import load_pipeline
 
 def generate(request: dict) -> dict[str, np.ndarray]:
     """One image per prompt, each generated alone, as a user of diffusers would."""
-    pipeline = load_pipeline(request["folder"], getattr(torch, request["dtype"]))
+    pipeline: Any = load_pipeline(request["folder"], getattr(torch, request["dtype"]))
     pipeline.set_progress_bar_config(disable=True)
     latents = np.load(request["latents"], allow_pickle=False)
     images = [Image.open(path) for path in request["images"]]
@@ -48,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with open(arguments.request, encoding="utf-8") as file:
         results = generate(json.load(file))
-    np.savez(arguments.out, **results)
+    np.savez(arguments.out, **results)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """A complete published pipeline of tiny random models, made by the published code itself."""
 
+import copy
+import functools
 import json
 import pathlib
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
@@ -18,6 +21,16 @@ SCHEDULER = dict(
     max_image_seq_len=8192,
     shift_terminal=0.02,
 )
+INDEX = {
+    "_class_name": "QwenImage21Pipeline",
+    "_diffusers_version": "0.42.1",
+    "processor": ["transformers", "Qwen3VLProcessor"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
+    "transformer": ["diffusers", "QwenImage21Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage21"],
+}
+LATENT_CHANNELS = 16
 
 
 def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -32,47 +45,55 @@ def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
-def write(folder: pathlib.Path, dtype: torch.dtype = torch.float32, scheduler=None, **index) -> pathlib.Path:
-    """Writes the pipeline folder; `index` adds entries to `model_index.json`."""
-    encoder_config = tiny_qwen3_vl.published_config("patches_of_qwen", vocabulary=151936, tie_word_embeddings=False)
-    encoder = tiny_qwen3_vl.build(encoder_config)[0]
+@functools.cache
+def build(image_channels: int = 4, causal_condition: bool = True) -> dict[str, torch.nn.Module]:
+    """The published models in fp32, by component. Not to be changed."""
     vae = AutoencoderKLQwenImage21(
         base_dim=8,
         decoder_base_dim=12,
-        z_dim=16,
+        z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 2, 2, 2],
         num_res_blocks=1,
-        latents_mean=[0.1 * i - 0.8 for i in range(16)],
-        latents_std=[0.5 + 0.1 * i for i in range(16)],
+        latents_mean=[0.1 * i - 0.8 for i in range(LATENT_CHANNELS)],
+        latents_std=[0.5 + 0.1 * i for i in range(LATENT_CHANNELS)],
+        in_channels=image_channels,
+        out_channels=image_channels,
     )
     transformer = QwenImage21Transformer2DModel(
-        in_channels=16,
-        out_channels=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
         context_in_dim=16,
         axes_dims_rope=(4, 6, 6),
+        causal_condition=causal_condition,
     )
-    randomize(transformer, 1).to(dtype).save_pretrained(folder / "transformer")
-    randomize(vae, 2).to(dtype).save_pretrained(folder / "vae")
-    encoder.to(dtype).save_pretrained(folder / "text_encoder")
-    values = SCHEDULER if scheduler is None else scheduler
-    FlowMatchEulerDiscreteScheduler(**values).save_pretrained(folder / "scheduler")
+    encoder = tiny_qwen3_vl.published_config("patches_of_qwen", vocabulary=151936, tie_word_embeddings=False)
+    return {
+        "transformer": randomize(transformer, 1),
+        "vae": randomize(vae, 2),
+        "text_encoder": tiny_qwen3_vl.build(encoder)[0],
+    }
+
+
+def write(
+    folder: pathlib.Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    max_shard_size: str = "5GB",
+    scheduler: dict[str, Any] = SCHEDULER,
+    index: dict[str, Any] | None = None,
+    **options: Any,
+) -> pathlib.Path:
+    """Writes the pipeline folder; `index` adds entries to `model_index.json`, `options` are those of `build`."""
+    for name, model in build(**options).items():
+        copy.deepcopy(model).to(dtype).save_pretrained(folder / name, max_shard_size=max_shard_size)
+    FlowMatchEulerDiscreteScheduler(**scheduler).save_pretrained(folder / "scheduler")
     save_qwen_processor(folder / "processor")
-    (folder / "model_index.json").write_text(
-        json.dumps(
-            {
-                "_class_name": "QwenImage21Pipeline",
-                "_diffusers_version": "0.42.1",
-                "processor": ["transformers", "Qwen3VLProcessor"],
-                "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-                "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
-                "transformer": ["diffusers", "QwenImage21Transformer2DModel"],
-                "vae": ["diffusers", "AutoencoderKLQwenImage21"],
-                **index,
-            },
-            indent=2,
-        )
-    )
+    # The published processor enlarges images below 256 x 256 pixels; tests condition on smaller ones.
+    preprocessor = folder / "processor" / "preprocessor_config.json"
+    values = json.loads(preprocessor.read_text())
+    preprocessor.write_text(json.dumps(values | {"size": {"shortest_edge": 32 * 32, "longest_edge": 4096 * 4096}}))
+    (folder / "model_index.json").write_text(json.dumps(INDEX | (index or {}), indent=2))
     return folder

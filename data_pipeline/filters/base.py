@@ -15,6 +15,12 @@ class Candidate:
     decoded: Decoded | None
     failure: UndecodableImage | None
 
+    @property
+    def whole(self) -> Decoded:
+        """The decoded image, for filters that are not asked about broken ones."""
+        assert self.decoded is not None
+        return self.decoded
+
 
 @dataclass(frozen=True)
 class Filter:

@@ -15,6 +15,7 @@ def _score(candidate: Candidate) -> dict:
     size = len(candidate.record.image)
     if candidate.decoded is None:
         failure = candidate.failure
+        assert failure is not None
         return {"reason": failure.reason, "detail": failure.detail, "format": None, "mode": None, "bytes": size}
     return {"reason": None, "detail": None, "bytes": size} | {
         "format": candidate.decoded.format,

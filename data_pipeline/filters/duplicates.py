@@ -34,7 +34,7 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def _score(candidate: Candidate) -> dict:
-    image = candidate.decoded.image
+    image = candidate.whole.image
     grey = over_white(image).convert("L")
     histogram = np.asarray(grey.histogram(), dtype=np.float64)
     shares = histogram[histogram > 0] / histogram.sum()

@@ -17,9 +17,9 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `ORIENTATION` for each candidate."""
     return [
         {
-            "exif": candidate.decoded.orientation,
-            "transform": _transform(candidate.decoded.orientation),
-            "contradiction": _contradiction(candidate.decoded),
+            "exif": candidate.whole.orientation,
+            "transform": _transform(candidate.whole.orientation),
+            "contradiction": _contradiction(candidate.whole),
         }
         for candidate in candidates
     ]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
 from qi2_jax.sequence import BLOCK_CAUSAL, Layout
 
@@ -45,7 +46,7 @@ def _step(x_BNC, velocity_BNC, negative_BNC, guidance, t_B, next_B):
 
 def sample(
     model: MMDiT,
-    noise_BNC: Float[Array, "B N C"],
+    noise_BNC: Float[AnyArray, "B N C"],
     times: np.ndarray,
     prompt: Prompt,
     *,

@@ -47,14 +47,12 @@ class Schedule:
         Raises:
           ValueError: for fewer than one step or times outside (0, 1].
         """
-        sigmas = self.sample_sigmas if sigmas is None else sigmas
-        if sigmas is None:
-            if steps < 1:
-                raise ValueError(f"the number of steps must be at least 1, got {steps}")
-            sigmas = np.linspace(1.0, 1 / steps, steps)
-        t = np.asarray(sigmas, np.float32)
+        fixed = self.sample_sigmas if sigmas is None else sigmas
+        if fixed is None and steps < 1:
+            raise ValueError(f"the number of steps must be at least 1, got {steps}")
+        t = np.asarray(np.linspace(1.0, 1 / steps, steps) if fixed is None else fixed, np.float32)
         if t.ndim != 1 or not len(t) or not np.all((t > 0) & (t <= 1)):
-            raise ValueError(f"sigmas must be a list of times in (0, 1], got {list(sigmas)}")
+            raise ValueError(f"sigmas must be a list of times in (0, 1], got {t.tolist()}")
         t = self.shift(t, tokens)
         if self.terminal:
             if t[-1] == 1:

@@ -5,6 +5,7 @@ Dims: `B` batch.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -40,7 +41,7 @@ class Uniform:
         return jax.random.uniform(key, (count,), minval=self.low, maxval=self.high)
 
 
-LAWS = {"logit_normal": LogitNormal, "uniform": Uniform}
+LAWS: dict[str, Callable[..., TimestepLaw]] = {"logit_normal": LogitNormal, "uniform": Uniform}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from qi2_jax.interop import names as naming
 from qi2_jax.interop import weights as storage
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
-from qi2_jax.interop.tensors import CODES, Stored, Writer, size
+from qi2_jax.interop.tensors import CODES, Writer, size
 from qi2_jax.interop.weights import CARRIED, STEM, FileWeight, Weight, Weights
 
 MARK, INDEX = "qi2.json", "model_index.json"
@@ -82,6 +82,7 @@ def export_folder(
     out: pathlib.Path,
     *,
     replace: Mapping[str, Weights] | None = None,
+    code: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Report:
     """Our model folder -> published pipeline folder, loadable by diffusers.
@@ -92,6 +93,7 @@ def export_folder(
       source: a folder made by `import_folder` or by a run.
       out: the folder to make; must be empty or missing.
       replace: weights to take for a component instead of the folder's own, for instance a checkpoint's.
+      code: convert every tensor to this dtype of safetensors, one of `tensors.DTYPES`; None: as stored.
       max_shard_bytes: larger components are split into shards with an index.
 
     Raises:
@@ -105,16 +107,16 @@ def export_folder(
         config = components.read_config(source / name, name)
         expected = component.expected(config)
         if replace and name in replace:
-            storage.check_ours(
-                {key: weight.shape for key, weight in replace[name].items()}, expected, f"weights of the {name}"
-            )
-            opened[name] = replace[name], storage.carried_of_ours(source / name)
+            weights, carried = replace[name], storage.carried_of_ours(source / name)
+            shapes = {key: weight.shape for key, weight in weights.items()}
+            storage.check_ours(shapes, expected, f"weights of the {name}")
         else:
-            opened[name] = storage.of_ours(source / name, expected)
-        items[name] = _published_items(*opened[name], component.name_map(config))
-        naming.check(
-            {item.name: item.shape for item in items[name]}, expected, component.name_map(config), str(source / name)
-        )
+            weights, carried = storage.of_ours(source / name, expected)
+        if code is not None:
+            weights, carried = storage.cast(weights, code), storage.cast(carried, code)
+        opened[name], names = (weights, carried), component.name_map(config)
+        items[name] = _published_items(weights, carried, names)
+        naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
     copied, left_out = _auxiliary(source)
     with files.building(out), _bar("export", opened) as bar:
         for name, component in COMPONENTS.items():
@@ -124,18 +126,16 @@ def export_folder(
 
 
 def write_ours(
-    folder: pathlib.Path, weights: Mapping[str, FileWeight], carried: Mapping[str, Stored], bar: Any = None
+    folder: pathlib.Path, weights: Mapping[str, FileWeight], carried: Mapping[str, FileWeight], bar: Any = None
 ) -> None:
     """Writes one component's `model.safetensors` with our names, from other files."""
-    specs = {name: (weight.code, weight.shape) for name, weight in weights.items()}
-    specs |= {CARRIED + name: (stored.code, stored.shape) for name, stored in carried.items()}
+    everything = {**weights, **{CARRIED + name: weight for name, weight in carried.items()}}
+    specs = {name: (weight.code, weight.shape) for name, weight in everything.items()}
     with Writer(folder / f"{STEM}.safetensors", specs, bar) as writer:
-        for name, weight in weights.items():
+        for name, weight in everything.items():
             offset = 0
             for piece in weight.pieces:
                 offset += writer.write(name, piece, offset)
-        for name, stored in carried.items():
-            writer.write(CARRIED + name, stored)
 
 
 def save_component(
@@ -163,23 +163,21 @@ class _Item(NamedTuple):
     """One published tensor and where its bytes come from."""
 
     name: str
-    code: str
     shape: tuple[int, ...]
-    source: Weight | Stored
+    source: Weight
     layer: int | None
 
     @property
     def nbytes(self) -> int:
-        return size(self.code, self.shape)
+        return size(self.source.code, self.shape)
 
 
-def _published_items(weights: Weights, carried: Mapping[str, Stored], names: naming.NameMap) -> list[_Item]:
-    items = [_Item(name, stored.code, stored.shape, stored, None) for name, stored in carried.items()]
+def _published_items(weights: Weights, carried: Weights, names: naming.NameMap) -> list[_Item]:
+    items = [_Item(published, weight.shape, weight, None) for published, weight in carried.items()]
     for ours, weight in weights.items():
         for published in names.to_published(ours, weight.shape):
             layer = names.to_ours(published)[1]
-            shape = weight.shape if layer is None else weight.shape[1:]
-            items.append(_Item(published, weight.code, shape, weight, layer))
+            items.append(_Item(published, weight.shape if layer is None else weight.shape[1:], weight, layer))
     return items
 
 
@@ -194,7 +192,7 @@ def _write_published(folder: pathlib.Path, stem: str, items: list[_Item], max_sh
     if count == 1:
         names = [f"{stem}.safetensors"]
     for name, shard in zip(names, shards, strict=True):
-        with Writer(folder / name, {item.name: (item.code, item.shape) for item in shard}, bar) as writer:
+        with Writer(folder / name, {item.name: (item.source.code, item.shape) for item in shard}, bar) as writer:
             for item in shard:
                 writer.write(item.name, item.source.part(item.layer))
     if count > 1:
@@ -227,7 +225,8 @@ def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...
             if relative.name.endswith((".safetensors", ".safetensors.index.json")) or relative.name == MARK:
                 continue
             wanted = len(relative.parts) == 2 and relative.parts[0] in (*COMPONENTS, *AUXILIARY)
-            if (wanted or relative == pathlib.Path(INDEX)) and relative.suffix in COPIED_SUFFIXES:
+            is_text = relative.suffix in COPIED_SUFFIXES and (source / relative).is_file()
+            if (wanted or relative == pathlib.Path(INDEX)) and is_text:
                 copied.append(relative)
             else:
                 left_out.append(str(relative))
@@ -273,7 +272,17 @@ def _bar(title: str, opened) -> tqdm:
     return tqdm(total=total, desc=title, unit="B", unit_scale=True, dynamic_ncols=True)
 
 
-def _report(opened: Mapping[str, tuple[Weights, Mapping[str, Stored]]], left_out: tuple[str, ...]) -> Report:
+def describe(report: Report) -> str:
+    """The report as lines to print."""
+    lines = [
+        f"{name}: {count:,} parameters, {report.bytes[name] / 1e9:.3f} GB" for name, count in report.parameters.items()
+    ]
+    if report.left_out:
+        lines.append(f"left out, neither weights nor configuration: {', '.join(report.left_out)}")
+    return "\n".join(lines)
+
+
+def _report(opened: Mapping[str, tuple[Weights, Weights]], left_out: tuple[str, ...]) -> Report:
     counts, sizes = {}, {}
     for name, (weights, carried) in opened.items():
         everything = (*weights.values(), *carried.values())

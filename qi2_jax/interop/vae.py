@@ -26,27 +26,28 @@ _FIELDS = {
 
 
 def from_diffusers(published: Mapping[str, Any]) -> VAEConfig:
-    """Reads the content of a published `config.json`.
+    """Reads the content of a published `config.json`; absent sizes take the published defaults.
 
     Raises:
-      ValueError: for another class, for missing or unknown keys, and for values that our autoencoder does not support.
+      ValueError: for another class, for missing statistics of the latents, for unknown entries, and for values that
+        our autoencoder does not support.
     """
-    entries = {key: value for key, value in published.items() if not key.startswith("_")}
     if (found := published.get("_class_name", CLASS_NAME)) != CLASS_NAME:
-        raise ValueError(f"the autoencoder's class is {found}; only {CLASS_NAME} can be read")
-    known = {*_FIELDS.values(), *_FIXED, "scale_factor_temporal", "scale_factor_spatial"}
-    missing, unknown = sorted(set(_FIELDS.values()) - set(entries)), sorted(set(entries) - known)
-    if missing or unknown:
-        raise ValueError(f"the autoencoder's configuration lacks {missing} and has unknown entries {unknown}")
+        raise ValueError(f"the autoencoder's class is {found!r}; only {CLASS_NAME} can be read")
+    entries = {key: value for key, value in published.items() if not key.startswith("_")}
+    if missing := sorted({"latents_mean", "latents_std"} - entries.keys()):
+        raise ValueError(f"the autoencoder's configuration lacks {missing}; add one value per latent channel")
+    if unknown := sorted(entries.keys() - {*_FIELDS.values(), *_FIXED, *_scale_factors(VAEConfig())}):
+        raise ValueError(f"the autoencoder's configuration has unknown entries {unknown}; only diffusers 0.42 is known")
     for key, value in _FIXED.items():
         if entries.get(key, value) != value:
             raise ValueError(f"the autoencoder has {key} = {entries[key]!r}; only {value!r} is supported")
-    if entries["decoder_base_dim"] is None:
-        entries["decoder_base_dim"] = entries["base_dim"]
-    values = {field: entries[key] for field, key in _FIELDS.items()}
+    if entries.get("decoder_base_dim", 0) is None:
+        entries["decoder_base_dim"] = entries.get("base_dim", VAEConfig().encoder_width)
+    values = {field: entries[key] for field, key in _FIELDS.items() if key in entries}
     config = VAEConfig(**{field: tuple(v) if isinstance(v, list) else v for field, v in values.items()})
     for key, value in _scale_factors(config).items():
-        if entries.get(key) not in (None, value):
+        if entries.get(key, value) not in (None, value):
             raise ValueError(f"the autoencoder has {key} = {entries[key]!r}, but its levels make it {value}")
     return config
 

@@ -90,7 +90,7 @@ class CastWeight:
 
 def of_published(
     folder: pathlib.Path, stem: str, expected: naming.Shapes, names: naming.NameMap
-) -> tuple[dict[str, FileWeight], dict[str, Stored]]:
+) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
     """Weights of a published component and its carried tensors.
 
     Args:
@@ -113,24 +113,33 @@ def of_published(
         weights[ours] = FileWeight(pieces, stacked=names.is_stacked(published[0]))
     if mixed:
         raise ValueError(f"{folder}: the layers of these parameters have different dtypes: {mixed}")
-    return weights, {name: stored for name, stored in found.items() if names.is_carried(name)}
+    return weights, _whole({name: stored for name, stored in found.items() if names.is_carried(name)})
 
 
-def of_ours(folder: pathlib.Path, expected: naming.Shapes) -> tuple[dict[str, FileWeight], dict[str, Stored]]:
+def of_ours(folder: pathlib.Path, expected: naming.Shapes) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
     """Weights of one of our own components and its carried tensors; raises as `of_published`."""
     found = tensors.scan_folder(folder, STEM)
     own = {name: stored for name, stored in found.items() if not name.startswith(CARRIED)}
     check_ours({name: stored.shape for name, stored in own.items()}, expected, str(folder))
-    return {name: FileWeight((stored,), stacked=False) for name, stored in own.items()}, _carried(found)
+    return _whole(own), _carried(found)
 
 
-def carried_of_ours(folder: pathlib.Path) -> dict[str, Stored]:
+def carried_of_ours(folder: pathlib.Path) -> dict[str, FileWeight]:
     """The carried tensors of one of our own components; none where its weights stand elsewhere."""
     return _carried(tensors.scan_folder(folder, STEM)) if (folder / f"{STEM}.safetensors").is_file() else {}
 
 
-def _carried(found: Mapping[str, Stored]) -> dict[str, Stored]:
-    return {name.removeprefix(CARRIED): stored for name, stored in found.items() if name.startswith(CARRIED)}
+def _carried(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
+    return _whole({name.removeprefix(CARRIED): stored for name, stored in found.items() if name.startswith(CARRIED)})
+
+
+def _whole(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
+    return {name: FileWeight((stored,), stacked=False) for name, stored in found.items()}
+
+
+def cast(weights: Weights, code: str) -> Weights:
+    """The weights in another dtype, given by its code in safetensors files; converted as they are read."""
+    return {name: weight if weight.code == code else CastWeight(weight, code) for name, weight in weights.items()}
 
 
 def check_ours(found: naming.Shapes, expected: naming.Shapes, where: str) -> None:

@@ -65,7 +65,7 @@ def encode(
         return found[: len(texts)]
 
     def samples() -> Iterator[Sample]:
-        latents: tuple[int, np.ndarray | None] = (-1, None)
+        latents = -1, np.zeros(0)
         with tqdm(total=len(captions), desc="encode", unit="sample", dynamic_ncols=True) as bar:
             for start in range(0, len(captions), BATCH):
                 batch = captions[start : start + BATCH]

@@ -20,9 +20,8 @@ from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, models, results, stages
 from qi2_jax.job.verify import compare
-from qi2_jax.pipeline import Pipeline, to_image, to_pixels
+from qi2_jax.pipeline import Pipeline, decode_latents, to_image, to_pixels
 from qi2_jax.training import metrics
-from qi2_jax.training.vae import reconstruct_clipped
 
 
 def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> dict[str, Any]:
@@ -72,11 +71,12 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
         progress=lambda steps: tqdm(steps, desc="sample", unit="step", dynamic_ncols=True),
     )
     originals = list(pictures)
-    rebuilt = [
-        to_image(np.asarray(reconstruct_clipped(pipeline.vae, pixels.astype(np.float32)[None] / 127.5 - 1))[0])
-        for pixels in originals
-    ]
     owners = [caption.picture for caption in captions]
+    first = [owners.index(picture) for picture in range(len(originals))]
+    rebuilt = [
+        to_image(np.asarray(decode_latents(pipeline.vae, samples[index].latents[None], jnp.float32))[0])
+        for index in first
+    ]
     own = results.nearest_is_own(images, originals, owners)
     triples = [(originals[i], rebuilt[i], image) for i, image in zip(owners, images, strict=True)]
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))

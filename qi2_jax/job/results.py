@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_pipeline.images import over_white
 
@@ -53,10 +53,10 @@ def draw(
         left, top = (index % COLUMNS) * width + GAP, (index // COLUMNS) * height + TEXT_HEIGHT
         for place, pixels in enumerate(images):
             image = over_white(Image.fromarray(pixels))
-            image.thumbnail((CELL, CELL))
+            image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
             corner = (left + place * (CELL + GAP) + (CELL - image.width) // 2, top + (CELL - image.height) // 2)
             sheet.paste(image, corner)
-        shown = text
+        shown = text if text.isascii() else f"({len(text)} characters that this font lacks)"
         while pen.textlength(shown, font) > width - 2 * GAP:
             shown = shown[:-2].rstrip("…") + "…"
         pen.text((left, top + CELL + 4), shown, "black", font)

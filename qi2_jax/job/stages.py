@@ -1,5 +1,6 @@
 """The two training stages of a job: the autoencoder, then the transformer."""
 
+import itertools
 import pathlib
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipeline.loader import Loader, Rows, collate
 from data_pipeline.pictures import Crops, Pictures
@@ -26,21 +28,27 @@ from qi2_jax.training import vae as vae_training
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+def _mesh(config: Any) -> Mesh:
+    """The mesh of a stage; on fake CPU devices a stage may use fewer than the job has."""
+    shape = sharding.MeshShape(**config)
+    return sharding.make_mesh(shape, jax.devices()[: shape.size] if jax.default_backend() == "cpu" else None)
+
+
 def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib.Path) -> None:
     """Trains the autoencoder and puts its EMA weights, with latent statistics, into the model folder."""
     if (model / "vae" / f"{STEM}.safetensors").is_file():
         return
     vae_config = VAEConfig(**configs.dataclass_fields(config.model))
-    mesh = sharding.make_mesh(sharding.MeshShape(**config.mesh))
+    mesh = _mesh(config.mesh)
     crops = Crops(pictures, config.crop, config.batch_size, config.seed, jax.process_index(), jax.process_count())
     task = loop.Task(
         "autoencoder", lambda key: VAE(vae_config, key=key), vae_training.loss, crops.from_step, config.batch_size
     )
     state = loop.train(task, config, out, mesh)
     vae = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state.ema)
-    encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean)
-    latents = (np.asarray(encode(vae, pixels.astype(np.float32)[None] / 127.5 - 1))[0] for pixels in pictures)
-    models.save_vae(model, vae, *vae_training.latent_statistics(latents))
+    fresh = crops.from_step(config.train.steps)
+    batches = (pixels for _, pixels in itertools.islice(fresh, config.statistics_batches))
+    models.save_vae(model, vae, *vae_training.latent_statistics(vae, batches))
 
 
 def transformer_config(config: Any, samples: SampleFolder) -> MMDiTConfig:
@@ -60,7 +68,7 @@ def layout_of(samples: SampleFolder) -> Layout:
 
 def train_transformer(config: Any, samples: SampleFolder, out: pathlib.Path) -> None:
     """Trains the transformer on encoded samples; continues where an earlier call stopped."""
-    mesh = sharding.make_mesh(sharding.MeshShape(**config.mesh))
+    mesh = _mesh(config.mesh)
     layout, model_config = layout_of(samples), transformer_config(config, samples)
     run = Execution(
         DTYPES[config.execution.dtype], config.execution.kernel, config.execution.remat, sharding.Constrain(mesh)

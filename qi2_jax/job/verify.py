@@ -60,7 +60,7 @@ def compare(
     ours = pipeline(texts, sizes=sizes, latents=padded, steps=steps, guidance=guidance, negative=negative)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        np.savez(folder / "latents.npz", **{str(index): row for index, row in enumerate(noise)})
+        np.savez(folder / "latents.npz", **{str(index): row for index, row in enumerate(noise)})  # type: ignore[arg-type]
         request = {
             "folder": str(exported.resolve()),
             "prompts": list(texts),

@@ -10,6 +10,7 @@ Dims: `B` batch, `D` width, `I` input width, `O` output width.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 Axes = tuple[str | None, ...]
+AnyArray = Any  # of a batch: a numpy array on the host, then a jax.Array
 
 
 def keys(key: Array):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qi2_jax import sequence
 from qi2_jax.attention import attention
-from qi2_jax.models.layers import Axes, Linear, RMSNorm, keys, stacked, standardize
+from qi2_jax.models.layers import AnyArray, Axes, Linear, RMSNorm, keys, stacked, standardize
 
 TIME_FEATURES, TIME_FACTOR, TIME_PERIOD = 256, 1000.0, 10_000.0
 ROPE_THETA = 10_000.0
@@ -83,10 +83,10 @@ class Execution:
 class Conditioning(NamedTuple):
     """What samples are conditioned on, padded to a layout: text features, clean condition latents and placement."""
 
-    text_BTE: Float[Array, "B T E"]
-    positions_BS3: Int[Array, "B S 3"]
-    valid_BS: Bool[Array, "B S"]
-    conditions_BMC: Float[Array, "B M C"] | None = None
+    text_BTE: Float[AnyArray, "B T E"]
+    positions_BS3: Int[AnyArray, "B S 3"]
+    valid_BS: Bool[AnyArray, "B S"]
+    conditions_BMC: Float[AnyArray, "B M C"] | None = None
 
 
 class Attention(nnx.Module):
@@ -273,7 +273,7 @@ class MMDiT(nnx.Module):
         )
         return self._read_out(x_BND, scale)
 
-    def _prefix_parts(self, given: Conditioning, run: Execution):
+    def _prefix_parts(self, given: Conditioning, run: Execution) -> tuple[Array, Array | None]:
         text = self.text_in(given.text_BTE.astype(run.dtype))
         conditions = None if given.conditions_BMC is None else self.image_in(given.conditions_BMC.astype(run.dtype))
         return text, conditions

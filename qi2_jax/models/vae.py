@@ -19,6 +19,10 @@ from qi2_jax.models.vae_blocks import ChannelNorm, Conv2d, DownBlock, MidBlock, 
 
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite and above zero
 
+# Spread of a fresh input convolution's bias. Without it a zero image has zero activations, at which the channel norms
+# multiply gradients by 1e12.
+INPUT_BIAS_STD = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
@@ -54,8 +58,8 @@ class VAEConfig:
         sizes = (self.encoder_width, self.decoder_width, self.latent_channels, self.residual_blocks, *self.multipliers)
         if min(sizes) < 1:
             raise ValueError(
-                f"encoder_width, decoder_width, latent_channels, residual_blocks and multipliers must be positive; "
-                f"they are {sizes[0]}, {sizes[1]}, {sizes[2]}, {sizes[3]} and {self.multipliers}"
+                "encoder_width, decoder_width, latent_channels, residual_blocks and multipliers must be positive; they "
+                f"are {sizes[0]}, {sizes[1]}, {sizes[2]}, {sizes[3]} and {self.multipliers}"
             )
         if len(self.halves_time) != len(self.multipliers) - 1:
             raise ValueError(
@@ -125,13 +129,13 @@ class Encoder(nnx.Module):
     """Images to 2 C channels, before the last 1x1 convolution (`VAE.quant_conv`)."""
 
     def __init__(self, config: VAEConfig, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         levels = config.encoder_levels()
-        self.conv_in = Conv2d(config.in_channels, levels[0].in_dim, 3, key=next(key), bias_std=0.5)
-        self.down_blocks = nnx.List([DownBlock(*level, config.residual_blocks, key=next(key)) for level in levels])
-        self.mid_block = MidBlock(levels[-1].out_dim, key=next(key))
+        self.conv_in = Conv2d(config.in_channels, levels[0].in_dim, 3, key=next(rng), bias_std=INPUT_BIAS_STD)
+        self.down_blocks = nnx.List([DownBlock(*level, config.residual_blocks, key=next(rng)) for level in levels])
+        self.mid_block = MidBlock(levels[-1].out_dim, key=next(rng))
         self.norm_out = ChannelNorm(levels[-1].out_dim)
-        self.conv_out = Conv2d(levels[-1].out_dim, 2 * config.latent_channels, 3, key=next(key))
+        self.conv_out = Conv2d(levels[-1].out_dim, 2 * config.latent_channels, 3, key=next(rng))
 
     def __call__(self, x: Float[Array, "B H W I"], *, remat: bool) -> Float[Array, "B h w 2*C"]:
         x = self.conv_in(x)
@@ -144,13 +148,13 @@ class Decoder(nnx.Module):
     """Latents, after the first 1x1 convolution (`VAE.post_quant_conv`), to images of any range."""
 
     def __init__(self, config: VAEConfig, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         levels = config.decoder_levels()
-        self.conv_in = Conv2d(config.latent_channels, levels[0].in_dim, 3, key=next(key), bias_std=0.5)
-        self.mid_block = MidBlock(levels[0].in_dim, key=next(key))
-        self.up_blocks = nnx.List([UpBlock(*level, config.residual_blocks + 1, key=next(key)) for level in levels])
+        self.conv_in = Conv2d(config.latent_channels, levels[0].in_dim, 3, key=next(rng), bias_std=INPUT_BIAS_STD)
+        self.mid_block = MidBlock(levels[0].in_dim, key=next(rng))
+        self.up_blocks = nnx.List([UpBlock(*level, config.residual_blocks + 1, key=next(rng)) for level in levels])
         self.norm_out = ChannelNorm(levels[-1].out_dim)
-        self.conv_out = Conv2d(levels[-1].out_dim, config.out_channels, 3, key=next(key))
+        self.conv_out = Conv2d(levels[-1].out_dim, config.out_channels, 3, key=next(rng))
 
     def __call__(self, x: Float[Array, "B h w C"], *, remat: bool) -> Float[Array, "B H W I"]:
         x = self.conv_in(x)
@@ -166,12 +170,12 @@ class VAE(nnx.Module):
     """
 
     def __init__(self, config: VAEConfig, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         self.config = config
-        self.encoder = Encoder(config, key=next(key))
-        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1, key=next(key))
-        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1, key=next(key))
-        self.decoder = Decoder(config, key=next(key))
+        self.encoder = Encoder(config, key=next(rng))
+        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1, key=next(rng))
+        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1, key=next(rng))
+        self.decoder = Decoder(config, key=next(rng))
 
     def encode(self, images: Float[Array, "B H W I"], *, remat: bool = False) -> Posterior:
         """Images in [-1, 1] -> the distribution of their raw latents, in the dtype of the images; its mode is the mean.

@@ -1,14 +1,14 @@
 """Blocks of the image autoencoder: channel norm, residual and attention blocks, and the levels that change resolution.
 
-Every level adds a shortcut without parameters around all its layers: averages of pixels on the way down, copies on the
-way up. The published weights come from a video model, whose shortcuts at some levels also pool two frames into one. An
-image is the last of these two frames and the first is zero, which in terms of images means that half of what such a
-level averages is zero on the way down, and that half of the copies are dropped on the way up.
+Around all layers of a level goes a shortcut without parameters: averages of pixels on the way down, copies on the way
+up (only the decoder's last level has none). The published weights come from a video model, whose shortcuts at some
+levels also pool two frames into one. An image is the last of these two frames and the first is zero. In terms of
+images, half of what such a level averages on the way down is zero, and half of the copies on the way up are dropped.
 
 Attributes have the published names, and parameters the published shapes (a norm's `gamma` is [C, 1, 1] or
 [C, 1, 1, 1]), so that exchange is renaming.
 
-Dims: `B` batch, `H` height, `W` width, `C` channels of input, `O` channels of output, `S` positions.
+Dims: `B` batch, `H` height, `W` width, `C` channels of input, `O` of output; `H2`, `W2` size of output.
 """
 
 import itertools
@@ -80,7 +80,8 @@ class ChannelNorm(nnx.Module):
 class ResidualBlock(nnx.Module):
     """`x + conv(silu(norm(conv(silu(norm(x))))))`, with a 1x1 convolution of x where the number of channels changes.
 
-    The last convolution starts at zero: a fresh block is its shortcut.
+    The last convolution starts at zero, so a fresh block is its shortcut and a fresh model is nearly linear. Small
+    models learn faster from there than from equally scaled convolutions.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, key: Array):
@@ -98,7 +99,10 @@ class ResidualBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Residual self-attention with one head as wide as the channels; every pixel sees every pixel."""
+    """Residual self-attention with one head as wide as the channels; every position sees every other.
+
+    Queries, keys and values are thirds of one 1x1 convolution. The projection starts at zero, as in `ResidualBlock`.
+    """
 
     def __init__(self, dim: int, *, key: Array):
         key1, key2 = jax.random.split(key)
@@ -132,10 +136,10 @@ class DownBlock(nnx.Module):
     """
 
     def __init__(self, in_dim: int, out_dim: int, factor: int, frames: int, count: int, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         dims = [in_dim] + [out_dim] * count
-        self.resnets = nnx.List([ResidualBlock(a, b, key=next(key)) for a, b in itertools.pairwise(dims)])
-        self.downsampler = Conv2d(out_dim, out_dim, 3, stride=2, key=next(key)) if factor == 2 else None
+        self.resnets = nnx.List([ResidualBlock(a, b, key=next(rng)) for a, b in itertools.pairwise(dims)])
+        self.downsampler = Conv2d(out_dim, out_dim, 3, stride=2, key=next(rng)) if factor == 2 else None
         self.out_dim, self.factor, self.frames = out_dim, factor, frames
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
@@ -154,10 +158,10 @@ class UpBlock(nnx.Module):
     """
 
     def __init__(self, in_dim: int, out_dim: int, factor: int, frames: int, count: int, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         dims = [in_dim] + [out_dim] * count
-        self.resnets = nnx.List([ResidualBlock(a, b, key=next(key)) for a, b in itertools.pairwise(dims)])
-        self.upsampler = Conv2d(out_dim, out_dim, 3, key=next(key)) if factor == 2 else None
+        self.resnets = nnx.List([ResidualBlock(a, b, key=next(rng)) for a, b in itertools.pairwise(dims)])
+        self.upsampler = Conv2d(out_dim, out_dim, 3, key=next(rng)) if factor == 2 else None
         self.out_dim, self.frames = out_dim, frames
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -108,12 +107,19 @@ def check(path: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
         raise ValueError(f"checkpoint {path} cannot be restored into this model:\n  " + "\n  ".join(problems))
 
 
-@functools.lru_cache(maxsize=1)
+_last_leaf: dict[tuple[pathlib.Path, str, str], np.ndarray] = {}
+
+
 def _leaf(path: pathlib.Path, item: str, name: str) -> np.ndarray:
-    leaves: dict[str, Any] = dict.fromkeys(describe(path, item), ocp.PLACEHOLDER)
-    shape, dtype = (getattr(describe(path, item)[name], attribute) for attribute in ("shape", "dtype"))
-    leaves[name] = np.empty(shape, dtype)
-    return ocp.load_checkpointables(path.resolve(), {item: leaves})[item][name]
+    """One leaf of a step. The last one is kept, since it is read in slices; only one is ever in memory."""
+    key = (path.resolve(), item, name)
+    if key not in _last_leaf:
+        _last_leaf.clear()
+        found = describe(path, item)
+        leaves: dict[str, Any] = dict.fromkeys(found, ocp.PLACEHOLDER)
+        leaves[name] = np.empty(found[name].shape, found[name].dtype)
+        _last_leaf[key] = ocp.load_checkpointables(path.resolve(), {item: leaves})[item][name]
+    return _last_leaf[key]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from qi2_jax.diffusion import flow
 from qi2_jax.diffusion.timesteps import Shift, TimestepLaw
+from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
 from qi2_jax.sequence import Layout
 from qi2_jax.training.step import Loss
@@ -23,7 +24,7 @@ from qi2_jax.training.step import Loss
 class Batch(NamedTuple):
     """Clean target latents, normalised per channel, and what they are conditioned on."""
 
-    latents_BNC: Float[Array, "B N C"]
+    latents_BNC: Float[AnyArray, "B N C"]
     given: Conditioning
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from qi2_jax import sharding
 
 # (model, static, batch, key) -> (loss, further scalars). `static` decides the compiled program, e.g. a layout.
-Loss = Callable[[Any, Hashable, Any, Array], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+Loss = Callable[[Any, Any, Any, Array], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
 
 class TrainState(NamedTuple):

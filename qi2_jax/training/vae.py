@@ -33,22 +33,19 @@ def _psnr(error) -> Float[Array, ""]:
 
 
 def latent_statistics(
-    latents: Iterable[Float[np.ndarray, "h w C"]], floor: float = 1e-3
+    vae: VAE, batches: Iterable[Float[np.ndarray, "B H W c"]], floor: float = 1e-3
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each latent channel over all positions of all images, in float64.
+    """Mean and standard deviation of each latent channel over all positions of some batches of pixels.
 
-    A channel that hardly varies gets `floor` as its deviation, so that normalising does not amplify noise.
+    Computed from the posterior's mode, added up in float64. A channel that hardly varies gets `floor` as its
+    deviation, so that normalising does not amplify noise.
     """
-    count, total, squares = 0, 0.0, 0.0
-    for image in latents:
-        flat = np.asarray(image, np.float64).reshape(-1, image.shape[-1])
+    encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean)
+    count, total, squares = 0, np.zeros(()), np.zeros(())
+    for pixels in batches:
+        latents = np.asarray(encode(vae, pixels), np.float64)
+        flat = latents.reshape(-1, latents.shape[-1])
         count, total, squares = count + len(flat), total + flat.sum(0), squares + (flat**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, floor**2))
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-@jax.jit
-def reconstruct_clipped(vae: VAE, pixels_BHWc: Float[Array, "B H W c"]) -> Float[Array, "B H W c"]:
-    """As `reconstruct`, clipped to [-1, 1] and compiled."""
-    return jnp.clip(reconstruct(vae, pixels_BHWc), -1, 1)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig, VisionConfig
 
 
@@ -28,12 +29,12 @@ class VisionInputs:
       slots: int32, the flat position b * S + s of every feature among the tokens; B * S where there is none.
     """
 
-    patches: Float[Array, "I P C"]
-    valid: Bool[Array, "I P"]
-    coordinates: Int[Array, "I P 2"]
-    table_index: Int[Array, "I P 4"]
-    table_weight: Float[Array, "I P 4"]
-    slots: Int[Array, "I M"]
+    patches: Float[AnyArray, "I P C"]
+    valid: Bool[AnyArray, "I P"]
+    coordinates: Int[AnyArray, "I P 2"]
+    table_index: Int[AnyArray, "I P 4"]
+    table_weight: Float[AnyArray, "I P 4"]
+    slots: Int[AnyArray, "I M"]
 
 
 @jax.tree_util.register_dataclass
@@ -48,9 +49,9 @@ class EncoderInputs:
       vision: None if the batch holds no image.
     """
 
-    input_ids: Int[Array, "B S"]
-    valid: Bool[Array, "B S"]
-    positions: Int[Array, "3 B S"]
+    input_ids: Int[AnyArray, "B S"]
+    valid: Bool[AnyArray, "B S"]
+    positions: Int[AnyArray, "3 B S"]
     vision: VisionInputs | None
 
 
@@ -119,6 +120,7 @@ def prepare_inputs(
     for i, (_, height, width) in enumerate(grids):
         count, before = counts[i], ends[i] - counts[i]
         here = np.s_[i, :count]
+        assert patches is not None
         filled.patches[here], filled.valid[here] = patches[before : ends[i]], True
         filled.coordinates[here] = coordinates = patch_coordinates(height, width, merge)
         filled.table_index[here], filled.table_weight[here] = table_corners(coordinates, height, width, vision)
@@ -151,7 +153,7 @@ def mrope_positions(
     start, p = 0, 0
     while start < len(ids):
         if not is_image[start]:
-            stop = start + next(iter(np.flatnonzero(is_image[start:])), len(ids) - start)
+            stop = start + int(next(iter(np.flatnonzero(is_image[start:])), len(ids) - start))
             positions[:, start:stop] = p + np.arange(stop - start)
             p += stop - start
         else:
@@ -186,7 +188,9 @@ def table_corners(
       Flat indices into the table and fp32 weights that sum to one.
     """
     side = vision.table_side
-    source = coordinates.astype(np.float32) * np.float32(side - 1) / np.maximum(np.float32([height, width]) - 1, 1)
+    source = (
+        coordinates.astype(np.float32) * np.float32(side - 1) / np.maximum(np.array([height, width], np.float32) - 1, 1)
+    )
     low = np.floor(source).astype(np.int64)
     high, share = np.minimum(low + 1, side - 1), source - low
     rows, columns = np.stack([low[:, 0], high[:, 0]], 1), np.stack([low[:, 1], high[:, 1]], 1)

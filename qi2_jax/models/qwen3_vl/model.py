@@ -18,9 +18,9 @@ class Qwen3VL(nnx.Module):
     the hidden state before them."""
 
     def __init__(self, config: Qwen3VLConfig, *, key: Array):
-        key = keys(key)
-        self.visual = VisionTower(config.vision, key=next(key))
-        self.language_model = TextTower(config.text, key=next(key))
+        rng = keys(key)
+        self.visual = VisionTower(config.vision, key=next(rng))
+        self.language_model = TextTower(config.text, key=next(rng))
 
     def __call__(self, inputs: EncoderInputs, *, kernel: str = "reference") -> Float[Array, "B S D"]:
         """Hidden state of the last decoder layer, before the final norm.

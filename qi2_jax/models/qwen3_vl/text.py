@@ -20,11 +20,11 @@ class TextAttention(nnx.Module):
     """Causal attention with grouped queries; queries and keys are normalised per head before they are rotated."""
 
     def __init__(self, config: TextConfig, *, key: Array):
-        key, dim, width = keys(key), config.hidden_size, config.head_dim
-        self.q_proj = Linear(dim, config.num_attention_heads * width, key=next(key), axes=("heads", "embed"))
-        self.k_proj = Linear(dim, config.num_key_value_heads * width, key=next(key), axes=("heads", "embed"))
-        self.v_proj = Linear(dim, config.num_key_value_heads * width, key=next(key), axes=("heads", "embed"))
-        self.o_proj = Linear(config.num_attention_heads * width, dim, key=next(key), axes=("embed", "heads"))
+        rng, dim, width = keys(key), config.hidden_size, config.head_dim
+        self.q_proj = Linear(dim, config.num_attention_heads * width, key=next(rng), axes=("heads", "embed"))
+        self.k_proj = Linear(dim, config.num_key_value_heads * width, key=next(rng), axes=("heads", "embed"))
+        self.v_proj = Linear(dim, config.num_key_value_heads * width, key=next(rng), axes=("heads", "embed"))
+        self.o_proj = Linear(config.num_attention_heads * width, dim, key=next(rng), axes=("embed", "heads"))
         self.q_norm = RMSNorm(width, eps=config.rms_norm_eps)
         self.k_norm = RMSNorm(width, eps=config.rms_norm_eps)
         self.head_dim = width
@@ -48,10 +48,10 @@ class TextMLP(nnx.Module):
     """SwiGLU."""
 
     def __init__(self, config: TextConfig, *, key: Array):
-        key, dim, hidden = keys(key), config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(dim, hidden, key=next(key), axes=("mlp", "embed"))
-        self.up_proj = Linear(dim, hidden, key=next(key), axes=("mlp", "embed"))
-        self.down_proj = Linear(hidden, dim, key=next(key), axes=("embed", "mlp"))
+        rng, dim, hidden = keys(key), config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(dim, hidden, key=next(rng), axes=("mlp", "embed"))
+        self.up_proj = Linear(dim, hidden, key=next(rng), axes=("mlp", "embed"))
+        self.down_proj = Linear(hidden, dim, key=next(rng), axes=("embed", "mlp"))
 
     def __call__(self, x):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -61,11 +61,11 @@ class TextLayer(nnx.Module):
     """Pre-norm decoder layer."""
 
     def __init__(self, config: TextConfig, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = TextAttention(config, key=next(key))
+        self.self_attn = TextAttention(config, key=next(rng))
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = TextMLP(config, key=next(key))
+        self.mlp = TextMLP(config, key=next(rng))
 
     def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str):
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), angles_BSF, valid_BS, kernel=kernel)
@@ -76,9 +76,9 @@ class TextTower(nnx.Module):
     """Token embeddings and decoder layers, without the final norm."""
 
     def __init__(self, config: TextConfig, *, key: Array):
-        key = keys(key)
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, key=next(key), axes=("vocab", "embed"))
-        self.layers = stacked(lambda k: TextLayer(config, key=k), config.num_hidden_layers, next(key))
+        rng = keys(key)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, key=next(rng), axes=("vocab", "embed"))
+        self.layers = stacked(lambda k: TextLayer(config, key=k), config.num_hidden_layers, next(rng))
         self.config = config
 
     def __call__(
@@ -106,7 +106,7 @@ class TextTower(nnx.Module):
         def body(x_BSD, layer_and_index):
             layer, index = layer_and_index
             x_BSD = layer(x_BSD, angles_BSF, valid_BS, kernel=kernel)
-            if taps_NIMD is not None:
+            if taps_NIMD is not None and slots_IM is not None:
                 # One loop over all layers with a branch inside: cutting the stack in two would copy the weights.
                 x_BSD = jax.lax.cond(
                     index < taps_NIMD.shape[0],

@@ -48,9 +48,9 @@ class VisionAttention(nnx.Module):
     """Attention of all patches of an image to each other."""
 
     def __init__(self, config: VisionConfig, *, key: Array):
-        key, dim = keys(key), config.hidden_size
-        self.qkv = Linear(dim, 3 * dim, key=next(key), axes=("heads", "embed"), bias=True)
-        self.proj = Linear(dim, dim, key=next(key), axes=("embed", "heads"), bias=True)
+        rng, dim = keys(key), config.hidden_size
+        self.qkv = Linear(dim, 3 * dim, key=next(rng), axes=("heads", "embed"), bias=True)
+        self.proj = Linear(dim, dim, key=next(rng), axes=("embed", "heads"), bias=True)
         self.num_heads = config.num_heads
 
     def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str):
@@ -67,12 +67,12 @@ class VisionMLP(nnx.Module):
     """Two layers with a GELU (tanh form) between."""
 
     def __init__(self, config: VisionConfig, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         self.linear_fc1 = Linear(
-            config.hidden_size, config.intermediate_size, key=next(key), axes=("mlp", "embed"), bias=True
+            config.hidden_size, config.intermediate_size, key=next(rng), axes=("mlp", "embed"), bias=True
         )
         self.linear_fc2 = Linear(
-            config.intermediate_size, config.hidden_size, key=next(key), axes=("embed", "mlp"), bias=True
+            config.intermediate_size, config.hidden_size, key=next(rng), axes=("embed", "mlp"), bias=True
         )
 
     def __call__(self, x):
@@ -83,10 +83,10 @@ class VisionBlock(nnx.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, config: VisionConfig, *, key: Array):
-        key = keys(key)
+        rng = keys(key)
         self.norm1, self.norm2 = LayerNorm(config.hidden_size), LayerNorm(config.hidden_size)
-        self.attn = VisionAttention(config, key=next(key))
-        self.mlp = VisionMLP(config, key=next(key))
+        self.attn = VisionAttention(config, key=next(rng))
+        self.mlp = VisionMLP(config, key=next(rng))
 
     def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str):
         x_IPD = x_IPD + self.attn(self.norm1(x_IPD), angles_IPF, valid_IP, kernel=kernel)
@@ -100,10 +100,10 @@ class PatchMerger(nnx.Module):
     """
 
     def __init__(self, config: VisionConfig, *, norm_joined: bool, key: Array):
-        key, joined = keys(key), config.hidden_size * config.spatial_merge_size**2
+        rng, joined = keys(key), config.hidden_size * config.spatial_merge_size**2
         self.norm = LayerNorm(joined if norm_joined else config.hidden_size)
-        self.linear_fc1 = Linear(joined, joined, key=next(key), axes=("mlp", "embed"), bias=True)
-        self.linear_fc2 = Linear(joined, config.out_hidden_size, key=next(key), axes=("embed", "mlp"), bias=True)
+        self.linear_fc1 = Linear(joined, joined, key=next(rng), axes=("mlp", "embed"), bias=True)
+        self.linear_fc2 = Linear(joined, config.out_hidden_size, key=next(rng), axes=("embed", "mlp"), bias=True)
         self.joined, self.norm_joined = joined, norm_joined
 
     def __call__(self, x_IPD: Float[Array, "I P D"]) -> Float[Array, "I M O"]:
@@ -116,15 +116,15 @@ class VisionTower(nnx.Module):
     """Patches to features, computed in the dtype of the patch projection's weight."""
 
     def __init__(self, config: VisionConfig, *, key: Array):
-        key = keys(key)
-        self.patch_embed = PatchEmbed(config, key=next(key))
+        rng = keys(key)
+        self.patch_embed = PatchEmbed(config, key=next(rng))
         self.pos_embed = Embedding(
-            config.num_position_embeddings, config.hidden_size, key=next(key), axes=(None, "embed")
+            config.num_position_embeddings, config.hidden_size, key=next(rng), axes=(None, "embed")
         )
-        self.blocks = stacked(lambda k: VisionBlock(config, key=k), config.depth, next(key))
-        self.merger = PatchMerger(config, norm_joined=False, key=next(key))
+        self.blocks = stacked(lambda k: VisionBlock(config, key=k), config.depth, next(rng))
+        self.merger = PatchMerger(config, norm_joined=False, key=next(rng))
         self.deepstack_merger_list = stacked(
-            lambda k: PatchMerger(config, norm_joined=True, key=k), len(config.deepstack_visual_indexes), next(key)
+            lambda k: PatchMerger(config, norm_joined=True, key=k), len(config.deepstack_visual_indexes), next(rng)
         )
         self.config = config
 

@@ -1,0 +1,43 @@
+"""Experiments load, and overrides are checked."""
+
+import pytest
+
+from qi2_jax import config
+
+DEMO = "experiments/demo.py"
+
+
+def test_overrides_change_values_and_keep_their_types():
+    changed = config.load(
+        f"{DEMO}:tiny", ["transformer.optimizer.lr=1e-2", "transformer.mesh.fsdp=4", "encoder.folder=x"]
+    )
+    assert (changed.transformer.optimizer.lr, changed.transformer.mesh.fsdp, changed.encoder.folder) == (0.01, 4, "x")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("transformer.optimiser.lr=1", "'optimiser' is not one of .*'optimizer'"),
+        ("transformer.optimizer.lr.x=1", "has no key"),
+        ("transformer.train.steps=many", "holds 4 .int., it cannot become 'many'"),
+        ("transformer.train.steps", "must look like key.path=value"),
+    ],
+)
+def test_wrong_overrides_are_refused_with_the_way_out(override, message):
+    with pytest.raises(ValueError, match=message):
+        config.load(f"{DEMO}:tiny", [override])
+
+
+def test_wrong_experiments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        config.load("experiments/nothing.py")
+    with pytest.raises(ValueError, match="no form 'huge'"):
+        config.load(f"{DEMO}:huge")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="no function get_config"):
+        config.load(str(tmp_path / "empty.py"))
+
+
+def test_difference_names_changed_added_and_removed_keys():
+    old, new = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": 0}
+    assert config.difference(old, new) == ["a.c: 2 -> 3", "d: [1] -> 'absent'", "e: 'absent' -> 0"]
