@@ -11,7 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from qi2_jax import attention
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -60,7 +63,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={shape.size}"
         )
     sizes = (shape.data, shape.fsdp, shape.tensor)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis may take part of a side of the torus: 4 of 16 chips, say.
+    arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
@@ -113,3 +118,31 @@ class Constrain:
 
     def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec(self.mesh, x.shape, names)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """An attention kernel that every device runs on its own samples and heads; hashable, for `Execution.kernel`.
+
+    Attributes:
+      mesh: the devices; "auto" chooses by their platform.
+      kernel: what each device runs, see `attention.attention`.
+    """
+
+    mesh: Mesh
+    kernel: str | attention.Kernel = "auto"
+
+    def __call__(self, q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+        kernel = self.kernel
+        if isinstance(kernel, str):
+            kernel = attention.choose(kernel, self.mesh.devices.flat[0].platform)
+        # By the keys' heads: where they are too few to be split, their queries must stay together too.
+        split = spec(self.mesh, k_BTGK.shape, ("batch", None, "act_heads", None))
+        local = jax.shard_map(
+            lambda q, k, v, valid: kernel(q, k, v, visible_until, valid),
+            mesh=self.mesh,
+            in_specs=(split, split, split, PartitionSpec(split[0])),
+            out_specs=split,
+            check_vma=False,  # Pallas kernels do not say how their outputs vary over the mesh
+        )
+        return local(q_BSHK, k_BTGK, v_BTGK, key_valid_BT)

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAX_JSON_BYTES = 1 << 20
@@ -32,15 +32,17 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, data: bytes) -> None:
-    """Writes a small file to the disk itself, so that what is written later cannot survive without it."""
+    """Writes a small file whole, and to the disk itself: what is written later cannot survive a crash without it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
-def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Writes a JSON object as `write` does."""
     write(path, (json.dumps(values, indent=2) + "\n").encode())
 

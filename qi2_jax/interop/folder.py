@@ -112,10 +112,9 @@ def export_folder(
             storage.check_ours(shapes, expected, f"weights of the {name}")
         else:
             weights, carried = storage.of_ours(source / name, expected)
-        if code is not None:
-            weights, carried = storage.cast(weights, code), storage.cast(carried, code)
-        opened[name], names = (weights, carried), component.name_map(config)
-        items[name] = _published_items(weights, carried, names)
+        both = (weights, carried) if code is None else (storage.cast(weights, code), storage.cast(carried, code))
+        opened[name], names = both, component.name_map(config)
+        items[name] = _published_items(*both, names)
         naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
     copied, left_out = _auxiliary(source)
     with files.building(out), _bar("export", opened) as bar:
@@ -250,6 +249,9 @@ def _check_source(source: pathlib.Path) -> None:
     other = {name: index.get(name) for name, published in wanted.items() if index.get(name) != published}
     if other:
         raise ValueError(f"{source / INDEX} has the components {other}; only {wanted} are read")
+    read_json(source / "scheduler" / "scheduler_config.json")
+    if not (source / "processor").is_dir():
+        raise ValueError(f"{source} has no folder processor, with the tokenizer and the image processor")
     files.check_links(source)
 
 

@@ -181,18 +181,20 @@ class Writer:
         return part.nbytes
 
     def __exit__(self, kind, error, trace) -> None:
+        complete = False
         try:
             if kind is None:
                 if self._written != self._total:
                     raise ValueError(f"{self.path}: {self._written} of {self._total} bytes were written")
                 self._file.flush()
                 os.fsync(self._file.fileno())
+                complete = True
         finally:
             self._file.close()
-            if kind is not None:
+            if complete:
+                os.replace(self._temporary, self.path)
+            else:
                 self._temporary.unlink(missing_ok=True)
-        if kind is None:
-            os.replace(self._temporary, self.path)
 
 
 def _copy(part: Stored, target: int, position: int) -> None:

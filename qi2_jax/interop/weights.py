@@ -163,7 +163,7 @@ def load(weights: Weights, like: Any, shardings: Any = None, dtype: Any = None) 
     def array(weight: Weight, sharding):
         if sharding is None:
             return jax.numpy.asarray(weight.read(dtype=dtype))
-        return jax.make_array_from_callback(weight.shape, sharding, lambda index: weight.read(index, dtype))
+        return jax.make_array_from_callback(weight.shape, sharding, lambda index: weight.read(index or (), dtype))
 
     order = list(tree.to_dict(like))
     return tree.from_dict(like, {name: array(weights[name], place) for name, place in zip(order, placed, strict=True)})

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qi2_jax import sequence
-from qi2_jax.attention import attention
+from qi2_jax.attention import Kernel, attention
 from qi2_jax.models.layers import AnyArray, Axes, Linear, RMSNorm, keys, stacked, standardize
 
 TIME_FEATURES, TIME_FACTOR, TIME_PERIOD = 256, 1000.0, 10_000.0
@@ -69,13 +69,13 @@ class Execution:
 
     Attributes:
       dtype: dtype of activations; parameters keep theirs.
-      kernel: attention kernel, see `qi2_jax.attention`.
+      kernel: attention kernel, see `qi2_jax.attention`; over several devices `sharding.Attention`.
       remat: recompute each block in the backward pass, keeping only its input.
       constrain: places an activation on the mesh by the logical names of its dims.
     """
 
     dtype: Any = jnp.float32
-    kernel: str = "reference"
+    kernel: str | Kernel = "auto"
     remat: bool = False
     constrain: Callable[[Array, Axes], Array] = lambda x, axes: x
 

@@ -1,0 +1,58 @@
+"""Attention in plain JAX that keeps no S x T array: one head at a time, and of it one chunk of queries at a time.
+
+XLA's CPU backend is slow at batched products of small matrices; plain 2-D products, one after the other, run several
+times faster (`tests/benchmarks/attention_cpu.py`).
+
+Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `R` query heads per key-value head,
+`K` head width, `N` chunks, `C` queries of a chunk, `E` keys that a group of chunks sees.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qi2_jax.attention.reference import NEGATIVE
+
+CHUNK = 256  # queries whose scores exist at a time
+LEVELS = 4  # a chunk meets 1/4, 2/4 .. of the keys: each level is compiled once, and the keys beyond it are skipped
+
+
+def chunked(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+    """See `attention`. The backward pass computes the scores again."""
+    (B, S, H, K), (T, G) = q_BSHK.shape, k_BTGK.shape[1:3]
+    N = math.ceil(S / CHUNK)
+    C = math.ceil(S / N)
+    until_S = np.full(S, T) if visible_until is None else np.minimum(visible_until, T)
+    until_NC = np.pad(until_S, (0, N * C - S), mode="edge").reshape(N, C)
+    levels_N = -(-until_NC.max(axis=1) * LEVELS // T)
+    bounds = [0, *np.flatnonzero(np.diff(levels_N)) + 1, N]
+
+    @jax.checkpoint
+    def chunk(q_RCK, until_C, k_EK, v_EK, valid_E):
+        R, E = q_RCK.shape[0], k_EK.shape[0]
+        scores = jnp.dot(q_RCK.reshape(R * C, K), k_EK.T, preferred_element_type=jnp.float32).reshape(R, C, E)
+        scores = jnp.where(np.arange(E) < until_C[:, None], scores * K**-0.5, NEGATIVE)
+        if valid_E is not None:
+            scores = jnp.where(valid_E, scores, NEGATIVE)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v_EK.dtype)
+        return jnp.dot(weights.reshape(R * C, E), v_EK).reshape(R, C, K).astype(q_RCK.dtype)
+
+    def head(operands):
+        q_NRCK, k_TK, v_TK, valid_T = operands
+        groups = []
+        for start, end in itertools.pairwise(bounds):
+            E = math.ceil(levels_N[start] * T / LEVELS)
+            seen = (k_TK[:E], v_TK[:E], None if valid_T is None else valid_T[:E])
+            of_group = (q_NRCK[start:end], jnp.asarray(until_NC[start:end]))
+            groups.append(jax.lax.map(lambda pair, seen=seen: chunk(*pair, *seen), of_group))
+        return jnp.concatenate(groups)
+
+    q_BSHK = jnp.pad(q_BSHK, ((0, 0), (0, N * C - S), (0, 0), (0, 0)))
+    q_BGNRCK = q_BSHK.reshape(B, N, C, G, H // G, K).transpose(0, 3, 1, 4, 2, 5)
+    per_head = (q_BGNRCK, k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2))
+    valid = None if key_valid_BT is None else jnp.repeat(key_valid_BT, G, axis=0)
+    y = jax.lax.map(head, (*(x.reshape(B * G, *x.shape[2:]) for x in per_head), valid))
+    return y.reshape(B, G, N, H // G, C, K).transpose(0, 2, 4, 1, 3, 5).reshape(B, N * C, H, K)[:, :S]

@@ -1,0 +1,24 @@
+"""The definition of attention, with the whole matrix of scores in fp32: what every kernel is tested against.
+
+Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `R` query heads per key-value head,
+`K` head width.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NEGATIVE = -1e30  # a finite "minus infinity": a query that sees no valid key gets a mean of values instead of NaN
+
+
+def reference(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+    """See `attention`."""
+    (B, S, H, K), (T, G) = q_BSHK.shape, k_BTGK.shape[1:3]
+    q_BSGRK = q_BSHK.reshape(B, S, G, H // G, K)
+    scores = jnp.einsum("bsgrk,btgk->bgrst", q_BSGRK, k_BTGK, preferred_element_type=jnp.float32) * K**-0.5
+    if visible_until is not None:
+        scores = jnp.where(np.arange(T)[None, :] < np.asarray(visible_until)[:, None], scores, NEGATIVE)
+    if key_valid_BT is not None:
+        scores = jnp.where(key_valid_BT[:, None, None, None, :], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BTGK.dtype)
+    return jnp.einsum("bgrst,btgk->bsgrk", weights, v_BTGK).reshape(B, S, H, K).astype(q_BSHK.dtype)

@@ -1,0 +1,105 @@
+"""Attention on TPU with Pallas' splash kernel: scores live in fast memory only, blocks that no query sees are skipped.
+
+Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `K` head width.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+LANES = 128  # the kernel's blocks are multiples of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Splash:
+    """A `Kernel` for one TPU device (or one shard of a mesh, see `sharding.Attention`).
+
+    Attributes:
+      largest_block: limit of queries in one block, and of keys that it meets at once. 1024 fits the fast memory of v5e
+        and v6e up to a head width of 128; wider heads take proportionally smaller blocks.
+      interpret: run without a TPU, slowly, to test the kernel.
+    """
+
+    largest_block: int = 1024
+    interpret: bool = False
+
+    def __call__(self, q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+        (B, S, H, K), T = q_BSHK.shape, k_BTGK.shape[1]
+        largest = self.largest_block * LANES // max(K, LANES)
+        queries, keys = _block(S, LANES, largest), _block(T, 2 * LANES, 2 * largest)
+        padded_S, padded_T = _round_up(S, queries), _round_up(T, keys)
+        until = np.full(S, T) if visible_until is None else np.clip(visible_until, 1, T)
+        mask = _VisibleUntil(np.pad(until, (0, padded_S - S), mode="edge"), padded_T)
+        kernel = pallas.make_splash_mha(
+            masks.MultiHeadMask([mask] * H),
+            # The backward pass computes three gradients in five products instead of seven, and writes one partial dq
+            # per block of keys: hence blocks of keys are twice as long as what meets the queries at once.
+            block_sizes=pallas.BlockSizes(
+                block_q=queries,
+                block_kv=keys,
+                block_kv_compute=keys // 2,
+                block_q_dkv=queries,
+                block_kv_dkv=keys,
+                block_kv_dkv_compute=keys // 2,
+                use_fused_bwd_kernel=True,
+            ),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=self.interpret,
+        )
+        segments = None
+        if key_valid_BT is not None:
+            # All queries are of segment 1, padding's too: it then attends to real keys and stays finite.
+            valid_BT = jnp.pad(key_valid_BT.astype(jnp.int32), ((0, 0), (0, padded_T - T)))
+            segments = pallas.SegmentIds(q=jnp.ones((B, padded_S), jnp.int32), kv=valid_BT)
+        q_BHSK, k_BGTK, v_BGTK = (
+            jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, slots - x.shape[1]), (0, 0)))
+            for x, slots in ((q_BSHK * K**-0.5, padded_S), (k_BTGK, padded_T), (v_BTGK, padded_T))
+        )
+        return jax.vmap(kernel)(q_BHSK, k_BGTK, v_BGTK, segments)[:, :, :S].swapaxes(1, 2)
+
+
+def _block(length: int, step: int, largest: int) -> int:
+    """The cheapest block that is a multiple of `step`, taking the overhead of a block as that of `step` more rows."""
+    return min(
+        range(step, max(step, largest) + 1, step), key=lambda block: _round_up(length, block) * (1 + step / block)
+    )
+
+
+def _round_up(length: int, block: int) -> int:
+    return math.ceil(length / block) * block
+
+
+class _VisibleUntil(masks.Mask):
+    """Query i sees keys j < until[i]; evaluated block by block on the host, and inside the kernel.
+
+    The kernel hands `mask_function` each query's entry of `q_sequence`, by its name an index; ours is what it sees.
+    """
+
+    def __init__(self, until_S: np.ndarray, keys: int):
+        self.q_sequence, self.keys = until_S.astype(np.int32), keys
+
+    mask_function = staticmethod(lambda until, key: key < until)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.q_sequence), self.keys
+
+    def __getitem__(self, index) -> np.ndarray:
+        queries, keys = index
+        return self.mask_function(self.q_sequence[queries][:, None], np.arange(self.keys)[None, keys])
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _VisibleUntil)
+            and self.keys == other.keys
+            and np.array_equal(self.q_sequence, other.q_sequence)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.keys, self.q_sequence.tobytes()))

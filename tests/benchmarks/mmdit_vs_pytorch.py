@@ -1,0 +1,109 @@
+"""One training step and one 8-step sampling of the same small transformer, here and in diffusers, as ratios.
+
+    python tests/benchmarks/mmdit_vs_pytorch.py [--repeats 5]
+
+Both sides run in fp32 on this CPU in one process, in turns, so that a busy machine slows both alike; the ratio is
+between medians. The sampler uses the cached prefix on both sides.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import QwenImage21Transformer2DModel
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
+from qi2_jax import tree
+from qi2_jax.diffusion import sampler
+from qi2_jax.diffusion.schedule import Schedule
+from qi2_jax.diffusion.timesteps import LogitNormal, Shift
+from qi2_jax.interop import mmdit as interop
+from qi2_jax.interop import names
+from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
+from qi2_jax.sequence import Layout, place
+from qi2_jax.training.mmdit import Batch, make_loss
+
+CONFIG = MMDiTConfig(layers=6, heads=6, head_width=64, rope_dims=(16, 24, 24), text_width=256)
+BATCH, TEXT, GRID, STEPS = 2, 128, (32, 32), 8
+TOKENS = GRID[0] * GRID[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
+    parser.add_argument("--kernel", default=Execution().kernel, help="attention kernel of qi2")
+    arguments = parser.parse_args()
+
+    values = {key: value for key, value in interop.to_diffusers(CONFIG).items() if key != "_class_name"}
+    torch.manual_seed(0)
+    theirs = QwenImage21Transformer2DModel(**values)
+    like = jax.eval_shape(lambda: MMDiT(CONFIG, key=jax.random.key(0)))
+    published = {name: tensor.detach().numpy().copy() for name, tensor in theirs.state_dict().items()}
+    stacked = names.stack(published, tree.to_dict(like), interop.NAMES)
+    ours = tree.from_dict(like, {name: jnp.asarray(array) for name, array in stacked.items()})
+
+    rng = np.random.default_rng(0)
+    text = rng.normal(size=(BATCH, TEXT, CONFIG.text_width)).astype(np.float32)
+    latents = rng.normal(size=(BATCH, TOKENS, 64)).astype(np.float32)
+    layout, run = Layout((TEXT,), TOKENS), Execution(kernel=arguments.kernel)
+    positions, valid = place(layout, [TEXT], GRID)
+    given = Conditioning(jnp.asarray(text), jnp.stack([positions] * BATCH), jnp.stack([valid] * BATCH))
+    times = Schedule().times(STEPS, TOKENS)
+
+    loss = make_loss(LogitNormal(), Shift(), run)
+    batch = Batch(jnp.asarray(latents), given)
+    gradient = jax.jit(jax.value_and_grad(lambda model, key: loss(model, layout, batch, key)[0]))
+    shapes, mask = [[(1, *GRID)]] * BATCH, torch.zeros(BATCH, TEXT + TOKENS // 4, dtype=torch.bool)
+    mask[:, TEXT:] = True
+
+    def predict(x, t, **cache):
+        return theirs(
+            hidden_states=x,
+            encoder_hidden_states=torch.from_numpy(text),
+            timestep=t,
+            img_shapes=shapes,
+            img_mask=mask,
+            return_dict=False,
+            **cache,
+        )[0][:, -TOKENS:]
+
+    def our_step():
+        jax.block_until_ready(gradient(ours, jax.random.key(1)))
+
+    def their_step():
+        theirs.zero_grad()
+        data, noise, t = torch.from_numpy(latents), torch.randn(latents.shape), torch.rand(BATCH)
+        x = (1 - t[:, None, None]) * data + t[:, None, None] * noise
+        ((predict(x, t) - (noise - data)) ** 2).mean().backward()
+
+    def our_sampling():
+        jax.block_until_ready(sampler.sample(ours, latents, times, sampler.Prompt(layout, given), run=run))
+
+    @torch.no_grad()
+    def their_sampling():
+        x, cache = torch.from_numpy(latents), QwenImage21KVCache(CONFIG.layers)
+        for index in range(STEPS):
+            mode = "extract" if index == 0 else "cached"
+            velocity = predict(x, torch.full((BATCH,), float(times[index])), kv_cache=cache, kv_cache_mode=mode)
+            x = x + float(times[index + 1] - times[index]) * velocity
+
+    print(f"{CONFIG.layers} blocks of width {CONFIG.width}, batch {BATCH}, {TEXT} text and {TOKENS} image tokens, fp32")
+    for name, here, there in (("training step", our_step, their_step), ("sampling", our_sampling, their_sampling)):
+        here(), there()  # compile, warm up
+        taken: dict[str, list[float]] = {"qi2": [], "diffusers": []}
+        for _ in range(arguments.repeats):
+            for side, function in (("qi2", here), ("diffusers", there)):
+                begun = time.perf_counter()
+                function()
+                taken[side].append(time.perf_counter() - begun)
+        medians = {side: statistics.median(values) for side, values in taken.items()}
+        ratio = medians["qi2"] / medians["diffusers"]
+        print(f"{name}: qi2 {medians['qi2']:.2f} s, diffusers {medians['diffusers']:.2f} s, ratio {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The laws that draw times, and the shift."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from qi2_jax.diffusion.timesteps import LAWS, LogitNormal, Shift, Uniform
+
+T = np.linspace(0.01, 1, 37, dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_parity_of_the_dynamic_shift(kind):
+    shift = Shift(base_shift=1.5, max_shift=2.5, kind=kind)
+    for tokens, mu in [(256, 1.5), (8192, 2.5), (4224, 2.0), (16128, 3.5)]:
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+        np.testing.assert_allclose(shift(T, tokens), scheduler.time_shift(mu, 1.0, T), rtol=2e-6)
+
+
+def test_the_static_shift_ignores_the_resolution():
+    shift = Shift(dynamic=False, shift=3.0)
+    np.testing.assert_allclose(shift(T, 256), 3 * T / (1 + 2 * T), rtol=1e-6)
+    np.testing.assert_array_equal(shift(T, 256), shift(T, 8192))
+
+
+def test_the_shift_in_training_is_the_shift_in_sampling():
+    """Training has one time and one number of tokens per image, as arrays inside a compiled step."""
+    shift, t_B, tokens_B = Shift(), T[:5], np.array([24, 256, 1024, 4096, 16384], np.int32)
+    got = jax.jit(shift)(t_B, tokens_B)
+    want = [shift(float(t), int(tokens)) for t, tokens in zip(t_B, tokens_B, strict=True)]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_larger_images_get_more_noise():
+    shift = Shift()
+    assert shift.strength(256) == pytest.approx(math.exp(0.5)) and shift.strength(8192) == pytest.approx(math.exp(0.9))
+    small, large = shift(T, 256), shift(T, 8192)
+    assert np.all(large[:-1] > small[:-1]) and np.all(small[:-1] > T[:-1])
+    assert small[-1] == large[-1] == 1
+
+
+def test_the_logit_normal_law():
+    t = np.asarray(LogitNormal(mean=-0.4, std=1.5).sample(jax.random.key(0), 20_000))
+    assert np.all((t > 0) & (t < 1))
+    logits = np.log(t / (1 - t))
+    assert abs(logits.mean() + 0.4) < 0.04 and abs(logits.std() - 1.5) < 0.04
+    assert abs(np.mean(np.abs(logits + 0.4) < 1.5) - 0.6827) < 0.01  # a normal's share within one deviation
+
+
+def test_the_uniform_law():
+    t = np.asarray(Uniform(0.2, 0.7).sample(jax.random.key(0), 20_000))
+    assert t.min() >= 0.2 and t.max() < 0.7
+    counts, _ = np.histogram(t, 10, (0.2, 0.7))
+    assert np.abs(counts / 2000 - 1).max() < 0.1
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_depend_on_the_key_alone(name):
+    law = LAWS[name]()
+    first = law.sample(jax.random.key(1), 8)
+    assert first.shape == (8,)
+    np.testing.assert_array_equal(first, law.sample(jax.random.key(1), 8))
+    assert not np.array_equal(first, law.sample(jax.random.key(2), 8))
+
+
+def test_an_unknown_kind_of_shift_is_refused():
+    with pytest.raises(ValueError, match="'cubic' is unknown; choose 'exponential' or 'linear'"):
+        Shift(kind="cubic")

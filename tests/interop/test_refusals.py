@@ -1,0 +1,421 @@
+"""Folders that do not fit, cannot be trusted or are half written: refused with everything that is wrong, at once."""
+
+import json
+import os
+import pathlib
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from qi2_jax import runs
+from qi2_jax.interop import components, files, folder, tensors
+from qi2_jax.interop import weights as storage
+
+from . import safetensors_bytes
+
+WEIGHTS = {
+    name: f"{name}/{component.stem}.safetensors" for name, component in components.COMPONENTS.items()
+}  # published
+
+
+@pytest.fixture
+def source(published, tmp_path):
+    """A copy of the published folder to spoil; big files are linked, so they must be replaced, not changed."""
+    out = tmp_path / "published"
+    shutil.copytree(published, out, copy_function=os.link)
+    return out
+
+
+def replace(path: pathlib.Path, content: bytes | str | dict) -> None:
+    path.unlink(missing_ok=True)
+    content = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def refused(source: pathlib.Path, *messages: str) -> str:
+    """The error of an import, which must leave nothing behind and contain all messages."""
+    out = source.parent / "out"
+    with pytest.raises(ValueError) as caught:
+        folder.import_folder(source, out)
+    assert not out.exists()
+    for message in messages:
+        assert message in str(caught.value)
+    return str(caught.value)
+
+
+def change_tensors(source, name, changes: dict[str, np.ndarray | None]) -> None:
+    path = source / WEIGHTS[name]
+    found = safetensors_bytes.read(path)
+    for key, array in changes.items():
+        found.pop(key, None)
+        if array is not None:
+            found[key] = ("F32", array.shape, array.astype(np.float32).tobytes())
+    path.unlink()
+    safetensors_bytes.write_tensors(path, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "misshapen"),
+    [
+        ("transformer", ["transformer_blocks.1.attn.to_q.weight", "img_in.weight"], "txt_in.in_layer.weight"),
+        ("vae", ["decoder.conv_in.bias", "encoder.down_blocks.1.downsampler.time_conv.weight"], "quant_conv.weight"),
+        ("text_encoder", ["model.language_model.norm.weight", "model.visual.merger.norm.bias"], "lm_head.weight"),
+    ],
+)  # fmt: skip
+def test_every_tensor_that_does_not_fit_is_listed_at_once(source, name, missing, misshapen):
+    extra = [
+        "transformer_blocks.2.attn.to_q.weight",
+        "model.visual.blocks.07.norm1.bias",
+        "x.downsampler.time_conv.bias",
+    ]
+    changes = dict.fromkeys(missing) | dict.fromkeys(extra, np.ones(3)) | {misshapen: np.ones((3, 1))}
+    change_tensors(source, name, changes)
+    message = refused(source, f"{source / name}: 6 tensors do not match")
+    assert {line.split()[1] for line in message.splitlines() if "missing:" in line} == set(missing)
+    assert {line.split()[1] for line in message.splitlines() if "unexpected:" in line} == set(extra)
+    (line,) = [line for line in message.splitlines() if "misshapen:" in line]
+    assert misshapen in line and "(3, 1)" in line and "the configuration says" in line
+
+
+def test_a_head_may_be_missing_but_not_wrong(source):
+    change_tensors(source, "text_encoder", {"lm_head.weight": None})
+    folder.import_folder(source, source.parent / "out")
+    folder.export_folder(source.parent / "out", source.parent / "back")
+    back = safetensors_bytes.read_folder(source.parent / "back" / "text_encoder")
+    assert back == safetensors_bytes.read_folder(source / "text_encoder")
+
+
+def test_weights_that_replace_others_are_checked(imported, tmp_path):
+    config = components.read_config(imported / "transformer", "transformer")
+    weights, _ = storage.of_ours(imported / "transformer", components.COMPONENTS["transformer"].expected(config))
+    wrong = dict(weights)
+    wrong["extra.weight"] = wrong.pop("image_in.weight")
+    wrong["image_out.weight"] = weights["image_in.weight"]
+    with pytest.raises(ValueError) as caught:
+        folder.export_folder(imported, tmp_path / "out", replace={"transformer": wrong})
+    for message in ("missing: image_in.weight", "unexpected: extra.weight", "misshapen: image_out.weight is (32, 16)"):
+        assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_carried_tensors_that_a_model_folder_lost_are_listed(imported, tmp_path):
+    """An export without them would leave diffusers to make values up."""
+    model = tmp_path / "model"
+    shutil.copytree(imported, model, copy_function=os.link)
+    path = model / "vae" / "model.safetensors"
+    kept = {name: t for name, t in safetensors_bytes.read(path).items() if not name.startswith(storage.CARRIED)}
+    path.unlink()
+    safetensors_bytes.write_tensors(path, kept)
+    with pytest.raises(ValueError, match="12 tensors do not match"):
+        folder.export_folder(model, tmp_path / "out")
+
+
+def test_layers_of_different_dtypes(source):
+    path = source / WEIGHTS["transformer"]
+    found = safetensors_bytes.read(path)
+    for name in ("transformer_blocks.1.attn.to_q.weight", "transformer_blocks.0.attn.norm_k.weight", "img_in.weight"):
+        _, shape, data = found[name]
+        found[name] = ("BF16", shape, np.frombuffer(data, np.uint16)[1::2].tobytes())
+    path.unlink()
+    safetensors_bytes.write_tensors(path, found)
+    message = refused(source, "blocks.attn.q.weight ['BF16', 'F32']", "blocks.attn.k_norm.weight ['BF16', 'F32']")
+    assert "image_in" not in message  # a tensor alone may have its own dtype
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+LIES = {
+    "empty": b"",
+    "header_longer_than_the_file": (1 << 30).to_bytes(8, "little") + b"{}",
+    "header_of_an_exabyte": (1 << 60).to_bytes(8, "little") + b"{}",
+    "no_json": (4).to_bytes(8, "little") + b"{{{{",
+    "a_list": (2).to_bytes(8, "little") + b"[]",
+    "truncated": ({"a": ENTRY}, b"1234567"),
+    "longer_than_its_header_says": ({"a": ENTRY}, b"123456789"),
+    "shape_larger_than_its_bytes": ({"a": ENTRY | {"shape": [3]}}, b"12345678"),
+    "two_tensors_in_one_place": ({"a": ENTRY, "b": ENTRY}, b"12345678"),
+    "a_gap": ({"a": ENTRY | {"data_offsets": [8, 16]}}, b"1234567812345678"),
+    "backwards": ({"a": ENTRY | {"data_offsets": [8, 0]}}, b"12345678"),
+    "negative": ({"a": ENTRY | {"shape": [-2]}}, b"12345678"),
+    "overflow": ({"a": ENTRY | {"shape": [1 << 62, 4], "data_offsets": [0, 0]}}, b""),
+    "a_pickle": pickle.dumps({"a": np.zeros(2)}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_files_that_are_not_what_they_claim(tmp_path, lie):
+    content, path = LIES[lie], tmp_path / "x.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        safetensors_bytes.write(path, *content)
+    with pytest.raises(ValueError, match=r"x\.safetensors is not a complete safetensors file"):
+        tensors.scan(path)
+
+
+def test_truncated_weights_of_a_pipeline(source):
+    path = source / WEIGHTS["vae"]
+    replace(path, path.read_bytes()[:-1])
+    refused(source, str(path), "not a complete safetensors file")
+
+
+@pytest.mark.parametrize("code", ["I8", "U8", "F8_E4M3", "BOOL"])
+def test_quantised_weights(tmp_path, code):
+    entry = {"dtype": code, "shape": [4], "data_offsets": [0, 4]}
+    path = safetensors_bytes.write(tmp_path / "x.safetensors", {"weight": entry}, b"1234")
+    with pytest.raises(ValueError, match=rf"other dtypes than .*'weight': '{code}'"):
+        tensors.scan(path)
+
+
+def shard(folder_, name, *keys):
+    return safetensors_bytes.write_tensors(folder_ / name, {key: ("F32", (1,), b"1234") for key in keys})
+
+
+@pytest.mark.parametrize(
+    ("index", "messages"),
+    [
+        ({"weight_map": {"a": "../outside.safetensors"}}, ["outside its folder ['../outside.safetensors']"]),
+        ({"weight_map": {"a": "/etc/passwd", "b": "two"}}, ["outside its folder ['/etc/passwd']", "missing ['two']"]),
+        ({"weight_map": {"a": "..", "b": ""}}, ["missing ['', '..']"]),
+        ({"weight_map": {"a": "m-1.safetensors"}}, ["b stands in m-1.safetensors, the index says None"]),
+        (
+            {"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-1.safetensors"}},
+            ["a stands in m-1.safetensors, the index says m-2", "c stands in no shard", "d stands in m-2.safetensors"],
+        ),
+        ({"weight_map": ["a"]}, ["has no weight_map"]),
+        ({"weight_map": {"a": 5}}, ["has no weight_map"]),
+        ({}, ["has no weight_map"]),
+        ([], ["holds a list"]),
+        ("{" * 100_000, ["is not valid JSON"]),
+        ('{"a":' * 100_000, ["is not valid JSON"]),
+        (" " * (2 << 20), ["2097152 bytes, more than"]),
+    ],
+)  # fmt: skip
+def test_indexes_that_are_refused(tmp_path, index, messages):
+    component = tmp_path / "component"
+    shard(tmp_path, "outside.safetensors", "a")
+    shard(component, "m-1.safetensors", "a", "b")
+    shard(component, "m-2.safetensors", "d")
+    (component / "m.safetensors.index.json").write_text(index if isinstance(index, str) else json.dumps(index))
+    with pytest.raises(ValueError) as caught:
+        tensors.scan_folder(component, "m")
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_two_forms_at_once_are_ambiguous(tmp_path):
+    shard(tmp_path, "m.safetensors", "a")
+    (tmp_path / "m.safetensors.index.json").write_text('{"weight_map": {"a": "m.safetensors"}}')
+    with pytest.raises(ValueError, match=r"both m\.safetensors and m\.safetensors\.index\.json"):
+        tensors.scan_folder(tmp_path, "m")
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("file", ["diffusion_pytorch_model.bin", "model.pt", "weights.ckpt"])
+def test_pickles_are_never_opened(source, tmp_path, file):
+    (source / WEIGHTS["vae"]).unlink()
+    (source / "vae" / file).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    refused(source, "only safetensors weights are read", file, "save the model again as safetensors")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_code_and_pickles_are_not_copied(source, tmp_path):
+    strange = [
+        "README.md",
+        "pipeline.py",
+        "extra/config.json",
+        "processor/deep/vocab.json",
+        "processor/processing_qwen.py",
+        "text_encoder/pytorch_model.bin",
+        "transformer/modeling.py",
+    ]
+    for name in strange:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    os.mkfifo(source / "processor" / "pipe.json")  # would block whoever opens it
+    report = folder.import_folder(source, tmp_path / "ours")
+    assert set(report.left_out) == {*strange, "processor/pipe.json"}
+    exported = folder.export_folder(tmp_path / "ours", tmp_path / "out")
+    assert exported.left_out == ()
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".py", ".bin", ".md")]
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_configuration_that_is_too_large(source, monkeypatch):
+    monkeypatch.setattr(folder, "MAX_AUXILIARY_BYTES", 1 << 20)
+    refused(source, "['processor/tokenizer.json'] have more than")
+
+
+def test_links_out_of_the_folder(source, tmp_path):
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (source / "processor" / "vocab.json").symlink_to(secret)
+    (source / "scheduler" / "more").symlink_to("/etc")
+    moved = tmp_path / "weights"
+    (source / WEIGHTS["vae"]).rename(moved)
+    (source / WEIGHTS["vae"]).symlink_to(moved)
+    refused(source, f"processor/vocab.json -> {secret}", "scheduler/more -> /etc", WEIGHTS["vae"], "cp -rL")
+
+
+def test_a_component_folder_that_is_a_link(source, tmp_path):
+    (source / "vae").rename(tmp_path / "vae")
+    (source / "vae").symlink_to(tmp_path / "vae")
+    refused(source, f"vae -> {tmp_path / 'vae'}")
+
+
+def test_links_in_a_circle(source):
+    (source / "processor" / "more.json").symlink_to("more.json")
+    report = folder.import_folder(source, source.parent / "out")
+    assert report.left_out == ("processor/more.json",)
+
+
+def test_a_snapshot_in_a_hugging_face_cache(source, tmp_path):
+    """Its files are links to blobs beside the snapshots; what they hold is copied."""
+    repository = tmp_path / "models--qwen--image"
+    snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
+        link = snapshot / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, blobs / str(number))
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    folder.import_folder(snapshot, tmp_path / "ours")
+    assert not [path for path in (tmp_path / "ours").rglob("*") if path.is_symlink()]
+    folder.export_folder(tmp_path / "ours", tmp_path / "out")
+    for path in source.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            assert (tmp_path / "out" / path.relative_to(source)).read_bytes() == path.read_bytes()
+    (snapshot / "extra.json").symlink_to("/etc/hostname")
+    refused(snapshot, "extra.json -> /etc/hostname")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "messages"),
+    [
+        ("model_index.json", None, ["model_index.json does not exist"]),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, ["describes a 'FluxPipeline'", "QwenImage21Pipeline"]),
+        ("model_index.json", {"vae": ["evil", "Code"]}, ["{'vae': ['evil', 'Code']}", "AutoencoderKLQwenImage21"]),
+        ("scheduler/scheduler_config.json", None, ["scheduler_config.json does not exist"]),
+        ("transformer/config.json", None, ["config.json does not exist"]),
+        ("transformer/config.json", "nonsense", ["transformer/config.json is not valid JSON"]),
+        ("transformer/config.json", {"_class_name": "Flux2"}, ["describes a Flux2"]),
+        ("transformer/config.json", {"num_layers": 3}, ["missing: transformer_blocks.2.attn.to_q.weight (32, 32)"]),
+        ("transformer/config.json", {"num_layers": "two"}, ["QwenImage21Transformer2DModel", "'two'"]),
+        ("transformer/config.json", {"num_layers": -1}, ["QwenImage21Transformer2DModel", "-1"]),
+        ("transformer/config.json", {"num_layers": 10**9}, ["asks for 1000000000 layers"]),
+        ("transformer/config.json", {"axes_dims_rope": 16}, ["transformer/config.json", "int"]),
+        ("transformer/config.json", {"axes_dims_rope": [4, 6]}, ["rope_dims"]),
+        ("vae/config.json", {"dim_mult": "high"}, ["vae/config.json"]),
+        ("vae/config.json", {"base_dim": None}, ["vae"]),
+        ("vae/config.json", {"z_dim": 17}, ["vae/config.json", "17"]),
+        ("text_encoder/config.json", {"model_type": "qwen2_vl"}, ["text_encoder/config.json", "qwen2_vl"]),
+        ("text_encoder/config.json", {"vision_config": []}, ["text_encoder/config.json"]),
+    ],
+)  # fmt: skip
+def test_configurations_that_are_refused(source, file, content, messages):
+    path = source / file
+    if content is None:
+        path.unlink()
+    else:
+        replace(path, json.loads(path.read_text()) | content if isinstance(content, dict) else content)
+    refused(source, *messages)
+
+
+def test_folders_that_are_not_empty_are_left_alone(source, imported, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    for call, origin in ((folder.import_folder, source), (folder.export_folder, imported)):
+        with pytest.raises(ValueError, match="is not an empty folder; choose another --out"):
+            call(origin, out)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    (out / "thesis.tex").unlink()
+    folder.import_folder(source, out)  # an empty folder will do
+    with pytest.raises(ValueError, match="not an empty folder"):
+        folder.import_folder(source, out)
+
+
+CALLS = {"import": (folder.import_folder, folder.MARK), "export": (folder.export_folder, folder.INDEX)}
+
+
+def origin(call: str, source, imported):
+    return source if call == "import" else imported
+
+
+def fail_at(monkeypatch, count: int, error: BaseException) -> None:
+    """Makes the `count`-th write of a tensor fail."""
+    calls, write = [], tensors.Writer.write
+
+    def failing(self, name, *args):
+        calls.append(name)
+        if len(calls) == count:
+            raise error
+        return write(self, name, *args)
+
+    monkeypatch.setattr(tensors.Writer, "write", failing)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl_c"])
+def test_a_failure_leaves_nothing(source, imported, tmp_path, monkeypatch, call, error):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        fail_at(patch, 100, error)
+        CALLS[call][0](origin(call, source, imported), out)
+    assert not out.exists()
+    CALLS[call][0](origin(call, source, imported), out)
+    assert (out / CALLS[call][1]).is_file() and not (out / files.UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_kill_leaves_a_folder_that_looks_unfinished_and_is_made_again(
+    source, imported, tmp_path, monkeypatch, call, count
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        fail_at(patch, count, RuntimeError("killed"))
+        patch.setattr(shutil, "rmtree", lambda path: None)  # a killed process cleans nothing up
+        CALLS[call][0](origin(call, source, imported), out)
+    assert (out / files.UNFINISHED).is_file()
+    assert not (out / folder.MARK).exists() and not (out / folder.INDEX).exists()
+    with pytest.raises(ValueError, match="neither a run"):
+        runs.locate(out)
+    (out / "transformer" / "left_over.json").write_text("{}")
+    CALLS[call][0](origin(call, source, imported), out)
+    assert (out / CALLS[call][1]).is_file() and not (out / files.UNFINISHED).exists()
+    assert not (out / "transformer" / "left_over.json").exists()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_file_that_makes_a_folder_complete_is_written_last(source, imported, tmp_path, monkeypatch, call):
+    out, order = tmp_path / "out", []
+    write, exit_ = files.write, tensors.Writer.__exit__
+    monkeypatch.setattr(files, "write", lambda path, data: (order.append(path), write(path, data))[1])
+    monkeypatch.setattr(
+        tensors.Writer, "__exit__", lambda self, *error: (order.append(self.path), exit_(self, *error))[1]
+    )
+    CALLS[call][0](origin(call, source, imported), out)
+    assert order[0] == out / files.UNFINISHED and order[-1] == out / CALLS[call][1]
+    assert {path.relative_to(out).parts[0] for path in order} >= {*components.COMPONENTS, *folder.AUXILIARY}
+
+
+def test_model_folders_that_cannot_be_exported(imported, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"no {folder.MARK}")):
+        folder.export_folder(tmp_path, tmp_path / "out")
+    model = tmp_path / "model"
+    shutil.copytree(imported, model, copy_function=os.link)
+    replace(model / folder.MARK, {"version": 99})
+    with pytest.raises(ValueError, match="version 99, this qi2 reads version 1"):
+        folder.export_folder(model, tmp_path / "out")
