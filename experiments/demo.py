@@ -26,7 +26,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     config.platform = "cpu"
     config.encode_dtype = "float32"
     config.data = dict(
-        side=64 if tiny else 128,  # area of the buckets, in pixels squared
+        side=64 if tiny else 96,  # area of the buckets, in pixels squared
         ratios=("1:1", "2:3", "3:2", "9:16", "16:9", "1:3", "3:1"),
         max_upscale=1.0,
         max_cropped=0.25,
@@ -46,19 +46,19 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
             halves_time=(False, True, True, True),
         ),
         mesh=dict(data=2, fsdp=1, tensor=1),  # convolutions of one or two images a device are slow on a CPU
-        crop=32 if tiny else 64,
+        crop=32,
         batch_size=8 if tiny else 16,
-        ema_decay=0.95 if tiny else 0.98,
-        train=dict(steps=2 if tiny else 240, log_every=10, evaluate_every=10_000, max_skipped=10),
-        optimizer=dict(lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=10, decay_steps=240),
-        checkpoint=dict(every=1000 if tiny else 60, keep=2),
+        ema_decay=0.95 if tiny else 0.99,
+        train=dict(steps=2 if tiny else 800, log_every=10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=20, decay_steps=800),
+        checkpoint=dict(every=1000 if tiny else 200, keep=2),
         statistics_batches=2 if tiny else 16,  # crops from which the latents' mean and deviation are taken
     )
     config.transformer = dict(
         seed=1,
-        model=dict(layers=2 if tiny else 4, heads=2 if tiny else 6, head_width=32, mlp_ratio=3, rope_dims=(8, 12, 12)),
+        model=dict(layers=2, heads=2 if tiny else 6, head_width=32, mlp_ratio=3, rope_dims=(8, 12, 12)),
         mesh=dict(data=2, fsdp=2, tensor=2),
-        execution=dict(dtype="float32", kernel="reference", remat=False),
+        execution=dict(dtype="float32", kernel="auto", remat=False),
         batch_size=8 if tiny else 16,
         dropout=0.1,
         validation_samples=8 if tiny else 16,
@@ -68,9 +68,9 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
             arguments=dict(mean=0.0, std=1.0),
             shift=dict(dynamic=True, base_tokens=256, max_tokens=8192, base_shift=0.5, max_shift=0.9),
         ),
-        train=dict(steps=4 if tiny else 500, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
-        optimizer=dict(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=500),
-        checkpoint=dict(every=1000 if tiny else 125, keep=2),
+        train=dict(steps=4 if tiny else 800, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=800),
+        checkpoint=dict(every=1000 if tiny else 200, keep=2),
     )
     config.sample = dict(steps=4 if tiny else 20, seed=0)
     config.compare = dict(images=2, steps=4 if tiny else 20)

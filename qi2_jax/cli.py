@@ -28,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if verb == chosen:
             module = importlib.import_module(f"qi2_jax.{verb}")
             module.add_arguments(sub)
-    parsed = parser.parse_args(arguments)
+    # argparse takes KEY=VALUE only directly behind the experiment; they are as welcome behind the options.
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(parsed, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
     assert module is not None
     try:
         module.main(parsed)

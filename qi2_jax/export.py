@@ -6,7 +6,7 @@ import sys
 
 from qi2_jax import cli, runs
 from qi2_jax.interop import folder
-from qi2_jax.interop.weights import CastWeight, Weights
+from qi2_jax.interop.weights import Weights
 
 CODES = {"bfloat16": "BF16", "float32": "F32"}
 VERIFY_TEXTS, VERIFY_SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
@@ -28,11 +28,8 @@ def main(arguments: argparse.Namespace) -> None:
     replace: dict[str, Weights] = {}
     if located.checkpoint is not None:
         replace["transformer"] = located.weights("transformer", arguments.weights)
-    if arguments.dtype:
-        for name in folder.COMPONENTS:
-            weights = replace.get(name) or located.weights(name)
-            replace[name] = {key: CastWeight(weight, CODES[arguments.dtype]) for key, weight in weights.items()}
-    print(folder.describe(folder.export_folder(located.model, arguments.out, replace=replace)))
+    code = CODES.get(arguments.dtype)
+    print(folder.describe(folder.export_folder(located.model, arguments.out, replace=replace, code=code)))
     if arguments.verify:
         verify(arguments)
 

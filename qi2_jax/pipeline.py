@@ -101,7 +101,7 @@ class Pipeline:
             Schedule.from_diffusers(
                 components.read_json(located.model / "scheduler" / "scheduler_config.json"), index.get("sample_sigmas")
             ),
-            Execution(dtype=dtype, constrain=sharding.Constrain(mesh)),
+            Execution(dtype, sharding.Attention(mesh), constrain=sharding.Constrain(mesh)),
         )
 
     def __call__(

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from qi2_jax.attention import Kernel
 from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL, Qwen3VLConfig, prepare_inputs
 
 SYSTEM_PROMPT = "Comprehend and analyze the provided prompt."
@@ -261,12 +262,12 @@ def over_white(image: Image.Image) -> Image.Image:
 
 
 @functools.partial(jax.jit, static_argnames="kernel")
-def _hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str):
+def _hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str | Kernel):
     return model(inputs, kernel=kernel)
 
 
 def encode_prompts(
-    model: Qwen3VL, batch: PromptBatch, *, kernel: str = "reference"
+    model: Qwen3VL, batch: PromptBatch, *, kernel: str | Kernel = "auto"
 ) -> list[Float[np.ndarray, "features D"]]:
     """Features of every prompt without padding and system turn, on the host, in the dtype of the encoder's embeddings.
 

@@ -80,6 +80,8 @@ def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> Parti
     for size, name in zip(shape, names, strict=True):
         axes = RULES[name]
         parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
+    while parts and parts[-1] is None:
+        parts.pop()  # the form in which jit returns shardings: equal ones must compare as equal
     return PartitionSpec(*parts)
 
 
@@ -141,7 +143,7 @@ class Attention:
         local = jax.shard_map(
             lambda q, k, v, valid: kernel(q, k, v, visible_until, valid),
             mesh=self.mesh,
-            in_specs=(split, split, split, PartitionSpec(split[0])),
+            in_specs=(split, split, split, PartitionSpec(*tuple(split)[:1])),
             out_specs=split,
             check_vma=False,  # Pallas kernels do not say how their outputs vary over the mesh
         )

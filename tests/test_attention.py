@@ -110,5 +110,5 @@ def test_chunked_keeps_no_matrix_of_scores():
 
 def test_unknown_kernel_is_refused():
     x = jnp.zeros((1, 2, 1, 4))
-    with pytest.raises(ValueError, match="'flash' is unknown; choose one of .*'auto', 'chunked', 'reference'"):
+    with pytest.raises(ValueError, match="'flash' is unknown; choose one of"):
         attention.attention(x, x, x, kernel="flash")

@@ -11,6 +11,7 @@ import pytest
 
 from qi2_jax import runs, tree
 from qi2_jax.interop import components, files, folder, mmdit
+from qi2_jax.training import checkpoint
 from qi2_jax.training.checkpoint import Checkpoints
 from qi2_jax.training.step import TrainState
 
@@ -23,7 +24,7 @@ def random_state(config, step: int) -> TrainState:
     rng = np.random.default_rng(step)
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
     model, ema = (jax.tree.map(draw, COMPONENT.abstract(config)) for _ in range(2))
-    return TrainState(jnp.int32(step), model, optax.sgd(0.1, momentum=0.9).init(model), ema, jnp.int32(0))
+    return TrainState(jnp.int32(step), model, optax.adam(0.1).init(model), ema, jnp.int32(0))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,13 @@ def test_weights_of_a_checkpoint(run, item):
     np.testing.assert_array_equal(weights[name].read((slice(0, 1), slice(2, 9))), want[name][0:1, 2:9])
     np.testing.assert_array_equal(weights[name].part(1), want[name][1])
     assert weights[name].read(dtype=jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_leaves_of_the_optimizer_are_read_like_weights(run):
+    path, states = run
+    found = checkpoint.weights(path / "checkpoints" / "12", "optimizer")
+    for name, leaf in tree.to_dict(states[12].optimizer).items():
+        np.testing.assert_array_equal(found[name].read(), leaf)
 
 
 def test_weights_of_an_imported_folder(imported):

@@ -44,8 +44,8 @@ def attention(
       q_BSHK, k_BTGK, v_BTGK: queries, keys and values, already rotated; the scale is K ** -0.5.
       visible_until: static integers [S], the end of the run of keys that each query sees; None: every key.
       key_valid_BT: False marks padding, which no query sees; None: every key is real.
-      kernel: one of `KERNELS`, "auto" (`splash` on TPU, elsewhere `chunked`), or a kernel itself. A program over several
-        devices takes `sharding.Attention`, which knows how batch and heads are split.
+      kernel: one of `KERNELS`, "auto" (`splash` on TPU, elsewhere `chunked`), or a kernel itself. A program over
+        several devices takes `sharding.Attention`, which knows how batch and heads are split.
 
     Returns:
       The mean of the visible values, in the dtype of `q_BSHK`. Rows of queries that see no valid key are finite and

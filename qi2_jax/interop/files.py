@@ -50,16 +50,16 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 def check_links(folder: pathlib.Path) -> None:
     """Raises a ValueError that lists every link in `folder` that leads out of it, or that stands for a folder.
 
-    A snapshot in a Hugging Face cache consists of links to the blobs of the same repository; they count as inside.
+    A snapshot in a Hugging Face cache consists of links to the `blobs` beside the snapshots; they count as inside.
     """
-    root = folder.resolve()
-    if root.parent.name == "snapshots":
-        root = root.parent.parent
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parent.parent / "blobs")
     leaving = []
     for parent, folders, files in os.walk(folder):
         for path in (pathlib.Path(parent, name) for name in (*folders, *files)):
             target = pathlib.Path(os.path.realpath(path))
-            if path.is_symlink() and (target.is_dir() or not target.is_relative_to(root)):
+            if path.is_symlink() and (target.is_dir() or not any(map(target.is_relative_to, inside))):
                 leaving.append(f"{path.relative_to(folder)} -> {target}")
     if leaving:
         raise ValueError(

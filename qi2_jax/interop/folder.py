@@ -93,7 +93,7 @@ def export_folder(
       source: a folder made by `import_folder` or by a run.
       out: the folder to make; must be empty or missing.
       replace: weights to take for a component instead of the folder's own, for instance a checkpoint's.
-      code: convert every tensor to this dtype of safetensors, one of `tensors.DTYPES`; None: as stored.
+      code: convert every tensor to this dtype of safetensors, one of `tensors.WEIGHT_DTYPES`; None: as stored.
       max_shard_bytes: larger components are split into shards with an index.
 
     Raises:
@@ -221,7 +221,9 @@ def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...
     copied, left_out = [], []
     for parent, _, found in os.walk(source):
         for relative in (pathlib.Path(parent, name).relative_to(source) for name in found):
-            if relative.name.endswith((".safetensors", ".safetensors.index.json")) or relative.name == MARK:
+            is_weights = relative.name.endswith((".safetensors", ".safetensors.index.json"))
+            is_hidden = any(part.startswith(".") for part in relative.parts)  # what downloading and git keep there
+            if is_weights or is_hidden or relative.name == MARK:
                 continue
             wanted = len(relative.parts) == 2 and relative.parts[0] in (*COMPONENTS, *AUXILIARY)
             is_text = relative.suffix in COPIED_SUFFIXES and (source / relative).is_file()

@@ -19,14 +19,16 @@ from safetensors import SafetensorError, safe_open
 
 from qi2_jax.interop.files import read_json
 
-# Weights are floating point. Integers and 8-bit floats would be quantised weights, which mean nothing without the
-# scales that their makers keep elsewhere.
 DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
+    "I32": np.dtype(np.int32),
 }
+# What weights may be. Integers and 8-bit floats would be quantised weights, which mean nothing without the scales that
+# their makers keep elsewhere.
+WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 COPY_CHUNK = 16 << 20
@@ -83,8 +85,8 @@ def scan(path: pathlib.Path) -> dict[str, Stored]:
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     header.pop("__metadata__", None)
-    if other := {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in DTYPES}:
-        raise ValueError(f"{path} holds tensors of other dtypes than {sorted(DTYPES)}: {other}")
+    if other := {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in WEIGHT_DTYPES}:
+        raise ValueError(f"{path} holds tensors of other dtypes than {WEIGHT_DTYPES}: {other}")
     return {
         name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()

@@ -44,8 +44,9 @@ def from_diffusers(published: Mapping[str, Any]) -> VAEConfig:
             raise ValueError(f"the autoencoder has {key} = {entries[key]!r}; only {value!r} is supported")
     if entries.get("decoder_base_dim", 0) is None:
         entries["decoder_base_dim"] = entries.get("base_dim", VAEConfig().encoder_width)
-    values = {field: entries[key] for field, key in _FIELDS.items() if key in entries}
-    config = VAEConfig(**{field: tuple(v) if isinstance(v, list) else v for field, v in values.items()})
+    values: dict[str, Any] = {field: entries[key] for field, key in _FIELDS.items() if key in entries}
+    fields: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in values.items()}
+    config = VAEConfig(**fields)
     for key, value in _scale_factors(config).items():
         if entries.get(key, value) not in (None, value):
             raise ValueError(f"the autoencoder has {key} = {entries[key]!r}, but its levels make it {value}")
@@ -82,7 +83,7 @@ def carried_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
 
     Their values mean nothing for images: weights that were trained from scratch are published with zeros here.
     """
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for index, level in enumerate(config.encoder_levels()):
         if level.frames == 2:
             name, dim = f"encoder.down_blocks.{index}.downsampler.time_conv", level.out_dim

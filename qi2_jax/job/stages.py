@@ -71,7 +71,10 @@ def train_transformer(config: Any, samples: SampleFolder, out: pathlib.Path) -> 
     mesh = _mesh(config.mesh)
     layout, model_config = layout_of(samples), transformer_config(config, samples)
     run = Execution(
-        DTYPES[config.execution.dtype], config.execution.kernel, config.execution.remat, sharding.Constrain(mesh)
+        DTYPES[config.execution.dtype],
+        sharding.Attention(mesh, config.execution.kernel),
+        config.execution.remat,
+        sharding.Constrain(mesh),
     )
     law = LAWS[config.timesteps.law](**config.timesteps.arguments)
     shift = Shift(**config.timesteps.shift)

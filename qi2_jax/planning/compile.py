@@ -187,6 +187,7 @@ def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh)
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
     stats = compiled.memory_analysis()
+    assert stats is not None  # only some back ends lack the analysis
     return Memory(
         arguments=stats.argument_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,

@@ -90,7 +90,7 @@ def abstract_state(
 
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, mesh: Mesh
-) -> Callable[[TrainState, Hashable, Any], tuple[TrainState, dict[str, Array]]]:
+) -> jax.stages.Wrapped:
     """The jitted step `(state, static, batch) -> (state, metrics)`; the old state's memory is reused.
 
     Randomness depends on (seed, step) alone. A step whose loss or gradient is not finite changes nothing but the

@@ -23,9 +23,9 @@ WEIGHTS = {
 
 @pytest.fixture
 def source(published, tmp_path):
-    """A copy of the published folder to spoil; big files are linked, so they must be replaced, not changed."""
+    """A copy of the published folder to spoil; its files are links to the original, to be replaced and not changed."""
     out = tmp_path / "published"
-    shutil.copytree(published, out, copy_function=os.link)
+    shutil.copytree(published, out, copy_function=os.link, ignore=shutil.ignore_patterns("tokenizer.json"))
     return out
 
 
@@ -161,9 +161,9 @@ def test_truncated_weights_of_a_pipeline(source):
     refused(source, str(path), "not a complete safetensors file")
 
 
-@pytest.mark.parametrize("code", ["I8", "U8", "F8_E4M3", "BOOL"])
+@pytest.mark.parametrize("code", ["I8", "U8", "F8_E4M3", "BOOL", "I32"])
 def test_quantised_weights(tmp_path, code):
-    entry = {"dtype": code, "shape": [4], "data_offsets": [0, 4]}
+    entry = {"dtype": code, "shape": [1 if code == "I32" else 4], "data_offsets": [0, 4]}
     path = safetensors_bytes.write(tmp_path / "x.safetensors", {"weight": entry}, b"1234")
     with pytest.raises(ValueError, match=rf"other dtypes than .*'weight': '{code}'"):
         tensors.scan(path)
@@ -244,17 +244,21 @@ def test_code_and_pickles_are_not_copied(source, tmp_path):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     os.mkfifo(source / "processor" / "pipe.json")  # would block whoever opens it
+    (source / "processor" / ".cache").mkdir()
+    (source / "processor" / ".cache" / "download.json").write_text("{}")
     report = folder.import_folder(source, tmp_path / "ours")
     assert set(report.left_out) == {*strange, "processor/pipe.json"}
     exported = folder.export_folder(tmp_path / "ours", tmp_path / "out")
     assert exported.left_out == ()
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".py", ".bin", ".md")]
+    assert not (tmp_path / "ours" / "processor" / ".cache").exists()
     assert not (tmp_path / "exploded").exists()
 
 
 def test_configuration_that_is_too_large(source, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_AUXILIARY_BYTES", 1 << 20)
-    refused(source, "['processor/tokenizer.json'] have more than")
+    (source / "processor" / "vocab.json").write_text(" " * 3000)
+    monkeypatch.setattr(folder, "MAX_AUXILIARY_BYTES", 2000)
+    refused(source, "['processor/vocab.json'] have more than 2000 bytes")
 
 
 def test_links_out_of_the_folder(source, tmp_path):
@@ -296,8 +300,10 @@ def test_a_snapshot_in_a_hugging_face_cache(source, tmp_path):
     for path in source.rglob("*"):
         if path.is_file() and path.suffix != ".safetensors":
             assert (tmp_path / "out" / path.relative_to(source)).read_bytes() == path.read_bytes()
-    (snapshot / "extra.json").symlink_to("/etc/hostname")
-    refused(snapshot, "extra.json -> /etc/hostname")
+    for number, target in enumerate([repository / "refs.json", tmp_path / "secret.json"]):
+        target.write_text("{}")
+        (snapshot / f"extra{number}.json").symlink_to(target)
+        refused(snapshot, f"extra{number}.json -> {target}")
 
 
 @pytest.mark.parametrize(

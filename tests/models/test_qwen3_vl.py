@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from qi2_jax import tree
 from qi2_jax.interop import names
-from qi2_jax.interop.qwen3_vl import NAMES, read_config
+from qi2_jax.interop.components import read_config
+from qi2_jax.interop.qwen3_vl import NAMES
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig, prepare_inputs
 
 from . import tiny_qwen3_vl as tiny
@@ -109,7 +110,7 @@ def test_parity_of_a_saved_folder(tmp_path, tied):
     published = tiny.published_config("as_many_key_heads", tie_word_embeddings=tied)
     theirs, ours, config = tiny.build(published)
     theirs.save_pretrained(tmp_path)
-    assert read_config(tmp_path) == config
+    assert read_config(tmp_path, "text_encoder") == config
     tensors = load_file(tmp_path / "model.safetensors")
     assert ("lm_head.weight" in tensors) is not tied
     like = jax.eval_shape(functools.partial(Qwen3VL, config), key=jax.random.key(0))
@@ -179,11 +180,11 @@ def test_missing_field_is_named():
 
 def test_folders_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
-        read_config(tmp_path)
+        read_config(tmp_path, "text_encoder")
     for content, message in [("{", "not valid JSON"), ("[]", "holds a list"), (" " * (1 << 21), "bytes")]:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=message):
-            read_config(tmp_path)
+            read_config(tmp_path, "text_encoder")
 
 
 @pytest.mark.parametrize(

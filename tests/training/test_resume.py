@@ -137,7 +137,7 @@ def test_another_config_is_refused_with_the_difference(samples, uninterrupted):
         command(samples, uninterrupted, "transformer.optimizer.lr=0.5"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "optimizer.lr: 0.001 -> 0.5" in done.stderr and "Traceback" not in done.stderr
+    assert "optimizer.lr: 0.004 -> 0.5" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_checkpoint_of_another_model_names_every_leaf_that_differs(samples, uninterrupted, tmp_path):

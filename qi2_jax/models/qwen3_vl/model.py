@@ -6,6 +6,7 @@ Dims: `B` prompts, `S` tokens, `D` width of the text tower, `I` images, `M` feat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from qi2_jax.attention import Kernel
 from qi2_jax.models.layers import keys
 from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
 from qi2_jax.models.qwen3_vl.inputs import EncoderInputs
@@ -22,7 +23,7 @@ class Qwen3VL(nnx.Module):
         self.visual = VisionTower(config.vision, key=next(rng))
         self.language_model = TextTower(config.text, key=next(rng))
 
-    def __call__(self, inputs: EncoderInputs, *, kernel: str = "reference") -> Float[Array, "B S D"]:
+    def __call__(self, inputs: EncoderInputs, *, kernel: str | Kernel = "auto") -> Float[Array, "B S D"]:
         """Hidden state of the last decoder layer, before the final norm.
 
         Args:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from qi2_jax.attention import attention
+from qi2_jax.attention import Kernel, attention
 from qi2_jax.models.layers import Linear, RMSNorm, keys, stacked
 from qi2_jax.models.qwen3_vl.config import TextConfig
 from qi2_jax.models.qwen3_vl.embedding import Embedding, frequencies, rotate
@@ -29,7 +29,7 @@ class TextAttention(nnx.Module):
         self.k_norm = RMSNorm(width, eps=config.rms_norm_eps)
         self.head_dim = width
 
-    def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str):
+    def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str | Kernel):
         heads = *x_BSD.shape[:2], -1, self.head_dim
         q_BSHK = rotate(self.q_norm(self.q_proj(x_BSD).reshape(heads)), angles_BSF)
         k_BSGK = rotate(self.k_norm(self.k_proj(x_BSD).reshape(heads)), angles_BSF)
@@ -67,7 +67,7 @@ class TextLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = TextMLP(config, key=next(rng))
 
-    def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str):
+    def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str | Kernel):
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), angles_BSF, valid_BS, kernel=kernel)
         return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
 
@@ -89,7 +89,7 @@ class TextTower(nnx.Module):
         slots_IM: Int[Array, "I M"] | None = None,
         taps_NIMD: Float[Array, "N I M D"] | None = None,
         *,
-        kernel: str = "reference",
+        kernel: str | Kernel = "auto",
     ) -> Float[Array, "B S D"]:
         """Runs the layers on embeddings into which visual features are already written.
 

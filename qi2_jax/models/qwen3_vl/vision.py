@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from qi2_jax.attention import attention
+from qi2_jax.attention import Kernel, attention
 from qi2_jax.models.layers import LayerNorm, Linear, keys, stacked
 from qi2_jax.models.qwen3_vl.config import VisionConfig
 from qi2_jax.models.qwen3_vl.embedding import Embedding, frequencies, rotate
@@ -53,7 +53,7 @@ class VisionAttention(nnx.Module):
         self.proj = Linear(dim, dim, key=next(rng), axes=("embed", "heads"), bias=True)
         self.num_heads = config.num_heads
 
-    def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str):
+    def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str | Kernel):
         images, patches, width = x_IPD.shape
         qkv = self.qkv(x_IPD).reshape(images, patches, 3, self.num_heads, width // self.num_heads)
         q_IPHK, k_IPHK, v_IPHK = (qkv[:, :, part] for part in range(3))
@@ -88,7 +88,7 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(config, key=next(rng))
         self.mlp = VisionMLP(config, key=next(rng))
 
-    def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str):
+    def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str | Kernel):
         x_IPD = x_IPD + self.attn(self.norm1(x_IPD), angles_IPF, valid_IP, kernel=kernel)
         return x_IPD + self.mlp(self.norm2(x_IPD))
 
@@ -129,7 +129,7 @@ class VisionTower(nnx.Module):
         self.config = config
 
     def __call__(
-        self, inputs: VisionInputs, *, kernel: str = "reference"
+        self, inputs: VisionInputs, *, kernel: str | Kernel = "auto"
     ) -> tuple[Float[Array, "I M O"], Float[Array, "N I M O"]]:
         """Features of the last block, and those of the DeepStack taps in the order of their blocks.
 
