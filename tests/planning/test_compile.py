@@ -17,22 +17,25 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 CONFIG = MMDiTConfig(layers=3, heads=2, head_width=32, text_width=48, rope_dims=(8, 12, 12))
+LAYOUT = Layout((40,), 100)
 
 
 @needs_libtpu
 def test_train_step_for_v5e():
-    mesh = topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=2, tensor=2))
-    report, compiled = compile_train_step(CONFIG, Layout((40,), 100), mesh)
-    assert (report.chip.name, report.chips, report.images) == ("v5e", 4, 2)
+    report, compiled = compile_train_step(CONFIG, LAYOUT, topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=4)))
+    assert (report.chip.name, report.chips, report.images) == ("v5e", 4, 4)
     assert 0 < report.memory.total < report.chip.hbm_bytes
     # The new state takes the place of the old one: only the metrics are new.
     assert 0.9 * report.memory.outputs < report.memory.aliased <= report.memory.outputs
+    assert f"of {report.chip.hbm_bytes / 2**30:.2f} GiB" in "\n".join(report.lines())
+
     program = compiled.as_text()
     assert "splash" in program
-    # Weights are gathered layer by layer: an array of all three layers would be gathered before the loop.
-    gathered = re.findall(r"(?:f32|bf16)\[([\d,]+)\][^=]* all-gather", program)
-    assert gathered and not any(shape.startswith("3,") for shape in gathered)
-    assert "HBM per chip" in "\n".join(report.lines())
+    gathered = set(re.findall(r"((?:f32|bf16)\[[\d,]+\])[^=]* all-gather", program))
+    hidden = f"[{3 * CONFIG.width},{CONFIG.width}]"
+    assert f"bf16{hidden}" in gathered and f"f32{hidden}" not in gathered  # weights are cast before they travel
+    assert not any(f"[{CONFIG.layers}," in shape for shape in gathered)  # one layer at a time
+    assert not any(f"[4,{LAYOUT.length}," in shape for shape in gathered)  # activations stay with their samples
 
 
 @needs_libtpu
