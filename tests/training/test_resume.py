@@ -86,10 +86,9 @@ def test_resume_after_kills_equals_an_uninterrupted_run(samples, uninterrupted, 
     """Killed once between saves and once while a save is being written, then left to finish."""
     out = tmp_path / "killed"
     process = start(samples, out)
-    wait_until(lambda: max(logged(out), default=0) >= EVERY + 2, process)
+    wait_until(lambda: checkpoint.steps(out / "checkpoints"), process)  # steps go on while a save is written
     process.send_signal(signal.SIGKILL)
     process.wait()
-    reached = checkpoint.steps(out / "checkpoints")
 
     process = start(samples, out)
     known = set(os.listdir(out / "checkpoints"))
@@ -98,7 +97,6 @@ def test_resume_after_kills_equals_an_uninterrupted_run(samples, uninterrupted, 
     process.wait()
 
     run(samples, out)
-    assert reached, "the first kill came before the first checkpoint: nothing was resumed"
     assert logged(out) == logged(uninterrupted)
     expected = leaves(uninterrupted)
     for name, leaf in leaves(out).items():
