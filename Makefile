@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := runs/demo
+RUN ?= runs/$(if $(DATA),$(notdir $(abspath $(DATA))),demo)
 
 .PHONY: demo test install clean
 

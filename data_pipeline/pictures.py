@@ -1,6 +1,7 @@
 """Selected records as pixels: whole pictures in their buckets, and random crops for training the autoencoder."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -38,6 +39,14 @@ class Pictures(Sequence):
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def digest(self) -> str:
+        """Changes with the stored images, their choice, and how they are prepared."""
+        total = hashlib.sha256(repr((self.chosen, self.channels)).encode())
+        for shard in self.records.shards:
+            total.update(shard.digest.encode())
+        return total.hexdigest()
 
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]

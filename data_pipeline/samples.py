@@ -123,6 +123,7 @@ class SampleFolder(Sequence):
             ]
             raise ValueError(f"{folder} was encoded from something else; encode again. " + "; ".join(differing))
         self.folder, self._count = folder, manifest["samples"]
+        self.fingerprint: dict[str, Any] = manifest["fingerprint"]
         self.largest_tokens: int = manifest["largest"]["tokens"]
         self.largest_text: tuple[int, ...] = tuple(manifest["largest"]["text"])
         self.empty = _decode_text(safetensors.numpy.load((folder / EMPTY).read_bytes()))

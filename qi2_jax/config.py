@@ -3,11 +3,14 @@
 import argparse
 import ast
 import importlib.util
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
+
+from data_pipeline.atomic import write_json_atomic
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.FrozenConfigDict:
@@ -118,3 +121,30 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in sorted(a.keys() | b.keys())
         if a.get(key, missing) != b.get(key, missing)
     ]
+
+
+def claim(path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...] = (), *, write: bool = True) -> None:
+    """Records what a folder is made with, or checks that it is continued with the same.
+
+    Args:
+      path: the JSON file in that folder.
+      values: plain JSON values.
+      may_change: beginnings of the dotted keys that another call may change.
+      write: False in all but one of several processes.
+
+    Raises:
+      ValueError: if the folder was made with other values, naming each.
+    """
+    if path.exists():
+        changes = [
+            line
+            for line in difference(json.loads(path.read_text()), json.loads(json.dumps(values)))
+            if not line.startswith(may_change)
+        ]
+        if changes:
+            raise ValueError(
+                f"{path.parent} was begun with other values; go on with those, or choose another folder. "
+                "What changed:\n  " + "\n  ".join(changes)
+            )
+    if write:
+        write_json_atomic(path, values)

@@ -1,4 +1,4 @@
-"""`qi2 train EXPERIMENT --out DIR`: only the transformer stage of a job, on the samples that the job encoded."""
+"""`qi2 train EXPERIMENT --samples DIR --out DIR`: only the transformer stage of a job, on samples encoded before."""
 
 import argparse
 import pathlib
@@ -11,6 +11,12 @@ from qi2_jax import config as configs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     configs.add_arguments(parser)
     parser.add_argument("--samples", type=pathlib.Path, required=True, help="encoded samples: a job's samples/")
+    parser.add_argument(
+        "--model",
+        type=pathlib.Path,
+        help="folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` need; default: that "
+        "of the job which the samples belong to",
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
 
 
@@ -20,7 +26,9 @@ def main(arguments: argparse.Namespace) -> None:
     from data_pipeline.samples import SampleFolder
     from qi2_jax.job import stages
 
-    stages.train_transformer(config.transformer, SampleFolder(arguments.samples), arguments.out)
+    samples = SampleFolder(arguments.samples)
+    stages.give_model(config.transformer, samples, arguments.model, arguments.out)
+    stages.train_transformer(config.transformer, samples, arguments.out)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
             if not (source / "metadata.jsonl").is_file():
                 write_demo_folder(source)
         console.print(ingest_folder(source, records).table())
+    else:
+        console.print(f"{records} is there from an earlier run and used again")
     cascade.score(records, workers=config.workers or None)
     selection = select(records, Thresholds(**config.thresholds))
     console.print(selection.table())

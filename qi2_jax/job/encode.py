@@ -23,15 +23,18 @@ BATCH = 8
 
 
 def fingerprint(model: pathlib.Path, pictures: Pictures, captions: Sequence[Caption]) -> dict[str, Any]:
-    """What samples depend on: weights of both encoders, the pixels, the captions."""
-    chosen = hashlib.sha256(repr((pictures.chosen, pictures.channels, tuple(captions))).encode())
-    for shard in pictures.records.shards:
-        chosen.update(shard.digest.encode())
+    """What samples depend on: both encoders, the pixels, the captions."""
     return {
-        "vae": _digest(model / "vae" / f"{STEM}.safetensors", model / "vae" / "config.json"),
-        "text_encoder": _digest(model / "text_encoder" / f"{STEM}.safetensors"),
-        "data": chosen.hexdigest(),
+        **encoders(model),
+        "pictures": pictures.digest,
+        "captions": hashlib.sha256(repr(tuple(captions)).encode()).hexdigest(),
     }
+
+
+def encoders(model: pathlib.Path) -> dict[str, str]:
+    """Digests of the weights and configurations of both encoders in a model folder."""
+    names = (f"{STEM}.safetensors", "config.json")
+    return {part: _digest(*(model / part / name for name in names)) for part in ("vae", "text_encoder")}
 
 
 def _digest(*paths: pathlib.Path) -> str:

@@ -15,13 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from qi2_jax import config as configs
 from qi2_jax import runs, sharding
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, models, results, stages
 from qi2_jax.job.verify import compare
 from qi2_jax.pipeline import Pipeline, decode_latents, to_image, to_pixels
-from qi2_jax.training import metrics
+from qi2_jax.training import loop, metrics
+
+# Of a job that was begun, only the last training and what follows it may change.
+MAY_CHANGE = (*(f"transformer.{key}" for key in loop.MAY_CHANGE), "sample.", "compare.", "data.workers")
 
 
 def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> dict[str, Any]:
@@ -29,16 +33,21 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
 
     Args:
       config: see `experiments/demo.py`.
-      out: receives everything: `records/`, `vae/`, `samples/`, the run `transformer/` and the folder `diffusers/`,
-        `samples.png`, `report.json`.
+      out: receives everything: `job.json` (what was asked for), `records/`, `vae/`, `samples/`, the run
+        `transformer/` and the folder `diffusers/`, `samples.png`, `report.json`.
       source: images beside `.txt` captions, or with a `metadata.jsonl`; None: the embedded demo set.
 
     Returns:
       The figures of the report.
+
+    Raises:
+      ValueError: if `out` was begun with another source or config, or no picture is left to train on.
     """
     begun, console = time.monotonic(), Console()
     out.mkdir(parents=True, exist_ok=True)
-    run_folder, dtype = out / "transformer", stages.DTYPES[config.encode_dtype]
+    asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
+    configs.claim(out / "job.json", asked, MAY_CHANGE)
+    run_folder, dtype = out / stages.TRANSFORMER, stages.DTYPES[config.encode_dtype]
     model = run_folder / runs.MODEL
 
     console.rule("1 data: ingest, filter, bucket")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -102,6 +103,20 @@ def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
             "hidden_act": "gelu_pytorch_tanh",
         },
     }
+
+
+def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
+    """Puts the encoders of one model folder into another: as links to the same files where the disk allows it."""
+
+    def link(old: str, new: str) -> None:
+        if not os.path.exists(new):
+            try:
+                os.link(old, new)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(old, new)
+
+    for part in ("text_encoder", "processor", "vae"):
+        shutil.copytree(source / part, model / part, copy_function=link, dirs_exist_ok=True)
 
 
 def load(model: pathlib.Path, name: str, mesh: Any, dtype: Any = None) -> Any:

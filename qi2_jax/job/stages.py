@@ -14,10 +14,11 @@ from data_pipeline.loader import Loader, Rows, collate
 from data_pipeline.pictures import Crops, Pictures
 from data_pipeline.samples import SampleFolder
 from qi2_jax import config as configs
-from qi2_jax import sharding
+from qi2_jax import runs, sharding
 from qi2_jax.diffusion.timesteps import LAWS, Shift
+from qi2_jax.interop import folder
 from qi2_jax.interop.weights import STEM
-from qi2_jax.job import models
+from qi2_jax.job import encode, models
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.sequence import Layout
@@ -25,6 +26,7 @@ from qi2_jax.training import loop
 from qi2_jax.training import mmdit as transformer_training
 from qi2_jax.training import vae as vae_training
 
+TRANSFORMER = "transformer"  # the run's name in the folder of a job
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -42,7 +44,12 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
     mesh = _mesh(config.mesh)
     crops = Crops(pictures, config.crop, config.batch_size, config.seed, jax.process_index(), jax.process_count())
     task = loop.Task(
-        "autoencoder", lambda key: VAE(vae_config, key=key), vae_training.loss, crops.from_step, config.batch_size
+        "autoencoder",
+        lambda key: VAE(vae_config, key=key),
+        vae_training.loss,
+        crops.from_step,
+        config.batch_size,
+        {"pictures": pictures.digest},
     )
     state = loop.train(task, config, out, mesh)
     vae = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state.ema)
@@ -59,6 +66,31 @@ def transformer_config(config: Any, samples: SampleFolder) -> MMDiTConfig:
         latent_channels=sample.latents.shape[-1],
         text_width=sample.text.features.shape[-1],
     )
+
+
+def give_model(config: Any, samples: SampleFolder, source: pathlib.Path | None, out: pathlib.Path) -> None:
+    """Puts the encoders that made the samples into a run, so that it can sample and be exported.
+
+    Args:
+      config: of the transformer stage.
+      samples: what the run trains on.
+      source: a model folder; None: that of the job which the samples belong to, or none at all.
+      out: the run.
+
+    Raises:
+      ValueError: if the source is no model folder, or its encoders did not make these samples.
+    """
+    found = source or samples.folder.parent / TRANSFORMER / runs.MODEL
+    if not (found / folder.MARK).is_file():
+        if source is not None:
+            raise ValueError(f"{source} is not a complete model folder (no {folder.MARK})")
+        print(f"{found} does not exist: this run can train, but not sample; name the encoders' folder with --model")
+        return
+    differing = [name for name, digest in encode.encoders(found).items() if samples.fingerprint.get(name) != digest]
+    if differing:
+        raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
+    models.adopt(found, out / runs.MODEL)
+    models.finish(out / runs.MODEL, transformer_config(config, samples), Shift(**config.timesteps.shift))
 
 
 def layout_of(samples: SampleFolder) -> Layout:
@@ -100,6 +132,7 @@ def train_transformer(config: Any, samples: SampleFolder, out: pathlib.Path) -> 
         transformer_training.make_loss(law, shift, run),
         batches,
         config.batch_size,
+        samples.fingerprint,
         lambda state: {"validation_loss": validate(state.ema, held)},
     )
     loop.train(task, config, out, mesh)

@@ -207,10 +207,10 @@ class MMDiT(nnx.Module):
         """Velocity of the noisy target at time t (1 is noise, 0 is data), in fp32. Padding slots hold garbage."""
         is_target = np.arange(layout.length) >= layout.prefix
         x_BSD = sequence.join(layout, *self._prefix_parts(given, run), self.image_in(target_BNC.astype(run.dtype)))
-        modulation, scale = self._modulate(t_B, is_target, run)
+        modulate, scale = self._modulate(t_B, is_target, run)
         x_BSD, _ = self._run_blocks(
             x_BSD,
-            modulation,
+            modulate,
             given.positions_BS3,
             layout.visible_until(self.config.attention),
             given.valid_BS,
@@ -237,10 +237,10 @@ class MMDiT(nnx.Module):
             )
         prefix = layout.prefix
         x_BPD = sequence.join(layout, *self._prefix_parts(given, run), None)
-        modulation, _ = self._modulate(jnp.zeros(x_BPD.shape[0]), np.zeros(prefix, bool), run)
+        modulate, _ = self._modulate(jnp.zeros(x_BPD.shape[0]), np.zeros(prefix, bool), run)
         _, kept = self._run_blocks(
             x_BPD,
-            modulation,
+            modulate,
             given.positions_BS3[:, :prefix],
             layout.visible_until(self.config.attention)[:prefix],
             given.valid_BS[:, :prefix],
@@ -261,10 +261,10 @@ class MMDiT(nnx.Module):
     ) -> Float[Array, "B N C"]:
         """As `__call__`, with the prefix given by `prefill`; only target tokens are computed."""
         prefix = layout.prefix
-        modulation, scale = self._modulate(t_B, np.ones(layout.target, bool), run)
+        modulate, scale = self._modulate(t_B, np.ones(layout.target, bool), run)
         x_BND, _ = self._run_blocks(
             self.image_in(target_BNC.astype(run.dtype)),
-            modulation,
+            modulate,
             given.positions_BS3[:, prefix:],
             None,
             given.valid_BS,
@@ -279,28 +279,30 @@ class MMDiT(nnx.Module):
         return text, conditions
 
     def _modulate(self, t_B, is_target: np.ndarray, run: Execution):
-        """Four block modulations and the final scale, each [B, S or 1, D]: target tokens take t, the others t = 0."""
+        """A function that gives the four block modulations, and the final scale: [B, S or 1, D] each.
+
+        Target tokens take t, the others t = 0. A function, because each block should choose for itself: kept for the
+        backward pass is then one row for each t instead of one for each token, and the gradients of tokens and blocks
+        are added up in fp32.
+        """
 
         def project(t):
             time = jax.nn.silu(self.time_in(t))
-            return self.modulation(time), self.final_modulation(time)
+            return self.modulation(time)[:, None], self.final_modulation(time)[:, None]
 
-        sampled = [value[:, None] for value in project(t_B)]
-        if self.config.condition_timestep == "zero" and not is_target.all():
-            zero = [value[:, None] for value in project(jnp.zeros(1))]
-            sampled = [
-                jnp.where(is_target[None, :, None], value, at_zero)
-                for value, at_zero in zip(sampled, zero, strict=True)
-            ]
-        modulation, scale = (value.astype(run.dtype) for value in sampled)
-        return jnp.split(modulation, 4, axis=-1), scale
+        def choose(value, at_zero):
+            return (value if at_zero is None else jnp.where(is_target[None, :, None], value, at_zero)).astype(run.dtype)
 
-    def _run_blocks(self, x, modulation, positions, visible_until, key_valid, past, run: Execution, keep=False):
+        zero_matters = self.config.condition_timestep == "zero" and not is_target.all()
+        (blocks, final), (blocks_0, final_0) = project(t_B), project(jnp.zeros(1)) if zero_matters else (None, None)
+        return lambda: jnp.split(choose(blocks, blocks_0), 4, axis=-1), choose(final, final_0)
+
+    def _run_blocks(self, x, modulate, positions, visible_until, key_valid, past, run: Execution, keep=False):
         rotation = sequence.rotations(positions, self.config.rope_dims, ROPE_THETA)
 
         def body(x, layer):
             block, past = layer
-            x, kept = block(x, modulation, rotation, visible_until, key_valid, past, run)
+            x, kept = block(x, modulate(), rotation, visible_until, key_valid, past, run)
             return x, kept if keep else None
 
         x = run.constrain(x, ("batch", "sequence", "act_embed"))

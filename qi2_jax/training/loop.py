@@ -1,8 +1,6 @@
 """The training loop: start or resume, step, evaluate, save; the same for every task."""
 
 import dataclasses
-import json
-import os
 import pathlib
 import signal
 import threading
@@ -32,6 +30,7 @@ class Task:
       loss: see `step.Loss`.
       batches: from a step on, the endless sequence of (static, this process's rows of the batch).
       batch_size: global number of samples per step.
+      data: what the batches come from, as plain JSON; a run continues on the same data only.
       evaluate: scalars of a state, at the first and last step and every `train.evaluate_every`.
     """
 
@@ -40,6 +39,7 @@ class Task:
     loss: steps.Loss
     batches: Callable[[int], Iterator[tuple[Hashable, Any]]]
     batch_size: int
+    data: dict[str, Any]
     evaluate: Callable[[steps.TrainState], dict[str, Any]] | None = None
 
 
@@ -63,12 +63,17 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
       The state after the last step.
 
     Raises:
-      ValueError: if the directory belongs to another config, or its checkpoint does not fit the model.
+      ValueError: if the directory belongs to another config or other data, or its checkpoint does not fit the model.
       NonFiniteError: after `train.max_skipped` steps in a row that were not finite; the state is saved first.
     """
     # --- where we are
     directory.mkdir(parents=True, exist_ok=True)
-    _claim(directory / "config.json", configs.to_dict(config))
+    configs.claim(
+        directory / "config.json",
+        {**configs.to_dict(config), "data": task.data},
+        MAY_CHANGE,
+        write=jax.process_index() == 0,
+    )
     optimizer = steps.make_optimizer(config.optimizer)
     checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
     found = checkpoints.latest()
@@ -138,22 +143,3 @@ class _Termination:
     def __exit__(self, *error):
         if self._main:
             signal.signal(signal.SIGTERM, self._previous)
-
-
-def _claim(path: pathlib.Path, config: dict[str, Any]) -> None:
-    """Records the config of a new run, or checks that a run continues with the same one."""
-    if path.exists():
-        changes = [
-            line
-            for line in configs.difference(json.loads(path.read_text()), json.loads(json.dumps(config)))
-            if not line.startswith(MAY_CHANGE)
-        ]
-        if changes:
-            raise ValueError(
-                f"{path.parent} was made with another config; continue with that one or choose a new directory. "
-                "What changed:\n  " + "\n  ".join(changes)
-            )
-    if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(temporary, path)
