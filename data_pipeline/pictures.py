@@ -48,6 +48,11 @@ class Pictures(Sequence):
             total.update(shard.digest.encode())
         return total.hexdigest()
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that all decoded pictures take."""
+        return sum(picture.bucket.width * picture.bucket.height * self.channels for picture in self.chosen)
+
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]
 

@@ -16,8 +16,9 @@ def prepare_image(image: Image.Image, bucket: Bucket, channels: int = 3) -> UInt
       channels: 3 puts transparent parts on white; 4 keeps alpha, which is 255 everywhere for an image without.
 
     Returns:
-      Pixels [bucket.height, bucket.width, channels], 0..255. With alpha, the colour of fully transparent pixels is
-      black: they are resized with their weight in the visible picture, so that nothing bleeds over the edges.
+      Pixels [bucket.height, bucket.width, channels], 0..255. With alpha, pixels are resized with their weight in the
+      visible picture, so that nothing bleeds over the edges, and the colour of fully transparent pixels is white: a
+      model that takes a transparent place for an opaque one is then still right on white paper.
 
     Raises:
       ValueError: for other modes or channels.
@@ -27,4 +28,7 @@ def prepare_image(image: Image.Image, bucket: Bucket, channels: int = 3) -> UInt
     image = over_white(image) if channels == 3 else image.convert("RGBA")
     box = crop_box(*image.size, bucket)
     resized = image.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
-    return np.array(resized)  # a copy that may be written to
+    pixels = np.array(resized)  # a copy that may be written to
+    if channels == 4:
+        pixels[pixels[..., 3] == 0] = (255, 255, 255, 0)
+    return pixels

@@ -29,7 +29,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         side=64 if tiny else 96,  # area of the buckets, in pixels squared
         ratios=("1:1", "2:3", "3:2", "9:16", "16:9", "1:3", "3:1"),
         max_upscale=1.0,
-        max_cropped=0.25,
+        max_cropped=0.3,
         channels=4,
         workers=1,  # two cores are busy enough with one
         thresholds=dict(min_side=128),
@@ -49,8 +49,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         crop=32,
         batch_size=8 if tiny else 16,
         ema_decay=0.95 if tiny else 0.99,
-        train=dict(steps=2 if tiny else 800, log_every=10, evaluate_every=10_000, max_skipped=10),
-        optimizer=dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=20, decay_steps=800),
+        train=dict(steps=2 if tiny else 1200, log_every=10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=20, decay_steps=1200),
         checkpoint=dict(every=1000 if tiny else 200, keep=2),
         statistics_batches=2 if tiny else 16,  # crops from which the latents' mean and deviation are taken
     )
@@ -68,8 +68,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
             arguments=dict(mean=0.0, std=1.0),
             shift=dict(dynamic=True, base_tokens=256, max_tokens=8192, base_shift=0.5, max_shift=0.9),
         ),
-        train=dict(steps=4 if tiny else 800, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
-        optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=800),
+        train=dict(steps=4 if tiny else 900, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=900),
         checkpoint=dict(every=1000 if tiny else 200, keep=2),
     )
     config.sample = dict(steps=4 if tiny else 20, seed=0)

@@ -27,6 +27,7 @@ from qi2_jax.training import mmdit as transformer_training
 from qi2_jax.training import vae as vae_training
 
 TRANSFORMER = "transformer"  # the run's name in the folder of a job
+MAX_HELD_BYTES = 1 << 30
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -42,7 +43,9 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
         return
     vae_config = VAEConfig(**configs.dataclass_fields(config.model))
     mesh = _mesh(config.mesh)
-    crops = Crops(pictures, config.crop, config.batch_size, config.seed, jax.process_index(), jax.process_count())
+    # Every picture is cropped again and again: where there is room, decoded once.
+    held = list(pictures) if pictures.nbytes <= MAX_HELD_BYTES else pictures
+    crops = Crops(held, config.crop, config.batch_size, config.seed, jax.process_index(), jax.process_count())
     task = loop.Task(
         "autoencoder",
         lambda key: VAE(vae_config, key=key),

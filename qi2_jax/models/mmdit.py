@@ -288,7 +288,8 @@ class MMDiT(nnx.Module):
 
         def project(t):
             time = jax.nn.silu(self.time_in(t))
-            return self.modulation(time)[:, None], self.final_modulation(time)[:, None]
+            values = self.modulation(time)[:, None], self.final_modulation(time)[:, None]
+            return [run.constrain(value, ("batch", "sequence", "act_embed")) for value in values]
 
         def choose(value, at_zero):
             return (value if at_zero is None else jnp.where(is_target[None, :, None], value, at_zero)).astype(run.dtype)

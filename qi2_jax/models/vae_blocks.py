@@ -21,6 +21,10 @@ from jaxtyping import Array, Float
 from qi2_jax.attention import attention
 from qi2_jax.models.layers import keys
 
+# Positions up to which attention keeps all scores at once, 64 MiB for an image of 1024 x 1024 pixels. It then splits
+# over a mesh with the batch; the kernel that does not keep them walks through the batch.
+WHOLE_SCORES = 4096
+
 
 class Conv2d(nnx.Module):
     """Convolution with weights [O, C, kernel, kernel], computed in the dtype of its input.
@@ -114,7 +118,8 @@ class AttentionBlock(nnx.Module):
         B, H, W, C = x.shape
         qkv_BS3C = self.to_qkv(self.norm(x)).reshape(B, H * W, 3, C)
         q, k, v = (qkv_BS3C[:, :, i : i + 1] for i in range(3))
-        return x + self.proj(attention(q, k, v).reshape(B, H, W, C))
+        kernel = "reference" if H * W <= WHOLE_SCORES else "chunked"
+        return x + self.proj(attention(q, k, v, kernel=kernel).reshape(B, H, W, C))
 
 
 class MidBlock(nnx.Module):

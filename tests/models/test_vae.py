@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLQwenImage21
 from qi2_jax import tree
 from qi2_jax.interop import names
 from qi2_jax.interop import vae as interop
+from qi2_jax.models import vae_blocks
 from qi2_jax.models.vae import VAE, Encoder, VAEConfig
 from qi2_jax.models.vae_blocks import ChannelNorm
 
@@ -235,6 +236,16 @@ def test_gradients_of_an_image_of_zeros_are_small():
     gradients = compiled(jax.grad(lambda m, x: jnp.mean(m(x, remat=False))))(encoder, jnp.zeros((1, 4, 8, 3)))
     largest = {name: float(jnp.abs(gradient).max()) for name, gradient in tree.to_dict(gradients).items()}
     assert 0.0 < max(largest.values()) < 10.0, largest
+
+
+def test_attention_over_many_positions_gives_the_same(monkeypatch):
+    model = VAE(TINY, key=jax.random.key(0))
+    proj = model.encoder.mid_block.attentions[0].proj.weight
+    proj.set_value(jax.random.normal(jax.random.key(1), proj.get_value().shape))  # it starts at zero
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 24, 20, 3)).astype(np.float32)
+    whole = model.encode(x).mean
+    monkeypatch.setattr(vae_blocks, "WHOLE_SCORES", 119)  # of 120 positions
+    np.testing.assert_allclose(model.encode(x).mean, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_remat_keeps_less_for_the_backward_pass():
