@@ -1,5 +1,7 @@
 """Experiments load, and overrides are checked."""
 
+import json
+
 import pytest
 
 from qi2_jax import config
@@ -41,3 +43,12 @@ def test_wrong_experiments_are_refused(tmp_path):
 def test_difference_names_changed_added_and_removed_keys():
     old, new = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": 0}
     assert config.difference(old, new) == ["a.c: 2 -> 3", "d: [1] -> 'absent'", "e: 'absent' -> 0"]
+
+
+def test_claimed_folder_refuses_other_values(tmp_path):
+    path = tmp_path / "config.json"
+    config.claim(path, {"data": "a", "train": {"steps": 4}}, ("train.steps",))
+    config.claim(path, {"data": "a", "train": {"steps": 8}}, ("train.steps",))
+    with pytest.raises(ValueError, match=r"begun with other values[^$]*data: 'a' -> 'b'$"):
+        config.claim(path, {"data": "b", "train": {"steps": 8}}, ("train.steps",))
+    assert json.loads(path.read_text()) == {"data": "a", "train": {"steps": 8}}

@@ -42,7 +42,7 @@ def test_alpha_is_kept_or_put_on_white(picture):
     image = picture(size=(64, 64)).convert("RGBA")
     image.paste((90, 0, 0, 0), (0, 0, 32, 64))
     four, three = prepare_image(image, Bucket(32, 32), 4), prepare_image(image, Bucket(32, 32), 3)
-    assert (four[:, :12] == 0).all() and (four[:, 20:, 3] == 255).all()
+    assert (four[:, :12] == (255, 255, 255, 0)).all() and (four[:, 20:, 3] == 255).all()
     assert (three[:, :12] == 255).all()
     # Resizing and compositing commute up to clipped overshoot: the hidden colour makes no dark fringe.
     assert abs(np.asarray(over_white(Image.fromarray(four))).astype(int) - three).max() <= 8

@@ -1,0 +1,43 @@
+"""A run gets the encoders that made its samples, and no others."""
+
+import numpy as np
+import pytest
+
+from data_pipeline.samples import Sample, SampleFolder, Text, write_samples
+from qi2_jax import config as configs
+from qi2_jax import runs
+from qi2_jax.interop import folder
+from qi2_jax.job import encode, stages
+
+CONFIG = configs.load("experiments/demo.py:tiny").transformer
+
+
+def samples(path, made_from):
+    def text(length):
+        return Text(np.ones((length, 16), np.float32), (length,))
+
+    write_samples(path, [Sample(np.ones((2, 3, 64), np.float32), text(4))], text(1), made_from)
+    return SampleFolder(path)
+
+
+def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
+    made = samples(tmp_path / "samples", encode.encoders(imported))
+    for _ in range(2):  # again, as after an interruption
+        stages.give_model(CONFIG, made, imported, tmp_path / "run")
+        model = tmp_path / "run" / runs.MODEL
+        assert (model / folder.MARK).is_file()
+        assert encode.encoders(model) == encode.encoders(imported)
+
+
+def test_other_encoders_are_refused(imported, tmp_path):
+    made = samples(tmp_path / "samples", {**encode.encoders(imported), "vae": "of another one"})
+    with pytest.raises(ValueError, match=r"\['vae'\] of .* did not make the samples"):
+        stages.give_model(CONFIG, made, imported, tmp_path / "run")
+    with pytest.raises(ValueError, match="not a complete model folder"):
+        stages.give_model(CONFIG, made, tmp_path, tmp_path / "run")
+
+
+def test_run_without_encoders_says_so(tmp_path, capsys):
+    stages.give_model(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
+    assert "can train, but not sample" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
