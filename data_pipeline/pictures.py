@@ -11,16 +11,17 @@ from jaxtyping import Float, UInt8
 from data_pipeline.buckets import Bucket
 from data_pipeline.images import decode_image
 from data_pipeline.prepare import prepare_image
-from data_pipeline.records import Record
+from data_pipeline.records import Caption, Record
 from data_pipeline.shards import RecordFolder
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One selected record: its position in a `RecordFolder` and the bucket it goes to."""
+    """One selected record: its position in a `RecordFolder`, the bucket it goes to, and which captions to use."""
 
     index: int
     bucket: Bucket
+    captions: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Pictures(Sequence):
 
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]
+
+    def captions(self, index: int) -> list[Caption]:
+        """The selected captions of a picture."""
+        captions = self.record(index).captions
+        return [captions[position] for position in self.chosen[index].captions]
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W c"]:  # type: ignore[override]  # no slices
         image = decode_image(self.record(index).image).image

@@ -1,5 +1,6 @@
 """Selection: thresholds turn scores into the list of kept records. A cheap second step: no image is read."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,22 +14,55 @@ from data_pipeline.scores import read_scores
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a training stage asks of its images. Broken images never pass.
+    """What a training stage asks of its records. Broken images never pass.
+
+    Those of image quality, compression and borders ask for nothing by default: they belong to later stages.
 
     Attributes:
       min_side: pixels of the shorter side, upright.
       max_aspect: longer over shorter side.
       drop_contradictory_orientation: drop files that contradict themselves about which side is up.
+      min_bits, min_edges: a picture with less entropy *and* fewer edges is empty (`filters.entropy`).
+      max_roughness: a rougher picture is noise.
+      min_tokens, max_tokens: of a caption; a record stays as long as one of its captions does.
+      max_run: longest run of one character in a caption.
+      min_compressed: smallest ratio of compression of a caption of at least `repetitive_tokens` tokens; one that
+        repeats itself compresses to less.
+      repetitive_tokens: see there; shorter captions compress too little to tell.
+      min_clarity: variance of the Laplacian; pictures below `near_min_entropy` bits are flat by design and exempt.
+      min_brightness, max_brightness: mean grey level, 0..1; the same are exempt.
+      max_noise: grey levels.
+      min_jpeg_quality: 1..100.
+      min_bits_per_pixel: of JPEG files, whose pictures are seldom flat.
+      max_border: share of the picture that bars on opposite sides take.
       drop_exact_duplicates: keep only the first, by key, of files with the same bytes or the same pixels.
       drop_near_duplicates: keep only the first, by key, of each group of near duplicates (`filters.duplicates`).
       near_distance: largest distance of the 64-bit perceptual hashes; recompression and rescaling rarely exceed it.
       near_difference: largest difference of any thumbnail cell, in grey levels of 255.
       near_min_entropy: bits; flatter pictures are never called near duplicates.
+
+    Raises:
+      ValueError: for a value out of its range.
     """
 
     min_side: int = 256
     max_aspect: float = 3.0
     drop_contradictory_orientation: bool = True
+    min_bits: float = 1.0
+    min_edges: float = 0.0005
+    max_roughness: float = 0.8
+    min_tokens: int = 3
+    max_tokens: int = 1024
+    max_run: int = 20
+    min_compressed: float = 0.2
+    repetitive_tokens: int = 50
+    min_clarity: float = 0.0
+    min_brightness: float = 0.0
+    max_brightness: float = 1.0
+    max_noise: float = 255.0
+    min_jpeg_quality: float = 0.0
+    min_bits_per_pixel: float = 0.0
+    max_border: float = 1.0
     drop_exact_duplicates: bool = True
     drop_near_duplicates: bool = True
     near_distance: int = 6
@@ -36,21 +70,44 @@ class Thresholds:
     near_min_entropy: float = 3.0
 
     def __post_init__(self):
-        ranges = {"min_side": (1, 1 << 20), "max_aspect": (1, 1e6)}
-        ranges |= {"near_distance": (0, 64), "near_difference": (0, 255), "near_min_entropy": (0, 8)}
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose between {low} and {high}")
 
 
+_RANGES = {
+    "min_side": (1, 1 << 20),
+    "max_aspect": (1, 1e6),
+    "min_bits": (0, 8),
+    "min_edges": (0, 1),
+    "max_roughness": (0, 2),
+    "min_tokens": (0, 1 << 20),
+    "max_tokens": (1, 1 << 20),
+    "max_run": (1, 1 << 20),
+    "min_compressed": (0, 1),
+    "repetitive_tokens": (0, 1 << 20),
+    "min_clarity": (0, 1e6),
+    "min_brightness": (0, 1),
+    "max_brightness": (0, 1),
+    "max_noise": (0, 255),
+    "min_jpeg_quality": (0, 100),
+    "min_bits_per_pixel": (0, 1e3),
+    "max_border": (0, 1),
+    "near_distance": (0, 64),
+    "near_difference": (0, 255),
+    "near_min_entropy": (0, 8),
+}
+
+
 @dataclass(frozen=True)
 class Kept:
-    """A kept record: its key, its position in the `RecordFolder`, and its upright size in pixels."""
+    """A kept record: key, position in the `RecordFolder`, upright size in pixels, and which of its captions to use."""
 
     key: str
     index: int
     width: int
     height: int
+    captions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -97,11 +154,7 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     Raises:
       ValueError: when scores are missing (run `cascade.score` first).
     """
-    rules = {"broken": lambda row: row["broken.reason"]}
-    if thresholds.drop_contradictory_orientation:
-        rules["orientation"] = lambda row: row["orientation.contradiction"]
-    rules["resolution"] = lambda row: _too_small_or_long(row, thresholds)
-    tallies = {name: Tally() for name in [*rules, "duplicates"]}
+    tallies = {name: Tally() for name in [*RULES, "duplicates"]}
     dropped: dict[str, Dropped] = {}
     survivors = []
 
@@ -111,12 +164,15 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
 
     count = 0
     for row in read_scores(folder, CASCADE):
-        failed = next(((name, reason) for name, rule in rules.items() if (reason := rule(row)) is not None), None)
+        reasons = ((name, rule(row, thresholds)) for name, rule in RULES.items())
+        failed = next(((name, reason) for name, reason in reasons if reason is not None), None)
         if failed:
             drop(row["key"], Dropped(*failed))
         else:
-            fingerprint = {name: value for name, value in row.items() if name.startswith(("key", "duplicates."))}
-            survivors.append((Kept(row["key"], count, row["resolution.width"], row["resolution.height"]), fingerprint))
+            captions = tuple(i for i, reason in enumerate(_caption_reasons(row, thresholds)) if reason is None)
+            kept_row = Kept(row["key"], count, row["resolution.width"], row["resolution.height"], captions)
+            columns = ("key", "duplicates.", "entropy.bits")
+            survivors.append((kept_row, {name: value for name, value in row.items() if name.startswith(columns)}))
         count += 1
     duplicates = _duplicates([fingerprint for _, fingerprint in survivors], thresholds)
     for key in sorted(duplicates):
@@ -130,10 +186,83 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     return Selection(thresholds, kept, dropped, tuple(steps))
 
 
-def _too_small_or_long(row: dict, thresholds: Thresholds) -> str | None:
+def _orientation(row: dict, thresholds: Thresholds) -> str | None:
+    return row["orientation.contradiction"] if thresholds.drop_contradictory_orientation else None
+
+
+def _resolution(row: dict, thresholds: Thresholds) -> str | None:
     if row["resolution.short_side"] < thresholds.min_side:
         return "too_small"
     return "too_long" if row["resolution.aspect"] > thresholds.max_aspect else None
+
+
+def _entropy(row: dict, thresholds: Thresholds) -> str | None:
+    if row["entropy.bits"] < thresholds.min_bits and row["entropy.edges"] < thresholds.min_edges:
+        return "empty"
+    return "noise" if row["entropy.roughness"] > thresholds.max_roughness else None
+
+
+def _captions(row: dict, thresholds: Thresholds) -> str | None:
+    """The reason of the first caption, when none is left."""
+    reasons = _caption_reasons(row, thresholds)
+    return None if None in reasons else reasons[0] if reasons else "no_caption"
+
+
+def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
+    """For every caption why it is left out; None: it stays."""
+
+    def reason(tokens: int, refusal: bool, run: int, compressed: float) -> str | None:
+        if tokens < thresholds.min_tokens:
+            return "too_short"
+        if tokens > thresholds.max_tokens:
+            return "too_many_tokens"
+        if refusal:
+            return "refusal"
+        repetitive = tokens >= thresholds.repetitive_tokens and compressed < thresholds.min_compressed
+        return "repeats_itself" if run > thresholds.max_run or repetitive else None
+
+    columns = ("tokens", "refusal", "longest_run", "compressed")
+    return [reason(*values) for values in zip(*(row[f"caption_length.{name}"] for name in columns), strict=True)]
+
+
+def _quality(row: dict, thresholds: Thresholds) -> str | None:
+    if row["quality.noise"] > thresholds.max_noise:
+        return "noisy"
+    if row["entropy.bits"] < thresholds.near_min_entropy:
+        return None
+    if row["quality.clarity"] < thresholds.min_clarity:
+        return "blurred"
+    if row["quality.brightness"] < thresholds.min_brightness:
+        return "too_dark"
+    return "too_bright" if row["quality.brightness"] > thresholds.max_brightness else None
+
+
+def _compression(row: dict, thresholds: Thresholds) -> str | None:
+    quality = row["compression.jpeg_quality"]
+    if quality is None:
+        return None
+    return (
+        "compressed_too_much"
+        if quality < thresholds.min_jpeg_quality or row["compression.bits_per_pixel"] < thresholds.min_bits_per_pixel
+        else None
+    )
+
+
+def _border(row: dict, thresholds: Thresholds) -> str | None:
+    return "border" if row["border.bars"] and row["border.area"] > thresholds.max_border else None
+
+
+# Step -> why a record is dropped there. Duplicates come last: the copy that is kept is one that passed all of these.
+RULES: dict[str, Callable[[dict, Thresholds], str | None]] = {
+    "broken": lambda row, _: row["broken.reason"],
+    "orientation": _orientation,
+    "resolution": _resolution,
+    "entropy": _entropy,
+    "captions": _captions,
+    "quality": _quality,
+    "compression": _compression,
+    "border": _border,
+}
 
 
 def _duplicates(rows: list[dict], thresholds: Thresholds) -> dict[str, Dropped]:
@@ -154,7 +283,7 @@ def _duplicates(rows: list[dict], thresholds: Thresholds) -> dict[str, Dropped]:
     if thresholds.drop_near_duplicates:
         near = group_near(
             *parse_fingerprints(rows),
-            np.array([row["duplicates.entropy"] for row in rows], dtype=np.float64),
+            np.array([row["entropy.bits"] for row in rows], dtype=np.float64),
             max_distance=thresholds.near_distance,
             max_difference=thresholds.near_difference,
             min_entropy=thresholds.near_min_entropy,

@@ -47,6 +47,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         ),
         mesh=dict(data=2, fsdp=1, tensor=1),  # convolutions of one or two images a device are slow on a CPU
         crop=32,
+        loss="squared",
         batch_size=8 if tiny else 16,
         ema_decay=0.95 if tiny else 0.99,
         train=dict(steps=2 if tiny else 1200, log_every=10, evaluate_every=10_000, max_skipped=10),

@@ -22,7 +22,6 @@ from transformers.models.auto import video_processing_auto
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from qi2_jax.prompts import (
-    SPECIAL_TOKENS,
     SYSTEM_PROMPT,
     PromptProcessor,
     Segments,
@@ -31,8 +30,8 @@ from qi2_jax.prompts import (
     over_white,
     render,
     resize_condition,
-    save_qwen_processor,
 )
+from qi2_jax.qwen_tokenizer import SPECIAL_TOKENS, save_qwen_processor
 
 from .models import tiny_qwen3_vl as tiny
 

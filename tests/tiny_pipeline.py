@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
 
-from qi2_jax.prompts import save_qwen_processor
+from qi2_jax.qwen_tokenizer import save_qwen_processor
 
 from .models import tiny_qwen3_vl
 

@@ -1,9 +1,12 @@
 """What a filter is: a name, a version, and a pure function from a batch of candidates to score columns."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.images import Decoded, UndecodableImage
+from PIL import Image
+
+from data_pipeline.images import Decoded, UndecodableImage, over_white
 from data_pipeline.records import Record
 
 
@@ -21,6 +24,11 @@ class Candidate:
         assert self.decoded is not None
         return self.decoded
 
+    @functools.cached_property
+    def grey(self) -> Image.Image:
+        """Grey levels as on white paper, made once for all filters."""
+        return over_white(self.whole.image).convert("L")
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -29,7 +37,8 @@ class Filter:
     Attributes:
       name: prefix of its columns, as in `resolution.width`.
       version: raised whenever the same image would get another score; then, and only then, it is computed again.
-      columns: {name: meaning} of every column it gives; values are JSON scalars, None when there is none.
+      columns: {name: meaning} of every column it gives; values are JSON scalars or, for what
+        is said of captions, lists of them in the order of the captions; None when there is none.
       score: candidates -> one dict of these columns per candidate, in order. Pure, and importable by name.
       sees_broken: whether it is asked about images that do not decode; otherwise their columns are None.
     """

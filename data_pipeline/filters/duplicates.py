@@ -8,8 +8,8 @@ DCT coefficients) proposes pairs; it collides on pictures with little in them. A
 cell decides, because another word on the same poster changes few cells, but those by much. Measured on 24 pictures:
 JPEG at quality 10 or half size changes the worst of 16 x 16 cells by at most 5 of 255 (11 on black-and-white drawings),
 another letter in a rendered sign by 32 or more. One digit on a slide full of text changes 2, less than compression
-does: no thumbnail can decide there, so pictures with a grey-level entropy below a threshold (flat drawings, slides,
-text pages) are never called near duplicates, only exact ones.
+does: no thumbnail can decide there, so pictures whose grey levels have little entropy (`filters.entropy`; flat
+drawings, slides, text pages) are never called near duplicates, only exact ones.
 """
 
 import base64
@@ -22,7 +22,6 @@ from jaxtyping import Float, UInt8, UInt64
 from PIL import Image
 
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import over_white
 
 THUMBNAIL = 16  # cells per side
 _PAIRS_AT_ONCE, _CONFIRMED_AT_ONCE = 1 << 24, 1 << 16  # bound the memory of a comparison to some hundred megabytes
@@ -35,9 +34,7 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 def _score(candidate: Candidate) -> dict:
     image = candidate.whole.image
-    grey = over_white(image).convert("L")
-    histogram = np.asarray(grey.histogram(), dtype=np.float64)
-    shares = histogram[histogram > 0] / histogram.sum()
+    grey = candidate.grey
     pixels = hashlib.sha256(f"{image.mode} {image.width} {image.height}".encode())
     pixels.update(image.tobytes())
     return {
@@ -45,19 +42,17 @@ def _score(candidate: Candidate) -> dict:
         "pixels_sha256": pixels.hexdigest(),
         "phash": str(imagehash.phash(grey)),
         "thumbnail": base64.b64encode(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()).decode(),
-        "entropy": round(float(-np.sum(shares * np.log2(shares))), 4) + 0.0,  # + 0.0: no negative zero
     }
 
 
 DUPLICATES = Filter(
     name="duplicates",
-    version=1,
+    version=2,
     columns={
         "bytes_sha256": "of the file",
         "pixels_sha256": "of size and pixels after turning, equal for lossless copies in other formats",
         "phash": "64-bit perceptual hash, 16 hexadecimal digits",
         "thumbnail": f"{THUMBNAIL} x {THUMBNAIL} grey levels, base64",
-        "entropy": "Shannon entropy of the grey-level histogram in bits: solid 0, text on white < 2, photographs 4..8",
     },
     score=score,
 )

@@ -55,16 +55,16 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     )
     console.print(buckets.report([(kept.width, kept.height) for kept in selection.kept]).table())
     fits = [(kept, buckets.fit(kept.width, kept.height)) for kept in selection.kept]
-    chosen = tuple(Picture(kept.index, fit.bucket) for kept, fit in fits if fit.left_out is None)
+    chosen = tuple(Picture(kept.index, fit.bucket, kept.captions) for kept, fit in fits if fit.left_out is None)
     if not chosen:
         raise ValueError(f"no image of {records} is left after selection and buckets; loosen config.data")
     return Pictures(RecordFolder(records), chosen, config.channels)
 
 
 def captions(pictures: Pictures) -> list[Caption]:
-    """Every caption of every picture, in order."""
+    """Every selected caption of every picture, in order."""
     return [
         Caption(index, caption.text, picture.bucket.width, picture.bucket.height)
         for index, picture in enumerate(pictures.chosen)
-        for caption in pictures.record(index).captions
+        for caption in pictures.captions(index)
     ]

@@ -19,7 +19,8 @@ from qi2_jax.interop import weights as storage
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE
-from qi2_jax.prompts import PromptProcessor, save_qwen_processor
+from qi2_jax.prompts import PromptProcessor
+from qi2_jax.qwen_tokenizer import save_qwen_processor
 
 QWEN_VOCABULARY = 151_936
 FINAL_NORM = "model.language_model.norm.weight"  # a published tensor that our encoder does not use

@@ -49,7 +49,7 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
     task = loop.Task(
         "autoencoder",
         lambda key: VAE(vae_config, key=key),
-        vae_training.loss,
+        vae_training.make_loss(config.loss),
         crops.from_step,
         config.batch_size,
         {"pictures": pictures.digest},

@@ -2,14 +2,20 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from data_pipeline.filters import CASCADE, Candidate
+from data_pipeline.filters.border import BORDER
+from data_pipeline.filters.caption_length import CAPTION_LENGTH
+from data_pipeline.filters.compression import COMPRESSION
 from data_pipeline.filters.duplicates import DUPLICATES, group_equal, group_near, parse_fingerprints
+from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.filters.orientation import CONTRADICTIONS, ORIENTATION
+from data_pipeline.filters.quality import QUALITY
 from data_pipeline.filters.resolution import RESOLUTION
-from data_pipeline.images import decode_image, over_white
+from data_pipeline.images import UndecodableImage, decode_image, over_white
 from data_pipeline.records import Caption, Record
+from data_pipeline.selection import RULES, Thresholds, _caption_reasons
 
 
 def candidate(data: bytes) -> Candidate:
@@ -73,7 +79,7 @@ def near(*files: bytes, **thresholds) -> list[int]:
     rows = [
         {f"duplicates.{name}": value for name, value in row.items()} for row in DUPLICATES.score(map(candidate, files))
     ]
-    entropies = np.array([row["duplicates.entropy"] for row in rows])
+    entropies = np.array([row["bits"] for row in ENTROPY.score(list(map(candidate, files)))])
     defaults = {"max_distance": 6, "max_difference": 12, "min_entropy": 3.0}
     return group_near(*parse_fingerprints(rows), entropies, **(defaults | thresholds))
 
@@ -98,7 +104,7 @@ def _page(text: str, noisy: bool) -> Image.Image:
 @pytest.mark.parametrize("noisy", [False, True])
 def test_pages_with_other_words_do_not_collide(encoded, noisy):
     pages = [encoded(_page(text, noisy)) for text in ("Room 204", "Room 205", "Room 2O4")]
-    entropies = [row["entropy"] for row in DUPLICATES.score(map(candidate, pages))]
+    entropies = [row["bits"] for row in ENTROPY.score(list(map(candidate, pages)))]
     assert all(entropy > 3 for entropy in entropies) == noisy
     # The perceptual hash alone takes them for one another: that is what the guards are for.
     assert near(*pages, min_entropy=0.0, max_difference=255) == [0, 0, 0]
@@ -131,9 +137,7 @@ def test_fingerprints_look_at_transparent_pictures_on_white(picture, encoded):
     image = picture(size=(64, 64)).convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 32, 64))
     rows = DUPLICATES.score(candidate(encoded(one)) for one in (image, over_white(image)))
-    assert [rows[0][name] for name in ("phash", "thumbnail", "entropy")] == [
-        rows[1][name] for name in ("phash", "thumbnail", "entropy")
-    ]
+    assert [rows[0][name] for name in ("phash", "thumbnail")] == [rows[1][name] for name in ("phash", "thumbnail")]
 
 
 def test_groups_are_components_and_do_not_depend_on_blocks(monkeypatch):
@@ -152,3 +156,108 @@ def test_groups_are_components_and_do_not_depend_on_blocks(monkeypatch):
     entropies[2] = 2.9  # so does flatness
     assert group_near(hashes, thumbnails, entropies, **options) == [0, 1, 2, 3, 4]
     assert group_near(hashes[:0], thumbnails[:0], entropies[:0], **options) == []
+
+
+def noise(deviation: float = 50, size: int = 256) -> Image.Image:
+    levels = np.random.default_rng(0).normal(128, deviation, (size, size))
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def page(lines: int) -> Image.Image:
+    image = Image.new("RGB", (500, 600), "white")
+    for line in range(lines):
+        text = "Wizards brew strong coffee for jumping foxes"
+        ImageDraw.Draw(image).text((40, 30 + 22 * line), text, fill="black", font=ImageFont.load_default(15))
+    return image
+
+
+def one(filter, data: bytes) -> dict:
+    (row,) = filter.score([candidate(data)])
+    return row
+
+
+def empty_or_noise(data: bytes) -> str | None:
+    row = {f"entropy.{name}": value for name, value in one(ENTROPY, data).items()}
+    return RULES["entropy"](row, Thresholds())
+
+
+def test_pages_survive_where_entropy_alone_would_drop_them(encoded):
+    for lines in (1, 10, 25):
+        assert one(ENTROPY, encoded(page(lines)))["bits"] < 2
+        for data in (encoded(page(lines)), encoded(page(lines), "JPEG", quality=60)):
+            assert empty_or_noise(data) is None
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "#c21f2b"])
+def test_solid_pictures_are_empty(encoded, colour):
+    image = Image.new("RGB", (256, 256), colour)
+    assert empty_or_noise(encoded(image)) == empty_or_noise(encoded(image, "JPEG", quality=50)) == "empty"
+
+
+def test_noise_is_noise_also_when_blurred_enlarged_faint_or_compressed(encoded):
+    blurred = noise(size=512).filter(ImageFilter.GaussianBlur(1))
+    for image in (noise(), noise(6), noise().resize((512, 512)), noise().resize((128, 128)), blurred):
+        assert empty_or_noise(encoded(image)) == "noise"
+    assert empty_or_noise(encoded(noise(), "JPEG", quality=20)) == "noise"
+
+
+def test_photographs_are_neither_empty_nor_noise(demo):
+    images, summary, _, _ = demo
+    for key in summary.clean:
+        assert empty_or_noise((images / key).read_bytes()) is None, key
+
+
+def test_clarity_falls_with_blur_and_noise_is_measured(picture, encoded):
+    rng = np.random.default_rng(0)
+    sharp = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).resize((512, 512), Image.Resampling.NEAREST)
+    clarities = [
+        one(QUALITY, encoded(sharp.filter(ImageFilter.GaussianBlur(radius))))["clarity"] for radius in (0, 1, 3, 8)
+    ]
+    assert clarities == sorted(clarities, reverse=True) and clarities[0] > 100 * clarities[2]
+    smooth = np.asarray(picture(size=(300, 300)).convert("L"), np.float32) / 2 + 64
+    for deviation in (4, 12):
+        noisy = Image.fromarray((smooth + rng.normal(0, deviation, smooth.shape)).clip(0, 255).astype(np.uint8))
+        assert one(QUALITY, encoded(noisy))["noise"] == pytest.approx(deviation, rel=0.1)
+
+
+def test_exposure(encoded):
+    for level, dark, bright in ((0, 1, 0), (128, 0, 0), (255, 0, 1)):
+        row = one(QUALITY, encoded(Image.new("L", (20, 20), level)))
+        assert (row["brightness"], row["dark"], row["bright"]) == (round(level / 255, 4), dark, bright)
+
+
+@pytest.mark.parametrize("quality", [10, 30, 50, 75, 90, 95])
+def test_jpeg_quality_is_read_from_the_tables(picture, encoded, quality):
+    row = one(COMPRESSION, encoded(picture(), "JPEG", quality=quality))
+    assert row["jpeg_quality"] == pytest.approx(quality, abs=1)
+
+
+def test_other_formats_have_no_jpeg_quality(picture, encoded):
+    data = encoded(picture(size=(40, 30)))
+    assert one(COMPRESSION, data) == {"jpeg_quality": None, "bits_per_pixel": round(8 * len(data) / 1200, 4)}
+
+
+def test_border_measures_bars_and_frames_and_nothing_else(picture, encoded):
+    framed = Image.new("RGB", (400, 300), "black")
+    framed.paste(picture(size=(400, 200)), (0, 50))
+    row = one(BORDER, encoded(framed, "JPEG", quality=90))
+    assert row["bars"] == 1 and row["area"] == pytest.approx(1 / 3, abs=0.02) and row["left"] == 0
+    frame = Image.new("RGB", (300, 300), "white")
+    frame.paste(picture(size=(240, 240)), (30, 30))
+    row = one(BORDER, encoded(frame))
+    assert row["bars"] == 2 and row["area"] == pytest.approx(1 - 0.8**2, abs=0.02)
+    for image in (picture(), Image.new("RGB", (64, 64), "white")):
+        assert one(BORDER, encoded(image))["bars"] == 0
+
+
+def test_caption_length_counts_what_qwen_counts_and_finds_refusals():
+    texts = ("Hello, world!", "I'm sorry, I can't describe this.", "一只红色的狐狸", "z" * 40, "so on and " * 200)
+    record = Record("key", b"", tuple(map(Caption, texts)), "test")
+    (row,) = CAPTION_LENGTH.score([Candidate(record, None, UndecodableImage("empty", "0 bytes"))])
+    assert row["tokens"][0] == 4 and row["tokens"][2] <= 7 and row["tokens"][4] >= 600
+    assert row["refusal"] == [False, True, False, False, False]
+    assert row["longest_run"][3] == 40 and row["longest_run"][0] == 2
+    named = {f"caption_length.{name}": value for name, value in row.items()}
+    assert [reason for reason in _caption_reasons(named, Thresholds())] == [
+        *(None, "refusal", None, "repeats_itself", "repeats_itself")
+    ]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from data_pipeline.cascade import score
 from data_pipeline.records import Caption, Record
-from data_pipeline.selection import Dropped, Thresholds, select
+from data_pipeline.selection import RULES, Dropped, Thresholds, select
 from data_pipeline.shards import RecordFolder, write_shards
 
 
@@ -18,7 +18,7 @@ def choose(tmp_path, encoded):
 
     def run(images: dict, **thresholds):
         images = {key: image if isinstance(image, bytes) else encoded(image) for key, image in images.items()}
-        records = [Record(key, image, (Caption("x"),), "test") for key, image in images.items()]
+        records = [Record(key, image, (Caption("a picture for a test"),), "test") for key, image in images.items()]
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         write_shards(folder, records, records_per_shard=2)
         score(folder, workers=1, progress=False)
@@ -46,7 +46,7 @@ def test_funnel_adds_up_and_says_why(demo):
     score(folder, workers=1, progress=False)
     selection = select(folder, Thresholds(max_aspect=2.5))
     steps = selection.steps
-    assert [step.name for step in steps] == ["broken", "orientation", "resolution", "duplicates"]
+    assert [step.name for step in steps] == [*RULES, "duplicates"]
     assert steps[0].entered == report.records
     for step, after in itertools.pairwise(steps):
         assert step.entered - step.dropped.total == after.entered

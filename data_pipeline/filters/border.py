@@ -1,0 +1,69 @@
+"""Borders: bars and frames of one colour around the picture, which a model would learn to draw."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
+from data_pipeline.filters.base import Candidate, Filter
+
+SIDE = 512  # the picture is reduced to it: a border of a few pixels is none
+TOLERANCE = 6  # grey levels of 255 by which a border may vary, as JPEG makes it
+
+
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `BORDER` for each candidate."""
+    return [_score(candidate.grey) for candidate in candidates]
+
+
+def _score(grey: Image.Image) -> dict:
+    if max(grey.size) > SIDE:
+        factor = SIDE / max(grey.size)
+        grey = grey.resize(
+            (max(1, round(grey.width * factor)), max(1, round(grey.height * factor))), Image.Resampling.BOX
+        )
+    pixels = np.asarray(grey, dtype=np.int16)
+    top, bottom = _bars(_uniform(pixels))
+    left, right = _bars(_uniform(pixels.T))
+    H, W = pixels.shape
+    inside = max(0, H - top - bottom) * max(0, W - left - right)
+    sides = [top / H, bottom / H, left / W, right / W]
+    return {
+        "top": round(sides[0], 4),
+        "bottom": round(sides[1], 4),
+        "left": round(sides[2], 4),
+        "right": round(sides[3], 4),
+        "bars": sum(pair > 0.02 for pair in (min(sides[:2]), min(sides[2:]))),
+        "area": round(1 - inside / (H * W), 4),
+    }
+
+
+def _uniform(pixels: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Which rows are of one level, and of that of the first or the last row."""
+    levels = np.median(pixels, axis=1)
+    flat = np.abs(pixels - levels[:, None]).max(axis=1) <= TOLERANCE
+    near_ends = np.minimum(np.abs(levels - levels[0]), np.abs(levels - levels[-1])) <= TOLERANCE
+    return flat & near_ends
+
+
+def _bars(uniform: Bool[np.ndarray, " n"]) -> tuple[int, int]:
+    """Length of the runs at both ends; a picture without content has none."""
+    if uniform.all():
+        return 0, 0
+    return int(np.argmin(uniform)), int(np.argmin(uniform[::-1]))
+
+
+BORDER = Filter(
+    name="border",
+    version=1,
+    columns={
+        "top": "height of the bar at the top, as a share of the picture's",
+        "bottom": "of the bar at the bottom",
+        "left": "width of the bar at the left, as a share of the picture's",
+        "right": "of the bar at the right",
+        "bars": "pairs of opposite bars above 2%: 1 letterbox or pillarbox, 2 a frame",
+        "area": "share of the picture that all bars take",
+    },
+    score=score,
+)

@@ -1,0 +1,52 @@
+"""Captions: their length in tokens of the real tokenizer, refusals, and text that repeats itself."""
+
+import functools
+import re
+import zlib
+from collections.abc import Sequence
+
+from data_pipeline.filters.base import Candidate, Filter
+from qi2_jax.qwen_tokenizer import build_qwen_tokenizer
+
+# What captioning models write instead of a caption, at the beginning of it.
+REFUSAL = re.compile(
+    r"\W*(i['’]?m sorry|sorry,|i (can(no|['’])t|am unable|am not able)|as an ai\b|unfortunately, i|"
+    r"抱歉|对不起|很抱歉|我无法|作为(一个)?(ai|人工智能)|申し訳|죄송|lo siento|je suis désolé|извините|к сожалению, я)",
+    re.IGNORECASE,
+)
+RUN = re.compile(r"(.)\1*", re.DOTALL)
+
+
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `CAPTION_LENGTH` for each candidate."""
+    texts = [caption.text for candidate in candidates for caption in candidate.record.captions]
+    counts = iter([len(ids) for ids in _tokenizer()(texts).input_ids] if texts else [])
+    return [_score([caption.text for caption in candidate.record.captions], counts) for candidate in candidates]
+
+
+@functools.cache
+def _tokenizer():
+    return build_qwen_tokenizer()
+
+
+def _score(texts: list[str], counts) -> dict:
+    return {
+        "tokens": [next(counts) for _ in texts],
+        "refusal": [REFUSAL.match(text) is not None for text in texts],
+        "longest_run": [max(len(run[0]) for run in RUN.finditer(text)) for text in texts],
+        "compressed": [round(len(zlib.compress(text.encode(), 9)) / len(text.encode()), 4) for text in texts],
+    }
+
+
+CAPTION_LENGTH = Filter(
+    name="caption_length",
+    version=1,
+    columns={
+        "tokens": "of each caption, by Qwen's tokenizer",
+        "refusal": "of each caption, whether a captioning model refused to write it",
+        "longest_run": "of each caption, how often it repeats one character in a row at most",
+        "compressed": "of each caption, size after compression over size: below 0.2 a text repeats itself",
+    },
+    score=score,
+    sees_broken=True,
+)
