@@ -211,7 +211,9 @@ def _captions(row: dict, thresholds: Thresholds) -> str | None:
 def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
     """For every caption why it is left out; None: it stays."""
 
-    def reason(tokens: int, refusal: bool, run: int, compressed: float) -> str | None:
+    def reason(tokens: int, refusal: bool, reserved: bool, run: int, compressed: float) -> str | None:
+        if reserved:
+            return "reserved_token"
         if tokens < thresholds.min_tokens:
             return "too_short"
         if tokens > thresholds.max_tokens:
@@ -221,7 +223,7 @@ def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
         repetitive = tokens >= thresholds.repetitive_tokens and compressed < thresholds.min_compressed
         return "repeats_itself" if run > thresholds.max_run or repetitive else None
 
-    columns = ("tokens", "refusal", "longest_run", "compressed")
+    columns = ("tokens", "refusal", "reserved", "longest_run", "compressed")
     return [reason(*values) for values in zip(*(row[f"caption_length.{name}"] for name in columns), strict=True)]
 
 

@@ -26,8 +26,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.FrozenConfi
     """
     file, _, form = name.partition(":")
     path = pathlib.Path(file)
-    if not path.is_file():
-        raise ValueError(f"experiment {file!r} does not exist; experiments are Python files, see experiments/")
+    if not path.is_file() or path.suffix != ".py":
+        raise ValueError(f"experiment {file!r} is no Python file; see experiments/")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -80,12 +80,16 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
             known = sorted(node) if isinstance(node, ml_collections.ConfigDict) else []
             raise ValueError(f"config has no key {key!r}: {part!r} is not one of {known}")
         node, parent = node[part], node
+    held = parent[last]
+    if isinstance(held, ml_collections.ConfigDict):
+        raise ValueError(f"config key {key!r} is a group; change its keys {sorted(held)} one by one")
+    refused = f"config key {key!r} holds {held!r} ({type(held).__name__}), it cannot become {value!r}"
+    if value is None or isinstance(value, bool) != isinstance(held, bool):  # which ml_collections would let pass
+        raise ValueError(refused)
     try:
         parent[last] = value
     except TypeError as error:
-        raise ValueError(
-            f"config key {key!r} holds {parent[last]!r} ({type(parent[last]).__name__}), it cannot become {value!r}"
-        ) from error
+        raise ValueError(refused) from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from qi2_jax.attention import Kernel
 from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL, Qwen3VLConfig, prepare_inputs
+from qi2_jax.qwen_tokenizer import RESERVED
 
 SYSTEM_PROMPT = "Comprehend and analyze the provided prompt."
 EMPTY_PROMPT = " "  # Qwen has no token that starts a sequence: nothing at all would leave nothing to read
@@ -32,7 +33,6 @@ TEMPLATE = (
     "<|im_start|>assistant\n"
 )
 IMAGE_TEMPLATE = "<image{number}><|vision_start|><|image_pad|><|vision_end|>"
-RESERVED = ("<|image_pad|>", "<|video_pad|>")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,8 @@ SPECIAL_TOKENS = (
     *((name, False) for name in ("<tool_response>", "</tool_response>", "<think>", "</think>")),
 )
 
+RESERVED = ("<|image_pad|>", "<|video_pad|>")  # stand for images: no text may hold them
+
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
   {{- '<|im_start|>' + message.role + '\\n' -}}

@@ -86,7 +86,7 @@ def read_latents(path: pathlib.Path) -> np.ndarray:
     if not path.is_file() or path.stat().st_size > MAX_LATENT_BYTES:
         raise ValueError(f"{path} is not a file of at most {MAX_LATENT_BYTES} bytes")
     try:
-        latents = np.load(path, allow_pickle=False)
+        latents = np.load(path, mmap_mode="r", allow_pickle=False)  # a header may promise more than the file holds
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
     if not isinstance(latents, np.ndarray) or latents.ndim != 3 or latents.dtype.kind not in "fiu":

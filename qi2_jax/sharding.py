@@ -107,9 +107,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Makes global arrays from the rows that this process holds of each array of a batch."""
+    """Makes global arrays from the rows that this process holds of each array of a batch: an equal share of them.
+
+    Raises:
+      ValueError: if the mesh gives this process's devices another share, which is so where devices of several
+        processes hold the same rows.
+    """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)
+
+    def put(rows):
+        rows = np.asarray(rows)
+        whole = (len(rows) * jax.process_count(), *rows.shape[1:])
+        places = sharding.addressable_devices_indices_map(whole).values()
+        held = {index[0].indices(whole[0])[:2] for index in places if index is not None}
+        if sum(stop - start for start, stop in held) != len(rows):
+            raise ValueError(
+                f"the mesh {dict(mesh.shape)} does not split a batch of {whole[0]} evenly over {jax.process_count()} "
+                "processes: let `tensor` divide the devices of one process, so that each process has rows of its own"
+            )
+        return jax.make_array_from_process_local_data(sharding, rows, whole)
+
+    return jax.tree.map(put, batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,10 @@ def test_overrides_change_values_and_keep_their_types():
         ("transformer.optimiser.lr=1", "'optimiser' is not one of .*'optimizer'"),
         ("transformer.optimizer.lr.x=1", "has no key"),
         ("transformer.train.steps=many", "holds 4 .int., it cannot become 'many'"),
+        ("transformer.train.steps=None", "holds 4 .int., it cannot become None"),
+        ("transformer.train.steps=True", "holds 4 .int., it cannot become True"),
+        ("transformer.execution.remat=1", "holds False .bool., it cannot become 1"),
+        ("transformer.train={'steps': 3}", "is a group; change its keys"),
         ("transformer.train.steps", "must look like key.path=value"),
     ],
 )
@@ -31,7 +35,7 @@ def test_wrong_overrides_are_refused_with_the_way_out(override, message):
 
 
 def test_wrong_experiments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="is no Python file"):
         config.load("experiments/nothing.py")
     with pytest.raises(ValueError, match="no form 'huge'"):
         config.load(f"{DEMO}:huge")

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 
 from data_pipeline.filters.base import Candidate, Filter
-from qi2_jax.qwen_tokenizer import build_qwen_tokenizer
+from qi2_jax.qwen_tokenizer import RESERVED, build_qwen_tokenizer
 
 # What captioning models write instead of a caption, at the beginning of it.
 REFUSAL = re.compile(
@@ -33,6 +33,7 @@ def _score(texts: list[str], counts) -> dict:
     return {
         "tokens": [next(counts) for _ in texts],
         "refusal": [REFUSAL.match(text) is not None for text in texts],
+        "reserved": [any(token in text for token in RESERVED) for text in texts],
         "longest_run": [max(len(run[0]) for run in RUN.finditer(text)) for text in texts],
         "compressed": [round(len(zlib.compress(text.encode(), 9)) / len(text.encode()), 4) for text in texts],
     }
@@ -44,6 +45,7 @@ CAPTION_LENGTH = Filter(
     columns={
         "tokens": "of each caption, by Qwen's tokenizer",
         "refusal": "of each caption, whether a captioning model refused to write it",
+        "reserved": f"of each caption, whether it holds a token that stands for an image: {RESERVED}",
         "longest_run": "of each caption, how often it repeats one character in a row at most",
         "compressed": "of each caption, size after compression over size: below 0.2 a text repeats itself",
     },

@@ -56,7 +56,7 @@ def draw(
             image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
             corner = (left + place * (CELL + GAP) + (CELL - image.width) // 2, top + (CELL - image.height) // 2)
             sheet.paste(image, corner)
-        shown = text if text.isascii() else f"({len(text)} characters that this font lacks)"
+        shown = " ".join(text.split()) if text.isascii() else f"({len(text)} characters that this font lacks)"
         while pen.textlength(shown, font) > width - 2 * GAP:
             shown = shown[:-2].rstrip("…") + "…"
         pen.text((left, top + CELL + 4), shown, "black", font)

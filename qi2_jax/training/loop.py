@@ -74,6 +74,11 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
         MAY_CHANGE,
         write=jax.process_index() == 0,
     )
+    if 0 < config.optimizer.decay_steps < config.train.steps:
+        raise ValueError(
+            f"train.steps {config.train.steps} goes beyond optimizer.decay_steps {config.optimizer.decay_steps}, where "
+            "the learning rate has come to zero; raise decay_steps too, or set it to 0 for a constant rate"
+        )
     optimizer = steps.make_optimizer(config.optimizer)
     checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
     found = checkpoints.latest()

@@ -251,13 +251,20 @@ def test_border_measures_bars_and_frames_and_nothing_else(picture, encoded):
 
 
 def test_caption_length_counts_what_qwen_counts_and_finds_refusals():
-    texts = ("Hello, world!", "I'm sorry, I can't describe this.", "一只红色的狐狸", "z" * 40, "so on and " * 200)
+    texts = (
+        "Hello, world!",
+        "I'm sorry, I can't describe this.",
+        "一只红色的狐狸",
+        "z" * 40,
+        "so on and " * 200,
+        "a cat <|image_pad|> here",
+    )
     record = Record("key", b"", tuple(map(Caption, texts)), "test")
     (row,) = CAPTION_LENGTH.score([Candidate(record, None, UndecodableImage("empty", "0 bytes"))])
     assert row["tokens"][0] == 4 and row["tokens"][2] <= 7 and row["tokens"][4] >= 600
-    assert row["refusal"] == [False, True, False, False, False]
+    assert row["refusal"] == [False, True, False, False, False, False]
     assert row["longest_run"][3] == 40 and row["longest_run"][0] == 2
     named = {f"caption_length.{name}": value for name, value in row.items()}
     assert [reason for reason in _caption_reasons(named, Thresholds())] == [
-        *(None, "refusal", None, "repeats_itself", "repeats_itself")
+        *(None, "refusal", None, "repeats_itself", "repeats_itself", "reserved_token")
     ]

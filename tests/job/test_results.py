@@ -27,7 +27,9 @@ def test_nearest_is_own_counts_the_right_owner_only():
 
 def test_draw_shows_every_picture(tmp_path):
     triples = [(picture(i), picture(i + 10, 96, 64), picture(i + 20, 32, 128)) for i in range(4)]
-    results.draw(tmp_path / "sheet.png", ["a caption", "x" * 500, "木", ""], triples, ("one", "two", "three"))
+    results.draw(
+        tmp_path / "sheet.png", ["a caption\nof two lines", "x" * 500, "木", ""], triples, ("one", "two", "three")
+    )
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
     assert sheet.shape[0] > 2 * results.CELL and sheet.shape[1] > 9 * results.CELL
     cell = sheet[

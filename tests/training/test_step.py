@@ -127,3 +127,9 @@ def test_randomness_depends_on_seed_and_step_only(mesh, train_step, state):
 def test_mesh_of_another_size_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"needs 6 devices, but 8 are present.*xla_force_host_platform_device_count=6"):
         sharding.make_mesh(sharding.MeshShape(3, 2, 1))
+
+
+def test_batch_that_processes_would_share_is_refused(mesh, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # of which this one has all devices, so all rows
+    with pytest.raises(ValueError, match="does not split a batch of 16 evenly over 2 processes"):
+        sharding.put_batch(mesh, np.zeros((8, 3)))
