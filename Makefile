@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN ?= runs/$(if $(DATA),$(notdir $(abspath $(DATA))),demo)
+RUN ?= runs/$(if $(DATA),$(notdir $(DATA:/=)),demo)
 
 .PHONY: demo test install clean
 
@@ -20,7 +20,7 @@ install: .venv/installed
 # make demo DATA=folder          your own: images beside .txt captions, or with a metadata.jsonl
 # make demo ENCODER=folder       with a real Qwen3-VL instead of the tiny random one
 demo: install
-	$(BIN)/qi2 run experiments/demo.py --out $(RUN) $(if $(DATA),--data "$(DATA)") $(if $(ENCODER),"encoder.folder=$(ENCODER)")
+	$(BIN)/qi2 run experiments/demo.py --out "$(RUN)" $(if $(DATA),--data "$(DATA)") $(if $(ENCODER),"encoder.folder=$(ENCODER)")
 
 test: install
 	$(BIN)/ruff check

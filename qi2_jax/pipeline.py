@@ -36,7 +36,13 @@ def to_pixels(image: Image.Image, channels: int) -> Float[np.ndarray, "H W c"]:
 
 
 def to_image(pixels: Float[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
-    """Pixels in [-1, 1] rounded to 8 bits."""
+    """Pixels in [-1, 1] rounded to 8 bits.
+
+    Raises:
+      ValueError: if one of them is not a number.
+    """
+    if not np.isfinite(np.asarray(pixels, np.float32)).all():
+        raise ValueError("the model gave values that are not finite; its weights are broken, or dtype is too narrow")
     return np.round(np.clip(np.asarray(pixels, np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
 
 

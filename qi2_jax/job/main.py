@@ -44,6 +44,10 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
       ValueError: if `out` was begun with another source or config, or no picture is left to train on.
     """
     begun, console = time.monotonic(), Console()
+    if source is not None and not source.is_dir():
+        raise ValueError(f"{source} is not a folder of images")
+    if not (out / "job.json").is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something that no job made; choose an empty or new folder")
     out.mkdir(parents=True, exist_ok=True)
     asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
     configs.claim(out / "job.json", asked, MAY_CHANGE)

@@ -13,7 +13,7 @@ import numpy as np
 from qi2_jax import sharding
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import Shift
-from qi2_jax.interop import components, folder, mmdit
+from qi2_jax.interop import components, files, folder, mmdit
 from qi2_jax.interop import vae as vae_interop
 from qi2_jax.interop import weights as storage
 from qi2_jax.models.mmdit import MMDiTConfig
@@ -39,6 +39,7 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
         return
     if config.folder:
         source = pathlib.Path(config.folder)
+        files.check_links(source)
         component = components.COMPONENTS["text_encoder"]
         parsed = components.read_config(source, "text_encoder")
         weights, carried = storage.of_published(

@@ -83,6 +83,8 @@ def give_model(config: Any, samples: SampleFolder, source: pathlib.Path | None, 
     Raises:
       ValueError: if the source is no model folder, or its encoders did not make these samples.
     """
+    if (out / runs.MODEL / folder.MARK).is_file():
+        return  # from an earlier call; whether this one may go on with the run is for the loop to say
     found = source or samples.folder.parent / TRANSFORMER / runs.MODEL
     if not (found / folder.MARK).is_file():
         if source is not None:
