@@ -29,6 +29,14 @@ class Candidate:
         """Grey levels as on white paper, made once for all filters."""
         return over_white(self.whole.image).convert("L")
 
+    def grey_within(self, side: int) -> Image.Image:
+        """`grey`, averaged down to at most `side` pixels wide and high; a smaller picture stays as it is."""
+        factor = side / max(self.grey.size)
+        if factor >= 1:
+            return self.grey
+        width, height = (max(1, round(length * factor)) for length in self.grey.size)
+        return self.grey.resize((width, height), Image.Resampling.BOX)
+
 
 @dataclass(frozen=True)
 class Filter:

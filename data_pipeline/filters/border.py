@@ -14,15 +14,10 @@ TOLERANCE = 6  # grey levels of 255 by which a border may vary, as JPEG makes it
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `BORDER` for each candidate."""
-    return [_score(candidate.grey) for candidate in candidates]
+    return [_score(candidate.grey_within(SIDE)) for candidate in candidates]
 
 
 def _score(grey: Image.Image) -> dict:
-    if max(grey.size) > SIDE:
-        factor = SIDE / max(grey.size)
-        grey = grey.resize(
-            (max(1, round(grey.width * factor)), max(1, round(grey.height * factor))), Image.Resampling.BOX
-        )
     pixels = np.asarray(grey, dtype=np.int16)
     top, bottom = _bars(_uniform(pixels))
     left, right = _bars(_uniform(pixels.T))

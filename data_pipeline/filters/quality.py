@@ -17,14 +17,10 @@ DARK, BRIGHT = 8, 247  # grey levels up to which, and from which, nothing can be
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `QUALITY` for each candidate."""
-    return [_score(candidate.grey) for candidate in candidates]
+    return [_score(candidate.grey_within(SIDE)) for candidate in candidates]
 
 
 def _score(grey: Image.Image) -> dict:
-    if max(grey.size) > SIDE:
-        factor = SIDE / max(grey.size)
-        size = tuple(max(1, round(side * factor)) for side in grey.size)
-        grey = grey.resize((size[0], size[1]), Image.Resampling.BOX)
     pixels = np.asarray(grey, dtype=np.float32)
     return {
         "clarity": round(_laplacian_variance(pixels), 4),
