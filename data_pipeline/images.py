@@ -99,10 +99,16 @@ def decode_image(data: bytes) -> Decoded:
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """The RGB image that a viewer sees on white paper; an image without alpha is returned as it is."""
+    """The RGB image that a viewer sees on white paper; one that is RGB already is returned as it is.
+
+    Rounded as the published pipeline rounds it (a paste under the mask of alpha).
+    """
     if image.mode == "RGB":
         return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """The loader: batches as a pure function of (seed, step), the same global batches on any number of hosts.
 
-Dims: `B` rows of this process, `S` joint sequence, `N` target slots, `M` condition slots, `T` text slots, `C` latent
+Dims: `B` rows asked for, `S` joint sequence, `N` target slots, `M` condition slots, `T` text slots, `C` latent
 channels, `E` width of text features.
 """
 
@@ -75,13 +75,10 @@ class Loader:
       samples: by index.
       empty: features of the empty prompt.
       layout: what batches are padded to.
-      batch_size: global number of samples per step; a multiple of `processes`.
+      batch_size: global number of samples per step.
       seed: of order and dropout.
       dropout: probability in [0, 1].
-      process, processes: which rows of the global batch this process holds: a contiguous run.
-
-    Raises:
-      ValueError: if the batch cannot be divided among the processes.
+      rows: which rows of the global batch to make, those of this process; None: all.
     """
 
     samples: Sequence[Sample]
@@ -90,23 +87,21 @@ class Loader:
     batch_size: int
     seed: int
     dropout: float = 0.0
-    process: int = 0
-    processes: int = 1
+    rows: Sequence[int] | None = None
 
     def __post_init__(self):
-        if self.batch_size % self.processes:
-            raise ValueError(f"batch size {self.batch_size} is not a multiple of the {self.processes} processes")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout is {self.dropout}; it is a probability")
 
     def from_step(self, start: int) -> Iterator[Rows]:
         """Batches of steps start, start + 1, ...; reading runs ahead in threads."""
         order = grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
         # Dropout draws from the sample's place in the global order, so it does not depend on the number of hosts.
         chosen = order.random_map(self._choose, seed=self.seed + 1)
-        rows = self.batch_size // self.processes
+        rows = range(self.batch_size) if self.rows is None else self.rows
 
         def batch(step: int) -> Rows:
-            first = step * self.batch_size + self.process * rows
-            return collate(self.layout, [chosen[index] for index in range(first, first + rows)])
+            return collate(self.layout, [chosen[step * self.batch_size + row] for row in rows])
 
         steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

@@ -76,25 +76,23 @@ class Crops:
       side: of a crop, in pixels.
       batch_size: global number of crops per step.
       seed: of order, place and mirroring.
-      process, processes: which rows of the batch this process makes.
+      rows: which rows of the global batch to make, those of this process; None: all.
     """
 
     pictures: Sequence[UInt8[np.ndarray, "H W c"]]
     side: int
     batch_size: int
     seed: int
-    process: int = 0
-    processes: int = 1
+    rows: Sequence[int] | None = None
 
     def from_step(self, start: int) -> Iterator[tuple[None, Float[np.ndarray, "B H W c"]]]:
         """Pixels in [-1, 1] for steps start, start + 1, ..."""
         order = grain.MapDataset.range(len(self.pictures)).seed(self.seed).shuffle().repeat()
         crops = order.random_map(self._crop, seed=self.seed + 1)
-        rows = self.batch_size // self.processes
+        rows = range(self.batch_size) if self.rows is None else self.rows
 
         def batch(step: int):
-            first = step * self.batch_size + self.process * rows
-            return None, np.stack([crops[index] for index in range(first, first + rows)])
+            return None, np.stack([crops[step * self.batch_size + row] for row in rows])
 
         steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

@@ -32,7 +32,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         max_cropped=0.3,
         channels=4,
         workers=1,  # two cores are busy enough with one
-        thresholds=dict(min_side=128),
+        # A batch has as many text slots as the longest caption needs; longer captions are left out.
+        thresholds=dict(min_side=128, max_tokens=128),
     )
     config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)
     config.vae = dict(
@@ -73,6 +74,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=900),
         checkpoint=dict(every=1000 if tiny else 200, keep=2),
     )
-    config.sample = dict(steps=4 if tiny else 20, seed=0)
+    config.sample = dict(steps=4 if tiny else 20, seed=0, batch_size=64, captions=0)  # the first ones; 0: all
     config.compare = dict(images=2, steps=4 if tiny else 20)
+    # What a job must reach to succeed: share of samples, and levels of 255.
+    config.expect = dict(nearest_to_own=0.0 if tiny else 0.9, difference_to_pytorch=1)
     return config

@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
+TRACEBACK = "QI2_TRACEBACK"
 VERBS = {
     "run": "run a whole job: data, autoencoder, transformer, samples, export",
     "train": "train the transformer of a job on its encoded samples",
@@ -18,7 +20,11 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses a command and runs its verb; errors that users can mend are printed without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="qi2", description="JAX/TPU trainer for the Qwen-Image-2 family.")
+    parser = argparse.ArgumentParser(
+        prog="qi2",
+        description="JAX/TPU trainer for the Qwen-Image-2 family.",
+        epilog=f"{TRACEBACK}=1 in the environment shows where in the source an error came from.",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     # Only the verb that is asked for is imported: the others' libraries take seconds to load.
     chosen = next((argument for argument in arguments if argument in VERBS), None)
@@ -37,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert module is not None
     try:
         module.main(parsed)
-    except ValueError as error:
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
         raise SystemExit(f"qi2 {parsed.verb}: {error}") from error
 
 

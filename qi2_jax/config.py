@@ -39,7 +39,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.FrozenConfi
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r} must look like key.path=value")
-        _set(config, key, _value(text))
+        _set(config, key, text)
     return ml_collections.FrozenConfigDict(config)
 
 
@@ -72,7 +72,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+def _fits(value: Any, held: Any) -> bool:
+    """Whether a value may stand where `held` does: its type, for tuples that of its items."""
+    if isinstance(held, (tuple, list)):
+        return isinstance(value, (tuple, list)) and all(not held or _fits(item, held[0]) for item in value)
+    if isinstance(held, bool) or isinstance(value, bool):
+        return isinstance(held, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float) if isinstance(held, float) else type(held))
+
+
+def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     *parents, last = key.split(".")
     node = config
     for part in [*parents, last]:
@@ -83,13 +92,12 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
     held = parent[last]
     if isinstance(held, ml_collections.ConfigDict):
         raise ValueError(f"config key {key!r} is a group; change its keys {sorted(held)} one by one")
-    refused = f"config key {key!r} holds {held!r} ({type(held).__name__}), it cannot become {value!r}"
-    if value is None or isinstance(value, bool) != isinstance(held, bool):  # which ml_collections would let pass
-        raise ValueError(refused)
-    try:
-        parent[last] = value
-    except TypeError as error:
-        raise ValueError(refused) from error
+    value = _value(text)
+    if isinstance(held, str) and not isinstance(value, str):
+        value = text  # a folder may be named 123
+    if not _fits(value, held):
+        raise ValueError(f"config key {key!r} holds {held!r} ({type(held).__name__}), it cannot become {value!r}")
+    parent[last] = float(value) if isinstance(held, float) else type(held)(value)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from data_pipeline.images import UndecodableImage, decode_image
+from data_pipeline.records import MAX_IMAGE_BYTES
 from qi2_jax import cli
 from qi2_jax.sample import add_common_arguments, generate
 
@@ -27,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     images = []
     for path in arguments.image:
-        if not path.is_file():
-            raise ValueError(f"image {path} does not exist")
+        if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
+            raise ValueError(f"image {path} is not a file of at most {MAX_IMAGE_BYTES} bytes")
         try:
             images.append(decode_image(path.read_bytes()).image)
         except UndecodableImage as error:

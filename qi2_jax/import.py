@@ -5,7 +5,8 @@ import pathlib
 import sys
 
 from qi2_jax import cli
-from qi2_jax.interop import folder
+from qi2_jax.interop import components, folder
+from qi2_jax.prompts import PromptProcessor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    print(folder.describe(folder.import_folder(arguments.source, arguments.out)))
+    source = arguments.source
+    # A tokenizer that does not fit is found here, not after minutes of copying.
+    if (source / "processor").is_dir():
+        PromptProcessor.from_folder(
+            source / "processor", components.read_config(source / "text_encoder", "text_encoder")
+        )
+    print(folder.describe(folder.import_folder(source, arguments.out)))
 
 
 if __name__ == "__main__":

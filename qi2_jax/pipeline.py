@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from data_pipeline.images import over_white
 from qi2_jax import prompts, runs, sequence, sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
@@ -31,7 +32,7 @@ TEXT_MULTIPLE = 32  # text slots are rounded up to this, so that prompts of simi
 
 def to_pixels(image: Image.Image, channels: int) -> Float[np.ndarray, "H W c"]:
     """An image as the autoencoder reads it: in [-1, 1], alpha kept (4 channels) or laid over white (3)."""
-    image = image.convert("RGBA") if channels == 4 else prompts.over_white(image)
+    image = image.convert("RGBA") if channels == 4 else over_white(image)
     return np.asarray(image, np.float32) / 127.5 - 1
 
 
@@ -75,7 +76,13 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, path: pathlib.Path | str, *, dtype: Any = jnp.bfloat16, item: str = "ema", mesh: Mesh | None = None
+        cls,
+        path: pathlib.Path | str,
+        *,
+        dtype: Any = jnp.bfloat16,
+        item: str = "ema",
+        mesh: Mesh | None = None,
+        code: str | None = None,
     ) -> Self:
         """Loads a run, a checkpoint of a run, or an imported folder.
 
@@ -84,6 +91,7 @@ class Pipeline:
           dtype: of weights and activations.
           mesh: where weights and activations live; by default split over all devices.
           item: for a run, "ema" or "model" (the raw weights).
+          code: round the weights to this dtype of safetensors first, as an export in that dtype does.
 
         Raises:
           ValueError: if something is missing or does not fit, naming it.
@@ -94,7 +102,10 @@ class Pipeline:
         def load(name):
             component = components.COMPONENTS[name]
             like = component.abstract(components.read_config(located.model / name, name))
-            return storage.load(located.weights(name, item), like, sharding.shardings(like, mesh), dtype)
+            weights = located.weights(name, item)
+            if code is not None:
+                weights = storage.cast(weights, code)
+            return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
 
         index = components.read_json(located.model / "model_index.json")
         return cls(
@@ -110,7 +121,19 @@ class Pipeline:
             Execution(dtype, sharding.Attention(mesh), constrain=sharding.Constrain(mesh)),
         )
 
-    def __call__(
+    def __call__(self, texts: Sequence[str], **options: Any) -> list[UInt8[np.ndarray, "H W c"]]:
+        """Generates one image per text; for the arguments and errors see `denoise`."""
+        return [self.decode(latents) for latents in self.denoise(texts, **options)]
+
+    def decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
+        """The image of normalised latents.
+
+        Raises:
+          ValueError: if it is not finite.
+        """
+        return to_image(np.asarray(decode_latents(self.vae, latents[None], self.run.dtype))[0])
+
+    def denoise(
         self,
         texts: Sequence[str],
         *,
@@ -124,8 +147,8 @@ class Pipeline:
         seed: int = 0,
         latents: Float[np.ndarray, "B N C"] | None = None,
         progress: Callable[[Iterable], Iterable] = iter,
-    ) -> list[UInt8[np.ndarray, "H W c"]]:
-        """Generates one image per text.
+    ) -> list[Float[np.ndarray, "h w C"]]:
+        """Normalised latents of one image per text.
 
         Args:
           texts: prompts, or instructions where there are condition images.
@@ -172,10 +195,7 @@ class Pipeline:
                 progress=progress,
             )
         )
-        return [
-            to_image(np.asarray(decode_latents(self.vae, row[None, : h * w].reshape(1, h, w, -1), self.run.dtype))[0])
-            for row, (h, w) in zip(result, grids, strict=True)
-        ]
+        return [row[: h * w].reshape(h, w, -1) for row, (h, w) in zip(result, grids, strict=True)]
 
     def _grid(self, width: int, height: int) -> sequence.Grid:
         if width % SIDE_MULTIPLE or height % SIDE_MULTIPLE or min(width, height) < SIDE_MULTIPLE:

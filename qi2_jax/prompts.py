@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from data_pipeline.images import over_white
 from qi2_jax.attention import Kernel
 from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL, Qwen3VLConfig, prepare_inputs
 from qi2_jax.qwen_tokenizer import RESERVED
@@ -106,7 +107,7 @@ class PromptProcessor:
         """Reads a published processor folder: tokenizer, image preprocessing and chat template; local files only.
 
         Raises:
-          ValueError: if the folder does not exist, and as the constructor.
+          ValueError: if the folder does not exist or cannot be read, and as the constructor.
         """
         from transformers import Qwen2Tokenizer
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -115,10 +116,13 @@ class PromptProcessor:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; give the processor folder of a Qwen-Image-2.1 pipeline")
         # Named classes instead of the automatic ones: a folder cannot choose which code reads it.
-        tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
         legacy = folder / "chat_template.json"
-        template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"] if legacy.is_file() else None
+        try:
+            tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+            image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"] if legacy.is_file() else None
+        except Exception as error:  # these readers meet broken files with errors of any type
+            raise ValueError(f"{folder} holds no readable Qwen tokenizer and image processor: {error!r}") from error
         return cls(tokenizer, image_processor, config, template)
 
     def __call__(
@@ -208,14 +212,6 @@ def resize_condition(image: Image.Image, resolution: int) -> Image.Image:
     """A condition image as both the encoder and the autoencoder read it: RGBA, resized once (Lanczos)."""
     size = condition_size(*image.size, resolution)
     return image.convert("RGBA").resize(size, resample=Image.Resampling.LANCZOS)
-
-
-def over_white(image: Image.Image) -> Image.Image:
-    """An RGB image with transparency laid over white, as the encoder reads it."""
-    image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white
 
 
 @functools.partial(jax.jit, static_argnames="kernel")

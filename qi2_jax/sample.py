@@ -1,6 +1,7 @@
 """`qi2 sample DIR --prompt TEXT`: images from texts."""
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -33,13 +34,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from (default: the empty prompt)")
     parser.add_argument("--guidance", type=float, default=1.0, metavar="G", help="guidance scale; 1 (default) is none")
     parser.add_argument("--steps", type=int, default=40, metavar="N", help="steps of the sampler (default 40)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial noise (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the initial noise (default 0)")
     parser.add_argument(
         "--latents", type=pathlib.Path, metavar="FILE.npy", help="initial noise [batch, tokens, channels]"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of weights and activations")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="of a run: averaged or raw")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE.png", help="several get a number")
+    parser.add_argument("--out", type=_png, required=True, metavar="FILE.png", help="several get a number")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -50,8 +51,25 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {(1 << 32) - 1}")
+    return int(text)
+
+
+def _png(text: str) -> pathlib.Path:
+    path = pathlib.Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png, which keeps alpha and every value")
+    return path
+
+
 def generate(arguments: argparse.Namespace, texts: Sequence[str], **options: Any) -> list[pathlib.Path]:
     """Generates with the common arguments and writes the images; returns their paths."""
+    out = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after minutes of sampling
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"{out} cannot be written; choose another --out")
     if arguments.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")  # TPUs would multiply in bf16
     pipeline = Pipeline.load(arguments.model, dtype=DTYPES[arguments.dtype], item=arguments.weights)
@@ -68,9 +86,7 @@ def generate(arguments: argparse.Namespace, texts: Sequence[str], **options: Any
         progress=lambda steps: tqdm(steps, desc="sample", unit="step", dynamic_ncols=True),
         **options,
     )
-    out = arguments.out
     paths = [out] if len(images) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(images))]
-    out.parent.mkdir(parents=True, exist_ok=True)
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
         print(path)

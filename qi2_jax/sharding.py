@@ -44,6 +44,10 @@ class MeshShape:
     fsdp: int = 1
     tensor: int = 1
 
+    def __post_init__(self):
+        if min(self.data, self.fsdp, self.tensor) < 1:
+            raise ValueError(f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor}: axes have at least 1")
+
     @property
     def size(self) -> int:
         return self.data * self.fsdp * self.tensor
@@ -106,26 +110,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Makes global arrays from the rows that this process holds of each array of a batch: an equal share of them.
+def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """Which rows of a global batch this process's devices hold, ascending; several processes may hold the same.
 
     Raises:
-      ValueError: if the mesh gives this process's devices another share, which is so where devices of several
-        processes hold the same rows.
+      ValueError: if the batch cannot be split over the mesh.
     """
-    sharding = batch_sharding(mesh)
+    parts = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    if batch_size < 1 or batch_size % parts:
+        raise ValueError(f"a batch of {batch_size} does not split over data x fsdp = {parts} devices")
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return tuple(sorted({row for index in places if index for row in range(*index[0].indices(batch_size))}))
+
+
+def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
+    """Makes global arrays of `batch_size` rows from arrays that hold the `own_rows` of this process."""
+    sharding, own = batch_sharding(mesh), own_rows(mesh, batch_size)
 
     def put(rows):
         rows = np.asarray(rows)
-        whole = (len(rows) * jax.process_count(), *rows.shape[1:])
-        places = sharding.addressable_devices_indices_map(whole).values()
-        held = {index[0].indices(whole[0])[:2] for index in places if index is not None}
-        if sum(stop - start for start, stop in held) != len(rows):
-            raise ValueError(
-                f"the mesh {dict(mesh.shape)} does not split a batch of {whole[0]} evenly over {jax.process_count()} "
-                "processes: let `tensor` divide the devices of one process, so that each process has rows of its own"
-            )
-        return jax.make_array_from_process_local_data(sharding, rows, whole)
+
+        def held(index):
+            start, stop, _ = index[0].indices(batch_size)
+            first = own.index(start)
+            return rows[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, held)
 
     return jax.tree.map(put, batch)
 

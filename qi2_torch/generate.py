@@ -4,7 +4,8 @@
 
 The request holds `folder`, `prompts`, `negative`, `guidance`, `steps`, `sizes` ([width, height] per prompt),
 `latents` (an .npz with arrays `0`, `1`, .. of [tokens, channels], one per prompt), `images` (files), `resolution` and
-`dtype`. OUT receives arrays `0`, `1`, .. of uint8 pixels [height, width, channels].
+`dtype`. OUT receives arrays `0`, `1`, .. of uint8 pixels [height, width, channels], and `latents_0`, `latents_1`, .. of
+normalised latents [tokens, channels], which decoding has not rounded.
 """
 
 import argparse
@@ -24,7 +25,12 @@ def generate(request: dict) -> dict[str, np.ndarray]:
     pipeline.set_progress_bar_config(disable=True)
     latents = np.load(request["latents"], allow_pickle=False)
     images = [Image.open(path) for path in request["images"]]
-    results = {}
+    results, last = {}, {}
+
+    def remember(pipeline, step, time, tensors):
+        last.update(tensors)
+        return tensors
+
     for index, (prompt, (width, height)) in enumerate(zip(request["prompts"], request["sizes"], strict=True)):
         results[str(index)] = np.asarray(
             pipeline(
@@ -37,8 +43,11 @@ def generate(request: dict) -> dict[str, np.ndarray]:
                 num_inference_steps=request["steps"],
                 latents=torch.from_numpy(latents[str(index)])[None],
                 output_resolution=request["resolution"],
+                callback_on_step_end=remember,
+                callback_on_step_end_tensor_inputs=["latents"],
             ).images[0]
         )
+        results[f"latents_{index}"] = last["latents"][0].float().numpy()
     return results
 
 

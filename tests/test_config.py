@@ -11,9 +11,12 @@ DEMO = "experiments/demo.py"
 
 def test_overrides_change_values_and_keep_their_types():
     changed = config.load(
-        f"{DEMO}:tiny", ["transformer.optimizer.lr=1e-2", "transformer.mesh.fsdp=4", "encoder.folder=x"]
+        f"{DEMO}:tiny",
+        ["transformer.optimizer.lr=1", "transformer.mesh.fsdp=4", "encoder.folder=123", "vae.optimizer.betas=(0,0.5)"],
     )
-    assert (changed.transformer.optimizer.lr, changed.transformer.mesh.fsdp, changed.encoder.folder) == (0.01, 4, "x")
+    assert (changed.transformer.optimizer.lr, changed.transformer.mesh.fsdp) == (1.0, 4)
+    assert isinstance(changed.transformer.optimizer.lr, float)
+    assert (changed.encoder.folder, changed.vae.optimizer.betas) == ("123", (0, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,8 @@ def test_overrides_change_values_and_keep_their_types():
         ("transformer.train.steps=None", "holds 4 .int., it cannot become None"),
         ("transformer.train.steps=True", "holds 4 .int., it cannot become True"),
         ("transformer.execution.remat=1", "holds False .bool., it cannot become 1"),
+        ("transformer.model.rope_dims=('a',2)", "cannot become .'a', 2."),
+        ("transformer.model.rope_dims=8", "holds .8, 12, 12. .tuple., it cannot become 8"),
         ("transformer.train={'steps': 3}", "is a group; change its keys"),
         ("transformer.train.steps", "must look like key.path=value"),
     ],

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipeline.atomic import write_atomic
+
 MAX_JSON_BYTES = 1 << 20
 UNFINISHED = "qi2.unfinished"
 
@@ -34,12 +36,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def write(path: pathlib.Path, data: bytes) -> None:
     """Writes a small file whole, and to the disk itself: what is written later cannot survive a crash without it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomic(path, data)
 
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:

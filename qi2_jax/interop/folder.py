@@ -15,7 +15,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -231,10 +231,15 @@ def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...
                 copied.append(relative)
             else:
                 left_out.append(str(relative))
-    large = [str(path) for path in copied if (source / path).stat().st_size > MAX_AUXILIARY_BYTES]
-    if large:
-        raise ValueError(f"{source}: {sorted(large)} have more than {MAX_AUXILIARY_BYTES} bytes each")
+    check_auxiliary(source, copied)
     return sorted(copied, key=lambda path: (path == pathlib.Path(INDEX), path)), tuple(sorted(left_out))
+
+
+def check_auxiliary(source: pathlib.Path, relative_paths: Iterable[pathlib.Path]) -> None:
+    """Raises a ValueError that lists every file too large to be configuration, vocabulary or a template."""
+    large = sorted(str(path) for path in relative_paths if (source / path).stat().st_size > MAX_AUXILIARY_BYTES)
+    if large:
+        raise ValueError(f"{source}: {large} have more than {MAX_AUXILIARY_BYTES} bytes each")
 
 
 def _copy(source: pathlib.Path, out: pathlib.Path, relative_paths: list[pathlib.Path]) -> None:

@@ -46,7 +46,7 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
                 write_demo_folder(source)
         console.print(ingest_folder(source, records).table())
     else:
-        console.print(f"{records} is there from an earlier run and used again")
+        console.print(f"{records} is there from an earlier run and used again; for other pictures choose another --out")
     cascade.score(records, workers=config.workers or None)
     selection = select(records, Thresholds(**config.thresholds))
     console.print(selection.table())
@@ -57,7 +57,10 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     fits = [(kept, buckets.fit(kept.width, kept.height)) for kept in selection.kept]
     chosen = tuple(Picture(kept.index, fit.bucket, kept.captions) for kept, fit in fits if fit.left_out is None)
     if not chosen:
-        raise ValueError(f"no image of {records} is left after selection and buckets; loosen config.data")
+        raise ValueError(
+            f"no image of {records} is left after selection and buckets: the tables above say why; loosen "
+            "data.thresholds, data.max_upscale or data.max_cropped, or give more pictures in a new --out"
+        )
     return Pictures(RecordFolder(records), chosen, config.channels)
 
 

@@ -1,10 +1,10 @@
 """Runs a whole job, step by step; what an earlier, interrupted run finished is not done again."""
 
-import json
 import pathlib
 import resource
 import shutil
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,17 +15,18 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from data_pipeline.atomic import write_json_atomic
 from qi2_jax import config as configs
 from qi2_jax import runs, sharding
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, models, results, stages
 from qi2_jax.job.verify import compare
-from qi2_jax.pipeline import Pipeline, decode_latents, to_image, to_pixels
+from qi2_jax.pipeline import Pipeline, to_pixels
 from qi2_jax.training import loop, metrics
 
 # Of a job that was begun, only the last training and what follows it may change.
-MAY_CHANGE = (*(f"transformer.{key}" for key in loop.MAY_CHANGE), "sample.", "compare.", "data.workers")
+MAY_CHANGE = (*(f"transformer.{key}" for key in loop.MAY_CHANGE), "sample.", "compare.", "expect.", "data.workers")
 
 
 def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
       The figures of the report.
 
     Raises:
-      ValueError: if `out` was begun with another source or config, or no picture is left to train on.
+      ValueError: if `out` was begun with another source or config, no picture is left to train on, or a figure is worse
+        than `config.expect`.
     """
     begun, console = time.monotonic(), Console()
     if source is not None and not source.is_dir():
@@ -49,10 +51,10 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     if not (out / "job.json").is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something that no job made; choose an empty or new folder")
     out.mkdir(parents=True, exist_ok=True)
-    asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
-    configs.claim(out / "job.json", asked, MAY_CHANGE)
     run_folder, dtype = out / stages.TRANSFORMER, stages.DTYPES[config.encode_dtype]
     model = run_folder / runs.MODEL
+    asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
+    configs.claim(out / "job.json", asked, may_change(out, asked.keys()))
 
     console.rule("1 data: ingest, filter, bucket")
     pictures = data.prepare(config.data, out, source, console)
@@ -74,23 +76,20 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     console.rule("5 sample every caption")
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     pipeline = Pipeline.load(run_folder, dtype=jnp.float32, mesh=mesh)
-    texts = [caption.text for caption in captions]
-    sizes = [(caption.width, caption.height) for caption in captions]
-    images = pipeline(
-        texts,
-        sizes=sizes,
-        steps=config.sample.steps,
-        seed=config.sample.seed,
-        progress=lambda steps: tqdm(steps, desc="sample", unit="step", dynamic_ncols=True),
-    )
-    originals = list(pictures)
-    owners = [caption.picture for caption in captions]
-    first = [owners.index(picture) for picture in range(len(originals))]
-    rebuilt = [
-        to_image(np.asarray(decode_latents(pipeline.vae, samples[index].latents[None], jnp.float32))[0])
-        for index in first
-    ]
-    own = results.nearest_is_own(images, originals, owners)
+    drawn = captions[: config.sample.captions or None]
+    texts = [caption.text for caption in drawn]
+    sizes = [(caption.width, caption.height) for caption in drawn]
+    images = []
+    with tqdm(total=len(drawn), desc="sample", unit="image", dynamic_ncols=True) as bar:
+        for start in range(0, len(drawn), config.sample.batch_size):
+            part = slice(start, start + config.sample.batch_size)
+            seed = config.sample.seed + start
+            images += pipeline(texts[part], sizes=sizes[part], steps=config.sample.steps, seed=seed)
+            bar.update(len(texts[part]))
+    owners = [caption.picture for caption in drawn]
+    originals = {picture: pictures[picture] for picture in set(owners)}
+    rebuilt = {picture: pipeline.decode(samples[owners.index(picture)].latents) for picture in originals}
+    own = results.nearest_is_own(images, pictures, owners)
     triples = [(originals[i], rebuilt[i], image) for i, image in zip(owners, images, strict=True)]
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))
 
@@ -109,39 +108,65 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     ]
     error = np.mean(
         [
-            np.mean((to_pixels(Image.fromarray(a), 3) - to_pixels(Image.fromarray(b), 3)) ** 2)
-            for a, b in zip(originals, rebuilt, strict=True)
+            np.mean((to_pixels(Image.fromarray(originals[i]), 3) - to_pixels(Image.fromarray(rebuilt[i]), 3)) ** 2)
+            for i in originals
         ]
     )
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    # This process and the largest of its children, PyTorch's, as if both had their peaks at once.
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     figures = {
         "pictures": len(pictures),
         "captions": len(captions),
+        "sampled_captions": len(drawn),
         "autoencoder_psnr": float(10 * np.log10(4 / error)),
         "validation_loss_before": validation[0],
         "validation_loss_after": validation[-1],
-        "samples_nearest_to_own_image": float(np.mean(own)),
+        "samples_nearest_to_own_image": float(np.mean(own)) if len(pictures) > 1 else None,
         "largest_difference_to_pytorch": both.largest_difference,
         "minutes": (time.monotonic() - begun) / 60,
         "peak_memory_gib": peak / 2**20,
     }
-    (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_json_atomic(out / "report.json", figures)
     console.print(_table(figures, out))
+    check(figures, config.expect)
     return figures
+
+
+def may_change(out: pathlib.Path, keys: Collection[str]) -> tuple[str, ...]:
+    """Beginnings of the keys that another call may change: all but the source until something is made from them."""
+    made = (out / stages.TRANSFORMER / runs.MODEL).exists()
+    return MAY_CHANGE if made else tuple(key for key in keys if key != "source")
+
+
+def check(figures: dict[str, Any], expect: Any) -> None:
+    """Raises a ValueError that names every figure which is worse than expected."""
+    own, difference = figures["samples_nearest_to_own_image"], figures["largest_difference_to_pytorch"]
+    problems = []
+    if own is not None and own < expect.nearest_to_own:
+        problems.append(
+            f"only {own:.0%} of the samples are nearest to their own image, less than expect.nearest_to_own="
+            f"{expect.nearest_to_own}; train longer or larger in a new --out (transformer.train.steps with "
+            "optimizer.decay_steps, transformer.model), or expect less"
+        )
+    if difference > expect.difference_to_pytorch:
+        problems.append(f"diffusers generates other images, up to {difference} of 255 apart")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
     table = Table(title="result", show_header=False)
+    own = figures["samples_nearest_to_own_image"]
     rows = {
         "pictures, captions": f"{figures['pictures']}, {figures['captions']}",
         "autoencoder PSNR": f"{figures['autoencoder_psnr']:.1f} dB",
         "validation loss, before -> after": (
             f"{figures['validation_loss_before']:.3f} -> {figures['validation_loss_after']:.3f}"
         ),
-        "samples nearest to their own image": f"{figures['samples_nearest_to_own_image']:.0%}",
+        "samples nearest to their own image": "n/a (one picture)" if own is None else f"{own:.0%}",
         "largest difference to PyTorch": f"{figures['largest_difference_to_pytorch']} of 255",
-        "time": f"{figures['minutes']:.1f} min",
-        "peak memory of the largest process": f"{figures['peak_memory_gib']:.1f} GiB",
+        "time of this call": f"{figures['minutes']:.1f} min",
+        "peak memory, at most": f"{figures['peak_memory_gib']:.1f} GiB",
         "original, autoencoder, sample": str(out / "samples.png"),
         "JAX beside PyTorch": str(out / "jax_and_pytorch_0.png"),
         "diffusers pipeline": str(out / "diffusers"),

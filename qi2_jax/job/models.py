@@ -45,13 +45,16 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
         weights, carried = storage.of_published(
             source, component.stem, component.expected(parsed), component.name_map(parsed)
         )
+        copied = [
+            path.relative_to(source)
+            for path in sorted(source.iterdir())
+            if path.suffix in folder.COPIED_SUFFIXES and not path.name.endswith(".index.json")
+        ]
+        folder.check_auxiliary(source, copied)
         PromptProcessor.from_folder(source, parsed)  # fails here, before anything is written, if files are missing
-        target.mkdir(parents=True, exist_ok=True)
-        (model / "processor").mkdir(exist_ok=True)
-        for path in sorted(source.iterdir()):
-            if path.suffix in folder.COPIED_SUFFIXES and not path.name.endswith(".index.json"):
-                is_model = path.name in ("config.json", "generation_config.json")
-                shutil.copyfile(path, (target if is_model else model / "processor") / path.name)
+        for path in copied:
+            is_model = path.name in ("config.json", "generation_config.json")
+            files.write((target if is_model else model / "processor") / path, (source / path).read_bytes())
         folder.write_ours(target, weights, carried)
         return
     published = tiny_encoder_config(config.width, config.layers, config.heads)
@@ -115,7 +118,8 @@ def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
             try:
                 os.link(old, new)
             except OSError:  # another disk, or one without links
-                shutil.copyfile(old, new)
+                shutil.copyfile(old, f"{new}.partial")
+                os.replace(f"{new}.partial", new)
 
     for part in ("text_encoder", "processor", "vae"):
         shutil.copytree(source / part, model / part, copy_function=link, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
 """What a job shows in the end: one picture of all samples, and how near each lies to its training image."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,18 +15,22 @@ CELL, GAP, TEXT_HEIGHT, COLUMNS = 136, 6, 30, 3
 
 def nearest_is_own(
     samples: Sequence[UInt8[np.ndarray, "H W c"]],
-    pictures: Sequence[UInt8[np.ndarray, "H W c"]],
+    pictures: Iterable[UInt8[np.ndarray, "H W c"]],
     owners: Sequence[int],
 ) -> list[bool]:
     """For each sample, whether its own training picture is the nearest of all: mean squared error of RGB thumbnails.
 
     Args:
-      samples, pictures: pixels 0..255, of any sizes; alpha is laid over white.
+      samples, pictures: pixels 0..255, of any sizes; alpha is laid over white. Pictures are looked at one by one.
       owners: for each sample the index of its own picture.
     """
-    targets = np.stack([_thumb(picture) for picture in pictures])
-    distances = [np.mean((targets - _thumb(sample)) ** 2, axis=(1, 2, 3)) for sample in samples]
-    return [int(np.argmin(row)) == owner for row, owner in zip(distances, owners, strict=True)]
+    ours = np.stack([_thumb(sample) for sample in samples])
+    nearest, least = np.zeros(len(samples), int), np.full(len(samples), np.inf)
+    for index, picture in enumerate(pictures):
+        distances = np.mean((ours - _thumb(picture)) ** 2, axis=(1, 2, 3))
+        nearest[distances < least] = index
+        least = np.minimum(least, distances)
+    return (nearest == np.asarray(owners)).tolist()
 
 
 def _thumb(pixels) -> Float[np.ndarray, "64 64 3"]:

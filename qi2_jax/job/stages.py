@@ -44,8 +44,12 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
     vae_config = VAEConfig(**configs.dataclass_fields(config.model))
     mesh = _mesh(config.mesh)
     # Every picture is cropped again and again: where there is room, decoded once.
+    smallest = min(min(picture.bucket.width, picture.bucket.height) for picture in pictures.chosen)
+    if not 0 < config.crop <= smallest:
+        raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
     held = list(pictures) if pictures.nbytes <= MAX_HELD_BYTES else pictures
-    crops = Crops(held, config.crop, config.batch_size, config.seed, jax.process_index(), jax.process_count())
+    rows = sharding.own_rows(mesh, config.batch_size)
+    crops = Crops(held, config.crop, config.batch_size, config.seed, rows)
     task = loop.Task(
         "autoencoder",
         lambda key: VAE(vae_config, key=key),
@@ -113,18 +117,12 @@ def train_transformer(config: Any, samples: SampleFolder, out: pathlib.Path) -> 
         config.execution.remat,
         sharding.Constrain(mesh),
     )
+    if config.timesteps.law not in LAWS:
+        raise ValueError(f"timesteps.law {config.timesteps.law!r} is unknown; choose one of {sorted(LAWS)}")
     law = LAWS[config.timesteps.law](**config.timesteps.arguments)
     shift = Shift(**config.timesteps.shift)
-    loader = Loader(
-        samples,
-        samples.empty,
-        layout,
-        config.batch_size,
-        config.seed,
-        config.dropout,
-        jax.process_index(),
-        jax.process_count(),
-    )
+    rows = sharding.own_rows(mesh, config.batch_size)
+    loader = Loader(samples, samples.empty, layout, config.batch_size, config.seed, config.dropout, rows)
 
     def batches(start: int) -> Iterator[tuple[Hashable, Any]]:
         return ((layout, to_batch(rows)) for rows in loader.from_step(start))
@@ -151,9 +149,8 @@ def to_batch(rows: Rows) -> transformer_training.Batch:
 
 def _held_batches(config: Any, samples: SampleFolder, layout: Layout, mesh: Any) -> list[tuple[Layout, Any]]:
     """The first samples in order, as global batches: noise and times are what validation holds out."""
-    rows = config.batch_size // jax.process_count()
-    first, batches = jax.process_index() * rows, []
-    for start in range(0, config.validation_samples, config.batch_size):
-        own = [samples[(start + first + row) % len(samples)] for row in range(rows)]
-        batches.append((layout, sharding.put_batch(mesh, to_batch(collate(layout, own)))))
+    size, batches = config.batch_size, []
+    for start in range(0, config.validation_samples, size):
+        own = [samples[(start + row) % len(samples)] for row in sharding.own_rows(mesh, size)]
+        batches.append((layout, sharding.put_batch(mesh, to_batch(collate(layout, own)), size)))
     return batches

@@ -17,10 +17,19 @@ from qi2_jax.pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Pairs of images 0..255 and the largest difference between their values."""
+    """What both sides generated.
+
+    Attributes:
+      ours, theirs: images 0..255.
+      latent_error: largest difference of the latents before decoding, relative to their largest value.
+      moved: largest difference of the latents to the noise they began as: 0 for a transformer that predicts nothing,
+        which leaves nothing to compare.
+    """
 
     ours: list[UInt8[np.ndarray, "H W c"]]
     theirs: list[UInt8[np.ndarray, "H W c"]]
+    latent_error: float
+    moved: float
 
     @property
     def largest_difference(self) -> int:
@@ -57,7 +66,9 @@ def compare(
     tokens = [width * height // pipeline.vae.config.factor**2 for width, height in sizes]
     noise = [rng.normal(size=(count, channels)).astype(np.float32) for count in tokens]
     padded = np.stack([np.pad(row, ((0, max(tokens) - len(row)), (0, 0))) for row in noise])
-    ours = pipeline(texts, sizes=sizes, latents=padded, steps=steps, guidance=guidance, negative=negative)
+    latents = pipeline.denoise(texts, sizes=sizes, latents=padded, steps=steps, guidance=guidance, negative=negative)
+    ours = [pipeline.decode(own) for own in latents]
+    flat = [own.reshape(-1, channels) for own in latents]
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.savez(folder / "latents.npz", **{str(index): row for index, row in enumerate(noise)})  # type: ignore[arg-type]
@@ -80,4 +91,10 @@ def compare(
             raise ValueError(f"diffusers could not run {exported}:\n{done.stderr[-3000:]}")
         with np.load(folder / "out.npz", allow_pickle=False) as out:
             theirs = [out[str(index)] for index in range(len(texts))]
-    return Comparison(ours, theirs)
+            other = [out[f"latents_{index}"] for index in range(len(texts))]
+    return Comparison(
+        ours,
+        theirs,
+        max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(flat, other, strict=True)),
+        max(float(np.abs(a - b).max()) for a, b in zip(flat, noise, strict=True)),
+    )

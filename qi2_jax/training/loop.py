@@ -43,7 +43,7 @@ class Task:
     evaluate: Callable[[steps.TrainState], dict[str, Any]] | None = None
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(FloatingPointError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
@@ -67,6 +67,12 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
       NonFiniteError: after `train.max_skipped` steps in a row that were not finite; the state is saved first.
     """
     # --- where we are
+    for key, least in (("steps", 0), ("log_every", 1), ("evaluate_every", 1), ("max_skipped", 1)):
+        if config.train[key] < least:
+            raise ValueError(f"train.{key} is {config.train[key]}; it must be at least {least}")
+    for key in ("every", "keep"):
+        if config.checkpoint[key] < 1:
+            raise ValueError(f"checkpoint.{key} is {config.checkpoint[key]}; it must be at least 1")
     directory.mkdir(parents=True, exist_ok=True)
     configs.claim(
         directory / "config.json",
@@ -107,7 +113,7 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
                 evaluate(0)
             for step in range(start + 1, total + 1):
                 static, rows = next(batches)
-                state, values = train_step(state, static, sharding.put_batch(mesh, rows))
+                state, values = train_step(state, static, sharding.put_batch(mesh, rows, task.batch_size))
                 logged = step % config.train.log_every == 0 or step == total
                 progress.advance(values if logged else None)
                 if logged:
@@ -116,7 +122,8 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
                         checkpoints.save(state)
                         raise NonFiniteError(
                             f"{int(values['skipped'])} steps in a row up to step {step} were not finite; the state is "
-                            f"saved in {checkpoints.directory}. Lower optimizer.lr or look at the data of these steps"
+                            f"saved in {checkpoints.directory}. Look at the data of these steps, or begin another run "
+                            "with a lower optimizer.lr"
                         )
                 last = step == total
                 if step % config.train.evaluate_every == 0 or last:

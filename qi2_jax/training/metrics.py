@@ -15,14 +15,14 @@ class Metrics:
     """Appends `{"step": ..., "name": value, ...}` lines to a file; only process 0 writes.
 
     Args:
-      path: the file; lines of steps after `start` are dropped, so that a resumed run has one line per step.
+      path: the file; lines that this run will write again are dropped: those after `start`, or all from step 0.
       start: the step from which the run continues.
     """
 
     def __init__(self, path: pathlib.Path, start: int):
         self.path = path
         if jax.process_index() == 0 and path.exists():
-            kept = [line for line in read(path) if line["step"] <= start]
+            kept = [line for line in read(path) if start > 0 and line["step"] <= start]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(temporary, path)

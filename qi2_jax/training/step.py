@@ -33,7 +33,15 @@ def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
     Args:
       config: `lr`, `betas`, `eps`, `weight_decay`, `clip`, `warmup` (steps), `decay_steps` (0: constant; otherwise
         cosine to zero over that many steps, the warm-up included).
+
+    Raises:
+      ValueError: for a value out of its range.
     """
+    for key in ("lr", "eps", "weight_decay", "clip", "warmup", "decay_steps"):
+        if not config[key] >= 0:
+            raise ValueError(f"optimizer.{key} is {config[key]}; it must not be negative")
+    if len(config["betas"]) != 2 or not all(0 <= beta < 1 for beta in config["betas"]):
+        raise ValueError(f"optimizer.betas are {config['betas']}; two numbers in [0, 1) are needed")
     if config["decay_steps"]:
         rate = optax.warmup_cosine_decay_schedule(0.0, config["lr"], config["warmup"], config["decay_steps"])
     else:

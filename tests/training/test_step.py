@@ -55,7 +55,7 @@ def host(state):
 
 def batch(mesh, value=None):
     rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
-    return sharding.put_batch(mesh, rows if value is None else np.full_like(rows, value))
+    return sharding.put_batch(mesh, rows if value is None else np.full_like(rows, value), len(rows))
 
 
 def test_step_equals_optax_on_one_device(mesh, optimizer, train_step, state):
@@ -129,7 +129,14 @@ def test_mesh_of_another_size_is_refused_with_the_way_out():
         sharding.make_mesh(sharding.MeshShape(3, 2, 1))
 
 
-def test_batch_that_processes_would_share_is_refused(mesh, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)  # of which this one has all devices, so all rows
-    with pytest.raises(ValueError, match="does not split a batch of 16 evenly over 2 processes"):
-        sharding.put_batch(mesh, np.zeros((8, 3)))
+def test_batch_that_does_not_split_over_the_mesh_is_refused(mesh):
+    with pytest.raises(ValueError, match="a batch of 6 does not split over data x fsdp = 4 devices"):
+        sharding.own_rows(mesh, 6)
+
+
+def test_each_row_of_a_batch_is_put_where_the_mesh_wants_it(mesh):
+    rows = np.arange(8)[:, None] * np.ones((1, 3))
+    placed = sharding.put_batch(mesh, rows, 8)
+    assert sharding.own_rows(mesh, 8) == tuple(range(8)) and np.array_equal(placed, rows)
+    for shard in placed.addressable_shards:
+        assert np.array_equal(shard.data, rows[shard.index])
