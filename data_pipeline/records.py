@@ -1,19 +1,20 @@
-"""Records: one image with its captions, and the bytes in which it is stored.
+"""Records: one image with its captions, or an edit, and the bytes in which it is stored.
 
-Schema 1, one msgpack map per record with exactly these fields:
+Schema 2, one msgpack map per record with exactly these fields:
 
-| field    | msgpack type | meaning                                                                     |
-| -------- | ------------ | --------------------------------------------------------------------------- |
-| schema   | int          | 1                                                                           |
-| key      | str          | unique name; for folders the path inside the folder, with forward slashes   |
-| image    | bin          | the image file as it came: still encoded, not turned, never re-compressed   |
-| captions | array of map | {text: str, kind: str, language: str or nil}; may be empty                  |
-| source   | str          | name of the data set                                                        |
-| licence  | str or nil   | licence and credit as free text; nil when unknown                           |
+| field      | msgpack type | meaning                                                                     |
+| ---------- | ------------ | --------------------------------------------------------------------------- |
+| schema     | int          | 2                                                                           |
+| key        | str          | unique name: path in its folder, archive or table, with forward slashes     |
+| image      | bin          | the image file as it came: still encoded, not turned, never re-compressed   |
+| conditions | array of bin | of an edit, one to ten source image files in the order of the instruction   |
+| captions   | array of map | {text: str, kind: str, language: str or nil}; may be empty for an image     |
+| tags       | array of str | classes of the picture such as `design/slide`, for quotas; may be empty     |
+| source     | str          | name of the data set                                                        |
+| licence    | str or nil   | licence and credit as free text; nil when unknown                           |
 
-A record with more images (an edit: several source images, one target, an instruction) is a later schema with its own
-number. A reader refuses the numbers and the fields that it does not know, so an edit is never read as an image-text
-pair with its sources lost.
+An edit has at least one caption of the kind `instruction`; `image` is what the instruction asks for. A reader refuses
+schema numbers and fields that it does not know.
 """
 
 import re
@@ -21,14 +22,17 @@ from dataclasses import dataclass
 
 import msgpack
 
-SCHEMA = 1
-KINDS = ("general", "text", "knowledge", "structured")
+SCHEMA = 2
+INSTRUCTION = "instruction"
+KINDS = ("general", "text", "knowledge", "structured", INSTRUCTION)
+MAX_CONDITIONS = 10
+MAX_TAGS, MAX_TAG_CHARS = 16, 64
 MAX_IMAGE_BYTES = 64 << 20
 MAX_CAPTION_CHARS = 20_000  # a caption of 1,024 tokens has about 5,000; structured ones are longer
 MAX_CAPTIONS = 64
 MAX_NAME_CHARS = 1024  # key, source, licence
 
-_FIELDS = {"schema", "key", "image", "captions", "source", "licence"}
+_FIELDS = {"schema", "key", "image", "conditions", "captions", "tags", "source", "licence"}
 _CAPTION_FIELDS = {"text", "kind", "language"}
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
@@ -40,7 +44,7 @@ class Caption:
     Attributes:
       text: up to MAX_CAPTION_CHARS characters, not blank.
       kind: `general` (what is seen), `text` (quotes the writing in the image), `knowledge` (names and facts),
-        `structured` (fields, JSON).
+        `structured` (fields, JSON), `instruction` (of an edit).
       language: BCP 47 tag such as `en` or `zh-Hans`; None: unknown.
 
     Raises:
@@ -61,10 +65,11 @@ class Caption:
 
 @dataclass(frozen=True)
 class Record:
-    """One image-text pair; the fields are those of the schema above.
+    """One image with its captions, or an edit; the fields are those of the schema above.
 
     Raises:
-      ValueError: naming the field that is missing, of the wrong type, or above its limit.
+      ValueError: naming the field that is missing, of the wrong type, or above its limit, or for an edit without an
+        instruction, or an instruction without condition images.
     """
 
     key: str
@@ -72,14 +77,27 @@ class Record:
     captions: tuple[Caption, ...]
     source: str
     licence: str | None = None
+    conditions: tuple[bytes, ...] = ()
+    tags: tuple[str, ...] = ()
 
     def __post_init__(self):
         _check_text("key", self.key, MAX_NAME_CHARS)
         _check_text("source", self.source, MAX_NAME_CHARS)
         if self.licence is not None:
             _check_text("licence", self.licence, MAX_NAME_CHARS)
-        if not isinstance(self.image, bytes) or len(self.image) > MAX_IMAGE_BYTES:
-            raise ValueError(f"record {self.key!r}: the image must be at most {MAX_IMAGE_BYTES} bytes")
+        for image in (self.image, *self.conditions):
+            if not isinstance(image, bytes) or len(image) > MAX_IMAGE_BYTES:
+                raise ValueError(f"record {self.key!r}: the image must be at most {MAX_IMAGE_BYTES} bytes")
+        if len(self.conditions) > MAX_CONDITIONS:
+            raise ValueError(f"record {self.key!r} has {len(self.conditions)} condition images of {MAX_CONDITIONS}")
+        if bool(self.conditions) != any(caption.kind == INSTRUCTION for caption in self.captions):
+            raise ValueError(
+                f"record {self.key!r}: condition images need an instruction, and an instruction needs them"
+            )
+        if len(self.tags) > MAX_TAGS:
+            raise ValueError(f"record {self.key!r} has {len(self.tags)} tags; at most {MAX_TAGS} are kept")
+        for tag in self.tags:
+            _check_text("tag", tag, MAX_TAG_CHARS)
         if len(self.captions) > MAX_CAPTIONS:
             raise ValueError(f"record {self.key!r} has {len(self.captions)} captions; at most {MAX_CAPTIONS} are kept")
 
@@ -87,15 +105,16 @@ class Record:
 def encode_record(record: Record) -> bytes:
     """The stored form of a record. Equal records give equal bytes."""
     captions = [{"text": c.text, "kind": c.kind, "language": c.language} for c in record.captions]
-    fields = {"schema": SCHEMA, "key": record.key, "image": record.image, "captions": captions}
-    return msgpack.packb(fields | {"source": record.source, "licence": record.licence}, use_bin_type=True)
+    fields = {"schema": SCHEMA, "key": record.key, "image": record.image, "conditions": list(record.conditions)}
+    fields |= {"captions": captions, "tags": list(record.tags), "source": record.source, "licence": record.licence}
+    return msgpack.packb(fields, use_bin_type=True)
 
 
 def decode_record(payload: bytes) -> Record:
     """Reads one stored record; safe for bytes from outside.
 
     Raises:
-      ValueError: when the payload is not a map of exactly the fields of schema 1, within its limits.
+      ValueError: when the payload is not a map of exactly the fields of the schema, within its limits.
     """
     try:
         fields = msgpack.unpackb(
@@ -113,12 +132,14 @@ def decode_record(payload: bytes) -> Record:
     if isinstance(fields, dict) and fields.get("schema", SCHEMA) != SCHEMA:
         raise ValueError(f"a stored record has schema {fields['schema']!r}; this version reads schema {SCHEMA}")
     _check_fields("record", fields, _FIELDS)
-    if not isinstance(fields["captions"], list):
-        raise ValueError("a stored record has captions that are not a list")
+    for name in ("captions", "conditions", "tags"):
+        if not isinstance(fields[name], list):
+            raise ValueError(f"a stored record has {name} that are not a list")
     for caption in fields["captions"]:
         _check_fields("caption", caption, _CAPTION_FIELDS)
     captions = tuple(Caption(**caption) for caption in fields["captions"])
-    return Record(fields["key"], fields["image"], captions, fields["source"], fields["licence"])
+    listed = tuple(fields["conditions"]), tuple(fields["tags"])
+    return Record(fields["key"], fields["image"], captions, fields["source"], fields["licence"], *listed)
 
 
 def _check_text(name: str, text: object, limit: int) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from data_pipeline import cascade
 from data_pipeline.buckets import Buckets
 from data_pipeline.demo_set import write_demo_folder
-from data_pipeline.ingest import ingest_folder
+from data_pipeline.ingest import ingest
 from data_pipeline.pictures import Picture, Pictures
 from data_pipeline.selection import Thresholds, select
 from data_pipeline.shards import MANIFEST, RecordFolder
@@ -44,7 +44,7 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
             source = out / "demo_set"
             if not (source / "metadata.jsonl").is_file():
                 write_demo_folder(source)
-        console.print(ingest_folder(source, records).table())
+        console.print(ingest(source, records).table())
     else:
         console.print(f"{records} is there from an earlier run and used again; for other pictures choose another --out")
     cascade.score(records, workers=config.workers or None)

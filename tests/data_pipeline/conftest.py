@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.demo_set import write_demo_folder
-from data_pipeline.ingest import ingest_folder
+from data_pipeline.ingest import ingest
 
 
 @pytest.fixture(scope="session")
@@ -39,5 +39,5 @@ def demo(tmp_path_factory):
     """(folder of images, its summary, folder of records in four shards, ingest report). Not to be written to."""
     root = tmp_path_factory.mktemp("demo")
     summary = write_demo_folder(root / "images")
-    report = ingest_folder(root / "images", root / "records", records_per_shard=10, progress=False)
+    report = ingest(root / "images", root / "records", records_per_shard=10, progress=False)
     return root / "images", summary, root / "records", report

@@ -3,9 +3,11 @@ import os
 
 import pytest
 
-from data_pipeline.ingest import MAX_LINE_BYTES, REASONS, ingest_folder
+from data_pipeline import ingest as ingestion
 from data_pipeline.records import MAX_CAPTION_CHARS, Caption, Record
 from data_pipeline.shards import RecordFolder
+from data_pipeline.sources import REASONS, Options
+from data_pipeline.sources.base import MAX_JSON_BYTES
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def put(folder, files: dict[str, bytes | str]) -> None:
 
 
 def ingest(src, **options):
-    report = ingest_folder(src, src.parent / "out", progress=False, **options)
+    report = ingestion.ingest(src, src.parent / "out", Options(**options), progress=False)
     records = list(RecordFolder(src.parent / "out"))
     assert report.records == len(records)
     assert set(report.refused.counts) <= set(REASONS)
@@ -109,7 +111,7 @@ def _line(**fields) -> bytes:
         (b"[1]", "bad_json"),
         (b"[" * 100_000, "bad_json"),
         (b'{"file_name": "x.png", "text": ' + b"9" * 10_000 + b"}", "bad_json"),
-        (b'"' + b"x" * (2 * MAX_LINE_BYTES) + b'"', "bad_json"),
+        (b'"' + b"x" * (2 * MAX_JSON_BYTES) + b'"', "bad_json"),
         (b'{"file_name": "\xff.png"}', "not_utf8"),
         (b'{"text": "no name"}', "bad_metadata"),
         (_line(file_name=["x.png"]), "bad_metadata"),
@@ -157,14 +159,14 @@ def test_metadata_that_leaves_the_folder_is_refused(src, tmp_path):
 def test_nothing_usable_names_the_folder_and_what_was_looked_for(src):
     put(src, {"cat.png": b"x"})
     with pytest.raises(ValueError, match=r"pets: looked for a metadata.jsonl.*\.jpeg.*\.txt.*missing_caption"):
-        ingest_folder(src, src.parent / "out", progress=False)
+        ingest(src)
     assert not (src.parent / "out").exists()
     with pytest.raises(ValueError, match="not a folder"):
-        ingest_folder(src / "cat.png", src.parent / "out")
+        ingest(src / "cat.png")
 
 
 def test_ingestion_is_deterministic(demo, tmp_path):
     images, _, folder, report = demo
-    again = ingest_folder(images, tmp_path / "again", records_per_shard=10, progress=False)
+    again = ingestion.ingest(images, tmp_path / "again", records_per_shard=10, progress=False)
     assert RecordFolder(tmp_path / "again").shards == RecordFolder(folder).shards
     assert again.refused == report.refused

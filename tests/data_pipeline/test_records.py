@@ -5,10 +5,12 @@ from data_pipeline import records
 from data_pipeline.records import Caption, Record, decode_record, encode_record
 
 CAPTIONS = (Caption("a cat"), Caption('"OPEN"', "text", "en"), Caption("一只猫", "knowledge", "zh-Hans"))
-RECORD = Record("a/cat.png", b"\x89PNG\0\xff", CAPTIONS, "pets", "CC0 1.0")
+RECORD = Record("a/cat.png", b"\x89PNG\0\xff", CAPTIONS, "pets", "CC0 1.0", tags=("nature/cat",))
+INSTRUCTION = Caption("make it night", "instruction", "en")
+EDIT = Record("e", b"after", (INSTRUCTION, Caption("a street")), "edits", conditions=(b"before", b"style"))
 
 
-@pytest.mark.parametrize("record", [RECORD, Record("k", b"", (), "s")])
+@pytest.mark.parametrize("record", [RECORD, EDIT, Record("k", b"", (), "s")])
 def test_round_trip(record):
     assert decode_record(encode_record(record)) == record
 
@@ -28,11 +30,15 @@ def _stored(**changes) -> bytes:
         (b"\x91" * 5000 + b"\xc0", "not readable"),  # nesting
         (b"\xc7\x01\x05\x00", "not readable"),  # an extension type
         (msgpack.packb([1]), "must have the fields"),
-        (_stored(schema=2, source_images=[b""]), "schema 2"),
+        (_stored(schema=3, masks=[b""]), "schema 3"),
         (_stored(source=KeyError), "must have the fields"),
         (_stored(extra=1), "must have the fields"),
         (_stored(image="text"), "image must be"),
-        (_stored(captions={}), "not a list"),
+        (_stored(captions={}), "captions that are not a list"),
+        (_stored(conditions=b""), "conditions that are not a list"),
+        (_stored(conditions=[b""]), "condition images need an instruction"),
+        (_stored(conditions=[""] * 2), "image must be"),
+        (_stored(tags=[3]), "tag 3"),
         (_stored(captions=[{"text": "x"}]), "stored caption"),
         (_stored(captions=[{"text": 3, "kind": "general", "language": None}]), "caption 3"),
         (_stored(licence=3), "licence 3"),
@@ -54,6 +60,13 @@ def test_limits(monkeypatch):
         Caption("x" * 20_001)
     with pytest.raises(ValueError, match="65 captions"):
         Record("k", b"", (Caption("x"),) * 65, "s")
+
+
+def test_edits_have_an_instruction_and_at_most_ten_condition_images():
+    with pytest.raises(ValueError, match="11 condition images"):
+        Record("k", b"", (INSTRUCTION,), "s", conditions=(b"",) * 11)
+    with pytest.raises(ValueError, match="an instruction needs them"):
+        Record("k", b"", (INSTRUCTION,), "s")
 
 
 @pytest.mark.parametrize("fields", [{"text": " "}, {"text": "\ud800"}, {"kind": "poem"}, {"language": "e n"}])
