@@ -1,19 +1,27 @@
-"""Scores on disk: one file of JSON lines per filter and shard, beside the records.
+"""Scores on disk: one Parquet file per filter and shard, beside the records.
 
-    DIR/scores/<filter>/records-00000-of-00003.jsonl    {"key": ..., "<filter>.<column>": ..., ...} per record, in order
+    DIR/scores/<filter>/records-00000-of-00003.parquet     columns key, <filter>.<column>, ..; a row per record
     DIR/scores/<filter>/records-00000-of-00003.done.json
 
-The second file is written after the first. It names the filter's version and the digest of the shard, so it says both
-that the scores are complete and what they are valid for; anything else counts as missing and is computed again.
+The second file is written after the first. It names the filter's version, the digest of its model and that of the
+shard, so it says both that the scores are complete and what they are valid for; anything else counts as missing and is
+computed again.
 """
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data_pipeline.atomic import write_atomic, write_json_atomic
 from data_pipeline.filters import Filter
 from data_pipeline.shards import Shard, read_manifest
+
+_SCALARS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+_TYPES = _SCALARS | {list[kind]: pa.list_(arrow) for kind, arrow in _SCALARS.items()}  # type: ignore[valid-type]
 
 
 def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
@@ -30,12 +38,14 @@ def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequenc
     assert len(keys) == len(rows) == shard.records, f"{filter.name} gave {len(rows)} scores for {shard.records} records"
     scores, marker = _paths(Path(folder), filter, shard)
     scores.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for key, row in zip(keys, rows, strict=True):
+    for row in rows:
         assert row.keys() == filter.columns.keys(), f"{filter.name} gave {sorted(row)}, not {sorted(filter.columns)}"
-        prefixed = {f"{filter.name}.{column}": row[column] for column in filter.columns}
-        lines.append(json.dumps({"key": key} | prefixed, allow_nan=False) + "\n")
-    write_atomic(scores, "".join(lines).encode())
+    columns = {"key": pa.array(keys, pa.string())}
+    for name, (kind, _) in filter.columns.items():
+        columns[f"{filter.name}.{name}"] = pa.array([row[name] for row in rows], _TYPES[kind])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    write_atomic(scores, buffer.getvalue())
     write_json_atomic(marker, _validity(filter, shard))
 
 
@@ -54,22 +64,33 @@ def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]
                 "shards; run data_pipeline.cascade.score on the folder first"
             )
     for shard in shards:
-        files = [_paths(Path(folder), filter, shard)[0] for filter in filters]
-        columns = [path.read_text(encoding="utf-8").splitlines() for path in files]
-        for path, lines in zip(files, columns, strict=True):
-            if len(lines) != shard.records:
-                raise ValueError(f"{path} has {len(lines)} lines for {shard.records} records; delete it, score again")
-        for record in zip(*columns, strict=True):
-            rows = [json.loads(line) for line in record]
-            if len({row["key"] for row in rows}) != 1:
-                raise ValueError(f"{files} disagree about the keys; delete {Path(folder) / 'scores'}, score again")
+        tables = [_read(_paths(Path(folder), filter, shard)[0], filter, shard) for filter in filters]
+        keys = tables[0].column("key")
+        if not all(table.column("key").equals(keys) for table in tables):
+            raise ValueError(f"scores of {shard.file} disagree about the keys; delete {folder}/scores, score again")
+        for rows in zip(*(table.to_pylist() for table in tables), strict=True):
             yield {name: value for row in rows for name, value in row.items()}
+
+
+def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not readable; delete it, score again: {error}") from None
+    expected = ["key", *(f"{filter.name}.{column}" for column in filter.columns)]
+    if table.num_rows != shard.records or table.column_names != expected:
+        raise ValueError(
+            f"{path} has {table.num_rows} rows of {table.column_names}, not {shard.records} of {expected}; delete it, "
+            "score again"
+        )
+    return table
 
 
 def _paths(folder: Path, filter: Filter, shard: Shard) -> tuple[Path, Path]:
     stem = Path(folder, "scores", filter.name, shard.file.removesuffix(".arrayrecord"))
-    return stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".done.json")
+    return stem.with_name(stem.name + ".parquet"), stem.with_name(stem.name + ".done.json")
 
 
 def _validity(filter: Filter, shard: Shard) -> dict:
-    return {"filter": filter.name, "version": filter.version, "shard": shard.file, "digest": shard.digest}
+    scorer = {"filter": filter.name, "version": filter.version, "model": filter.model}
+    return scorer | {"shard": shard.file, "digest": shard.digest}

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -45,14 +46,16 @@ class Filter:
     Attributes:
       name: prefix of its columns, as in `resolution.width`.
       version: raised whenever the same image would get another score; then, and only then, it is computed again.
-      columns: {name: meaning} of every column it gives; values are JSON scalars or, for what
-        is said of captions, lists of them in the order of the captions; None when there is none.
+      columns: {name: (type, meaning)} of every column it gives: int, float, bool, str or, for what is said of captions,
+        lists of these in the order of the captions; None when there is none.
       score: candidates -> one dict of these columns per candidate, in order. Pure, and importable by name.
       sees_broken: whether it is asked about images that do not decode; otherwise their columns are None.
+      model: digest of the weights behind the scores; other weights, other scores.
     """
 
     name: str
     version: int
-    columns: dict[str, str]
+    columns: dict[str, tuple[Any, str]]
     score: Callable[[Sequence[Candidate]], list[dict]]
     sees_broken: bool = False
+    model: str | None = None

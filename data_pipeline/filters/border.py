@@ -53,12 +53,12 @@ BORDER = Filter(
     name="border",
     version=1,
     columns={
-        "top": "height of the bar at the top, as a share of the picture's",
-        "bottom": "of the bar at the bottom",
-        "left": "width of the bar at the left, as a share of the picture's",
-        "right": "of the bar at the right",
-        "bars": "pairs of opposite bars above 2%: 1 letterbox or pillarbox, 2 a frame",
-        "area": "share of the picture that all bars take",
+        "top": (float, "height of the bar at the top, as a share of the picture's"),
+        "bottom": (float, "of the bar at the bottom"),
+        "left": (float, "width of the bar at the left, as a share of the picture's"),
+        "right": (float, "of the bar at the right"),
+        "bars": (int, "pairs of opposite bars above 2%: 1 letterbox or pillarbox, 2 a frame"),
+        "area": (float, "share of the picture that all bars take"),
     },
     score=score,
 )

@@ -58,8 +58,8 @@ COMPRESSION = Filter(
     name="compression",
     version=1,
     columns={
-        "jpeg_quality": "1..100 as libjpeg counts, from the quantisation tables; None: no JPEG",
-        "bits_per_pixel": "size of the file over its pixels",
+        "jpeg_quality": (int, "1..100 as libjpeg counts, from the quantisation tables; None: no JPEG"),
+        "bits_per_pixel": (float, "size of the file over its pixels"),
     },
     score=score,
 )

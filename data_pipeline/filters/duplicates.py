@@ -49,10 +49,10 @@ DUPLICATES = Filter(
     name="duplicates",
     version=2,
     columns={
-        "bytes_sha256": "of the file",
-        "pixels_sha256": "of size and pixels after turning, equal for lossless copies in other formats",
-        "phash": "64-bit perceptual hash, 16 hexadecimal digits",
-        "thumbnail": f"{THUMBNAIL} x {THUMBNAIL} grey levels, base64",
+        "bytes_sha256": (str, "of the file"),
+        "pixels_sha256": (str, "of size and pixels after turning, equal for lossless copies in other formats"),
+        "phash": (str, "64-bit perceptual hash, 16 hexadecimal digits"),
+        "thumbnail": (str, f"{THUMBNAIL} x {THUMBNAIL} grey levels, base64"),
     },
     score=score,
 )

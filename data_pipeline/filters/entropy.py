@@ -68,9 +68,9 @@ ENTROPY = Filter(
     name="entropy",
     version=1,
     columns={
-        "bits": "Shannon entropy of the grey-level histogram: solid 0, photographs 4..8",
-        "edges": f"share of pixels that differ from a neighbour by {EDGE} of 255 grey levels",
-        "roughness": "how little neighbours tell of a pixel, the worst of three scales: white noise 1.25",
+        "bits": (float, "Shannon entropy of the grey-level histogram: solid 0, photographs 4..8"),
+        "edges": (float, f"share of pixels that differ from a neighbour by {EDGE} of 255 grey levels"),
+        "roughness": (float, "how little neighbours tell of a pixel, the worst of three scales: white noise 1.25"),
     },
     score=score,
 )

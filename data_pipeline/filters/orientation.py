@@ -46,9 +46,12 @@ ORIENTATION = Filter(
     name="orientation",
     version=1,
     columns={
-        "exif": "the orientation tag, 1..8 by EXIF; None: there is none",
-        "transform": f"done to the stored pixels: none, {', '.join(t.name.lower() for t in TRANSFORMS.values())}",
-        "contradiction": f"one of {sorted(CONTRADICTIONS)}; None: the file agrees with itself",
+        "exif": (int, "the orientation tag, 1..8 by EXIF; None: there is none"),
+        "transform": (
+            str,
+            f"done to the stored pixels: none, {', '.join(t.name.lower() for t in TRANSFORMS.values())}",
+        ),
+        "contradiction": (str, f"one of {sorted(CONTRADICTIONS)}; None: the file agrees with itself"),
     },
     score=score,
 )

@@ -56,11 +56,11 @@ QUALITY = Filter(
     name="quality",
     version=1,
     columns={
-        "clarity": f"variance of the Laplacian at {SIDE} pixels: below 4..10 blurred, flat designs excepted",
-        "brightness": "mean grey level, 0..1",
-        "dark": f"share of pixels of at most {DARK} of 255",
-        "bright": f"share of pixels of at least {BRIGHT} of 255",
-        "noise": "standard deviation of noise, in grey levels of 255",
+        "clarity": (float, f"variance of the Laplacian at {SIDE} pixels: below 4..10 blurred, flat designs excepted"),
+        "brightness": (float, "mean grey level, 0..1"),
+        "dark": (float, f"share of pixels of at most {DARK} of 255"),
+        "bright": (float, f"share of pixels of at least {BRIGHT} of 255"),
+        "noise": (float, "standard deviation of noise, in grey levels of 255"),
     },
     score=score,
 )

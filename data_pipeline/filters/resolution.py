@@ -19,11 +19,11 @@ RESOLUTION = Filter(
     name="resolution",
     version=1,
     columns={
-        "width": "pixels, upright",
-        "height": "pixels, upright",
-        "short_side": "pixels of the shorter side",
-        "pixels": "width times height",
-        "aspect": "longer side over shorter side, >= 1",
+        "width": (int, "pixels, upright"),
+        "height": (int, "pixels, upright"),
+        "short_side": (int, "pixels of the shorter side"),
+        "pixels": (int, "width times height"),
+        "aspect": (float, "longer side over shorter side, >= 1"),
     },
     score=score,
 )

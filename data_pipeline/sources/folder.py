@@ -32,10 +32,7 @@ def read_folder(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iter
     """Records of a folder, in the order of their keys."""
     root = path.resolve()
     if (root / METADATA).is_file():
-        entries = _listed(root, METADATA, options, refused)
-        named = {entry.key for entry in entries} | {
-            name for e in entries if e.described for name in e.described.conditions
-        }
+        entries, named = _listed(root, METADATA, options, refused)
         for key in sorted(_images(root, refused)):
             if key not in named:
                 refused.add("not_listed", key.encode(errors="replace").decode())
@@ -47,7 +44,7 @@ def read_folder(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iter
 def read_json_lines(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
     """Records that a file of JSON lines names, in the order of their keys."""
     root = path.resolve().parent
-    return _read_entries(root, _listed(root, path.name, options, refused), options, refused, bar)
+    return _read_entries(root, _listed(root, path.name, options, refused)[0], options, refused, bar)
 
 
 def _read_entries(root: Path, entries: list[_Entry], options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
@@ -89,8 +86,10 @@ def _beside(root: Path, refused: Tally) -> list[_Entry]:
     return entries
 
 
-def _listed(root: Path, name: str, options: Options, refused: Tally) -> list[_Entry]:
+def _listed(root: Path, name: str, options: Options, refused: Tally) -> tuple[list[_Entry], set[str]]:
+    """What the lines of a file describe, and every file that they name, also where a line is refused."""
     named: set[str] = set()
+    conditions: set[str] = set()
     entries = []
     for number, line in _lines(root, name, refused):
         try:
@@ -99,10 +98,12 @@ def _listed(root: Path, name: str, options: Options, refused: Tally) -> list[_En
             if key in named:
                 raise Refused("duplicate_key")
             named.add(key)
-            entries.append(_Entry(key, base.describe(fields, options.licence)))
+            described = base.describe(fields, options.licence)
+            conditions.update(str(PurePosixPath(condition)) for condition in described.conditions)
+            entries.append(_Entry(key, described))
         except Refused as error:
             refused.add(str(error), f"{name}:{number}")
-    return sorted(entries, key=lambda entry: entry.key)
+    return sorted(entries, key=lambda entry: entry.key), named | conditions
 
 
 def _lines(root: Path, name: str, refused: Tally) -> Iterator[tuple[int, bytes]]:

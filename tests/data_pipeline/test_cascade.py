@@ -54,7 +54,7 @@ def test_killed_run_continues_with_what_is_missing(folder, monkeypatch):
     score(folder, workers=1, progress=False)
     complete = files(folder)
     names = [shard.file.removesuffix(".arrayrecord") for shard in RecordFolder(folder).shards]
-    (folder / f"scores/resolution/{names[0]}.jsonl").unlink()
+    (folder / f"scores/resolution/{names[0]}.parquet").unlink()
     (folder / f"scores/resolution/{names[1]}.done.json").unlink()
     (folder / f"scores/duplicates/{names[2]}.done.json").write_text("{")
     with pytest.raises(ValueError, match=r"'resolution' version 1 has not scored 2 of 3 shards; run"):
@@ -104,10 +104,18 @@ def test_scores_of_other_records_do_not_count(folder):
 
 def test_damaged_scores_are_named(folder):
     score(folder, workers=1, progress=False)
-    path = folder / "scores/broken/records-00001-of-00003.jsonl"
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ValueError, match=path.name):
-        list(read_scores(folder, CASCADE))
+    path = folder / "scores/broken/records-00001-of-00003.parquet"
+    for damaged in (path.read_bytes()[:-1], path.with_name("records-00002-of-00003.parquet").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=path.name):
+            list(read_scores(folder, CASCADE))
+
+
+def test_other_weights_behind_a_filter_rescan_only_this_filter(folder):
+    score(folder, workers=1, progress=False)
+    other = tuple(replace(f, model="a digest") if f.name == "resolution" else f for f in CASCADE)
+    assert score(folder, filters=other, workers=1, progress=False).scored["resolution"] == 7
+    assert set(score(folder, filters=other, workers=1, progress=False).scored.values()) == {0}
 
 
 def test_large_pictures_make_small_batches(folder, monkeypatch):
