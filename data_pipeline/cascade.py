@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipeline.filters import CASCADE, Candidate, Filter
-from data_pipeline.images import UndecodableImage, decode_image
+from data_pipeline.images import Decoded, UndecodableImage, decode_image
 from data_pipeline.records import Record
 from data_pipeline.scores import is_complete, write_scores
 from data_pipeline.shards import RecordFolder
@@ -112,14 +112,23 @@ def _score_batch(filter: Filter, batch: list[Candidate]) -> list[dict]:
     return [next(scores) if filter.sees_broken or candidate.decoded is not None else nothing for candidate in batch]
 
 
+def _decode(record: Record) -> Candidate:
+    images: list[Decoded] = []
+    for place, data in enumerate((record.image, *record.conditions)):
+        try:
+            images.append(decode_image(data))
+        except UndecodableImage as failure:
+            where = f"condition image {place - 1}: " if place else ""
+            return Candidate(record, None, UndecodableImage(failure.reason, where + failure.detail))
+    return Candidate(record, images[0], None, tuple(images[1:]))
+
+
 def _batches(records: Iterable[Record]) -> Iterator[list[Candidate]]:
     batch, pixels = [], 0
     for record in records:
-        try:
-            candidate = Candidate(record, decode_image(record.image), None)
-            pixels += candidate.whole.image.width * candidate.whole.image.height
-        except UndecodableImage as failure:
-            candidate = Candidate(record, None, failure)
+        candidate = _decode(record)
+        for decoded in (candidate.decoded, *candidate.conditions):
+            pixels += decoded.image.width * decoded.image.height if decoded else 0
         batch.append(candidate)
         if len(batch) == BATCH_RECORDS or pixels >= BATCH_PIXELS:
             yield batch

@@ -19,12 +19,14 @@ class Thresholds:
     Those of image quality, compression and borders ask for nothing by default: they belong to later stages.
 
     Attributes:
+      pairs, edits: whether image-text pairs, and whether edits are wanted.
       min_side: pixels of the shorter side, upright.
       max_aspect: longer over shorter side.
       drop_contradictory_orientation: drop files that contradict themselves about which side is up.
       min_bits, min_edges: a picture with less entropy *and* fewer edges is empty (`filters.entropy`).
       max_roughness: a rougher picture is noise.
-      min_tokens, max_tokens: of a caption; a record stays as long as one of its captions does.
+      min_tokens, max_tokens: of a caption; a pair stays as long as one of its captions does, an edit as long as one of
+        its instructions.
       max_run: longest run of one character in a caption.
       min_compressed: smallest ratio of compression of a caption of at least `repetitive_tokens` tokens; one that
         repeats itself compresses to less.
@@ -45,6 +47,8 @@ class Thresholds:
       ValueError: for a value out of its range.
     """
 
+    pairs: bool = True
+    edits: bool = True
     min_side: int = 256
     max_aspect: float = 3.0
     drop_contradictory_orientation: bool = True
@@ -101,13 +105,21 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Kept:
-    """A kept record: key, position in the `RecordFolder`, upright size in pixels, and which of its captions to use."""
+    """A kept record.
+
+    Attributes:
+      key, index: its name, and its position in the `RecordFolder`.
+      width, height: upright size in pixels.
+      captions: which of its captions to use: of an edit the instructions.
+      conditions: number of condition images.
+    """
 
     key: str
     index: int
     width: int
     height: int
     captions: tuple[int, ...]
+    conditions: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,8 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
             drop(row["key"], Dropped(*failed))
         else:
             captions = tuple(i for i, reason in enumerate(_caption_reasons(row, thresholds)) if reason is None)
-            kept_row = Kept(row["key"], count, row["resolution.width"], row["resolution.height"], captions)
+            size = row["resolution.width"], row["resolution.height"]
+            kept_row = Kept(row["key"], count, *size, captions, row["broken.conditions"])
             columns = ("key", "duplicates.", "entropy.bits")
             survivors.append((kept_row, {name: value for name, value in row.items() if name.startswith(columns)}))
         count += 1
@@ -184,6 +197,12 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
         count -= tally.total
     kept = tuple(record for record, _ in survivors if record.key not in duplicates)
     return Selection(thresholds, kept, dropped, tuple(steps))
+
+
+def _task(row: dict, thresholds: Thresholds) -> str | None:
+    if row["broken.conditions"]:
+        return None if thresholds.edits else "edit"
+    return None if thresholds.pairs else "pair"
 
 
 def _orientation(row: dict, thresholds: Thresholds) -> str | None:
@@ -205,13 +224,18 @@ def _entropy(row: dict, thresholds: Thresholds) -> str | None:
 def _captions(row: dict, thresholds: Thresholds) -> str | None:
     """The reason of the first caption, when none is left."""
     reasons = _caption_reasons(row, thresholds)
-    return None if None in reasons else reasons[0] if reasons else "no_caption"
+    return None if None in reasons else next((reason for reason in reasons if reason != "describes"), "no_caption")
 
 
 def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
-    """For every caption why it is left out; None: it stays."""
+    """For every caption why it is left out; None: it stays. Of an edit, only instructions stay."""
+    edit = bool(row["broken.conditions"])
 
-    def reason(tokens: int, refusal: bool, reserved: bool, run: int, compressed: float) -> str | None:
+    def reason(
+        instruction: bool, tokens: int, refusal: bool, reserved: bool, run: int, compressed: float
+    ) -> str | None:
+        if edit and not instruction:
+            return "describes"
         if reserved:
             return "reserved_token"
         if tokens < thresholds.min_tokens:
@@ -223,7 +247,7 @@ def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
         repetitive = tokens >= thresholds.repetitive_tokens and compressed < thresholds.min_compressed
         return "repeats_itself" if run > thresholds.max_run or repetitive else None
 
-    columns = ("tokens", "refusal", "reserved", "longest_run", "compressed")
+    columns = ("instruction", "tokens", "refusal", "reserved", "longest_run", "compressed")
     return [reason(*values) for values in zip(*(row[f"caption_length.{name}"] for name in columns), strict=True)]
 
 
@@ -257,6 +281,7 @@ def _border(row: dict, thresholds: Thresholds) -> str | None:
 # Step -> why a record is dropped there. Duplicates come last: the copy that is kept is one that passed all of these.
 RULES: dict[str, Callable[[dict, Thresholds], str | None]] = {
     "broken": lambda row, _: row["broken.reason"],
+    "task": _task,
     "orientation": _orientation,
     "resolution": _resolution,
     "entropy": _entropy,

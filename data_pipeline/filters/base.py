@@ -13,11 +13,19 @@ from data_pipeline.records import Record
 
 @dataclass(frozen=True)
 class Candidate:
-    """A record on its way through the cascade: decoded once, shared by all filters. Exactly one of the two is set."""
+    """A record on its way through the cascade: decoded once, shared by all filters.
+
+    Attributes:
+      record: as it is stored.
+      decoded: its image; None: this one or a condition image does not decode.
+      failure: why it does not.
+      conditions: of an edit, its decoded condition images.
+    """
 
     record: Record
     decoded: Decoded | None
     failure: UndecodableImage | None
+    conditions: tuple[Decoded, ...] = ()
 
     @property
     def whole(self) -> Decoded:

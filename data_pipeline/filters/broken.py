@@ -12,26 +12,25 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def _score(candidate: Candidate) -> dict:
-    size = len(candidate.record.image)
+    record = candidate.record
+    size = {"bytes": len(record.image), "conditions": len(record.conditions)}
     if candidate.decoded is None:
         failure = candidate.failure
         assert failure is not None
-        return {"reason": failure.reason, "detail": failure.detail, "format": None, "mode": None, "bytes": size}
-    return {"reason": None, "detail": None, "bytes": size} | {
-        "format": candidate.decoded.format,
-        "mode": candidate.decoded.mode,
-    }
+        return {"reason": failure.reason, "detail": failure.detail, "format": None, "mode": None} | size
+    return {"reason": None, "detail": None, "format": candidate.decoded.format, "mode": candidate.decoded.mode} | size
 
 
 BROKEN = Filter(
     name="broken",
-    version=1,
+    version=2,
     columns={
-        "reason": (str, f"why the image does not decode, one of {sorted(REASONS)}; None: it does"),
+        "reason": (str, f"why the image or a condition image does not decode, one of {sorted(REASONS)}; None: it does"),
         "detail": (str, "the decoder's words, at most 200 characters"),
         "format": (str, "file format, such as JPEG"),
         "mode": (str, "pixel mode of the file, such as RGB, L, CMYK"),
         "bytes": (int, "size of the file"),
+        "conditions": (int, "condition images of an edit; 0: an image-text pair"),
     },
     score=score,
     sees_broken=True,

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 
 from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.records import INSTRUCTION, Caption
 from qi2_jax.qwen_tokenizer import RESERVED, build_qwen_tokenizer
 
 # What captioning models write instead of a caption, at the beginning of it.
@@ -21,7 +22,7 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `CAPTION_LENGTH` for each candidate."""
     texts = [caption.text for candidate in candidates for caption in candidate.record.captions]
     counts = iter([len(ids) for ids in _tokenizer()(texts).input_ids] if texts else [])
-    return [_score([caption.text for caption in candidate.record.captions], counts) for candidate in candidates]
+    return [_score(candidate.record.captions, counts) for candidate in candidates]
 
 
 @functools.cache
@@ -29,8 +30,10 @@ def _tokenizer():
     return build_qwen_tokenizer()
 
 
-def _score(texts: list[str], counts) -> dict:
+def _score(captions: tuple[Caption, ...], counts) -> dict:
+    texts = [caption.text for caption in captions]
     return {
+        "instruction": [caption.kind == INSTRUCTION for caption in captions],
         "tokens": [next(counts) for _ in texts],
         "refusal": [REFUSAL.match(text) is not None for text in texts],
         "reserved": [any(token in text for token in RESERVED) for text in texts],
@@ -41,8 +44,9 @@ def _score(texts: list[str], counts) -> dict:
 
 CAPTION_LENGTH = Filter(
     name="caption_length",
-    version=1,
+    version=2,
     columns={
+        "instruction": (list[bool], "of each caption, whether it is the instruction of an edit"),
         "tokens": (list[int], "of each caption, by Qwen's tokenizer"),
         "refusal": (list[bool], "of each caption, whether a captioning model refused to write it"),
         "reserved": (list[bool], f"of each caption, whether it holds a token that stands for an image: {RESERVED}"),

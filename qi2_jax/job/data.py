@@ -48,7 +48,7 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     else:
         console.print(f"{records} is there from an earlier run and used again; for other pictures choose another --out")
     cascade.score(records, workers=config.workers or None)
-    selection = select(records, Thresholds(**config.thresholds))
+    selection = select(records, Thresholds(**config.thresholds, edits=False))  # a job trains text-to-image only
     console.print(selection.table())
     buckets = Buckets.for_area(
         config.side, tuple(config.ratios), max_upscale=config.max_upscale, max_cropped=config.max_cropped

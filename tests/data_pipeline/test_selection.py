@@ -41,6 +41,26 @@ def test_demo_set_loses_exactly_what_was_planted_for_the_planted_reasons(demo):
     assert sizes["clean/pagoda.jpg"] == (300, 417)  # stored on its side
 
 
+def test_edits_are_chosen_by_their_instructions_and_by_all_of_their_images(tmp_path, picture, encoded):
+    before, after = encoded(picture(1)), encoded(picture(2))
+    turn, text = Caption("make it night and let it snow", "instruction"), Caption("a street in the snow")
+    records = [
+        Record("edit", after, (text, turn), "s", conditions=(before,)),
+        Record("broken", encoded(picture(3)), (turn,), "s", conditions=(before, b"no image")),
+        Record(
+            "refused", encoded(picture(4)), (text, Caption("Sorry, I cannot", "instruction")), "s", conditions=(before,)
+        ),
+        Record("pair", encoded(picture(5)), (text,), "s"),
+    ]
+    write_shards(tmp_path, records, records_per_shard=8)
+    score(tmp_path, workers=1, progress=False)
+    both = select(tmp_path, Thresholds(min_side=30))
+    assert {kept.key: (kept.captions, kept.conditions) for kept in both.kept} == {"edit": ((1,), 1), "pair": ((0,), 0)}
+    assert both.dropped == {"broken": Dropped("broken", "unknown_format"), "refused": Dropped("captions", "refusal")}
+    assert select(tmp_path, Thresholds(min_side=30, edits=False)).keys == ("pair",)
+    assert select(tmp_path, Thresholds(min_side=30, pairs=False)).keys == ("edit",)
+
+
 def test_funnel_adds_up_and_says_why(demo):
     _, summary, folder, report = demo
     score(folder, workers=1, progress=False)
@@ -51,12 +71,12 @@ def test_funnel_adds_up_and_says_why(demo):
     for step, after in itertools.pairwise(steps):
         assert step.entered - step.dropped.total == after.entered
     assert steps[-1].entered - steps[-1].dropped.total == len(selection.kept) == len(summary.clean) - 2
-    assert steps[2].dropped.counts == {"too_long": 3, "too_small": 1}
-    assert "clean/sign-tea.png" in steps[2].dropped.examples["too_long"]
+    assert steps[3].dropped.counts == {"too_long": 3, "too_small": 1}
+    assert "clean/sign-tea.png" in steps[3].dropped.examples["too_long"]
     as_json = json.loads(json.dumps(selection.to_dict()))
     assert as_json["kept"] == len(selection.kept)
     assert as_json["thresholds"] == asdict(selection.thresholds)
-    assert as_json["funnel"][2]["dropped"]["too_small"] == {"count": 1, "examples": ["planted/small.png"]}
+    assert as_json["funnel"][3]["dropped"]["too_small"] == {"count": 1, "examples": ["planted/small.png"]}
     console = Console(width=200, file=io.StringIO())
     console.print(selection.table(), report.table())
     text = console.file.getvalue()
