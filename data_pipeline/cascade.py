@@ -27,6 +27,20 @@ class ScoreReport:
     records: int
     scored: dict[str, int]
 
+    def table(self):
+        """A `rich.table.Table` with a row per filter."""
+        from rich.table import Table
+
+        view = Table(title=f"scores of {self.records:,} records")
+        for column in ("filter", "there before", "scored now"):
+            view.add_column(column, justify="left" if column == "filter" else "right")
+        for name, count in self.scored.items():
+            view.add_row(name, f"{self.records - count:,}", f"{count:,}")
+        return view
+
+    def to_dict(self) -> dict:
+        return {"records": self.records, "scored": self.scored}
+
 
 def score(
     folder: Path | str,

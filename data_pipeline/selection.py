@@ -1,11 +1,16 @@
 """Selection: thresholds turn scores into the list of kept records. A cheap second step: no image is read."""
 
+import io
+import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from data_pipeline.atomic import write_atomic
 from data_pipeline.filters import CASCADE
 from data_pipeline.filters.duplicates import group_equal, group_near, parse_fingerprints
 from data_pipeline.funnel import Step, Tally, table
@@ -197,6 +202,18 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
         count -= tally.total
     kept = tuple(record for record, _ in survivors if record.key not in duplicates)
     return Selection(thresholds, kept, dropped, tuple(steps))
+
+
+def write_selection(path: Path, selection: Selection) -> None:
+    """Writes the kept records as Parquet, a row each, with thresholds and funnel as JSON in the file's metadata."""
+    rows = [asdict(kept) | {"captions": list(kept.captions)} for kept in selection.kept]
+    types = {"key": pa.string(), "captions": pa.list_(pa.int64())}
+    schema = pa.schema([(field.name, types.get(field.name, pa.int64())) for field in fields(Kept)])
+    rows_table = pa.Table.from_pylist(rows, schema.with_metadata({"selection": json.dumps(selection.to_dict())}))
+    buffer = io.BytesIO()
+    pq.write_table(rows_table, buffer, compression="zstd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
 
 
 def _task(row: dict, thresholds: Thresholds) -> str | None:

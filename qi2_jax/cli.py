@@ -9,6 +9,7 @@ from collections.abc import Sequence
 TRACEBACK = "QI2_TRACEBACK"
 VERBS = {
     "run": "run a whole job: data, autoencoder, transformer, samples, export",
+    "data": "prepare data: ingest, score, select",
     "train": "train the transformer of a job on its encoded samples",
     "sample": "generate images from texts",
     "edit": "generate an image from a text and condition images",

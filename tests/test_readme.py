@@ -1,11 +1,13 @@
 """What the README shows is run as it stands."""
 
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -53,6 +55,8 @@ def test_commands_make_what_they_promise(session):
     assert Image.open(folder / "runs/sample.png").size == (64, 96)
     edited = Image.open(folder / "runs/edit.png")
     assert edited.mode == "RGBA" and edited.width * edited.height == pytest.approx(320 * 320, rel=0.1)
+    assert json.loads((folder / "runs/ingest.json").read_text())["records"] == 37
+    assert pq.read_table(folder / "runs/records/selection.parquet").num_rows == 26
     assert (folder / "runs/exported/model_index.json").is_file() and (folder / "runs/imported/qi2.json").is_file()
 
 
@@ -69,7 +73,7 @@ def test_job_reports_what_was_dropped_and_why(session):
 
 
 def test_every_verb_has_help():
-    for verb in ("run", "train", "sample", "edit", "import", "export"):
+    for verb in ("run", "data", "train", "sample", "edit", "import", "export"):
         done = subprocess.run(
             [sys.executable, "-m", f"qi2_jax.{verb}", "--help"], capture_output=True, text=True, cwd=ROOT, check=False
         )
