@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,10 +22,17 @@ BATCH_PIXELS = 50_000_000  # a batch ends earlier when its pictures are large: a
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """`records` in the folder; `scored`: for every filter, how many of them this run had to look at."""
+    """What a run did.
+
+    Attributes:
+      records: in the folder.
+      scored: for every filter, how many of them this run had to look at.
+      not_scored: filters without their model, and what they need.
+    """
 
     records: int
     scored: dict[str, int]
+    not_scored: dict[str, str] = field(default_factory=dict)
 
     def table(self):
         """A `rich.table.Table` with a row per filter."""
@@ -36,10 +43,12 @@ class ScoreReport:
             view.add_column(column, justify="left" if column == "filter" else "right")
         for name, count in self.scored.items():
             view.add_row(name, f"{self.records - count:,}", f"{count:,}")
+        for name, needs in self.not_scored.items():
+            view.add_row(f"{name}: not scored", "", needs)
         return view
 
     def to_dict(self) -> dict:
-        return {"records": self.records, "scored": self.scored}
+        return {"records": self.records, "scored": self.scored, "not_scored": self.not_scored}
 
 
 def score(
@@ -65,6 +74,8 @@ def score(
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1, or None for one per core")
     records = RecordFolder(folder)
+    not_scored = {filter.name: filter.needs for filter in filters if not filter.can_score}
+    filters = [filter for filter in filters if filter.can_score]
     tasks = []
     for number, shard in enumerate(records.shards):
         missing = tuple(filter for filter in filters if not is_complete(folder, filter, shard))
@@ -79,7 +90,7 @@ def score(
     with tqdm(total=total, desc="score", unit="img", disable=not progress) as bar:
         for done in _run(records, tasks, workers):
             bar.update(done)
-    return ScoreReport(len(records), scored)
+    return ScoreReport(len(records), scored, not_scored)
 
 
 def _run(records: RecordFolder, tasks: list[tuple[int, tuple[Filter, ...]]], workers: int) -> Iterator[int]:

@@ -33,6 +33,33 @@ def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
         return False
 
 
+def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
+    """Optional filters whose scores are not there, and what they need.
+
+    Scores of another model than that of this machine count as there: the one that made them may run elsewhere.
+
+    Raises:
+      ValueError: if the shards were scored by different models.
+    """
+    shards, missing = read_manifest(folder), {}
+    for filter in (filter for filter in filters if filter.optional):
+        models = {_model(Path(folder), filter, shard) for shard in shards}
+        if None in models:
+            missing[filter.name] = filter.needs
+        elif len(models) > 1:
+            raise ValueError(f"{folder}: {filter.name!r} has scores of {len(models)} models; score the folder again")
+    return missing
+
+
+def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
+    """Digest of the model that scored a shard with this version of a filter; None: no scores."""
+    try:
+        found = json.loads(_paths(folder, filter, shard)[1].read_bytes())
+        return found["model"] if found == _validity(filter, shard) | {"model": found["model"]} else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequence[str], rows: Sequence[dict]) -> None:
     """Writes one dict of the filter's columns per record of the shard, and then the marker."""
     assert len(keys) == len(rows) == shard.records, f"{filter.name} gave {len(rows)} scores for {shard.records} records"
@@ -52,11 +79,15 @@ def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequenc
 def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]:
     """Yields one dict per record, in the order of the records: its key and the columns of all filters.
 
+    Columns of optional filters that did not score are None.
+
     Raises:
       ValueError: when scores are missing or stale (naming the filter and the way out), or do not match the records.
     """
-    shards = read_manifest(folder)
-    for filter in filters:
+    shards, absent = read_manifest(folder), unscored(folder, filters)
+    nothing = {f"{f.name}.{column}": None for f in filters if f.name in absent for column in f.columns}
+    filters = [filter for filter in filters if filter.name not in absent]
+    for filter in (filter for filter in filters if not filter.optional):
         missing = sum(not is_complete(folder, filter, shard) for shard in shards)
         if missing:
             raise ValueError(
@@ -69,7 +100,7 @@ def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]
         if not all(table.column("key").equals(keys) for table in tables):
             raise ValueError(f"scores of {shard.file} disagree about the keys; delete {folder}/scores, score again")
         for rows in zip(*(table.to_pylist() for table in tables), strict=True):
-            yield {name: value for row in rows for name, value in row.items()}
+            yield {name: value for row in rows for name, value in row.items()} | nothing
 
 
 def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:

@@ -14,7 +14,7 @@ from data_pipeline.atomic import write_atomic
 from data_pipeline.filters import CASCADE
 from data_pipeline.filters.duplicates import group_equal, group_near, parse_fingerprints
 from data_pipeline.funnel import Step, Tally, table
-from data_pipeline.scores import read_scores
+from data_pipeline.scores import read_scores, unscored
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Thresholds:
       max_noise: grey levels.
       min_jpeg_quality: 1..100.
       min_bits_per_pixel: of JPEG files, whose pictures are seldom flat.
+      max_nsfw: probability of an unsafe picture from which it is dropped.
+      require_scores: whether a filter whose model was absent is an error; otherwise it drops nothing and is named.
       max_border: share of the picture that bars on opposite sides take.
       drop_exact_duplicates: keep only the first, by key, of files with the same bytes or the same pixels.
       drop_near_duplicates: keep only the first, by key, of each group of near duplicates (`filters.duplicates`).
@@ -72,6 +74,8 @@ class Thresholds:
     min_jpeg_quality: float = 0.0
     min_bits_per_pixel: float = 0.0
     max_border: float = 1.0
+    max_nsfw: float = 0.5
+    require_scores: bool = False
     drop_exact_duplicates: bool = True
     drop_near_duplicates: bool = True
     near_distance: int = 6
@@ -102,6 +106,7 @@ _RANGES = {
     "min_jpeg_quality": (0, 100),
     "min_bits_per_pixel": (0, 1e3),
     "max_border": (0, 1),
+    "max_nsfw": (0, 1),
     "near_distance": (0, 64),
     "near_difference": (0, 255),
     "near_min_entropy": (0, 8),
@@ -138,26 +143,40 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome: kept records in the order of the folder, dropped ones by key, and the funnel of counts."""
+    """The outcome.
+
+    Attributes:
+      thresholds: what was asked.
+      kept: records in the order of the folder.
+      dropped: the others, by key.
+      steps: the funnel of counts.
+      not_scored: filters that could drop nothing because their model was absent, and what they need.
+    """
 
     thresholds: Thresholds
     kept: tuple[Kept, ...]
     dropped: dict[str, Dropped]
     steps: tuple[Step, ...]
+    not_scored: dict[str, str]
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(record.key for record in self.kept)
 
     def table(self):
-        """The funnel as a `rich.table.Table`."""
-        return table("selection", self.steps)
+        """The funnel as a `rich.table.Table`, which says below what was not scored."""
+        view = table("selection", self.steps)
+        if self.not_scored:
+            lines = (f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items())
+            view.caption, view.caption_style = "\n".join(lines), "bold red"
+        return view
 
     def to_dict(self) -> dict:
         """Thresholds, filter versions and funnel, for JSON; without the list of keys, which may be long."""
         return {
             "thresholds": asdict(self.thresholds),
             "filters": {filter.name: filter.version for filter in CASCADE},
+            "not_scored": self.not_scored,
             "kept": len(self.kept),
             "funnel": [step.to_dict() for step in self.steps],
         }
@@ -171,6 +190,9 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     Raises:
       ValueError: when scores are missing (run `cascade.score` first).
     """
+    not_scored = unscored(folder, CASCADE)
+    if not_scored and thresholds.require_scores:
+        raise ValueError(f"{folder} lacks scores that are required; {not_scored}, then score again")
     tallies = {name: Tally() for name in [*RULES, "duplicates"]}
     dropped: dict[str, Dropped] = {}
     survivors = []
@@ -201,7 +223,7 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
         steps.append(Step(name, count, tally))
         count -= tally.total
     kept = tuple(record for record, _ in survivors if record.key not in duplicates)
-    return Selection(thresholds, kept, dropped, tuple(steps))
+    return Selection(thresholds, kept, dropped, tuple(steps), not_scored)
 
 
 def write_selection(path: Path, selection: Selection) -> None:
@@ -306,6 +328,9 @@ RULES: dict[str, Callable[[dict, Thresholds], str | None]] = {
     "quality": _quality,
     "compression": _compression,
     "border": _border,
+    "nsfw": lambda row, thresholds: (
+        "unsafe" if row["nsfw.score"] is not None and row["nsfw.score"] >= thresholds.max_nsfw else None
+    ),
 }
 
 

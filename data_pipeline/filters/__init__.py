@@ -7,10 +7,11 @@ from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.compression import COMPRESSION
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.filters.nsfw import NSFW
 from data_pipeline.filters.orientation import ORIENTATION
 from data_pipeline.filters.quality import QUALITY
 from data_pipeline.filters.resolution import RESOLUTION
 
-CASCADE = (BROKEN, ORIENTATION, RESOLUTION, DUPLICATES, ENTROPY, CAPTION_LENGTH, COMPRESSION, QUALITY, BORDER)
+CASCADE = (BROKEN, ORIENTATION, RESOLUTION, DUPLICATES, ENTROPY, CAPTION_LENGTH, COMPRESSION, QUALITY, BORDER, NSFW)
 
 __all__ = ["CASCADE", "Candidate", "Filter"]

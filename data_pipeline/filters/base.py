@@ -33,6 +33,11 @@ class Candidate:
         assert self.decoded is not None
         return self.decoded
 
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The image and all condition images, upright."""
+        return tuple(decoded.image for decoded in (self.whole, *self.conditions))
+
     @functools.cached_property
     def grey(self) -> Image.Image:
         """Grey levels as on white paper, made once for all filters."""
@@ -59,6 +64,8 @@ class Filter:
       score: candidates -> one dict of these columns per candidate, in order. Pure, and importable by name.
       sees_broken: whether it is asked about images that do not decode; otherwise their columns are None.
       model: digest of the weights behind the scores; other weights, other scores.
+      optional: its model may be absent (`model` None). Then it scores nothing, and selection says so.
+      needs: what to do to have its model.
     """
 
     name: str
@@ -67,3 +74,9 @@ class Filter:
     score: Callable[[Sequence[Candidate]], list[dict]]
     sees_broken: bool = False
     model: str | None = None
+    optional: bool = False
+    needs: str = ""
+
+    @property
+    def can_score(self) -> bool:
+        return not self.optional or self.model is not None

