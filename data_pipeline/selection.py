@@ -14,6 +14,7 @@ from data_pipeline.atomic import write_atomic
 from data_pipeline.filters import CASCADE
 from data_pipeline.filters.duplicates import group_equal, group_near, parse_fingerprints
 from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.records import INSTRUCTION
 from data_pipeline.scores import read_scores, unscored
 
 
@@ -210,7 +211,7 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
         else:
             captions = tuple(i for i, reason in enumerate(_caption_reasons(row, thresholds)) if reason is None)
             size = row["resolution.width"], row["resolution.height"]
-            kept_row = Kept(row["key"], count, *size, captions, row["broken.conditions"])
+            kept_row = Kept(row["key"], count, *size, captions, row["description.conditions"])
             columns = ("key", "duplicates.", "entropy.bits")
             survivors.append((kept_row, {name: value for name, value in row.items() if name.startswith(columns)}))
         count += 1
@@ -239,7 +240,7 @@ def write_selection(path: Path, selection: Selection) -> None:
 
 
 def _task(row: dict, thresholds: Thresholds) -> str | None:
-    if row["broken.conditions"]:
+    if row["description.conditions"]:
         return None if thresholds.edits else "edit"
     return None if thresholds.pairs else "pair"
 
@@ -268,12 +269,10 @@ def _captions(row: dict, thresholds: Thresholds) -> str | None:
 
 def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
     """For every caption why it is left out; None: it stays. Of an edit, only instructions stay."""
-    edit = bool(row["broken.conditions"])
+    edit = bool(row["description.conditions"])
 
-    def reason(
-        instruction: bool, tokens: int, refusal: bool, reserved: bool, run: int, compressed: float
-    ) -> str | None:
-        if edit and not instruction:
+    def reason(kind: str, tokens: int, refusal: bool, reserved: bool, run: int, compressed: float) -> str | None:
+        if edit and kind != INSTRUCTION:
             return "describes"
         if reserved:
             return "reserved_token"
@@ -286,8 +285,9 @@ def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
         repetitive = tokens >= thresholds.repetitive_tokens and compressed < thresholds.min_compressed
         return "repeats_itself" if run > thresholds.max_run or repetitive else None
 
-    columns = ("instruction", "tokens", "refusal", "reserved", "longest_run", "compressed")
-    return [reason(*values) for values in zip(*(row[f"caption_length.{name}"] for name in columns), strict=True)]
+    columns = ("tokens", "refusal", "reserved", "longest_run", "compressed")
+    found = [row["description.kinds"], *(row[f"caption_length.{name}"] for name in columns)]
+    return [reason(*values) for values in zip(*found, strict=True)]
 
 
 def _quality(row: dict, thresholds: Thresholds) -> str | None:

@@ -5,6 +5,7 @@ from data_pipeline.filters.border import BORDER
 from data_pipeline.filters.broken import BROKEN
 from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.compression import COMPRESSION
+from data_pipeline.filters.description import DESCRIPTION
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.filters.nsfw import NSFW
@@ -12,6 +13,18 @@ from data_pipeline.filters.orientation import ORIENTATION
 from data_pipeline.filters.quality import QUALITY
 from data_pipeline.filters.resolution import RESOLUTION
 
-CASCADE = (BROKEN, ORIENTATION, RESOLUTION, DUPLICATES, ENTROPY, CAPTION_LENGTH, COMPRESSION, QUALITY, BORDER, NSFW)
+CASCADE = (
+    DESCRIPTION,
+    BROKEN,
+    ORIENTATION,
+    RESOLUTION,
+    DUPLICATES,
+    ENTROPY,
+    CAPTION_LENGTH,
+    COMPRESSION,
+    QUALITY,
+    BORDER,
+    NSFW,
+)
 
 __all__ = ["CASCADE", "Candidate", "Filter"]

@@ -12,8 +12,7 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def _score(candidate: Candidate) -> dict:
-    record = candidate.record
-    size = {"bytes": len(record.image), "conditions": len(record.conditions)}
+    size = {"bytes": len(candidate.record.image)}
     if candidate.decoded is None:
         failure = candidate.failure
         assert failure is not None
@@ -23,14 +22,13 @@ def _score(candidate: Candidate) -> dict:
 
 BROKEN = Filter(
     name="broken",
-    version=2,
+    version=1,
     columns={
         "reason": (str, f"why the image or a condition image does not decode, one of {sorted(REASONS)}; None: it does"),
         "detail": (str, "the decoder's words, at most 200 characters"),
         "format": (str, "file format, such as JPEG"),
         "mode": (str, "pixel mode of the file, such as RGB, L, CMYK"),
         "bytes": (int, "size of the file"),
-        "conditions": (int, "condition images of an edit; 0: an image-text pair"),
     },
     score=score,
     sees_broken=True,

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.records import INSTRUCTION, Caption
+from data_pipeline.records import Caption
 from qi2_jax.qwen_tokenizer import RESERVED, build_qwen_tokenizer
 
 # What captioning models write instead of a caption, at the beginning of it.
@@ -33,7 +33,6 @@ def _tokenizer():
 def _score(captions: tuple[Caption, ...], counts) -> dict:
     texts = [caption.text for caption in captions]
     return {
-        "instruction": [caption.kind == INSTRUCTION for caption in captions],
         "tokens": [next(counts) for _ in texts],
         "refusal": [REFUSAL.match(text) is not None for text in texts],
         "reserved": [any(token in text for token in RESERVED) for text in texts],
@@ -44,9 +43,8 @@ def _score(captions: tuple[Caption, ...], counts) -> dict:
 
 CAPTION_LENGTH = Filter(
     name="caption_length",
-    version=2,
+    version=1,
     columns={
-        "instruction": (list[bool], "of each caption, whether it is the instruction of an edit"),
         "tokens": (list[int], "of each caption, by Qwen's tokenizer"),
         "refusal": (list[bool], "of each caption, whether a captioning model refused to write it"),
         "reserved": (list[bool], f"of each caption, whether it holds a token that stands for an image: {RESERVED}"),

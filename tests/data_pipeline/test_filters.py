@@ -265,7 +265,10 @@ def test_caption_length_counts_what_qwen_counts_and_finds_refusals():
     assert row["tokens"][0] == 4 and row["tokens"][2] <= 7 and row["tokens"][4] >= 600
     assert row["refusal"] == [False, True, False, False, False, False]
     assert row["longest_run"][3] == 40 and row["longest_run"][0] == 2
-    named = {f"caption_length.{name}": value for name, value in row.items()} | {"broken.conditions": 0}
+    named = {f"caption_length.{name}": value for name, value in row.items()} | {
+        "description.conditions": 0,
+        "description.kinds": ["general"] * len(texts),
+    }
     assert [reason for reason in _caption_reasons(named, Thresholds())] == [
         *(None, "refusal", None, "repeats_itself", "repeats_itself", "reserved_token")
     ]
