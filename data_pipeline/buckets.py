@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline.funnel import Step, Tally, table
 
@@ -142,6 +143,13 @@ class Buckets:
             upscaled += fit.scale > 1
         used = seen - left_out.total
         return BucketReport(seen, counts, cropped / used if used else 0.0, upscaled, left_out)
+
+
+def make_buckets(config: Any) -> Buckets:
+    """Buckets of a config with `side`, `ratios`, `max_upscale` and `max_cropped`; see `Buckets`."""
+    return Buckets.for_area(
+        config.side, tuple(config.ratios), max_upscale=config.max_upscale, max_cropped=config.max_cropped
+    )
 
 
 @dataclass(frozen=True)

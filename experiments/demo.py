@@ -10,7 +10,11 @@ encoder is a tiny Qwen3-VL with random frozen weights and the real Qwen tokenize
 folder of the real one.
 """
 
+import dataclasses
+
 import ml_collections
+
+from data_pipeline.selection import Thresholds
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
@@ -33,7 +37,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         channels=4,
         workers=1,  # two cores are busy enough with one
         # A batch has as many text slots as the longest caption needs; longer captions are left out.
-        thresholds=dict(min_side=128, max_tokens=128),
+        thresholds=dict(dataclasses.asdict(Thresholds()), min_side=128, edits=False, max_tokens=128),
     )
     config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)
     config.vae = dict(

@@ -1,4 +1,4 @@
-"""`qi2 data ingest|score|select ..`: raw pairs and edits become records, scores, and the index of a stage."""
+"""`qi2 data ingest|score|select|report ..`: raw pairs and edits become records, scores, and the index of a stage."""
 
 import argparse
 import pathlib
@@ -9,8 +9,10 @@ from rich.console import Console
 
 from data_pipeline import cascade
 from data_pipeline.atomic import write_json_atomic
+from data_pipeline.buckets import make_buckets
 from data_pipeline.ingest import ingest
 from data_pipeline.records import MAX_IMAGE_BYTES
+from data_pipeline.report import write_report
 from data_pipeline.selection import Thresholds, select, write_selection
 from data_pipeline.sources import LOOKED_FOR, Options
 from qi2_jax import cli
@@ -26,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
         return sub
 
+    def add_selection(sub):
+        sub.add_argument("folder", type=pathlib.Path, metavar="DIR", help="folder of scored records")
+        sub.add_argument("--config", dest="experiment", required=True, metavar="EXPERIMENT", help="whose data.* counts")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as data.thresholds.min_side=512"
+        )
+
     sub = step("ingest", _ingest, "turn a source of image-text pairs and edits into a folder of records")
     sub.add_argument("source", type=pathlib.Path, metavar="SRC", help=f"a file or folder: {LOOKED_FOR}")
     sub.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of records to make")
@@ -40,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
 
     sub = step("select", _select, "apply the thresholds of a config to the scores; no image is read")
-    sub.add_argument("folder", type=pathlib.Path, metavar="DIR", help="folder of scored records")
-    sub.add_argument(
-        "--config", dest="experiment", required=True, metavar="EXPERIMENT", help="its data.thresholds count"
-    )
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as data.thresholds.min_side=512")
+    add_selection(sub)
     sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help="index to write (default: DIR/selection.parquet)")
+
+    sub = step("report", _report, "draw one HTML page of what a selection does and why, with pictures")
+    add_selection(sub)
+    sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help="page to write (default: DIR/report.html)")
 
 
 def _ingest(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -69,6 +78,16 @@ def _select(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     out = arguments.out or arguments.folder / "selection.parquet"
     write_selection(out, selection)
     console.print(f"{len(selection.kept):,} records in {out}")
+    return selection.to_dict()
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    data = configs.load(arguments.experiment, arguments.overrides).data
+    selection = select(arguments.folder, Thresholds(**data.thresholds))
+    out = arguments.out or arguments.folder / "report.html"
+    write_report(out, arguments.folder, selection, make_buckets(data))
+    console.print(selection.table())
+    console.print(f"page: {out}")
     return selection.to_dict()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from data_pipeline import cascade
-from data_pipeline.buckets import Buckets
+from data_pipeline.buckets import make_buckets
 from data_pipeline.demo_set import write_demo_folder
 from data_pipeline.ingest import ingest
 from data_pipeline.pictures import Picture, Pictures
@@ -48,11 +48,11 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     else:
         console.print(f"{records} is there from an earlier run and used again; for other pictures choose another --out")
     cascade.score(records, workers=config.workers or None)
-    selection = select(records, Thresholds(**config.thresholds, edits=False))  # a job trains text-to-image only
+    selection = select(records, Thresholds(**config.thresholds))
     console.print(selection.table())
-    buckets = Buckets.for_area(
-        config.side, tuple(config.ratios), max_upscale=config.max_upscale, max_cropped=config.max_cropped
-    )
+    if any(kept.conditions for kept in selection.kept):
+        raise ValueError("a job trains text-to-image only: leave edits out with data.thresholds.edits=False")
+    buckets = make_buckets(config)
     console.print(buckets.report([(kept.width, kept.height) for kept in selection.kept]).table())
     fits = [(kept, buckets.fit(kept.width, kept.height)) for kept in selection.kept]
     chosen = tuple(Picture(kept.index, fit.bucket, kept.captions) for kept, fit in fits if fit.left_out is None)
