@@ -75,21 +75,22 @@ def score(
         raise ValueError(f"workers is {workers}; it must be at least 1, or None for one per core")
     records = RecordFolder(folder)
     not_scored = {filter.name: filter.needs for filter in filters if not filter.can_score}
-    filters = [filter for filter in filters if filter.can_score]
-    tasks = []
-    for number, shard in enumerate(records.shards):
-        missing = tuple(filter for filter in filters if not is_complete(folder, filter, shard))
-        if missing:
-            tasks.append((number, missing))
-    scored = dict.fromkeys((filter.name for filter in filters), 0)
-    for number, missing in tasks:
-        for filter in missing:
-            scored[filter.name] += records.shards[number].records
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
-    total = sum(records.shards[number].records for number, _ in tasks)
-    with tqdm(total=total, desc="score", unit="img", disable=not progress) as bar:
-        for done in _run(records, tasks, workers):
-            bar.update(done)
+    scored = {filter.name: 0 for filter in filters if filter.can_score}
+    # A device is owned by one process: its filters come in a pass of their own, in this one.
+    for on_device, title in ((False, "score"), (True, "score on device")):
+        asked = [filter for filter in filters if filter.can_score and filter.on_device == on_device]
+        tasks = []
+        for number, shard in enumerate(records.shards):
+            missing = tuple(filter for filter in asked if not is_complete(folder, filter, shard))
+            if missing:
+                tasks.append((number, missing))
+            for filter in missing:
+                scored[filter.name] += shard.records
+        total = sum(records.shards[number].records for number, _ in tasks)
+        count = 1 if on_device else min(workers or os.cpu_count() or 1, len(tasks))
+        with tqdm(total=total, desc=title, unit="img", disable=not progress or not tasks, dynamic_ncols=True) as bar:
+            for done in _run(records, tasks, count):
+                bar.update(done)
     return ScoreReport(len(records), scored, not_scored)
 
 

@@ -61,6 +61,7 @@ LIMITS = (
     Limit("compression.bits_per_pixel", "min_bits_per_pixel", "above", True),
     Limit("border.area", "max_border", "below"),
     Limit("nsfw.score", "max_nsfw", "below"),
+    Limit("alignment.cosines", "min_alignment", "above"),
 )
 
 

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.atomic import write_atomic
 from data_pipeline.filters import CASCADE
+from data_pipeline.filters.alignment import ALIGNMENT
+from data_pipeline.filters.description import DESCRIPTION
 from data_pipeline.filters.duplicates import group_equal, group_near, parse_fingerprints
 from data_pipeline.funnel import Step, Tally, table
 from data_pipeline.records import INSTRUCTION
@@ -33,6 +35,8 @@ class Thresholds:
       max_roughness: a rougher picture is noise.
       min_tokens, max_tokens: of a caption; a pair stays as long as one of its captions does, an edit as long as one of
         its instructions.
+      min_alignment: cosine of a caption with its picture; depends on the model that scored.
+      min_alignment_percentile: leaves out this percentage of all scored captions of each language, the worst aligned.
       max_run: longest run of one character in a caption.
       min_compressed: smallest ratio of compression of a caption of at least `repetitive_tokens` tokens; one that
         repeats itself compresses to less.
@@ -65,6 +69,8 @@ class Thresholds:
     max_roughness: float = 0.8
     min_tokens: int = 3
     max_tokens: int = 1024
+    min_alignment: float = -1.0
+    min_alignment_percentile: float = 0.0
     max_run: int = 20
     min_compressed: float = 0.2
     repetitive_tokens: int = 50
@@ -97,6 +103,8 @@ _RANGES = {
     "max_roughness": (0, 2),
     "min_tokens": (0, 1 << 20),
     "max_tokens": (1, 1 << 20),
+    "min_alignment": (-1, 1),
+    "min_alignment_percentile": (0, 100),
     "max_run": (1, 1 << 20),
     "min_compressed": (0, 1),
     "repetitive_tokens": (0, 1 << 20),
@@ -194,6 +202,7 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     not_scored = unscored(folder, CASCADE)
     if not_scored and thresholds.require_scores:
         raise ValueError(f"{folder} lacks scores that are required; {not_scored}, then score again")
+    cuts = _alignment_cuts(folder, thresholds)
     tallies = {name: Tally() for name in [*RULES, "duplicates"]}
     dropped: dict[str, Dropped] = {}
     survivors = []
@@ -204,6 +213,7 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
 
     count = 0
     for row in read_scores(folder, CASCADE):
+        row[_UNRELATED] = _unrelated(row, thresholds, cuts)
         reasons = ((name, rule(row, thresholds)) for name, rule in RULES.items())
         failed = next(((name, reason) for name, reason in reasons if reason is not None), None)
         if failed:
@@ -225,6 +235,35 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
         count -= tally.total
     kept = tuple(record for record, _ in survivors if record.key not in duplicates)
     return Selection(thresholds, kept, dropped, tuple(steps), not_scored)
+
+
+_UNRELATED = "alignment.unrelated"  # of each caption, found from its score before the rules are asked
+
+
+def _alignment_cuts(folder: Path | str, thresholds: Thresholds) -> dict[str | None, float]:
+    """For every language the cosine below which the wanted percentage of its captions lies."""
+    if thresholds.min_alignment_percentile == 0:
+        return {}
+    cosines: dict[str | None, list[float]] = {}
+    for row in read_scores(folder, (DESCRIPTION, ALIGNMENT)):
+        if not row["description.conditions"]:
+            for language, cosine in zip(row["description.languages"], row["alignment.cosines"] or (), strict=False):
+                cosines.setdefault(language, []).append(cosine)
+    if not cosines:
+        raise ValueError(
+            f"{folder}: min_alignment_percentile is {thresholds.min_alignment_percentile}, but alignment was not "
+            f"scored: {ALIGNMENT.needs}"
+        )
+    return {name: float(np.percentile(values, thresholds.min_alignment_percentile)) for name, values in cosines.items()}
+
+
+def _unrelated(row: dict, thresholds: Thresholds, cuts: dict[str | None, float]) -> list[bool]:
+    """For every caption whether its alignment is too low; an instruction of an edit does not describe its picture."""
+    cosines = row["alignment.cosines"]
+    if cosines is None or row["description.conditions"]:
+        return [False] * len(row["description.kinds"])
+    lows = [max(thresholds.min_alignment, cuts.get(language, -1.0)) for language in row["description.languages"]]
+    return [cosine < low for cosine, low in zip(cosines, lows, strict=True)]
 
 
 def write_selection(path: Path, selection: Selection) -> None:
@@ -271,7 +310,9 @@ def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
     """For every caption why it is left out; None: it stays. Of an edit, only instructions stay."""
     edit = bool(row["description.conditions"])
 
-    def reason(kind: str, tokens: int, refusal: bool, reserved: bool, run: int, compressed: float) -> str | None:
+    def reason(
+        kind: str, unrelated: bool, tokens: int, refusal: bool, reserved: bool, run: int, compressed: float
+    ) -> str | None:
         if edit and kind != INSTRUCTION:
             return "describes"
         if reserved:
@@ -282,11 +323,13 @@ def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
             return "too_many_tokens"
         if refusal:
             return "refusal"
+        if unrelated:
+            return "unrelated"
         repetitive = tokens >= thresholds.repetitive_tokens and compressed < thresholds.min_compressed
         return "repeats_itself" if run > thresholds.max_run or repetitive else None
 
     columns = ("tokens", "refusal", "reserved", "longest_run", "compressed")
-    found = [row["description.kinds"], *(row[f"caption_length.{name}"] for name in columns)]
+    found = [row["description.kinds"], row[_UNRELATED], *(row[f"caption_length.{name}"] for name in columns)]
     return [reason(*values) for values in zip(*found, strict=True)]
 
 

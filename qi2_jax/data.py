@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipeline import cascade
+from data_pipeline import cascade, filters
 from data_pipeline.atomic import write_json_atomic
 from data_pipeline.buckets import make_buckets
 from data_pipeline.ingest import ingest
@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     sub = step("score", _score, "ask every filter about every record; what is scored already is not done again")
     sub.add_argument("folder", type=pathlib.Path, metavar="DIR", help="folder of records")
+    sub.add_argument(
+        "--clip", type=pathlib.Path, metavar="DIR", help="CLIP or SigLIP as transformers saves it, for alignment"
+    )
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
 
     sub = step("select", _select, "apply the thresholds of a config to the scores; no image is read")
@@ -66,7 +69,7 @@ def _ingest(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    report = cascade.score(arguments.folder, workers=arguments.workers)
+    report = cascade.score(arguments.folder, filters=filters.cascade(arguments.clip), workers=arguments.workers)
     console.print(report.table())
     return report.to_dict()
 

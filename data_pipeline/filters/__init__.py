@@ -1,5 +1,8 @@
 """The filters in the order in which they are asked and applied, cheapest first."""
 
+from pathlib import Path
+
+from data_pipeline.filters.alignment import ALIGNMENT, with_model
 from data_pipeline.filters.base import Candidate, Filter
 from data_pipeline.filters.border import BORDER
 from data_pipeline.filters.broken import BROKEN
@@ -25,6 +28,20 @@ CASCADE = (
     QUALITY,
     BORDER,
     NSFW,
+    ALIGNMENT,
 )
 
-__all__ = ["CASCADE", "Candidate", "Filter"]
+
+def cascade(clip: Path | None = None) -> tuple[Filter, ...]:
+    """`CASCADE` with the models that the user has.
+
+    Args:
+      clip: folder of a CLIP or SigLIP for `alignment`.
+
+    Raises:
+      ValueError: if a folder does not hold such a model.
+    """
+    return tuple(with_model(f, clip) if clip is not None and f is ALIGNMENT else f for f in CASCADE)
+
+
+__all__ = ["CASCADE", "Candidate", "Filter", "cascade"]

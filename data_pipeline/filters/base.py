@@ -66,6 +66,7 @@ class Filter:
       model: digest of the weights behind the scores; other weights, other scores.
       optional: its model may be absent (`model` None). Then it scores nothing, and selection says so.
       needs: what to do to have its model.
+      on_device: its model runs in JAX: one process asks it, which owns the accelerator.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Filter:
     model: str | None = None
     optional: bool = False
     needs: str = ""
+    on_device: bool = False
 
     @property
     def can_score(self) -> bool:

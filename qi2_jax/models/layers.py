@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Axes = tuple[str | None, ...]
 AnyArray = Any  # of a batch: a numpy array on the host, then a jax.Array
@@ -44,6 +44,16 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors, [count, width], looked up in the dtype in which it is stored."""
+
+    def __init__(self, count: int, dim: int, *, key: Array, axes: Axes):
+        self.weight = nnx.Param(jax.random.normal(key, (count, dim)), axes=axes)
+
+    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... D"]:
+        return self.weight[...][index]
 
 
 class RMSNorm(nnx.Module):

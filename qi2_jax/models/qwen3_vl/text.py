@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qi2_jax.attention import Kernel, attention
-from qi2_jax.models.layers import Linear, RMSNorm, keys, stacked
+from qi2_jax.models.layers import Embedding, Linear, RMSNorm, keys, stacked
 from qi2_jax.models.qwen3_vl.config import TextConfig
-from qi2_jax.models.qwen3_vl.embedding import Embedding, frequencies, rotate
+from qi2_jax.models.qwen3_vl.rotary import frequencies, rotate
 
 
 class TextAttention(nnx.Module):

@@ -14,10 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qi2_jax.attention import Kernel, attention
-from qi2_jax.models.layers import LayerNorm, Linear, keys, stacked
+from qi2_jax.models.layers import Embedding, LayerNorm, Linear, keys, stacked
 from qi2_jax.models.qwen3_vl.config import VisionConfig
-from qi2_jax.models.qwen3_vl.embedding import Embedding, frequencies, rotate
 from qi2_jax.models.qwen3_vl.inputs import VisionInputs
+from qi2_jax.models.qwen3_vl.rotary import frequencies, rotate
 
 
 class PatchProjection(nnx.Module):

@@ -1,25 +1,11 @@
-"""Embedding tables and rotary positions in the half-split layout that both towers use.
+"""Rotary positions in the half-split layout that both towers use.
 
-Dims: `B` batch (or images), `S` positions, `H` heads, `K` head width, `D` width.
+Dims: `B` batch (or images), `S` positions, `H` heads, `K` head width.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
-
-from qi2_jax.models.layers import Axes
-
-
-class Embedding(nnx.Module):
-    """A table of vectors, [count, width], looked up in the dtype in which it is stored."""
-
-    def __init__(self, count: int, dim: int, *, key: Array, axes: Axes):
-        self.weight = nnx.Param(jax.random.normal(key, (count, dim)), axes=axes)
-
-    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return self.weight[...][index]
+from jaxtyping import Array, Float
 
 
 def frequencies(dim: int, theta: float) -> np.ndarray:

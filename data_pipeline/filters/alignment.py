@@ -1,0 +1,131 @@
+"""Image-text alignment: how well each caption fits its picture, by CLIP or SigLIP from a folder of weights.
+
+Scores of different models do not compare (CLIP's cosines of good pairs lie around 0.3, SigLIP's around 0.1), so the
+digest of the weights belongs to a score, and percentiles are safer thresholds than numbers.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.images import over_white
+
+BATCH = 32  # images or texts at once, always filled up, so that each tower is compiled once
+TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # a folder may only choose among these
+DECIMALS = 4
+
+
+def with_model(filter: Filter, folder: Path | str) -> Filter:
+    """The filter with the CLIP or SigLIP in a folder, as transformers saves them.
+
+    Raises:
+      ValueError: if the folder does not hold such a model in safetensors, with its tokenizer and image processor.
+    """
+    folder = Path(folder).resolve()
+    _load(folder)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return replace(filter, model=digest.hexdigest(), score=functools.partial(score, folder))
+
+
+def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `ALIGNMENT` for each candidate."""
+    encoder = _load(folder)
+    images = encoder.embed_images([over_white(candidate.whole.image) for candidate in candidates])
+    texts = iter(encoder.embed_texts([text.text for candidate in candidates for text in candidate.record.captions]))
+    return [
+        {"cosines": [round(float(next(texts) @ image), DECIMALS) for _ in candidate.record.captions]}
+        for candidate, image in zip(candidates, images, strict=True)
+    ]
+
+
+def absent(candidates: Sequence[Candidate]) -> list[dict]:
+    """Stands for the score without a model; never called, since such a filter is not asked."""
+    raise ValueError("alignment has no model; see with_model")
+
+
+class Encoder:
+    """Pictures and texts to unit vectors, on JAX's default device in fp32."""
+
+    def __init__(self, folder: Path):
+        import jax
+        import transformers
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+        from qi2_jax import tree
+        from qi2_jax.interop import files
+        from qi2_jax.interop import weights as storage
+        from qi2_jax.interop.dual_encoder import NAMES
+        from qi2_jax.models.dual_encoder import CLIP, DualEncoder, DualEncoderConfig
+
+        files.check_links(folder)
+        self.config = DualEncoderConfig.from_dict(files.read_json(folder / "config.json"))
+        like = jax.eval_shape(lambda key: DualEncoder(self.config, key=key), jax.random.key(0))
+        shapes = {name: tuple(leaf.shape) for name, leaf in tree.to_dict(like).items()}
+        weights, _ = storage.of_published(folder, "model", shapes, NAMES)
+        self.model = storage.load(weights, like, dtype=np.float32)
+
+        settings = files.read_json(folder / "tokenizer_config.json")
+        name = str(settings.get("tokenizer_class", "CLIPTokenizer")).removesuffix("Fast")
+        if name not in TOKENIZERS:
+            raise ValueError(f"{folder} asks for the tokenizer {name!r}; only {TOKENIZERS} are read")
+        processor = CLIPImageProcessorPil if self.config.kind == CLIP else SiglipImageProcessorPil
+        try:
+            self.tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
+            self.processor = processor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # these readers meet broken files with errors of any type
+            raise ValueError(f"{folder} holds no readable tokenizer and image processor: {error!r}") from error
+        self._images = jax.jit(lambda model, pixels: model.embed_images(pixels))
+        self._texts = jax.jit(lambda model, ids: model.embed_texts(ids))
+
+    def embed_images(self, images: Sequence[Any]) -> Float[np.ndarray, "n E"]:
+        """Unit vectors of RGB pictures, prepared as the folder's processor says."""
+
+        def prepare(part):
+            pixels = self.processor(list(part), return_tensors="np")["pixel_values"]
+            return np.asarray(pixels, np.float32).transpose(0, 2, 3, 1)
+
+        return self._batches(images, prepare, self._images)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
+        """Unit vectors of texts; what goes beyond the model's positions is cut off."""
+
+        def prepare(part):
+            options = {"padding": "max_length", "truncation": True, "max_length": self.config.positions}
+            return np.asarray(self.tokenizer(list(part), **options)["input_ids"], np.int32)
+
+        return self._batches(texts, prepare, self._texts)
+
+    def _batches(self, items, prepare, embed):
+        parts = [np.zeros((0, self.config.embedding), np.float32)]
+        for start in range(0, len(items), BATCH):
+            rows = prepare(items[start : start + BATCH])
+            full = np.concatenate([rows, np.repeat(rows[:1], BATCH - len(rows), axis=0)])
+            parts.append(np.asarray(embed(self.model, full))[: len(rows)])
+        return np.concatenate(parts)
+
+
+@functools.cache
+def _load(folder: Path) -> Encoder:
+    return Encoder(folder)
+
+
+ALIGNMENT = Filter(
+    name="alignment",
+    version=1,
+    columns={"cosines": (list[float], "of each caption with the picture, -1..1; unrelated texts lie near 0")},
+    score=absent,
+    optional=True,
+    on_device=True,
+    needs="score with --clip FOLDER of a CLIP or SigLIP",
+)

@@ -1,0 +1,10 @@
+"""Names of the published CLIP and SigLIP tensors."""
+
+from qi2_jax.interop.names import NameMap
+
+NAMES = NameMap(
+    renames=tuple(
+        (f"{tower}_model.encoder.layers.{{}}.", f"{tower}_model.encoder.layers.") for tower in ("vision", "text")
+    ),
+    carried=(r"(vision|text)_model\.embeddings\.position_ids",),  # a buffer that early files keep
+)

@@ -1,0 +1,116 @@
+"""Alignment scores equal those of transformers on the same folder, and selection cuts by them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from data_pipeline import filters
+from data_pipeline.cascade import score
+from data_pipeline.filters.alignment import ALIGNMENT, with_model
+from data_pipeline.images import decode_image
+from data_pipeline.records import Caption, Record
+from data_pipeline.scores import read_scores
+from data_pipeline.selection import Dropped, Thresholds, select
+from data_pipeline.shards import write_shards
+
+TEXTS = ("a red boat", "two boats at sea", "ein rotes Boot", "zwei Boote auf dem Meer und noch viel mehr davon")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder with a tiny random CLIP, its tokenizer and its image processor."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {"vocab_size": len(pieces), "max_position_embeddings": 24}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    vision = tower | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def records(tmp_path, picture, encoded):
+    captions = Caption(TEXTS[0], language="en"), Caption(TEXTS[2], language="de")
+    pairs = [Record(str(i), encoded(picture(i, (60, 40))), captions, "s") for i in range(5)]
+    turn = Caption("make it night", "instruction")
+    edit = Record("edit", encoded(picture(9, (50, 50))), (turn,), "s", conditions=(encoded(picture(8)),))
+    write_shards(tmp_path / "records", [*pairs, edit, Record("broken", b"x", (), "s")], records_per_shard=4)
+    return tmp_path / "records"
+
+
+def test_alignment_parity(clip, picture, encoded):
+    filter = with_model(ALIGNMENT, clip)
+    images = [decode_image(encoded(picture(seed, (60 + 7 * seed, 40)))) for seed in range(3)]
+    record = Record("k", b"", tuple(map(Caption, TEXTS)), "s")
+    scored = filter.score([filters.Candidate(record, image, None) for image in images])
+
+    model = CLIPModel.from_pretrained(clip).eval()
+    tokenizer, processor = CLIPTokenizer.from_pretrained(clip), CLIPImageProcessorPil.from_pretrained(clip)
+    options = {"padding": "max_length", "truncation": True, "max_length": 24, "return_tensors": "pt"}
+    with torch.no_grad():
+        pixels = processor([image.image for image in images], return_tensors="pt")["pixel_values"]
+        out = model(input_ids=tokenizer(list(TEXTS), **options)["input_ids"], pixel_values=pixels)
+    cosines = (out.image_embeds @ out.text_embeds.T).numpy()
+    np.testing.assert_allclose([row["cosines"] for row in scored], cosines, atol=6e-5)  # stored with four decimals
+    assert np.ptp(cosines) > 0.01
+
+
+def test_percentiles_cut_each_language_by_itself_and_edits_not_at_all(clip, records):
+    report = score(records, filters=filters.cascade(clip), workers=2, progress=False)
+    assert report.scored["alignment"] == 7 and report.not_scored == {}
+    rows = [row["alignment.cosines"] for row in read_scores(records, filters.CASCADE)]
+    assert rows[-1] is None
+    pairs = np.array(rows[:5])
+    asked = {"min_side": 30, "drop_near_duplicates": False}
+    kept = {kept.key: kept.captions for kept in select(records, Thresholds(**asked, min_alignment_percentile=50)).kept}
+    for column in range(2):
+        low = pairs[:, column] < np.percentile(pairs[:, column], 50)
+        assert [column not in kept.get(str(i), ()) for i in range(5)] == low.tolist()
+    assert kept["edit"] == (0,)
+    strict = select(records, Thresholds(**asked, min_alignment=1.0))
+    assert strict.keys == ("edit",) and strict.dropped["0"] == Dropped("captions", "unrelated")
+    # What was scored elsewhere counts here, where there is no model.
+    assert set(score(records, workers=1, progress=False).scored.values()) == {0}
+
+
+def test_percentiles_without_scores_are_an_error(records):
+    score(records, workers=1, progress=False)
+    with pytest.raises(ValueError, match="alignment was not scored: score with --clip"):
+        select(records, Thresholds(min_alignment_percentile=50))
+
+
+def test_other_weights_score_again(clip, records, tmp_path):
+    score(records, filters=filters.cascade(clip), workers=1, progress=False)
+    shutil.copytree(clip, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"note": "changed"}))
+    report = score(records, filters=filters.cascade(tmp_path / "other"), workers=1, progress=False)
+    assert report.scored == dict.fromkeys(report.scored, 0) | {"alignment": 7}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", '{"model_type": "bert"}', "model_type 'bert' is not read"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Evil"}', "asks for the tokenizer 'Evil'"),
+        ("model.safetensors", "", "safetensors"),
+        ("preprocessor_config.json", "[", "no readable tokenizer and image processor"),
+    ],
+)
+def test_folders_that_hold_no_such_model_are_refused(clip, tmp_path, file, content, message):
+    shutil.copytree(clip, tmp_path / "spoiled")
+    assert (tmp_path / "spoiled" / file).exists()
+    (tmp_path / "spoiled" / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        filters.cascade(tmp_path / "spoiled")
