@@ -37,7 +37,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         channels=4,
         workers=1,  # two cores are busy enough with one
         # A batch has as many text slots as the longest caption needs; longer captions are left out.
-        thresholds=dict(dataclasses.asdict(Thresholds()), min_side=128, edits=False, max_tokens=128),
+        thresholds=dict(dataclasses.asdict(Thresholds()), min_side=128, edits=False, min_tokens=1, max_tokens=128),
     )
     config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)
     config.vae = dict(
@@ -62,7 +62,16 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     )
     config.transformer = dict(
         seed=1,
-        model=dict(layers=2, heads=2 if tiny else 6, head_width=32, mlp_ratio=3, rope_dims=(8, 12, 12)),
+        model=dict(
+            layers=2,
+            heads=2 if tiny else 6,
+            head_width=32,
+            mlp_ratio=3,
+            rope_dims=(8, 12, 12),
+            eps=1e-6,
+            attention="block_causal",
+            condition_timestep="zero",
+        ),
         mesh=dict(data=2, fsdp=2, tensor=2),
         execution=dict(dtype="float32", kernel="auto", remat=False),
         batch_size=8 if tiny else 16,
@@ -71,8 +80,17 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         ema_decay=0.5 if tiny else 0.99,
         timesteps=dict(
             law="logit_normal",
-            arguments=dict(mean=0.0, std=1.0),
-            shift=dict(dynamic=True, base_tokens=256, max_tokens=8192, base_shift=0.5, max_shift=0.9),
+            logit_normal=dict(mean=0.0, std=1.0),  # read where the law is named so
+            uniform=dict(low=0.0, high=1.0),
+            shift=dict(
+                dynamic=True,
+                base_tokens=256,
+                max_tokens=8192,
+                base_shift=0.5,
+                max_shift=0.9,
+                kind="exponential",
+                shift=1.0,  # read where it is not dynamic
+            ),
         ),
         train=dict(steps=4 if tiny else 900, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
         optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=900),

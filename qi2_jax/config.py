@@ -95,7 +95,7 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     value = _value(text)
     if isinstance(held, str) and not isinstance(value, str):
         value = text  # a folder may be named 123
-    if not _fits(value, held):
+    if not _fits(value, held) or (isinstance(value, int) and value.bit_length() > 63):
         raise ValueError(f"config key {key!r} holds {held!r} ({type(held).__name__}), it cannot become {value!r}")
     parent[last] = float(value) if isinstance(held, float) else type(held)(value)
 

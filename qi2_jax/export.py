@@ -42,6 +42,8 @@ def verify(arguments: argparse.Namespace) -> None:
     """
     import jax
     import jax.numpy as jnp
+    import numpy as np
+    from PIL import Image
 
     from qi2_jax.job.verify import compare
     from qi2_jax.pipeline import Pipeline
@@ -49,14 +51,30 @@ def verify(arguments: argparse.Namespace) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     code = CODES.get(arguments.dtype)
     pipeline = Pipeline.load(arguments.model, dtype=jnp.float32, item=arguments.weights, code=code)
-    both = compare(pipeline, arguments.out, VERIFY_TEXTS, VERIFY_SIZES, steps=4)
-    print(
-        f"largest difference to diffusers over {len(both.ours)} images: {both.largest_difference} of 255; of the "
-        f"latents, relative: {both.latent_error:.1e}"
-    )
-    if both.moved == 0:
-        print("the transformer predicts nothing yet (an untrained one ends in zeros): only the rest was compared")
-    if both.largest_difference > MAX_PIXEL_DIFFERENCE or both.latent_error > MAX_LATENT_ERROR:
+    comparisons = {"texts": compare(pipeline, arguments.out, VERIFY_TEXTS, VERIFY_SIZES, steps=4)}
+    if pipeline.vae.config.in_channels == 4:  # diffusers edits with no other
+        gradient = np.linspace(0, 255, 96 * 64 * 4).reshape(64, 96, 4).astype(np.uint8)
+        comparisons["an edit with guidance"] = compare(
+            pipeline,
+            arguments.out,
+            VERIFY_TEXTS[:1],
+            images=[Image.fromarray(gradient)],
+            resolution=256,
+            negative="",
+            guidance=4.0,
+            steps=4,
+        )
+    for name, both in comparisons.items():
+        print(
+            f"{name}: largest difference to diffusers over {len(both.ours)} images: {both.largest_difference} of 255; "
+            f"of the latents, relative: {both.latent_error:.1e}"
+        )
+        if both.moved == 0:
+            print("the transformer predicts nothing yet (an untrained one ends in zeros): only the rest was compared")
+    if not all(
+        both.largest_difference <= MAX_PIXEL_DIFFERENCE and both.latent_error <= MAX_LATENT_ERROR
+        for both in comparisons.values()
+    ):
         raise ValueError(f"{arguments.out} does not generate the same images as {arguments.model}")
 
 

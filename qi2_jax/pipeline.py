@@ -6,7 +6,7 @@ Dims: `B` images, `N` target slots, `C` latent channels, `h` `w` rows and column
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -124,6 +124,31 @@ class Pipeline:
     def __call__(self, texts: Sequence[str], **options: Any) -> list[UInt8[np.ndarray, "H W c"]]:
         """Generates one image per text; for the arguments and errors see `denoise`."""
         return [self.decode(latents) for latents in self.denoise(texts, **options)]
+
+    def in_batches(
+        self,
+        texts: Sequence[str],
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        latents: Float[np.ndarray, "B N C"] | None = None,
+        batch_size: int,
+        seed: int = 0,
+        **options: Any,
+    ) -> Iterator[UInt8[np.ndarray, "H W c"]]:
+        """As a call, at most `batch_size` texts at once; the batch that begins with text i takes the seed `seed + i`.
+
+        Raises:
+          ValueError: as `denoise`, for a batch size below 1, or another number of latents than of texts.
+        """
+        if batch_size < 1 or (latents is not None and len(latents) != len(texts)):
+            raise ValueError(
+                f"{len(texts)} texts in batches of {batch_size}, with latents of shape "
+                f"{None if latents is None else latents.shape}: give at least 1, and as many latents as texts"
+            )
+        for start in range(0, len(texts), batch_size):
+            part = slice(start, start + batch_size)
+            own = {"sizes": sizes and sizes[part], "latents": None if latents is None else latents[part]}
+            yield from self(texts[part], **own, seed=seed + start, **options)
 
     def decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
         """The image of normalised latents.

@@ -35,6 +35,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=1.0, metavar="G", help="guidance scale; 1 (default) is none")
     parser.add_argument("--steps", type=int, default=40, metavar="N", help="steps of the sampler (default 40)")
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the initial noise (default 0)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at once (default 4)")
     parser.add_argument(
         "--latents", type=pathlib.Path, metavar="FILE.npy", help="initial noise [batch, tokens, channels]"
     )
@@ -76,8 +77,9 @@ def generate(arguments: argparse.Namespace, texts: Sequence[str], **options: Any
     negative = arguments.negative
     if arguments.guidance > 1 and negative is None:
         negative = ""
-    images = pipeline(
+    images = pipeline.in_batches(
         texts,
+        batch_size=arguments.batch_size,
         negative=negative,
         guidance=arguments.guidance,
         steps=arguments.steps,
@@ -86,8 +88,8 @@ def generate(arguments: argparse.Namespace, texts: Sequence[str], **options: Any
         progress=lambda steps: tqdm(steps, desc="sample", unit="step", dynamic_ncols=True),
         **options,
     )
-    paths = [out] if len(images) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
+    paths = [out] if len(texts) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(texts))]
+    for path, image in zip(paths, images, strict=True):  # written batch by batch
         Image.fromarray(image).save(path)
         print(path)
     return paths

@@ -124,11 +124,17 @@ def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
 
 
 def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
-    """Makes global arrays of `batch_size` rows from arrays that hold the `own_rows` of this process."""
+    """Makes global arrays of `batch_size` rows from arrays that hold the `own_rows` of this process.
+
+    Raises:
+      ValueError: for arrays of another number of rows.
+    """
     sharding, own = batch_sharding(mesh), own_rows(mesh, batch_size)
 
     def put(rows):
         rows = np.asarray(rows)
+        if len(rows) != len(own):
+            raise ValueError(f"a batch has {len(rows)} rows; this process holds {len(own)} of {batch_size}")
 
         def held(index):
             start, stop, _ = index[0].indices(batch_size)

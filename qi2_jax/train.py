@@ -26,6 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
     from data_pipeline.samples import SampleFolder
     from qi2_jax.job import stages
 
+    stages.check_transformer(config.transformer)
     samples = SampleFolder(arguments.samples)
     stages.give_model(config.transformer, samples, arguments.model, arguments.out)
     stages.train_transformer(config.transformer, samples, arguments.out)

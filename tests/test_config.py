@@ -25,6 +25,7 @@ def test_overrides_change_values_and_keep_their_types():
         ("transformer.optimiser.lr=1", "'optimiser' is not one of .*'optimizer'"),
         ("transformer.optimizer.lr.x=1", "has no key"),
         ("transformer.train.steps=many", "holds 4 .int., it cannot become 'many'"),
+        ("transformer.optimizer.lr=" + "9" * 400, "it cannot become"),
         ("transformer.train.steps=None", "holds 4 .int., it cannot become None"),
         ("transformer.train.steps=True", "holds 4 .int., it cannot become True"),
         ("transformer.execution.remat=1", "holds False .bool., it cannot become 1"),

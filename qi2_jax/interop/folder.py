@@ -29,6 +29,7 @@ from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
 from qi2_jax.interop.tensors import CODES, Writer, size
 from qi2_jax.interop.weights import CARRIED, STEM, FileWeight, Weight, Weights
+from qi2_jax.sequence import BLOCK_CAUSAL
 
 MARK, INDEX = "qi2.json", "model_index.json"
 VERSION = 1
@@ -102,6 +103,8 @@ def export_folder(
     source, out = pathlib.Path(source), pathlib.Path(out)
     check_mark(source)
     _check_source(source)
+    if components.read_config(source / "transformer", "transformer").attention != BLOCK_CAUSAL:
+        raise ValueError(f"{source} has a transformer with bidirectional attention, which diffusers cannot run")
     opened, items = {}, {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
@@ -200,20 +203,6 @@ def _write_published(folder: pathlib.Path, stem: str, items: list[_Item], max_sh
             "weight_map": {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard},
         }
         files.write_json(folder / f"{stem}.safetensors.index.json", index)
-
-
-def copy_auxiliary(source: pathlib.Path, out: pathlib.Path) -> tuple[str, ...]:
-    """Copies configuration, scheduler and processor files byte for byte; returns the names of what was left out.
-
-    Weights are not copied here, nor is anything that could be code or a pickle.
-
-    Raises:
-      ValueError: for links that lead out of the folder, or a file that is too large to be what its name says.
-    """
-    files.check_links(source)
-    copied, left_out = _auxiliary(source)
-    _copy(source, out, copied)
-    return left_out
 
 
 def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...]]:

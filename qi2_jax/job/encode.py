@@ -32,9 +32,11 @@ def fingerprint(model: pathlib.Path, pictures: Pictures, captions: Sequence[Capt
 
 
 def encoders(model: pathlib.Path) -> dict[str, str]:
-    """Digests of the weights and configurations of both encoders in a model folder."""
+    """Digests of what makes samples in a model folder: both encoders and the prompts' processor."""
     names = (f"{STEM}.safetensors", "config.json")
-    return {part: _digest(*(model / part / name for name in names)) for part in ("vae", "text_encoder")}
+    parts = {part: [model / part / name for name in names] for part in ("vae", "text_encoder")}
+    parts["processor"] = sorted(path for path in (model / "processor").iterdir() if path.is_file())
+    return {part: _digest(*paths) for part, paths in parts.items()}
 
 
 def _digest(*paths: pathlib.Path) -> str:

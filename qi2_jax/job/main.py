@@ -16,14 +16,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data_pipeline.atomic import write_json_atomic
+from data_pipeline.buckets import make_buckets
+from data_pipeline.selection import Thresholds
 from qi2_jax import config as configs
-from qi2_jax import runs, sharding
+from qi2_jax import runs, sequence, sharding
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, models, results, stages
-from qi2_jax.job.verify import compare
+from qi2_jax.job.verify import check_installed, compare
 from qi2_jax.pipeline import Pipeline, to_pixels
-from qi2_jax.training import loop, metrics
+from qi2_jax.training import checkpoint, loop, metrics
 
 # Of a job that was begun, only the last training and what follows it may change.
 MAY_CHANGE = (*(f"transformer.{key}" for key in loop.MAY_CHANGE), "sample.", "compare.", "expect.", "data.workers")
@@ -50,10 +52,11 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
         raise ValueError(f"{source} is not a folder of images")
     if not (out / "job.json").is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something that no job made; choose an empty or new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    run_folder, dtype = out / stages.TRANSFORMER, stages.DTYPES[config.encode_dtype]
+    check_config(config)
+    run_folder, dtype = out / stages.TRANSFORMER, stages.dtype_of(config.encode_dtype)
     model = run_folder / runs.MODEL
     asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
+    out.mkdir(parents=True, exist_ok=True)
     configs.claim(out / "job.json", asked, may_change(out, asked.keys()))
 
     console.rule("1 data: ingest, filter, bucket")
@@ -79,13 +82,9 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     drawn = captions[: config.sample.captions or None]
     texts = [caption.text for caption in drawn]
     sizes = [(caption.width, caption.height) for caption in drawn]
-    images = []
-    with tqdm(total=len(drawn), desc="sample", unit="image", dynamic_ncols=True) as bar:
-        for start in range(0, len(drawn), config.sample.batch_size):
-            part = slice(start, start + config.sample.batch_size)
-            seed = config.sample.seed + start
-            images += pipeline(texts[part], sizes=sizes[part], steps=config.sample.steps, seed=seed)
-            bar.update(len(texts[part]))
+    size, seed = config.sample.batch_size, config.sample.seed
+    drawing = pipeline.in_batches(texts, sizes=sizes, batch_size=size, steps=config.sample.steps, seed=seed)
+    images = list(tqdm(drawing, total=len(drawn), desc="sample", unit="image", dynamic_ncols=True))
     owners = [caption.picture for caption in drawn]
     originals = {picture: pictures[picture] for picture in set(owners)}
     rebuilt = {picture: pipeline.decode(samples[owners.index(picture)].latents) for picture in originals}
@@ -94,14 +93,17 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))
 
     console.rule("6 export and compare with PyTorch")
-    exported = out / "diffusers"
-    shutil.rmtree(exported, ignore_errors=True)  # ours, from an earlier run
-    located = runs.locate(run_folder)
-    folder.export_folder(located.model, exported, replace={"transformer": located.weights("transformer")})
-    count = min(config.compare.images, len(texts))
-    both = compare(pipeline, exported, texts[:count], sizes[:count], steps=config.compare.steps)
-    for index, (ours, theirs) in enumerate(zip(both.ours, both.theirs, strict=True)):
-        Image.fromarray(np.concatenate([ours, theirs], axis=1)).save(out / f"jax_and_pytorch_{index}.png")
+    count, difference = min(config.compare.images, len(texts)), None
+    exportable = pipeline.transformer.config.attention == sequence.BLOCK_CAUSAL
+    if exportable:
+        _export(run_folder, out / "diffusers")
+    else:
+        console.print("diffusers cannot run bidirectional attention: nothing is exported, nothing compared")
+    if exportable and count:
+        both = compare(pipeline, out / "diffusers", texts[:count], sizes[:count], steps=config.compare.steps)
+        difference = both.largest_difference
+        for index, (ours, theirs) in enumerate(zip(both.ours, both.theirs, strict=True)):
+            Image.fromarray(np.concatenate([ours, theirs], axis=1)).save(out / f"jax_and_pytorch_{index}.png")
 
     validation = [
         line["validation_loss"] for line in metrics.read(run_folder / "metrics.jsonl") if "validation_loss" in line
@@ -122,7 +124,7 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
         "validation_loss_before": validation[0],
         "validation_loss_after": validation[-1],
         "samples_nearest_to_own_image": float(np.mean(own)) if len(pictures) > 1 else None,
-        "largest_difference_to_pytorch": both.largest_difference,
+        "largest_difference_to_pytorch": difference,
         "minutes": (time.monotonic() - begun) / 60,
         "peak_memory_gib": peak / 2**20,
     }
@@ -133,9 +135,41 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
 
 
 def may_change(out: pathlib.Path, keys: Collection[str]) -> tuple[str, ...]:
-    """Beginnings of the keys that another call may change: all but the source until something is made from them."""
-    made = (out / stages.TRANSFORMER / runs.MODEL).exists()
-    return MAY_CHANGE if made else tuple(key for key in keys if key != "source")
+    """Beginnings of the keys that another call may change: those from which nothing is made yet, never the source."""
+    run = out / stages.TRANSFORMER
+    if checkpoint.steps(run / runs.CHECKPOINTS):
+        return MAY_CHANGE
+    if checkpoint.steps(out / "vae" / runs.CHECKPOINTS):
+        return (*MAY_CHANGE, "transformer.")
+    made = {"source", "encoder"} if (run / runs.MODEL / "text_encoder").exists() else {"source"}
+    return tuple(key for key in keys if key not in made)
+
+
+def check_config(config: Any) -> None:
+    """Raises a ValueError for a value that any step would refuse, before the first of them has begun."""
+    stages.dtype_of(config.encode_dtype)
+    stages.check(config.vae, config.transformer)
+    make_buckets(config.data)
+    Thresholds(**config.data.thresholds)
+    for group, key, least in (("sample", "batch_size", 1), ("sample", "steps", 1), ("sample", "captions", 0)):
+        if config[group][key] < least:
+            raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
+    if config.compare.images < 0 or config.compare.steps < 1:
+        raise ValueError(f"compare.images is {config.compare.images}, compare.steps {config.compare.steps}")
+    if config.compare.images:
+        try:
+            check_installed()
+        except ValueError as error:
+            raise ValueError(f"{error}, or leave the comparison out with compare.images=0") from None
+
+
+def _export(run_folder: pathlib.Path, out: pathlib.Path) -> None:
+    """Exports beside an earlier export and then takes its place."""
+    located, fresh = runs.locate(run_folder), out.with_name(f"{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)  # of a killed attempt
+    folder.export_folder(located.model, fresh, replace={"transformer": located.weights("transformer")})
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
 
 
 def check(figures: dict[str, Any], expect: Any) -> None:
@@ -148,7 +182,7 @@ def check(figures: dict[str, Any], expect: Any) -> None:
             f"{expect.nearest_to_own}; train longer or larger in a new --out (transformer.train.steps with "
             "optimizer.decay_steps, transformer.model), or expect less"
         )
-    if difference > expect.difference_to_pytorch:
+    if difference is not None and difference > expect.difference_to_pytorch:
         problems.append(f"diffusers generates other images, up to {difference} of 255 apart")
     if problems:
         raise ValueError("; ".join(problems))
@@ -156,7 +190,7 @@ def check(figures: dict[str, Any], expect: Any) -> None:
 
 def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
     table = Table(title="result", show_header=False)
-    own = figures["samples_nearest_to_own_image"]
+    own, difference = figures["samples_nearest_to_own_image"], figures["largest_difference_to_pytorch"]
     rows = {
         "pictures, captions": f"{figures['pictures']}, {figures['captions']}",
         "autoencoder PSNR": f"{figures['autoencoder_psnr']:.1f} dB",
@@ -164,13 +198,15 @@ def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
             f"{figures['validation_loss_before']:.3f} -> {figures['validation_loss_after']:.3f}"
         ),
         "samples nearest to their own image": "n/a (one picture)" if own is None else f"{own:.0%}",
-        "largest difference to PyTorch": f"{figures['largest_difference_to_pytorch']} of 255",
+        "largest difference to PyTorch": "not compared" if difference is None else f"{difference} of 255",
         "time of this call": f"{figures['minutes']:.1f} min",
         "peak memory, at most": f"{figures['peak_memory_gib']:.1f} GiB",
         "original, autoencoder, sample": str(out / "samples.png"),
-        "JAX beside PyTorch": str(out / "jax_and_pytorch_0.png"),
-        "diffusers pipeline": str(out / "diffusers"),
     }
+    if difference is not None:
+        rows["JAX beside PyTorch"] = str(out / "jax_and_pytorch_0.png")
+    if (out / "diffusers").is_dir():
+        rows["diffusers pipeline"] = str(out / "diffusers")
     for name, value in rows.items():
         table.add_row(name, value)
     return table

@@ -13,16 +13,16 @@ from jax.sharding import Mesh
 from data_pipeline.loader import Loader, Rows, collate
 from data_pipeline.pictures import Crops, Pictures
 from data_pipeline.samples import SampleFolder
+from qi2_jax import attention, runs, sharding
 from qi2_jax import config as configs
-from qi2_jax import runs, sharding
-from qi2_jax.diffusion.timesteps import LAWS, Shift
+from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
 from qi2_jax.interop import folder
 from qi2_jax.interop.weights import STEM
 from qi2_jax.job import encode, models
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.sequence import Layout
-from qi2_jax.training import loop
+from qi2_jax.training import checkpoint, loop
 from qi2_jax.training import mmdit as transformer_training
 from qi2_jax.training import vae as vae_training
 
@@ -35,6 +35,52 @@ def _mesh(config: Any) -> Mesh:
     """The mesh of a stage; on fake CPU devices a stage may use fewer than the job has."""
     shape = sharding.MeshShape(**config)
     return sharding.make_mesh(shape, jax.devices()[: shape.size] if jax.default_backend() == "cpu" else None)
+
+
+def check(vae: Any, transformer: Any) -> None:
+    """Checks the configs of both stages, as far as that is possible before there is data.
+
+    Raises:
+      ValueError: naming a value that training would refuse, now rather than after hours of the stages before.
+    """
+    VAEConfig(**configs.dataclass_fields(vae.model))
+    vae_training.make_loss(vae.loss)
+    if vae.statistics_batches < 1 or vae.crop < VAEConfig(**configs.dataclass_fields(vae.model)).factor:
+        raise ValueError(f"vae.statistics_batches {vae.statistics_batches} or vae.crop {vae.crop} is too small")
+    check_transformer(transformer)
+    for name, stage in (("vae", vae), ("transformer", transformer)):
+        try:
+            sharding.own_rows(_mesh(stage.mesh), stage.batch_size)
+            loop.check(stage)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def check_transformer(config: Any) -> None:
+    """Raises a ValueError for a value in a transformer stage's config that it cannot be trained with."""
+    MMDiTConfig(**configs.dataclass_fields(config.model))
+    dtype_of(config.execution.dtype)
+    attention.choose(config.execution.kernel, jax.default_backend())
+    _law(config)
+    Shift(**config.timesteps.shift)
+    if not 0 <= config.dropout <= 1:
+        raise ValueError(f"dropout is {config.dropout}; it is a probability")
+    if config.validation_samples < 1:
+        raise ValueError(f"validation_samples is {config.validation_samples}; at least 1 is held")
+
+
+def dtype_of(name: str) -> Any:
+    """The dtype of that name; raises a ValueError for others than `DTYPES`."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {sorted(DTYPES)}")
+    return DTYPES[name]
+
+
+def _law(config: Any) -> TimestepLaw:
+    """The timestep law, with the arguments of its own group in the config."""
+    if config.timesteps.law not in LAWS:
+        raise ValueError(f"timesteps.law {config.timesteps.law!r} is unknown; choose one of {sorted(LAWS)}")
+    return LAWS[config.timesteps.law](**config.timesteps[config.timesteps.law])
 
 
 def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib.Path) -> None:
@@ -87,9 +133,9 @@ def give_model(config: Any, samples: SampleFolder, source: pathlib.Path | None, 
     Raises:
       ValueError: if the source is no model folder, or its encoders did not make these samples.
     """
-    if (out / runs.MODEL / folder.MARK).is_file():
-        return  # from an earlier call; whether this one may go on with the run is for the loop to say
-    found = source or samples.folder.parent / TRANSFORMER / runs.MODEL
+    model = out / runs.MODEL
+    made = (model / folder.MARK).is_file()
+    found = source or (model if made else samples.folder.parent / TRANSFORMER / runs.MODEL)
     if not (found / folder.MARK).is_file():
         if source is not None:
             raise ValueError(f"{source} is not a complete model folder (no {folder.MARK})")
@@ -98,8 +144,10 @@ def give_model(config: Any, samples: SampleFolder, source: pathlib.Path | None, 
     differing = [name for name, digest in encode.encoders(found).items() if samples.fingerprint.get(name) != digest]
     if differing:
         raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
-    models.adopt(found, out / runs.MODEL)
-    models.finish(out / runs.MODEL, transformer_config(config, samples), Shift(**config.timesteps.shift))
+    if not made:
+        models.adopt(found, model)
+    if not checkpoint.steps(out / runs.CHECKPOINTS):  # nothing is trained yet: the config may still change
+        models.finish(model, transformer_config(config, samples), Shift(**config.timesteps.shift))
 
 
 def layout_of(samples: SampleFolder) -> Layout:
@@ -112,14 +160,11 @@ def train_transformer(config: Any, samples: SampleFolder, out: pathlib.Path) -> 
     mesh = _mesh(config.mesh)
     layout, model_config = layout_of(samples), transformer_config(config, samples)
     run = Execution(
-        DTYPES[config.execution.dtype],
+        dtype_of(config.execution.dtype),
         sharding.Attention(mesh, config.execution.kernel),
         config.execution.remat,
         sharding.Constrain(mesh),
     )
-    if config.timesteps.law not in LAWS:
-        raise ValueError(f"timesteps.law {config.timesteps.law!r} is unknown; choose one of {sorted(LAWS)}")
-    law = LAWS[config.timesteps.law](**config.timesteps.arguments)
     shift = Shift(**config.timesteps.shift)
     rows = sharding.own_rows(mesh, config.batch_size)
     loader = Loader(samples, samples.empty, layout, config.batch_size, config.seed, config.dropout, rows)
@@ -132,7 +177,7 @@ def train_transformer(config: Any, samples: SampleFolder, out: pathlib.Path) -> 
     task = loop.Task(
         "transformer",
         lambda key: MMDiT(model_config, key=key),
-        transformer_training.make_loss(law, shift, run),
+        transformer_training.make_loss(_law(config), shift, run),
         batches,
         config.batch_size,
         samples.fingerprint,

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
+from qi2_jax import prompts
 from qi2_jax.pipeline import Pipeline
 
 
@@ -37,12 +39,21 @@ class Comparison:
         return max(int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max()) for a, b in pairs)
 
 
+def check_installed() -> None:
+    """Raises a ValueError that says what to install if PyTorch or diffusers are missing."""
+    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"a comparison with diffusers needs {missing}; pip install -r requirements-dev.txt")
+
+
 def compare(
     pipeline: Pipeline,
     exported: pathlib.Path,
     texts: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]] | None = None,
     *,
+    images: Sequence[Image.Image] = (),
+    resolution: int = 1024,
     negative: str | None = None,
     guidance: float = 1.0,
     steps: int = 20,
@@ -53,25 +64,38 @@ def compare(
     Args:
       pipeline: loaded in float32.
       exported: the published folder, which a Python process with torch and diffusers reads.
-      texts, sizes, negative, guidance, steps: as in `Pipeline.__call__`.
+      texts, sizes, images, resolution, negative, guidance, steps: as in `Pipeline.denoise`.
       seed: of the noise.
 
     Raises:
       ValueError: if torch or diffusers are not installed, or their process fails (with the end of what it printed).
     """
-    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"a comparison with diffusers needs {missing}; pip install -r requirements-dev.txt")
+    check_installed()
+    if sizes is None:
+        size = prompts.resize_condition(images[-1], resolution).size if images else (resolution, resolution)
+        sizes = [size] * len(texts)
     rng, channels = np.random.default_rng(seed), pipeline.transformer.config.latent_channels
     tokens = [width * height // pipeline.vae.config.factor**2 for width, height in sizes]
     noise = [rng.normal(size=(count, channels)).astype(np.float32) for count in tokens]
     padded = np.stack([np.pad(row, ((0, max(tokens) - len(row)), (0, 0))) for row in noise])
-    latents = pipeline.denoise(texts, sizes=sizes, latents=padded, steps=steps, guidance=guidance, negative=negative)
+    latents = pipeline.denoise(
+        texts,
+        sizes=sizes,
+        images=images,
+        resolution=resolution,
+        latents=padded,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+    )
     ours = [pipeline.decode(own) for own in latents]
     flat = [own.reshape(-1, channels) for own in latents]
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.savez(folder / "latents.npz", **{str(index): row for index, row in enumerate(noise)})  # type: ignore[arg-type]
+        paths = [str(folder / f"{index}.png") for index in range(len(images))]
+        for image, path in zip(images, paths, strict=True):
+            image.save(path)
         request = {
             "folder": str(exported.resolve()),
             "prompts": list(texts),
@@ -80,8 +104,8 @@ def compare(
             "guidance": guidance,
             "steps": steps,
             "latents": str(folder / "latents.npz"),
-            "images": [],
-            "resolution": 1024,
+            "images": paths,
+            "resolution": resolution,
             "dtype": "float32",
         }
         (folder / "request.json").write_text(json.dumps(request))

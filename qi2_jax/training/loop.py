@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from qi2_jax import config as configs
@@ -18,6 +19,12 @@ from qi2_jax.training.metrics import Metrics, Progress
 
 # Keys that may change between the runs of one directory: they move the end or the reporting, not the mathematics.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.evaluate_every", "checkpoint.every", "checkpoint.keep", "mesh.")
+
+
+LEAST = {
+    "train": {"steps": 0, "log_every": 1, "evaluate_every": 1, "max_skipped": 1},
+    "checkpoint": {"every": 1, "keep": 1},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +73,20 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
       ValueError: if the directory belongs to another config or other data, or its checkpoint does not fit the model.
       NonFiniteError: after `train.max_skipped` steps in a row that were not finite; the state is saved first.
     """
-    # --- where we are
-    for key, least in (("steps", 0), ("log_every", 1), ("evaluate_every", 1), ("max_skipped", 1)):
-        if config.train[key] < least:
-            raise ValueError(f"train.{key} is {config.train[key]}; it must be at least {least}")
-    for key in ("every", "keep"):
-        if config.checkpoint[key] < 1:
-            raise ValueError(f"checkpoint.{key} is {config.checkpoint[key]}; it must be at least 1")
-    directory.mkdir(parents=True, exist_ok=True)
-    configs.claim(
-        directory / "config.json",
-        {**configs.to_dict(config), "data": task.data},
-        MAY_CHANGE,
-        write=jax.process_index() == 0,
-    )
-    if 0 < config.optimizer.decay_steps < config.train.steps:
-        raise ValueError(
-            f"train.steps {config.train.steps} goes beyond optimizer.decay_steps {config.optimizer.decay_steps}, where "
-            "the learning rate has come to zero; raise decay_steps too, or set it to 0 for a constant rate"
-        )
-    optimizer = steps.make_optimizer(config.optimizer)
+    # --- where we are: nothing is written before everything is known to fit
+    optimizer = check(config)
     checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
     found = checkpoints.latest()
+    asked = {**configs.to_dict(config), "data": task.data}
+    may_change = MAY_CHANGE if found is not None else tuple(asked)  # without a checkpoint nothing has begun
+    configs.claim(directory / "config.json", asked, may_change, write=False)
 
     # --- state: resumed or fresh
     if found is None:
         state = steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh)
     else:
         state = checkpoints.restore(steps.abstract_state(task.make_model, optimizer, mesh), found)
+    configs.claim(directory / "config.json", asked, may_change, write=jax.process_index() == 0)
     start, total = int(state.step), config.train.steps
     train_step = steps.make_train_step(task.loss, optimizer, config.ema_decay, config.seed, mesh)
     metrics = Metrics(directory / "metrics.jsonl", start)
@@ -105,6 +98,9 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
             progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     # --- steps
+    if start >= total and _is_lost(state, config):
+        checkpoints.close()
+        raise NonFiniteError(_lost(state, checkpoints.directory))
     progress = Progress(task.name, start, total, task.batch_size)
     batches = task.batches(start)
     try:
@@ -118,13 +114,9 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
                 progress.advance(values if logged else None)
                 if logged:
                     metrics.write(step, values)
-                    if int(values["skipped"]) >= config.train.max_skipped:
-                        checkpoints.save(state)
-                        raise NonFiniteError(
-                            f"{int(values['skipped'])} steps in a row up to step {step} were not finite; the state is "
-                            f"saved in {checkpoints.directory}. Look at the data of these steps, or begin another run "
-                            "with a lower optimizer.lr"
-                        )
+                if (logged or step % config.train.max_skipped == 0) and _is_lost(state, config):
+                    checkpoints.save(state)
+                    raise NonFiniteError(_lost(state, checkpoints.directory))
                 last = step == total
                 if step % config.train.evaluate_every == 0 or last:
                     evaluate(step)
@@ -137,6 +129,38 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
         progress.close()
         checkpoints.close()
     return state
+
+
+def check(config: Any) -> optax.GradientTransformation:
+    """The optimizer of a stage's config, after checking everything in the config that the loop reads.
+
+    Raises:
+      ValueError: naming a value out of its range.
+    """
+    for group, keys in LEAST.items():
+        for key, least in keys.items():
+            if config[group][key] < least:
+                raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"ema_decay is {config.ema_decay}; it must be at least 0 and below 1")
+    if 0 < config.optimizer.decay_steps < config.train.steps:
+        raise ValueError(
+            f"train.steps {config.train.steps} goes beyond optimizer.decay_steps {config.optimizer.decay_steps}, where "
+            "the learning rate has come to zero: take fewer steps, or in a new run more decay_steps or 0, which keeps "
+            "the rate"
+        )
+    return steps.make_optimizer(config.optimizer)
+
+
+def _is_lost(state: steps.TrainState, config: Any) -> bool:
+    return int(state.skipped) >= config.train.max_skipped
+
+
+def _lost(state: steps.TrainState, directory: pathlib.Path) -> str:
+    return (
+        f"{int(state.skipped)} steps in a row up to step {int(state.step)} were not finite; the state is saved in "
+        f"{directory}. Look at the data of these steps, or begin another run with a lower optimizer.lr"
+    )
 
 
 class _Termination:

@@ -27,6 +27,9 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]  # steps left out in a row because loss or gradient was not finite
 
 
+MAX_SETTING = 1e12  # of an optimizer: beyond it a number is a mistake, and fp32 ends at 3e38
+
+
 def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
     """Adam with decoupled weight decay on matrices, linear warm-up, and clipping by the global norm.
 
@@ -38,8 +41,9 @@ def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
       ValueError: for a value out of its range.
     """
     for key in ("lr", "eps", "weight_decay", "clip", "warmup", "decay_steps"):
-        if not config[key] >= 0:
-            raise ValueError(f"optimizer.{key} is {config[key]}; it must not be negative")
+        least = "above" if key in ("lr", "eps", "clip") else "at least"
+        if not (config[key] > 0 or (config[key] == 0 and least == "at least")) or config[key] > MAX_SETTING:
+            raise ValueError(f"optimizer.{key} is {config[key]}; it must be {least} 0 and at most {MAX_SETTING:g}")
     if len(config["betas"]) != 2 or not all(0 <= beta < 1 for beta in config["betas"]):
         raise ValueError(f"optimizer.betas are {config['betas']}; two numbers in [0, 1) are needed")
     if config["decay_steps"]:
@@ -109,7 +113,7 @@ def make_train_step(
     def train_step(state: TrainState, static: Hashable, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, static, batch, key)
-        gradient_norm = optax.global_norm(gradients)
+        gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
 
         updates, moments = optimizer.update(gradients, state.optimizer, state.model)
@@ -131,7 +135,7 @@ def make_train_step(
         metrics = {
             "loss": value,
             "gradient_norm": gradient_norm,
-            "parameter_norm": optax.global_norm(state.model),
+            "parameter_norm": optax.tree.norm(state.model),
             "skipped": new_state.skipped,
             **scalars,
         }

@@ -7,8 +7,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import argparse
 import dataclasses
-import sys
 
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.compile import compile_train_step, topology_mesh
@@ -33,6 +33,8 @@ CASES = {
 
 
 def main(names: list[str]) -> None:
+    if unknown := sorted(set(names) - set(CASES)):
+        raise SystemExit(f"cases {unknown} are unknown; choose among {list(CASES)}")
     for name in names or CASES:
         case = CASES[name]
         mesh = topology_mesh(case.topology, case.mesh)
@@ -41,4 +43,6 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Compile the 7B training step for TPU pods and print what it needs.")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(CASES)} (default: all)")
+    main(parser.parse_args().cases)

@@ -1,6 +1,5 @@
 """A run that is killed and started again equals one that never stopped; real processes on a mesh of 8 fake devices."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -150,4 +149,12 @@ def test_a_checkpoint_of_another_model_names_every_leaf_that_differs(samples, un
     assert done.returncode == 1
     assert "model: blocks.attn.q.weight is float32(2, 64, 64), not float32(3, 128, 128)" in done.stderr
     assert "ema: image_in.weight" in done.stderr and "optimizer: " in done.stderr
-    assert json.loads((out / "config.json").read_text())["model"]["heads"] == 4
+    assert not (out / "config.json").exists()
+
+
+def test_a_refused_run_claims_nothing(samples, tmp_path):
+    done = subprocess.run(
+        command(samples, tmp_path, "transformer.train.steps=1000"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "goes beyond optimizer.decay_steps 900" in done.stderr
+    assert not any(path for path in tmp_path.iterdir() if path.name != "model")
