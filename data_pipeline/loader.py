@@ -93,8 +93,8 @@ class Loader:
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is {self.dropout}; it is a probability")
 
-    def from_step(self, start: int) -> Iterator[Rows]:
-        """Batches of steps start, start + 1, ...; reading runs ahead in threads."""
+    def batches(self) -> grain.MapDataset:
+        """The batch of every step, by its number."""
         order = grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
         # Dropout draws from the sample's place in the global order, so it does not depend on the number of hosts.
         chosen = order.random_map(self._choose, seed=self.seed + 1)
@@ -103,7 +103,11 @@ class Loader:
         def batch(step: int) -> Rows:
             return collate(self.layout, [chosen[step * self.batch_size + row] for row in rows])
 
-        steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
+        return grain.MapDataset.range(np.iinfo(np.int64).max).map(batch)
+
+    def from_step(self, start: int) -> Iterator[Rows]:
+        """Batches of steps start, start + 1, ...; reading runs ahead in threads."""
+        steps = self.batches()[start:]
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def _choose(self, index: int, rng: np.random.Generator) -> Sample:

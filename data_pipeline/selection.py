@@ -1,7 +1,9 @@
 """Selection: thresholds turn scores into the list of kept records. A cheap second step: no image is read."""
 
+import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -47,6 +49,8 @@ class Thresholds:
       min_jpeg_quality: 1..100.
       min_bits_per_pixel: of JPEG files, whose pictures are seldom flat.
       max_nsfw: probability of an unsafe picture from which it is dropped.
+      max_per_class: records of one class (tag) that are kept, drawn by the hash of their keys; 0: all. Of several
+        classes, every one must have room; records without a class always stay.
       require_scores: whether a filter whose model was absent is an error; otherwise it drops nothing and is named.
       max_border: share of the picture that bars on opposite sides take.
       drop_exact_duplicates: keep only the first, by key, of files with the same bytes or the same pixels.
@@ -82,6 +86,7 @@ class Thresholds:
     min_bits_per_pixel: float = 0.0
     max_border: float = 1.0
     max_nsfw: float = 0.5
+    max_per_class: int = 0
     require_scores: bool = False
     drop_exact_duplicates: bool = True
     drop_near_duplicates: bool = True
@@ -116,6 +121,7 @@ _RANGES = {
     "min_bits_per_pixel": (0, 1e3),
     "max_border": (0, 1),
     "max_nsfw": (0, 1),
+    "max_per_class": (0, 1 << 62),
     "near_distance": (0, 64),
     "near_difference": (0, 255),
     "near_min_entropy": (0, 8),
@@ -203,7 +209,7 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     if not_scored and thresholds.require_scores:
         raise ValueError(f"{folder} lacks scores that are required; {not_scored}, then score again")
     cuts = _alignment_cuts(folder, thresholds)
-    tallies = {name: Tally() for name in [*RULES, "duplicates"]}
+    tallies = {name: Tally() for name in [*RULES, "duplicates", "distribution"]}
     dropped: dict[str, Dropped] = {}
     survivors = []
 
@@ -222,18 +228,20 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
             captions = tuple(i for i, reason in enumerate(_caption_reasons(row, thresholds)) if reason is None)
             size = row["resolution.width"], row["resolution.height"]
             kept_row = Kept(row["key"], count, *size, captions, row["description.conditions"])
-            columns = ("key", "duplicates.", "entropy.bits")
+            columns = ("key", "duplicates.", "entropy.bits", "description.tags")
             survivors.append((kept_row, {name: value for name, value in row.items() if name.startswith(columns)}))
         count += 1
-    duplicates = _duplicates([fingerprint for _, fingerprint in survivors], thresholds)
-    for key in sorted(duplicates):
-        drop(key, duplicates[key])
+    late = _duplicates([columns for _, columns in survivors], thresholds)
+    left = {row["key"]: row["description.tags"] for _, row in survivors if row["key"] not in late}
+    late |= _crowded(left, thresholds.max_per_class)
+    for key in sorted(late):
+        drop(key, late[key])
 
     steps = []
     for name, tally in tallies.items():
         steps.append(Step(name, count, tally))
         count -= tally.total
-    kept = tuple(record for record, _ in survivors if record.key not in duplicates)
+    kept = tuple(record for record, _ in survivors if record.key not in late)
     return Selection(thresholds, kept, dropped, tuple(steps), not_scored)
 
 
@@ -375,6 +383,20 @@ RULES: dict[str, Callable[[dict, Thresholds], str | None]] = {
         "unsafe" if row["nsfw.score"] is not None and row["nsfw.score"] >= thresholds.max_nsfw else None
     ),
 }
+
+
+def _crowded(tags: dict[str, list[str]], max_per_class: int) -> dict[str, Dropped]:
+    """Which keys to drop so that no class has more than its number; a pure function of keys and tags."""
+    drops: dict[str, Dropped] = {}
+    counts: Counter[str] = Counter()
+    if max_per_class:
+        for key in sorted(tags, key=lambda key: (hashlib.sha256(key.encode()).digest(), key)):
+            full = next((tag for tag in tags[key] if counts[tag] >= max_per_class), None)
+            if full is None:
+                counts.update(set(tags[key]))
+            else:
+                drops[key] = Dropped("distribution", "class_is_full")
+    return drops
 
 
 def _duplicates(rows: list[dict], thresholds: Thresholds) -> dict[str, Dropped]:

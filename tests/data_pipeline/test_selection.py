@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 
 import pytest
@@ -86,12 +87,28 @@ def test_unsafe_pictures_are_dropped_from_the_threshold_on(choose, picture):
     assert choose({"a": picture(1)}).keys == ("a",)
 
 
+def test_classes_are_capped_whatever_the_order_of_the_records(tmp_path, picture, encoded):
+    caption = (Caption("a picture for a test"),)
+    tags = [("cat",)] * 6 + [("dog",)] * 2 + [("cat", "dog")] * 2 + [()] * 2
+    records = [Record(str(i), encoded(picture(i)), caption, "s", tags=own) for i, own in enumerate(tags)]
+    chosen = []
+    for name, order in (("a", records), ("b", records[::-1])):
+        write_shards(tmp_path / name, order, records_per_shard=5)
+        score(tmp_path / name, workers=1, progress=False)
+        selection = select(tmp_path / name, Thresholds(min_side=30, drop_near_duplicates=False, max_per_class=3))
+        chosen.append(set(selection.keys))
+        counts = Counter(tag for key in selection.keys for tag in tags[int(key)])
+        assert counts["cat"] == 3 and counts["dog"] <= 3 and {"10", "11"} <= set(selection.keys)
+        assert set(selection.dropped.values()) == {Dropped("distribution", "class_is_full")}
+    assert chosen[0] == chosen[1]
+
+
 def test_funnel_adds_up_and_says_why(demo):
     _, summary, folder, report = demo
     score(folder, workers=1, progress=False)
     selection = select(folder, Thresholds(max_aspect=2.5))
     steps = selection.steps
-    assert [step.name for step in steps] == [*RULES, "duplicates"]
+    assert [step.name for step in steps] == [*RULES, "duplicates", "distribution"]
     assert steps[0].entered == report.records
     for step, after in itertools.pairwise(steps):
         assert step.entered - step.dropped.total == after.entered

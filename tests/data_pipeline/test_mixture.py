@@ -1,0 +1,81 @@
+"""Streams take turns in exact proportions; the whole state is the number of the step."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.loader import Loader
+from data_pipeline.mixture import Mixture, Stream
+from data_pipeline.samples import Sample, Text
+from qi2_jax.sequence import Layout
+
+EMPTY = Text(np.zeros((1, 2), np.float32), (1,))
+
+
+def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None) -> Stream:
+    """Samples whose latents say which stream and which sample they are."""
+    side = 1 + number
+    made = [
+        Sample(np.full((1, side, 2), 100 * number + index, np.float32), Text(np.zeros((1, 2), np.float32), (1,)))
+        for index in range(samples)
+    ]
+    loader = Loader(made, EMPTY, Layout((1,), side), batch, seed=number, rows=rows)
+    return Stream(str(number), loader, weight)
+
+
+def drawn(mixture: Mixture, start: int, steps: int) -> list[tuple[str, list[int]]]:
+    batches = itertools.islice(mixture.from_step(start), steps)
+    return [(stream.name, rows.latents_BNC[:, 0, 0].astype(int).tolist()) for stream, rows in batches]
+
+
+weights = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@given(weights, st.integers(0, 3), st.integers(0, 50))
+@settings(max_examples=30, deadline=None)
+def test_turns_keep_exact_proportions_and_miss_no_batch(weights, seed, cycle):
+    mixture = Mixture(tuple(stream(number, weight) for number, weight in enumerate(weights)), seed)
+    first = cycle * mixture.cycle
+    turns = [mixture.turn(step) for step in range(first, first + 2 * mixture.cycle)]
+    for number, weight in enumerate(weights):
+        mine = [turn.batch for turn in turns if turn.stream == number]
+        assert mine == list(range(cycle * weight, (cycle + 2) * weight))
+        assert Counter(turn.stream for turn in turns[: mixture.cycle])[number] == weight
+
+
+@given(weights, st.integers(0, 40), st.sampled_from([1, 2, 4]))
+@settings(max_examples=10, deadline=None)
+def test_batches_depend_on_the_step_alone_on_any_number_of_hosts(weights, start, hosts):
+    def mixture(rows=None):
+        return Mixture(tuple(stream(number, weight, rows=rows) for number, weight in enumerate(weights)), 3)
+
+    expected = drawn(mixture(), 0, start + 5)[start:]
+    parts = [drawn(mixture(range(host, 4, hosts)), start, 5) for host in range(hosts)]
+    for step, (name, rows) in enumerate(expected):
+        assert [part[step][0] for part in parts] == [name] * hosts
+        assert [parts[row % hosts][step][1][row // hosts] for row in range(4)] == rows
+        assert {value // 100 for value in rows} == {int(name)}
+
+
+def test_every_sample_of_a_stream_is_seen_once_per_epoch():
+    steps = drawn(Mixture((stream(0, 3), stream(1, 1)), 1), 0, 40)
+    for name, samples in (("0", 5), ("1", 5)):
+        seen = list(itertools.chain(*(rows for own, rows in steps if own == name)))
+        for epoch in range(len(seen) // samples):
+            assert len(set(seen[epoch * samples : (epoch + 1) * samples])) == samples
+
+
+def test_order_changes_from_cycle_to_cycle():
+    mixture = Mixture((stream(0, 5), stream(1, 5)), 0)
+    orders = {tuple(mixture.turn(10 * cycle + place).stream for place in range(10)) for cycle in range(5)}
+    assert len(orders) > 1
+
+
+@pytest.mark.parametrize("weights", [(), (0,), (3, -1), (9_999, 2)])
+def test_impossible_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="must be at least 1 each"):
+        Mixture(tuple(stream(number, weight) for number, weight in enumerate(weights)))
