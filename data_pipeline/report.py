@@ -62,6 +62,7 @@ LIMITS = (
     Limit("border.area", "max_border", "below"),
     Limit("nsfw.score", "max_nsfw", "below"),
     Limit("alignment.cosines", "min_alignment", "above"),
+    Limit("aesthetic.score", "min_aesthetic", "above"),
 )
 
 

@@ -49,6 +49,7 @@ class Thresholds:
       min_jpeg_quality: 1..100.
       min_bits_per_pixel: of JPEG files, whose pictures are seldom flat.
       max_nsfw: probability of an unsafe picture from which it is dropped.
+      min_aesthetic: of the head's scale; 0 asks for nothing.
       max_per_class: records of one class (tag) that are kept, drawn by the hash of their keys; 0: all. Of several
         classes, every one must have room; records without a class always stay.
       require_scores: whether a filter whose model was absent is an error; otherwise it drops nothing and is named.
@@ -86,6 +87,7 @@ class Thresholds:
     min_bits_per_pixel: float = 0.0
     max_border: float = 1.0
     max_nsfw: float = 0.5
+    min_aesthetic: float = 0.0
     max_per_class: int = 0
     require_scores: bool = False
     drop_exact_duplicates: bool = True
@@ -121,6 +123,7 @@ _RANGES = {
     "min_bits_per_pixel": (0, 1e3),
     "max_border": (0, 1),
     "max_nsfw": (0, 1),
+    "min_aesthetic": (0, 100),
     "max_per_class": (0, 1 << 62),
     "near_distance": (0, 64),
     "near_difference": (0, 255),
@@ -381,6 +384,11 @@ RULES: dict[str, Callable[[dict, Thresholds], str | None]] = {
     "border": _border,
     "nsfw": lambda row, thresholds: (
         "unsafe" if row["nsfw.score"] is not None and row["nsfw.score"] >= thresholds.max_nsfw else None
+    ),
+    "aesthetic": lambda row, thresholds: (
+        "not_beautiful"
+        if row["aesthetic.score"] is not None and row["aesthetic.score"] < thresholds.min_aesthetic
+        else None
     ),
 }
 

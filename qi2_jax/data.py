@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--clip", type=pathlib.Path, metavar="DIR", help="CLIP or SigLIP as transformers saves it, for alignment"
     )
+    sub.add_argument(
+        "--aesthetic", type=pathlib.Path, metavar="FILE.safetensors", help="linear head on the embeddings of --clip"
+    )
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
 
     sub = step("select", _select, "apply the thresholds of a config to the scores; no image is read")
@@ -69,7 +72,8 @@ def _ingest(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    report = cascade.score(arguments.folder, filters=filters.cascade(arguments.clip), workers=arguments.workers)
+    chosen = filters.cascade(arguments.clip, arguments.aesthetic)
+    report = cascade.score(arguments.folder, filters=chosen, workers=arguments.workers)
     console.print(report.table())
     return report.to_dict()
 

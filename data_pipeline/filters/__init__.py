@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from data_pipeline.filters.aesthetic import AESTHETIC, with_head
 from data_pipeline.filters.alignment import ALIGNMENT, with_model
 from data_pipeline.filters.base import Candidate, Filter
 from data_pipeline.filters.border import BORDER
@@ -29,19 +30,28 @@ CASCADE = (
     BORDER,
     NSFW,
     ALIGNMENT,
+    AESTHETIC,
 )
 
 
-def cascade(clip: Path | None = None) -> tuple[Filter, ...]:
+def cascade(clip: Path | None = None, aesthetic: Path | None = None) -> tuple[Filter, ...]:
     """`CASCADE` with the models that the user has.
 
     Args:
       clip: folder of a CLIP or SigLIP for `alignment`.
+      aesthetic: safetensors file of a head on its embeddings.
 
     Raises:
       ValueError: if a folder does not hold such a model.
     """
-    return tuple(with_model(f, clip) if clip is not None and f is ALIGNMENT else f for f in CASCADE)
+    if aesthetic is not None and clip is None:
+        raise ValueError(f"{aesthetic} is a head on the embeddings of a CLIP, whose folder is missing")
+    given = {}
+    if clip is not None:
+        given[ALIGNMENT.name] = with_model(ALIGNMENT, clip)
+        if aesthetic is not None:
+            given[AESTHETIC.name] = with_head(AESTHETIC, clip, aesthetic)
+    return tuple(given.get(filter.name, filter) for filter in CASCADE)
 
 
 __all__ = ["CASCADE", "Candidate", "Filter", "cascade"]

@@ -30,27 +30,42 @@ def with_model(filter: Filter, folder: Path | str) -> Filter:
     """
     folder = Path(folder).resolve()
     _load(folder)
+    return replace(filter, model=model_digest(folder), score=functools.partial(score, folder))
+
+
+def model_digest(folder: Path) -> str:
+    """Changes with the weights and the configuration in a folder."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return replace(filter, model=digest.hexdigest(), score=functools.partial(score, folder))
+    return digest.hexdigest()
 
 
 def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `ALIGNMENT` for each candidate."""
-    encoder = _load(folder)
-    images = encoder.embed_images([over_white(candidate.whole.image) for candidate in candidates])
-    texts = iter(encoder.embed_texts([text.text for candidate in candidates for text in candidate.record.captions]))
+    images = embed_images(folder, candidates)
+    texts = iter(
+        _load(folder).embed_texts([text.text for candidate in candidates for text in candidate.record.captions])
+    )
     return [
         {"cosines": [round(float(next(texts) @ image), DECIMALS) for _ in candidate.record.captions]}
         for candidate, image in zip(candidates, images, strict=True)
     ]
 
 
-def absent(candidates: Sequence[Candidate]) -> list[dict]:
+def embed_images(folder: Path, candidates: Sequence[Candidate]) -> Float[np.ndarray, "n E"]:
+    """Unit vectors of the candidates' pictures; those of the last batch are kept for the next filter that asks."""
+    encoder = _load(folder)
+    if encoder.last is None or [id(candidate) for candidate in encoder.last[0]] != [id(one) for one in candidates]:
+        images = encoder.embed_images([over_white(candidate.whole.image) for candidate in candidates])
+        encoder.last = list(candidates), images
+    return encoder.last[1]
+
+
+def no_model(candidates: Sequence[Candidate]) -> list[dict]:
     """Stands for the score without a model; never called, since such a filter is not asked."""
-    raise ValueError("alignment has no model; see with_model")
+    raise ValueError("this filter has no model; see filters.cascade")
 
 
 class Encoder:
@@ -68,6 +83,7 @@ class Encoder:
         from qi2_jax.interop.dual_encoder import NAMES
         from qi2_jax.models.dual_encoder import CLIP, DualEncoder, DualEncoderConfig
 
+        self.last: tuple[list[Candidate], np.ndarray] | None = None
         files.check_links(folder)
         self.config = DualEncoderConfig.from_dict(files.read_json(folder / "config.json"))
         like = jax.eval_shape(lambda key: DualEncoder(self.config, key=key), jax.random.key(0))
@@ -124,7 +140,7 @@ ALIGNMENT = Filter(
     name="alignment",
     version=1,
     columns={"cosines": (list[float], "of each caption with the picture, -1..1; unrelated texts lie near 0")},
-    score=absent,
+    score=no_model,
     optional=True,
     on_device=True,
     needs="score with --clip FOLDER of a CLIP or SigLIP",

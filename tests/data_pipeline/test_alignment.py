@@ -1,16 +1,20 @@
 """Alignment scores equal those of transformers on the same folder, and selection cuts by them."""
 
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+from safetensors.numpy import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from data_pipeline import filters
 from data_pipeline.cascade import score
+from data_pipeline.filters.aesthetic import AESTHETIC, with_head
 from data_pipeline.filters.alignment import ALIGNMENT, with_model
 from data_pipeline.images import decode_image
 from data_pipeline.records import Caption, Record
@@ -68,7 +72,7 @@ def test_alignment_parity(clip, picture, encoded):
 
 def test_percentiles_cut_each_language_by_itself_and_edits_not_at_all(clip, records):
     report = score(records, filters=filters.cascade(clip), workers=2, progress=False)
-    assert report.scored["alignment"] == 7 and report.not_scored == {}
+    assert report.scored["alignment"] == 7 and report.not_scored.keys() == {"aesthetic"}
     rows = [row["alignment.cosines"] for row in read_scores(records, filters.CASCADE)]
     assert rows[-1] is None
     pairs = np.array(rows[:5])
@@ -114,3 +118,59 @@ def test_folders_that_hold_no_such_model_are_refused(clip, tmp_path, file, conte
     (tmp_path / "spoiled" / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         filters.cascade(tmp_path / "spoiled")
+
+
+def write_head(path, widths=(12, 7, 1), **more):
+    rng = np.random.default_rng(2)
+    tensors = {}
+    for index, (inner, outer) in enumerate(itertools.pairwise(widths)):
+        tensors[f"layers.{2 * index}.weight"] = rng.normal(size=(outer, inner)).astype(np.float32)
+        tensors[f"layers.{2 * index}.bias"] = rng.normal(size=outer).astype(np.float32)
+    safetensors.numpy.save_file(tensors | more, path)
+    return path
+
+
+def test_aesthetic_head_parity(clip, tmp_path, picture, encoded):
+    head = write_head(tmp_path / "head.safetensors")
+    filter = with_head(AESTHETIC, clip, head)
+    images = [decode_image(encoded(picture(seed))) for seed in range(3)]
+    record = Record("k", b"", (Caption("x"),), "s")
+    scored = filter.score([filters.Candidate(record, image, None) for image in images])
+
+    layers = torch.nn.Sequential(torch.nn.Linear(12, 7), torch.nn.Dropout(0.2), torch.nn.Linear(7, 1)).eval()
+    layers.load_state_dict({k.removeprefix("layers."): torch.from_numpy(v) for k, v in load_file(head).items()})
+    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPImageProcessorPil.from_pretrained(clip)
+    with torch.no_grad():
+        pixels = processor([image.image for image in images], return_tensors="pt")["pixel_values"]
+        features = model.get_image_features(pixel_values=pixels).pooler_output
+        expected = layers(torch.nn.functional.normalize(features, dim=-1))[:, 0]
+    np.testing.assert_allclose([row["score"] for row in scored], expected.numpy(), atol=6e-4)  # three decimals
+
+
+def test_aesthetic_scores_are_selected_by(clip, records, tmp_path):
+    chosen = filters.cascade(clip, write_head(tmp_path / "head.safetensors"))
+    assert score(records, filters=chosen, workers=1, progress=False).not_scored == {}
+    values = {row["key"]: row["aesthetic.score"] for row in read_scores(records, filters.CASCADE)}
+    assert values.pop("broken") is None
+    asked = {"min_side": 30, "drop_near_duplicates": False, "require_scores": True}
+    cut = max(0.001, sorted(values.values())[3])
+    dropped = select(records, Thresholds(**asked, min_aesthetic=cut)).dropped
+    assert {key for key, value in values.items() if value < cut} == {
+        k for k, v in dropped.items() if v.step == "aesthetic"
+    }
+
+
+@pytest.mark.parametrize(
+    ("widths", "more", "message"),
+    [
+        ((11, 1), {}, "has embeddings of 12 numbers"),
+        ((12, 7, 2), {}, "has embeddings of 12 numbers"),
+        ((12, 1), {"other": np.zeros(3, np.float32)}, "not a chain of linear layers"),
+        ((12, 1), {"layers.5.weight": np.zeros((1, 3), np.float32)}, "not a chain of linear layers"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(clip, tmp_path, widths, more, message):
+    with pytest.raises(ValueError, match=message):
+        filters.cascade(clip, write_head(tmp_path / "head.safetensors", widths, **more))
+    with pytest.raises(ValueError, match="whose folder is missing"):
+        filters.cascade(None, tmp_path / "head.safetensors")

@@ -47,9 +47,9 @@ def test_page_shows_funnel_scores_tables_and_captions_by_script(page):
     for text in ("unknown_format 1", "too_long 1", "repeats_itself 1", "64x64", "zh", "nature/sea", "ARABIC", "LATIN"):
         assert text in page
     for limit in LIMITS:
-        absent = limit.column.startswith(("compression.jpeg", "alignment"))  # no JPEG here, and no model
+        absent = limit.column.startswith(("compression.jpeg", "alignment", "aesthetic"))  # no JPEG, no model
         assert (limit.column in page) == (not absent), limit
-    assert page.count("<svg") == page.count("<section>") == len(LIMITS) - 2
+    assert page.count("<svg") == page.count("<section>") == len(LIMITS) - 3
     assert "alignment was not scored" in page
 
 

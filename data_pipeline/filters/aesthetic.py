@@ -1,0 +1,77 @@
+"""Aesthetics: a head of linear layers on CLIP's image embedding, as LAION publishes it, from a safetensors file.
+
+LAION's scores go from 1 to 10; its sets take 4.5, 5 or 6 as threshold. The head belongs to one CLIP (ViT-L/14).
+"""
+
+import functools
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.filters.alignment import embed_images, model_digest, no_model
+from data_pipeline.filters.base import Candidate, Filter
+
+MAX_HEAD_BYTES = 64 << 20
+
+
+def with_head(filter: Filter, clip: Path | str, head: Path | str) -> Filter:
+    """The filter with the head in a file, on the CLIP in a folder.
+
+    Raises:
+      ValueError: if either cannot be read, or the head does not take the embeddings of this CLIP to one number.
+    """
+    clip, head = Path(clip).resolve(), Path(head).resolve()
+    layers = _load(head)
+    width = embed_images(clip, ()).shape[1]
+    if layers[0][0].shape[1] != width or layers[-1][0].shape[0] != 1:
+        raise ValueError(f"{head} has layers {[w.shape for w, _ in layers]}; {clip} has embeddings of {width} numbers")
+    digest = hashlib.sha256(model_digest(clip).encode() + head.read_bytes()).hexdigest()
+    return replace(filter, model=digest, score=functools.partial(score, clip, head))
+
+
+def score(clip: Path, head: Path, candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `AESTHETIC` for each candidate."""
+    x = embed_images(clip, candidates)
+    for weight, bias in _load(head):
+        x = x @ weight.T + bias
+    return [{"score": round(float(value), 3)} for value in x[:, 0]]
+
+
+@functools.cache
+def _load(head: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and biases of the linear layers, in the order of the numbers in their names."""
+    import safetensors.numpy
+    from safetensors import SafetensorError
+
+    if not head.is_file() or head.stat().st_size > MAX_HEAD_BYTES:
+        raise ValueError(f"{head} is not a file of at most {MAX_HEAD_BYTES} bytes")
+    try:
+        tensors = safetensors.numpy.load_file(head)
+    except SafetensorError as error:
+        raise ValueError(f"{head} is not a safetensors file: {error}") from None
+    names = sorted(
+        (name.removesuffix(".weight") for name in tensors if name.endswith(".weight")),
+        key=lambda name: [int(number) for number in re.findall(r"\d+", name)],
+    )
+    layers = [(tensors[f"{name}.weight"], tensors.get(f"{name}.bias")) for name in names]
+    chained = all(a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] for (a, _), (b, _) in itertools.pairwise(layers))
+    biased = all(bias is not None and bias.shape == weight.shape[:1] for weight, bias in layers)
+    if not layers or len(tensors) != 2 * len(layers) or not chained or not biased or layers[0][0].ndim != 2:
+        raise ValueError(f"{head} is not a chain of linear layers with biases: {sorted(tensors)}")
+    return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers if bias is not None]
+
+
+AESTHETIC = Filter(
+    name="aesthetic",
+    version=1,
+    columns={"score": (float, "of the head: LAION's goes from 1 to 10, ordinary pictures lie around 5")},
+    score=no_model,
+    optional=True,
+    on_device=True,
+    needs="score with --clip FOLDER and --aesthetic FILE.safetensors, a head on its embeddings",
+)
