@@ -130,11 +130,43 @@ class Buckets:
 
     def report(self, sizes: Iterable[tuple[int, int]]) -> "BucketReport":
         """What becomes of images of the given (width, height)."""
-        counts = {str(size): 0 for size in self.sizes}
+        return Resolutions(((0, self),)).report(sizes)
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """The buckets of one or several areas. An image goes to the largest area that it fills.
+
+    Attributes:
+      areas: (side, its buckets), by ascending side.
+    """
+
+    areas: tuple[tuple[int, Buckets], ...]
+
+    def __post_init__(self):
+        sides = [side for side, _ in self.areas]
+        if not sides or sides != sorted(set(sides)):
+            raise ValueError(f"sides {sides} must be one or more, ascending")
+
+    @classmethod
+    def of_config(cls, config: Any) -> "Resolutions":
+        """From a config with `sides`, `ratios`, `max_upscale` and `max_cropped`; see `Buckets`."""
+        settings = {"max_upscale": config.max_upscale, "max_cropped": config.max_cropped}
+        return cls(tuple((side, Buckets.for_area(side, tuple(config.ratios), **settings)) for side in config.sides))
+
+    def fit(self, width: int, height: int) -> tuple[int, Fit]:
+        """The side of the area and the bucket of an image; one that fits nowhere is left out of the smallest."""
+        fits = ((side, buckets.fit(width, height)) for side, buckets in reversed(self.areas))
+        side, buckets = self.areas[0]
+        return next((found for found in fits if found[1].left_out is None), (side, buckets.fit(width, height)))
+
+    def report(self, sizes: Iterable[tuple[int, int]]) -> "BucketReport":
+        """What becomes of images of the given (width, height)."""
+        counts = {str(size): 0 for _, buckets in self.areas for size in buckets.sizes}
         cropped, upscaled, left_out, seen = 0.0, 0, Tally(), 0
         for width, height in sizes:
             seen += 1
-            fit = self.fit(width, height)
+            _, fit = self.fit(width, height)
             if fit.left_out:
                 left_out.add(fit.left_out, f"{width}x{height}")
                 continue
@@ -143,13 +175,6 @@ class Buckets:
             upscaled += fit.scale > 1
         used = seen - left_out.total
         return BucketReport(seen, counts, cropped / used if used else 0.0, upscaled, left_out)
-
-
-def make_buckets(config: Any) -> Buckets:
-    """Buckets of a config with `side`, `ratios`, `max_upscale` and `max_cropped`; see `Buckets`."""
-    return Buckets.for_area(
-        config.side, tuple(config.ratios), max_upscale=config.max_upscale, max_cropped=config.max_cropped
-    )
 
 
 @dataclass(frozen=True)

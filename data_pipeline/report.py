@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ImageFilter, ImageOps
 
 from data_pipeline.atomic import write_atomic
-from data_pipeline.buckets import Buckets
+from data_pipeline.buckets import Resolutions
 from data_pipeline.filters import CASCADE
 from data_pipeline.funnel import Step
 from data_pipeline.images import UndecodableImage, decode_image, over_white
@@ -77,14 +77,14 @@ class _Scan:
     tags: Counter = field(default_factory=Counter)
 
 
-def write_report(path: Path, folder: Path, selection: Selection, buckets: Buckets | None = None) -> None:
+def write_report(path: Path, folder: Path, selection: Selection, resolutions: Resolutions | None = None) -> None:
     """Writes the page.
 
     Args:
       path: of the HTML file.
       folder: of scored records.
       selection: of these records.
-      buckets: which the kept records would go to; None: no such table.
+      resolutions: whose buckets the kept records would go to; None: no such table.
 
     Raises:
       ValueError: when scores are missing.
@@ -103,7 +103,7 @@ def write_report(path: Path, folder: Path, selection: Selection, buckets: Bucket
         "<h2>Scores and thresholds</h2>",
         *(_limit(limit, scan, records, selection) for limit in LIMITS if scan.values.get(limit.column)),
         "<h2>Sizes, languages, classes</h2>",
-        *_tables(scan, selection, buckets),
+        *_tables(scan, selection, resolutions),
         "<h2>Captions</h2>",
         _captions(records, selection),
     ]
@@ -202,9 +202,9 @@ def _thumbnail(record: Record, value: float, unsafe: bool) -> str:
     return f'<figure><img src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _tables(scan: _Scan, selection: Selection, buckets: Buckets | None) -> Iterator[str]:
-    if buckets is not None:
-        report = buckets.report((kept.width, kept.height) for kept in selection.kept)
+def _tables(scan: _Scan, selection: Selection, resolutions: Resolutions | None) -> Iterator[str]:
+    if resolutions is not None:
+        report = resolutions.report((kept.width, kept.height) for kept in selection.kept)
         rows = [[name, f"{count:,}"] for name, count in report.counts.items()]
         rows += [[f"left out: {_text(reason)}", f"{count:,}"] for reason, count in report.left_out.counts.items()]
         yield _table(

@@ -52,7 +52,7 @@ class Thresholds:
       min_aesthetic: of the head's scale; 0 asks for nothing.
       max_per_class: records of one class (tag) that are kept, drawn by the hash of their keys; 0: all. Of several
         classes, every one must have room; records without a class always stay.
-      require_scores: whether a filter whose model was absent is an error; otherwise it drops nothing and is named.
+      require: filters whose absent scores are an error; others without scores drop nothing and are named.
       max_border: share of the picture that bars on opposite sides take.
       drop_exact_duplicates: keep only the first, by key, of files with the same bytes or the same pixels.
       drop_near_duplicates: keep only the first, by key, of each group of near duplicates (`filters.duplicates`).
@@ -89,7 +89,7 @@ class Thresholds:
     max_nsfw: float = 0.5
     min_aesthetic: float = 0.0
     max_per_class: int = 0
-    require_scores: bool = False
+    require: tuple[str, ...] = ()
     drop_exact_duplicates: bool = True
     drop_near_duplicates: bool = True
     near_distance: int = 6
@@ -100,6 +100,8 @@ class Thresholds:
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose between {low} and {high}")
+        if unknown := sorted(set(self.require) - {filter.name for filter in CASCADE}):
+            raise ValueError(f"require names filters {unknown} that do not exist")
 
 
 _RANGES = {
@@ -209,8 +211,10 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
       ValueError: when scores are missing (run `cascade.score` first).
     """
     not_scored = unscored(folder, CASCADE)
-    if not_scored and thresholds.require_scores:
-        raise ValueError(f"{folder} lacks scores that are required; {not_scored}, then score again")
+    if missing := {name: needs for name, needs in not_scored.items() if name in thresholds.require}:
+        raise ValueError(
+            f"{folder} lacks scores that data.thresholds.require names: {missing}; score again, or require less"
+        )
     cuts = _alignment_cuts(folder, thresholds)
     tallies = {name: Tally() for name in [*RULES, "duplicates", "distribution"]}
     dropped: dict[str, Dropped] = {}

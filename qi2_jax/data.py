@@ -9,7 +9,7 @@ from rich.console import Console
 
 from data_pipeline import cascade, filters
 from data_pipeline.atomic import write_json_atomic
-from data_pipeline.buckets import make_buckets
+from data_pipeline.buckets import Resolutions
 from data_pipeline.ingest import ingest
 from data_pipeline.records import MAX_IMAGE_BYTES
 from data_pipeline.report import write_report
@@ -92,7 +92,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     data = configs.load(arguments.experiment, arguments.overrides).data
     selection = select(arguments.folder, Thresholds(**data.thresholds))
     out = arguments.out or arguments.folder / "report.html"
-    write_report(out, arguments.folder, selection, make_buckets(data))
+    write_report(out, arguments.folder, selection, Resolutions.of_config(data))
     console.print(selection.table())
     console.print(f"page: {out}")
     return selection.to_dict()

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from data_pipeline import cascade
-from data_pipeline.buckets import make_buckets
+from data_pipeline.buckets import Resolutions
 from data_pipeline.demo_set import write_demo_folder
 from data_pipeline.ingest import ingest
 from data_pipeline.pictures import Picture, Pictures
@@ -29,7 +29,7 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     """Ingests, scores, selects and buckets; what is there from an earlier run is used again.
 
     Args:
-      config: `side`, `ratios`, `max_upscale`, `max_cropped`, `thresholds` (fields of `Thresholds`), `channels`,
+      config: `sides`, `ratios`, `max_upscale`, `max_cropped`, `thresholds` (fields of `Thresholds`), `channels`,
         `workers` (0: one per core).
       out: receives `records/`, and `demo_set/` where there is no source.
       source: the user's folder; None: the embedded demo set.
@@ -52,9 +52,9 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     console.print(selection.table())
     if any(kept.conditions for kept in selection.kept):
         raise ValueError("a job trains text-to-image only: leave edits out with data.thresholds.edits=False")
-    buckets = make_buckets(config)
-    console.print(buckets.report([(kept.width, kept.height) for kept in selection.kept]).table())
-    fits = [(kept, buckets.fit(kept.width, kept.height)) for kept in selection.kept]
+    resolutions = Resolutions.of_config(config)
+    console.print(resolutions.report([(kept.width, kept.height) for kept in selection.kept]).table())
+    fits = [(kept, resolutions.fit(kept.width, kept.height)[1]) for kept in selection.kept]
     chosen = tuple(Picture(kept.index, fit.bucket, kept.captions) for kept, fit in fits if fit.left_out is None)
     if not chosen:
         raise ValueError(

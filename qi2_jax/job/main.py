@@ -16,7 +16,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data_pipeline.atomic import write_json_atomic
-from data_pipeline.buckets import make_buckets
+from data_pipeline.buckets import Resolutions
 from data_pipeline.selection import Thresholds
 from qi2_jax import config as configs
 from qi2_jax import runs, sequence, sharding
@@ -149,7 +149,7 @@ def check_config(config: Any) -> None:
     """Raises a ValueError for a value that any step would refuse, before the first of them has begun."""
     stages.dtype_of(config.encode_dtype)
     stages.check(config.vae, config.transformer)
-    make_buckets(config.data)
+    Resolutions.of_config(config.data)
     Thresholds(**config.data.thresholds)
     for group, key, least in (("sample", "batch_size", 1), ("sample", "steps", 1), ("sample", "captions", 0)):
         if config[group][key] < least:

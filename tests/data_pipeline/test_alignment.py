@@ -152,7 +152,7 @@ def test_aesthetic_scores_are_selected_by(clip, records, tmp_path):
     assert score(records, filters=chosen, workers=1, progress=False).not_scored == {}
     values = {row["key"]: row["aesthetic.score"] for row in read_scores(records, filters.CASCADE)}
     assert values.pop("broken") is None
-    asked = {"min_side": 30, "drop_near_duplicates": False, "require_scores": True}
+    asked = {"min_side": 30, "drop_near_duplicates": False, "require": ("alignment", "aesthetic")}
     cut = max(0.001, sorted(values.values())[3])
     dropped = select(records, Thresholds(**asked, min_aesthetic=cut)).dropped
     assert {key for key, value in values.items() if value < cut} == {

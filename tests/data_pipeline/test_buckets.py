@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from data_pipeline.buckets import RATIOS, Bucket, Buckets, crop_box
+from data_pipeline.buckets import RATIOS, Bucket, Buckets, Resolutions, crop_box
 
 SIDES = (256, 512, 640, 1024, 2048)
 STAGES = {side: Buckets.for_area(side) for side in SIDES}
@@ -115,3 +115,20 @@ def test_impossible_stages(arguments, message):
 def test_image_without_pixels():
     with pytest.raises(ValueError, match="0 x 5"):
         STAGES[256].assign(0, 5)
+
+
+def test_an_image_goes_to_the_largest_area_that_it_fills():
+    resolutions = Resolutions(tuple((side, Buckets.for_area(side)) for side in (256, 512, 1024)))
+    for size, side, bucket in (
+        ((1024, 1024), 1024, "1024x1024"),
+        ((4000, 3000), 1024, "1184x896"),
+        ((1023, 1023), 512, "512x512"),
+        ((300, 300), 256, "256x256"),
+    ):
+        found, fit = resolutions.fit(*size)
+        assert (found, str(fit.bucket), fit.left_out) == (side, bucket, None)
+    assert resolutions.fit(200, 200)[1].left_out == "upscaled_too_much"
+    report = resolutions.report([(1024, 1024), (1023, 1023), (300, 300), (200, 200)])
+    assert (report.seen, sum(report.counts.values()), report.left_out.counts) == (4, 3, {"upscaled_too_much": 1})
+    with pytest.raises(ValueError, match="ascending"):
+        Resolutions(((512, Buckets.for_area(512)), (256, Buckets.for_area(256))))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from data_pipeline.buckets import Buckets
+from data_pipeline.buckets import Buckets, Resolutions
 from data_pipeline.cascade import score
 from data_pipeline.records import Caption, Record
 from data_pipeline.report import LIMITS, script_of, write_report
@@ -31,7 +31,9 @@ def page(tmp_path, picture, encoded):
     write_shards(tmp_path, [*records, Record("broken", b"x", (), "s")], records_per_shard=8)
     score(tmp_path, workers=1, progress=False)
     selection = select(tmp_path, Thresholds(min_side=30, max_aspect=1.6))
-    write_report(tmp_path / "page.html", tmp_path, selection, Buckets.for_area(64, ("1:1", "2:3")))
+    write_report(
+        tmp_path / "page.html", tmp_path, selection, Resolutions(((64, Buckets.for_area(64, ("1:1", "2:3"))),))
+    )
     return (tmp_path / "page.html").read_text(encoding="utf-8")
 
 

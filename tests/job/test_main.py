@@ -16,7 +16,7 @@ TINY = "experiments/demo.py:tiny"
     [
         ("encode_dtype=float16", "dtype 'float16' is unknown; choose one of"),
         ("data.thresholds.max_aspect=0.5", "max_aspect is 0.5; choose between"),
-        ("data.side=8", "side 8 is below the grid"),
+        ("data.sides=(8,)", "side 8 is below the grid"),
         ("vae.loss=sqared", "loss 'sqared' of the autoencoder is unknown"),
         ("vae.batch_size=7", "vae: a batch of 7 does not split"),
         ("vae.mesh.data=0", "vae: mesh data=0"),

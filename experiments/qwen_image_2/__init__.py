@@ -1,0 +1,1 @@
+"""The six stages of the Qwen-Image-2 curriculum."""
