@@ -55,8 +55,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         loss="squared",
         batch_size=8 if tiny else 16,
         ema_decay=0.95 if tiny else 0.99,
-        train=dict(steps=2 if tiny else 1200, log_every=10, evaluate_every=10_000, max_skipped=10),
-        optimizer=dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=20, decay_steps=1200),
+        train=dict(steps=2 if tiny else 1000, log_every=10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=20, decay_steps=1000),
         checkpoint=dict(every=1000 if tiny else 200, keep=2),
         statistics_batches=2 if tiny else 16,  # crops from which the latents' mean and deviation are taken
     )
@@ -92,8 +92,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
                 shift=1.0,  # read where it is not dynamic
             ),
         ),
-        train=dict(steps=4 if tiny else 900, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
-        optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=900),
+        train=dict(steps=4 if tiny else 800, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
+        optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=800),
         checkpoint=dict(every=1000 if tiny else 200, keep=2),
     )
     config.sample = dict(steps=4 if tiny else 20, seed=0, batch_size=64, captions=0)  # the first ones; 0: all

@@ -156,5 +156,5 @@ def test_a_refused_run_claims_nothing(samples, tmp_path):
     done = subprocess.run(
         command(samples, tmp_path, "transformer.train.steps=1000"), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and "goes beyond optimizer.decay_steps 900" in done.stderr
+    assert done.returncode == 1 and "goes beyond optimizer.decay_steps 800" in done.stderr
     assert not any(path for path in tmp_path.iterdir() if path.name != "model")
