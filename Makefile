@@ -1,9 +1,11 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN ?= runs/$(if $(DATA),$(notdir $(DATA:/=)),demo)
+# A job's folder has the name of its data's, wherever that is; the embedded pictures' is `demo`.
+DATA_NAME = $(shell cd "$(DATA)" && basename "$$PWD")
+RUN ?= runs/$(if $(DATA),$(patsubst demo,demo-data,$(DATA_NAME)),demo)
 
-.PHONY: demo test install clean
+.PHONY: demo test test-data install clean
 
 install: .venv/installed
 
@@ -26,7 +28,16 @@ test: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
+
+# What some tests look at beside Python packages: without it they skip and say so. Debian's packages need root.
+test-data: install
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq; sed 's/ *#.*//' apt-packages.txt | xargs apt-get install --yes -qq > /dev/null; \
+	else \
+	  echo "as root: sed 's/ *#.*//' apt-packages.txt | xargs apt-get install --yes"; \
+	fi
+	$(BIN)/python -m tests.pillow_source
 
 clean:
 	rm -rf .venv runs

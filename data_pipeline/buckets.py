@@ -139,9 +139,11 @@ class Resolutions:
 
     Attributes:
       areas: (side, its buckets), by ascending side.
+      smaller_too: it also goes to every smaller area, so that small areas do not see small originals alone.
     """
 
     areas: tuple[tuple[int, Buckets], ...]
+    smaller_too: bool = False
 
     def __post_init__(self):
         sides = [side for side, _ in self.areas]
@@ -150,15 +152,21 @@ class Resolutions:
 
     @classmethod
     def of_config(cls, config: Any) -> "Resolutions":
-        """From a config with `sides`, `ratios`, `max_upscale` and `max_cropped`; see `Buckets`."""
+        """From a config with `sides`, `ratios`, `max_upscale`, `max_cropped` and `smaller_too`; see `Buckets`."""
         settings = {"max_upscale": config.max_upscale, "max_cropped": config.max_cropped}
-        return cls(tuple((side, Buckets.for_area(side, tuple(config.ratios), **settings)) for side in config.sides))
+        areas = tuple((side, Buckets.for_area(side, tuple(config.ratios), **settings)) for side in config.sides)
+        return cls(areas, config.smaller_too)
 
-    def fit(self, width: int, height: int) -> tuple[int, Fit]:
-        """The side of the area and the bucket of an image; one that fits nowhere is left out of the smallest."""
-        fits = ((side, buckets.fit(width, height)) for side, buckets in reversed(self.areas))
-        side, buckets = self.areas[0]
-        return next((found for found in fits if found[1].left_out is None), (side, buckets.fit(width, height)))
+    def buckets(self, side: int) -> Buckets:
+        """The buckets of the area of that side."""
+        return dict(self.areas)[side]
+
+    def fits(self, width: int, height: int) -> list[tuple[int, Fit]]:
+        """The sides and buckets that an image goes to, from the largest; one that fits nowhere is left out of the
+        smallest."""
+        fits = [(side, buckets.fit(width, height)) for side, buckets in reversed(self.areas)]
+        fitting = [found for found in fits if found[1].left_out is None]
+        return (fitting if self.smaller_too else fitting[:1]) or fits[-1:]
 
     def report(self, sizes: Iterable[tuple[int, int]]) -> "BucketReport":
         """What becomes of images of the given (width, height)."""
@@ -166,14 +174,14 @@ class Resolutions:
         cropped, upscaled, left_out, seen = 0.0, 0, Tally(), 0
         for width, height in sizes:
             seen += 1
-            _, fit = self.fit(width, height)
-            if fit.left_out:
-                left_out.add(fit.left_out, f"{width}x{height}")
-                continue
-            counts[str(fit.bucket)] += 1
-            cropped += fit.cropped
-            upscaled += fit.scale > 1
-        used = seen - left_out.total
+            for _, fit in self.fits(width, height):
+                if fit.left_out:
+                    left_out.add(fit.left_out, f"{width}x{height}")
+                    continue
+                counts[str(fit.bucket)] += 1
+                cropped += fit.cropped
+                upscaled += fit.scale > 1
+        used = sum(counts.values())
         return BucketReport(seen, counts, cropped / used if used else 0.0, upscaled, left_out)
 
 

@@ -1,23 +1,27 @@
 """The cascade: every filter over every shard, in worker processes, resumable at the grain of a shard and a filter."""
 
-import multiprocessing
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_pipeline.filters import CASCADE, Candidate, Filter
-from data_pipeline.images import Decoded, UndecodableImage, decode_image
+from data_pipeline.filters.duplicates import DUPLICATES
+from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.images import MAX_PIXELS, Decoded, UndecodableImage, decode_image
+from data_pipeline.pair_search import PairReport, score_pairs
 from data_pipeline.records import Record
 from data_pipeline.scores import is_complete, write_scores
 from data_pipeline.shards import RecordFolder
+from data_pipeline.workers import process_pool
 
 BATCH_RECORDS = 32
-BATCH_PIXELS = 50_000_000  # a batch ends earlier when its pictures are large: at most two of the largest at once
+MAX_RECORD_PIXELS = 2 * MAX_PIXELS  # ten sources of 12 million and their target pass
+BATCH_PIXELS = 50_000_000  # a batch ends earlier when its pictures are large
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,13 @@ class ScoreReport:
       records: in the folder.
       scored: for every filter, how many of them this run had to look at.
       not_scored: filters without their model, and what they need.
+      pairs: what the comparison of all records found; None: nothing had to be compared.
     """
 
     records: int
     scored: dict[str, int]
     not_scored: dict[str, str] = field(default_factory=dict)
+    pairs: PairReport | None = None
 
     def table(self):
         """A `rich.table.Table` with a row per filter."""
@@ -45,10 +51,14 @@ class ScoreReport:
             view.add_row(name, f"{self.records - count:,}", f"{count:,}")
         for name, needs in self.not_scored.items():
             view.add_row(f"{name}: not scored", "", needs)
+        if self.pairs is not None:
+            view.add_row("pairs", "", f"{self.pairs.near:,} near among {self.pairs.contents:,} different")
         return view
 
     def to_dict(self) -> dict:
-        return {"records": self.records, "scored": self.scored, "not_scored": self.not_scored}
+        return {"records": self.records, "scored": self.scored, "not_scored": self.not_scored} | {
+            "pairs": self.pairs and self.pairs.to_dict()
+        }
 
 
 def score(
@@ -58,7 +68,7 @@ def score(
     workers: int | None = None,
     progress: bool = True,
 ) -> ScoreReport:
-    """Scores the records of a folder and writes the columns beside them (`scores`).
+    """Scores the records of a folder and writes the columns beside them (`scores`), then their pairs (`pair_scores`).
 
     Only what is missing is computed: shards of a killed run, filters that are new or have another version. The result
     does not depend on the number of workers.
@@ -69,7 +79,8 @@ def score(
 
     Raises:
       ValueError: when the folder is not a complete folder of records, or a shard is corrupt.
-      RuntimeError: when a worker process dies, naming what to do.
+      ChildProcessError: when a worker process dies, naming what to do.
+      OSError: when the disk is full; finished shards are kept.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1, or None for one per core")
@@ -91,35 +102,30 @@ def score(
         with tqdm(total=total, desc=title, unit="img", disable=not progress or not tasks, dynamic_ncols=True) as bar:
             for done in _run(records, tasks, count):
                 bar.update(done)
-    return ScoreReport(len(records), scored, not_scored)
+    pairs = None
+    if {DUPLICATES.name, ENTROPY.name} <= scored.keys():
+        pairs = score_pairs(folder, workers=workers or os.cpu_count() or 1, progress=progress)
+    return ScoreReport(len(records), scored, not_scored, pairs)
 
 
 def _run(records: RecordFolder, tasks: list[tuple[int, tuple[Filter, ...]]], workers: int) -> Iterator[int]:
     """Yields numbers of finished records."""
     if workers <= 1:
         for number, filters in tasks:
-            yield from _score_shard(records, number, filters)
+            yield from score_shard(records, number, filters)
         return
-    # Forking a process with threads (JAX has many) can deadlock, so workers start afresh.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with process_pool(workers, "scoring") as pool:
         futures = [pool.submit(_score_whole_shard, records, number, filters) for number, filters in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise RuntimeError(
-                "a scoring process died. Finished shards are kept: run again, with workers=1 to see the error. A "
-                'script that calls score() must do so under `if __name__ == "__main__":`'
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def _score_whole_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> int:
-    return sum(_score_shard(records, number, filters))
+    return sum(score_shard(records, number, filters))
 
 
-def _score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> Iterator[int]:
+def score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> Iterator[int]:
+    """Scores one shard by these filters and writes the columns; yields numbers of records on the way."""
     keys: list[str] = []
     rows: dict[str, list[dict]] = {filter.name: [] for filter in filters}
     for batch in _batches(records.read_shard(number)):
@@ -140,12 +146,14 @@ def _score_batch(filter: Filter, batch: list[Candidate]) -> list[dict]:
 
 def _decode(record: Record) -> Candidate:
     images: list[Decoded] = []
+    left = MAX_RECORD_PIXELS  # of all images together: they are held at the same time
     for place, data in enumerate((record.image, *record.conditions)):
         try:
-            images.append(decode_image(data))
+            images.append(decode_image(data, preview_first=True, max_pixels=min(left, MAX_PIXELS)))
         except UndecodableImage as failure:
             where = f"condition image {place - 1}: " if place else ""
             return Candidate(record, None, UndecodableImage(failure.reason, where + failure.detail))
+        left -= math.prod(images[-1].size)
     return Candidate(record, images[0], None, tuple(images[1:]))
 
 
@@ -154,7 +162,7 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Candidate]]:
     for record in records:
         candidate = _decode(record)
         for decoded in (candidate.decoded, *candidate.conditions):
-            pixels += decoded.image.width * decoded.image.height if decoded else 0
+            pixels += math.prod(decoded.size) if decoded else 0
         batch.append(candidate)
         if len(batch) == BATCH_RECORDS or pixels >= BATCH_PIXELS:
             yield batch

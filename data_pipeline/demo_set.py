@@ -47,7 +47,7 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty; choose a new folder")
-    originals = {package: _package_folder(package) for package in {photo.package for photo in PHOTOS}}
+    originals = {package: package_folder(package) for package in {photo.package for photo in PHOTOS}}
     for name in ("clean", "planted"):
         (out / name).mkdir(parents=True, exist_ok=True)
     lines = []
@@ -76,7 +76,8 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
     return DemoSummary(clean, dropped, refused)
 
 
-def _package_folder(package: str) -> Path:
+def package_folder(package: str) -> Path:
+    """Where an installed package lies. Raises ImportError, with the way out, if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"the demo set reads photographs from inside {package}: pip install qi2[demo]")

@@ -18,6 +18,13 @@ class Tally:
         if len(examples) < MAX_EXAMPLES:
             examples.append(name)
 
+    def __add__(self, other: "Tally") -> "Tally":
+        total = Tally(dict(self.counts), {reason: list(names) for reason, names in self.examples.items()})
+        for reason, count in other.counts.items():
+            total.counts[reason] = total.counts.get(reason, 0) + count
+            total.examples[reason] = (total.examples.get(reason, []) + other.examples[reason])[:MAX_EXAMPLES]
+        return total
+
     @property
     def total(self) -> int:
         return sum(self.counts.values())

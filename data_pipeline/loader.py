@@ -5,78 +5,100 @@ channels, `E` width of text features.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from data_pipeline.samples import Sample, Text
 from qi2_jax import sequence
 
 
+class Row(NamedTuple):
+    """A sample and the one text that a step reads with it; `dropped`: that text is the empty prompt."""
+
+    sample: Sample
+    text: Text
+    dropped: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Samples padded to a layout, as host arrays; `conditions_BMC` is None without condition images."""
+    """Rows padded to a layout, as host arrays; `conditions_BMC` is None without condition images.
+
+    Samples with prompts instead of features have `prompts`, and `pictures` of their condition images, for each row.
+
+    `composition` says what the batch is made of, in shares 0..1: `padding` (slots of the joint sequence that hold
+    nothing), `padding_text` (the same of its text slots), `dropped` (rows with the empty prompt), `wide` and `tall`
+    (targets with more columns than rows, and with fewer).
+    """
 
     latents_BNC: Float[np.ndarray, "B N C"]
     text_BTE: Float[np.ndarray, "B T E"]
     positions_BS3: Int[np.ndarray, "B S 3"]
     valid_BS: Bool[np.ndarray, "B S"]
     conditions_BMC: Float[np.ndarray, "B M C"] | None
+    composition: dict[str, float]
+    prompts: tuple[str, ...] | None = None
+    pictures: tuple[tuple[UInt8[np.ndarray, "H W c"], ...], ...] = ()
 
 
-def collate(layout: sequence.Layout, samples: Sequence[Sample]) -> Rows:
-    """Pads samples to a layout.
+def collate(layout: sequence.Layout, rows: Sequence[Row]) -> Rows:
+    """Pads rows to a layout.
 
     Raises:
       ValueError: if a sample does not fit.
     """
-    placed = [
-        sequence.place(
-            layout,
-            sample.text.lengths,
-            sample.latents.shape[:2],
-            [condition.shape[:2] for condition in sample.conditions],
-        )
-        for sample in samples
-    ]
+    first = rows[0]
+    latents = np.zeros((len(rows), layout.target, first.sample.latents.shape[-1]), np.float32)
+    text = np.zeros((len(rows), sum(layout.text), first.text.features.shape[-1]), first.text.features.dtype)
+    conditions = np.zeros((len(rows), sum(layout.conditions), latents.shape[-1]), np.float32)
+    text_starts, condition_starts = (np.cumsum([0, *slots]) for slots in (layout.text, layout.conditions))
+    positions, valid = np.zeros((len(rows), layout.length, 3), np.int32), np.zeros((len(rows), layout.length), bool)
+    for place, (sample, own, _) in enumerate(rows):
+        grids = [image.shape[:2] for image in sample.conditions]
+        positions[place], valid[place] = sequence.place(layout, own.lengths, sample.latents.shape[:2], grids)
+        _fill(latents[place], 0, sample.latents)
+        for start, image in zip(condition_starts, sample.conditions, strict=False):
+            _fill(conditions[place], start, image)
+        ends = np.cumsum(own.lengths)
+        for start, length, end in zip(text_starts, own.lengths, ends, strict=False):
+            text[place, start : start + length] = own.features[end - length : end]
+    sizes = np.array([row.sample.latents.shape[:2] for row in rows])
+    composition = {
+        "padding": 1 - float(valid.mean()),
+        "padding_text": 1 - sum(sum(row.text.lengths) for row in rows) / max(1, len(rows) * sum(layout.text)),
+        "dropped": float(np.mean([row.dropped for row in rows])),
+        "wide": float(np.mean(sizes[:, 1] > sizes[:, 0])),
+        "tall": float(np.mean(sizes[:, 1] < sizes[:, 0])),
+    }
+    prompts = tuple(row.text.prompt for row in rows if row.text.prompt is not None) or None
+    pictures = tuple(row.sample.pictures for row in rows)
+    conditions_or_none = conditions if layout.conditions else None
+    return Rows(latents, text, positions, valid, conditions_or_none, composition, prompts, pictures)
 
-    def flatten(latents, slots):
-        tokens = latents.reshape(-1, latents.shape[-1])
-        return np.pad(tokens, ((0, slots - len(tokens)), (0, 0)))
 
-    def text(text: Text):
-        parts = np.split(text.features, np.cumsum(text.lengths)[:-1])
-        return np.concatenate(
-            [np.pad(part, ((0, slots - len(part)), (0, 0))) for part, slots in zip(parts, layout.text, strict=True)]
-        )
-
-    def conditions(sample: Sample):
-        return np.concatenate([flatten(*pair) for pair in zip(sample.conditions, layout.conditions, strict=True)])
-
-    return Rows(
-        np.stack([flatten(sample.latents, layout.target) for sample in samples]),
-        np.stack([text(sample.text) for sample in samples]),
-        np.stack([positions for positions, _ in placed]),
-        np.stack([valid for _, valid in placed]),
-        np.stack([conditions(sample) for sample in samples]) if layout.conditions else None,
-    )
+def _fill(slots: np.ndarray, start: int, image: np.ndarray) -> None:
+    tokens = image.reshape(-1, image.shape[-1])
+    slots[start : start + len(tokens)] = tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Shuffled, endless, padded batches.
+    """Shuffled, endless, padded batches of one stream.
 
-    Every epoch is a new permutation of all samples; batches run across its border, so no sample is left out. With
-    probability `dropout` a sample's text becomes the empty prompt.
+    Every epoch is a new permutation of all samples; batches run across its border, so no sample is left out. Of several
+    texts each step draws one. With probability `dropout` the text is the empty prompt: that of the sample, which for an
+    edit stands beside its condition images, or the common one.
 
     Attributes:
       samples: by index.
-      empty: features of the empty prompt.
+      empty: the empty prompt without condition images.
       layout: what batches are padded to.
       batch_size: global number of samples per step.
-      seed: of order and dropout.
+      seed: of order, texts and dropout.
       dropout: probability in [0, 1].
       rows: which rows of the global batch to make, those of this process; None: all.
     """
@@ -93,11 +115,14 @@ class Loader:
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is {self.dropout}; it is a probability")
 
+    def order(self) -> grain.MapDataset:
+        """Which sample stands at each place of the endless sequence; memory does not grow with their number."""
+        return grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
+
     def batches(self) -> grain.MapDataset:
         """The batch of every step, by its number."""
-        order = grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
-        # Dropout draws from the sample's place in the global order, so it does not depend on the number of hosts.
-        chosen = order.random_map(self._choose, seed=self.seed + 1)
+        # Texts and dropout are drawn from the sample's place in the global order, whatever the number of hosts.
+        chosen = self.order().random_map(self._choose, seed=self.seed + 1)
         rows = range(self.batch_size) if self.rows is None else self.rows
 
         def batch(step: int) -> Rows:
@@ -105,17 +130,9 @@ class Loader:
 
         return grain.MapDataset.range(np.iinfo(np.int64).max).map(batch)
 
-    def from_step(self, start: int) -> Iterator[Rows]:
-        """Batches of steps start, start + 1, ...; reading runs ahead in threads."""
-        steps = self.batches()[start:]
-        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
-
-    def _choose(self, index: int, rng: np.random.Generator) -> Sample:
+    def _choose(self, index: int, rng: np.random.Generator) -> Row:
         sample = self.samples[index]
+        text = sample.texts[rng.integers(len(sample.texts))]
         if rng.random() < self.dropout:
-            if sample.conditions:
-                raise ValueError(
-                    "dropout of text beside condition images needs an empty prompt with their placeholders"
-                )
-            return dataclasses.replace(sample, text=self.empty)
-        return sample
+            return Row(sample, sample.empty or self.empty, dropped=True)
+        return Row(sample, text)

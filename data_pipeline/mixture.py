@@ -1,4 +1,4 @@
-"""Mixtures: batches of several streams (resolutions, tasks) in exact proportions, a pure function of the step.
+"""Mixtures: batches of several streams (areas, tasks) in exact proportions, a pure function of the step.
 
 A stream has batches of one layout and one size, so a step compiles into one of few programs. The streams take turns in
 cycles of as many steps as their weights add up to; the order within a cycle is drawn from (seed, cycle). So which batch
@@ -7,13 +7,17 @@ a step sees depends on nothing but (seed, step): the whole state is one integer,
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from data_pipeline import cache as cached
+from data_pipeline.cache import Cache, Largest, StreamKey
 from data_pipeline.loader import Loader, Rows
+from qi2_jax.sequence import Layout
 
 MAX_CYCLE = 10_000  # steps; longer cycles mean proportions that were meant to be simpler
 
@@ -23,7 +27,7 @@ class Stream:
     """One part of a mixture.
 
     Attributes:
-      name: such as "512 t2i", for logs.
+      name: such as "512-1", for logs.
       loader: its samples and layout.
       weight: batches of it in every cycle.
     """
@@ -56,6 +60,35 @@ class Mixture:
         if not weights or min(weights) < 1 or sum(weights) > MAX_CYCLE:
             raise ValueError(f"weights {weights} must be at least 1 each and at most {MAX_CYCLE} together")
 
+    @classmethod
+    def of_cache(
+        cls,
+        cache: Cache,
+        shares: "Shares",
+        batch_sizes: Sequence[int],
+        *,
+        seed: int,
+        dropout: float,
+        own_rows: Callable[[int], Sequence[int]],
+    ) -> "Mixture":
+        """The streams of a cache that have a share.
+
+        Args:
+          batch_sizes: global samples per step, for every side.
+          dropout: of texts, see `Loader`.
+          own_rows: which rows of a batch of that size this process makes.
+
+        Raises:
+          ValueError: if a stream with a share has no samples.
+        """
+        streams, weights = [], shares.weights()
+        for position, (key, stream) in enumerate(streams_of(cache, shares).items()):
+            size = batch_sizes[shares.sides.index(key.side)]
+            layout = layout_of(stream.largest, cache.empty.lengths)
+            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, own_rows(size))
+            streams.append(Stream(str(key), loader, weights[key]))
+        return cls(tuple(streams), seed)
+
     @property
     def cycle(self) -> int:
         """Steps after which every stream has had exactly its weight of batches."""
@@ -79,8 +112,77 @@ class Mixture:
         steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
+    def unused(self, cache: Cache) -> dict[str, int]:
+        """Samples of the cache that no stream of the mixture reads."""
+        names = {stream.name for stream in self.streams}
+        return {str(stream.key): len(stream) for stream in cache.streams if str(stream.key) not in names}
+
     def _order(self, cycle: int) -> np.ndarray:
         return _draw(tuple(stream.weight for stream in self.streams), self.seed, cycle)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Which share of the steps each area and task has.
+
+    Attributes:
+      sides: of the areas, in pixels.
+      of_sides: steps of each side in a cycle; 0: none.
+      of_tasks: of these, text-to-image steps and edit steps.
+      of_conditions: of edit steps, those with one, with two, ... condition images.
+
+    Raises:
+      ValueError: for another number of shares, a negative one, or none at all.
+    """
+
+    sides: tuple[int, ...]
+    of_sides: tuple[int, ...]
+    of_tasks: tuple[int, int]
+    of_conditions: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(self.of_sides) != len(self.sides) or len(self.of_tasks) != 2:
+            raise ValueError(f"data.mixture.sides {self.of_sides} needs a share for each of data.sides {self.sides}")
+        shares = (*self.of_sides, *self.of_tasks, *self.of_conditions)
+        if min(shares) < 0 or not any(self.of_sides) or not any(self.of_tasks):
+            raise ValueError(f"data.mixture has negative shares, or none at all: {self}")
+        if self.of_tasks[1] and not any(self.of_conditions):
+            raise ValueError("data.mixture.tasks has edits, but data.mixture.conditions has no share for them")
+
+    def weights(self) -> dict[StreamKey, int]:
+        """Batches of each stream in a cycle, without a common divisor."""
+        edits = sum(self.of_conditions) or 1
+        tasks = {0: self.of_tasks[0] * edits}
+        tasks |= {count: self.of_tasks[1] * share for count, share in enumerate(self.of_conditions, start=1)}
+        found = {
+            StreamKey(side, conditions): share * weight
+            for side, share in zip(self.sides, self.of_sides, strict=True)
+            for conditions, weight in tasks.items()
+            if share * weight
+        }
+        divisor = math.gcd(*found.values())
+        return {key: weight // divisor for key, weight in found.items()}
+
+
+def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, cached.Stream]:
+    """The streams of a cache that have a share, in the order of their weights.
+
+    Raises:
+      ValueError: if one of them has no samples.
+    """
+    found = {stream.key: stream for stream in cache.streams}
+    if missing := [str(key) for key in shares.weights() if key not in found]:
+        raise ValueError(
+            f"{cache.folder} has no samples for {missing} (side-conditions), only {[str(key) for key in found]}; "
+            "give these no share in data.mixture, or select and encode such records"
+        )
+    return {key: found[key] for key in shares.weights()}
+
+
+def layout_of(largest: Largest, empty: Sequence[int]) -> Layout:
+    """The layout that holds every sample of a stream, and the empty prompt where it may take a text's place."""
+    text = tuple(map(max, largest.text, empty)) if not largest.conditions else largest.text
+    return Layout(text, largest.target, largest.conditions)
 
 
 @functools.lru_cache(maxsize=64)

@@ -85,14 +85,14 @@ class Crops:
     seed: int
     rows: Sequence[int] | None = None
 
-    def from_step(self, start: int) -> Iterator[tuple[None, Float[np.ndarray, "B H W c"]]]:
+    def from_step(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Pixels in [-1, 1] for steps start, start + 1, ..."""
         order = grain.MapDataset.range(len(self.pictures)).seed(self.seed).shuffle().repeat()
         crops = order.random_map(self._crop, seed=self.seed + 1)
         rows = range(self.batch_size) if self.rows is None else self.rows
 
         def batch(step: int):
-            return None, np.stack([crops[step * self.batch_size + row] for row in rows])
+            return np.stack([crops[step * self.batch_size + row] for row in rows])
 
         steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

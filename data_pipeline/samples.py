@@ -1,139 +1,130 @@
-"""Encoded samples: what training reads, in a folder of their own.
-
-    DIR/manifest.json          schema, fingerprint of what made the samples, number of samples, largest sizes
-    DIR/samples.arrayrecord    one safetensors blob per sample
-    DIR/empty.safetensors      features of the empty prompt, for classifier-free dropout
+"""Encoded samples: what training reads, each stored as one safetensors blob.
 
 Dims: `h` `w` rows and columns of latents, `C` latent channels, `T` text tokens, `E` width of text features.
 """
 
-import json
-import pathlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import ml_dtypes
 import numpy as np
+import safetensors
 import safetensors.numpy
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
-from data_pipeline.atomic import write_atomic, write_json_atomic
-
-SCHEMA = 1
-MANIFEST, SAMPLES, EMPTY = "manifest.json", "samples.arrayrecord", "empty.safetensors"
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "U8": np.dtype(np.uint8),
+}
 
 
 @dataclass(frozen=True)
 class Text:
-    """Features of a prompt's kept tokens, all segments one after the other, and the tokens of each segment."""
+    """Features of a prompt's kept tokens, all segments one after the other, and the tokens of each segment.
+
+    With `prompt`, the features have no width: training computes them.
+    """
 
     features: Float[np.ndarray, "T E"]
     lengths: tuple[int, ...]
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: normalised latents of the target, its text, and latents of its condition images."""
+    """One training sample.
+
+    Attributes:
+      latents: normalised, of the target.
+      texts: one per selected caption or instruction.
+      conditions: latents of the condition images, in order.
+      empty: of an edit, the empty prompt beside the same condition images, for classifier-free dropout.
+      record: position of its record in the folder that it was made from.
+      pictures: of a sample with prompts, its condition images as the encoder reads them, 0..255.
+    """
 
     latents: Float[np.ndarray, "h w C"]
-    text: Text
+    texts: tuple[Text, ...]
     conditions: tuple[Float[np.ndarray, "h w C"], ...] = ()
+    empty: Text | None = None
+    record: int = 0
+    pictures: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
 
+    def __post_init__(self):
+        assert self.texts and bool(self.conditions) == (self.empty is not None)
+        assert all(len(text.lengths) == len(self.conditions) + 1 for text in self.all_texts)
 
-def _encode(arrays: dict[str, np.ndarray]) -> bytes:
-    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-
-
-def _encode_text(text: Text) -> dict[str, np.ndarray]:
-    return {"text": text.features, "lengths": np.asarray(text.lengths, np.int32)}
-
-
-def _decode_text(arrays: dict[str, np.ndarray]) -> Text:
-    return Text(arrays["text"], tuple(arrays["lengths"].tolist()))
+    @property
+    def all_texts(self) -> tuple[Text, ...]:
+        return self.texts if self.empty is None else (*self.texts, self.empty)
 
 
 def encode_sample(sample: Sample) -> bytes:
-    conditions = {f"condition.{index}": latents for index, latents in enumerate(sample.conditions)}
-    return _encode({"latents": sample.latents, **_encode_text(sample.text), **conditions})
+    """The stored form of a sample. Equal samples give equal bytes."""
+    arrays = {"latents": sample.latents, "record": np.asarray([sample.record], np.int64)}
+    arrays |= {f"condition.{index}": latents for index, latents in enumerate(sample.conditions)}
+    arrays |= {f"text.{index}": text.features for index, text in enumerate(sample.all_texts)}
+    arrays["lengths"] = np.asarray([text.lengths for text in sample.all_texts], np.int32)
+    arrays |= {f"picture.{index}": picture for index, picture in enumerate(sample.pictures)}
+    for index, text in enumerate(sample.all_texts):
+        arrays |= _prompt(f"prompt.{index}", text)
+    return encode_arrays(arrays)
 
 
 def decode_sample(payload: bytes) -> Sample:
-    arrays = safetensors.numpy.load(payload)
-    count = sum(name.startswith("condition.") for name in arrays)
-    conditions = tuple(arrays[f"condition.{index}"] for index in range(count))
-    return Sample(arrays["latents"], _decode_text(arrays), conditions)
+    """Reads a stored sample; its arrays are views of one buffer.
 
-
-def write_samples(folder: pathlib.Path, samples: Iterable[Sample], empty: Text, fingerprint: dict[str, Any]) -> None:
-    """Writes a folder of samples; the manifest comes last, so a folder without one is incomplete.
-
-    Args:
-      folder: replaced if it exists.
-      samples: in the order of their index.
-      empty: the empty prompt, " " in the published pipeline.
-      fingerprint: plain JSON values that say what the samples depend on: weights, preprocessing, data.
+    Raises:
+      ValueError: if the payload is no stored sample.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    count, tokens, segments = 0, 0, np.zeros(0, int)
-    writer = ArrayRecordWriter(str(folder / SAMPLES), "group_size:1")
+    arrays = decode_arrays(payload)
     try:
-        for sample in samples:
-            writer.write(encode_sample(sample))
-            count, tokens = count + 1, max(tokens, sample.latents.shape[0] * sample.latents.shape[1])
-            if count == 1:
-                segments = np.zeros(len(sample.text.lengths), int)
-            segments = np.maximum(segments, sample.text.lengths)
-    finally:
-        writer.close()
-    if not count:
-        raise ValueError(f"there are no samples to write to {folder}")
-    write_atomic(folder / EMPTY, _encode(_encode_text(empty)))
-    sizes = {"tokens": tokens, "text": np.maximum(segments, empty.lengths).tolist()}
-    write_json_atomic(
-        folder / MANIFEST, {"schema": SCHEMA, "samples": count, "largest": sizes, "fingerprint": fingerprint}
+        lengths = [tuple(row) for row in arrays["lengths"].tolist()]
+        texts = [
+            Text(arrays[f"text.{index}"], row, _prompt_of(f"prompt.{index}", arrays))
+            for index, row in enumerate(lengths)
+        ]
+        conditions = tuple(arrays[f"condition.{index}"] for index in range(len(lengths[0]) - 1))
+        empty = texts.pop() if conditions else None
+        pictures = tuple(arrays[f"picture.{index}"] for index in range(len(conditions)) if "picture.0" in arrays)
+        return Sample(arrays["latents"], tuple(texts), conditions, empty, arrays["record"].item(), pictures)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"a stored sample lacks {error}: made by another version, or not a sample") from None
+
+
+def encode_text(text: Text) -> bytes:
+    return encode_arrays(
+        {"text": text.features, "lengths": np.asarray(text.lengths, np.int32)} | _prompt("prompt", text)
     )
 
 
-class SampleFolder(Sequence):
-    """Samples of a folder by index; safe to read from several threads and processes.
+def decode_text(payload: bytes) -> Text:
+    arrays = decode_arrays(payload)
+    return Text(arrays["text"], tuple(arrays["lengths"].tolist()), _prompt_of("prompt", arrays))
 
-    Args:
-      folder: made by `write_samples`.
-      fingerprint: what the samples must have been made from; None: anything.
+
+def _prompt(name: str, text: Text) -> dict[str, np.ndarray]:
+    return {} if text.prompt is None else {name: np.frombuffer(text.prompt.encode(), np.uint8)}
+
+
+def _prompt_of(name: str, arrays: dict[str, np.ndarray]) -> str | None:
+    return arrays[name].tobytes().decode() if name in arrays else None
+
+
+def encode_arrays(arrays: dict[str, np.ndarray]) -> bytes:
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def decode_arrays(payload: bytes) -> dict[str, np.ndarray]:
+    """Arrays of a safetensors blob, bfloat16 included, which `safetensors.numpy` does not read.
 
     Raises:
-      ValueError: if the folder is incomplete, of another schema, or made from something else (what differs is named).
+      ValueError: if it is not one, or holds another dtype than `DTYPES`.
     """
-
-    def __init__(self, folder: pathlib.Path, fingerprint: dict[str, Any] | None = None):
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise ValueError(f"{folder} holds no complete samples (no {MANIFEST}); encode the data first")
-        manifest = json.loads(path.read_text())
-        if manifest.get("schema") != SCHEMA:
-            raise ValueError(f"{folder} has samples of schema {manifest.get('schema')!r}, this qi2 reads {SCHEMA}")
-        if fingerprint is not None and manifest["fingerprint"] != fingerprint:
-            made = manifest["fingerprint"]
-            differing = [
-                f"{key}: {made.get(key)!r}, expected {fingerprint.get(key)!r}"
-                for key in sorted(made.keys() | fingerprint.keys())
-                if made.get(key) != fingerprint.get(key)
-            ]
-            raise ValueError(f"{folder} was encoded from something else; encode again. " + "; ".join(differing))
-        self.folder, self._count = folder, manifest["samples"]
-        self.fingerprint: dict[str, Any] = manifest["fingerprint"]
-        self.largest_tokens: int = manifest["largest"]["tokens"]
-        self.largest_text: tuple[int, ...] = tuple(manifest["largest"]["text"])
-        self.empty = _decode_text(safetensors.numpy.load((folder / EMPTY).read_bytes()))
-        self._reader = ArrayRecordReader(str(folder / SAMPLES))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
-        return decode_sample(self._reader.read([index])[0])
-
-    def __reduce__(self):
-        return SampleFolder, (self.folder,)
+    try:
+        found = safetensors.deserialize(payload)
+        return {name: np.frombuffer(part["data"], DTYPES[part["dtype"]]).reshape(part["shape"]) for name, part in found}
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"a stored sample is not readable: {error!r}") from None

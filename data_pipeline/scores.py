@@ -26,7 +26,7 @@ _TYPES = _SCALARS | {list[kind]: pa.list_(arrow) for kind, arrow in _SCALARS.ite
 
 def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
     """Whether the scores of this shard by this version of the filter are there."""
-    scores, marker = _paths(Path(folder), filter, shard)
+    scores, marker = paths(folder, filter, shard)
     try:
         return scores.is_file() and json.loads(marker.read_bytes()) == _validity(filter, shard)
     except (OSError, ValueError):
@@ -54,7 +54,7 @@ def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
 def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
     """Digest of the model that scored a shard with this version of a filter; None: no scores."""
     try:
-        found = json.loads(_paths(folder, filter, shard)[1].read_bytes())
+        found = json.loads(paths(folder, filter, shard)[1].read_bytes())
         return found["model"] if found == _validity(filter, shard) | {"model": found["model"]} else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -63,7 +63,7 @@ def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
 def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequence[str], rows: Sequence[dict]) -> None:
     """Writes one dict of the filter's columns per record of the shard, and then the marker."""
     assert len(keys) == len(rows) == shard.records, f"{filter.name} gave {len(rows)} scores for {shard.records} records"
-    scores, marker = _paths(Path(folder), filter, shard)
+    scores, marker = paths(folder, filter, shard)
     scores.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
         assert row.keys() == filter.columns.keys(), f"{filter.name} gave {sorted(row)}, not {sorted(filter.columns)}"
@@ -95,12 +95,23 @@ def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]
                 "shards; run data_pipeline.cascade.score on the folder first"
             )
     for shard in shards:
-        tables = [_read(_paths(Path(folder), filter, shard)[0], filter, shard) for filter in filters]
+        tables = [_read(paths(folder, filter, shard)[0], filter, shard) for filter in filters]
         keys = tables[0].column("key")
         if not all(table.column("key").equals(keys) for table in tables):
             raise ValueError(f"scores of {shard.file} disagree about the keys; delete {folder}/scores, score again")
         for rows in zip(*(table.to_pylist() for table in tables), strict=True):
             yield {name: value for row in rows for name, value in row.items()} | nothing
+
+
+def read_shard_scores(folder: Path | str, filter: Filter, shard: Shard) -> pa.Table:
+    """The columns of one filter for one shard, a row per record.
+
+    Raises:
+      ValueError: when they are missing, stale or damaged.
+    """
+    if not is_complete(folder, filter, shard):
+        raise ValueError(f"{folder}: filter {filter.name!r} has not scored {shard.file}; score the folder first")
+    return _read(paths(folder, filter, shard)[0], filter, shard)
 
 
 def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:
@@ -117,7 +128,8 @@ def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:
     return table
 
 
-def _paths(folder: Path, filter: Filter, shard: Shard) -> tuple[Path, Path]:
+def paths(folder: Path | str, filter: Filter, shard: Shard) -> tuple[Path, Path]:
+    """The table and the marker of a shard."""
     stem = Path(folder, "scores", filter.name, shard.file.removesuffix(".arrayrecord"))
     return stem.with_name(stem.name + ".parquet"), stem.with_name(stem.name + ".done.json")
 

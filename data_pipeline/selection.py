@@ -4,22 +4,32 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float, Int64
 
 from data_pipeline.atomic import write_atomic
-from data_pipeline.filters import CASCADE
+from data_pipeline.filters import CASCADE, TRIALS
 from data_pipeline.filters.alignment import ALIGNMENT
-from data_pipeline.filters.description import DESCRIPTION
-from data_pipeline.filters.duplicates import group_equal, group_near, parse_fingerprints
+from data_pipeline.filters.cluster import CLUSTER
+from data_pipeline.filters.duplicates import DUPLICATES
+from data_pipeline.filters.label_alignment import CAVEAT, LABEL_ALIGNMENT
 from data_pipeline.funnel import Step, Tally, table
-from data_pipeline.records import INSTRUCTION
+from data_pipeline.near_groups import group_near
+from data_pipeline.pair_scores import MIN_ENTROPY, SAME, read_pairs
+from data_pipeline.pairs import MAX_DIFFERENCE, MAX_DISTANCE, MAX_GRADIENT
+from data_pipeline.percentiles import Cuts, class_of, find_cuts
+from data_pipeline.rules import LOWEST_AESTHETIC, RULES, UNRELATED, caption_reasons
 from data_pipeline.scores import read_scores, unscored
+from data_pipeline.shards import digest_of, read_manifest
+
+INDEX = "selection.parquet"  # of a folder of records, unless it is called otherwise
+ALIGNMENTS = {filter.name: filter for filter in (ALIGNMENT, LABEL_ALIGNMENT)}
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,23 @@ class Thresholds:
       max_roughness: a rougher picture is noise.
       min_tokens, max_tokens: of a caption; a pair stays as long as one of its captions does, an edit as long as one of
         its instructions.
+      max_instruction_tokens: of an instruction, which is shorter than the longest captions.
+      min_script: share of an instruction's letters in the script of the language that it claims; names and brands of
+        other scripts are few.
+      name_sources: leave out instructions of an edit tagged `edit/compose` that do not name all of several sources.
+      max_edit_aspect: ratio of the aspects of source and target, of edits tagged `edit/local`, `edit/global` or
+        `edit/background`, whose target is the source's picture.
+      min_shared: share of the target's blocks that the source shows too, of local and global edits.
+      max_shift: of the target of these, as a share of its longer side.
+      min_changed: share of the picture that an edit changes strongly.
+      min_difference: grey levels by which any but a local edit may change the picture in the mean instead.
+      max_changed: share of the picture that a local edit changes.
+      min_unchanged_psnr: decibels, of what a local edit leaves alone.
+      alignment_by: the filter whose cosines the next two cut: `alignment`, or for a trial without a CLIP
+        `label_alignment`, which is no ground for a decision about data.
       min_alignment: cosine of a caption with its picture; depends on the model that scored.
-      min_alignment_percentile: leaves out this percentage of all scored captions of each language, the worst aligned.
+      min_alignment_percentile: leaves out this percentage of all scored captions of each language and class, the worst
+        aligned (`percentiles`).
       max_run: longest run of one character in a caption.
       min_compressed: smallest ratio of compression of a caption of at least `repetitive_tokens` tokens; one that
         repeats itself compresses to less.
@@ -47,17 +72,24 @@ class Thresholds:
       min_brightness, max_brightness: mean grey level, 0..1; the same are exempt.
       max_noise: grey levels.
       min_jpeg_quality: 1..100.
-      min_bits_per_pixel: of JPEG files, whose pictures are seldom flat.
+      min_bits_per_pixel: of JPEG files; pictures below `near_min_entropy` bits are exempt.
       max_nsfw: probability of an unsafe picture from which it is dropped.
       min_aesthetic: of the head's scale; 0 asks for nothing.
+      min_aesthetic_percentile: leaves out this percentage of the pictures of each class, the least beautiful.
       max_per_class: records of one class (tag) that are kept, drawn by the hash of their keys; 0: all. Of several
         classes, every one must have room; records without a class always stay.
+      max_per_cluster: records of one cluster (`filters.cluster`) that are kept, drawn likewise; 0: all.
       require: filters whose absent scores are an error; others without scores drop nothing and are named.
-      max_border: share of the picture that bars on opposite sides take.
+      max_repetition: of fine structure at a distance, as tiled watermarks have it (`filters.watermark`); pictures below
+        `near_min_entropy` bits are exempt.
+      max_border: share of the picture that bars on opposite sides take; exempt are pictures below `near_min_entropy`
+        bits, such as pages of text, and those tagged `design/..` or `synthetic/..`.
       drop_exact_duplicates: keep only the first, by key, of files with the same bytes or the same pixels.
-      drop_near_duplicates: keep only the first, by key, of each group of near duplicates (`filters.duplicates`).
-      near_distance: largest distance of the 64-bit perceptual hashes; recompression and rescaling rarely exceed it.
-      near_difference: largest difference of any thumbnail cell, in grey levels of 255.
+      drop_near_duplicates: keep only the first, by key, of each group of near duplicates (`pairs`): two whose hashes
+        are within one of the next two bounds, and whose thumbnails are within the third.
+      near_distance: largest distance of the 64-bit perceptual hashes.
+      near_gradient: largest distance of the 64-bit gradient hashes.
+      near_difference: largest difference of the thumbnails, in grey levels of 255 (`pairs.differences`).
       near_min_entropy: bits; flatter pictures are never called near duplicates.
 
     Raises:
@@ -74,6 +106,17 @@ class Thresholds:
     max_roughness: float = 0.8
     min_tokens: int = 3
     max_tokens: int = 1024
+    max_instruction_tokens: int = 512
+    min_script: float = 0.2
+    name_sources: bool = True
+    max_edit_aspect: float = 1.03
+    min_shared: float = 0.2
+    max_shift: float = 0.004
+    min_changed: float = 0.0005
+    max_changed: float = 0.7
+    min_difference: float = 1.0
+    min_unchanged_psnr: float = 32.0
+    alignment_by: str = ALIGNMENT.name
     min_alignment: float = -1.0
     min_alignment_percentile: float = 0.0
     max_run: int = 20
@@ -86,20 +129,30 @@ class Thresholds:
     min_jpeg_quality: float = 0.0
     min_bits_per_pixel: float = 0.0
     max_border: float = 1.0
+    max_repetition: float = 1.0
     max_nsfw: float = 0.5
     min_aesthetic: float = 0.0
+    min_aesthetic_percentile: float = 0.0
     max_per_class: int = 0
+    max_per_cluster: int = 0
     require: tuple[str, ...] = ()
     drop_exact_duplicates: bool = True
     drop_near_duplicates: bool = True
-    near_distance: int = 6
-    near_difference: int = 12
+    near_distance: int = 8
+    near_gradient: int = 4
+    near_difference: float = 9.0
     near_min_entropy: float = 3.0
 
     def __post_init__(self):
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose between {low} and {high}")
+        for least, most in (("min_tokens", "max_tokens"), ("min_brightness", "max_brightness")):
+            low, high = getattr(self, least), getattr(self, most)
+            if low > high:
+                raise ValueError(f"{least} is {low}, above {most} {high}: nothing would be left")
+        if self.alignment_by not in ALIGNMENTS:
+            raise ValueError(f"alignment_by is {self.alignment_by!r}; choose one of {sorted(ALIGNMENTS)}")
         if unknown := sorted(set(self.require) - {filter.name for filter in CASCADE}):
             raise ValueError(f"require names filters {unknown} that do not exist")
 
@@ -112,6 +165,15 @@ _RANGES = {
     "max_roughness": (0, 2),
     "min_tokens": (0, 1 << 20),
     "max_tokens": (1, 1 << 20),
+    "max_instruction_tokens": (1, 1 << 20),
+    "min_script": (0, 1),
+    "max_edit_aspect": (1, 1e6),
+    "min_shared": (0, 1),
+    "max_shift": (0, 1),
+    "min_changed": (0, 1),
+    "max_changed": (0, 1),
+    "min_difference": (0, 255),
+    "min_unchanged_psnr": (0, 99),
     "min_alignment": (-1, 1),
     "min_alignment_percentile": (0, 100),
     "max_run": (1, 1 << 20),
@@ -124,12 +186,16 @@ _RANGES = {
     "min_jpeg_quality": (0, 100),
     "min_bits_per_pixel": (0, 1e3),
     "max_border": (0, 1),
+    "max_repetition": (0, 1),
     "max_nsfw": (0, 1),
     "min_aesthetic": (0, 100),
+    "min_aesthetic_percentile": (0, 100),
     "max_per_class": (0, 1 << 62),
-    "near_distance": (0, 64),
-    "near_difference": (0, 255),
-    "near_min_entropy": (0, 8),
+    "max_per_cluster": (0, 1 << 62),
+    "near_distance": (0, MAX_DISTANCE),
+    "near_gradient": (0, MAX_GRADIENT),
+    "near_difference": (0, MAX_DIFFERENCE),
+    "near_min_entropy": (MIN_ENTROPY, 8),
 }
 
 
@@ -171,6 +237,8 @@ class Selection:
       dropped: the others, by key.
       steps: the funnel of counts.
       not_scored: filters that could drop nothing because their model was absent, and what they need.
+      trials: filters whose scores are for trials only, and what this selection did with them.
+      records: digest of the records, see `shards.digest_of`.
     """
 
     thresholds: Thresholds
@@ -178,25 +246,30 @@ class Selection:
     dropped: dict[str, Dropped]
     steps: tuple[Step, ...]
     not_scored: dict[str, str]
+    trials: dict[str, str]
+    records: str
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(record.key for record in self.kept)
 
     def table(self):
-        """The funnel as a `rich.table.Table`, which says below what was not scored."""
+        """The funnel as a `rich.table.Table`, which says below what was not scored, and what is for trials only."""
         view = table("selection", self.steps)
-        if self.not_scored:
-            lines = (f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items())
+        lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
+        lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
+        if lines:
             view.caption, view.caption_style = "\n".join(lines), "bold red"
         return view
 
     def to_dict(self) -> dict:
         """Thresholds, filter versions and funnel, for JSON; without the list of keys, which may be long."""
         return {
+            "records": self.records,
             "thresholds": asdict(self.thresholds),
-            "filters": {filter.name: filter.version for filter in CASCADE},
+            "filters": {filter.name: filter.version for filter in (*CASCADE, *TRIALS)},
             "not_scored": self.not_scored,
+            "trials": self.trials,
             "kept": len(self.kept),
             "funnel": [step.to_dict() for step in self.steps],
         }
@@ -215,32 +288,42 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
         raise ValueError(
             f"{folder} lacks scores that data.thresholds.require names: {missing}; score again, or require less"
         )
-    cuts = _alignment_cuts(folder, thresholds)
+    if thresholds.max_per_cluster and CLUSTER.name in not_scored:
+        raise ValueError(f"{folder}: max_per_cluster asks for clusters, which were not scored: {CLUSTER.needs}")
+    trials, by = _trials(folder, thresholds), ALIGNMENTS[thresholds.alignment_by]
+    cuts = find_cuts(folder, thresholds.min_alignment_percentile, thresholds.min_aesthetic_percentile, by)
     tallies = {name: Tally() for name in [*RULES, "duplicates", "distribution"]}
     dropped: dict[str, Dropped] = {}
-    survivors = []
+    survivors: list[Kept] = []
+    tags: list[list[str]] = []
+    clusters: list[list[str]] = []
+    bits: list[float] = []
 
     def drop(key: str, why: Dropped) -> None:
         dropped[key] = why
         tallies[why.step].add(why.reason, key)
 
     count = 0
-    for row in read_scores(folder, CASCADE):
-        row[_UNRELATED] = _unrelated(row, thresholds, cuts)
+    for row in read_scores(folder, [filter for filter in (*CASCADE, *TRIALS) if filter is not DUPLICATES]):
+        row[UNRELATED] = _unrelated(row, thresholds, cuts)
+        row[LOWEST_AESTHETIC] = max(thresholds.min_aesthetic, cuts.aesthetic.get((class_of(row),), 0.0))
         reasons = ((name, rule(row, thresholds)) for name, rule in RULES.items())
         failed = next(((name, reason) for name, reason in reasons if reason is not None), None)
         if failed:
             drop(row["key"], Dropped(*failed))
         else:
-            captions = tuple(i for i, reason in enumerate(_caption_reasons(row, thresholds)) if reason is None)
+            captions = tuple(i for i, reason in enumerate(caption_reasons(row, thresholds)) if reason is None)
             size = row["resolution.width"], row["resolution.height"]
-            kept_row = Kept(row["key"], count, *size, captions, row["description.conditions"])
-            columns = ("key", "duplicates.", "entropy.bits", "description.tags")
-            survivors.append((kept_row, {name: value for name, value in row.items() if name.startswith(columns)}))
+            survivors.append(Kept(row["key"], count, *size, captions, row["description.conditions"]))
+            tags.append(row["description.tags"])
+            clusters.append([str(row["cluster.id"])])
+            bits.append(row["entropy.bits"])
         count += 1
-    late = _duplicates([columns for _, columns in survivors], thresholds)
-    left = {row["key"]: row["description.tags"] for _, row in survivors if row["key"] not in late}
-    late |= _crowded(left, thresholds.max_per_class)
+    late = _duplicates(folder, survivors, np.array(bits, np.float64), thresholds)
+    left = {record.key: own for record, own in zip(survivors, tags, strict=True) if record.key not in late}
+    late |= _crowded(left, thresholds.max_per_class, "class_is_full")
+    left = {record.key: own for record, own in zip(survivors, clusters, strict=True) if record.key not in late}
+    late |= _crowded(left, thresholds.max_per_cluster, "cluster_is_full")
     for key in sorted(late):
         drop(key, late[key])
 
@@ -248,36 +331,28 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     for name, tally in tallies.items():
         steps.append(Step(name, count, tally))
         count -= tally.total
-    kept = tuple(record for record, _ in survivors if record.key not in late)
-    return Selection(thresholds, kept, dropped, tuple(steps), not_scored)
+    kept = tuple(record for record in survivors if record.key not in late)
+    records = digest_of(read_manifest(folder))
+    return Selection(thresholds, kept, dropped, tuple(steps), not_scored, trials, records)
 
 
-_UNRELATED = "alignment.unrelated"  # of each caption, found from its score before the rules are asked
+def _trials(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
+    """For every filter of `TRIALS` that scored, what its scores do here."""
+    absent = unscored(folder, TRIALS)
+    if needs := absent.get(thresholds.alignment_by):
+        raise ValueError(f"{folder}: alignment_by names {thresholds.alignment_by}, which was not scored: {needs}")
+    scored = [filter.name for filter in TRIALS if filter.name not in absent]
+    decides = {thresholds.alignment_by: "DECIDES IN PLACE OF ALIGNMENT"}
+    return {name: f"{decides.get(name, 'drops nothing')}, {CAVEAT}" for name in scored}
 
 
-def _alignment_cuts(folder: Path | str, thresholds: Thresholds) -> dict[str | None, float]:
-    """For every language the cosine below which the wanted percentage of its captions lies."""
-    if thresholds.min_alignment_percentile == 0:
-        return {}
-    cosines: dict[str | None, list[float]] = {}
-    for row in read_scores(folder, (DESCRIPTION, ALIGNMENT)):
-        if not row["description.conditions"]:
-            for language, cosine in zip(row["description.languages"], row["alignment.cosines"] or (), strict=False):
-                cosines.setdefault(language, []).append(cosine)
-    if not cosines:
-        raise ValueError(
-            f"{folder}: min_alignment_percentile is {thresholds.min_alignment_percentile}, but alignment was not "
-            f"scored: {ALIGNMENT.needs}"
-        )
-    return {name: float(np.percentile(values, thresholds.min_alignment_percentile)) for name, values in cosines.items()}
-
-
-def _unrelated(row: dict, thresholds: Thresholds, cuts: dict[str | None, float]) -> list[bool]:
+def _unrelated(row: dict, thresholds: Thresholds, cuts: Cuts) -> list[bool]:
     """For every caption whether its alignment is too low; an instruction of an edit does not describe its picture."""
-    cosines = row["alignment.cosines"]
+    cosines = row[f"{thresholds.alignment_by}.cosines"]
     if cosines is None or row["description.conditions"]:
         return [False] * len(row["description.kinds"])
-    lows = [max(thresholds.min_alignment, cuts.get(language, -1.0)) for language in row["description.languages"]]
+    groups = ((language, class_of(row)) for language in row["description.languages"])
+    lows = [max(thresholds.min_alignment, cuts.alignment.get(group, -1.0)) for group in groups]
     return [cosine < low for cosine, low in zip(cosines, lows, strict=True)]
 
 
@@ -293,148 +368,80 @@ def write_selection(path: Path, selection: Selection) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def _task(row: dict, thresholds: Thresholds) -> str | None:
-    if row["description.conditions"]:
-        return None if thresholds.edits else "edit"
-    return None if thresholds.pairs else "pair"
+def read_selection(path: Path) -> Iterator[Kept]:
+    """Kept records in the order of their folder, read piece by piece.
+
+    Raises:
+      ValueError: if the file is missing or no selection.
+    """
+    try:
+        for batch in _open_selection(path).iter_batches():
+            for row in batch.to_pylist():
+                yield Kept(**row | {"captions": tuple(row["captions"])})
+    except (pa.ArrowException, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a selection; select again: {error}") from None
 
 
-def _orientation(row: dict, thresholds: Thresholds) -> str | None:
-    return row["orientation.contradiction"] if thresholds.drop_contradictory_orientation else None
+def selection_facts(path: Path) -> dict:
+    """What a selection says of itself, as `Selection.to_dict`; raises as `read_selection`."""
+    file = _open_selection(path)
+    try:
+        return json.loads(file.schema_arrow.metadata[b"selection"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a selection; select again: {error}") from None
 
 
-def _resolution(row: dict, thresholds: Thresholds) -> str | None:
-    if row["resolution.short_side"] < thresholds.min_side:
-        return "too_small"
-    return "too_long" if row["resolution.aspect"] > thresholds.max_aspect else None
+def _open_selection(path: Path) -> pq.ParquetFile:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; run `qi2 data select` first")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a selection; select again: {error}") from None
 
 
-def _entropy(row: dict, thresholds: Thresholds) -> str | None:
-    if row["entropy.bits"] < thresholds.min_bits and row["entropy.edges"] < thresholds.min_edges:
-        return "empty"
-    return "noise" if row["entropy.roughness"] > thresholds.max_roughness else None
-
-
-def _captions(row: dict, thresholds: Thresholds) -> str | None:
-    """The reason of the first caption, when none is left."""
-    reasons = _caption_reasons(row, thresholds)
-    return None if None in reasons else next((reason for reason in reasons if reason != "describes"), "no_caption")
-
-
-def _caption_reasons(row: dict, thresholds: Thresholds) -> list[str | None]:
-    """For every caption why it is left out; None: it stays. Of an edit, only instructions stay."""
-    edit = bool(row["description.conditions"])
-
-    def reason(
-        kind: str, unrelated: bool, tokens: int, refusal: bool, reserved: bool, run: int, compressed: float
-    ) -> str | None:
-        if edit and kind != INSTRUCTION:
-            return "describes"
-        if reserved:
-            return "reserved_token"
-        if tokens < thresholds.min_tokens:
-            return "too_short"
-        if tokens > thresholds.max_tokens:
-            return "too_many_tokens"
-        if refusal:
-            return "refusal"
-        if unrelated:
-            return "unrelated"
-        repetitive = tokens >= thresholds.repetitive_tokens and compressed < thresholds.min_compressed
-        return "repeats_itself" if run > thresholds.max_run or repetitive else None
-
-    columns = ("tokens", "refusal", "reserved", "longest_run", "compressed")
-    found = [row["description.kinds"], row[_UNRELATED], *(row[f"caption_length.{name}"] for name in columns)]
-    return [reason(*values) for values in zip(*found, strict=True)]
-
-
-def _quality(row: dict, thresholds: Thresholds) -> str | None:
-    if row["quality.noise"] > thresholds.max_noise:
-        return "noisy"
-    if row["entropy.bits"] < thresholds.near_min_entropy:
-        return None
-    if row["quality.clarity"] < thresholds.min_clarity:
-        return "blurred"
-    if row["quality.brightness"] < thresholds.min_brightness:
-        return "too_dark"
-    return "too_bright" if row["quality.brightness"] > thresholds.max_brightness else None
-
-
-def _compression(row: dict, thresholds: Thresholds) -> str | None:
-    quality = row["compression.jpeg_quality"]
-    if quality is None:
-        return None
-    return (
-        "compressed_too_much"
-        if quality < thresholds.min_jpeg_quality or row["compression.bits_per_pixel"] < thresholds.min_bits_per_pixel
-        else None
-    )
-
-
-def _border(row: dict, thresholds: Thresholds) -> str | None:
-    return "border" if row["border.bars"] and row["border.area"] > thresholds.max_border else None
-
-
-# Step -> why a record is dropped there. Duplicates come last: the copy that is kept is one that passed all of these.
-RULES: dict[str, Callable[[dict, Thresholds], str | None]] = {
-    "broken": lambda row, _: row["broken.reason"],
-    "task": _task,
-    "orientation": _orientation,
-    "resolution": _resolution,
-    "entropy": _entropy,
-    "captions": _captions,
-    "quality": _quality,
-    "compression": _compression,
-    "border": _border,
-    "nsfw": lambda row, thresholds: (
-        "unsafe" if row["nsfw.score"] is not None and row["nsfw.score"] >= thresholds.max_nsfw else None
-    ),
-    "aesthetic": lambda row, thresholds: (
-        "not_beautiful"
-        if row["aesthetic.score"] is not None and row["aesthetic.score"] < thresholds.min_aesthetic
-        else None
-    ),
-}
-
-
-def _crowded(tags: dict[str, list[str]], max_per_class: int) -> dict[str, Dropped]:
-    """Which keys to drop so that no class has more than its number; a pure function of keys and tags."""
+def _crowded(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str, Dropped]:
+    """Which keys to drop so that no group has more than its number; a pure function of keys and groups."""
     drops: dict[str, Dropped] = {}
     counts: Counter[str] = Counter()
-    if max_per_class:
-        for key in sorted(tags, key=lambda key: (hashlib.sha256(key.encode()).digest(), key)):
-            full = next((tag for tag in tags[key] if counts[tag] >= max_per_class), None)
-            if full is None:
-                counts.update(set(tags[key]))
+    if limit:
+        for key in sorted(groups, key=lambda key: (hashlib.sha256(key.encode()).digest(), key)):
+            if any(counts[group] >= limit for group in groups[key]):
+                drops[key] = Dropped("distribution", reason)
             else:
-                drops[key] = Dropped("distribution", "class_is_full")
+                counts.update(set(groups[key]))
     return drops
 
 
-def _duplicates(rows: list[dict], thresholds: Thresholds) -> dict[str, Dropped]:
+def _duplicates(
+    folder: Path | str, survivors: list[Kept], bits: Float[np.ndarray, " n"], thresholds: Thresholds
+) -> dict[str, Dropped]:
     """Which keys to drop: for same bytes, then same pixels, then nearness among those that are left."""
-    rows = sorted(rows, key=lambda row: row["key"])
     drops: dict[str, Dropped] = {}
+    if not (thresholds.drop_exact_duplicates or thresholds.drop_near_duplicates):
+        return drops
+    pairs = read_pairs(folder)
+    left = np.array(sorted(range(len(survivors)), key=lambda position: survivors[position].key), np.int64)
+    record = np.array([survivor.index for survivor in survivors], np.int64)
 
-    def keep_first(reason: str, first: list[int]) -> None:
-        nonlocal rows
-        for position, row in enumerate(rows):
-            if first[position] != position:
-                drops[row["key"]] = Dropped("duplicates", reason, rows[first[position]]["key"])
-        rows = [row for position, row in enumerate(rows) if first[position] == position]
+    def keep_first(reason: str, group: Int64[np.ndarray, " n"]) -> None:
+        nonlocal left
+        _, first, own = np.unique(group, return_index=True, return_inverse=True)
+        first = first[own]
+        for position in np.flatnonzero(first != np.arange(len(left))):
+            kept = survivors[left[first[position]]].key
+            drops[survivors[left[position]].key] = Dropped("duplicates", reason, kept)
+        left = left[first == np.arange(len(left))]
 
     if thresholds.drop_exact_duplicates:
-        keep_first("same_bytes", group_equal([row["duplicates.bytes_sha256"] for row in rows]))
-        keep_first("same_pixels", group_equal([row["duplicates.pixels_sha256"] for row in rows]))
+        for name in ("bytes", "pixels"):
+            keep_first(f"same_{name}", pairs.same[record[left], SAME.index(name)])
     if thresholds.drop_near_duplicates:
-        near = group_near(
-            *parse_fingerprints(rows),
-            np.array([row["entropy.bits"] for row in rows], dtype=np.float64),
-            max_distance=thresholds.near_distance,
-            max_difference=thresholds.near_difference,
-            min_entropy=thresholds.near_min_entropy,
-        )
-        keep_first("near", near)
+        near = pairs.near
+        proposed = (near["distance"] <= thresholds.near_distance) | (near["gradient"] <= thresholds.near_gradient)
+        near = near[proposed & (near["difference"] <= thresholds.near_difference)]
+        content = pairs.same[record[left], SAME.index("fingerprints")]
+        keep_first("near", group_near(content, bits[left] >= thresholds.near_min_entropy, near["left"], near["right"]))
     for key, why in drops.items():  # the copy of a copy stands for the one that was kept
         while why.duplicate_of in drops:
             why = Dropped(why.step, why.reason, drops[why.duplicate_of].duplicate_of)

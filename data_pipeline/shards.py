@@ -6,11 +6,13 @@
 The manifest is written last, so a folder without one is the rest of a run that was killed.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +44,7 @@ def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_s
 
     Raises:
       ValueError: when `folder` already holds a manifest, or `records_per_shard` is below 1.
+      OSError: when the disk is full. The folder is not complete then.
     """
     folder = Path(folder)
     if records_per_shard < 1:
@@ -76,8 +79,15 @@ def _write_shard(path: Path, records: Iterable[Record]) -> tuple[int, str]:
             writer.write(payload)
             digest.update(hashlib.sha256(payload).digest())
             count += 1
-    finally:
         writer.close()
+    except RuntimeError as error:  # what the library makes of a full disk
+        raise OSError(f"{path} cannot be written: {error}") from None
+    finally:
+        if writer.is_open():
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
     return count, digest.hexdigest()
 
 
@@ -103,6 +113,11 @@ def read_manifest(folder: Path | str) -> tuple[Shard, ...]:
     if not well_formed:
         raise ValueError(f"{path} names shards that are empty or not called records-NNNNN-of-NNNNN.arrayrecord")
     return shards
+
+
+def digest_of(shards: Sequence[Shard]) -> str:
+    """Changes with any record of any of these shards, and with their order."""
+    return hashlib.sha256("".join(shard.digest for shard in shards).encode()).hexdigest()
 
 
 class RecordFolder:

@@ -28,12 +28,20 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     tiny = form == "tiny"
     config = ml_collections.ConfigDict()
     config.platform = "cpu"
-    config.encode_dtype = "float32"
+    config.encode = dict(
+        text="cached",  # features are computed once and stored, or "online": in every step of training
+        dtype="float32",
+        batch_size=8,  # images or prompts at once
+        mesh=dict(data=1, fsdp=1, tensor=1),
+        records_per_unit=16_384,  # what is encoded, stored, and done again after a kill, as a whole
+    )
     config.data = dict(
         sides=(64 if tiny else 96,),  # of the squares whose area the buckets have, in pixels
         ratios=("1:1", "2:3", "3:2", "9:16", "16:9", "1:3", "3:1"),
         max_upscale=1.0,
         max_cropped=0.3,
+        smaller_too=False,
+        mixture=dict(sides=(1,), tasks=(1, 0), conditions=(1,)),  # steps of each side, of pairs and edits
         channels=4,
         workers=1,  # two cores are busy enough with one
         # A batch has as many text slots as the longest caption needs; longer captions are left out.
@@ -74,7 +82,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         ),
         mesh=dict(data=2, fsdp=2, tensor=2),
         execution=dict(dtype="float32", kernel="auto", remat=False),
-        batch_size=8 if tiny else 16,
+        batch_sizes=(8 if tiny else 16,),  # of each side
         dropout=0.1,
         validation_samples=8 if tiny else 16,
         ema_decay=0.5 if tiny else 0.99,

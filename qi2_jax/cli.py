@@ -3,13 +3,14 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 TRACEBACK = "QI2_TRACEBACK"
 VERBS = {
     "run": "run a whole job: data, autoencoder, transformer, samples, export",
-    "data": "prepare data: ingest, score, select",
+    "data": "prepare data, step by step: ingest or synth, score, select, cache, report",
     "train": "train the transformer of a job on its encoded samples",
     "sample": "generate images from texts",
     "edit": "generate an image from a text and condition images",
@@ -48,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get(TRACEBACK):
             raise
         raise SystemExit(f"qi2 {parsed.verb}: {error}") from error
+
+
+def stop_on_sigterm() -> None:
+    """Lets SIGTERM end the process with status 0 wherever it loses nothing; a training saves first by itself."""
+
+    def stop(signum, frame):
+        print("SIGTERM: stopped; run again to continue", file=sys.stderr)
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,14 @@ def set_platform(config: Any, meshes: Sequence[Any]) -> None:
     """For `config.platform == "cpu"`, makes JAX see as many CPU devices as the largest mesh needs.
 
     Must run before JAX is first used. On accelerators (`config.platform == ""`) nothing is changed.
+
+    Raises:
+      ValueError: for another platform.
     """
+    if config.platform not in ("", "cpu"):
+        raise ValueError(
+            f"platform is {config.platform!r}; choose 'cpu', or '' for what JAX finds, which JAX_PLATFORMS may narrow"
+        )
     if config.platform == "cpu":
         import jax
 

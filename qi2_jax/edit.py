@@ -7,21 +7,20 @@ import sys
 from data_pipeline.images import UndecodableImage, decode_image
 from data_pipeline.records import MAX_IMAGE_BYTES
 from qi2_jax import cli
-from qi2_jax.sample import add_common_arguments, generate
+from qi2_jax.sample import add_common_arguments, generate, resolution
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common_arguments(parser)
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the instruction")
+    add_common_arguments(parser, "that of the last condition image")
     parser.add_argument(
         "--image", type=pathlib.Path, action="append", required=True, metavar="FILE", help="repeatable; order is kept"
     )
     parser.add_argument(
         "--resolution",
-        type=int,
+        type=resolution,
         default=1024,
         metavar="R",
-        help="condition images get an area of R x R pixels, the result the size of the last one (default 1024)",
+        help="condition images get an area of R x R pixels (default 1024)",
     )
 
 
@@ -34,7 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
             images.append(decode_image(path.read_bytes()).image)
         except UndecodableImage as error:
             raise ValueError(f"image {path}: {error}") from error
-    generate(arguments, [arguments.prompt], images=images, resolution=arguments.resolution)
+    generate(arguments, images=images, resolution=arguments.resolution)
 
 
 if __name__ == "__main__":

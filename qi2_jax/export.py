@@ -7,6 +7,7 @@ import sys
 from qi2_jax import cli, runs
 from qi2_jax.interop import folder
 from qi2_jax.interop.weights import Weights
+from qi2_jax.job.verify import check_installed, compare
 
 CODES = {"bfloat16": "BF16", "float32": "F32"}
 VERIFY_TEXTS, VERIFY_SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
@@ -14,7 +15,9 @@ MAX_PIXEL_DIFFERENCE, MAX_LATENT_ERROR = 1, 1e-4  # of 255; relative
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=pathlib.Path, metavar="DIR", help="a run, a checkpoint, or an imported folder")
+    parser.add_argument(
+        "model", type=pathlib.Path, metavar="DIR", help="a run or job, a checkpoint, or an imported folder"
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIFFUSERS_DIR", help="folder to make")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="of a run: averaged or raw")
     parser.add_argument("--dtype", choices=CODES, help="convert all weights (default: as they are stored)")
@@ -24,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    located = runs.locate(arguments.model)
+    if arguments.verify:
+        check_installed()  # now, not after minutes of copying
+    located = runs.locate(arguments.model, arguments.weights)
     replace: dict[str, Weights] = {}
     if located.checkpoint is not None:
         replace["transformer"] = located.weights("transformer", arguments.weights)
@@ -45,7 +50,6 @@ def verify(arguments: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from qi2_jax.job.verify import compare
     from qi2_jax.pipeline import Pipeline
 
     jax.config.update("jax_default_matmul_precision", "highest")

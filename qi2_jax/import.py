@@ -17,10 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     source = arguments.source
     # A tokenizer that does not fit is found here, not after minutes of copying.
-    if (source / "processor").is_dir():
-        PromptProcessor.from_folder(
-            source / "processor", components.read_config(source / "text_encoder", "text_encoder")
-        )
+    folder.check_source(source)
+    PromptProcessor.from_folder(source / "processor", components.read_config(source / "text_encoder", "text_encoder"))
     print(folder.describe(folder.import_folder(source, arguments.out)))
 
 

@@ -5,6 +5,7 @@ Dims: `B` images, `N` target slots, `C` latent channels, `h` `w` rows and column
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -27,6 +28,7 @@ from qi2_jax.models.qwen3_vl import Qwen3VL
 from qi2_jax.models.vae import VAE
 
 SIDE_MULTIPLE = 32  # pixels: one feature of the encoder is 2 x 2 latents of 16 x 16 pixels
+MAX_SIDE = 8192  # pixels: four times that of the largest images in training; far beyond, arrays no longer fit
 TEXT_MULTIPLE = 32  # text slots are rounded up to this, so that prompts of similar length share compiled programs
 
 
@@ -45,6 +47,14 @@ def to_image(pixels: Float[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
     if not np.isfinite(np.asarray(pixels, np.float32)).all():
         raise ValueError("the model gave values that are not finite; its weights are broken, or dtype is too narrow")
     return np.round(np.clip(np.asarray(pixels, np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises a ValueError for a size in pixels that cannot be generated."""
+    if any(side % SIDE_MULTIPLE or not 0 < side <= MAX_SIDE for side in (width, height)):
+        raise ValueError(
+            f"size {width}x{height} must have sides that are multiples of {SIDE_MULTIPLE} pixels, up to {MAX_SIDE}"
+        )
 
 
 def _rounded(length: int) -> int:
@@ -96,7 +106,7 @@ class Pipeline:
         Raises:
           ValueError: if something is missing or does not fit, naming it.
         """
-        located = runs.locate(path)
+        located = runs.locate(path, item)
         mesh = mesh or sharding.make_mesh(sharding.MeshShape(tensor=jax.device_count()))
 
         def load(name):
@@ -196,6 +206,9 @@ class Pipeline:
         if sizes is None:
             sizes = [resized[-1].size if resized else (resolution, resolution)] * len(texts)
         grids = [self._grid(*size) for size in sizes]
+        times = np.stack([self.schedule.times(steps, h * w, sigmas) for h, w in grids], axis=1)
+        for image in resized:
+            self._check_condition(*image.size)
         conditions = [self._encode(image) for image in resized]
         prompt = self._prompt(texts, resized, conditions, grids)
         other = None
@@ -207,7 +220,6 @@ class Pipeline:
             latents = np.asarray(jax.random.normal(jax.random.key(seed), shape))
         elif np.shape(latents) != shape:
             raise ValueError(f"latents have shape {np.shape(latents)}, these prompts and sizes need {shape}")
-        times = np.stack([self.schedule.times(steps, h * w, sigmas) for h, w in grids], axis=1)
         result = np.asarray(
             sampler.sample(
                 self.transformer,
@@ -223,19 +235,24 @@ class Pipeline:
         return [row[: h * w].reshape(h, w, -1) for row, (h, w) in zip(result, grids, strict=True)]
 
     def _grid(self, width: int, height: int) -> sequence.Grid:
-        if width % SIDE_MULTIPLE or height % SIDE_MULTIPLE or min(width, height) < SIDE_MULTIPLE:
-            raise ValueError(f"size {width}x{height} must have sides that are multiples of {SIDE_MULTIPLE} pixels")
+        check_size(width, height)
         return height // self.vae.config.factor, width // self.vae.config.factor
+
+    def _check_condition(self, width: int, height: int) -> None:
+        check_size(width, height)
+        high = self.processor.image_processor.size["longest_edge"]  # an area, whatever it is called
+        if width * height > high:
+            raise ValueError(
+                f"a condition image becomes {width}x{height} pixels; the model's processor takes areas up to {high} "
+                f"pixels: choose a smaller --resolution, of at most about {math.isqrt(high)}"
+            )
 
     def _encode(self, image: Image.Image) -> Float[np.ndarray, "h w C"]:
         pixels = to_pixels(image, self.vae.config.in_channels)
         return np.asarray(encode_images(self.vae, pixels[None], self.run.dtype))[0]
 
     def _prompt(self, texts, images, conditions, grids) -> sampler.Prompt:
-        batch = self.processor(texts, [images] * len(texts))
-        length = _rounded(batch.inputs.valid.shape[1])
-        if length > batch.inputs.valid.shape[1]:
-            batch = self.processor(texts, [images] * len(texts), length=length)
+        batch = self.processor(texts, [images] * len(texts), multiple=TEXT_MULTIPLE, enlarge=False)
         features = prompts.encode_prompts(self.encoder, batch, kernel=self.run.kernel)
         lengths = [[len(part) for part in segments.text] for segments in batch.segments]
         layout = sequence.Layout(
@@ -248,8 +265,7 @@ class Pipeline:
             if 4 * len(span) != h * w:
                 raise ValueError(
                     f"the encoder sees {len(span)} features of a condition image of {h * w} latents, not a quarter: "
-                    "its processor resized it again. Choose a resolution within the processor's limits "
-                    f"({self.processor.image_processor.size}, in pixels)"
+                    "the image processor of this model resized it again"
                 )
         placed = [sequence.place(layout, *sample, shapes) for sample in zip(lengths, grids, strict=True)]
         text = np.zeros((len(texts), sum(layout.text), features[0].shape[-1]), np.float32)

@@ -33,6 +33,7 @@ TEMPLATE = (
     "<|im_start|>user\n{images}{prompt}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+MAX_TEMPLATE, MAX_TURN = 1 << 20, 1 << 16  # characters, far above any published template's
 IMAGE_TEMPLATE = "<image{number}><|vision_start|><|image_pad|><|vision_end|>"
 
 
@@ -98,8 +99,15 @@ class PromptProcessor:
         template = chat_template or tokenizer.chat_template
         if template is None:
             raise ValueError("the processor has no chat template; its folder should hold chat_template.jinja")
+        if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
+            raise ValueError(f"the chat template must be a text of at most {MAX_TEMPLATE} characters")
         message = {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]}
-        turn = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
+        try:
+            turn = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
+        except Exception as error:  # a template is a program, and fails like one
+            raise ValueError(f"the chat template {template!r:.80} cannot render a system turn: {error!r}") from error
+        if len(turn) > MAX_TURN:
+            raise ValueError(f"the chat template {template!r:.80} renders a system turn of {len(turn)} characters")
         self.dropped = len(tokenizer(turn)["input_ids"])
 
     @classmethod
@@ -130,7 +138,8 @@ class PromptProcessor:
         prompts: Sequence[str],
         images: Sequence[Sequence[Image.Image]] | None = None,
         *,
-        length: int | None = None,
+        multiple: int = 1,
+        enlarge: bool = True,
         image_count: int | None = None,
         patch_count: int | None = None,
     ) -> PromptBatch:
@@ -139,7 +148,10 @@ class PromptProcessor:
         Args:
           prompts: one text per sample; an empty one is read as a blank.
           images: the condition images of every sample, from `resize_condition`; alpha is laid over white.
-          length, image_count, patch_count: shapes to pad to, see `prepare_inputs`.
+          multiple: the longest prompt is padded to a multiple of it, so that similar batches share compiled programs.
+          enlarge: whether small images are enlarged to the processor's lower limit (256 x 256 pixels), as the published
+            one does. They then have more features than latents, and no pipeline can use them.
+          image_count, patch_count: shapes to pad to, see `prepare_inputs`.
 
         Raises:
           ValueError: for a prompt that contains a reserved token, and as `prepare_inputs`.
@@ -151,7 +163,10 @@ class PromptProcessor:
             if found := [token for token in RESERVED if token in prompt]:
                 raise ValueError(f"prompt {prompt!r} contains {found[0]}, which stands for pixels; remove it")
         flat = [over_white(image) for image in itertools.chain.from_iterable(images)]
-        pixels = self.image_processor(flat, return_tensors="np") if flat else {}
+        limits = dict(self.image_processor.size)  # areas, whatever they are called
+        if not enlarge:
+            limits["shortest_edge"] = (self.image_processor.patch_size * self.image_processor.merge_size) ** 2
+        pixels = self.image_processor(flat, size=limits, return_tensors="np") if flat else {}
         grids = pixels.get("image_grid_thw")
         texts = [render(prompt, len(own)) for prompt, own in zip(prompts, images, strict=True)]
 
@@ -174,7 +189,7 @@ class PromptProcessor:
             token_ids,
             pixels.get("pixel_values"),
             grids,
-            length=length,
+            length=-(-max(map(len, token_ids)) // multiple) * multiple if token_ids else None,
             image_count=image_count,
             patch_count=patch_count,
         )
@@ -227,4 +242,5 @@ def encode_prompts(
     Row i of a prompt's features belongs to position i of its `Segments`.
     """
     hidden_BSD = np.asarray(_hidden_states(model, batch.inputs, kernel))
-    return [row[valid][batch.dropped :] for row, valid in zip(hidden_BSD, batch.inputs.valid, strict=True)]
+    valid_BS = np.asarray(batch.inputs.valid)
+    return [row[valid][batch.dropped :] for row, valid in zip(hidden_BSD, valid_BS, strict=True)]

@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-import signal
 import sys
 
 from qi2_jax import cli
@@ -17,18 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _stop(signum, frame):
-    """Between trainings, which save first and then leave likewise, a job has nothing to lose."""
-    print("SIGTERM: stopped; run again to continue", file=sys.stderr)
-    raise SystemExit(0)
-
-
 def main(arguments: argparse.Namespace) -> None:
+    cli.stop_on_sigterm()
     config = configs.load(arguments.experiment, arguments.overrides)
-    configs.set_platform(config, (config.vae.mesh, config.transformer.mesh))
+    configs.set_platform(config, (config.encode.mesh, config.vae.mesh, config.transformer.mesh))
     from qi2_jax.job import main as job  # imports JAX, whose platform is chosen above
 
-    signal.signal(signal.SIGTERM, _stop)
     job.run(config, arguments.out, arguments.data)
 
 

@@ -3,6 +3,7 @@
 RUN/config.json  metrics.jsonl       what was run and how it went
 RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in checkpoints
 RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoint`
+JOB/job.json  JOB/transformer/       a job (`qi2_jax.job.main`) and its run
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from qi2_jax.interop.weights import Weights
 from qi2_jax.training import checkpoint
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
+JOB, TRANSFORMER = "job.json", "transformer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +40,26 @@ class Located:
         return storage.of_ours(self.model / name, expected)[0]
 
 
-def locate(path: pathlib.Path | str) -> Located:
-    """Finds the model in a run (its newest checkpoint), in one checkpoint of a run, or in an imported folder.
+def model_of(path: pathlib.Path) -> pathlib.Path:
+    """The model folder of a job or a run; any other folder is taken for one itself."""
+    if (path / JOB).is_file():
+        path = path / TRANSFORMER
+    return path / MODEL if (path / MODEL).is_dir() else path
+
+
+def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
+    """Finds the model in a run (its newest checkpoint), in a job's run, in one checkpoint, or in an imported folder.
 
     Raises:
-      ValueError: if the path is none of these, saying what was looked for.
+      ValueError: if the path is none of these, saying what was looked for, or is a folder with one set of weights where
+        `item` asks for others.
     """
     path = pathlib.Path(path).absolute()
+    if (path / JOB).is_file():
+        path = path / TRANSFORMER
     if (path / folder.MARK).is_file():
+        if item != "ema":
+            raise ValueError(f"{path} holds one set of weights, not those of a run: leave --weights {item} out")
         return Located(path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path
     if (run / MODEL / folder.MARK).is_file():
@@ -58,6 +72,6 @@ def locate(path: pathlib.Path | str) -> Located:
             raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
         return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]))
     raise ValueError(
-        f"{path} is neither a run ({MODEL}/{folder.MARK}), nor a checkpoint of one, nor an imported folder "
-        f"({folder.MARK}); `qi2 import` turns a diffusers folder into one"
+        f"{path} is neither a run ({MODEL}/{folder.MARK}) or job ({JOB}), nor a checkpoint of one, nor an imported "
+        f"folder ({folder.MARK}); `qi2 import` turns a diffusers folder into one"
     )

@@ -10,26 +10,37 @@ from qi2_jax import config as configs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     configs.add_arguments(parser)
-    parser.add_argument("--samples", type=pathlib.Path, required=True, help="encoded samples: a job's samples/")
+    parser.add_argument(
+        "--samples", type=pathlib.Path, required=True, help="encoded samples: of `qi2 data cache`, or a job's samples/"
+    )
     parser.add_argument(
         "--model",
         type=pathlib.Path,
-        help="folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` need; default: that "
-        "of the job which the samples belong to",
+        help="run, job or model folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` "
+        "need; default: that of the job which the samples belong to",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
 
 
 def main(arguments: argparse.Namespace) -> None:
+    cli.stop_on_sigterm()
     config = configs.load(arguments.experiment, arguments.overrides)
+    if "transformer" not in config:
+        raise ValueError(
+            f"{arguments.experiment} describes data only; train with an experiment that has a group `transformer`, "
+            "such as experiments/demo.py, whose data.* must be those with which the samples were encoded"
+        )
     configs.set_platform(config, (config.transformer.mesh,))
-    from data_pipeline.samples import SampleFolder
+    from data_pipeline.cache import Cache
+    from qi2_jax import lock
     from qi2_jax.job import stages
 
-    stages.check_transformer(config.transformer)
-    samples = SampleFolder(arguments.samples)
-    stages.give_model(config.transformer, samples, arguments.model, arguments.out)
-    stages.train_transformer(config.transformer, samples, arguments.out)
+    stages.check_transformer(config.transformer, config.data)
+    samples = Cache(arguments.samples)
+    with lock.hold(arguments.out):
+        stages.check_samples(config, samples)
+        stages.give_model(config.transformer, samples, arguments.model, arguments.out)
+        stages.train_transformer(config, samples, arguments.out)
 
 
 if __name__ == "__main__":

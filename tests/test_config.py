@@ -40,6 +40,13 @@ def test_wrong_overrides_are_refused_with_the_way_out(override, message):
         config.load(f"{DEMO}:tiny", [override])
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_platforms_that_mean_nothing_are_refused(platform):
+    loaded = config.load(f"{DEMO}:tiny", [f"platform={platform}"])
+    with pytest.raises(ValueError, match=f"platform is '{platform}'; choose 'cpu', or ''"):
+        config.set_platform(loaded, (loaded.vae.mesh,))
+
+
 def test_wrong_experiments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is no Python file"):
         config.load("experiments/nothing.py")

@@ -38,7 +38,7 @@ def test_data_of_every_form_is_valid(name, form):
     thresholds = Thresholds(**data.thresholds)
     resolutions = Resolutions.of_config(data)
     side = resolutions.areas[0][0]
-    assert thresholds.min_side <= 2 * side and resolutions.fit(side, side)[1].left_out is None
+    assert thresholds.min_side <= 2 * side and resolutions.fits(side, side)[0][1].left_out is None
 
 
 def test_filters_get_stricter_from_stage_to_stage():

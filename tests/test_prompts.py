@@ -21,6 +21,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLProcessor
 from transformers.models.auto import video_processing_auto
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
+from data_pipeline.buckets import Buckets
 from qi2_jax.prompts import (
     SYSTEM_PROMPT,
     PromptProcessor,
@@ -127,7 +128,7 @@ def test_parity_with_the_pipeline(ours, pipeline, models, texts, count):
 
 def test_prompts_of_a_batch_may_have_different_images(ours, models):
     texts, images = ["one", "two words", ""], [condition_images(2), [], condition_images(1)]
-    together = encode_prompts(models[1], ours(texts, images, length=256, image_count=4, patch_count=384))
+    together = encode_prompts(models[1], ours(texts, images, multiple=256, image_count=4, patch_count=384))
     for features, text, own in zip(together, texts, images, strict=True):
         (alone,) = encode_prompts(models[1], ours([text], [own]))
         np.testing.assert_allclose(features, alone, atol=1e-5 * np.abs(alone).max())
@@ -263,6 +264,23 @@ def test_mismatched_arguments_are_refused(ours, models, tmp_path):
         PromptProcessor(ours.tokenizer, ours.image_processor, small)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% if %}", r"chat template '\{% if %\}' cannot render .*TemplateSyntaxError"),
+        ("{{ messages[7].role }}", r"messages\[7\].role \}\}' cannot render .*UndefinedError"),
+        ("{{ 1 / 0 }}", "cannot render .*ZeroDivisionError"),
+        ("{{ raise_exception('no') }}", "cannot render .*no"),
+        ("{% for i in range(70000) %}a{% endfor %}", "a system turn of 70000 characters"),
+        (" " * (2 << 20), "a text of at most 1048576 characters"),
+        (7, "must be a text"),
+    ],
+)
+def test_chat_templates_that_are_refused(ours, template, message):
+    with pytest.raises(ValueError, match=message):
+        PromptProcessor(ours.tokenizer, ours.image_processor, ours.config, template)
+
+
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "torchvision", "diffusers"):
@@ -284,3 +302,14 @@ def test_processor_needs_no_torch(folder, models):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split("\n")[-2] == "(1, 1008, 1536) ndarray"
+
+
+def test_condition_images_below_the_published_limit_keep_their_size(ours, tmp_path):
+    """At 256p some buckets have fewer than the 256 x 256 pixels to which the published processor enlarges."""
+    save_qwen_processor(tmp_path)
+    processor = PromptProcessor.from_folder(tmp_path, ours.config)
+    sizes = Buckets.for_area(256).sizes
+    images = [[Image.new("RGB", (size.width, size.height))] for size in sizes]
+    batch = processor(["x"] * len(sizes), images, enlarge=False)
+    assert min(size.width * size.height for size in sizes) < 256 * 256
+    assert [len(segments.images[0]) for segments in batch.segments] == [size.tokens // 4 for size in sizes]

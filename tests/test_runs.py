@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,20 @@ def test_a_checkpoint_means_itself(run, monkeypatch):
 def test_an_imported_folder_means_itself(imported, run):
     assert runs.locate(imported) == runs.Located(imported)
     assert runs.locate(run[0] / "model") == runs.Located(run[0] / "model")
+
+
+def test_a_job_means_its_run(run, tmp_path):
+    (tmp_path / runs.JOB).write_text("{}")
+    with pytest.raises(ValueError, match="transformer is neither a run"):
+        runs.locate(tmp_path)
+    (tmp_path / runs.TRANSFORMER).symlink_to(run[0])
+    assert runs.locate(tmp_path) == runs.locate(tmp_path / runs.TRANSFORMER)
+
+
+def test_one_set_of_weights_leaves_no_choice(imported, run):
+    with pytest.raises(ValueError, match="holds one set of weights"):
+        runs.locate(imported, "model")
+    assert runs.locate(run[0], "model") == runs.locate(run[0])
 
 
 @pytest.mark.parametrize("item", ["ema", "model"])
@@ -146,6 +162,29 @@ def test_a_run_whose_model_folder_is_not_complete(copied):
     for path in (copied, copied / "model", copied / "checkpoints" / "3"):
         with pytest.raises(ValueError, match="is neither a run"):
             runs.locate(path)
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+import jax.numpy as jnp
+from qi2_jax.training.checkpoint import Checkpoints
+from qi2_jax.training.step import TrainState
+model = {"weight": jnp.arange(100_000) % 7919}
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))  # of every file
+try:
+    checkpoints.save(TrainState(jnp.int32(1), model, model, model, jnp.int32(0)))
+    checkpoints.close()
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_save_onto_a_full_disk_is_told_in_lines_and_raised(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "Failed writing" in done.stdout and f"{tmp_path}/1" in done.stdout
+    assert "ERROR:absl" in done.stderr and "Traceback" not in done.stderr
+    assert checkpoint.steps(tmp_path) == []
 
 
 def test_items_that_a_checkpoint_does_not_have(run):

@@ -91,7 +91,7 @@ def write(
         copy.deepcopy(model).to(dtype).save_pretrained(folder / name, max_shard_size=max_shard_size)
     FlowMatchEulerDiscreteScheduler(**scheduler).save_pretrained(folder / "scheduler")
     save_qwen_processor(folder / "processor")
-    # The published processor enlarges images below 256 x 256 pixels; tests condition on smaller ones.
+    # The published processor enlarges images below 256 x 256 pixels; tests compare smaller ones with diffusers.
     preprocessor = folder / "processor" / "preprocessor_config.json"
     values = json.loads(preprocessor.read_text())
     preprocessor.write_text(json.dumps(values | {"size": {"shortest_edge": 32 * 32, "longest_edge": 4096 * 4096}}))

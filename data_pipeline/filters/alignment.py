@@ -63,6 +63,11 @@ def embed_images(folder: Path, candidates: Sequence[Candidate]) -> Float[np.ndar
     return encoder.last[1]
 
 
+def embed_pictures(folder: Path, pictures: Sequence[Any]) -> Float[np.ndarray, "n E"]:
+    """Unit vectors of upright RGB pictures."""
+    return _load(folder).embed_images(pictures)
+
+
 def no_model(candidates: Sequence[Candidate]) -> list[dict]:
     """Stands for the score without a model; never called, since such a filter is not asked."""
     raise ValueError("this filter has no model; see filters.cascade")

@@ -1,13 +1,12 @@
 """What a filter is: a name, a version, and a pure function from a batch of candidates to score columns."""
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from data_pipeline.images import Decoded, UndecodableImage, over_white
+from data_pipeline.images import Decoded, UndecodableImage
 from data_pipeline.records import Record
 
 
@@ -37,19 +36,6 @@ class Candidate:
     def images(self) -> tuple[Image.Image, ...]:
         """The image and all condition images, upright."""
         return tuple(decoded.image for decoded in (self.whole, *self.conditions))
-
-    @functools.cached_property
-    def grey(self) -> Image.Image:
-        """Grey levels as on white paper, made once for all filters."""
-        return over_white(self.whole.image).convert("L")
-
-    def grey_within(self, side: int) -> Image.Image:
-        """`grey`, averaged down to at most `side` pixels wide and high; a smaller picture stays as it is."""
-        factor = side / max(self.grey.size)
-        if factor >= 1:
-            return self.grey
-        width, height = (max(1, round(length * factor)) for length in self.grey.size)
-        return self.grey.resize((width, height), Image.Resampling.BOX)
 
 
 @dataclass(frozen=True)
@@ -82,3 +68,12 @@ class Filter:
     @property
     def can_score(self) -> bool:
         return not self.optional or self.model is not None
+
+
+def within(grey: Image.Image, side: int) -> Image.Image:
+    """A grey picture, averaged down to at most `side` pixels wide and high; a smaller one stays as it is."""
+    factor = side / max(grey.size)
+    if factor >= 1:
+        return grey
+    width, height = (max(1, round(length * factor)) for length in grey.size)
+    return grey.resize((width, height), Image.Resampling.BOX)

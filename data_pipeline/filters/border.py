@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Filter, within
 
 SIDE = 512  # the picture is reduced to it: a border of a few pixels is none
 TOLERANCE = 6  # grey levels of 255 by which a border may vary, as JPEG makes it
@@ -14,13 +14,13 @@ TOLERANCE = 6  # grey levels of 255 by which a border may vary, as JPEG makes it
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `BORDER` for each candidate."""
-    return [_score(candidate.grey_within(SIDE)) for candidate in candidates]
+    return [_score(within(candidate.whole.preview_grey, SIDE)) for candidate in candidates]
 
 
 def _score(grey: Image.Image) -> dict:
-    pixels = np.asarray(grey, dtype=np.int16)
+    pixels = np.asarray(grey)
     top, bottom = _bars(_uniform(pixels))
-    left, right = _bars(_uniform(pixels.T))
+    left, right = _bars(_uniform(np.ascontiguousarray(pixels.T)))
     H, W = pixels.shape
     inside = max(0, H - top - bottom) * max(0, W - left - right)
     sides = [top / H, bottom / H, left / W, right / W]
@@ -34,12 +34,17 @@ def _score(grey: Image.Image) -> dict:
     }
 
 
-def _uniform(pixels: np.ndarray) -> Bool[np.ndarray, " n"]:
+def _uniform(pixels: UInt8[np.ndarray, "n w"]) -> Bool[np.ndarray, " n"]:
     """Which rows are of one level, and of that of the first or the last row."""
-    levels = np.median(pixels, axis=1)
-    flat = np.abs(pixels - levels[:, None]).max(axis=1) <= TOLERANCE
-    near_ends = np.minimum(np.abs(levels - levels[0]), np.abs(levels - levels[-1])) <= TOLERANCE
-    return flat & near_ends
+    ends = np.median(pixels[[0, -1]], axis=1)
+    flat = pixels.max(axis=1) - pixels.min(axis=1) <= 2 * TOLERANCE
+    found = np.zeros(len(pixels), bool)
+    if flat.any():
+        rows = pixels[flat].astype(np.int16)
+        levels = np.median(rows, axis=1)
+        near_ends = np.abs(levels[:, None] - ends).min(axis=1) <= TOLERANCE
+        found[flat] = (np.abs(rows - levels[:, None]).max(axis=1) <= TOLERANCE) & near_ends
+    return found
 
 
 def _bars(uniform: Bool[np.ndarray, " n"]) -> tuple[int, int]:
@@ -51,7 +56,7 @@ def _bars(uniform: Bool[np.ndarray, " n"]) -> tuple[int, int]:
 
 BORDER = Filter(
     name="border",
-    version=1,
+    version=2,
     columns={
         "top": (float, "height of the bar at the top, as a share of the picture's"),
         "bottom": (float, "of the bar at the bottom"),

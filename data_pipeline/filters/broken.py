@@ -22,7 +22,7 @@ def _score(candidate: Candidate) -> dict:
 
 BROKEN = Filter(
     name="broken",
-    version=1,
+    version=3,
     columns={
         "reason": (str, f"why the image or a condition image does not decode, one of {sorted(REASONS)}; None: it does"),
         "detail": (str, "the decoder's words, at most 200 characters"),

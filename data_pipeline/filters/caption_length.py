@@ -6,15 +6,12 @@ import zlib
 from collections.abc import Sequence
 
 from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.refusals import is_refusal
 from data_pipeline.records import Caption
-from qi2_jax.qwen_tokenizer import RESERVED, build_qwen_tokenizer
+from qi2_jax.qwen_tokenizer import SPECIAL_TOKENS, build_qwen_tokenizer
 
-# What captioning models write instead of a caption, at the beginning of it.
-REFUSAL = re.compile(
-    r"\W*(i['’]?m sorry|sorry,|i (can(no|['’])t|am unable|am not able)|as an ai\b|unfortunately, i|"
-    r"抱歉|对不起|很抱歉|我无法|作为(一个)?(ai|人工智能)|申し訳|죄송|lo siento|je suis désolé|извините|к сожалению, я)",
-    re.IGNORECASE,
-)
+# Text that Qwen's tokenizer takes for its own tokens, which end turns or stand for images; no caption may hold it.
+CONTROL = re.compile("|".join(re.escape(token) for token, _ in SPECIAL_TOKENS))
 RUN = re.compile(r"(.)\1*", re.DOTALL)
 
 
@@ -34,8 +31,8 @@ def _score(captions: tuple[Caption, ...], counts) -> dict:
     texts = [caption.text for caption in captions]
     return {
         "tokens": [next(counts) for _ in texts],
-        "refusal": [REFUSAL.match(text) is not None for text in texts],
-        "reserved": [any(token in text for token in RESERVED) for text in texts],
+        "refusal": [is_refusal(text) for text in texts],
+        "reserved": [CONTROL.search(text) is not None for text in texts],
         "longest_run": [max(len(run[0]) for run in RUN.finditer(text)) for text in texts],
         "compressed": [round(len(zlib.compress(text.encode(), 9)) / len(text.encode()), 4) for text in texts],
     }
@@ -43,11 +40,14 @@ def _score(captions: tuple[Caption, ...], counts) -> dict:
 
 CAPTION_LENGTH = Filter(
     name="caption_length",
-    version=1,
+    version=2,
     columns={
         "tokens": (list[int], "of each caption, by Qwen's tokenizer"),
-        "refusal": (list[bool], "of each caption, whether a captioning model refused to write it"),
-        "reserved": (list[bool], f"of each caption, whether it holds a token that stands for an image: {RESERVED}"),
+        "refusal": (list[bool], "of each caption, whether a captioning model refused to write it (`refusals`)"),
+        "reserved": (
+            list[bool],
+            "of each caption, whether it holds a token of the tokenizer's own, such as <|im_end|>",
+        ),
         "longest_run": (list[int], "of each caption, how often it repeats one character in a row at most"),
         "compressed": (
             list[float],

@@ -56,9 +56,9 @@ def _jpeg_quality(data: bytes) -> float | None:
 
 COMPRESSION = Filter(
     name="compression",
-    version=1,
+    version=2,
     columns={
-        "jpeg_quality": (int, "1..100 as libjpeg counts, from the quantisation tables; None: no JPEG"),
+        "jpeg_quality": (float, "1..100 as libjpeg counts, from the quantisation tables; None: no JPEG"),
         "bits_per_pixel": (float, "size of the file over its pixels"),
     },
     score=score,

@@ -18,15 +18,11 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
     return [
         {
             "exif": candidate.whole.orientation,
-            "transform": _transform(candidate.whole.orientation),
+            "transform": candidate.whole.transform,
             "contradiction": _contradiction(candidate.whole),
         }
         for candidate in candidates
     ]
-
-
-def _transform(orientation: int | None) -> str:
-    return TRANSFORMS[orientation].name.lower() if orientation in TRANSFORMS else "none"
 
 
 def _contradiction(decoded: Decoded) -> str | None:
@@ -44,9 +40,9 @@ def _contradiction(decoded: Decoded) -> str | None:
 
 ORIENTATION = Filter(
     name="orientation",
-    version=1,
+    version=2,
     columns={
-        "exif": (int, "the orientation tag, 1..8 by EXIF; None: there is none"),
+        "exif": (int, "the orientation tag, 1..8 by EXIF, 65535: beyond 16 bits; None: there is none"),
         "transform": (
             str,
             f"done to the stored pixels: none, {', '.join(t.name.lower() for t in TRANSFORMS.values())}",

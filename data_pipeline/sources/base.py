@@ -22,7 +22,7 @@ from data_pipeline.records import (
     Record,
 )
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 MAX_JSON_BYTES = 1 << 20  # of the metadata of one sample
 
 REASONS = {
@@ -33,6 +33,7 @@ REASONS = {
     "missing_condition": "an instruction without condition images, or a gap in their numbers",
     "duplicate_key": "an earlier sample has the same name",
     "not_listed": "an image in the folder that the metadata does not name",
+    "not_read": "an image beside tars or tables, or one of those beside images or in a folder below",
     "outside_folder": "the path, or the link behind it, leaves the folder",
     "linked_folder": "a link to a folder, which is not followed",
     "not_a_file": "a folder, link, pipe or device instead of a file",
@@ -60,12 +61,15 @@ class Options:
       licence: of the samples whose metadata gives none.
       max_image_bytes: larger image files are refused.
       columns: of a table, which column holds which field (`image`, `text`, ...).
+      split, data_dir: of a data set of tensorflow-datasets, which part of it, and the folder of all data sets.
     """
 
     source: str | None = None
     licence: str | None = None
     max_image_bytes: int = MAX_IMAGE_BYTES
     columns: dict[str, str] = field(default_factory=dict)
+    split: str = "train"
+    data_dir: Path | None = None
 
 
 DEFAULTS = Options()
@@ -150,6 +154,9 @@ def caption(value: object, kind: str | None = None) -> Caption:
         raise Refused("missing_caption")
     if len(fields["text"]) > MAX_CAPTION_CHARS:
         raise Refused("caption_too_long")
+    fields = {
+        name: found for name, found in fields.items() if found is not None
+    }  # tables hold nulls for what is absent
     if kind is not None:
         fields = {"kind": kind} | fields
     try:

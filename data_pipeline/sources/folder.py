@@ -20,6 +20,7 @@ from data_pipeline.sources import base
 from data_pipeline.sources.base import IMAGE_SUFFIXES, MAX_JSON_BYTES, REASONS, Described, Options, Refused
 
 METADATA = "metadata.jsonl"
+ARCHIVE_SUFFIXES = (".tar", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read_folder(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iter
     root = path.resolve()
     if (root / METADATA).is_file():
         entries, named = _listed(root, METADATA, options, refused)
-        for key in sorted(_images(root, refused)):
+        for key in _images(root, refused):
             if key not in named:
                 refused.add("not_listed", key.encode(errors="replace").decode())
     else:
@@ -47,8 +48,17 @@ def read_json_lines(path: Path, options: Options, refused: Tally, bar: tqdm) -> 
     return _read_entries(root, _listed(root, path.name, options, refused)[0], options, refused, bar)
 
 
+def count_unread(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
+    """No record: counts what stands beside the tars or tables of a folder, or in folders below it, and is not read."""
+    root = path.resolve()
+    for key in sorted(_files(root, (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES), refused)):
+        if "/" in key or not key.endswith(ARCHIVE_SUFFIXES):
+            refused.add("not_read", key.encode(errors="replace").decode())
+    yield from ()
+
+
 def _read_entries(root: Path, entries: list[_Entry], options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    bar.total = len(entries)
+    bar.total = (bar.total or 0) + len(entries)
     limit = options.max_image_bytes
     for entry in entries:
         try:
@@ -62,13 +72,21 @@ def _read_entries(root: Path, entries: list[_Entry], options: Options, refused: 
 
 
 def _images(root: Path, refused: Tally) -> Iterator[str]:
-    """Keys of all files that are called like images, in no particular order."""
+    """Keys of all files that are called like images, in order; tars and tables among them are counted as not read."""
+    for key in sorted(_files(root, (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES), refused)):
+        if key.lower().endswith(IMAGE_SUFFIXES):
+            yield key
+        else:
+            refused.add("not_read", key.encode(errors="replace").decode())
+
+
+def _files(root: Path, suffixes: tuple[str, ...], refused: Tally) -> Iterator[str]:
     for folder, subfolders, files in os.walk(root):
         for name in subfolders:
             if os.path.islink(os.path.join(folder, name)):
                 refused.add("linked_folder", _key(root, folder, name))
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES):
+            if name.lower().endswith(suffixes):
                 yield _key(root, folder, name)
 
 
@@ -78,7 +96,7 @@ def _key(root: Path, folder: str, name: str) -> str:
 
 def _beside(root: Path, refused: Tally) -> list[_Entry]:
     entries = []
-    for key in sorted(_images(root, refused)):
+    for key in _images(root, refused):
         if base.is_name(key):
             entries.append(_Entry(key, None))
         else:

@@ -66,15 +66,31 @@ def read_tar(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterato
                     continue
                 folder, _, file = name.rpartition("/")
                 stem, _, suffix = file.partition(".")
+                if file.startswith("._"):
+                    continue  # macOS puts one before every file, for what its own file system stores beside it
+                if not stem:
+                    if file.lower().endswith(IMAGE_SUFFIXES):
+                        refused.add("bad_name", f"{path.stem}/{name}")
+                    continue
                 key = f"{folder}/{stem}" if folder else stem
-                if key != current:
+                if key != current or suffix.lower() in sample:  # the latter: a second sample of this name
                     yield from finish()
                     sample, current = {}, key
                 if len(sample) < _MAX_MEMBERS:
                     sample[suffix.lower()] = _content(tar, member, suffix.lower(), options.max_image_bytes)
+            _check_end(tar)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         refused.add("broken_file", f"{path.name}: {error}")
     yield from finish()
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """The library takes a damaged header, and a file that ends early, for the end of the archive."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"a damaged header at byte {tar.offset}" if block else "it has no end")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_image_bytes: int) -> bytes | Refused:

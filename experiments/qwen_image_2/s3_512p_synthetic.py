@@ -10,4 +10,4 @@ from experiments.qwen_image_2 import base
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
     """The stage; the form `tiny` is for tests."""
-    return base.stage(form, sides=(256, 512), thresholds=base.PRE_TRAINING, edits=True)
+    return base.stage(form, sides=(256, 512), thresholds=base.PRE_TRAINING, tasks=(9, 1))

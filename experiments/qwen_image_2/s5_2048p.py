@@ -10,4 +10,4 @@ from experiments.qwen_image_2 import base
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
     """The stage; the form `tiny` is for tests."""
-    return base.stage(form, sides=(512, 1024, 2048), thresholds=base.CONTINUAL, edits=True)
+    return base.stage(form, sides=(512, 1024, 2048), thresholds=base.CONTINUAL, tasks=(7, 3))

@@ -30,11 +30,18 @@ class Schedule:
       shift: the resolution-dependent shift, shared with training.
       terminal: if set, times are stretched so that the last one before 0 equals it.
       sample_sigmas: fixed times before the shift (few-step models); they decide the number of steps.
+
+    Raises:
+      ValueError: for a terminal time outside [0, 1).
     """
 
     shift: Shift = Shift()
     terminal: float | None = 0.02
     sample_sigmas: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if self.terminal is not None and not (isinstance(self.terminal, (int, float)) and 0 <= self.terminal < 1):
+            raise ValueError(f"the terminal time is {self.terminal!r}; it must be in [0, 1), or absent")
 
     def times(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None) -> Float[np.ndarray, "steps_1"]:
         """Decreasing fp32 times, the last one 0: one more than there are model evaluations.
@@ -45,7 +52,7 @@ class Schedule:
           sigmas: times before the shift to use instead, each in (0, 1].
 
         Raises:
-          ValueError: for fewer than one step or times outside (0, 1].
+          ValueError: for fewer than one step, times outside (0, 1], or a shift that moves them there.
         """
         fixed = self.sample_sigmas if sigmas is None else sigmas
         if fixed is None and steps < 1:
@@ -53,21 +60,28 @@ class Schedule:
         t = np.asarray(np.linspace(1.0, 1 / steps, steps) if fixed is None else fixed, np.float32)
         if t.ndim != 1 or not len(t) or not np.all((t > 0) & (t <= 1)):
             raise ValueError(f"sigmas must be a list of times in (0, 1], got {t.tolist()}")
-        t = self.shift(t, tokens)
+        try:
+            t = self.shift(t, tokens)
+        except OverflowError:
+            t = np.full_like(t, np.nan)  # refused below
         if self.terminal:
             if t[-1] == 1:
                 raise ValueError(
                     f"a schedule of the single time 1 cannot be stretched to end at {self.terminal}; take 2 steps"
                 )
             t = 1 - (1 - t) / ((1 - t[-1]) / (1 - self.terminal))
-        return np.append(t, 0.0).astype(np.float32)
+        times = np.append(t, 0.0).astype(np.float32)
+        if not np.all((times >= 0) & (times <= 1)):
+            raise ValueError(f"{self.shift} takes an image of {tokens} tokens to times outside of [0, 1]: {times}")
+        return times
 
     @classmethod
     def from_diffusers(cls, values: Mapping[str, Any], sample_sigmas: Sequence[float] | None = None) -> "Schedule":
         """Reads `scheduler_config.json`; `sample_sigmas` stands in the pipeline's `model_index.json`.
 
         Raises:
-          ValueError: for another scheduler, or options that are not supported, each named with its value.
+          ValueError: for another scheduler, options that are not supported, each named with its value, or values that
+            are no numbers.
         """
         if values.get("_class_name", CLASS) != CLASS:
             raise ValueError(f"scheduler {values['_class_name']!r} is not supported, only {CLASS}")
@@ -83,7 +97,11 @@ class Schedule:
             kind=values.get("time_shift_type", "exponential"),
             shift=values.get("shift", 1.0),
         )
-        return cls(shift, values.get("shift_terminal"), None if sample_sigmas is None else tuple(sample_sigmas))
+        if sample_sigmas is not None:
+            if not isinstance(sample_sigmas, (list, tuple)) or not all(type(t) in (int, float) for t in sample_sigmas):
+                raise ValueError(f"sample_sigmas is {sample_sigmas!r}; it must be a list of numbers")
+            sample_sigmas = tuple(sample_sigmas)
+        return cls(shift, values.get("shift_terminal"), sample_sigmas)
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `scheduler_config.json` of this schedule, without `sample_sigmas`."""

@@ -21,10 +21,18 @@ class TimestepLaw(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormal:
-    """`t = sigmoid(mean + std z)` with standard normal z (Esser et al., 2024, section 3.1)."""
+    """`t = sigmoid(mean + std z)` with standard normal z (Esser et al., 2024, section 3.1).
+
+    Raises:
+      ValueError: for a mean that is not finite, or a deviation that is not above 0.
+    """
 
     mean: float = 0.0
     std: float = 1.0
+
+    def __post_init__(self):
+        if not math.isfinite(self.mean) or not 0 < self.std < math.inf:
+            raise ValueError(f"logit_normal has mean {self.mean} and std {self.std}; std must be above 0, both finite")
 
     def sample(self, key: Array, count: int) -> Float[Array, "B"]:
         return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (count,)))
@@ -32,10 +40,18 @@ class LogitNormal:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Every t in [low, high) alike."""
+    """Every t in [low, high) alike.
+
+    Raises:
+      ValueError: unless 0 <= low < high <= 1.
+    """
 
     low: float = 0.0
     high: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"uniform has low {self.low} and high {self.high}; it needs 0 <= low < high <= 1")
 
     def sample(self, key: Array, count: int) -> Float[Array, "B"]:
         return jax.random.uniform(key, (count,), minval=self.low, maxval=self.high)
@@ -54,6 +70,9 @@ class Shift:
     Attributes:
       dynamic: `s = exp(mu)` ("exponential") or `s = mu` ("linear") with mu linear in tokens through
         (base_tokens, base_shift) and (max_tokens, max_shift); otherwise `s = shift` for every resolution.
+
+    Raises:
+      ValueError: for an unknown kind, values that are no finite numbers, or a line through no two points.
     """
 
     dynamic: bool = True
@@ -67,6 +86,16 @@ class Shift:
     def __post_init__(self):
         if self.kind not in ("exponential", "linear"):
             raise ValueError(f"time shift {self.kind!r} is unknown; choose 'exponential' or 'linear'")
+        for name in ("base_tokens", "max_tokens", "base_shift", "max_shift", "shift"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"time shift: {name} is {value!r}; it must be a finite number")
+        if not isinstance(self.dynamic, bool):
+            raise ValueError(f"time shift: dynamic is {self.dynamic!r}; it must be true or false")
+        if self.dynamic and self.base_tokens >= self.max_tokens:
+            raise ValueError(f"time shift: base_tokens {self.base_tokens} must be below max_tokens {self.max_tokens}")
+        if not self.dynamic and self.shift <= 0:
+            raise ValueError(f"time shift: shift is {self.shift}; it must be above 0")
 
     def strength(self, tokens: Any) -> Any:
         """s for an image of `tokens` tokens (a number or an array of numbers)."""

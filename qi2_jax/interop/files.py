@@ -66,18 +66,24 @@ def check_links(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def building(out: pathlib.Path) -> Iterator[None]:
-    """Makes the folder `out`, which carries `UNFINISHED` while the body fills it.
+def building(out: pathlib.Path, nbytes: int) -> Iterator[None]:
+    """Makes the folder `out`, which carries `UNFINISHED` while the body fills it with about `nbytes`.
 
     If the body fails, the folder is removed; after a kill, the next attempt removes what is left and starts again.
 
     Raises:
-      ValueError: if `out` is neither missing, nor empty, nor such a remainder.
+      ValueError: if `out` is neither missing, nor empty, nor such a remainder, or its disk has no room for it.
     """
     if (out / UNFINISHED).is_file():
         shutil.rmtree(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} already exists and is not an empty folder; choose another --out")
+    disk = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    if (free := shutil.disk_usage(disk).free) < nbytes:
+        raise ValueError(
+            f"{out} needs {nbytes / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB left; free some, or choose an --out "
+            "on another disk"
+        )
     write(out / UNFINISHED, b"This folder is incomplete: it is being written, or that was interrupted.\n")
     try:
         yield

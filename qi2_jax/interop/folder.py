@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qi2_jax import tree
+from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.interop import components, files
 from qi2_jax.interop import names as naming
 from qi2_jax.interop import weights as storage
@@ -62,7 +63,7 @@ def import_folder(source: pathlib.Path, out: pathlib.Path) -> Report:
         empty.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
-    _check_source(source)
+    check_source(source)
     opened = {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
@@ -70,7 +71,7 @@ def import_folder(source: pathlib.Path, out: pathlib.Path) -> Report:
             source / name, component.stem, component.expected(config), component.name_map(config)
         )
     copied, left_out = _auxiliary(source)
-    with files.building(out), _bar("import", opened) as bar:
+    with files.building(out, _total(source, opened, copied)), _bar("import", opened) as bar:
         for name, (weights, carried) in opened.items():
             write_ours(out / name, weights, carried, bar)
         _copy(source, out, copied)
@@ -102,7 +103,7 @@ def export_folder(
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
     check_mark(source)
-    _check_source(source)
+    check_source(source)
     if components.read_config(source / "transformer", "transformer").attention != BLOCK_CAUSAL:
         raise ValueError(f"{source} has a transformer with bidirectional attention, which diffusers cannot run")
     opened, items = {}, {}
@@ -120,7 +121,7 @@ def export_folder(
         items[name] = _published_items(*both, names)
         naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
     copied, left_out = _auxiliary(source)
-    with files.building(out), _bar("export", opened) as bar:
+    with files.building(out, _total(source, opened, copied)), _bar("export", opened) as bar:
         for name, component in COMPONENTS.items():
             _write_published(out / name, component.stem, items[name], max_shard_bytes, bar)
         _copy(source, out, copied)
@@ -236,8 +237,9 @@ def _copy(source: pathlib.Path, out: pathlib.Path, relative_paths: list[pathlib.
         files.write(out / relative, (source / relative).read_bytes())
 
 
-def _check_source(source: pathlib.Path) -> None:
-    """Raises a ValueError unless `source` holds the pipeline and the components that we know, without stray links."""
+def check_source(source: pathlib.Path) -> None:
+    """Raises a ValueError unless `source` holds the pipeline and the components that we know, a schedule that can be
+    run, no stray links, and a processor whose files are not too large to be read."""
     index = read_json(source / INDEX)
     if index.get("_class_name") != PIPELINE_CLASS:
         raise ValueError(f"{source / INDEX} describes a {index.get('_class_name')!r}, only {PIPELINE_CLASS} is read")
@@ -245,10 +247,15 @@ def _check_source(source: pathlib.Path) -> None:
     other = {name: index.get(name) for name, published in wanted.items() if index.get(name) != published}
     if other:
         raise ValueError(f"{source / INDEX} has the components {other}; only {wanted} are read")
-    read_json(source / "scheduler" / "scheduler_config.json")
     if not (source / "processor").is_dir():
         raise ValueError(f"{source} has no folder processor, with the tokenizer and the image processor")
     files.check_links(source)
+    check_auxiliary(source, [path.relative_to(source) for path in (source / "processor").rglob("*") if path.is_file()])
+    path = source / "scheduler" / "scheduler_config.json"
+    try:
+        Schedule.from_diffusers(read_json(path), index.get("sample_sigmas")).times(2, 256)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{path}, with sample_sigmas of {INDEX}: {error}") from error
 
 
 def mark(folder: pathlib.Path) -> None:
@@ -263,6 +270,11 @@ def check_mark(folder: pathlib.Path) -> None:
     version = read_json(folder / MARK).get("version")
     if version != VERSION:
         raise ValueError(f"{folder} has model folder version {version!r}, this qi2 reads version {VERSION}")
+
+
+def _total(source: pathlib.Path, opened: Mapping[str, tuple[Weights, Weights]], copied: list[pathlib.Path]) -> int:
+    """Bytes that a folder takes: tensors, and files copied as they are."""
+    return sum(_report(opened, ()).bytes.values()) + sum((source / path).stat().st_size for path in copied)
 
 
 def _bar(title: str, opened) -> tqdm:

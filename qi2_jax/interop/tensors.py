@@ -184,6 +184,8 @@ class Writer:
 
     def __exit__(self, kind, error, trace) -> None:
         complete = False
+        if isinstance(error, OSError):
+            _name(error, self.path)
         try:
             if kind is None:
                 if self._written != self._total:
@@ -191,12 +193,21 @@ class Writer:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 complete = True
+        except OSError as late:
+            _name(late, self.path)
+            raise
         finally:
             self._file.close()
             if complete:
                 os.replace(self._temporary, self.path)
             else:
                 self._temporary.unlink(missing_ok=True)
+
+
+def _name(error: OSError, path: pathlib.Path) -> None:
+    """Gives an error the path of its file, if it names none: a full disk is met by calls that know none."""
+    if error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def _copy(part: Stored, target: int, position: int) -> None:

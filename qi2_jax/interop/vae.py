@@ -8,6 +8,8 @@ from qi2_jax.models.vae import VAEConfig
 
 CLASS_NAME = "AutoencoderKLQwenImage21"
 
+MAX_BLOCKS, MAX_LEVELS = 64, 8  # far more than any autoencoder has; each is a module of its own
+
 # Published switches that change the model, with the only value that ours has.
 _FIXED = {"is_residual": True, "attn_scales": [], "dropout": 0.0, "patch_size": None}
 
@@ -46,6 +48,11 @@ def from_diffusers(published: Mapping[str, Any]) -> VAEConfig:
         entries["decoder_base_dim"] = entries.get("base_dim", VAEConfig().encoder_width)
     values: dict[str, Any] = {field: entries[key] for field, key in _FIELDS.items() if key in entries}
     fields: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in values.items()}
+    if fields.get("residual_blocks", 1) > MAX_BLOCKS or len(fields.get("multipliers", ())) > MAX_LEVELS:
+        raise ValueError(
+            f"the autoencoder has num_res_blocks = {fields.get('residual_blocks')} and "
+            f"{len(fields.get('multipliers', ()))} levels in dim_mult; at most {MAX_BLOCKS} and {MAX_LEVELS} are read"
+        )
     config = VAEConfig(**fields)
     for key, value in _scale_factors(config).items():
         if entries.get(key, value) not in (None, value):

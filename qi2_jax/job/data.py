@@ -11,7 +11,7 @@ from data_pipeline.buckets import Resolutions
 from data_pipeline.demo_set import write_demo_folder
 from data_pipeline.ingest import ingest
 from data_pipeline.pictures import Picture, Pictures
-from data_pipeline.selection import Thresholds, select
+from data_pipeline.selection import INDEX, Thresholds, select, write_selection
 from data_pipeline.shards import MANIFEST, RecordFolder
 
 
@@ -31,7 +31,7 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     Args:
       config: `sides`, `ratios`, `max_upscale`, `max_cropped`, `thresholds` (fields of `Thresholds`), `channels`,
         `workers` (0: one per core).
-      out: receives `records/`, and `demo_set/` where there is no source.
+      out: receives `records/` with the selection's index, and `demo_set/` where there is no source.
       source: the user's folder; None: the embedded demo set.
       console: where the reports go.
 
@@ -52,9 +52,10 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     console.print(selection.table())
     if any(kept.conditions for kept in selection.kept):
         raise ValueError("a job trains text-to-image only: leave edits out with data.thresholds.edits=False")
+    write_selection(records / INDEX, selection)
     resolutions = Resolutions.of_config(config)
     console.print(resolutions.report([(kept.width, kept.height) for kept in selection.kept]).table())
-    fits = [(kept, resolutions.fit(kept.width, kept.height)[1]) for kept in selection.kept]
+    fits = [(kept, resolutions.fits(kept.width, kept.height)[0][1]) for kept in selection.kept]
     chosen = tuple(Picture(kept.index, fit.bucket, kept.captions) for kept, fit in fits if fit.left_out is None)
     if not chosen:
         raise ValueError(

@@ -1,85 +1,79 @@
-"""Images and captions into samples, once: latents of the autoencoder and features of the condition encoder."""
+"""Encodes what a config selects: the step between data and training, of a job and of `qi2 data cache`."""
 
-import hashlib
 import pathlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from tqdm import tqdm
 
-from data_pipeline.pictures import Pictures
-from data_pipeline.samples import Sample, SampleFolder, Text, write_samples
-from qi2_jax import prompts, sharding
+from data_pipeline import encode as encoding
+from data_pipeline.buckets import Resolutions
+from data_pipeline.cache import MANIFEST, Cache
+from data_pipeline.selection import selection_facts
+from data_pipeline.shards import RecordFolder, digest_of
+from qi2_jax import config as configs
+from qi2_jax import encoders, runs, sharding
 from qi2_jax.interop import components
-from qi2_jax.interop.weights import STEM
-from qi2_jax.job import models
-from qi2_jax.job.data import Caption
-from qi2_jax.pipeline import encode_images
-
-BATCH = 8
+from qi2_jax.job.stages import dtype_of, mesh_of
 
 
-def fingerprint(model: pathlib.Path, pictures: Pictures, captions: Sequence[Caption]) -> dict[str, Any]:
-    """What samples depend on: both encoders, the pixels, the captions."""
-    return {
-        **encoders(model),
-        "pictures": pictures.digest,
-        "captions": hashlib.sha256(repr(tuple(captions)).encode()).hexdigest(),
-    }
-
-
-def encoders(model: pathlib.Path) -> dict[str, str]:
-    """Digests of what makes samples in a model folder: both encoders and the prompts' processor."""
-    names = (f"{STEM}.safetensors", "config.json")
-    parts = {part: [model / part / name for name in names] for part in ("vae", "text_encoder")}
-    parts["processor"] = sorted(path for path in (model / "processor").iterdir() if path.is_file())
-    return {part: _digest(*paths) for part, paths in parts.items()}
-
-
-def _digest(*paths: pathlib.Path) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+def check(config: Any) -> None:
+    """Raises a ValueError for a value with which nothing can be encoded."""
+    dtype_of(config.dtype)
+    if config.text not in encoding.TEXTS:
+        raise ValueError(f"encode.text is {config.text!r}; choose one of {encoding.TEXTS}")
+    if config.records_per_unit < 1:
+        raise ValueError(f"encode.records_per_unit is {config.records_per_unit}; it must be at least 1")
+    try:
+        sharding.own_rows(mesh_of(config.mesh), config.batch_size)
+    except ValueError as error:
+        raise ValueError(f"encode: {error}") from None
 
 
 def encode(
-    out: pathlib.Path, model: pathlib.Path, pictures: Pictures, captions: Sequence[Caption], dtype: Any
-) -> SampleFolder:
-    """Samples of all captions in `out`; an existing folder made from the same things is used again."""
-    made_from = fingerprint(model, pictures, captions)
-    try:
-        return SampleFolder(out, made_from)
-    except ValueError:
-        pass  # absent, incomplete, or made from something else: encode again
-    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
-    vae, encoder = (models.load(model, name, mesh, dtype) for name in ("vae", "text_encoder"))
-    config = components.read_config(model / "text_encoder", "text_encoder")
-    processor = prompts.PromptProcessor.from_folder(model / "processor", config)
-    # One length for all batches, so that the encoder is compiled once.
-    length = max(processor([caption.text]).inputs.input_ids.shape[1] for caption in captions)
+    config: Any, folder: pathlib.Path, index: pathlib.Path, model: pathlib.Path, out: pathlib.Path
+) -> encoding.EncodeReport | None:
+    """Encodes a selection of records into a cache; one that is complete is used again, an interrupted one continued.
 
-    def features(texts: Sequence[str]) -> list[Text]:
-        batch = processor([*texts, *[""] * (BATCH - len(texts))], length=length)
-        rows = zip(prompts.encode_prompts(encoder, batch), batch.segments, strict=True)
-        found = [Text(np.asarray(row, np.float32), tuple(map(len, parts.text))) for row, parts in rows]
-        return found[: len(texts)]
+    Args:
+      config: with the groups `data` and `encode`.
+      folder, index: the records, and their selection.
+      model: a model folder, or a run with one.
+      out: the cache.
 
-    def samples() -> Iterator[Sample]:
-        latents = -1, np.zeros(0)
-        with tqdm(total=len(captions), desc="encode", unit="sample", dynamic_ncols=True) as bar:
-            for start in range(0, len(captions), BATCH):
-                batch = captions[start : start + BATCH]
-                for caption, text in zip(batch, features([caption.text for caption in batch]), strict=True):
-                    if latents[0] != caption.picture:
-                        pixels = pictures[caption.picture].astype(np.float32)[None] / 127.5 - 1
-                        latents = caption.picture, np.asarray(encode_images(vae, jnp.asarray(pixels), dtype)[0])
-                    bar.update()
-                    yield Sample(latents[1], text)
+    Returns:
+      None while other processes still have units to write.
 
-    write_samples(out, samples(), features([""])[0], made_from)
-    return SampleFolder(out, made_from)
+    Raises:
+      ValueError: if the selection was made of other records or with other thresholds than the config's, the cache from
+        something else, or nothing is left to encode.
+    """
+    check(config.encode)
+    facts, records = selection_facts(index), RecordFolder(folder)
+    if facts.get("records") != digest_of(records.shards):
+        raise ValueError(f"{index} was selected from other records than those in {folder}; select again")
+    if differing := configs.difference(facts.get("thresholds", {}), configs.to_dict(config.data.thresholds)):
+        raise ValueError(f"{index} was selected with other thresholds; select again: {'; '.join(differing)}")
+    model = runs.model_of(model)
+    width = components.read_config(model / "text_encoder", "text_encoder").text.hidden_size
+    how = {"dtype": config.encode.dtype, "text": config.encode.text, "text_width": width}
+    how["records_per_unit"] = config.encode.records_per_unit  # which records a unit that is there already holds
+    made_from = encoding.fingerprint(records, index, config.data, encoders.digests(model) | how)
+    if (out / MANIFEST).is_file():
+        Cache(out, made_from)
+        return encoding.report(out, len(records))
+    return encoding.encode(
+        folder,
+        index,
+        Resolutions.of_config(config.data),
+        encoders.Encoders(
+            model,
+            mesh_of(config.encode.mesh),
+            dtype_of(config.encode.dtype),
+            config.encode.batch_size,
+            online=config.encode.text == encoding.ONLINE,
+        ),
+        out,
+        made_from,
+        records_per_unit=config.encode.records_per_unit,
+        process=(jax.process_index(), jax.process_count()),
+    )

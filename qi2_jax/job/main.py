@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data_pipeline.atomic import write_json_atomic
+from data_pipeline.atomic import leftovers, write_json_atomic
 from data_pipeline.buckets import Resolutions
-from data_pipeline.selection import Thresholds
+from data_pipeline.cache import Cache
+from data_pipeline.selection import INDEX, Thresholds
 from qi2_jax import config as configs
-from qi2_jax import runs, sequence, sharding
+from qi2_jax import lock, runs, sequence, sharding
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, models, results, stages
@@ -29,6 +30,8 @@ from qi2_jax.training import checkpoint, loop, metrics
 
 # Of a job that was begun, only the last training and what follows it may change.
 MAY_CHANGE = (*(f"transformer.{key}" for key in loop.MAY_CHANGE), "sample.", "compare.", "expect.", "data.workers")
+
+LEAST = {"data": {"workers": 0}, "sample": {"batch_size": 1, "steps": 1, "captions": 0, "seed": 0}}
 
 
 def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> dict[str, Any]:
@@ -47,17 +50,29 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
       ValueError: if `out` was begun with another source or config, no picture is left to train on, or a figure is worse
         than `config.expect`.
     """
-    begun, console = time.monotonic(), Console()
     if source is not None and not source.is_dir():
         raise ValueError(f"{source} is not a folder of images")
-    if not (out / "job.json").is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_ours(out):
         raise ValueError(f"{out} holds something that no job made; choose an empty or new folder")
     check_config(config)
-    run_folder, dtype = out / stages.TRANSFORMER, stages.dtype_of(config.encode_dtype)
+    models.check_encoder(config.encoder, out / runs.TRANSFORMER / runs.MODEL)
+    with lock.hold(out):
+        return _run(config, out, source)
+
+
+def is_ours(out: pathlib.Path) -> bool:
+    """Whether a job may work in `out`: it is missing or empty, or a job was begun there, if only just."""
+    if (out / runs.JOB).is_file() or not out.exists():
+        return True
+    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, *leftovers(out / runs.JOB)}
+
+
+def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[str, Any]:
+    begun, console = time.monotonic(), Console()
+    run_folder = out / runs.TRANSFORMER
     model = run_folder / runs.MODEL
     asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
-    out.mkdir(parents=True, exist_ok=True)
-    configs.claim(out / "job.json", asked, may_change(out, asked.keys()))
+    configs.claim(out / runs.JOB, asked, may_change(out, asked.keys()))
 
     console.rule("1 data: ingest, filter, bucket")
     pictures = data.prepare(config.data, out, source, console)
@@ -68,13 +83,16 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     stages.train_vae(config.vae, pictures, out / "vae", model)
 
     console.rule("3 encode: latents and text features, once")
-    samples = encode.encode(out / "samples", model, pictures, captions, dtype)
+    encoded = encode.encode(config, out / "records", out / "records" / INDEX, model, out / "samples")
+    assert encoded is not None, "a job is one process"
+    console.print(encoded.table())
+    samples = Cache(out / "samples")
     models.finish(
         model, stages.transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
     )
 
     console.rule("4 transformer")
-    stages.train_transformer(config.transformer, samples, run_folder)
+    stages.train_transformer(config, samples, run_folder)
 
     console.rule("5 sample every caption")
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
@@ -87,7 +105,9 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     images = list(tqdm(drawing, total=len(drawn), desc="sample", unit="image", dynamic_ncols=True))
     owners = [caption.picture for caption in drawn]
     originals = {picture: pictures[picture] for picture in set(owners)}
-    rebuilt = {picture: pipeline.decode(samples[owners.index(picture)].latents) for picture in originals}
+    places = {pictures.chosen[picture].index: picture for picture in originals}
+    used = (sample for stream in samples.streams for sample in stream if sample.record in places)
+    rebuilt = {places[sample.record]: pipeline.decode(sample.latents) for sample in used}
     own = results.nearest_is_own(images, pictures, owners)
     triples = [(originals[i], rebuilt[i], image) for i, image in zip(owners, images, strict=True)]
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))
@@ -136,7 +156,7 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
 
 def may_change(out: pathlib.Path, keys: Collection[str]) -> tuple[str, ...]:
     """Beginnings of the keys that another call may change: those from which nothing is made yet, never the source."""
-    run = out / stages.TRANSFORMER
+    run = out / runs.TRANSFORMER
     if checkpoint.steps(run / runs.CHECKPOINTS):
         return MAY_CHANGE
     if checkpoint.steps(out / "vae" / runs.CHECKPOINTS):
@@ -147,13 +167,16 @@ def may_change(out: pathlib.Path, keys: Collection[str]) -> tuple[str, ...]:
 
 def check_config(config: Any) -> None:
     """Raises a ValueError for a value that any step would refuse, before the first of them has begun."""
-    stages.dtype_of(config.encode_dtype)
-    stages.check(config.vae, config.transformer)
+    stages.check(config)
+    encode.check(config.encode)
     Resolutions.of_config(config.data)
     Thresholds(**config.data.thresholds)
-    for group, key, least in (("sample", "batch_size", 1), ("sample", "steps", 1), ("sample", "captions", 0)):
-        if config[group][key] < least:
-            raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
+    for group, keys in LEAST.items():
+        for key, at_least in keys.items():
+            if config[group][key] < at_least:
+                raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {at_least}")
+    if config.sample.seed >= loop.MAX_SEED:
+        raise ValueError(f"sample.seed is {config.sample.seed}; it must be below {loop.MAX_SEED}")
     if config.compare.images < 0 or config.compare.steps < 1:
         raise ValueError(f"compare.images is {config.compare.images}, compare.steps {config.compare.steps}")
     if config.compare.images:

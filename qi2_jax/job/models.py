@@ -10,17 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from qi2_jax import sharding
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import components, files, folder, mmdit
 from qi2_jax.interop import vae as vae_interop
 from qi2_jax.interop import weights as storage
+from qi2_jax.interop.weights import FileWeight
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE
 from qi2_jax.prompts import PromptProcessor
 from qi2_jax.qwen_tokenizer import save_qwen_processor
+from qi2_jax.training import loop
 
 QWEN_VOCABULARY = 151_936
 FINAL_NORM = "model.language_model.norm.weight"  # a published tensor that our encoder does not use
@@ -35,23 +36,11 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
       model: the model folder.
     """
     target = model / "text_encoder"
-    if (target / f"{storage.STEM}.safetensors").is_file():
+    if _is_made(model):
         return
     if config.folder:
         source = pathlib.Path(config.folder)
-        files.check_links(source)
-        component = components.COMPONENTS["text_encoder"]
-        parsed = components.read_config(source, "text_encoder")
-        weights, carried = storage.of_published(
-            source, component.stem, component.expected(parsed), component.name_map(parsed)
-        )
-        copied = [
-            path.relative_to(source)
-            for path in sorted(source.iterdir())
-            if path.suffix in folder.COPIED_SUFFIXES and not path.name.endswith(".index.json")
-        ]
-        folder.check_auxiliary(source, copied)
-        PromptProcessor.from_folder(source, parsed)  # fails here, before anything is written, if files are missing
+        weights, carried, copied = _open_encoder(source)
         for path in copied:
             is_model = path.name in ("config.json", "generation_config.json")
             files.write((target if is_model else model / "processor") / path, (source / path).read_bytes())
@@ -64,8 +53,62 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
     folder.save_component(target, published, encoder, {FINAL_NORM: np.ones(config.width, np.float32)})
 
 
+def check_encoder(config: Any, model: pathlib.Path) -> None:
+    """Raises a ValueError if `make_encoder` would refuse what it still has to do."""
+    if _is_made(model):
+        return
+    if config.folder:
+        try:
+            _open_encoder(pathlib.Path(config.folder))
+        except ValueError as error:
+            raise ValueError(f"encoder.folder: {error}") from error
+    else:
+        tiny_encoder_config(config.width, config.layers, config.heads)
+        if not 0 <= config.seed < loop.MAX_SEED:
+            raise ValueError(f"encoder.seed is {config.seed}; it must be at least 0 and below {loop.MAX_SEED}")
+
+
+def _is_made(model: pathlib.Path) -> bool:
+    return (model / "text_encoder" / f"{storage.STEM}.safetensors").is_file()
+
+
+def _open_encoder(
+    source: pathlib.Path,
+) -> tuple[dict[str, FileWeight], dict[str, FileWeight], list[pathlib.Path]]:
+    """Weights, carried tensors and the other files of a published encoder, after checking that all of it can be read.
+
+    Raises:
+      ValueError: if anything is missing, does not fit, or cannot be trusted.
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source} is not a folder; give that of a Qwen3-VL as transformers saves it")
+    files.check_links(source)
+    component = components.COMPONENTS["text_encoder"]
+    parsed = components.read_config(source, "text_encoder")
+    weights, carried = storage.of_published(
+        source, component.stem, component.expected(parsed), component.name_map(parsed)
+    )
+    copied = [
+        path.relative_to(source)
+        for path in sorted(source.iterdir())
+        if path.suffix in folder.COPIED_SUFFIXES and not path.name.endswith(".index.json")
+    ]
+    folder.check_auxiliary(source, copied)
+    PromptProcessor.from_folder(source, parsed)
+    return weights, carried, copied
+
+
 def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
-    """The `config.json` of a small Qwen3-VL with Qwen's vocabulary and special tokens."""
+    """The `config.json` of a small Qwen3-VL with Qwen's vocabulary and special tokens.
+
+    Raises:
+      ValueError: for sizes that its rotary positions cannot be split into.
+    """
+    if min(width, layers, heads) < 1 or width % (8 * heads):
+        raise ValueError(
+            f"encoder.width {width}, encoder.layers {layers} and encoder.heads {heads} must be at least 1, and the "
+            "width a multiple of 8 times the heads"
+        )
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
@@ -123,15 +166,6 @@ def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
 
     for part in ("text_encoder", "processor", "vae"):
         shutil.copytree(source / part, model / part, copy_function=link, dirs_exist_ok=True)
-
-
-def load(model: pathlib.Path, name: str, mesh: Any, dtype: Any = None) -> Any:
-    """Loads one component of the model folder onto a mesh."""
-    component = components.COMPONENTS[name]
-    config = components.read_config(model / name, name)
-    like = component.abstract(config)
-    weights, _ = storage.of_ours(model / name, component.expected(config))
-    return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
 
 
 def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -36,7 +36,7 @@ class MMDiTConfig:
         the sampled t; "sampled" modulates every token with it.
 
     Raises:
-      ValueError: for widths that do not fit together or unknown rules.
+      ValueError: for sizes below 1, widths that do not fit together or unknown rules.
     """
 
     layers: int = 32
@@ -51,7 +51,13 @@ class MMDiTConfig:
     condition_timestep: str = "zero"
 
     def __post_init__(self):
-        if sum(self.rope_dims) != self.head_width or any(dim % 2 for dim in self.rope_dims):
+        for name in ("layers", "heads", "head_width", "mlp_ratio", "latent_channels", "text_width"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a positive integer")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps is {self.eps}; it must be between 0 and 1")
+        if sum(self.rope_dims) != self.head_width or any(dim % 2 or dim < 0 for dim in self.rope_dims):
             raise ValueError(f"rope_dims {self.rope_dims} must be even and add up to head_width {self.head_width}")
         if self.condition_timestep not in ("zero", "sampled"):
             raise ValueError(f"condition_timestep {self.condition_timestep!r} must be 'zero' or 'sampled'")

@@ -7,6 +7,7 @@ Dims: `B` batch, `H` `W` height and width of images, `h` `w` of latents, `I` ima
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -75,6 +76,8 @@ class VAEConfig:
                 raise ValueError(
                     f"{name} has {len(values)} values; give one for each of {self.latent_channels} channels"
                 )
+            if values is not None and not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} has values that are not finite: {values}")
         if self.latents_std is not None and min(self.latents_std) <= 0:
             raise ValueError(f"latents_std has the value {min(self.latents_std)}; all must be positive")
         # The decoder's last level has no shortcut; every other shortcut needs whole groups of channels.

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import logging
 import pathlib
 from typing import Any
 
@@ -16,6 +17,17 @@ from qi2_jax.interop.tensors import CODES
 from qi2_jax.training.step import TrainState
 
 ITEMS = ("model", "ema", "optimizer", "progress")
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of a failed save from every thread that it passes, and raises it in ours after that."""
+    if "/orbax/" not in record.pathname or not record.exc_info:
+        return True
+    record.exc_info = None
+    return "_SignalingThread.run() raised" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_in_one_line)
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:

@@ -5,26 +5,44 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 from qi2_jax import config as configs
-from qi2_jax import sharding
+from qi2_jax import lock, sharding
 from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoint import Checkpoints
-from qi2_jax.training.metrics import Metrics, Progress
+from qi2_jax.training.metrics import Metrics, Progress, Stopwatch
+
+MAX_SEED = 1 << 32  # random keys know no more bits
 
 # Keys that may change between the runs of one directory: they move the end or the reporting, not the mathematics.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.evaluate_every", "checkpoint.every", "checkpoint.keep", "mesh.")
 
 
 LEAST = {
-    "train": {"steps": 0, "log_every": 1, "evaluate_every": 1, "max_skipped": 1},
+    "train": {"steps": 1, "log_every": 1, "evaluate_every": 1, "max_skipped": 1},
     "checkpoint": {"every": 1, "keep": 1},
 }
+
+
+class Feed(NamedTuple):
+    """What one step reads.
+
+    Attributes:
+      static: decides the compiled program, e.g. a layout.
+      rows: this process's rows of the batch, as host arrays.
+      batch_size: global number of samples.
+      composition: facts about the batch, for the logs.
+    """
+
+    static: Hashable
+    rows: Any
+    batch_size: int
+    composition: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +53,19 @@ class Task:
       name: shown in front of the progress bar.
       make_model: builds the model from a random key.
       loss: see `step.Loss`.
-      batches: from a step on, the endless sequence of (static, this process's rows of the batch).
-      batch_size: global number of samples per step.
+      batches: what the steps after the given one read, without end.
       data: what the batches come from, as plain JSON; a run continues on the same data only.
+      prepare: (static, rows on the mesh) -> what the loss reads, where that takes another program.
       evaluate: scalars of a state, at the first and last step and every `train.evaluate_every`.
     """
 
     name: str
     make_model: Callable[[jax.Array], Any]
     loss: steps.Loss
-    batches: Callable[[int], Iterator[tuple[Hashable, Any]]]
-    batch_size: int
+    batches: Callable[[int], Iterator[Feed]]
     data: dict[str, Any]
     evaluate: Callable[[steps.TrainState], dict[str, Any]] | None = None
+    prepare: Callable[[Any, Any], Any] = lambda static, rows: rows
 
 
 class NonFiniteError(FloatingPointError):
@@ -70,11 +88,19 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
       The state after the last step.
 
     Raises:
-      ValueError: if the directory belongs to another config or other data, or its checkpoint does not fit the model.
+      ValueError: if the directory belongs to another config or other data, another process trains in it, or its
+        checkpoint does not fit the model.
       NonFiniteError: after `train.max_skipped` steps in a row that were not finite; the state is saved first.
     """
-    # --- where we are: nothing is written before everything is known to fit
     optimizer = check(config)
+    with lock.hold(directory):
+        return _train(task, config, directory, mesh, optimizer)
+
+
+def _train(
+    task: Task, config: Any, directory: pathlib.Path, mesh: Mesh, optimizer: optax.GradientTransformation
+) -> steps.TrainState:
+    # --- where we are: nothing is written before everything is known to fit
     checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
     found = checkpoints.latest()
     asked = {**configs.to_dict(config), "data": task.data}
@@ -101,19 +127,21 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
     if start >= total and _is_lost(state, config):
         checkpoints.close()
         raise NonFiniteError(_lost(state, checkpoints.directory))
-    progress = Progress(task.name, start, total, task.batch_size)
+    progress, watch = Progress(task.name, start, total), Stopwatch()
     batches = task.batches(start)
-    try:
-        with _Termination() as termination:
+    with _Termination() as termination:
+        try:
             if start == 0:
                 evaluate(0)
             for step in range(start + 1, total + 1):
-                static, rows = next(batches)
-                state, values = train_step(state, static, sharding.put_batch(mesh, rows, task.batch_size))
+                with watch.measure("data"):
+                    feed = next(batches)
+                rows = task.prepare(feed.static, sharding.put_batch(mesh, feed.rows, feed.batch_size))
+                state, values = train_step(state, feed.static, rows)
                 logged = step % config.train.log_every == 0 or step == total
-                progress.advance(values if logged else None)
+                progress.advance(feed.batch_size, values if logged else None)
                 if logged:
-                    metrics.write(step, values)
+                    metrics.write(step, {**values, **feed.composition, **watch.lap()})
                 if (logged or step % config.train.max_skipped == 0) and _is_lost(state, config):
                     checkpoints.save(state)
                     raise NonFiniteError(_lost(state, checkpoints.directory))
@@ -124,10 +152,12 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
                     checkpoints.save(state)
                 if termination.requested:
                     progress.note(f"SIGTERM: saved step {step} in {checkpoints.directory}; run again to continue")
-                    raise SystemExit(0)
-    finally:
-        progress.close()
-        checkpoints.close()
+                    break
+        finally:
+            progress.close()
+            checkpoints.close()
+    if termination.requested:
+        raise SystemExit(0)
     return state
 
 
@@ -141,6 +171,8 @@ def check(config: Any) -> optax.GradientTransformation:
         for key, least in keys.items():
             if config[group][key] < least:
                 raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
+    if not 0 <= config.seed < MAX_SEED:
+        raise ValueError(f"seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"ema_decay is {config.ema_decay}; it must be at least 0 and below 1")
     if 0 < config.optimizer.decay_steps < config.train.steps:

@@ -46,6 +46,10 @@ def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
             raise ValueError(f"optimizer.{key} is {config[key]}; it must be {least} 0 and at most {MAX_SETTING:g}")
     if len(config["betas"]) != 2 or not all(0 <= beta < 1 for beta in config["betas"]):
         raise ValueError(f"optimizer.betas are {config['betas']}; two numbers in [0, 1) are needed")
+    if 0 < config["decay_steps"] <= config["warmup"]:
+        raise ValueError(
+            f"optimizer.warmup is {config['warmup']}; it must end before optimizer.decay_steps {config['decay_steps']}"
+        )
     if config["decay_steps"]:
         rate = optax.warmup_cosine_decay_schedule(0.0, config["lr"], config["warmup"], config["decay_steps"])
     else:

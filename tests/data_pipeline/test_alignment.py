@@ -72,7 +72,7 @@ def test_alignment_parity(clip, picture, encoded):
 
 def test_percentiles_cut_each_language_by_itself_and_edits_not_at_all(clip, records):
     report = score(records, filters=filters.cascade(clip), workers=2, progress=False)
-    assert report.scored["alignment"] == 7 and report.not_scored.keys() == {"aesthetic"}
+    assert report.scored["alignment"] == 7 and report.not_scored.keys() == {"aesthetic", "cluster"}
     rows = [row["alignment.cosines"] for row in read_scores(records, filters.CASCADE)]
     assert rows[-1] is None
     pairs = np.array(rows[:5])
@@ -149,7 +149,7 @@ def test_aesthetic_head_parity(clip, tmp_path, picture, encoded):
 
 def test_aesthetic_scores_are_selected_by(clip, records, tmp_path):
     chosen = filters.cascade(clip, write_head(tmp_path / "head.safetensors"))
-    assert score(records, filters=chosen, workers=1, progress=False).not_scored == {}
+    assert score(records, filters=chosen, workers=1, progress=False).not_scored.keys() == {"cluster"}
     values = {row["key"]: row["aesthetic.score"] for row in read_scores(records, filters.CASCADE)}
     assert values.pop("broken") is None
     asked = {"min_side": 30, "drop_near_duplicates": False, "require": ("alignment", "aesthetic")}

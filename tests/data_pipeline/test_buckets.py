@@ -125,10 +125,15 @@ def test_an_image_goes_to_the_largest_area_that_it_fills():
         ((1023, 1023), 512, "512x512"),
         ((300, 300), 256, "256x256"),
     ):
-        found, fit = resolutions.fit(*size)
+        ((found, fit),) = resolutions.fits(*size)
         assert (found, str(fit.bucket), fit.left_out) == (side, bucket, None)
-    assert resolutions.fit(200, 200)[1].left_out == "upscaled_too_much"
+    ((found, fit),) = resolutions.fits(200, 200)
+    assert (found, fit.left_out) == (256, "upscaled_too_much")
     report = resolutions.report([(1024, 1024), (1023, 1023), (300, 300), (200, 200)])
     assert (report.seen, sum(report.counts.values()), report.left_out.counts) == (4, 3, {"upscaled_too_much": 1})
+    also = Resolutions(resolutions.areas, smaller_too=True)
+    assert [side for side, _ in also.fits(1023, 1023)] == [512, 256]
+    report = also.report([(1024, 1024), (300, 300), (200, 200)])
+    assert (sum(report.counts.values()), report.left_out.counts) == (4, {"upscaled_too_much": 1})
     with pytest.raises(ValueError, match="ascending"):
         Resolutions(((512, Buckets.for_area(512)), (256, Buckets.for_area(256))))

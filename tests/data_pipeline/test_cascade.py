@@ -70,12 +70,12 @@ def test_killed_run_continues_with_what_is_missing(folder, monkeypatch):
 def test_interruption_within_a_shard_keeps_the_shards_before(folder, monkeypatch):
     decode, count = cascade.decode_image, 0
 
-    def dies(data):
+    def dies(data, **options):
         nonlocal count
         count += 1
         if count == 5:
             raise KeyboardInterrupt
-        return decode(data)
+        return decode(data, **options)
 
     monkeypatch.setattr(cascade, "decode_image", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -138,3 +138,15 @@ def test_worker_processes_start_light_and_the_calling_script_needs_its_guard(fol
 def test_workers_must_be_positive(folder):
     with pytest.raises(ValueError, match="workers is 0"):
         score(folder, workers=0)
+
+
+def test_the_images_of_a_record_share_the_limit_of_pixels(tmp_path, picture, encoded, monkeypatch):
+    image, one = encoded(picture(size=(60, 40))), encoded(picture(size=(1, 1)))
+    monkeypatch.setattr(cascade, "MAX_RECORD_PIXELS", 3 * 60 * 40)
+    sources = [(image,) * 2, (image,) * 2 + (one, b"never read"), (image,)]
+    edits = [Record(f"{i}", image, (Caption("x", "instruction"),), "test", None, s) for i, s in enumerate(sources)]
+    write_shards(tmp_path, edits, records_per_shard=3)
+    score(tmp_path, workers=1, progress=False)
+    rows = list(read_scores(tmp_path, CASCADE))
+    assert [row["broken.reason"] for row in rows] == [None, "too_many_pixels", None]
+    assert rows[1]["broken.detail"] == "condition image 2: 1 x 1 of 0 allowed"

@@ -1,4 +1,5 @@
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -8,15 +9,19 @@ from data_pipeline.filters import CASCADE, Candidate
 from data_pipeline.filters.border import BORDER
 from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.compression import COMPRESSION
-from data_pipeline.filters.duplicates import DUPLICATES, group_equal, group_near, parse_fingerprints
+from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.filters.instruction import INSTRUCTION_TEXT
 from data_pipeline.filters.nsfw import NSFW
 from data_pipeline.filters.orientation import CONTRADICTIONS, ORIENTATION
 from data_pipeline.filters.quality import QUALITY
+from data_pipeline.filters.refusals import is_refusal
 from data_pipeline.filters.resolution import RESOLUTION
 from data_pipeline.images import UndecodableImage, decode_image, over_white
 from data_pipeline.records import Caption, Record
-from data_pipeline.selection import RULES, Thresholds, _caption_reasons
+from data_pipeline.rules import RULES, caption_reasons
+from data_pipeline.selection import Thresholds
+from qi2_jax.qwen_tokenizer import SPECIAL_TOKENS, build_qwen_tokenizer
 
 
 def candidate(data: bytes) -> Candidate:
@@ -24,11 +29,16 @@ def candidate(data: bytes) -> Candidate:
 
 
 def test_filters_give_exactly_their_columns_as_json(picture, encoded):
-    candidates = [candidate(encoded(picture(seed, size=(40, 30)))) for seed in range(3)]
+    formats = ("PNG", "JPEG", "WEBP")
+    candidates = [candidate(encoded(picture(seed, size=(40, 30)), formats[seed])) for seed in range(3)]
     for filter in (filter for filter in CASCADE if filter.can_score):
         rows = filter.score(candidates)
         assert [set(row) for row in rows] == [set(filter.columns)] * 3
         assert json.loads(json.dumps(rows)) == rows
+        for name, (kind, _) in filter.columns.items():
+            values = [row[name] for row in rows if row[name] is not None]
+            if kind in (int, bool, str):  # what Parquet would round or refuse
+                assert {type(value) for value in values} <= {kind}, f"{filter.name}.{name}"
         assert rows[1:] == filter.score(candidates[1:]), f"{filter.name} depends on the batch"
 
 
@@ -38,6 +48,11 @@ def _exif(orientation: int, size: tuple[int, int] | None = None) -> Image.Exif:
     if size:
         exif[0x8769] = {0xA002: size[0], 0xA003: size[1]}
     return exif
+
+
+def _long_exif(orientation: int) -> bytes:
+    """The tag as TIFF's type LONG8, which holds 64 bits."""
+    return b"Exif\0\0II*\0" + struct.pack("<IHHHIIIQ", 8, 1, 0x0112, 16, 1, 26, 0, orientation)
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
@@ -54,6 +69,10 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%
         ({"exif": _exif(6, (40, 60))}, (6, "rotate_270", "already_turned")),
         ({"exif": _exif(1, (40, 60))}, (1, "none", None)),
         ({"exif": _exif(9)}, (9, "none", "invalid_value")),
+        ({"exif": _exif(65535)}, (65535, "none", "invalid_value")),
+        ({"exif": _long_exif(8)}, (8, "rotate_90", None)),
+        ({"exif": _long_exif(2**63 + 5)}, (65535, "none", "invalid_value")),
+        ({"exif": _long_exif(2**16)}, (65535, "none", "invalid_value")),
         ({"exif": _exif(6), "xmp": XMP % 6}, (6, "rotate_270", None)),
         ({"exif": _exif(6), "xmp": XMP % 1}, (6, "rotate_270", "xmp_disagrees")),
         ({"xmp": XMP % 8}, (8, "rotate_90", None)),
@@ -76,56 +95,14 @@ def test_resolution_is_that_of_the_upright_picture(picture, encoded):
     assert row == {"width": 60, "height": 90, "short_side": 60, "pixels": 5400, "aspect": 1.5}
 
 
-def near(*files: bytes, **thresholds) -> list[int]:
-    rows = [
-        {f"duplicates.{name}": value for name, value in row.items()} for row in DUPLICATES.score(map(candidate, files))
-    ]
-    entropies = np.array([row["bits"] for row in ENTROPY.score(list(map(candidate, files)))])
-    defaults = {"max_distance": 6, "max_difference": 12, "min_entropy": 3.0}
-    return group_near(*parse_fingerprints(rows), entropies, **(defaults | thresholds))
-
-
-def test_near_duplicates_survive_compression_scaling_and_turning(picture, encoded):
-    first, second = picture(1), picture(2)
-    small = first.resize((150, 140), Image.Resampling.LANCZOS)
-    turned = encoded(first.transpose(Image.Transpose.ROTATE_90), exif=_exif(6))
-    files = [encoded(second), encoded(first), encoded(small), encoded(first, "JPEG", quality=30), turned]
-    assert near(*files) == [0, 1, 1, 1, 1]
-
-
-def _page(text: str, noisy: bool) -> Image.Image:
-    image = Image.new("RGB", (512, 512), "white")
-    ImageDraw.Draw(image).text((256, 256), text, fill="black", font=ImageFont.load_default(90), anchor="mm")
-    if noisy:  # a scan: the same paper noise, and an entropy as high as a photograph's
-        noise = np.random.default_rng(0).integers(-25, 1, (512, 512, 1))
-        image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
-    return image
-
-
-@pytest.mark.parametrize("noisy", [False, True])
-def test_pages_with_other_words_do_not_collide(encoded, noisy):
-    pages = [encoded(_page(text, noisy)) for text in ("Room 204", "Room 205", "Room 2O4")]
-    entropies = [row["bits"] for row in ENTROPY.score(list(map(candidate, pages)))]
-    assert all(entropy > 3 for entropy in entropies) == noisy
-    # The perceptual hash alone takes them for one another: that is what the guards are for.
-    assert near(*pages, min_entropy=0.0, max_difference=255) == [0, 0, 0]
-    assert near(*pages) == [0, 1, 2]
-
-
-def test_solid_pictures_do_not_collide(encoded):
-    files = [encoded(Image.new("RGB", (64, 64), colour)) for colour in ("white", "grey", "black")]
-    assert near(*files, min_entropy=0.0, max_difference=255) != [0, 1, 2]
-    assert near(*files) == near(*files, min_entropy=0.0) == [0, 1, 2]
-
-
 def test_pixel_hash_sees_through_formats_but_not_through_alpha(picture, encoded):
     image = picture(size=(40, 30))
     opaque, faint = image.convert("RGBA"), image.convert("RGBA")
     faint.putalpha(254)
     files = [encoded(image), encoded(image, compress_level=1), encoded(image, "BMP"), encoded(opaque), encoded(faint)]
-    rows = DUPLICATES.score(map(candidate, files))
-    assert group_equal([row["pixels_sha256"] for row in rows]) == [0, 0, 0, 0, 4]
-    assert group_equal([row["bytes_sha256"] for row in rows]) == [0, 1, 2, 3, 4]
+    rows = DUPLICATES.score(list(map(candidate, files)))
+    assert len({row["pixels_sha256"] for row in rows[:4]}) == 1 and rows[0]["pixels_sha256"] != rows[4]["pixels_sha256"]
+    assert len({row["bytes_sha256"] for row in rows}) == 5
 
 
 def test_pixel_hash_knows_the_shape(encoded):
@@ -138,25 +115,8 @@ def test_fingerprints_look_at_transparent_pictures_on_white(picture, encoded):
     image = picture(size=(64, 64)).convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 32, 64))
     rows = DUPLICATES.score(candidate(encoded(one)) for one in (image, over_white(image)))
-    assert [rows[0][name] for name in ("phash", "thumbnail")] == [rows[1][name] for name in ("phash", "thumbnail")]
-
-
-def test_groups_are_components_and_do_not_depend_on_blocks(monkeypatch):
-    hashes = np.array(
-        [0, 0xFFFF << 32, 0b1111, 0xFF, 0xFFF], dtype=np.uint64
-    )  # a chain 0 - 2 - 3 - 4, four bits a step
-    thumbnails = np.zeros((5, 4), np.uint8)
-    options = {"max_distance": 4, "max_difference": 3, "min_entropy": 3.0}
-    entropies = np.full(5, 5.0)
-    assert group_near(hashes, thumbnails, entropies, **options) == [0, 1, 0, 0, 0]
-    monkeypatch.setattr("data_pipeline.filters.duplicates._PAIRS_AT_ONCE", 1)
-    monkeypatch.setattr("data_pipeline.filters.duplicates._CONFIRMED_AT_ONCE", 1)
-    assert group_near(hashes, thumbnails, entropies, **options) == [0, 1, 0, 0, 0]
-    thumbnails[3, 1] = 4  # the second comparison breaks the chain
-    assert group_near(hashes, thumbnails, entropies, **options) == [0, 1, 0, 3, 4]
-    entropies[2] = 2.9  # so does flatness
-    assert group_near(hashes, thumbnails, entropies, **options) == [0, 1, 2, 3, 4]
-    assert group_near(hashes[:0], thumbnails[:0], entropies[:0], **options) == []
+    names = ("phash", "dhash", "thumbnail")
+    assert [rows[0][name] for name in names] == [rows[1][name] for name in names]
 
 
 def noise(deviation: float = 50, size: int = 256) -> Image.Image:
@@ -251,6 +211,71 @@ def test_border_measures_bars_and_frames_and_nothing_else(picture, encoded):
         assert one(BORDER, encoded(image))["bars"] == 0
 
 
+REFUSED = (
+    "I'm sorry, I can't describe this.",
+    "I’m sorry, but I cannot assist with that request.",
+    "Sorry, I can't help with identifying people in photos.",
+    "Sorry, I cannot",
+    "I am unable to view the image you mention.",
+    "I cannot provide a caption for this picture.",
+    "I don't see any image attached.",
+    "Unfortunately, I am not able to accurately describe the content.",
+    "I apologize for the confusion, but I can't generate a description of it.",
+    "I'm sorry, but no image was provided.",
+    "As an AI language model, I do not have eyes.",
+    "抱歉，我无法描述这张图片。",
+    "很抱歉，我不能提供有关该图片的信息。",
+    "对不起，无法识别图中的人物。",
+    "我无法查看图片。",
+    "作为一个人工智能助手，我不能对此发表评论。",
+    "很抱歉，我無法協助您處理這張圖片。",
+    "申し訳ありませんが、この画像について説明することはできません。",
+    "죄송합니다. 이 이미지를 설명할 수 없습니다.",
+    "Lo siento, pero no puedo ayudar con esa solicitud.",
+    "Je suis désolé, mais je ne peux pas décrire cette image.",
+    "Извините, но я не могу описать это изображение.",
+    "К сожалению, я не могу помочь с этим запросом.",
+)
+TRUTHFUL = (
+    "Sorry, we are closed, says a sign on the door of a bakery.",
+    "I can't believe it's not butter, a tub label, on a kitchen table",
+    "I can't help falling in love with you, written on a mug",
+    "I'm sorry for your loss: a card with white lilies",
+    "Unfortunately, I missed the train: a man on an empty platform",
+    "I don't care, reads the shirt of a boy with a skateboard",
+    "A sign that says “I'm sorry, I can't describe this”",
+    "As an airplane lands, a child waves from the fence",
+    "As an AI robot waves, visitors of a fair take pictures.",
+    "Sorry, no photos allowed, on a museum wall",
+    "抱歉，本店今日休息，门上的一块木牌",
+    "对不起，请勿打扰的门牌挂在酒店的门把手上",
+    "我们无法提供停车位，停车场入口的告示牌",
+    "作为人工智能的象征，一个蓝色的大脑发着光",
+    "申し訳ありませんが、本日は閉店しましたと書かれた看板",
+    "죄송합니다 오늘은 휴무입니다라고 적힌 안내문",
+    "Lo siento, no hay entradas, dice un cartel en la taquilla",
+    "Je suis désolé, un homme tient un bouquet devant une porte",
+    "Извините, мы закрыты, написано на двери магазина",
+)
+
+
+def test_refusals_are_told_from_captions_that_begin_like_them():
+    assert [text for text in REFUSED if not is_refusal(text)] == []
+    assert [text for text in TRUTHFUL if is_refusal(text)] == []
+    assert is_refusal('"I can’t describe this image."') and not is_refusal("a boat " * 100 + REFUSED[0])
+
+
+def test_text_that_the_tokenizer_takes_for_its_own_tokens_is_found():
+    ordinary = ("<b>bold</b>, a < b |> c", "<|no_token|>", "im_end")
+    tokens = [token for token, _ in SPECIAL_TOKENS]
+    captions = tuple(Caption(f"a cat {text} here") for text in (*tokens, *ordinary))
+    nothing = UndecodableImage("empty", "0 bytes")
+    (row,) = CAPTION_LENGTH.score([Candidate(Record("key", b"", captions, "test"), None, nothing)])
+    first = build_qwen_tokenizer().convert_tokens_to_ids(tokens[0])
+    ids = build_qwen_tokenizer()([caption.text for caption in captions]).input_ids
+    assert row["reserved"] == [max(own) >= first for own in ids] == [True] * len(tokens) + [False] * len(ordinary)
+
+
 def test_caption_length_counts_what_qwen_counts_and_finds_refusals():
     texts = (
         "Hello, world!",
@@ -265,12 +290,14 @@ def test_caption_length_counts_what_qwen_counts_and_finds_refusals():
     assert row["tokens"][0] == 4 and row["tokens"][2] <= 7 and row["tokens"][4] >= 600
     assert row["refusal"] == [False, True, False, False, False, False]
     assert row["longest_run"][3] == 40 and row["longest_run"][0] == 2
-    named = {f"caption_length.{name}": value for name, value in row.items()} | {
+    (instruction,) = INSTRUCTION_TEXT.score([Candidate(record, None, UndecodableImage("empty", "0 bytes"))])
+    named = {f"caption_length.{name}": value for name, value in row.items()}
+    named |= {f"instruction.{name}": value for name, value in instruction.items()} | {
         "description.conditions": 0,
         "description.kinds": ["general"] * len(texts),
         "alignment.unrelated": [False] * len(texts),
     }
-    assert [reason for reason in _caption_reasons(named, Thresholds())] == [
+    assert [reason for reason in caption_reasons(named, Thresholds())] == [
         *(None, "refusal", None, "repeats_itself", "repeats_itself", "reserved_token")
     ]
 

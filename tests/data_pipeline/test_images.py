@@ -79,9 +79,11 @@ def test_every_mode_becomes_rgb(picture, encoded, mode):
     else:
         image = source.convert(mode)
         expected = image.convert("RGB")
-    decoded = decode_image(encoded(image, "TIFF"))
+    # Pillow 12 cannot read the YCbCr that it writes without compression, and libtiff rounds it to RGB by itself.
+    decoded = decode_image(encoded(image, "TIFF", compression="tiff_lzw"))
     assert decoded.image.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(expected))
+    difference = np.abs(np.asarray(decoded.image, np.int16) - np.asarray(expected, np.int16)).max()
+    assert difference <= (1 if mode == "YCbCr" else 0)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -1,4 +1,4 @@
-"""The loader is a pure function of (seed, step), whatever the number of hosts; samples survive their folder."""
+"""The loader is a pure function of (seed, step), whatever the number of hosts."""
 
 import itertools
 
@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.loader import Loader, collate
-from data_pipeline.samples import MANIFEST, Sample, SampleFolder, Text, write_samples
+from data_pipeline.loader import Loader, Row, collate
+from data_pipeline.mixture import Mixture, Stream
+from data_pipeline.samples import Sample, Text
 from qi2_jax.sequence import Layout
 
 LAYOUT = Layout(text=(5,), target=12)
@@ -19,24 +20,24 @@ def make(index: int) -> Sample:
     """A sample whose every number tells which one it is."""
     tokens = 3 + index % 3
     latents = np.full(((2, 6), (6, 2), (3, 3))[index % 3] + (4,), index, np.float32)
-    return Sample(latents, Text(np.full((tokens, 3), index, np.float32), (tokens,)))
+    return Sample(latents, (Text(np.full((tokens, 3), index, np.float32), (tokens,)),))
 
 
 def drawn(loader: Loader, start: int, steps: int) -> list[list[tuple[int, int]]]:
     """(sample, text) of each row of some batches."""
-    batches = itertools.islice(loader.from_step(start), steps)
-    return [[(int(a[0, 0]), int(b[0, 0])) for a, b in zip(x.latents_BNC, x.text_BTE, strict=True)] for x in batches]
+    batches = itertools.islice(Mixture((Stream("only", loader, 1),)).from_step(start), steps)
+    return [[(int(a[0, 0]), int(b[0, 0])) for a, b in zip(x.latents_BNC, x.text_BTE, strict=True)] for _, x in batches]
 
 
 def loader(count: int, batch: int, seed: int = 0, **kwargs) -> Loader:
     return Loader([make(index) for index in range(count)], EMPTY, LAYOUT, batch, seed, **kwargs)
 
 
-@given(st.integers(1, 9), st.sampled_from([4, 8]), st.integers(0, 5), st.integers(0, 20))
+@given(st.integers(1, 9), st.sampled_from([8, 16]), st.integers(0, 5), st.integers(0, 20))
 @settings(max_examples=15, deadline=None)
 def test_global_batches_do_not_depend_on_hosts_or_on_where_reading_starts(count, batch, seed, start):
     expected = drawn(loader(count, batch, seed, dropout=0.3), 0, start + 3)[start:]
-    for hosts in (1, 2, 4):
+    for hosts in (1, 2, 4, 8):
         parts = [
             drawn(loader(count, batch, seed, dropout=0.3, rows=range(host, batch, hosts)), start, 3)
             for host in range(hosts)
@@ -59,8 +60,23 @@ def test_dropout_takes_the_empty_prompt_at_its_rate():
     assert not any(text == -1 for _, text in itertools.chain(*drawn(loader(8, 8), 0, 50)))
 
 
+def test_several_texts_of_a_sample_are_drawn_evenly_and_an_edit_drops_to_its_own_empty_prompt():
+    def text(value):
+        return Text(np.full((2, 3), value, np.float32), (1, 1))
+
+    edit = Sample(
+        np.zeros((2, 2, 4), np.float32), tuple(map(text, range(3))), (np.zeros((1, 1, 4), np.float32),), text(9)
+    )
+    batches = Loader([edit], EMPTY, Layout((1, 1), 4, (1,)), 400, 0, dropout=0.25).batches()
+    values, counts = np.unique(batches[0].text_BTE[:, 0, 0], return_counts=True)
+    assert values.tolist() == [0, 1, 2, 9] and all(70 < count < 130 for count in counts)
+    assert batches[0].composition["dropped"] == counts[3] / 400
+
+
 def test_collate_pads_at_the_end_and_marks_it():
-    rows = collate(LAYOUT, [make(1), make(2)])
+    rows = collate(LAYOUT, [Row(make(index), make(index).texts[0], index == 2) for index in (1, 2)])
+    expected = {"padding": 4 / 34, "padding_text": 1 / 10, "dropped": 0.5, "wide": 0.0, "tall": 0.5}
+    assert rows.composition == pytest.approx(expected)
     assert rows.valid_BS.sum(axis=1).tolist() == [4 + 12, 5 + 9]
     assert rows.valid_BS[1].tolist() == [True] * 14 + [False] * 3
     assert rows.latents_BNC[1, :9].min() == 2 and not rows.latents_BNC[1, 9:].any()
@@ -71,31 +87,7 @@ def test_condition_images_keep_their_order_and_place():
     layout = Layout(text=(2, 1, 3), conditions=(4, 2), target=4)
     conditions = (np.full((1, 3, 4), 7, np.float32), np.full((2, 1, 4), 8, np.float32))
     text = Text(np.arange(5, dtype=np.float32)[:, None].repeat(3, 1), (1, 1, 3))
-    rows = collate(layout, [Sample(np.zeros((2, 2, 4), np.float32), text, conditions)])
+    rows = collate(layout, [Row(Sample(np.zeros((2, 2, 4), np.float32), (text,), conditions, text), text)])
     assert rows.conditions_BMC[0, :, 0].tolist() == [7, 7, 7, 0, 8, 8]
     assert rows.text_BTE[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
     assert rows.valid_BS[0].tolist() == [True, False, True, True, True, False, True, True, True] + [True] * 7
-
-
-def test_folder_gives_back_every_sample(tmp_path):
-    originals = [make(index) for index in range(5)]
-    originals[3] = Sample(originals[3].latents, originals[3].text, (originals[0].latents, originals[1].latents))
-    write_samples(tmp_path / "s", originals[:3], EMPTY, {"vae": "a"})
-    folder = SampleFolder(tmp_path / "s", {"vae": "a"})
-    assert (len(folder), folder.largest_tokens, folder.largest_text) == (3, 12, (5,))
-    for index, sample in enumerate(originals[:3]):
-        np.testing.assert_array_equal(folder[index].latents, sample.latents)
-        np.testing.assert_array_equal(folder[index].text.features, sample.text.features)
-        assert folder[index].text.lengths == sample.text.lengths
-    write_samples(tmp_path / "edit", originals[3:4], EMPTY, {})
-    for found, expected in zip(SampleFolder(tmp_path / "edit")[0].conditions, originals[3].conditions, strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_folder_made_from_something_else_or_unfinished_is_refused(tmp_path):
-    write_samples(tmp_path, [make(0)], EMPTY, {"vae": "a", "data": "d"})
-    with pytest.raises(ValueError, match="vae: 'a', expected 'b'"):
-        SampleFolder(tmp_path, {"vae": "b", "data": "d"})
-    (tmp_path / MANIFEST).unlink()
-    with pytest.raises(ValueError, match="no complete samples"):
-        SampleFolder(tmp_path)

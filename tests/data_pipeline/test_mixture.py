@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.loader import Loader
-from data_pipeline.mixture import Mixture, Stream
+from data_pipeline.mixture import Mixture, Shares, Stream
 from data_pipeline.samples import Sample, Text
 from qi2_jax.sequence import Layout
 
@@ -20,7 +20,7 @@ def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None
     """Samples whose latents say which stream and which sample they are."""
     side = 1 + number
     made = [
-        Sample(np.full((1, side, 2), 100 * number + index, np.float32), Text(np.zeros((1, 2), np.float32), (1,)))
+        Sample(np.full((1, side, 2), 100 * number + index, np.float32), (Text(np.zeros((1, 2), np.float32), (1,)),))
         for index in range(samples)
     ]
     loader = Loader(made, EMPTY, Layout((1,), side), batch, seed=number, rows=rows)
@@ -79,3 +79,26 @@ def test_order_changes_from_cycle_to_cycle():
 def test_impossible_weights_are_refused(weights):
     with pytest.raises(ValueError, match="must be at least 1 each"):
         Mixture(tuple(stream(number, weight) for number, weight in enumerate(weights)))
+
+
+@given(
+    st.lists(st.integers(0, 7), min_size=2, max_size=2).filter(any),
+    st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(any),
+    st.lists(st.integers(0, 5), min_size=1, max_size=3).filter(any),
+)
+def test_shares_are_exact_for_areas_tasks_and_numbers_of_condition_images(of_sides, of_tasks, of_conditions):
+    weights = Shares((256, 512), tuple(of_sides), of_tasks, tuple(of_conditions)).weights()
+    total = sum(weights.values())
+    for side, share in zip((256, 512), of_sides, strict=True):
+        steps = {key.conditions: weight for key, weight in weights.items() if key.side == side}
+        assert sum(steps.values()) * sum(of_sides) == share * total
+        edits = sum(weight for count, weight in steps.items() if count)
+        assert edits * sum(of_tasks) == of_tasks[1] * sum(steps.values())
+        for count, part in enumerate(of_conditions, start=1):
+            assert steps.get(count, 0) * sum(of_conditions) == part * edits
+
+
+def test_shares_that_do_not_fit_are_refused():
+    for arguments in (((256,), (1, 1), (1, 0), (1,)), ((256,), (0,), (1, 0), (1,)), ((256,), (1,), (0, 1), (0,))):
+        with pytest.raises(ValueError, match=r"data\.mixture"):
+            Shares(*arguments)

@@ -1,7 +1,10 @@
 """Tar files, tables and edits become records; what is hostile in them is counted."""
 
+import argparse
+import dataclasses
 import io
 import json
+import re
 import tarfile
 
 import pyarrow as pa
@@ -12,6 +15,7 @@ from data_pipeline.ingest import ingest
 from data_pipeline.records import MAX_CAPTION_CHARS, Caption, Record
 from data_pipeline.shards import RecordFolder
 from data_pipeline.sources import REASONS, Options
+from qi2_jax import data
 
 TURN = Caption("make it night", "instruction")
 
@@ -124,6 +128,10 @@ def link(name: str) -> tarfile.TarInfo:
         ([("x.png", b"x"), ("x.condition_1.png", b"x"), ("x.instruction.txt", b"x")], "missing_condition"),
         ([("x.png", b"x"), ("x.condition_0.png", b"x"), ("x.txt", b"x")], "missing_instruction"),
         ([("good.png", b"x"), ("good.txt", b"x")], "duplicate_key"),
+        ([("between.png", b"x"), ("between.txt", b"x")], "duplicate_key"),
+        ([("between.png", b"x")], "duplicate_key"),
+        ([(".x.png", b"x"), (".x.txt", b"x")], "bad_name"),
+        ([("a/.x.png", b"x")], "bad_name"),
     ],
 )
 def test_hostile_members_are_counted_and_the_rest_goes_on(tmp_path, members, reason):
@@ -192,3 +200,111 @@ def test_a_table_that_is_none_is_counted(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 is not enough")
     with pytest.raises(ValueError, match="'broken_file': 1"):
         read(tmp_path / "x.parquet", tmp_path / "out")
+
+
+def test_several_sources_become_one_folder(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "set").mkdir(parents=True)
+        (tmp_path / name / "set" / "1.png").write_bytes(name.encode())
+        (tmp_path / name / "set" / "1.txt").write_text("a caption")
+    (tmp_path / "b" / "set" / "2.png").write_bytes(b"2")
+    write_tar(
+        tmp_path / "edits.tar",
+        [("1.png", b"1"), ("1.condition_0.png", b"0"), ("1.instruction.txt", TURN.text.encode())],
+    )
+    edits, _ = read(tmp_path / "edits.tar", tmp_path / "made", licence="CC0")
+    sources = [tmp_path / "a" / "set", tmp_path / "b" / "set", tmp_path / "made"]
+    report = ingest(sources, tmp_path / "out", Options("web", "own"), progress=False)
+    text = (Caption("a caption"),)
+    assert list(RecordFolder(tmp_path / "out")) == [
+        Record("set/1.png", b"a", text, "web", "own"),
+        Record("set-2/1.png", b"b", text, "web", "own"),
+        dataclasses.replace(edits[0], key="made/edits/1"),
+    ]
+    assert edits[0].source == "edits" and edits[0].licence == "CC0"
+    assert report.records == 3 and report.refused.to_dict() == {"missing_caption": {"count": 1, "examples": ["2.png"]}}
+    assert [(step.name, step.entered) for step in report.sources] == [("set", 1), ("set-2", 2), ("made", 1)]
+    with pytest.raises(ValueError, match="is named twice"):
+        ingest([sources[0], sources[0]], tmp_path / "again", progress=False)
+
+
+def test_records_that_are_not_complete_are_refused_before_anything_is_written(tmp_path):
+    write_tar(tmp_path / "x.tar", [("1.png", b"1"), ("1.txt", b"fine")])
+    read(tmp_path / "x.tar", tmp_path / "made")
+    (tmp_path / "made" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="its ingestion was interrupted"):
+        ingest([tmp_path / "x.tar", tmp_path / "made"], tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard_costs_itself(tmp_path):
+    members = [(f"{n}.{suffix}", b"fine") for n in range(3) for suffix in ("png", "txt")]
+    write_tar(tmp_path / "x.tar", members)
+    ingest(tmp_path / "x.tar", tmp_path / "made", records_per_shard=1, progress=False)
+    (tmp_path / "made" / "records-00001-of-00003.arrayrecord").write_bytes(b"damaged")
+    records, refused = read(tmp_path / "made", tmp_path / "out")
+    assert [record.key for record in records] == ["x/0", "x/2"] and refused == {"broken_file": 1}
+
+
+def test_nulls_in_a_caption_of_a_table_mean_that_it_does_not_say(tmp_path):
+    fields = pa.struct({"text": pa.string(), "kind": pa.string(), "language": pa.string()})
+    captions = [
+        [{"text": "one", "kind": None, "language": "en"}],
+        [{"text": None, "kind": "general", "language": None}],
+    ]
+    table = pa.table({"image": [b"1", b"2"], "captions": pa.array(captions, pa.list_(fields))})
+    pq.write_table(table, tmp_path / "x.parquet")
+    records, refused = read(tmp_path / "x.parquet", tmp_path / "out")
+    assert [record.captions for record in records] == [(Caption("one", "general", "en"),)]
+    assert refused == {"bad_metadata": 1}
+
+
+def test_what_macos_puts_before_every_member_is_passed_over(tmp_path):
+    places = [(folder, f"{n}.{suffix}") for folder in ("", "./a/") for n in "01" for suffix in ("png", "txt")]
+    members = [(f"{folder}{mark}{name}", b"fine") for folder, name in places for mark in ("._", "")]
+    write_tar(tmp_path / "x.tar", [(".DS_Store", b"mac"), *members])
+    records, refused = read(tmp_path / "x.tar", tmp_path / "out")
+    assert [record.key for record in records] == ["x/0", "x/1", "x/a/0", "x/a/1"] and refused == {}
+
+
+def test_what_stands_beside_tars_is_counted_and_two_kinds_are_refused(tmp_path):
+    src = tmp_path / "set"
+    (src / "below").mkdir(parents=True)
+    for place in (src / "x.tar", src / "below" / "y.tar"):
+        write_tar(place, [("1.png", b"1"), ("1.txt", b"fine")])
+    for place in (src / "2.png", src / "below" / "3.JPG"):
+        place.write_bytes(b"image")
+    records, refused = read(src, tmp_path / "out")
+    assert [record.key for record in records] == ["x/1"] and refused == {"not_read": 3}
+    (src / "2.txt").write_text("fine")
+    (src / "x.tar").unlink()
+    records, refused = read(src, tmp_path / "images")
+    assert [record.key for record in records] == ["2.png"] and refused == {"missing_caption": 1, "not_read": 1}
+    write_tar(src / "x.tar", [])
+    for other in ("x.parquet", "metadata.jsonl"):
+        (src / other).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{re.escape(str(src))} holds .* and "):
+            read(src, tmp_path / "again")
+        (src / other).unlink()
+
+
+def test_columns_are_of_tables(tmp_path):
+    write_tar(tmp_path / "x.tar", [("1.png", b"1"), ("1.txt", b"fine")])
+    with pytest.raises(ValueError, match="are of a table; none of"):
+        read(tmp_path / "x.tar", tmp_path / "out", columns={"image": "img"})
+    for wrong in ("image", "image=", "=img"):
+        arguments = ["ingest", str(tmp_path / "x.tar"), "--out", str(tmp_path / "out"), "--column", wrong]
+        parser = argparse.ArgumentParser()
+        data.add_arguments(parser)
+        with pytest.raises(ValueError, match="is not FIELD=NAME"):
+            data.main(parser.parse_args(arguments))
+
+
+def test_the_command_joins_sources(tmp_path):
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", [("1.png", b"1"), ("1.txt", b"fine")])
+    parser = argparse.ArgumentParser()
+    data.add_arguments(parser)
+    sources = [str(tmp_path / f"{name}.tar") for name in "ab"]
+    data.main(parser.parse_args(["ingest", *sources, "--out", str(tmp_path / "out")]))
+    assert [record.key for record in RecordFolder(tmp_path / "out")] == ["a/a/1", "b/b/1"]

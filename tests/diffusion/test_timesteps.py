@@ -66,6 +66,25 @@ def test_laws_depend_on_the_key_alone(name):
     assert not np.array_equal(first, law.sample(jax.random.key(2), 8))
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LogitNormal(std=0.0), "std 0.0; std must be above 0"),
+        (lambda: LogitNormal(mean=math.nan), "mean nan"),
+        (lambda: Uniform(0.7, 0.2), "low 0.7 and high 0.2"),
+        (lambda: Uniform(-0.1, 0.2), "low -0.1"),
+        (lambda: Shift(base_tokens=8192), "base_tokens 8192 must be below max_tokens 8192"),
+        (lambda: Shift(max_shift=math.inf), "max_shift is inf"),
+        (lambda: Shift(base_shift="x"), "base_shift is 'x'"),
+        (lambda: Shift(dynamic=False, shift=0.0), "shift is 0.0; it must be above 0"),
+        (lambda: Shift(dynamic="no"), "dynamic is 'no'"),
+    ],
+)
+def test_values_that_make_no_times_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_an_unknown_kind_of_shift_is_refused():
     with pytest.raises(ValueError, match="'cubic' is unknown; choose 'exponential' or 'linear'"):
         Shift(kind="cubic")

@@ -1,6 +1,7 @@
 """Folders that do not fit, cannot be trusted or are half written: refused with everything that is wrong, at once."""
 
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -261,6 +262,27 @@ def test_configuration_that_is_too_large(source, monkeypatch):
     refused(source, "['processor/vocab.json'] have more than 2000 bytes")
 
 
+def test_a_disk_without_room_is_found_before_the_first_byte(source, imported, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    for call, origin in ((folder.import_folder, source), (folder.export_folder, imported)):
+        with pytest.raises(ValueError, match=r"out needs 0\.\d+ GB, its disk has 0\.00 GB left"):
+            call(origin, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    writer = tensors.Writer(tmp_path / "x.safetensors", {"a": ("F32", (1,))})
+    with pytest.raises(OSError, match=r"No space left on device: '.*x\.safetensors'"), writer:
+        writer.write("a", np.zeros(1, np.float32))
+    with pytest.raises(OSError, match=r"No space left on device: '.*x\.json'"):
+        files.write_json(tmp_path / "x.json", {})
+
+
 def test_links_out_of_the_folder(source, tmp_path):
     secret = tmp_path / "secret.json"
     secret.write_text("{}")
@@ -317,14 +339,26 @@ def test_a_snapshot_in_a_hugging_face_cache(source, tmp_path):
         ("transformer/config.json", "nonsense", ["transformer/config.json is not valid JSON"]),
         ("transformer/config.json", {"_class_name": "Flux2"}, ["describes a Flux2"]),
         ("transformer/config.json", {"num_layers": 3}, ["missing: transformer_blocks.2.attn.to_q.weight (32, 32)"]),
-        ("transformer/config.json", {"num_layers": "two"}, ["QwenImage21Transformer2DModel", "'two'"]),
-        ("transformer/config.json", {"num_layers": -1}, ["QwenImage21Transformer2DModel", "-1"]),
+        ("transformer/config.json", {"num_layers": "two"}, ["transformer/config.json", "layers is 'two'"]),
+        ("transformer/config.json", {"num_layers": -1}, ["transformer/config.json", "layers is -1"]),
         ("transformer/config.json", {"num_layers": 10**9}, ["asks for 1000000000 layers"]),
         ("transformer/config.json", {"axes_dims_rope": 16}, ["transformer/config.json", "int"]),
         ("transformer/config.json", {"axes_dims_rope": [4, 6]}, ["rope_dims"]),
         ("vae/config.json", {"dim_mult": "high"}, ["vae/config.json"]),
         ("vae/config.json", {"base_dim": None}, ["vae"]),
         ("vae/config.json", {"z_dim": 17}, ["vae/config.json", "17"]),
+        ("vae/config.json", {"num_res_blocks": 10**7}, ["num_res_blocks = 10000000", "at most 64"]),
+        ("vae/config.json", {"dim_mult": [1] * 1000}, ["1000 levels in dim_mult", "at most"]),
+        ("vae/config.json", {"latents_mean": [math.nan] * 16}, ["latents_mean has values that are not finite"]),
+        ("scheduler/scheduler_config.json", {"base_image_seq_len": 8192}, ["base_tokens 8192 must be below"]),
+        ("scheduler/scheduler_config.json", {"base_shift": "x"}, ["scheduler_config.json", "base_shift is 'x'"]),
+        ("scheduler/scheduler_config.json", {"base_shift": 1e9}, ["takes an image of 256 tokens to times outside"]),
+        ("scheduler/scheduler_config.json", {"shift_terminal": "x"}, ["the terminal time is 'x'"]),
+        ("scheduler/scheduler_config.json", {"shift_terminal": 1}, ["the terminal time is 1"]),
+        ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, ["'use_karras_sigmas': True"]),
+        ("model_index.json", {"sample_sigmas": "abc"}, ["sample_sigmas is 'abc'"]),
+        ("model_index.json", {"sample_sigmas": 5}, ["sample_sigmas is 5"]),
+        ("model_index.json", {"sample_sigmas": [1.5]}, ["in (0, 1], got [1.5]"]),
         ("text_encoder/config.json", {"model_type": "qwen2_vl"}, ["text_encoder/config.json", "qwen2_vl"]),
         ("text_encoder/config.json", {"vision_config": []}, ["text_encoder/config.json"]),
     ],

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from data_pipeline.samples import Sample, SampleFolder, Text, write_samples
+from data_pipeline.cache import Cache, write_cache
+from data_pipeline.samples import Sample, Text
 from qi2_jax import config as configs
-from qi2_jax import runs
+from qi2_jax import encoders, runs
 from qi2_jax.interop import folder
-from qi2_jax.job import encode, stages
+from qi2_jax.job import stages
 
 CONFIG = configs.load("experiments/demo.py:tiny").transformer
 
@@ -16,21 +17,21 @@ def samples(path, made_from):
     def text(length):
         return Text(np.ones((length, 16), np.float32), (length,))
 
-    write_samples(path, [Sample(np.ones((2, 3, 64), np.float32), text(4))], text(1), made_from)
-    return SampleFolder(path)
+    write_cache(path, [(64, Sample(np.ones((2, 3, 64), np.float32), (text(4),)))], text(1), made_from)
+    return Cache(path)
 
 
 def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
-    made = samples(tmp_path / "samples", encode.encoders(imported))
+    made = samples(tmp_path / "samples", encoders.digests(imported))
     for _ in range(2):  # again, as after an interruption
         stages.give_model(CONFIG, made, imported, tmp_path / "run")
         model = tmp_path / "run" / runs.MODEL
         assert (model / folder.MARK).is_file()
-        assert encode.encoders(model) == encode.encoders(imported)
+        assert encoders.digests(model) == encoders.digests(imported)
 
 
 def test_other_encoders_are_refused(imported, tmp_path):
-    made = samples(tmp_path / "samples", {**encode.encoders(imported), "vae": "of another one"})
+    made = samples(tmp_path / "samples", {**encoders.digests(imported), "vae": "of another one"})
     with pytest.raises(ValueError, match=r"\['vae'\] of .* did not make the samples"):
         stages.give_model(CONFIG, made, imported, tmp_path / "run")
     with pytest.raises(ValueError, match="not a complete model folder"):

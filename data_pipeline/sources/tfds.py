@@ -1,0 +1,166 @@
+"""TensorFlow Datasets: any data set that is prepared on this disk as ArrayRecord, read without TensorFlow.
+
+`tfds:NAME[/CONFIG][:VERSION]`, with `Options.split` and `Options.data_dir`. Nothing is downloaded and no code of the
+data set is run: its files say what they hold. Features are columns, as in Parquet (`sources.parquet`), those of nested
+ones with slashes (`objects/label`): of images the stored bytes, of a class its name, of a sequence the list of both.
+`pip install qi2[tfds]`.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipeline.funnel import Tally
+from data_pipeline.records import MAX_CONDITIONS, Record
+from data_pipeline.sources.base import MAX_JSON_BYTES, Options, Refused
+from data_pipeline.sources.parquet import columns_of, record_of_row
+
+SCHEME = "tfds:"
+
+
+def read_tfds(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
+    """Records of one split, in its order; keys are NAME/CONFIG/VERSION/SPLIT/NUMBER.
+
+    Args:
+      path: the name behind `tfds:`.
+
+    Raises:
+      ValueError: if tensorflow-datasets is not installed, there is no such data set, split or column, or its files are
+        not ArrayRecord.
+    """
+    builder = _open(str(path), options.data_dir)
+    readers = {name: _reader(feature) for name, feature in _flatten(builder.info.features)}
+    columns = columns_of([name for name, reader in readers.items() if reader is not None], options, f"{SCHEME}{path}")
+    parse = _parser(columns, readers)
+    name = f"{builder.info.full_name}/{options.split}"
+    raw = _split(builder, options.split)
+    bar.total = (bar.total or 0) + len(raw)
+    limit = (1 + MAX_CONDITIONS) * options.max_image_bytes + MAX_JSON_BYTES
+    for number in range(len(raw)):
+        bar.update()
+        key = f"{name}/{number:08d}"
+        try:
+            data = raw[number]
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
+            refused.add("broken_file", f"{key}: {str(error)[:200]}")
+            return
+        try:
+            if len(data) > limit:
+                raise Refused("too_large")
+            yield record_of_row(parse(data), key, options, builder.info.name)
+        except Refused as error:
+            refused.add(str(error), key)
+
+
+def _open(name: str, data_dir: Path | None):
+    try:
+        from tensorflow_datasets.core import read_only_builder
+    except ImportError:
+        raise ValueError(f"{SCHEME}{name} needs tensorflow-datasets: pip install tensorflow-datasets") from None
+    where = {} if data_dir is None else {"data_dir": str(data_dir)}
+    try:
+        builder = read_only_builder.builder_from_files(name, **where)
+        if builder.info.features is None:
+            raise ValueError("it does not say what it holds")
+        return builder
+    except Exception as error:  # the library meets absent and damaged descriptions with errors of any type
+        place = data_dir or "the default folder of tensorflow-datasets; name it with --data-dir"
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ValueError(f"no prepared data set {name!r} in {place}: {reason}") from None
+
+
+def _split(builder, split: str):
+    """Random access to the stored examples of a split, as bytes."""
+    from tensorflow_datasets.core.decode import DeserializeMethod
+
+    try:
+        return builder.as_data_source(split=split, deserialize_method=DeserializeMethod.RAW_BYTES)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"{builder.info.full_name} has the splits {sorted(builder.info.splits)}; {split!r} cannot be read from "
+            f"files of the format {builder.info.file_format}: {str(error)[:300]}. Only ArrayRecord is read: prepare "
+            "the data set with file_format='array_record'"
+        ) from None
+
+
+def _flatten(features, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    from tensorflow_datasets.core import features as kinds
+
+    for name, feature in features.items():
+        if isinstance(feature, kinds.FeaturesDict):
+            yield from _flatten(feature, f"{prefix}{name}/")
+        elif isinstance(feature, kinds.Sequence) and isinstance(feature.feature, kinds.FeaturesDict):
+            # A sequence of dicts is stored as a dict of sequences.
+            yield from ((key, _Many(one)) for key, one in _flatten(feature.feature, f"{prefix}{name}/"))
+        else:
+            yield prefix + name, feature
+
+
+class _Many:
+    """A sequence of a feature."""
+
+    def __init__(self, feature):
+        self.feature = feature
+
+
+def _reader(feature) -> Callable[[Any], Any] | None:
+    """What makes a value of a stored feature; None: it is neither an image, nor text, nor a class."""
+    from tensorflow_datasets.core import features as kinds
+
+    if isinstance(feature, kinds.Image):
+        return lambda stored: _one(stored.bytes_list.value)
+    if isinstance(feature, kinds.Text):
+        return lambda stored: _text(_one(stored.bytes_list.value))
+    if isinstance(feature, kinds.ClassLabel):
+        return lambda stored: _class(feature, _one(stored.int64_list.value))
+    inner = feature.feature if isinstance(feature, kinds.Sequence | _Many) else None
+    if isinstance(inner, kinds.Image):
+        return lambda stored: list(stored.bytes_list.value)
+    if isinstance(inner, kinds.Text):
+        return lambda stored: [_text(value) for value in stored.bytes_list.value]
+    if isinstance(inner, kinds.ClassLabel):
+        return lambda stored: list(dict.fromkeys(_class(inner, value) for value in stored.int64_list.value))
+    return None
+
+
+def _parser(columns: dict[str, str], readers: dict[str, Callable[[Any], Any] | None]):
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    def parse(data: bytes) -> dict[str, Any]:
+        """{field: value} of a stored example."""
+        try:
+            stored = tf_example_pb2.Example.FromString(data).features.feature
+        except DecodeError:
+            raise Refused("bad_metadata") from None
+        found = {}
+        for field, column in columns.items():
+            reader = readers[column]
+            if reader is not None and column in stored:
+                found[field] = reader(stored[column])
+        return {field: value for field, value in found.items() if value is not None and value != []}
+
+    return parse
+
+
+def _one(values):
+    if len(values) > 1:
+        raise Refused("bad_metadata")
+    return values[0] if values else None
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return value.decode() if value else None  # it stores no None, but an empty text
+    except UnicodeDecodeError:
+        raise Refused("not_utf8") from None
+
+
+def _class(feature, value: int | None) -> str | None:
+    if value is None or value == -1:  # "no label", as test splits have it
+        return None
+    if not 0 <= value < feature.num_classes:
+        raise Refused("bad_metadata")
+    return feature.int2str(value)

@@ -1,0 +1,60 @@
+"""Objects with alpha put into pictures: scaled, with a soft shadow on the ground, without halos."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+MAX_ENLARGED = 1.3  # a small cut-out is enlarged up to this: more looks blurred
+CAST, CONTACT = 0.55, 0.6  # alpha of black in the darkest part of the shadow, and right under the object
+FLAT, REACH = 0.25, 0.6  # height of a shadow on the ground over that of its object, and how far it reaches aside
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an object stands: its size and its top left corner in pixels, and its shadow's way, -1 left .. 1 right."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+    slant: float
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+
+def scaled(cutout: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An RGBA picture in another size; colours are weighted with alpha, so what is hidden does not bleed over edges."""
+    return cutout.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+
+
+def put(scene: Image.Image, cutout: Image.Image, placement: Placement, *, shadow: bool = True) -> Image.Image:
+    """The RGB scene with the object in it."""
+    layer = Image.new("RGBA", scene.size)
+    layer.paste(scaled(cutout, (placement.width, placement.height)), placement.box[:2])
+    under = scene.convert("RGBA")
+    if shadow:
+        under = Image.alpha_composite(under, _shadow(layer, placement))
+    return Image.alpha_composite(under, layer).convert("RGB")
+
+
+def _shadow(layer: Image.Image, placement: Placement) -> Image.Image:
+    """The object's silhouette laid on the ground behind its feet, fading with the distance, and a dark rim below it."""
+    alpha = layer.getchannel("A")
+    height, foot = placement.height, placement.top + placement.height
+    # What lies at (x, y) of the shadow is cast by the silhouette at (x + slope * (y - foot), foot + (y - foot) / FLAT).
+    slope = placement.slant * REACH / FLAT
+    matrix = (1, slope, -slope * foot, 0, 1 / FLAT, foot - foot / FLAT)
+    cast = alpha.transform(alpha.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    cast = cast.filter(ImageFilter.GaussianBlur(0.02 * height + 1))
+    fading = np.clip(1 - (foot - np.arange(layer.height)) / (1.2 * FLAT * height), 0, 1)
+    feet = Image.new("L", alpha.size)
+    rim = foot - round(0.06 * height)
+    feet.paste(alpha.crop((0, rim, alpha.width, alpha.height)), (0, rim + round(0.015 * height)))
+    feet = feet.filter(ImageFilter.GaussianBlur(0.015 * height + 1))
+    levels = CAST * np.asarray(cast, np.float32) * fading[:, None]
+    black = Image.new("RGBA", layer.size)
+    black.putalpha(Image.fromarray(np.maximum(levels, CONTACT * np.asarray(feet, np.float32)).astype(np.uint8)))
+    return black

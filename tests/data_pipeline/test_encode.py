@@ -1,0 +1,187 @@
+"""Selected records become samples once; edits keep their order, their geometry and their own empty prompt."""
+
+import hashlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline import encode as encoding
+from data_pipeline.buckets import Resolutions
+from data_pipeline.cache import Cache
+from data_pipeline.images import decode_image
+from data_pipeline.loader import Row, collate
+from data_pipeline.mixture import layout_of
+from data_pipeline.prepare import prepare_image
+from data_pipeline.records import Caption, Record
+from data_pipeline.selection import Kept, Selection, Thresholds, read_selection, selection_facts, write_selection
+from data_pipeline.shards import RecordFolder, write_shards
+from qi2_jax import config as configs
+from qi2_jax import encoders, online, sharding
+from qi2_jax.interop import components
+from qi2_jax.pipeline import Pipeline
+from qi2_jax.prompts import PromptProcessor
+
+STAGE = "experiments/qwen_image_2/s3_512p_synthetic.py:tiny"
+SIZES = [(200, 150), (150, 200), (140, 140), (70, 70), (400, 130)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, picture, encoded):
+    """Five pairs and two edits with their selection; the last edit's second source is too long for any bucket."""
+    made = []
+    for index, size in enumerate(SIZES):
+        texts = ("a picture", "another caption of it", "une image")[: 1 + index % 3]
+        made.append(Record(f"{index}.png", encoded(picture(index, size)), tuple(map(Caption, texts)), "test"))
+    alpha = picture(9, (160, 128)).convert("RGBA")
+    alpha.putalpha(Image.linear_gradient("L").resize(alpha.size))
+    for index, second in ((5, (128, 160)), (6, (700, 130))):
+        sources = encoded(alpha), encoded(picture(index, second))
+        captions = (
+            Caption("a goal", "general"),
+            Caption("put 2 behind 1", "instruction"),
+            Caption("2 -> 1", "instruction"),
+        )
+        made.append(Record(f"{index}.png", encoded(picture(7, (160, 128))), captions, "test", conditions=sources))
+    out = tmp_path_factory.mktemp("records")
+    write_shards(out, made, records_per_shard=2)
+    kept = []
+    for index, record in enumerate(made):
+        size = decode_image(record.image).image.size
+        used = (1, 2) if record.conditions else tuple(range(len(record.captions)))
+        kept.append(Kept(record.key, index, *size, used, len(record.conditions)))
+    thresholds = Thresholds(**configs.load(STAGE).data.thresholds)
+    write_selection(out / "selection.parquet", Selection(thresholds, tuple(kept), {}, (), {}, {}, "of them"))
+    return out
+
+
+def test_selection_is_read_as_it_was_written(folder):
+    kept = list(read_selection(folder / "selection.parquet"))
+    assert [row.key for row in kept] == [f"{index}.png" for index in range(7)]
+    assert kept[5] == Kept("5.png", 5, 160, 128, (1, 2), 2)
+    assert selection_facts(folder / "selection.parquet")["thresholds"]["min_side"] == 64
+    with pytest.raises(ValueError, match="run `qi2 data select` first"):
+        list(read_selection(folder / "other.parquet"))
+
+
+def run(folder, model, out, online=False, **changes):
+    data = configs.load(STAGE).data
+    mesh = sharding.make_mesh(sharding.MeshShape(data=2), jax.devices()[:2])
+    return encoding.encode(
+        folder,
+        folder / "selection.parquet",
+        Resolutions.of_config(data),
+        encoders.Encoders(model, mesh, jnp.float32, 4, online=online),
+        out,
+        {**encoding.preprocessing(data), **encoders.digests(model)},
+        **{"records_per_unit": 3, "progress": False} | changes,
+    )
+
+
+def content(folder: pathlib.Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(folder, imported, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cache") / "samples"
+    return out, run(folder, imported, out)
+
+
+def test_every_record_enters_the_areas_that_it_fills_and_what_is_lost_is_counted(whole):
+    out, report = whole
+    assert report.streams == {"64-0": 5, "64-2": 1, "128-0": 4, "128-2": 1}
+    assert report.left_out == {"condition_cropped_too_much": 2}
+    assert {sample.record for sample in Cache(out).streams[2]} == {0, 1, 2, 4}
+    assert json.loads((out / "manifest.json").read_text())["left_out"] == report.left_out
+
+
+def test_samples_are_what_the_pipeline_computes(whole, folder, imported):
+    """Latents and features of one edit against `Pipeline`, which is compared with the published one elsewhere."""
+    out, _ = whole
+    pipeline = Pipeline.load(
+        imported, dtype=jnp.float32, mesh=sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    )
+    (sample,) = Cache(out).streams[3]
+    record, data = RecordFolder(folder)[sample.record], configs.load(STAGE).data
+    buckets = Resolutions.of_config(data).buckets(128)
+    images = []
+    for image in (*record.conditions, record.image):
+        upright = decode_image(image).image
+        images.append(Image.fromarray(prepare_image(upright, buckets.assign(*upright.size), 4)))
+    for found, image in zip((*sample.conditions, sample.latents), images, strict=True):
+        np.testing.assert_allclose(found, pipeline._encode(image), atol=1e-5)
+    texts = [record.captions[1].text, record.captions[2].text, ""]
+    for text, own in zip(texts, sample.all_texts, strict=True):
+        grids = [pipeline._grid(*images[-1].size)]
+        given = pipeline._prompt([text], images[:2], sample.conditions, grids)
+        slots = np.cumsum([0, *given.layout.text])
+        expected = [given.given.text_BTE[0, a : a + n] for a, n in zip(slots, own.lengths, strict=False)]
+        np.testing.assert_allclose(own.features, np.concatenate(expected), atol=1e-5)
+
+
+def test_interrupted_and_shared_encoding_give_the_same_bytes(whole, folder, imported, tmp_path, monkeypatch):
+    expected = content(whole[0])
+    # The process dies in the second unit, when some of its samples are written.
+    latents, calls = encoders.Encoders.latents, []
+
+    def dies(self, images):
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return latents(self, images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encoders.Encoders, "latents", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, imported, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    run(folder, imported, tmp_path / "killed")
+    assert content(tmp_path / "killed") == expected
+    # Two processes with a unit each.
+    assert run(folder, imported, tmp_path / "shared", process=(1, 2)) is None
+    assert run(folder, imported, tmp_path / "shared", process=(0, 2)) is not None
+    assert content(tmp_path / "shared") == expected
+
+
+def test_the_same_cache_is_not_made_from_something_else(whole, folder, imported):
+    out, _ = whole
+    data = configs.load(STAGE).data
+    with pytest.raises(ValueError, match=r"vae: .* expected 'another'"):
+        Cache(out, {"vae": "another"})
+    wider = configs.load(STAGE, ["data.max_cropped=0.5"]).data
+    Cache(out, encoding.preprocessing(data))
+    with pytest.raises(ValueError, match=r"'max_cropped': 0\.25.*expected.*'max_cropped': 0\.5"):
+        Cache(out, encoding.preprocessing(wider))
+
+
+def test_online_samples_hold_prompts_whose_features_are_the_cached_ones(whole, folder, imported, tmp_path):
+    run(folder, imported, tmp_path, online=True)
+    one_device = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    encoder = encoders.load(imported, "text_encoder", one_device, jnp.float32)
+    config = components.read_config(imported / "text_encoder", "text_encoder")
+    processor = PromptProcessor.from_folder(imported / "processor", config)
+    cached, online_ = Cache(whole[0]), Cache(tmp_path)
+    for with_features, with_prompts in zip(cached.streams, online_.streams, strict=True):
+        assert with_features.largest == with_prompts.largest
+        layout = layout_of(with_features.largest, cached.empty.lengths)
+        texts = [
+            [Row(sample, text) for sample in (stream[0], stream[-1 % len(stream)]) for text in sample.all_texts]
+            for stream in (with_features, with_prompts)
+        ]
+        expected, rows = (collate(layout, own) for own in texts)
+        assert rows.text_BTE.shape[-1] == 0 and rows.prompts[0] != ""
+        found = online.text_features(encoder, online.prompt_rows(processor, layout, rows))
+        np.testing.assert_allclose(found, expected.text_BTE, atol=1e-5)
+        for name in ("latents_BNC", "positions_BS3", "valid_BS"):
+            np.testing.assert_array_equal(getattr(rows, name), getattr(expected, name))
+    with pytest.raises(ValueError, match="hold text features"):
+        online.prompt_rows(processor, layout, expected)

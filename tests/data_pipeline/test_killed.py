@@ -1,0 +1,139 @@
+"""Real processes, killed and starved: what comes out in the end are the bytes of a run that nobody disturbed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_pipeline.cascade import score
+from data_pipeline.ingest import ingest
+from data_pipeline.pair_search import _WORK
+from data_pipeline.shards import MANIFEST, RecordFolder, read_manifest
+
+SCORE = """
+import sys
+from data_pipeline.cascade import score
+if __name__ == "__main__":
+    score(sys.argv[1], workers=2, progress=False)
+"""
+INGEST = """
+import sys, time
+from data_pipeline import ingest, shards
+written = shards._write_shard
+def slowly(path, records):
+    time.sleep(0.2)
+    return written(path, records)
+shards._write_shard = slowly
+ingest.ingest(sys.argv[1], sys.argv[2], records_per_shard=2, progress=False)
+"""
+FULL = """
+import resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+from qi2_jax import cli
+cli.main(sys.argv[2:])
+"""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def start(tmp_path, program: str, *arguments) -> subprocess.Popen:
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    return subprocess.Popen([sys.executable, script, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(happened, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(picture, encoded, tmp_path_factory):
+    """(images, records and their scores) of runs in peace."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    (root / "images").mkdir()
+    for i in range(24):
+        (root / "images" / f"{i}.png").write_bytes(encoded(picture(i % 20, (90 - i, 60))))
+        (root / "images" / f"{i}.txt").write_text("a picture for a test")
+    ingest(root / "images", root / "records", records_per_shard=2, progress=False)
+    score(root / "records", workers=1, progress=False)
+    return root / "images", root / "records"
+
+
+@pytest.fixture
+def unscored(undisturbed, tmp_path):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    for path in undisturbed[1].iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("victim", ["parent", "worker"])
+def test_scoring_that_is_killed_continues_to_the_same_bytes(undisturbed, unscored, tmp_path, victim):
+    process = start(tmp_path, SCORE, unscored)
+    wait_for(lambda: list(unscored.rglob("*.done.json")), process)
+    workers = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(child.cmdline())
+    ]
+    assert len(workers) == 2
+    os.kill(process.pid if victim == "parent" else workers[0].pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if victim == "parent" else 1)
+    assert victim == "parent" or "a process for scoring died. What was finished is kept: run again" in errors
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "workers outlive their parent"
+    assert not (unscored / "scores/pairs/done.json").exists()
+    before = len(list(unscored.rglob("*.done.json")))
+    report = score(unscored, workers=1, progress=False)
+    assert before > 0 and report.scored["description"] < report.records
+    kept = {name: content for name, content in files(unscored).items() if not name.endswith(".partial")}
+    assert kept == files(undisturbed[1])
+
+
+def test_ingestion_that_is_killed_starts_over_to_the_same_bytes(undisturbed, tmp_path):
+    out = tmp_path / "records"
+    process = start(tmp_path, INGEST, undisturbed[0], out)
+    wait_for(lambda: len(list(out.glob("*.partial"))) >= 3, process)
+    process.kill()
+    process.communicate()
+    assert not (out / MANIFEST).exists()
+    with pytest.raises(ValueError, match="its ingestion was interrupted"):
+        RecordFolder(out)
+    ingest(undisturbed[0], out, records_per_shard=2, progress=False)
+    expected = {name: content for name, content in files(undisturbed[1]).items() if not name.startswith("scores/")}
+    assert files(out) == expected
+
+
+def test_full_disk_while_ingesting(undisturbed, tmp_path):
+    out = tmp_path / "records"
+    process = start(tmp_path, FULL, 6_000, "data", "ingest", undisturbed[0], "--out", out)
+    errors = process.communicate(timeout=60)[1]
+    assert (
+        process.returncode == 1 and errors.splitlines()[-1].startswith("qi2 data: ") and "cannot be written" in errors
+    )
+    assert "File too large" in errors and "Traceback" not in errors
+    with pytest.raises(ValueError, match="its ingestion was interrupted"):
+        read_manifest(out)
+
+
+def test_full_disk_while_scoring(undisturbed, unscored, tmp_path):
+    process = start(tmp_path, FULL, 6_500, "data", "score", unscored, "--workers", 1)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "File too large" in errors and "duplicates/records-00000" in errors
+    assert "Traceback" not in errors
+    score(unscored, workers=1, progress=False)
+    assert files(unscored) == files(undisturbed[1])
+    assert not list((unscored / "scores/pairs").glob(f"{_WORK}*"))

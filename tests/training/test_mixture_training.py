@@ -1,0 +1,71 @@
+"""The transformer trains on pairs and edits in their shares, and goes on as if it had not stopped."""
+
+import numpy as np
+import pytest
+
+from data_pipeline.cache import Cache, write_cache
+from data_pipeline.encode import preprocessing
+from data_pipeline.samples import Sample, Text
+from qi2_jax import config as configs
+from qi2_jax.job import stages
+from qi2_jax.training import metrics
+
+TINY = "experiments/demo.py:tiny"
+OVERRIDES = [
+    "data.mixture.tasks=(3, 1)",
+    "data.mixture.conditions=(0, 1)",
+    "transformer.batch_sizes=(6,)",
+    "transformer.model.layers=1",
+    "transformer.mesh.fsdp=1",
+    "transformer.mesh.tensor=1",
+]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    def make(side, conditions, tall):
+        grid = (side // 8, side // 32) if tall else (side // 16, side // 16)
+        lengths = tuple(rng.integers(1, 5, conditions + 1).tolist())
+        texts = tuple(Text(draw(sum(lengths), 16), lengths) for _ in range(2))
+        sources = tuple(draw(*grid, 8) for _ in range(conditions))
+        return side, Sample(draw(*grid, 8), texts, sources, texts[0] if conditions else None)
+
+    folder = tmp_path_factory.mktemp("data") / "samples"
+    made = [make(64, conditions, tall) for conditions in (0, 2) for tall in (0, 1, 1)]
+    data = configs.load(TINY, OVERRIDES).data
+    write_cache(folder, made, Text(draw(2, 16), (2,)), preprocessing(data))
+    return Cache(folder)
+
+
+def train(samples, out, steps):
+    stages.train_transformer(configs.load(TINY, [*OVERRIDES, f"transformer.train.steps={steps}"]), samples, out)
+    lines = metrics.read(out / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def test_mixture_trains_in_its_shares_and_resumes(samples, tmp_path):
+    whole = train(samples, tmp_path / "whole", 4)
+    steps = [line for line in whole if "loss" in line]
+    drawn = [(line["batch/side"], line["batch/conditions"]) for line in steps]
+    assert sorted(drawn) == sorted([(64, count) for count in (0, 0, 0, 2)])
+    assert all(np.isfinite(line["loss"]) and 0 < line["batch/tall"] < 1 for line in steps)
+    validation = [line for line in whole if "validation_loss" in line]
+    assert {key for key in validation[0] if "/" in key} == {f"validation_loss/64-{count}" for count in (0, 2)}
+    train(samples, tmp_path / "parts", 2)
+    parts = [line for line in train(samples, tmp_path / "parts", 4) if "loss" in line]
+    assert parts == steps
+
+
+def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path):
+    other = configs.load(TINY, [*OVERRIDES, "data.max_cropped=0.1"])
+    with pytest.raises(ValueError, match="encoded from something else"):
+        stages.train_transformer(other, samples, tmp_path / "run")
+    more = configs.load(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
+    with pytest.raises(ValueError, match=r"no samples for \['64-1'\]"):
+        stages.train_transformer(more, samples, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
