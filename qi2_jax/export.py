@@ -45,14 +45,12 @@ def verify(arguments: argparse.Namespace) -> None:
     Raises:
       ValueError: if it is more than rounding.
     """
-    import jax
     import jax.numpy as jnp
     import numpy as np
     from PIL import Image
 
     from qi2_jax.pipeline import Pipeline
 
-    jax.config.update("jax_default_matmul_precision", "highest")
     code = CODES.get(arguments.dtype)
     pipeline = Pipeline.load(arguments.model, dtype=jnp.float32, item=arguments.weights, code=code)
     comparisons = {"texts": compare(pipeline, arguments.out, VERIFY_TEXTS, VERIFY_SIZES, steps=4)}

@@ -73,6 +73,17 @@ def decode_latents(vae: VAE, latents_BhwC: Float[Array, "B h w C"], dtype: Any) 
     return vae.decode(vae.denormalize(latents_BhwC).astype(dtype)).astype(jnp.float32)
 
 
+def _in_own_precision(method):
+    """A method of `Pipeline` whose products are in fp32 where its dtype is: TPUs would multiply in bf16."""
+
+    @functools.wraps(method)
+    def precise(self, *arguments, **options):
+        with jax.default_matmul_precision("highest" if self.run.dtype == jnp.float32 else None):
+            return method(self, *arguments, **options)
+
+    return precise
+
+
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """Everything that generation needs; build it with `load`."""
@@ -160,6 +171,7 @@ class Pipeline:
             own = {"sizes": sizes and sizes[part], "latents": None if latents is None else latents[part]}
             yield from self(texts[part], **own, seed=seed + start, **options)
 
+    @_in_own_precision
     def decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
         """The image of normalised latents.
 
@@ -168,6 +180,7 @@ class Pipeline:
         """
         return to_image(np.asarray(decode_latents(self.vae, latents[None], self.run.dtype))[0])
 
+    @_in_own_precision
     def denoise(
         self,
         texts: Sequence[str],

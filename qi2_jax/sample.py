@@ -7,7 +7,6 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -124,8 +123,6 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after minutes of sampling
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
-    if arguments.dtype == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")  # TPUs would multiply in bf16
     pipeline = Pipeline.load(arguments.model, dtype=DTYPES[arguments.dtype], item=arguments.weights)
     if arguments.guidance > 1 and negative is None:
         negative = ""

@@ -14,6 +14,14 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(autouse=True)
+def configuration_of_jax_stays():
+    """What a test changes in JAX's configuration, those after it would compute with."""
+    before = dict(jax.config.values)
+    yield
+    assert dict(jax.config.values) == before
+
+
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
     """A published pipeline folder in fp32, in single files. Not to be written to."""
