@@ -1,4 +1,5 @@
-"""The cache of encoded samples: latents and text features, computed once and read by every step of training.
+"""The cache of encoded samples: latents and text features, computed once and read by every step of training, or the
+pictures and prompts from which training computes them.
 
     DIR/making.json                        fingerprint of what the samples are made from; written first
     DIR/256-0/unit-00000.arrayrecord       samples of 256 x 256 pixels' area without condition images, one blob each
@@ -26,9 +27,18 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from data_pipeline.atomic import write_atomic, write_json_atomic
 from data_pipeline.funnel import Tally
-from data_pipeline.samples import Sample, Text, decode_sample, decode_text, encode_sample, encode_text
+from data_pipeline.samples import (
+    NOTHING,
+    TEXT,
+    Sample,
+    Text,
+    decode_sample,
+    decode_text,
+    encode_sample,
+    encode_text,
+)
 
-SCHEMA = 2
+SCHEMA, READABLE = 3, (2, 3)  # 2 had no pictures of targets
 MANIFEST, MAKING, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
 MAX_OPEN = 128  # files of a stream; each holds 8 bytes per sample in memory
 _WRITING = "group_size:1,uncompressed"  # noise-like numbers do not compress, and reading is five times as fast
@@ -192,12 +202,17 @@ class Stream(Sequence):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def paths(self) -> list[Path]:
+        """Its files, in order."""
+        return [self.folder / str(self.key) / name for name in self._files]
+
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} in {self.folder / str(self.key)}")
         file = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[file - 1]) if file else 0
-        path = self.folder / str(self.key) / self._files[file]
+        path = self.paths[file]
         try:
             return decode_sample(self._reader(file, path).read([index - start])[0])
         except (RuntimeError, ValueError) as error:
@@ -234,8 +249,8 @@ class Cache:
         if not path.is_file():
             raise ValueError(f"{folder} holds no complete samples (no {MANIFEST}); encode the data first")
         manifest = json.loads(path.read_bytes())
-        if manifest.get("schema") != SCHEMA:
-            raise ValueError(f"{folder} has samples of schema {manifest.get('schema')!r}, this qi2 reads {SCHEMA}")
+        if manifest.get("schema") not in READABLE:
+            raise ValueError(f"{folder} has samples of schema {manifest.get('schema')!r}, this qi2 reads {READABLE}")
         self.folder = folder
         self.fingerprint: dict[str, Any] = manifest["fingerprint"]
         self.left_out: dict[str, int] = manifest["left_out"]
@@ -254,3 +269,14 @@ class Cache:
 
     def __len__(self) -> int:
         return sum(map(len, self.streams))
+
+    @property
+    def online(self) -> str:
+        """What training computes instead of reading it here, see `samples.ONLINE`."""
+        of_schema_2 = TEXT if self.fingerprint.get("text") == "online" else NOTHING
+        return self.fingerprint.get("online", of_schema_2)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the files of all streams."""
+        return sum(path.stat().st_size for stream in self.streams for path in stream.paths)

@@ -22,11 +22,10 @@ from data_pipeline.cache import Cache
 from data_pipeline.funnel import Step, Tally, table
 from data_pipeline.images import decode_image
 from data_pipeline.prepare import prepare_image
-from data_pipeline.samples import Sample, Text
+from data_pipeline.samples import NOTHING, TEXT_AND_IMAGES, Sample, Text
 from data_pipeline.selection import Kept, read_selection
 from data_pipeline.shards import RecordFolder, digest_of
 
-CACHED, ONLINE = TEXTS = "cached", "online"  # where text features are computed: once, or in every step of training
 PREPROCESSING = 1  # raised whenever the same record would become other pixels or another prompt
 AHEAD = 2  # batches that are decoded while one is encoded
 DECODERS = 4  # threads; decoding and resizing leave Python's lock
@@ -36,11 +35,11 @@ class Encoders(Protocol):
     """What turns pixels and prompts into numbers; see `qi2_jax.encoders`."""
 
     channels: int
-    online: bool  # texts are counted only; samples keep prompts and pictures
+    online: str  # see `samples.ONLINE`: what is only measured here, and kept as prompts and pictures
 
     def images_at_once(self, width: int, height: int) -> int: ...
 
-    def latents(self, images: Sequence[UInt8[np.ndarray, "H W c"]]) -> list[Float[np.ndarray, "h w C"]]: ...
+    def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]: ...
 
     def texts(
         self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0
@@ -49,19 +48,25 @@ class Encoders(Protocol):
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What a cache holds: samples of every stream, and how many records were left out for which reason."""
+    """What a cache holds: samples of every stream, how many records were left out for which reason, what training has
+    to compute itself (see `samples.ONLINE`), and the size of its files."""
 
     folder: str
     records: int
     streams: dict[str, int]
     left_out: dict[str, int]
+    online: str
+    bytes: int
 
     def table(self):
         """A `rich.table.Table` with a row per stream."""
         left_out = Tally(dict(self.left_out), {reason: [] for reason in self.left_out})
         rows = [Step("records and their areas", sum(self.streams.values()) + left_out.total, left_out)]
         rows += [Step(f"stream {name}", count, Tally()) for name, count in self.streams.items()]
-        return table(f"samples in {self.folder} (stream: side-conditions)", tuple(rows))
+        size = self.bytes / max(1, sum(self.streams.values())) / 1000
+        return table(
+            f"samples in {self.folder} (stream: side-conditions), {size:,.0f} kB each; online: {self.online}", tuple(rows)
+        )
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -165,7 +170,8 @@ def encode(
 def report(out: Path, records: int) -> EncodeReport:
     """What a complete cache holds."""
     made = Cache(out)
-    return EncodeReport(str(out), records, {str(stream.key): len(stream) for stream in made.streams}, made.left_out)
+    streams = {str(stream.key): len(stream) for stream in made.streams}
+    return EncodeReport(str(out), records, streams, made.left_out, made.online, made.nbytes)
 
 
 def _units(records: RecordFolder, least: int) -> list[range]:
@@ -261,8 +267,8 @@ def _encode_batch(
     batch: Sequence[_Pixels], resolutions: Resolutions, encoders: Encoders
 ) -> Iterator[tuple[int, Sample]]:
     side, count = batch[0].item.side, len(batch[0].conditions)
-    pictures = [picture for pixels in batch for picture in (pixels.target, *pixels.conditions)]
-    latents = _latents(pictures, encoders)
+    pictures: list[Any] = [picture for pixels in batch for picture in (pixels.target, *pixels.conditions)]
+    latents = encoders.latents(pictures)
     asked = [(text, pixels.conditions) for pixels in batch for text in (*pixels.texts, *[""] * bool(count))]
     prompts, images = [text for text, _ in asked], [own for _, own in asked]
     texts = iter(encoders.texts(prompts, images, resolutions.buckets(side).max_tokens))
@@ -270,15 +276,6 @@ def _encode_batch(
         target, *conditions = latents[place * (count + 1) : (place + 1) * (count + 1)]
         own = tuple(itertools.islice(texts, len(pixels.texts)))
         empty = next(texts) if count else None
-        kept = pixels.conditions if encoders.online else ()
-        yield side, Sample(target, own, tuple(conditions), empty, pixels.item.kept.index, kept)
-
-
-def _latents(pictures: Sequence[Any], encoders: Encoders) -> list[np.ndarray]:
-    """Latents of pictures in their order; those of one size are encoded together."""
-    found: list[Any] = [None] * len(pictures)
-    for shape in sorted({picture.shape for picture in pictures}):
-        places = [place for place, picture in enumerate(pictures) if picture.shape == shape]
-        for place, latents in zip(places, encoders.latents([pictures[place] for place in places]), strict=True):
-            found[place] = latents
-    return found
+        read = pixels.conditions if encoders.online != NOTHING else ()
+        drawn = pixels.target if encoders.online == TEXT_AND_IMAGES else None
+        yield side, Sample(target, own, tuple(conditions), empty, pixels.item.kept.index, read, drawn)

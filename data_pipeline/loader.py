@@ -28,7 +28,8 @@ class Row(NamedTuple):
 class Rows:
     """Rows padded to a layout, as host arrays; `conditions_BMC` is None without condition images.
 
-    Samples with prompts instead of features have `prompts`, and `pictures` of their condition images, for each row.
+    Samples with prompts instead of features have `prompts`, and `pictures` of their condition images, for each row;
+    those with pixels instead of latents also `targets`, and their latents have no channels.
 
     `composition` says what the batch is made of, in shares 0..1: `padding` (slots of the joint sequence that hold
     nothing), `padding_text` (the same of its text slots), `dropped` (rows with the empty prompt), `wide` and `tall`
@@ -43,6 +44,7 @@ class Rows:
     composition: dict[str, float]
     prompts: tuple[str, ...] | None = None
     pictures: tuple[tuple[UInt8[np.ndarray, "H W c"], ...], ...] = ()
+    targets: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
 
 
 def collate(layout: sequence.Layout, rows: Sequence[Row]) -> Rows:
@@ -52,17 +54,12 @@ def collate(layout: sequence.Layout, rows: Sequence[Row]) -> Rows:
       ValueError: if a sample does not fit.
     """
     first = rows[0]
-    latents = np.zeros((len(rows), layout.target, first.sample.latents.shape[-1]), np.float32)
     text = np.zeros((len(rows), sum(layout.text), first.text.features.shape[-1]), first.text.features.dtype)
-    conditions = np.zeros((len(rows), sum(layout.conditions), latents.shape[-1]), np.float32)
-    text_starts, condition_starts = (np.cumsum([0, *slots]) for slots in (layout.text, layout.conditions))
+    text_starts = np.cumsum([0, *layout.text])
     positions, valid = np.zeros((len(rows), layout.length, 3), np.int32), np.zeros((len(rows), layout.length), bool)
     for place, (sample, own, _) in enumerate(rows):
         grids = [image.shape[:2] for image in sample.conditions]
         positions[place], valid[place] = sequence.place(layout, own.lengths, sample.latents.shape[:2], grids)
-        _fill(latents[place], 0, sample.latents)
-        for start, image in zip(condition_starts, sample.conditions, strict=False):
-            _fill(conditions[place], start, image)
         ends = np.cumsum(own.lengths)
         for start, length, end in zip(text_starts, own.lengths, ends, strict=False):
             text[place, start : start + length] = own.features[end - length : end]
@@ -76,13 +73,28 @@ def collate(layout: sequence.Layout, rows: Sequence[Row]) -> Rows:
     }
     prompts = tuple(row.text.prompt for row in rows if row.text.prompt is not None) or None
     pictures = tuple(row.sample.pictures for row in rows)
-    conditions_or_none = conditions if layout.conditions else None
-    return Rows(latents, text, positions, valid, conditions_or_none, composition, prompts, pictures)
+    targets = tuple(row.sample.target for row in rows if row.sample.target is not None)
+    latents, conditions = place_latents(layout, [(row.sample.latents, *row.sample.conditions) for row in rows])
+    return Rows(latents, text, positions, valid, conditions, composition, prompts, pictures, targets)
 
 
-def _fill(slots: np.ndarray, start: int, image: np.ndarray) -> None:
-    tokens = image.reshape(-1, image.shape[-1])
-    slots[start : start + len(tokens)] = tokens
+def place_latents(
+    layout: sequence.Layout, rows: Sequence[Sequence[Float[np.ndarray, "h w C"]]]
+) -> tuple[Float[np.ndarray, "B N C"], Float[np.ndarray, "B M C"] | None]:
+    """Latents of rows in the slots of a layout: of the targets, and of the condition images, None without any.
+
+    Args:
+      rows: of each the latents of its target and of its condition images, in order.
+    """
+    C = rows[0][0].shape[-1]
+    starts = np.cumsum([0, *layout.conditions])
+    latents = np.zeros((len(rows), layout.target, C), np.float32)
+    conditions = np.zeros((len(rows), starts[-1], C), np.float32)
+    for place, (target, *others) in enumerate(rows):
+        latents[place, : target.shape[0] * target.shape[1]] = target.reshape(-1, C)
+        for start, image in zip(starts, others, strict=False):
+            conditions[place, start : start + image.shape[0] * image.shape[1]] = image.reshape(-1, C)
+    return latents, conditions if layout.conditions else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +113,10 @@ class Loader:
       seed: of order, texts and dropout.
       dropout: probability in [0, 1].
       rows: which rows of the global batch to make, those of this process; None: all.
+      held: how many samples, the first ones, are left out.
+
+    Raises:
+      ValueError: for a probability that is none, or if all samples are held.
     """
 
     samples: Sequence[Sample]
@@ -110,14 +126,17 @@ class Loader:
     seed: int
     dropout: float = 0.0
     rows: Sequence[int] | None = None
+    held: int = 0
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is {self.dropout}; it is a probability")
+        if not 0 <= self.held < len(self.samples):
+            raise ValueError(f"{self.held} of {len(self.samples)} samples are held for validation; leave some to train")
 
     def order(self) -> grain.MapDataset:
         """Which sample stands at each place of the endless sequence; memory does not grow with their number."""
-        return grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
+        return grain.MapDataset.range(self.held, len(self.samples)).seed(self.seed).shuffle().repeat()
 
     def batches(self) -> grain.MapDataset:
         """The batch of every step, by its number."""

@@ -1,8 +1,9 @@
-"""Mixtures: batches of several streams (areas, tasks) in exact proportions, a pure function of the step.
+"""Mixtures: batches of several streams (areas, tasks) in exact proportions, a pure function of the turn.
 
 A stream has batches of one layout and one size, so a step compiles into one of few programs. The streams take turns in
-cycles of as many steps as their weights add up to; the order within a cycle is drawn from (seed, cycle). So which batch
-a step sees depends on nothing but (seed, step): the whole state is one integer, on any number of hosts.
+cycles of as many turns as their weights add up to; the order within a cycle is drawn from (seed, cycle). So which batch
+a turn sees depends on nothing but (seed, turn): the whole state is one integer, on any number of hosts. A batch that is
+too large for the devices is read in parts.
 """
 
 import dataclasses
@@ -28,17 +29,24 @@ class Stream:
 
     Attributes:
       name: such as "512-1", for logs.
-      loader: its samples and layout.
+      loader: its samples and layout; its batch size is that of a part.
       weight: batches of it in every cycle.
+      parts: in which a batch is read.
     """
 
     name: str
     loader: Loader
     weight: int
+    parts: int = 1
+
+    @property
+    def images(self) -> int:
+        """Of a whole batch."""
+        return self.loader.batch_size * self.parts
 
 
 class Turn(NamedTuple):
-    """Whose turn a step is: the number of the stream, and which batch of it."""
+    """Whose turn it is: the number of the stream, and which batch of it."""
 
     stream: int
     batch: int
@@ -65,52 +73,62 @@ class Mixture:
         cls,
         cache: Cache,
         shares: "Shares",
-        batch_sizes: Sequence[int],
+        part_sizes: Sequence[tuple[int, int]],
         *,
         seed: int,
         dropout: float,
         own_rows: Callable[[int], Sequence[int]],
+        held: int = 0,
     ) -> "Mixture":
         """The streams of a cache that have a share.
 
         Args:
-          batch_sizes: global samples per step, for every side.
+          part_sizes: for every side the parts of a batch, and the global samples of one part.
           dropout: of texts, see `Loader`.
           own_rows: which rows of a batch of that size this process makes.
+          held: how many samples of each stream, the first ones, are never trained on.
 
         Raises:
           ValueError: if a stream with a share has no samples.
         """
         streams, weights = [], shares.weights()
         for position, (key, stream) in enumerate(streams_of(cache, shares).items()):
-            size = batch_sizes[shares.sides.index(key.side)]
+            parts, size = part_sizes[shares.sides.index(key.side)]
             layout = layout_of(stream.largest, cache.empty.lengths)
-            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, own_rows(size))
-            streams.append(Stream(str(key), loader, weights[key]))
+            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, own_rows(size), held)
+            streams.append(Stream(str(key), loader, weights[key], parts))
         return cls(tuple(streams), seed)
 
     @property
     def cycle(self) -> int:
-        """Steps after which every stream has had exactly its weight of batches."""
+        """Turns after which every stream has had exactly its weight of batches."""
         return sum(stream.weight for stream in self.streams)
 
-    def turn(self, step: int) -> Turn:
-        """Whose turn step 0, 1, ... is."""
-        cycle, place = divmod(step, self.cycle)
+    def turn(self, number: int) -> Turn:
+        """Whose turn 0, 1, ... it is."""
+        cycle, place = divmod(number, self.cycle)
         order = self._order(cycle)
         stream = int(order[place])
         return Turn(stream, cycle * self.streams[stream].weight + int(np.count_nonzero(order[:place] == stream)))
 
-    def from_step(self, start: int) -> Iterator[tuple[Stream, Rows]]:
-        """Batches of steps start, start + 1, ... with their streams; reading runs ahead in threads."""
+    def from_turn(self, start: int) -> Iterator[tuple[Stream, Rows]]:
+        """Parts of the batches of turns start, start + 1, ... with their streams; reading runs ahead in threads."""
         batches = [stream.loader.batches() for stream in self.streams]
+        parts = np.array([stream.parts for stream in self.streams])
+        in_cycle = sum(stream.weight * stream.parts for stream in self.streams)
 
-        def batch(step: int) -> tuple[Stream, Rows]:
-            stream, index = self.turn(step)
-            return self.streams[stream], batches[stream][index]
+        def part(number: int) -> tuple[Stream, Rows]:
+            cycle, place = divmod(number, in_cycle)
+            ends = np.cumsum(parts[self._order(cycle)])
+            turn = int(np.searchsorted(ends, place, side="right"))
+            stream, batch = self.turn(cycle * self.cycle + turn)
+            own = parts[stream]
+            return self.streams[stream], batches[stream][int(batch * own + place - (ends[turn] - own))]
 
-        steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
-        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        cycle, place = divmod(start, self.cycle)
+        first = cycle * in_cycle + int(parts[self._order(cycle)[:place]].sum())
+        numbers = grain.MapDataset.range(first, np.iinfo(np.int64).max).map(part)
+        return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def unused(self, cache: Cache) -> dict[str, int]:
         """Samples of the cache that no stream of the mixture reads."""

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 # Found from the scores of all records before the rules are asked: of each caption, and what a picture must reach.
 UNRELATED, LOWEST_AESTHETIC = "alignment.unrelated", "aesthetic.lowest"
 
-DESIGNED = ("synthetic/", "design/")  # tags of pages, slides and posters, whose margins belong to them
+SYNTHETIC = "synthetic/"
+DESIGNED = (SYNTHETIC, "design/")  # tags of pages, slides and posters, whose margins belong to them
 
 
 def _task(row: dict, thresholds: "Thresholds") -> str | None:
     if row["description.conditions"]:
         return None if thresholds.edits else "edit"
+    if not thresholds.synthetic and any(tag.startswith(SYNTHETIC) for tag in row["description.tags"]):
+        return "synthetic"
     return None if thresholds.pairs else "pair"
 
 

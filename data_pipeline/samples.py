@@ -20,6 +20,10 @@ DTYPES = {
 }
 
 
+# What training computes in every step instead of reading it from the samples: text features, and latents too.
+NOTHING, TEXT, TEXT_AND_IMAGES = ONLINE = "nothing", "text", "text_and_images"
+
+
 @dataclass(frozen=True)
 class Text:
     """Features of a prompt's kept tokens, all segments one after the other, and the tokens of each segment.
@@ -37,12 +41,13 @@ class Sample:
     """One training sample.
 
     Attributes:
-      latents: normalised, of the target.
+      latents: normalised, of the target. With pixels in `target`, all latents have no channels: training computes them.
       texts: one per selected caption or instruction.
       conditions: latents of the condition images, in order.
       empty: of an edit, the empty prompt beside the same condition images, for classifier-free dropout.
       record: position of its record in the folder that it was made from.
-      pictures: of a sample with prompts, its condition images as the encoder reads them, 0..255.
+      pictures: of a sample with prompts, its condition images as the encoders read them, 0..255.
+      target: the target as the autoencoder reads it, 0..255.
     """
 
     latents: Float[np.ndarray, "h w C"]
@@ -51,10 +56,12 @@ class Sample:
     empty: Text | None = None
     record: int = 0
     pictures: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
+    target: UInt8[np.ndarray, "H W c"] | None = None
 
     def __post_init__(self):
         assert self.texts and bool(self.conditions) == (self.empty is not None)
         assert all(len(text.lengths) == len(self.conditions) + 1 for text in self.all_texts)
+        assert self.target is None or len(self.pictures) == len(self.conditions)
 
     @property
     def all_texts(self) -> tuple[Text, ...]:
@@ -68,6 +75,7 @@ def encode_sample(sample: Sample) -> bytes:
     arrays |= {f"text.{index}": text.features for index, text in enumerate(sample.all_texts)}
     arrays["lengths"] = np.asarray([text.lengths for text in sample.all_texts], np.int32)
     arrays |= {f"picture.{index}": picture for index, picture in enumerate(sample.pictures)}
+    arrays |= {} if sample.target is None else {"target": sample.target}
     for index, text in enumerate(sample.all_texts):
         arrays |= _prompt(f"prompt.{index}", text)
     return encode_arrays(arrays)
@@ -89,7 +97,8 @@ def decode_sample(payload: bytes) -> Sample:
         conditions = tuple(arrays[f"condition.{index}"] for index in range(len(lengths[0]) - 1))
         empty = texts.pop() if conditions else None
         pictures = tuple(arrays[f"picture.{index}"] for index in range(len(conditions)) if "picture.0" in arrays)
-        return Sample(arrays["latents"], tuple(texts), conditions, empty, arrays["record"].item(), pictures)
+        record, target = arrays["record"].item(), arrays.get("target")
+        return Sample(arrays["latents"], tuple(texts), conditions, empty, record, pictures, target)
     except (KeyError, IndexError) as error:
         raise ValueError(f"a stored sample lacks {error}: made by another version, or not a sample") from None
 

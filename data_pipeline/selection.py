@@ -40,6 +40,7 @@ class Thresholds:
 
     Attributes:
       pairs, edits: whether image-text pairs, and whether edits are wanted.
+      synthetic: whether pairs tagged `synthetic/..` are, too.
       min_side: pixels of the shorter side, upright.
       max_aspect: longer over shorter side.
       drop_contradictory_orientation: drop files that contradict themselves about which side is up.
@@ -98,6 +99,7 @@ class Thresholds:
 
     pairs: bool = True
     edits: bool = True
+    synthetic: bool = True
     min_side: int = 256
     max_aspect: float = 3.0
     drop_contradictory_orientation: bool = True

@@ -15,6 +15,7 @@ import dataclasses
 import ml_collections
 
 from data_pipeline.selection import Thresholds
+from experiments import defaults
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
@@ -29,7 +30,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.platform = "cpu"
     config.encode = dict(
-        text="cached",  # features are computed once and stored, or "online": in every step of training
+        # What training computes in every step instead of reading it: "nothing", "text" or "text_and_images".
+        online="nothing",
         dtype="float32",
         batch_size=8,  # images or prompts at once
         mesh=dict(data=1, fsdp=1, tensor=1),
@@ -63,9 +65,12 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         loss="squared",
         batch_size=8 if tiny else 16,
         ema_decay=0.95 if tiny else 0.99,
-        train=dict(steps=2 if tiny else 1000, log_every=10, evaluate_every=10_000, max_skipped=10),
+        train=defaults.train(2 if tiny else 1000),
+        validation=dict(every=10_000),
+        samples=dict(every=0),
+        profile=defaults.profile(),
         optimizer=dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=20, decay_steps=1000),
-        checkpoint=dict(every=1000 if tiny else 200, keep=2),
+        checkpoint=defaults.checkpoint(1000 if tiny else 200),
         statistics_batches=2 if tiny else 16,  # crops from which the latents' mean and deviation are taken
     )
     config.transformer = dict(
@@ -83,26 +88,23 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         mesh=dict(data=2, fsdp=2, tensor=2),
         execution=dict(dtype="float32", kernel="auto", remat=False),
         batch_sizes=(8 if tiny else 16,),  # of each side
+        images_per_device=(0,),  # of each side, at once; a larger batch is read in parts. 0: the whole batch
+        batches_per_update=1,  # turns of data.mixture whose images one update of the parameters reads
         dropout=0.1,
-        validation_samples=8 if tiny else 16,
-        ema_decay=0.5 if tiny else 0.99,
-        timesteps=dict(
-            law="logit_normal",
-            logit_normal=dict(mean=0.0, std=1.0),  # read where the law is named so
-            uniform=dict(low=0.0, high=1.0),
-            shift=dict(
-                dynamic=True,
-                base_tokens=256,
-                max_tokens=8192,
-                base_shift=0.5,
-                max_shift=0.9,
-                kind="exponential",
-                shift=1.0,  # read where it is not dynamic
-            ),
+        validation=dict(
+            every=10_000,  # before the first and after the last step in any case
+            samples=8 if tiny else 16,  # of each area and task
+            held_out=False,  # the job must learn every picture: only times and noise are held
         ),
-        train=dict(steps=4 if tiny else 800, log_every=1 if tiny else 10, evaluate_every=10_000, max_skipped=10),
+        samples=defaults.samples(),
+        ema_decay=0.5 if tiny else 0.99,
+        timesteps=defaults.timesteps(),
+        start=defaults.start(),
+        lora=defaults.lora(),
+        train=defaults.train(4 if tiny else 800, log_every=1 if tiny else 10),
+        profile=defaults.profile(),
         optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=800),
-        checkpoint=dict(every=1000 if tiny else 200, keep=2),
+        checkpoint=defaults.checkpoint(1000 if tiny else 200),
     )
     config.sample = dict(steps=4 if tiny else 20, seed=0, batch_size=64, captions=0)  # the first ones; 0: all
     config.compare = dict(images=2, steps=4 if tiny else 20)

@@ -12,9 +12,11 @@ VERBS = {
     "run": "run a whole job: data, autoencoder, transformer, samples, export",
     "data": "prepare data, step by step: ingest or synth, score, select, cache, report",
     "train": "train the transformer of a job on its encoded samples",
+    "report": "draw a page about a run or about all runs of a folder: curves, events, samples",
     "sample": "generate images from texts",
     "edit": "generate an image from a text and condition images",
     "import": "turn a published diffusers folder into a model folder",
+    "checkpoints": "list, inspect, verify and mark the checkpoints of a run",
     "export": "turn a run, checkpoint or model folder into a diffusers folder",
 }
 

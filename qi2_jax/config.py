@@ -142,7 +142,9 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def claim(path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...] = (), *, write: bool = True) -> None:
+def claim(
+    path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...] = (), *, write: bool = True
+) -> list[str]:
     """Records what a folder is made with, or checks that it is continued with the same.
 
     Args:
@@ -151,15 +153,16 @@ def claim(path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...
       may_change: beginnings of the dotted keys that another call may change.
       write: False in all but one of several processes.
 
+    Returns:
+      One line per key that changed, as `difference` gives them.
+
     Raises:
       ValueError: if the folder was made with other values, naming each.
     """
+    found: list[str] = []
     if path.exists():
-        changes = [
-            line
-            for line in difference(json.loads(path.read_text()), json.loads(json.dumps(values)))
-            if not line.startswith(may_change)
-        ]
+        found = difference(json.loads(path.read_text()), json.loads(json.dumps(values)))
+        changes = [line for line in found if not line.startswith(may_change)]
         if changes:
             raise ValueError(
                 f"{path.parent} was begun with other values; go on with those, or choose another folder. "
@@ -167,3 +170,4 @@ def claim(path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...
             )
     if write:
         write_json_atomic(path, values)
+    return found

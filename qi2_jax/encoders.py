@@ -1,7 +1,6 @@
 """The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
 
 import hashlib
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from data_pipeline.samples import Text
+from data_pipeline.samples import NOTHING, TEXT_AND_IMAGES, Text
 from qi2_jax import prompts, sharding
 from qi2_jax.interop import components
 from qi2_jax.interop import weights as storage
@@ -41,6 +40,43 @@ def _digest(*paths: pathlib.Path) -> str:
     return total.hexdigest()
 
 
+class ImageEncoder:
+    """The encoding half of a model folder's autoencoder.
+
+    Args:
+      model: the folder.
+      mesh: devices of this process.
+      dtype: of weights and activations; latents are in fp32.
+      batch_size: images of 256 x 256 pixels at once, see `images_at_once`.
+    """
+
+    def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int):
+        self.mesh, self.dtype, self.batch_size = mesh, dtype, batch_size
+        self.vae = load(model, "vae", mesh, dtype)
+        del self.vae.decoder, self.vae.post_quant_conv  # most of the weights
+
+    def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
+        """Normalised latents of pictures; those of one size are encoded together, by one program for each size."""
+        running: list[tuple[list[int], jax.Array]] = []
+        for height, width in sorted({image.shape[:2] for image in images}):
+            places = [place for place, image in enumerate(images) if image.shape[:2] == (height, width)]
+            size = images_at_once(self.mesh, self.batch_size, width, height)
+            for start in range(0, len(places), size):
+                own = places[start : start + size]
+                filled = np.stack([images[place] for place in own + own[:1] * (size - len(own))])
+                pixels = sharding.put_batch(self.mesh, filled.astype(np.float32) / 127.5 - 1, size)
+                running.append((own, encode_images(self.vae, pixels, self.dtype)))
+        # Everything is on its way before the first result is waited for.
+        found = {place: row for own, made in running for place, row in zip(own, np.asarray(made), strict=False)}
+        return [found[place] for place in range(len(images))]
+
+
+def images_at_once(mesh: Mesh, batch_size: int, width: int, height: int) -> int:
+    """How many images of a size are encoded together: as many pixels as `batch_size` of the smallest area have."""
+    count, parts = batch_size * AREA // max(AREA, width * height), sharding.batch_parts(mesh)
+    return max(parts, count // parts * parts)
+
+
 class Encoders:
     """Autoencoder and condition encoder of a model folder.
 
@@ -50,37 +86,32 @@ class Encoders:
       dtype: of weights and activations; text features are kept in it, latents in fp32.
       batch_size: prompts, or images of 256 x 256 pixels, at once; of larger images fewer. The mesh's data axes must
         divide it.
-      online: texts are only counted: their features have no width, and training computes them.
+      online: see `samples.ONLINE`: what is only measured here, as features without width and latents without channels.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
     """
 
-    def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int, online: bool = False):
+    def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int, online: str = NOTHING):
         sharding.own_rows(mesh, batch_size)
-        self.mesh, self.dtype, self.batch_size, self.online = mesh, dtype, batch_size, online
-        self.vae = load(model, "vae", mesh, dtype)
-        self.encoder = None if online else load(model, "text_encoder", mesh, dtype)
+        self.mesh, self.batch_size, self.online = mesh, batch_size, online
+        self.images = None if online == TEXT_AND_IMAGES else ImageEncoder(model, mesh, dtype, batch_size)
+        self.encoder = load(model, "text_encoder", mesh, dtype) if online == NOTHING else None
         config = components.read_config(model / "text_encoder", "text_encoder")
         self.processor = prompts.PromptProcessor.from_folder(model / "processor", config)
-        self._parts = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
-        self.factor, self.channels = self.vae.config.factor, self.vae.config.in_channels
+        vae = components.read_config(model / "vae", "vae")
+        self.factor, self.channels = vae.factor, vae.in_channels
 
     def images_at_once(self, width: int, height: int) -> int:
-        """How many images of a size are encoded together: as many pixels as `batch_size` of the smallest area have."""
-        count = self.batch_size * AREA // max(AREA, width * height)
-        return max(self._parts, count // self._parts * self._parts)
+        """See the function of that name."""
+        return images_at_once(self.mesh, self.batch_size, width, height)
 
-    def latents(self, images: Sequence[UInt8[np.ndarray, "H W c"]]) -> list[Float[np.ndarray, "h w C"]]:
-        """Normalised latents, in fp32, of pictures of one size."""
-        found: list[np.ndarray] = []
-        size = self.images_at_once(images[0].shape[1], images[0].shape[0])
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            filled = np.stack([*part, *[part[0]] * (size - len(part))])
-            pixels = sharding.put_batch(self.mesh, filled.astype(np.float32) / 127.5 - 1, size)
-            found += list(np.asarray(encode_images(self.vae, pixels, self.dtype))[: len(part)])
-        return found
+    def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
+        """Normalised latents of pictures of any sizes."""
+        if self.images is None:
+            grids = [(image.shape[0] // self.factor, image.shape[1] // self.factor) for image in images]
+            return [np.zeros((*grid, 0), np.float32) for grid in grids]
+        return self.images.latents(images)
 
     def texts(
         self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0

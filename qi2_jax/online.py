@@ -49,7 +49,7 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, rows: Rows) -> Promp
       ValueError: if the samples hold features instead of prompts.
     """
     if rows.prompts is None:
-        raise ValueError("these samples hold text features; encode them with encode.text=online to compute them here")
+        raise ValueError("these samples hold text features; encode them with encode.online=text to compute them here")
     # Every segment of text, every image at a quarter of its latents, and the system turn, all filled.
     most = sum(layout.text) + sum(layout.conditions) // 4 + processor.dropped
     pictures = [[Image.fromarray(pixels) for pixels in own] for own in rows.pictures]

@@ -12,13 +12,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     configs.add_arguments(parser)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the job; run again to continue")
     parser.add_argument(
-        "--data", type=pathlib.Path, help="images beside .txt captions, or with a metadata.jsonl; default: a demo set"
+        "--data",
+        type=pathlib.Path,
+        help="images beside .txt captions, or with a metadata.jsonl; of a curriculum, a folder of scored records. "
+        "Default: a demo set",
     )
 
 
 def main(arguments: argparse.Namespace) -> None:
     cli.stop_on_sigterm()
     config = configs.load(arguments.experiment, arguments.overrides)
+    if "stages" in config:
+        parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]
+        configs.set_platform(config, [part.mesh for part in (config.vae, *parts)])
+        from qi2_jax.job import curriculum
+
+        curriculum.set_compilation_cache(config, arguments.out)
+        curriculum.run(config, arguments.out, arguments.data)
+        return
+    if not {"encode", "vae", "transformer"} <= {*config}:
+        raise ValueError(
+            f"{arguments.experiment} is no whole job: it lacks {sorted({'encode', 'vae', 'transformer'} - {*config})}. "
+            "A stage is trained by `qi2 train`, or in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`"
+        )
     configs.set_platform(config, (config.encode.mesh, config.vae.mesh, config.transformer.mesh))
     from qi2_jax.job import main as job  # imports JAX, whose platform is chosen above
 

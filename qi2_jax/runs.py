@@ -2,49 +2,104 @@
 
 RUN/config.json  metrics.jsonl       what was run and how it went
 RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in checkpoints
+                                     (of a LoRA run, the adapter is there and the transformer that it adapts here)
 RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoint`
 JOB/job.json  JOB/transformer/       a job (`qi2_jax.job.main`) and its run
+DIR/curriculum.json  DIR/stages/NAME/transformer/
+                                     a curriculum (`qi2_jax.job.curriculum`) and the runs of its stages
 """
 
 import dataclasses
 import pathlib
 
-from qi2_jax.interop import components, folder
+import numpy as np
+
+from qi2_jax.interop import components, files, folder
+from qi2_jax.interop import lora as adapters
 from qi2_jax.interop import weights as storage
+from qi2_jax.interop.names import Shapes
 from qi2_jax.interop.weights import Weights
+from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.training import checkpoint
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
+CONFIG, MODEL, CHECKPOINTS = "config.json", "model", "checkpoints"
 JOB, TRANSFORMER = "job.json", "transformer"
+CURRICULUM, STAGES = "curriculum.json", "stages"
 
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """A model folder and, for a run, the checkpoint whose transformer replaces the folder's."""
+    """A model folder and, for a run, the checkpoint whose transformer replaces the folder's.
+
+    Attributes:
+      lora: where the checkpoint holds an adapter of the folder's transformer instead: its configuration.
+    """
 
     model: pathlib.Path
     checkpoint: pathlib.Path | None = None
+    lora: LoRAConfig | None = None
 
     def weights(self, name: str, item: str = "ema") -> Weights:
-        """Weights of a component; `item` chooses between a checkpoint's "ema" and "model".
+        """Weights of a component, an adapter merged into them; `item` chooses between a checkpoint's "ema" and "model".
 
         Raises:
           ValueError: if they are missing or do not match the component's configuration.
         """
         expected = components.COMPONENTS[name].expected(components.read_config(self.model / name, name))
-        if name == "transformer" and self.checkpoint is not None:
-            found = checkpoint.weights(self.checkpoint, item)
-            shapes = {key: weight.shape for key, weight in found.items()}
-            storage.check_ours(shapes, expected, str(self.checkpoint))
-            return found
-        return storage.of_ours(self.model / name, expected)[0]
+        if name == "transformer" and self.checkpoint is not None and self.lora is None:
+            return self._trained(expected, item)
+        stored = storage.of_ours(self.model / name, expected)[0]
+        if name == "transformer" and self.lora is not None:
+            return adapters.merged(stored, self.adapter(item)[1], self.lora)
+        return stored
+
+    def adapter(self, item: str = "ema") -> tuple[LoRAConfig, dict[str, np.ndarray]]:
+        """Configuration and leaves of a LoRA run's adapter, {our name: array}; it is small enough to be held.
+
+        Raises:
+          ValueError: if this is no LoRA run, or the checkpoint does not match its configuration.
+        """
+        if self.lora is None:
+            raise ValueError(f"{self.checkpoint or self.model} holds no adapter; a run with lora.rank above 0 does")
+        base_config = components.read_config(self.model / "transformer", "transformer")
+        found = self._trained(adapters.expected(base_config, self.lora), item)
+        return self.lora, {name: weight.read() for name, weight in found.items()}
+
+    def _trained(self, expected: Shapes, item: str) -> Weights:
+        assert self.checkpoint is not None
+        found = checkpoint.weights(self.checkpoint, item)
+        storage.check_ours({name: weight.shape for name, weight in found.items()}, expected, str(self.checkpoint))
+        return found
+
+
+def run_of(path: pathlib.Path) -> pathlib.Path:
+    """The run of a job, or of the latest stage of a curriculum that has a checkpoint; any other path as it is."""
+    if (path / JOB).is_file():
+        return path / TRANSFORMER
+    if (path / CURRICULUM).is_file():
+        runs = (stage / TRANSFORMER for stage in sorted((path / STAGES).glob("*"), reverse=True))
+        return next((run for run in runs if checkpoint.steps(run / CHECKPOINTS)), path)
+    return path
 
 
 def model_of(path: pathlib.Path) -> pathlib.Path:
     """The model folder of a job or a run; any other folder is taken for one itself."""
-    if (path / JOB).is_file():
-        path = path / TRANSFORMER
+    path = run_of(path)
     return path / MODEL if (path / MODEL).is_dir() else path
+
+
+def lora_of(run: pathlib.Path) -> LoRAConfig | None:
+    """The adapter that a run trains, by the group `lora` of its configuration; None if it trains the whole model.
+
+    Raises:
+      ValueError: if the group does not describe one.
+    """
+    path = run / CONFIG
+    group = files.read_json(path).get("lora") if path.is_file() else None
+    try:
+        return LoRAConfig(group["rank"], group["alpha"], tuple(group["targets"])) if group and group["rank"] else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
@@ -54,9 +109,7 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
       ValueError: if the path is none of these, saying what was looked for, or is a folder with one set of weights where
         `item` asks for others.
     """
-    path = pathlib.Path(path).absolute()
-    if (path / JOB).is_file():
-        path = path / TRANSFORMER
+    path = run_of(pathlib.Path(path).absolute())
     if (path / folder.MARK).is_file():
         if item != "ema":
             raise ValueError(f"{path} holds one set of weights, not those of a run: leave --weights {item} out")
@@ -67,10 +120,10 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
         if run != path:
             if path.name not in map(str, steps):
                 raise ValueError(f"{path} is not a complete checkpoint; {run} has those of the steps {steps}")
-            return Located(run / MODEL, path)
+            return Located(run / MODEL, path, lora_of(run))
         if not steps:
             raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
-        return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]))
+        return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]), lora_of(run))
     raise ValueError(
         f"{path} is neither a run ({MODEL}/{folder.MARK}) or job ({JOB}), nor a checkpoint of one, nor an imported "
         f"folder ({folder.MARK}); `qi2 import` turns a diffusers folder into one"

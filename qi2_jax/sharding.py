@@ -110,13 +110,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Over how many parts of the mesh a batch is split: its devices along `data` and `fsdp`."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
 def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """Which rows of a global batch this process's devices hold, ascending; several processes may hold the same.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
     """
-    parts = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    parts = batch_parts(mesh)
     if batch_size < 1 or batch_size % parts:
         raise ValueError(f"a batch of {batch_size} does not split over data x fsdp = {parts} devices")
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()

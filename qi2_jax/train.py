@@ -19,12 +19,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run, job or model folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` "
         "need; default: that of the job which the samples belong to",
     )
+    parser.add_argument(
+        "--start",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="run, checkpoint or imported folder with whose transformer a new run begins (default: random weights); "
+        "short for transformer.start.folder=DIR",
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
 
 
 def main(arguments: argparse.Namespace) -> None:
     cli.stop_on_sigterm()
-    config = configs.load(arguments.experiment, arguments.overrides)
+    overrides = list(arguments.overrides)
+    if arguments.start is not None:
+        overrides.append(f"transformer.start.folder={arguments.start.absolute()}")
+    config = configs.load(arguments.experiment, overrides)
     if "transformer" not in config:
         raise ValueError(
             f"{arguments.experiment} describes data only; train with an experiment that has a group `transformer`, "
@@ -33,14 +43,14 @@ def main(arguments: argparse.Namespace) -> None:
     configs.set_platform(config, (config.transformer.mesh,))
     from data_pipeline.cache import Cache
     from qi2_jax import lock
-    from qi2_jax.job import stages
+    from qi2_jax.job import stages, transformer
 
     stages.check_transformer(config.transformer, config.data)
     samples = Cache(arguments.samples)
     with lock.hold(arguments.out):
-        stages.check_samples(config, samples)
-        stages.give_model(config.transformer, samples, arguments.model, arguments.out)
-        stages.train_transformer(config, samples, arguments.out)
+        transformer.check_samples(config, samples)
+        transformer.give_model(config.transformer, samples, arguments.model, arguments.out)
+        transformer.train_transformer(config, samples, arguments.out)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,25 @@ After a change that is meant: `python -m tests.test_experiments` writes the text
 import itertools
 import json
 import pathlib
+import re
 
 import pytest
 
 from data_pipeline.buckets import Resolutions
 from data_pipeline.selection import Thresholds
 from qi2_jax import config
+from qi2_jax.job import stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 EXPERIMENTS = {
     ".".join(path.relative_to(ROOT / "experiments").with_suffix("").parts): path
     for path in sorted((ROOT / "experiments").rglob("*.py"))
-    if path.stem not in ("__init__", "base")
+    if path.stem not in ("__init__", "base", "defaults")
 }
+
+
+STAGES = [name for name in EXPERIMENTS if re.search(r"\.s\d_", name)]
 
 
 def resolved(path: pathlib.Path) -> str:
@@ -31,7 +36,7 @@ def test_resolved_config_is_the_recorded_one(name):
     assert resolved(EXPERIMENTS[name]) == (GOLDEN / f"{name}.json").read_text(), "see the docstring of this file"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*STAGES, "demo"])
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_data_of_every_form_is_valid(name, form):
     data = config.load(f"{EXPERIMENTS[name]}{form}").data
@@ -42,14 +47,50 @@ def test_data_of_every_form_is_valid(name, form):
 
 
 def test_filters_get_stricter_from_stage_to_stage():
-    stages = [config.load(str(path)).data.thresholds for name, path in EXPERIMENTS.items() if "qwen_image_2" in name]
-    assert len(stages) == 6
-    for before, after in itertools.pairwise(stages):
+    ladder = [config.load(str(EXPERIMENTS[name])).data.thresholds for name in STAGES]
+    assert len(ladder) == 6
+    for before, after in itertools.pairwise(ladder):
         for key, value in after.items():
             if key.startswith("min_"):
                 assert value >= before[key], key
             elif key.startswith("max_") and key != "max_per_class":
                 assert value <= before[key], key
+
+
+@pytest.mark.parametrize("form", ["", ":tiny"])
+def test_curriculum_holds_the_stages_as_they_are(form):
+    whole = config.load(f"{EXPERIMENTS['qwen_image_2.curriculum']}{form}").stages
+    assert [f"qwen_image_2.{name}" for name in whole] == STAGES
+    for name in STAGES:
+        own = config.load(f"{EXPERIMENTS[name]}{form}")
+        assert config.to_dict(whole[name.rpartition(".")[2]]) == config.to_dict(own)
+
+
+def test_stages_have_the_steps_batches_and_rates_of_the_report():
+    """Its table 2: pre-training, continual pre-training, fine-tuning."""
+    phases = {"pre": (1, 2, 3), "continual": (4, 5), "fine": (6,)}
+    steps, rates = (
+        {"pre": 700_000, "continual": 250_000, "fine": 10_000},
+        {"pre": 1e-4, "continual": 2e-5, "fine": 1e-5},
+    )
+    batches = {256: 32_768, 512: 16_384, 1024: 8_192, 2048: 4_096}
+    for phase, numbers in phases.items():
+        own = [config.load(str(EXPERIMENTS[STAGES[number - 1]])) for number in numbers]
+        assert sum(stage.transformer.train.steps for stage in own) == steps[phase]
+        for stage in own:
+            transformer = stage.transformer
+            assert transformer.optimizer.lr == rates[phase] and transformer.optimizer.weight_decay == 0.001
+            assert transformer.optimizer.clip == 1.0 and transformer.dropout == 0.1
+            assert transformer.batch_sizes == tuple(batches[side] for side in stage.data.sides)
+            pairs, edits = stage.data.mixture.tasks
+            if edits:
+                assert pairs / (pairs + edits) == (0.9 if phase == "pre" else 0.7)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_tiny_stages_can_train_here(name):
+    stage = config.load(f"{EXPERIMENTS[name]}:tiny")
+    stages.check_transformer(stage.transformer, stage.data)
 
 
 if __name__ == "__main__":

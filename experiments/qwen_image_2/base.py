@@ -1,7 +1,9 @@
-"""What the six stages of the curriculum share, and the ladder of their data.
+"""What the six stages of the curriculum share: the ladder of their data, the model, and how it is trained.
 
-The Qwen-Image-2.0 report names the filters of each stage and gives no threshold: every number here is ours, chosen
-after public recipes (LAION, DataComp, Qwen-Image 1) and measurements on real pictures, to be calibrated on the data.
+The Qwen-Image-2.0 report names the filters of each stage and gives no threshold: every number of the data is ours,
+chosen after public recipes (LAION, DataComp, Qwen-Image 1) and measurements on real pictures, to be calibrated on the
+data. Of training it gives steps, images per batch at each resolution, learning rates, weight decay, clipping, dropout
+and the shares of the tasks (its Table 2); what else is chosen here says why.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import ml_collections
 
 from data_pipeline.buckets import RATIOS
 from data_pipeline.selection import Thresholds
+from experiments import defaults
 
 # Stage 1, kept by all later ones: broken files, resolution, duplicates, NSFW, orientation, entropy, alignment, length.
 PRE_TRAINING: dict[str, Any] = dict(
@@ -21,6 +24,7 @@ PRE_TRAINING: dict[str, Any] = dict(
     min_tokens=3,
     max_tokens=1024,  # the longest captions of the report
     require=("nsfw", "alignment"),
+    synthetic=False,  # joins in stage 3
     # Edits, by their class: measured on generated pairs and on spoilt ones (tests/benchmarks/edit_pairs.py).
     max_instruction_tokens=512,
     min_script=0.2,
@@ -32,9 +36,11 @@ PRE_TRAINING: dict[str, Any] = dict(
     min_difference=1.0,
     min_unchanged_psnr=32.0,  # sources and targets compressed apart, as JPEG 95 and 90, lie above
 )
+# Stage 3 adds synthetic pictures.
+WITH_SYNTHETIC: dict[str, Any] = dict(PRE_TRAINING, synthetic=True)
 # Stage 4 adds image quality, aesthetics and compression quality.
 CONTINUAL: dict[str, Any] = dict(
-    PRE_TRAINING,
+    WITH_SYNTHETIC,
     min_side=512,  # the smallest area trained
     min_clarity=8.0,  # photographs after a blur of 3 pixels lie below 4
     min_brightness=0.05,
@@ -61,46 +67,112 @@ FINE_TUNING: dict[str, Any] = dict(
 )
 
 
+# The report's "32K" images at 256p, halved with each resolution; as powers of two they split over any number of chips.
+BATCH_SIZES = {256: 32_768, 512: 16_384, 1024: 8_192, 2048: 4_096}
+# What a v6e chip (31 GiB) computes at once with room to spare: about 16 thousand slots of text and images.
+IMAGES_PER_DEVICE = {256: 8, 512: 8, 1024: 2, 2048: 1}
+TINY = 4  # a tiny stage has sides of a quarter
+
+
 def stage(
-    form: str, *, sides: tuple[int, ...], thresholds: dict[str, Any], tasks: tuple[int, int]
+    form: str,
+    *,
+    sides: tuple[int, ...],
+    of_sides: tuple[int, ...],
+    thresholds: dict[str, Any],
+    tasks: tuple[int, int],
+    steps: int,
+    lr: float,
+    tiny_steps: int,
+    tiny_conditions: tuple[int, int, int] = (1, 0, 0),
 ) -> ml_collections.ConfigDict:
     """The config of one stage.
 
     Args:
-      form: "" or "tiny", the same with areas of a quarter the side and without models that have to be brought.
-      sides: of the squares whose area its buckets have, in pixels; an image goes to the largest that it fills.
+      form: "" or "tiny", the same with areas of a quarter the side, a tiny model on a CPU, and without models that have
+        to be brought.
+      sides: of the squares whose area its buckets have, in pixels.
+      of_sides: shares of the steps of each.
       thresholds: changes to the defaults of `Thresholds`.
       tasks: shares of text-to-image steps and of edit steps, as the report gives them.
+      steps, lr: of the optimizer.
+      tiny_steps, tiny_conditions: steps of the tiny form, and its shares of one, two and three condition images: every
+        number of them is another program to compile, for every side.
 
     Raises:
       ValueError: for another form.
     """
     if form not in ("", "tiny"):
         raise ValueError(f"a stage has no form {form!r}, only 'tiny'")
+    tiny = form == "tiny"
     chosen = dict(dataclasses.asdict(Thresholds()), **thresholds, edits=tasks[1] > 0)
-    if form == "tiny":
-        sides = tuple(side // 4 for side in sides)
-        chosen |= dict(min_side=chosen["min_side"] // 4, require=(), min_alignment_percentile=0.0)
+    if tiny:
+        chosen |= dict(min_side=chosen["min_side"] // TINY, require=(), min_alignment_percentile=0.0, max_tokens=256)
     config = ml_collections.ConfigDict()
-    config.platform = "cpu" if form == "tiny" else ""
+    config.platform = "cpu" if tiny else ""
     config.encode = dict(
-        text="cached",  # features are computed once and stored, or "online": in every step of training
-        dtype="float32" if form == "tiny" else "bfloat16",
-        batch_size=8 if form == "tiny" else 64,  # images or prompts at once, of each process
-        mesh=dict(data=1 if form == "tiny" else 4, fsdp=1, tensor=1),  # of each process: a TPU host has four chips
+        # What training computes in every step instead of reading it: "nothing", "text" or "text_and_images".
+        online="nothing",
+        dtype="float32" if tiny else "bfloat16",
+        batch_size=8 if tiny else 64,  # images or prompts at once, of each process
+        mesh=dict(data=1 if tiny else 4, fsdp=1, tensor=1),  # of each process: a TPU host has four chips
         records_per_unit=16_384,  # what is encoded, stored, and done again after a kill, as a whole
     )
     config.data = dict(
-        sides=sides,
+        sides=tuple(side // TINY for side in sides) if tiny else sides,
         ratios=RATIOS,
         max_upscale=1.0,  # never enlarged: a model would learn the blur
         max_cropped=0.25,
         smaller_too=True,  # small areas would else see small originals alone
         mixture=dict(
-            sides=(1,) * len(sides),  # as many steps of every area; ours
+            # Ours: half of the steps go to the area that a stage adds, the others keep what is learned.
+            sides=of_sides,
             tasks=tasks,
-            conditions=(8, 1, 1),  # of edit steps, those with one, two and three condition images; ours
+            # Of edit steps, those with one, two and three condition images. Ours: most edits have one source.
+            conditions=tiny_conditions if tiny else (8, 1, 1),
         ),
         thresholds=chosen,
+    )
+    config.transformer = dict(
+        seed=0,
+        model=dict(
+            layers=2 if tiny else 32,
+            heads=2 if tiny else 32,
+            head_width=32 if tiny else 128,
+            mlp_ratio=3,
+            rope_dims=(8, 12, 12) if tiny else (16, 56, 56),
+            eps=1e-6,
+            attention="block_causal",  # of the published weights; the report implies "bidirectional"
+            condition_timestep="zero",
+        ),
+        # Four slices of 256 chips: parameters are gathered within a slice, gradients summed across slices.
+        mesh=dict(data=2, fsdp=2, tensor=2) if tiny else dict(data=4, fsdp=256, tensor=1),
+        execution=dict(dtype="float32" if tiny else "bfloat16", kernel="auto", remat=not tiny),
+        batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),
+        images_per_device=(1,) * len(sides) if tiny else tuple(IMAGES_PER_DEVICE[side] for side in sides),
+        batches_per_update=1,  # the report's batch sizes are those of one resolution
+        dropout=0.1,  # the report's, of the text
+        # Ours: an average over 10K steps, a few percent of the shortest long stage; fine-tuning keeps the same.
+        ema_decay=0.9 if tiny else 0.9999,
+        # Ours: logit-normal as in the first report, shifted by the published scheduler of Qwen-Image-2.1, so that
+        # training sees the times at which it is sampled.
+        timesteps=defaults.timesteps(),
+        start=defaults.start(),
+        lora=defaults.lora(),
+        validation=dict(every=1_000_000 if tiny else 5_000, samples=4 if tiny else 256, held_out=True),
+        samples=defaults.samples(every=1_000_000 if tiny else 5_000, count=2 if tiny else 8, steps=4 if tiny else 40),
+        optimizer=dict(
+            lr=2e-3 if tiny else lr,
+            # Ours: 0.95 forgets a bad gradient within a hundred steps, usual for large batches.
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            weight_decay=0.001,
+            clip=1.0,
+            warmup=4 if tiny else 1_000,  # ours; every stage begins with fresh moments
+            decay_steps=0,  # the report gives one rate for each phase
+        ),
+        train=defaults.train(tiny_steps, log_every=1) if tiny else defaults.train(steps, watchdog_seconds=1800.0),
+        checkpoint=defaults.checkpoint(10) if tiny else defaults.checkpoint(1_000, keep=3, keep_every=50_000),
+        profile=defaults.profile(),
     )
     return config

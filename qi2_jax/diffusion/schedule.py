@@ -20,6 +20,7 @@ UNSUPPORTED = {
     "use_beta_sigmas": False,
     "num_train_timesteps": 1000,
 }
+ROUNDING = 1e-6  # by which the shift of time 1 may miss 1 in fp32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Schedule:
                 )
             t = 1 - (1 - t) / ((1 - t[-1]) / (1 - self.terminal))
         times = np.append(t, 0.0).astype(np.float32)
+        times = np.where(np.abs(times - 1) < ROUNDING, np.float32(1), times)
         if not np.all((times >= 0) & (times <= 1)):
             raise ValueError(f"{self.shift} takes an image of {tokens} tokens to times outside of [0, 1]: {times}")
         return times

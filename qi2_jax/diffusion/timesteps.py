@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 
 class TimestepLaw(Protocol):
-    """Draws times in (0, 1) before any shift."""
+    """Draws times in (0, 1) before any shift, one from each key."""
 
-    def sample(self, key: Array, count: int) -> Float[Array, "B"]: ...
+    def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class LogitNormal:
         if not math.isfinite(self.mean) or not 0 < self.std < math.inf:
             raise ValueError(f"logit_normal has mean {self.mean} and std {self.std}; std must be above 0, both finite")
 
-    def sample(self, key: Array, count: int) -> Float[Array, "B"]:
-        return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (count,)))
+    def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]:
+        return jax.nn.sigmoid(self.mean + self.std * jax.vmap(jax.random.normal)(keys_B))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Uniform:
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"uniform has low {self.low} and high {self.high}; it needs 0 <= low < high <= 1")
 
-    def sample(self, key: Array, count: int) -> Float[Array, "B"]:
-        return jax.random.uniform(key, (count,), minval=self.low, maxval=self.high)
+    def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]:
+        return jax.vmap(lambda key: jax.random.uniform(key, minval=self.low, maxval=self.high))(keys_B)
 
 
 LAWS: dict[str, Callable[..., TimestepLaw]] = {"logit_normal": LogitNormal, "uniform": Uniform}

@@ -140,11 +140,18 @@ class Writer:
       path: the file to make.
       specs: {name: (dtype code, shape)}, in the order in which they are laid out.
       bar: a progress bar to advance by the bytes written.
+      metadata: further texts for the file's header.
     """
 
-    def __init__(self, path: pathlib.Path, specs: Mapping[str, tuple[str, tuple[int, ...]]], bar: Any = None):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        specs: Mapping[str, tuple[str, tuple[int, ...]]],
+        bar: Any = None,
+        metadata: Mapping[str, str] | None = None,
+    ):
         self.path, self._temporary = path, path.with_name(path.name + ".partial")
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         offset = 0
         self._places: dict[str, tuple[int, int]] = {}
         for name, (code, shape) in specs.items():

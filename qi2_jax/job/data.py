@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from data_pipeline.buckets import Resolutions
 from data_pipeline.demo_set import write_demo_folder
 from data_pipeline.ingest import ingest
 from data_pipeline.pictures import Picture, Pictures
-from data_pipeline.selection import INDEX, Thresholds, select, write_selection
+from data_pipeline.selection import INDEX, Kept, Thresholds, select, write_selection
 from data_pipeline.shards import MANIFEST, RecordFolder
 
 
@@ -55,14 +56,20 @@ def prepare(config: Any, out: pathlib.Path, source: pathlib.Path | None, console
     write_selection(records / INDEX, selection)
     resolutions = Resolutions.of_config(config)
     console.print(resolutions.report([(kept.width, kept.height) for kept in selection.kept]).table())
-    fits = [(kept, resolutions.fits(kept.width, kept.height)[0][1]) for kept in selection.kept]
-    chosen = tuple(Picture(kept.index, fit.bucket, kept.captions) for kept, fit in fits if fit.left_out is None)
-    if not chosen:
+    chosen = pictures(records, selection.kept, resolutions, config.channels)
+    if not len(chosen):
         raise ValueError(
             f"no image of {records} is left after selection and buckets: the tables above say why; loosen "
             "data.thresholds, data.max_upscale or data.max_cropped, or give more pictures in a new --out"
         )
-    return Pictures(RecordFolder(records), chosen, config.channels)
+    return chosen
+
+
+def pictures(records: pathlib.Path, kept: Iterable[Kept], resolutions: Resolutions, channels: int) -> Pictures:
+    """The pixels of selected records that fit a bucket, each in its largest."""
+    fits = [(row, resolutions.fits(row.width, row.height)[0][1]) for row in kept]
+    chosen = tuple(Picture(row.index, fit.bucket, row.captions) for row, fit in fits if fit.left_out is None)
+    return Pictures(RecordFolder(records), chosen, channels)
 
 
 def captions(pictures: Pictures) -> list[Caption]:

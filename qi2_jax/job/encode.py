@@ -8,6 +8,7 @@ import jax
 from data_pipeline import encode as encoding
 from data_pipeline.buckets import Resolutions
 from data_pipeline.cache import MANIFEST, Cache
+from data_pipeline.samples import ONLINE
 from data_pipeline.selection import selection_facts
 from data_pipeline.shards import RecordFolder, digest_of
 from qi2_jax import config as configs
@@ -19,8 +20,8 @@ from qi2_jax.job.stages import dtype_of, mesh_of
 def check(config: Any) -> None:
     """Raises a ValueError for a value with which nothing can be encoded."""
     dtype_of(config.dtype)
-    if config.text not in encoding.TEXTS:
-        raise ValueError(f"encode.text is {config.text!r}; choose one of {encoding.TEXTS}")
+    if config.online not in ONLINE:
+        raise ValueError(f"encode.online is {config.online!r}; choose one of {ONLINE}")
     if config.records_per_unit < 1:
         raise ValueError(f"encode.records_per_unit is {config.records_per_unit}; it must be at least 1")
     try:
@@ -55,7 +56,9 @@ def encode(
         raise ValueError(f"{index} was selected with other thresholds; select again: {'; '.join(differing)}")
     model = runs.model_of(model)
     width = components.read_config(model / "text_encoder", "text_encoder").text.hidden_size
-    how = {"dtype": config.encode.dtype, "text": config.encode.text, "text_width": width}
+    channels = components.read_config(model / "vae", "vae").latent_channels
+    how = {"dtype": config.encode.dtype, "online": config.encode.online}
+    how |= {"text_width": width, "latent_channels": channels}  # of what is computed online, too
     how["records_per_unit"] = config.encode.records_per_unit  # which records a unit that is there already holds
     made_from = encoding.fingerprint(records, index, config.data, encoders.digests(model) | how)
     if (out / MANIFEST).is_file():
@@ -70,7 +73,7 @@ def encode(
             mesh_of(config.encode.mesh),
             dtype_of(config.encode.dtype),
             config.encode.batch_size,
-            online=config.encode.text == encoding.ONLINE,
+            config.encode.online,
         ),
         out,
         made_from,

@@ -23,7 +23,7 @@ from qi2_jax import config as configs
 from qi2_jax import lock, runs, sequence, sharding
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
-from qi2_jax.job import data, encode, models, results, stages
+from qi2_jax.job import data, encode, models, results, stages, transformer
 from qi2_jax.job.verify import check_installed, compare
 from qi2_jax.pipeline import Pipeline, to_pixels
 from qi2_jax.training import checkpoint, loop, metrics
@@ -60,11 +60,15 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
         return _run(config, out, source)
 
 
-def is_ours(out: pathlib.Path) -> bool:
-    """Whether a job may work in `out`: it is missing or empty, or a job was begun there, if only just."""
-    if (out / runs.JOB).is_file() or not out.exists():
+def is_ours(out: pathlib.Path, mark: str = runs.JOB) -> bool:
+    """Whether a job may work in `out`: it is missing or empty, or a job was begun there, if only just.
+
+    Args:
+      mark: the file with what a job was asked for.
+    """
+    if (out / mark).is_file() or not out.exists():
         return True
-    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, *leftovers(out / runs.JOB)}
+    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, *leftovers(out / mark)}
 
 
 def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[str, Any]:
@@ -88,11 +92,11 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
     console.print(encoded.table())
     samples = Cache(out / "samples")
     models.finish(
-        model, stages.transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
+        model, transformer.transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
     )
 
     console.rule("4 transformer")
-    stages.train_transformer(config, samples, run_folder)
+    transformer.train_transformer(config, samples, run_folder)
 
     console.rule("5 sample every caption")
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
@@ -116,7 +120,7 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
     count, difference = min(config.compare.images, len(texts)), None
     exportable = pipeline.transformer.config.attention == sequence.BLOCK_CAUSAL
     if exportable:
-        _export(run_folder, out / "diffusers")
+        export(run_folder, out / "diffusers")
     else:
         console.print("diffusers cannot run bidirectional attention: nothing is exported, nothing compared")
     if exportable and count:
@@ -186,7 +190,7 @@ def check_config(config: Any) -> None:
             raise ValueError(f"{error}, or leave the comparison out with compare.images=0") from None
 
 
-def _export(run_folder: pathlib.Path, out: pathlib.Path) -> None:
+def export(run_folder: pathlib.Path, out: pathlib.Path) -> None:
     """Exports beside an earlier export and then takes its place."""
     located, fresh = runs.locate(run_folder), out.with_name(f"{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)  # of a killed attempt

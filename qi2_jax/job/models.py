@@ -15,7 +15,8 @@ from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import components, files, folder, mmdit
 from qi2_jax.interop import vae as vae_interop
 from qi2_jax.interop import weights as storage
-from qi2_jax.interop.weights import FileWeight
+from qi2_jax.interop.tensors import Writer
+from qi2_jax.interop.weights import FileWeight, Weights
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE
@@ -173,6 +174,13 @@ def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[
     config = dataclasses.replace(vae.config, latents_mean=mean, latents_std=std)
     unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.carried_shapes(config).items()}
     folder.save_component(model / "vae", vae_interop.to_diffusers(config), vae, unused)
+
+
+def save_weights(place: pathlib.Path, weights: Weights) -> None:
+    """Writes weights as one of our own components, one parameter in memory at a time."""
+    with Writer(place / f"{storage.STEM}.safetensors", {n: (w.code, w.shape) for n, w in weights.items()}) as writer:
+        for name, weight in weights.items():
+            writer.write(name, weight.read())
 
 
 def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:

@@ -108,6 +108,7 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(config.head_width, eps=config.eps)
         self.heads, self.head_width = config.heads, config.head_width
 
+    @jax.named_scope("attention")
     def __call__(self, x_BSD, rotation, visible_until, key_valid, past, run: Execution):
         """Returns the output and this call's (keys, values); `past` holds keys and values to stand before them."""
         heads = (*x_BSD.shape[:2], self.heads, self.head_width)
@@ -131,6 +132,7 @@ class SwiGLU(nnx.Module):
         self.gate = Linear(width, hidden, key=next(rng), axes=("mlp", "embed"))
         self.down = Linear(hidden, width, key=next(rng), axes=("embed", "mlp"))
 
+    @jax.named_scope("mlp")
     def __call__(self, x_BSD, run: Execution):
         names = ("batch", "sequence", "act_mlp")
         return self.down(run.constrain(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD), names))
@@ -145,6 +147,7 @@ class Block(nnx.Module):
         self.mlp = SwiGLU(config, key=next(rng))
         self.eps = config.eps
 
+    @jax.named_scope("mmdit/block")
     def __call__(self, x_BSD, modulation, rotation, visible_until, key_valid, past, run: Execution):
         scale1, gate1, scale2, gate2 = modulation
         y, kept = self.attn(standardize(x_BSD, self.eps) * (1 + scale1), rotation, visible_until, key_valid, past, run)
@@ -162,6 +165,7 @@ class TextIn(nnx.Module):
         self.up = Linear(config.text_width, config.width, key=next(rng), axes=("heads", "embed"))
         self.down = Linear(config.width, config.width, key=next(rng), axes=("embed", "heads"))
 
+    @jax.named_scope("mmdit/text_in")
     def __call__(self, text_BTE):
         return self.down(jax.nn.gelu(self.up(self.norm(text_BTE)), approximate=True))
 
@@ -174,6 +178,7 @@ class TimeIn(nnx.Module):
         self.up = Linear(TIME_FEATURES, config.width, key=next(rng), axes=("heads", None))
         self.down = Linear(config.width, config.width, key=next(rng), axes=("embed", "heads"))
 
+    @jax.named_scope("time_in")
     def __call__(self, t_B: Float[Array, "B"]) -> Float[Array, "B D"]:
         half = TIME_FEATURES // 2
         # 1000 t amplifies an error of one ulp here to 1e-4: rounded once, as the published weights were trained with.
@@ -212,7 +217,7 @@ class MMDiT(nnx.Module):
     ) -> Float[Array, "B N C"]:
         """Velocity of the noisy target at time t (1 is noise, 0 is data), in fp32. Padding slots hold garbage."""
         is_target = np.arange(layout.length) >= layout.prefix
-        x_BSD = sequence.join(layout, *self._prefix_parts(given, run), self.image_in(target_BNC.astype(run.dtype)))
+        x_BSD = sequence.join(layout, *self._prefix_parts(given, run), self._latents_in(target_BNC, run))
         modulate, scale = self._modulate(t_B, is_target, run)
         x_BSD, _ = self._run_blocks(
             x_BSD,
@@ -269,7 +274,7 @@ class MMDiT(nnx.Module):
         prefix = layout.prefix
         modulate, scale = self._modulate(t_B, np.ones(layout.target, bool), run)
         x_BND, _ = self._run_blocks(
-            self.image_in(target_BNC.astype(run.dtype)),
+            self._latents_in(target_BNC, run),
             modulate,
             given.positions_BS3[:, prefix:],
             None,
@@ -281,8 +286,12 @@ class MMDiT(nnx.Module):
 
     def _prefix_parts(self, given: Conditioning, run: Execution) -> tuple[Array, Array | None]:
         text = self.text_in(given.text_BTE.astype(run.dtype))
-        conditions = None if given.conditions_BMC is None else self.image_in(given.conditions_BMC.astype(run.dtype))
+        conditions = None if given.conditions_BMC is None else self._latents_in(given.conditions_BMC, run)
         return text, conditions
+
+    @jax.named_scope("mmdit/image_in")
+    def _latents_in(self, latents_BNC, run: Execution):
+        return self.image_in(latents_BNC.astype(run.dtype))
 
     def _modulate(self, t_B, is_target: np.ndarray, run: Execution):
         """A function that gives the four block modulations, and the final scale: [B, S or 1, D] each.
@@ -292,11 +301,13 @@ class MMDiT(nnx.Module):
         are added up in fp32.
         """
 
+        @jax.named_scope("mmdit/modulation")
         def project(t):
             time = jax.nn.silu(self.time_in(t))
             values = self.modulation(time)[:, None], self.final_modulation(time)[:, None]
             return [run.constrain(value, ("batch", "sequence", "act_embed")) for value in values]
 
+        @jax.named_scope("mmdit/modulation")
         def choose(value, at_zero):
             return (value if at_zero is None else jnp.where(is_target[None, :, None], value, at_zero)).astype(run.dtype)
 
@@ -315,6 +326,7 @@ class MMDiT(nnx.Module):
         x = run.constrain(x, ("batch", "sequence", "act_embed"))
         return jax.lax.scan(jax.checkpoint(body) if run.remat else body, x, (self.blocks, past))
 
+    @jax.named_scope("mmdit/read_out")
     def _read_out(self, x_BND, scale):
         y = standardize(x_BND, self.config.eps) * (1 + scale)
         return self.image_out(y).astype(jnp.float32)

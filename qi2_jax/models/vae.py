@@ -180,6 +180,7 @@ class VAE(nnx.Module):
         self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1, key=next(rng))
         self.decoder = Decoder(config, key=next(rng))
 
+    @jax.named_scope("vae/encode")
     def encode(self, images: Float[Array, "B H W I"], *, remat: bool = False) -> Posterior:
         """Images in [-1, 1] -> the distribution of their raw latents, in the dtype of the images; its mode is the mean.
 
@@ -195,6 +196,7 @@ class VAE(nnx.Module):
         mean, logvar = jnp.split(self.quant_conv(self.encoder(images, remat=remat)), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
+    @jax.named_scope("vae/decode")
     def decode(
         self, latents: Float[Array, "B h w C"], *, clamp: bool = True, remat: bool = False
     ) -> Float[Array, "B H W I"]:

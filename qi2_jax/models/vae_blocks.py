@@ -96,6 +96,7 @@ class ResidualBlock(nnx.Module):
         self.conv2 = Conv2d(out_dim, out_dim, 3, key=key2, gain=0.0)
         self.conv_shortcut = None if in_dim == out_dim else Conv2d(in_dim, out_dim, 1, key=key3)
 
+    @jax.named_scope("residual")
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W O"]:
         y = self.conv1(jax.nn.silu(self.norm1(x)))
         y = self.conv2(jax.nn.silu(self.norm2(y)))
@@ -114,6 +115,7 @@ class AttentionBlock(nnx.Module):
         self.to_qkv = Conv2d(dim, 3 * dim, 1, key=key1)
         self.proj = Conv2d(dim, dim, 1, key=key2, gain=0.0)
 
+    @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         B, H, W, C = x.shape
         qkv_BS3C = self.to_qkv(self.norm(x)).reshape(B, H * W, 3, C)
@@ -130,6 +132,7 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List([ResidualBlock(dim, dim, key=key1), ResidualBlock(dim, dim, key=key2)])
         self.attentions = nnx.List([AttentionBlock(dim, key=key3)])
 
+    @jax.named_scope("mid")
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
@@ -147,6 +150,7 @@ class DownBlock(nnx.Module):
         self.downsampler = Conv2d(out_dim, out_dim, 3, stride=2, key=next(rng)) if factor == 2 else None
         self.out_dim, self.factor, self.frames = out_dim, factor, frames
 
+    @jax.named_scope("down")
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
         y = x
         for block in self.resnets:
@@ -169,6 +173,7 @@ class UpBlock(nnx.Module):
         self.upsampler = Conv2d(out_dim, out_dim, 3, key=next(rng)) if factor == 2 else None
         self.out_dim, self.frames = out_dim, frames
 
+    @jax.named_scope("up")
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
         y = x
         for block in self.resnets:

@@ -143,11 +143,11 @@ def compile_train_step(
     run = Execution(dtype, sharding.Attention(mesh, kernel), remat, sharding.Constrain(mesh))
     optimizer = steps.make_optimizer(OPTIMIZER)
     state = steps.abstract_state(lambda key: MMDiT(config, key=key), optimizer, mesh)
-    loss = transformer_training.make_loss(LogitNormal(), Shift(), run)
-    step = steps.make_train_step(loss, optimizer, 0.9999, 0, mesh)
+    loss = transformer_training.make_loss(LogitNormal(), transformer_training.Objective(Shift(), run))
+    step = steps.make_programs(loss, optimizer, 0.9999, 0, mesh).step
 
     start = time.perf_counter()
-    compiled = step.lower(state, layout, abstract_batch(config, layout, images, mesh)).compile()
+    compiled = step.lower(state, None, layout, abstract_batch(config, layout, images, mesh)).compile()
     seconds = time.perf_counter() - start
 
     flops = flops_per_step(config, layout, images)

@@ -1,22 +1,37 @@
-"""Checkpoints of a run: atomic, asynchronous, in plain named leaves. The only file that knows Orbax.
+"""Checkpoints of a run: atomic, asynchronous, checked against their checksums, in plain named leaves.
 
-`DIR/<step>/` holds four items: `model`, `ema`, `optimizer` (each a flat dict of named leaves) and `progress`.
+`DIR/<step>/` holds four items: `model`, `ema`, `optimizer` (each a flat dict of named leaves) and `progress` (the
+scalars of the state); beside them `manifest.json` and checksums. All processes see the same DIR. Only this file and
+`checkpoint_contents.py`, which reads parts of a checkpoint, know Orbax.
 """
 
-import dataclasses
+import concurrent.futures
 import logging
 import pathlib
+import shutil
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from qi2_jax import tree
-from qi2_jax.interop.tensors import CODES
+from qi2_jax.training import checkpoint_files as files
+from qi2_jax.training import integrity, retention
+from qi2_jax.training.checkpoint_contents import CheckpointWeight as CheckpointWeight
+from qi2_jax.training.checkpoint_contents import check, contents, describe
+from qi2_jax.training.checkpoint_contents import weights as weights
+from qi2_jax.training.checkpoint_files import steps as steps
+from qi2_jax.training.retention import Policy as Policy
 from qi2_jax.training.step import TrainState
 
 ITEMS = ("model", "ema", "optimizer", "progress")
+_PATIENCE = 300.0  # seconds for which process 0 waits for the checksums of the others before it deletes anything
+
+_log = logging.getLogger(__name__)
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
@@ -31,133 +46,219 @@ logging.getLogger("absl").addFilter(_in_one_line)
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    return {
-        "model": tree.to_dict(state.model),
-        "ema": tree.to_dict(state.ema),
-        "optimizer": tree.to_dict(state.optimizer),
-        "progress": {"step": state.step, "skipped": state.skipped},
-    }
+    trees = {name: tree.to_dict(getattr(state, name)) for name in ITEMS if name in state._fields}
+    return trees | {"progress": {name: getattr(state, name) for name in state._fields if name not in trees}}
+
+
+def _saving() -> ocp.Context:
+    """How Orbax is to save, for a `with` block."""
+    context = ocp.Context()
+    if jax.default_backend() == "cpu":
+        # Replicas share the writing by slicing their arrays on the device. On a CPU that copies in the caller's time
+        # what otherwise need not be copied: JAX does so by itself if a step wants the memory.
+        context.array.saving.use_replica_parallel = False
+    return context
+
+
+def _gather(text: str) -> list[str]:
+    """What each process says, by index, for all of them. Every process must call it, from its main thread."""
+    if jax.process_count() == 1:
+        return [text]
+    said = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(said.size)).reshape(-1)
+    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+    padded[: said.size] = said
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [bytes(row[:size]).decode(errors="replace") for row, size in zip(rows, sizes, strict=True)]
+
+
+def _reason(error: BaseException) -> str:
+    """What happened, without TensorStore's list of source lines."""
+    return " ".join(str(error).split("[source locations=")[0].split()) or type(error).__name__
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. All processes of a program make the same calls, from their main threads.
 
-    Args:
-      directory: where steps are kept; made if missing.
-      keep: how many of the latest to keep.
+    Attributes:
+      directory: where they are.
+      policy: what is kept, and whether there are checksums.
+      damaged: a line for each checkpoint that `restore` passed over, with what is wrong in it.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int = 2):
+    def __init__(self, directory: pathlib.Path | str, policy: Policy = Policy()):  # noqa: B008
         self.directory = pathlib.Path(directory).resolve()
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
-        )
+        self.policy = policy
+        self.damaged: list[str] = []
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for name in files.clean(self.directory):
+                _log.info("removed %s: a killed process left it unfinished", self.directory / name)
+        self._newest = max(self._steps(), default=None)
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._saving: tuple[int, concurrent.futures.Future] | None = None
 
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        found = self._checkpointer.latest
-        return None if found is None else found.step
+        """The newest complete step, whole or damaged, or None. A save under way does not count yet."""
+        return self._newest
 
-    def save(self, state: TrainState) -> None:
-        """Copies the state off the devices and writes it in the background; an earlier save is awaited first."""
-        step = int(state.step)
-        if step != self.latest():
-            self._checkpointer.save_checkpointables_async(step, _items(state), force=True)
+    def save(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> float:
+        """Copies the state off the devices; the rest happens in the background. An earlier save is awaited first.
 
-    def restore(self, like: TrainState, step: int) -> TrainState:
-        """Loads a step into the shapes, dtypes and shardings of an abstract state.
+        The background writes and commits the arrays, then the manifest and checksums, then deletes what the policy does
+        not keep. A state whose step is the newest checkpoint's is not saved again.
+
+        Args:
+          state: its `step` names the checkpoint.
+          manifest: plain JSON; `metrics` in it is what the policy's `best_metric` refers to.
+
+        Returns:
+          Seconds for which the caller was blocked, beyond what the computation of the state took.
 
         Raises:
-          ValueError: naming every leaf that the checkpoint lacks, has besides, or holds in another shape or dtype.
+          ValueError: if this save cannot begin or an earlier one failed, as on a full disk, naming the directory.
         """
-        wanted = _items(like)
-        check(self.directory / str(step), wanted)
-        loaded = self._checkpointer.load_checkpointables(step, wanted)
-        return TrainState(
-            loaded["progress"]["step"],
-            tree.from_dict(like.model, loaded["model"]),
-            tree.from_dict(like.optimizer, loaded["optimizer"]),
-            tree.from_dict(like.ema, loaded["ema"]),
-            loaded["progress"]["skipped"],
-        )
+        step = int(state.step)
+        begun = time.monotonic()
+        self._wait()
+        if step != self._newest:
+            told = files.plain({"step": step, **(manifest or {})})
+            path = self.directory / str(step)
+            try:
+                with _saving():
+                    written = ocp.save_checkpointables_async(path, _items(state), custom_metadata=told)
+            except Exception as error:
+                raise self._failed(step, error) from error
+            self._saving = step, self._background.submit(self._finish, written, path, told)
+        return time.monotonic() - begun
+
+    def _finish(self, written: Any, path: pathlib.Path, manifest: dict[str, Any]) -> None:
+        """What follows the copy, in a thread of its own."""
+        written.result()  # committed by all processes
+        process, processes = jax.process_index(), jax.process_count()
+        if process == 0:
+            files.write_manifest(path, manifest)
+        if self.policy.checksums:
+            integrity.record(path, process, processes)
+        if process == 0:
+            end = time.monotonic() + _PATIENCE
+            while self.policy.checksums and not integrity.is_verified(path) and time.monotonic() < end:
+                time.sleep(0.05)
+            retention.apply(self.directory, self.policy)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, in the shapes, dtypes and shardings of an abstract state.
+
+        A checkpoint whose files differ from their checksums, or that cannot be read, is passed over: this is logged as
+        an error, added to `damaged`, and the checkpoint is renamed to `STEP.damaged` once an older one is restored.
+        Counters of the state that an older version did not save begin at zero.
+
+        Returns:
+          The state and its manifest ({} for checkpoints of older versions), or None if there is no checkpoint.
+
+        Raises:
+          ValueError: naming every leaf that the checkpoint lacks, has besides, or holds in another shape or dtype; or
+            if there are checkpoints, but none is whole.
+        """
+        self._wait()
+        damaged: dict[int, list[str]] = {}
+        for step in sorted(self._steps(), reverse=True):
+            path = self.directory / str(step)
+            state, wrong = self._attempt(path, like)
+            if state is not None:
+                break
+            damaged[step] = [f"{path}: {line}" for line in wrong]
+        else:
+            if not damaged:
+                return None
+            told = "\n  ".join(line for lines in damaged.values() for line in lines)
+            raise ValueError(
+                f"no checkpoint in {self.directory} is whole; bring one back from a copy, or begin anew in another "
+                f"folder. What is wrong:\n  {told}"
+            )
+        for other, lines in damaged.items():
+            aside = files.set_aside(self.directory, other).name if jax.process_index() == 0 else ""
+            self.damaged.append(f"checkpoint {other} is damaged, now {_gather(aside)[0]}: {'; '.join(lines)}")
+            _log.error("%s; going on from step %d", self.damaged[-1], step)
+        if self.policy.checksums and not integrity.is_verified(path):
+            _log.warning("checkpoint %s is unverified: it has no complete checksums", path)
+        self._newest = step
+        return state, files.manifest(path)
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._checkpointer.close()
+        """Waits for a save under way.
+
+        Raises:
+          ValueError: if it failed, naming the directory.
+        """
+        try:
+            self._wait()
+        finally:
+            self._background.shutdown()
+
+    def _steps(self) -> list[int]:
+        """Complete steps as process 0 sees them."""
+        own = steps(self.directory) if jax.process_index() == 0 else []
+        return [int(step) for step in _gather(" ".join(map(str, own)))[0].split()]
+
+    def _wait(self) -> None:
+        """Ends the save under way."""
+        if self._saving is not None:
+            (step, saving), self._saving = self._saving, None
+            try:
+                saving.result()
+            except Exception as error:
+                raise self._failed(step, error) from error
+            self._newest = step
+
+    def _failed(self, step: int, error: Exception) -> ValueError:
+        """What a user needs to know of a save that failed; what it wrote is removed where possible."""
+        if jax.process_index() == 0:
+            for path in files.unfinished(self.directory, step):
+                shutil.rmtree(path, ignore_errors=True)
+        free = shutil.disk_usage(self.directory).free / 2**30
+        return ValueError(
+            f"saving step {step} in {self.directory} failed: {_reason(error)}. {free:.3f} GiB are left there. Earlier "
+            f"checkpoints {steps(self.directory)} are whole: mend the cause and run the same command to go on"
+        )
+
+    def _attempt(self, path: pathlib.Path, like: TrainState) -> tuple[TrainState | None, list[str]]:
+        """The state of a step, or None and what is wrong with it; the same in all processes."""
+        wrong: list[str] = []
+        if self.policy.checksums:
+            wrong = integrity.problems(path, jax.process_index(), jax.process_count())
+        if not wrong:
+            wrong = _unreadable(path)
+        if wrong := _agreed(wrong):
+            return None, wrong
+        wanted = _items(like)
+        known = describe(path, "progress")
+        added = {name: leaf for name, leaf in wanted["progress"].items() if name not in known and name != "step"}
+        wanted["progress"] = {name: leaf for name, leaf in wanted["progress"].items() if name not in added}
+        check(path, wanted)
+        try:
+            loaded: dict[str, Any] = ocp.load_checkpointables(path, wanted)
+        except Exception as error:
+            if integrity.is_verified(path):  # its files are those that were saved: the cause lies elsewhere
+                raise
+            wrong = [_reason(error)]
+        if wrong := _agreed(wrong):
+            return None, wrong
+        zeros = {name: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding) for name, leaf in added.items()}
+        trees = {name: tree.from_dict(getattr(like, name), loaded[name]) for name in ITEMS if name in like._fields}
+        return like._replace(**trees, **loaded["progress"], **zeros), []
 
 
-def steps(directory: pathlib.Path) -> list[int]:
-    """Complete steps in a checkpoint directory, ascending."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdigit())
+def _agreed(lines: list[str]) -> list[str]:
+    """What any process says."""
+    return sorted({line for text in _gather("\n".join(lines)) for line in text.splitlines()})
 
 
-def describe(path: pathlib.Path, item: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the leaves of one item of a step, without reading them."""
-    found = ocp.checkpointables_metadata(path.resolve()).metadata
-    if item not in found:
-        raise ValueError(f"checkpoint {path} has no item {item!r}, only {sorted(found)}")
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in found[item].items()}
-
-
-def check(path: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
-    """Raises a ValueError that names every leaf of a step that does not match what is wanted."""
-    problems = []
-    for item, leaves in wanted.items():
-        found = describe(path, item)
-        problems += [f"{item}: {name} is missing" for name in sorted(leaves.keys() - found.keys())]
-        problems += [f"{item}: {name} is unexpected" for name in sorted(found.keys() - leaves.keys())]
-        for name in sorted(leaves.keys() & found.keys()):
-            have, want = found[name], leaves[name]
-            if tuple(have.shape) != tuple(want.shape) or have.dtype != want.dtype:
-                problems.append(f"{item}: {name} is {have.dtype}{have.shape}, not {want.dtype}{want.shape}")
-    if problems:
-        raise ValueError(f"checkpoint {path} cannot be restored into this model:\n  " + "\n  ".join(problems))
-
-
-_last_leaf: dict[tuple[pathlib.Path, str, str], np.ndarray] = {}
-
-
-def _leaf(path: pathlib.Path, item: str, name: str) -> np.ndarray:
-    """One leaf of a step. The last one is kept, since it is read in slices; only one is ever in memory."""
-    key = (path.resolve(), item, name)
-    if key not in _last_leaf:
-        _last_leaf.clear()
-        found = describe(path, item)
-        leaves: dict[str, Any] = dict.fromkeys(found, ocp.PLACEHOLDER)
-        leaves[name] = np.empty(found[name].shape, found[name].dtype)
-        _last_leaf[key] = ocp.load_checkpointables(path.resolve(), {item: leaves})[item][name]
-    return _last_leaf[key]
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointWeight:
-    """One parameter of a checkpoint, read leaf by leaf; a `qi2_jax.interop.weights.Weight`."""
-
-    path: pathlib.Path
-    item: str
-    name: str
-    shape: tuple[int, ...]
-    code: str
-
-    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        return np.array(_leaf(self.path, self.item, self.name)[index], dtype=dtype)
-
-    def part(self, layer: int | None) -> np.ndarray:
-        return _leaf(self.path, self.item, self.name)[... if layer is None else layer]
-
-
-def weights(path: pathlib.Path, item: str) -> dict[str, CheckpointWeight]:
-    """The parameters in item "ema" or "model" of a step.
-
-    Raises:
-      ValueError: if the step has no such item.
-    """
-    return {
-        name: CheckpointWeight(path, item, name, tuple(leaf.shape), CODES[np.dtype(leaf.dtype)])
-        for name, leaf in describe(path, item).items()
-    }
+def _unreadable(path: pathlib.Path) -> list[str]:
+    """What is wrong with the descriptions of a step's items, which are read before its arrays."""
+    try:
+        files.manifest(path)
+        found = contents(path)
+    except Exception as error:  # whatever Orbax says to files that are damaged
+        return [_reason(error)]
+    return [f"{item} is missing" for item in ITEMS if item not in found]

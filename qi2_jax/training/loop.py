@@ -1,48 +1,69 @@
 """The training loop: start or resume, step, evaluate, save; the same for every task."""
 
+import collections
+import contextlib
 import dataclasses
 import pathlib
-import signal
-import threading
-from collections.abc import Callable, Hashable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from qi2_jax import config as configs
 from qi2_jax import lock, sharding
 from qi2_jax.training import step as steps
-from qi2_jax.training.checkpoint import Checkpoints
-from qi2_jax.training.metrics import Metrics, Progress, Stopwatch
+from qi2_jax.training.checkpoint import Checkpoints, Policy
+from qi2_jax.training.compiled import Compiled, Part
+from qi2_jax.training.journal import Journal
+from qi2_jax.training.termination import Termination
 
 MAX_SEED = 1 << 32  # random keys know no more bits
+AHEAD = 2  # updates that the devices may still have to compute while the next is prepared
 
-# Keys that may change between the runs of one directory: they move the end or the reporting, not the mathematics.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.evaluate_every", "checkpoint.every", "checkpoint.keep", "mesh.")
-
+# Keys that may change between the runs of one directory: they move the end, the reporting, the machines or the parts in
+# which an update is computed, not the mathematics; and where a run began no longer matters to one that has begun.
+MAY_CHANGE = (
+    *("train.", "checkpoint.", "validation.every", "samples.", "profile."),
+    *("mesh.", "images_per_device"),
+    "start.",
+)
 
 LEAST = {
-    "train": {"steps": 1, "log_every": 1, "evaluate_every": 1, "max_skipped": 1},
-    "checkpoint": {"every": 1, "keep": 1},
+    "train": {"steps": 1, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
+    "validation": {"every": 1},
+    "checkpoint": {"every": 1, "keep": 1, "keep_every": 0, "keep_best": 0},
 }
 
 
 class Feed(NamedTuple):
-    """What one step reads.
+    """One batch of an update.
 
     Attributes:
       static: decides the compiled program, e.g. a layout.
       rows: this process's rows of the batch, as host arrays.
-      batch_size: global number of samples.
+      batch_size: global number of images.
       composition: facts about the batch, for the logs.
+      tokens: of the joint sequences, padding included.
+      flops: model operations, see `planning.flops`; 0 where no formula is known.
     """
 
     static: Hashable
     rows: Any
     batch_size: int
     composition: dict[str, float]
+    tokens: int = 0
+    flops: float = 0.0
+
+
+class Update(NamedTuple):
+    """What one step reads: its batches, one after the other, and how many images they have together."""
+
+    feeds: Iterable[Feed]
+    images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,38 +72,52 @@ class Task:
 
     Attributes:
       name: shown in front of the progress bar.
-      make_model: builds the model from a random key.
+      make_model: builds what is trained from a random key.
       loss: see `step.Loss`.
-      batches: what the steps after the given one read, without end.
+      updates: what the steps after the given one read, without end.
+      examples: one batch of every kind that updates are made of.
+      accumulate: whether an update may have several batches.
       data: what the batches come from, as plain JSON; a run continues on the same data only.
-      prepare: (static, rows on the mesh) -> what the loss reads, where that takes another program.
-      evaluate: scalars of a state, at the first and last step and every `train.evaluate_every`.
+      frozen: what the loss reads and training does not change.
+      start: puts the weights with which a new run starts into its state.
+      evaluate: scalars of a state, before the first step, after the last and every `validation.every`.
+      draw: pictures of a state as 8-bit arrays [H, W, c] by name, likewise every `samples.every`.
+      peak_flops: of all devices of the mesh together, where known: utilisation is stated of it.
     """
 
     name: str
     make_model: Callable[[jax.Array], Any]
     loss: steps.Loss
-    batches: Callable[[int], Iterator[Feed]]
+    updates: Callable[[int], Iterator[Update]]
+    examples: Callable[[], Sequence[Feed]]
     data: dict[str, Any]
+    accumulate: bool = False
+    frozen: Any = None
+    start: Callable[[steps.TrainState], steps.TrainState] = lambda state: state
     evaluate: Callable[[steps.TrainState], dict[str, Any]] | None = None
-    prepare: Callable[[Any, Any], Any] = lambda static, rows: rows
+    draw: Callable[[steps.TrainState], dict[str, np.ndarray]] | None = None
+    peak_flops: float | None = None
 
 
 class NonFiniteError(FloatingPointError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
-def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps.TrainState:
-    """Trains to `config.train.steps`, continuing from the newest checkpoint in `directory` if there is one.
+def train(
+    task: Task, config: Any, directory: pathlib.Path, mesh: Mesh, *, accept_changes: bool = False
+) -> steps.TrainState:
+    """Trains to `config.train.steps`, continuing from the newest whole checkpoint in `directory` if there is one.
 
-    The directory receives `config.json`, `metrics.jsonl` and `checkpoints/`. SIGTERM saves and exits with status 0;
-    the same call continues later, also after a kill at any moment.
+    The directory receives `config.json`, `metrics.jsonl`, `events.jsonl`, `checkpoints/`, and what the sinks write.
+    SIGTERM saves and exits with status 0; the same call continues later, also after a kill at any moment.
 
     Args:
       task: what to train.
-      config: an experiment config with `seed`, `train`, `optimizer` and `checkpoint`.
+      config: a stage's config with `seed`, `ema_decay`, `optimizer`, `train`, `validation`, `samples`, `checkpoint` and
+        `profile`.
       directory: the run.
       mesh: devices of this and the other processes.
+      accept_changes: continue although the config is another one, and record what changed.
 
     Returns:
       The state after the last step.
@@ -94,71 +129,137 @@ def train(task: Task, config: Any, directory: pathlib.Path, mesh: Mesh) -> steps
     """
     optimizer = check(config)
     with lock.hold(directory):
-        return _train(task, config, directory, mesh, optimizer)
+        return _train(task, config, directory, mesh, optimizer, accept_changes)
 
 
 def _train(
-    task: Task, config: Any, directory: pathlib.Path, mesh: Mesh, optimizer: optax.GradientTransformation
+    task: Task,
+    config: Any,
+    directory: pathlib.Path,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    accept_changes: bool,
 ) -> steps.TrainState:
     # --- where we are: nothing is written before everything is known to fit
-    checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint.keep)
-    found = checkpoints.latest()
+    checkpoints = Checkpoints(directory / "checkpoints", Policy.of_config(config.checkpoint))
+    begun = checkpoints.latest() is not None
     asked = {**configs.to_dict(config), "data": task.data}
-    may_change = MAY_CHANGE if found is not None else tuple(asked)  # without a checkpoint nothing has begun
-    configs.claim(directory / "config.json", asked, may_change, write=False)
+    may_change = ("",) if accept_changes or not begun else MAY_CHANGE
+    changes = configs.claim(directory / "config.json", asked, may_change, write=False)
 
     # --- state: resumed or fresh
-    if found is None:
-        state = steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh)
+    restoring = time.monotonic()
+    restored = checkpoints.restore(steps.abstract_state(task.make_model, optimizer, mesh)) if begun else None
+    restoring = time.monotonic() - restoring
+    if restored is None:
+        state = task.start(steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh))
     else:
-        state = checkpoints.restore(steps.abstract_state(task.make_model, optimizer, mesh), found)
+        state = restored[0]
     configs.claim(directory / "config.json", asked, may_change, write=jax.process_index() == 0)
     start, total = int(state.step), config.train.steps
-    train_step = steps.make_train_step(task.loss, optimizer, config.ema_decay, config.seed, mesh)
-    metrics = Metrics(directory / "metrics.jsonl", start)
-
-    def evaluate(step):
-        if task.evaluate is not None:
-            values = task.evaluate(state)
-            metrics.write(step, values)
-            progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-
-    # --- steps
     if start >= total and _is_lost(state, config):
         checkpoints.close()
         raise NonFiniteError(_lost(state, checkpoints.directory))
-    progress, watch = Progress(task.name, start, total), Stopwatch()
-    batches = task.batches(start)
-    with _Termination() as termination:
-        try:
-            if start == 0:
-                evaluate(0)
+
+    with (
+        contextlib.closing(checkpoints),
+        Journal(task.name, directory, start, config, mesh, task.peak_flops) as journal,
+    ):
+        if restored is not None:
+            journal.restored(start, restoring, checkpoints.damaged, changes)
+
+        def evaluate(step: int) -> None:
+            if task.evaluate is not None:
+                with journal.phase("evaluate", step):
+                    journal.evaluated(step, task.evaluate(state))
+
+        def draw(step: int) -> None:
+            if task.draw is not None:
+                with journal.phase("sample", step):
+                    journal.drawn(step, task.draw(state))
+
+        def save() -> None:
+            step = int(state.step)
+            with journal.phase("save", step):
+                checkpoints.save(state, {"config": asked, **journal.manifest(step)})
+
+        if start == 0:
+            evaluate(0)
+            draw(0)
+        if start >= total:
+            return state
+
+        # --- programs: all of them now, none later
+        with journal.phase("compile", start):
+            programs = steps.make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh)
+            examples = [Part(feed.static, _put(mesh, feed)) for feed in task.examples()]
+            update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
+            del examples
+
+        # --- steps
+        rate, updates = steps.learning_rate(config.optimizer), task.updates(start)
+        running: collections.deque[jax.Array] = collections.deque()
+        with Termination() as termination:
             for step in range(start + 1, total + 1):
-                with watch.measure("data"):
-                    feed = next(batches)
-                rows = task.prepare(feed.static, sharding.put_batch(mesh, feed.rows, feed.batch_size))
-                state, values = train_step(state, feed.static, rows)
-                logged = step % config.train.log_every == 0 or step == total
-                progress.advance(feed.batch_size, values if logged else None)
-                if logged:
-                    metrics.write(step, {**values, **feed.composition, **watch.lap()})
-                if (logged or step % config.train.max_skipped == 0) and _is_lost(state, config):
-                    checkpoints.save(state)
+                with journal.step(step):
+                    try:
+                        state, values = update(state, task.frozen, _parts(updates, mesh, journal))
+                    except DataError:
+                        save()
+                        raise
+                    running.append(values["loss"])
+                    if len(running) > AHEAD:
+                        jax.block_until_ready(running.popleft())
+                journal.advance(values)
+                stop, last = termination.agreed(), step == total
+                saved = step % config.checkpoint.every == 0 or last or stop
+                # Before a save too: a run that goes on from there then averages over the same steps.
+                if step % config.train.log_every == 0 or saved:
+                    journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
+                if step % min(config.train.log_every, config.train.max_skipped) == 0 and _is_lost(state, config):
+                    save()
                     raise NonFiniteError(_lost(state, checkpoints.directory))
-                last = step == total
-                if step % config.train.evaluate_every == 0 or last:
+                if step % config.validation.every == 0 or last:
                     evaluate(step)
-                if step % config.checkpoint.every == 0 or last or termination.requested:
-                    checkpoints.save(state)
-                if termination.requested:
-                    progress.note(f"SIGTERM: saved step {step} in {checkpoints.directory}; run again to continue")
-                    break
-        finally:
-            progress.close()
-            checkpoints.close()
-    if termination.requested:
-        raise SystemExit(0)
+                if last or (config.samples.every and step % config.samples.every == 0):
+                    draw(step)
+                if saved:
+                    save()
+                if stop:
+                    journal.stopped(step, checkpoints.directory)
+                    raise SystemExit(0)
+        journal.ended(total)
     return state
+
+
+class DataError(ValueError):
+    """The data of an update cannot be read."""
+
+
+def _parts(updates: Iterator[Update], mesh: Mesh, journal: Journal) -> Iterator[Part]:
+    """The batches of the next update, on the mesh.
+
+    Raises:
+      DataError: if one cannot be read.
+    """
+
+    def read(iterator: Iterator[Any]) -> Any:
+        with journal.reading():
+            try:
+                return next(iterator, None)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise DataError(f"{error} (everything up to the step before is saved)") from error
+
+    update, first = read(updates), 0
+    feeds = iter(update.feeds)
+    while (feed := read(feeds)) is not None:
+        journal.fed(feed)
+        yield Part(feed.static, _put(mesh, feed), first, feed.batch_size / update.images)
+        first += feed.batch_size
+
+
+def _put(mesh: Mesh, feed: Feed) -> Any:
+    return sharding.put_batch(mesh, feed.rows, feed.batch_size)
 
 
 def check(config: Any) -> optax.GradientTransformation:
@@ -193,21 +294,3 @@ def _lost(state: steps.TrainState, directory: pathlib.Path) -> str:
         f"{int(state.skipped)} steps in a row up to step {int(state.step)} were not finite; the state is saved in "
         f"{directory}. Look at the data of these steps, or begin another run with a lower optimizer.lr"
     )
-
-
-class _Termination:
-    """Remembers a SIGTERM while the loop runs, so that it can save before it leaves."""
-
-    def __enter__(self):
-        self.requested = False
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._previous = signal.signal(signal.SIGTERM, self._request)
-        return self
-
-    def _request(self, signum, frame):
-        self.requested = True
-
-    def __exit__(self, *error):
-        if self._main:
-            signal.signal(signal.SIGTERM, self._previous)

@@ -1,40 +1,170 @@
-"""What a run reports: one JSON line per logged step, and a progress bar with time left."""
+"""What a run reports: JSON lines, TensorBoard, Weights & Biases, and a progress bar with time left.
 
-import contextlib
+Names and formulas of all metrics stand in docs/monitoring.md.
+"""
+
+import importlib.util
 import json
 import math
 import os
 import pathlib
+import re
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 from tqdm import tqdm
+
+FILE, SAMPLES, TENSORBOARD, WANDB_ID = "metrics.jsonl", "samples", "tensorboard", "wandb_id"
+SINKS = ("tensorboard", "wandb")
+LAST = ("learning_rate", "skipped", "skipped_total")  # of several steps the last value counts, not the mean
+
+_STEP = re.compile(rb'\{"step": (\d+)[,}]')
+_IMAGE_NAME = re.compile(r"[\w.-]+")
 
 
 class Metrics:
-    """Appends `{"step": ..., "name": value, ...}` lines to a file; only process 0 writes. What is not finite is null.
+    """Writes a run's metrics and images; only process 0 does.
+
+    `RUN/metrics.jsonl` takes a line `{"step": ..., "name": value, ...}` per call, null for what is not finite. What the
+    run will write again is dropped: the lines and images after `start`, or all of them from step 0, and the same points
+    in TensorBoard. Weights & Biases keeps the first value of a step, which a resumed run repeats bit for bit.
 
     Args:
-      path: the file; lines that this run will write again are dropped: those after `start`, or all from step 0.
+      directory: the run.
       start: the step from which the run continues.
+      sinks: where to write beside the file, see `SINKS`.
+      config: plain JSON values, for sinks that show them.
+
+    Raises:
+      ValueError: for a sink that is unknown or not installed.
     """
 
-    def __init__(self, path: pathlib.Path, start: int):
-        self.path = path
-        if jax.process_index() == 0 and path.exists():
-            kept = [line for line in read(path) if start > 0 and line["step"] <= start]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(map(_line, kept)))
-            os.replace(temporary, path)
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        start: int,
+        sinks: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ):
+        check_sinks(sinks)
+        self._samples, self.path = directory / SAMPLES, directory / FILE
+        self._sinks: list[_TensorBoard | _WeightsAndBiases] = []
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        _drop_after(self.path, start)
+        for image in self._samples.glob("*.png"):
+            step = image.stem.rpartition("-")[2]
+            if step.isdecimal() and (start == 0 or int(step) > start):
+                image.unlink()
+        if "tensorboard" in sinks:
+            self._sinks.append(_TensorBoard(directory / TENSORBOARD, start))
+        if "wandb" in sinks:
+            self._sinks.append(_WeightsAndBiases(directory, start, config))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        if jax.process_index() == 0:
-            plain = {name: float(np.asarray(value)) for name, value in values.items()}
-            with self.path.open("a") as file:
-                file.write(_line({"step": step, **plain}))
+        """Writes scalars of a step; a name must not come twice for a step."""
+        if not self._writes:
+            return
+        plain = {name: float(np.asarray(value)) for name, value in values.items()}
+        with self.path.open("a") as file:
+            file.write(_line({"step": step, **plain}))
+        for sink in self._sinks:
+            sink.scalars(step, plain)
+
+    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W c"]]) -> None:
+        """Writes RGB or RGBA images (0..255) as `RUN/samples/NAME-STEP.png` and to the sinks.
+
+        Raises:
+          ValueError: for a name that is no file name.
+        """
+        for name in images:
+            if not _IMAGE_NAME.fullmatch(name):
+                raise ValueError(f"image name {name!r} must consist of letters, digits, '.', '-' and '_'")
+        if not self._writes:
+            return
+        self._samples.mkdir(exist_ok=True)
+        for name, pixels in images.items():
+            path = self._samples / f"{name}-{step}.png"
+            temporary = path.with_suffix(".partial")
+            Image.fromarray(pixels).save(temporary, "PNG")
+            os.replace(temporary, path)
+        for sink in self._sinks:
+            sink.images(step, images)
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+
+def check_sinks(sinks: Sequence[str]) -> None:
+    """Raises a ValueError for a sink that is unknown or not installed, in every process alike."""
+    if unknown := sorted(set(sinks) - set(SINKS)):
+        raise ValueError(f"metric sinks {unknown} are unknown; choose from {list(SINKS)} (metrics.jsonl always comes)")
+    if "wandb" in sinks:
+        found = importlib.util.find_spec("wandb")
+        if found is None or found.origin is None:  # a folder `wandb` of earlier runs is no package
+            raise ValueError("metric sink 'wandb' is not installed: pip install 'qi2[wandb]', or leave it out")
+
+
+class _TensorBoard:
+    """Event files; points from the step after `start` on that an earlier process wrote are declared void."""
+
+    def __init__(self, directory: pathlib.Path, start: int):
+        from tensorboardX import SummaryWriter
+
+        # Event files have names of whole seconds: two processes within one would write the same.
+        suffix = f".{os.getpid()}"
+        self._writer = SummaryWriter(str(directory), purge_step=start + 1 if start else 0, filename_suffix=suffix)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, pixels in images.items():
+            self._writer.add_image(f"{SAMPLES}/{name}", pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """One W&B run per run directory, continued by its id; WANDB_PROJECT, WANDB_MODE and the like apply."""
+
+    def __init__(self, directory: pathlib.Path, start: int, config: Mapping[str, Any] | None):
+        import wandb
+
+        path = directory / WANDB_ID
+        if start == 0 or not path.exists():
+            path.write_text(uuid.uuid4().hex[:12] + "\n")
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "qi2"),
+            name=os.environ.get("WANDB_NAME", directory.absolute().name),
+            id=path.read_text().strip(),
+            resume="allow",
+            dir=str(directory),
+            config=dict(config or {}),
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self._run.log({f"{SAMPLES}/{name}": self._image(pixels) for name, pixels in images.items()}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def _line(values: Mapping[str, float]) -> str:
@@ -42,38 +172,76 @@ def _line(values: Mapping[str, float]) -> str:
     return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"
 
 
-def read(path: pathlib.Path) -> list[dict[str, float]]:
+def _drop_after(path: pathlib.Path, start: int) -> None:
+    """Cuts the lines after step `start`, all lines for 0, and what a killed process left unfinished at the end."""
+    if not path.exists():
+        return
+    position = end = 0
+    with path.open("r+b") as file:
+        for line in file if start else ():
+            step = _step_of(line)
+            if step is not None and step > start:
+                break
+            position += len(line)
+            end = end if step is None else position
+        file.truncate(end)
+
+
+def _step_of(line: bytes) -> float | None:
+    """The step of a line, None for an unfinished one; does not read a whole line that this module wrote."""
+    if not line.endswith(b"\n"):
+        return None
+    found = _STEP.match(line)
+    try:
+        return int(found[1]) if found else json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
     """Lines of a metrics file, values that were not finite as NaN; a last line cut by a killed process is left out."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
+    with path.open() as file:
+        for line in file:
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            yield {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def read(path: pathlib.Path) -> list[dict[str, float]]:
+    """All `lines` of a metrics file."""
+    return list(lines(path))
+
+
+def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of one or several steps as numbers of the host, with one transfer.
+
+    A name's value is its mean over the steps that have it; those in `LAST` take the last one. `NAME_sum` and
+    `NAME_count` become `NAME`, the sum of sums over the sum of counts, and are left out where nothing was counted.
+    Values that are not finite, as of skipped steps, count only where there are no others.
+
+    Args:
+      steps: scalars by name: numbers, or arrays that are replicated over the devices of all processes.
+    """
+    fetched = jax.device_get([dict(step) for step in steps])
+    names = dict.fromkeys(name for step in fetched for name in step)
+    result = {}
+    for name in names:
+        values = [float(step[name]) for step in fetched if name in step]
+        finite = [value for value in values if math.isfinite(value)]
+        stem, _, kind = name.rpartition("_")
+        if kind == "count" and f"{stem}_sum" in names:
             continue
-        lines.append({name: math.nan if value is None else value for name, value in values.items()})
-    return lines
-
-
-class Stopwatch:
-    """Where the time between two logged steps goes."""
-
-    def __init__(self):
-        self._begun, self._spent = time.monotonic(), dict.fromkeys(("data",), 0.0)
-
-    @contextlib.contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to `name`."""
-        begun = time.monotonic()
-        yield
-        self._spent[name] += time.monotonic() - begun
-
-    def lap(self) -> dict[str, float]:
-        """`time/seconds` since the last lap and the share of it for every name: `time/data` near 1 is starvation."""
-        now = time.monotonic()
-        total = max(now - self._begun, 1e-9)
-        shares = {f"time/{name}": seconds / total for name, seconds in self._spent.items()}
-        self._begun, self._spent = now, dict.fromkeys(self._spent, 0.0)
-        return {"time/seconds": total, **shares}
+        if kind == "sum" and f"{stem}_count" in names:
+            pairs = [(float(step[name]), float(step[f"{stem}_count"])) for step in fetched if name in step]
+            good = [pair for pair in pairs if math.isfinite(pair[0])] or pairs
+            count = sum(count for _, count in good)
+            if count > 0:
+                result[stem] = sum(total for total, _ in good) / count
+        else:
+            result[name] = values[-1] if name in LAST else float(np.mean(finite or values))
+    return result
 
 
 class Progress:
@@ -83,15 +251,21 @@ class Progress:
         self._bar = tqdm(
             total=total, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=jax.process_index() != 0
         )
-        self._samples, self._begun = 0, time.monotonic()
+        self._samples, self._begun = 0, 0.0
 
-    def advance(self, samples: int, values: Mapping[str, Any] | None) -> None:
-        """Counts one step; with its metrics, waits for them and shows them."""
-        self._samples += samples
-        if values is not None:
-            loss, rate = float(values["loss"]), self._samples / (time.monotonic() - self._begun)
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} samples/s", refresh=False)
+    def samples(self, count: int) -> None:
+        """Counts samples of the step under way."""
+        self._begun = self._begun or time.monotonic()  # before the first step, programs are compiled
+        self._samples += count
+
+    def advance(self) -> None:
+        """Counts one step."""
         self._bar.update()
+
+    def show(self, loss: float) -> None:
+        """Shows the loss of the last logged interval, and the rate since the start."""
+        rate = self._samples / (time.monotonic() - self._begun)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} samples/s")
 
     def note(self, text: str) -> None:
         self._bar.write(text)

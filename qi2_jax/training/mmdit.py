@@ -3,6 +3,7 @@
 Dims: `B` batch, `N` target slots, `C` latent channels.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from qi2_jax.diffusion import flow
 from qi2_jax.diffusion.timesteps import Shift, TimestepLaw
@@ -22,29 +23,91 @@ from qi2_jax.training.step import Loss
 
 
 class Batch(NamedTuple):
-    """Clean target latents, normalised per channel, and what they are conditioned on."""
+    """Clean target latents, normalised per channel, and what they are conditioned on.
+
+    `prompts` is what text features are computed from, where `given` has none yet.
+    """
 
     latents_BNC: Float[AnyArray, "B N C"]
     given: Conditioning
+    prompts: Any = None
 
 
-def make_loss(law: TimestepLaw, shift: Shift, run: Execution) -> Loss:
-    """Flow-matching loss at times drawn from `law` and shifted by each image's own number of tokens."""
+# (frozen, trained) -> the model that predicts: what is trained may be a part of it.
+Assemble = Callable[[Any, Any], MMDiT]
+# (frozen, layout, batch) -> the batch with everything in it, where something is computed on the mesh.
+Complete = Callable[[Any, Layout, Batch], Batch]
 
-    def loss(model: MMDiT, layout: Layout, batch: Batch, key: Array):
-        time_key, noise_key = jax.random.split(key)
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is predicted how, in training and validation alike.
+
+    Attributes:
+      shift: of times with resolution.
+      run: how the model runs.
+      assemble, complete: see the types; by default what is trained is the model, and batches are complete.
+    """
+
+    shift: Shift
+    run: Execution
+    assemble: Assemble = lambda frozen, model: model
+    complete: Complete = lambda frozen, layout, batch: batch
+
+    def losses(
+        self,
+        model: Any,
+        frozen: Any,
+        layout: Layout,
+        batch: Batch,
+        time: Callable[[Float[Array, "B"]], Float[Array, "B"]],
+        noise: Callable[[tuple[int, ...]], Float[Array, "B N C"]],
+    ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+        """The flow-matching loss of every image, and the times at which it was taken.
+
+        Args:
+          time: tokens of each image -> times before the shift.
+          noise: shape -> noise.
+        """
+        batch = self.complete(frozen, layout, batch)
         valid_BN = batch.given.valid_BS[:, layout.prefix :]
-        t_B = shift(law.sample(time_key, valid_BN.shape[0]), jnp.sum(valid_BN, axis=1))
-        noise_BNC = jax.random.normal(noise_key, batch.latents_BNC.shape)
-        return jnp.mean(_loss_at(model, layout, batch, t_B, noise_BNC, run)), {}
+        tokens_B = jnp.sum(valid_BN, axis=1)
+        t_B = self.shift(time(tokens_B), tokens_B)
+        noise_BNC = noise(batch.latents_BNC.shape)
+        x_BNC = flow.interpolate(batch.latents_BNC, noise_BNC, t_B)
+        ready = compute_copy(self.assemble(frozen, model), self.run.dtype)
+        velocity_BNC = ready(layout, x_BNC, t_B, batch.given, self.run)
+        return flow.loss_per_image(velocity_BNC, batch.latents_BNC, noise_BNC, valid_BN), t_B
+
+
+TIME_BINS = 9  # of equal width, in which the training loss is reported
+
+
+def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
+    """Flow-matching loss at times drawn from `law` and shifted by each image's own number of tokens.
+
+    Time and noise of an image come from its own key alone. The further scalars are sums of losses and counts of images,
+    both divided by the number of images, for each of `TIME_BINS` parts of [0, 1].
+    """
+
+    def loss(model: Any, frozen: Any, layout: Layout, batch: Batch, keys_B: Key[Array, "B"]):
+        time_keys_B, noise_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
+        losses_B, t_B = objective.losses(
+            model,
+            frozen,
+            layout,
+            batch,
+            lambda tokens_B: law.sample(time_keys_B),
+            lambda shape: jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise_keys_B),
+        )
+        bin_B = jnp.minimum((t_B * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
+        scalars = {}
+        for place in range(TIME_BINS):
+            scalars[f"loss_t/{place:02d}_sum"] = jnp.mean(jnp.where(bin_B == place, losses_B, 0.0))
+            scalars[f"loss_t/{place:02d}_count"] = jnp.mean((bin_B == place).astype(jnp.float32))
+        return jnp.mean(losses_B), scalars
 
     return loss
-
-
-def _loss_at(model, layout, batch, t_B, noise_BNC, run):
-    x_BNC = flow.interpolate(batch.latents_BNC, noise_BNC, t_B)
-    velocity_BNC = compute_copy(model, run.dtype)(layout, x_BNC, t_B, batch.given, run)
-    return flow.loss_per_image(velocity_BNC, batch.latents_BNC, noise_BNC, batch.given.valid_BS[:, layout.prefix :])
 
 
 def compute_copy(model: MMDiT, dtype: Any) -> MMDiT:
@@ -63,25 +126,33 @@ QUANTILES = tuple(np.linspace(0.1, 0.9, 9).tolist())
 
 
 def make_validation(
-    shift: Shift, run: Execution, seed: int, quantiles: tuple[float, ...] = QUANTILES
-) -> Callable[[MMDiT, Iterable[tuple[Layout, Batch]]], float]:
-    """Mean loss over held noise and times: the same for every call, whatever the training step drew.
+    objective: Objective, seed: int, quantiles: tuple[float, ...] = QUANTILES
+) -> Callable[[Any, Any, Iterable[tuple[Layout, Batch]]], Float[np.ndarray, "Q"]]:
+    """Mean losses over held noise and times: the same for every call, whatever the training step drew.
 
-    Each batch is evaluated at every quantile of t, shifted as in training; noise depends on (seed, batch, quantile).
+    Returns:
+      `(model, frozen, batches) -> losses`, one for each quantile of t, which is shifted as in training; noise depends
+      on (seed, batch, quantile).
     """
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def loss_at(model, layout, batch, quantile, key):
-        tokens_B = jnp.sum(batch.given.valid_BS[:, layout.prefix :], axis=1)
-        t_B = shift(jnp.full(tokens_B.shape, quantile), tokens_B)
-        return jnp.mean(_loss_at(model, layout, batch, t_B, jax.random.normal(key, batch.latents_BNC.shape), run))
+    @functools.partial(jax.jit, static_argnums=2)
+    def loss_at(model, frozen, layout, batch, quantile, key):
+        losses_B, _ = objective.losses(
+            model,
+            frozen,
+            layout,
+            batch,
+            lambda tokens_B: jnp.full(tokens_B.shape, quantile),
+            lambda shape: jax.random.normal(key, shape),
+        )
+        return jnp.mean(losses_B)
 
-    def validate(model: MMDiT, batches: Iterable[tuple[Layout, Batch]]) -> float:
+    def validate(model: Any, frozen: Any, batches: Iterable[tuple[Layout, Batch]]) -> Float[np.ndarray, "Q"]:
         key, losses = jax.random.key(seed), []
         for index, (layout, batch) in enumerate(batches):
             for place, quantile in enumerate(quantiles):
                 noise_key = jax.random.fold_in(key, index * len(quantiles) + place)
-                losses.append(loss_at(model, layout, batch, jnp.float32(quantile), noise_key))
-        return float(np.mean(jax.device_get(losses)))
+                losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), noise_key))
+        return np.mean(np.reshape(jax.device_get(losses), (-1, len(quantiles))), axis=0)
 
     return validate

@@ -1,6 +1,14 @@
-"""The training state and the compiled step that advances it."""
+"""The training state and the compiled programs that advance it.
+
+One update of the parameters reads one batch, or several (gradient accumulation): batches of any number of images, areas
+and tasks add up to the mean over all images of the update. Randomness depends on (seed, step, place of the image in its
+update), so it makes no difference in how many parts an update is computed.
+
+Dims: `B` images of a batch, `L` layers.
+"""
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,22 +17,34 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from qi2_jax import sharding
+from qi2_jax import sharding, tree
 
-# (model, static, batch, key) -> (loss, further scalars). `static` decides the compiled program, e.g. a layout.
-Loss = Callable[[Any, Any, Any, Array], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+# (model, frozen, static, batch, keys_B) -> (mean loss over the images, further scalars, means over the images too).
+# `frozen` is what training reads and never changes; `static` decides the compiled program, e.g. a layout.
+Loss = Callable[[Any, Any, Any, Any, Key[Array, "B"]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+
+LAYER_GROUPS = 8  # stacked layers are reported in so many groups
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes; parameters, moments and EMA in fp32."""
+    """Everything that an update changes; parameters, moments and EMA in fp32."""
 
     step: Int[Array, ""]
     model: Any
     optimizer: optax.OptState
     ema: Any
-    skipped: Int[Array, ""]  # steps left out in a row because loss or gradient was not finite
+    skipped: Int[Array, ""]  # updates left out in a row because loss or gradient was not finite
+    skipped_total: Int[Array, ""]  # and since the beginning
+
+
+class Sums(NamedTuple):
+    """What the batches of an update have added up to so far: weighted by their share of its images."""
+
+    gradients: Any
+    loss: Float[Array, ""]
+    scalars: dict[str, Float[Array, ""]]
 
 
 MAX_SETTING = 1e12  # of an optimizer: beyond it a number is a mistake, and fp32 ends at 3e38
@@ -50,16 +70,20 @@ def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
         raise ValueError(
             f"optimizer.warmup is {config['warmup']}; it must end before optimizer.decay_steps {config['decay_steps']}"
         )
-    if config["decay_steps"]:
-        rate = optax.warmup_cosine_decay_schedule(0.0, config["lr"], config["warmup"], config["decay_steps"])
-    else:
-        rate = optax.join_schedules(
-            [optax.linear_schedule(0.0, config["lr"], config["warmup"]), optax.constant_schedule(config["lr"])],
-            [config["warmup"]],
-        )
     b1, b2 = config["betas"]
+    rate = learning_rate(config)
     adam = optax.adamw(rate, b1, b2, config["eps"], weight_decay=config["weight_decay"], mask=_is_matrix)
     return optax.chain(optax.clip_by_global_norm(config["clip"]), adam)
+
+
+def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
+    """The rate after so many updates: linear warm-up, then constant or a cosine to zero; see `make_optimizer`."""
+    if config["decay_steps"]:
+        return optax.warmup_cosine_decay_schedule(0.0, config["lr"], config["warmup"], config["decay_steps"])
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, config["lr"], config["warmup"]), optax.constant_schedule(config["lr"])],
+        [config["warmup"]],
+    )
 
 
 def _is_matrix(model: Any) -> Any:
@@ -75,12 +99,7 @@ def init_state(
     make_model: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array, mesh: Mesh
 ) -> TrainState:
     """A fresh state, every leaf created where it lives."""
-
-    def init(key):
-        model = make_model(key)
-        ema = jax.tree.map(jnp.copy, model)
-        return TrainState(jnp.int32(0), model, optimizer.init(model), ema, jnp.int32(0))
-
+    init = functools.partial(_init, make_model, optimizer)
     placed = sharding.shardings(jax.eval_shape(init, key), mesh)
     return jax.jit(init, out_shardings=placed)(key)
 
@@ -89,12 +108,7 @@ def abstract_state(
     make_model: Callable[[Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without memory: what a restore or a compilation needs."""
-
-    def init(key):
-        model = make_model(key)
-        return TrainState(jnp.int32(0), model, optimizer.init(model), model, jnp.int32(0))
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_init, make_model, optimizer), jax.random.key(0))
     return jax.tree.map(
         lambda place, part: jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), part
@@ -104,23 +118,53 @@ def abstract_state(
     )
 
 
-def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, mesh: Mesh
-) -> jax.stages.Wrapped:
-    """The jitted step `(state, static, batch) -> (state, metrics)`; the old state's memory is reused.
+def _init(make_model, optimizer, key) -> TrainState:
+    model = make_model(key)
+    ema = jax.tree.map(jnp.copy, model)
+    return TrainState(jnp.int32(0), model, optimizer.init(model), ema, jnp.int32(0), jnp.int32(0))
 
-    Randomness depends on (seed, step) alone. A step whose loss or gradient is not finite changes nothing but the
-    counters, and says so in the metrics.
+
+class Programs(NamedTuple):
+    """What advances a state, as functions to be compiled; `compiled.Compiled` does that and calls them.
+
+    Attributes:
+      step: `(state, frozen, static, batch) -> (state, metrics)`: an update of one batch. The old state's memory is
+        reused.
+      gradient: `(state, frozen, static, batch, first) -> sums` of one batch, of which `first` is the place of its first
+        image in the update; not jitted.
+      add: `(state, sums, frozen, static, batch, first, weight) -> sums`: the same added to what the update has so far,
+        with its share of the images.
+      apply: `(state, sums) -> (state, metrics)`: the update of several batches.
     """
 
-    @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
-    def train_step(state: TrainState, static: Hashable, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, static, batch, key)
-        gradient_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
+    step: jax.stages.Wrapped
+    gradient: Callable[..., Sums]
+    add: jax.stages.Wrapped
+    apply: jax.stages.Wrapped
 
-        updates, moments = optimizer.update(gradients, state.optimizer, state.model)
+
+def make_programs(
+    loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, mesh: Mesh
+) -> Programs:
+    """The programs of a training.
+
+    An update whose loss or gradient is not finite changes nothing but the counters, and says so in the metrics.
+    """
+
+    def gradient(state, frozen, static, batch, first):
+        images = jax.tree.leaves(batch)[0].shape[0]
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
+        (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, static, batch, keys_B)
+        return Sums(gradients, value, scalars)
+
+    def placed(sums):
+        return jax.lax.with_sharding_constraint(sums, sharding.shardings(sums, mesh))
+
+    def apply(state, sums):
+        gradient_norm = optax.tree.norm(sums.gradients)
+        finite = jnp.isfinite(sums.loss) & jnp.isfinite(gradient_norm)
+        updates, moments = optimizer.update(sums.gradients, state.optimizer, state.model)
         model = optax.apply_updates(state.model, updates)
         ema = jax.tree.map(lambda old, new: old + (1 - ema_decay) * (new - old), state.ema, model)
 
@@ -133,16 +177,55 @@ def make_train_step(
             keep_if_finite(moments, state.optimizer),
             keep_if_finite(ema, state.ema),
             jnp.where(finite, 0, state.skipped + 1),
+            state.skipped_total + jnp.where(finite, 0, 1),
         )
-        # The state leaves a step as it enters it: otherwise the second call would compile another program.
-        new_state = jax.lax.with_sharding_constraint(new_state, sharding.shardings(new_state, mesh))
+        # The state leaves an update as it enters it: otherwise the second call would need another program.
+        new_state = placed(new_state)
         metrics = {
-            "loss": value,
-            "gradient_norm": gradient_norm,
-            "parameter_norm": optax.tree.norm(state.model),
+            "loss": sums.loss,
             "skipped": new_state.skipped,
-            **scalars,
+            "skipped_total": new_state.skipped_total,
+            **norms("gradient_norm", sums.gradients),
+            **norms("parameter_norm", state.model),
+            **norms("update_norm", updates),
+            **sums.scalars,
         }
         return new_state, metrics
 
-    return train_step
+    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+    def step(state: TrainState, frozen: Any, static: Hashable, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        return apply(state, gradient(state, frozen, static, batch, 0))
+
+    @functools.partial(jax.jit, static_argnums=3, donate_argnums=1)
+    def add(state: TrainState, sums: Sums, frozen: Any, static: Hashable, batch: Any, first: Any, weight: Any) -> Sums:
+        more = gradient(state, frozen, static, batch, first)
+        return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more))
+
+    return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
+
+
+def norms(name: str, model: Any) -> dict[str, Float[Array, ""]]:
+    """Euclidean norms of a tree of parameters: `name` of all, `name/GROUP` of each part.
+
+    Groups are the first parts of the leaves' names, such as `text_in`; stacked layers make at most `LAYER_GROUPS`
+    groups such as `blocks_00-03`.
+    """
+    squares: dict[str, Array] = {}
+    for path, variable in jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]:
+        part = tree.leaf_name(path).split(".")[0]
+        value = variable.get_value() if _is_variable(variable) else variable
+        stacked = _is_variable(variable) and value.ndim > len(variable.get_metadata()["axes"])
+        values = jnp.square(value.astype(jnp.float32))
+        if not stacked:
+            squares[part] = squares.get(part, 0.0) + jnp.sum(values)
+            continue
+        layers_L = jnp.sum(values, axis=tuple(range(1, values.ndim)))
+        size = math.ceil(len(layers_L) / LAYER_GROUPS)
+        for start in range(0, len(layers_L), size):
+            group = f"{part}_{start:02d}-{min(start + size, len(layers_L)) - 1:02d}"
+            squares[group] = squares.get(group, 0.0) + jnp.sum(layers_L[start : start + size])
+    return {name: jnp.sqrt(sum(squares.values()))} | {f"{name}/{group}": jnp.sqrt(x) for group, x in squares.items()}
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from qi2_jax.models.vae import VAE
 from qi2_jax.training.step import Loss
@@ -39,7 +39,7 @@ def make_loss(kind: str) -> Loss:
     if kind not in ERRORS:
         raise ValueError(f"loss {kind!r} of the autoencoder is unknown; choose one of {sorted(ERRORS)}")
 
-    def loss(vae: VAE, static: None, pixels_BHWc: Float[Array, "B H W c"], key: Array):
+    def loss(vae: VAE, frozen: None, static: None, pixels_BHWc: Float[Array, "B H W c"], keys_B: Key[Array, "B"]):
         error = reconstruct(vae, pixels_BHWc) - pixels_BHWc
         return jnp.mean(ERRORS[kind](error)), {"psnr": _psnr(error)}
 

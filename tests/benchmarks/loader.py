@@ -68,7 +68,7 @@ def main() -> None:
             table.add_row(f"{count:,}", f"{len(files):,}", f"{tracemalloc.get_traced_memory()[0] / 2**20:.1f}")
             tracemalloc.stop()
 
-        batches = mixture(made.streams[0], made.empty).from_step(0)
+        batches = mixture(made.streams[0], made.empty).from_turn(0)
         next(batches)  # the threads are running
         steps = 2 * arguments.samples // BATCH
         begun = time.monotonic()

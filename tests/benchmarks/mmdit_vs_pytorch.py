@@ -25,7 +25,7 @@ from qi2_jax.interop import mmdit as interop
 from qi2_jax.interop import names
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.sequence import Layout, place
-from qi2_jax.training.mmdit import Batch, make_loss
+from qi2_jax.training.mmdit import Batch, Objective, make_loss
 
 CONFIG = MMDiTConfig(layers=6, heads=6, head_width=64, rope_dims=(16, 24, 24), text_width=256)
 BATCH, TEXT, GRID, STEPS = 2, 128, (32, 32), 8
@@ -54,9 +54,9 @@ def main() -> None:
     given = Conditioning(jnp.asarray(text), jnp.stack([positions] * BATCH), jnp.stack([valid] * BATCH))
     times = Schedule().times(STEPS, TOKENS)
 
-    loss = make_loss(LogitNormal(), Shift(), run)
+    loss = make_loss(LogitNormal(), Objective(Shift(), run))
     batch = Batch(jnp.asarray(latents), given)
-    gradient = jax.jit(jax.value_and_grad(lambda model, key: loss(model, layout, batch, key)[0]))
+    gradient = jax.jit(jax.value_and_grad(lambda model, key: loss(model, None, layout, batch, jax.random.split(key, BATCH))[0]))
     shapes, mask = [[(1, *GRID)]] * BATCH, torch.zeros(BATCH, TEXT + TOKENS // 4, dtype=torch.bool)
     mask[:, TEXT:] = True
 

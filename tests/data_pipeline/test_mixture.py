@@ -16,7 +16,7 @@ from qi2_jax.sequence import Layout
 EMPTY = Text(np.zeros((1, 2), np.float32), (1,))
 
 
-def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None) -> Stream:
+def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None, parts: int = 1) -> Stream:
     """Samples whose latents say which stream and which sample they are."""
     side = 1 + number
     made = [
@@ -24,11 +24,11 @@ def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None
         for index in range(samples)
     ]
     loader = Loader(made, EMPTY, Layout((1,), side), batch, seed=number, rows=rows)
-    return Stream(str(number), loader, weight)
+    return Stream(str(number), loader, weight, parts)
 
 
 def drawn(mixture: Mixture, start: int, steps: int) -> list[tuple[str, list[int]]]:
-    batches = itertools.islice(mixture.from_step(start), steps)
+    batches = itertools.islice(mixture.from_turn(start), steps)
     return [(stream.name, rows.latents_BNC[:, 0, 0].astype(int).tolist()) for stream, rows in batches]
 
 
@@ -59,6 +59,24 @@ def test_batches_depend_on_the_step_alone_on_any_number_of_hosts(weights, start,
         assert [part[step][0] for part in parts] == [name] * hosts
         assert [parts[row % hosts][step][1][row // hosts] for row in range(4)] == rows
         assert {value // 100 for value in rows} == {int(name)}
+
+
+@given(weights, st.lists(st.sampled_from([1, 2, 4]), min_size=4, max_size=4), st.integers(0, 40))
+@settings(max_examples=10, deadline=None)
+def test_a_batch_read_in_parts_is_the_same_batch(weights, parts, start):
+    whole = Mixture(tuple(stream(number, weight) for number, weight in enumerate(weights)), 3)
+    split = Mixture(
+        tuple(
+            stream(number, weight, batch=4 // parts[number], parts=parts[number])
+            for number, weight in enumerate(weights)
+        ),
+        3,
+    )
+    found = iter(drawn(split, start, 5 * 4))
+    for name, rows in drawn(whole, start, 5):
+        read = [next(found) for _ in range(parts[int(name)])]
+        assert [own for own, _ in read] == [name] * len(read)
+        assert list(itertools.chain(*(own for _, own in read))) == rows
 
 
 def test_every_sample_of_a_stream_is_seen_once_per_epoch():

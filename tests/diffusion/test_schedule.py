@@ -104,3 +104,8 @@ def test_times_that_are_refused(schedule, steps, sigmas, message):
 
 def test_one_step_without_a_terminal():
     np.testing.assert_array_equal(Schedule(Shift(), terminal=None).times(1, 256), np.float32([1, 0]))
+
+
+def test_no_size_is_refused_for_a_rounding_of_its_shift():
+    for tokens in range(1, 5000):
+        assert Schedule().times(4, tokens)[0] == 1

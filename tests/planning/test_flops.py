@@ -12,7 +12,7 @@ from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
 from qi2_jax.planning.compile import abstract_batch
 from qi2_jax.planning.flops import flops_per_step
 from qi2_jax.sequence import BIDIRECTIONAL, Layout
-from qi2_jax.training.mmdit import make_loss
+from qi2_jax.training.mmdit import Objective, make_loss
 
 # One layer, image, head and chunk of queries: XLA counts the body of a loop once. Wide enough for products to dominate.
 CONFIG = MMDiTConfig(1, 1, 256, 3, 16, 128, (16, 120, 120), attention=BIDIRECTIONAL)
@@ -22,10 +22,10 @@ LAYOUT = Layout((64,), 192)
 def counted(kernel: str, remat: bool) -> float:
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     model = jax.eval_shape(lambda: MMDiT(CONFIG, key=jax.random.key(0)))
-    loss = make_loss(LogitNormal(), Shift(), Execution(jnp.float32, kernel, remat))
-    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    loss = make_loss(LogitNormal(), Objective(Shift(), Execution(jnp.float32, kernel, remat)))
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
     batch = abstract_batch(CONFIG, LAYOUT, 1, mesh)
-    return gradient.lower(model, LAYOUT, batch, jax.random.key(0)).compile().cost_analysis()["flops"]
+    return gradient.lower(model, None, LAYOUT, batch, jax.random.split(jax.random.key(0), 1)).compile().cost_analysis()["flops"]
 
 
 def test_formula():

@@ -1,21 +1,198 @@
 """What a run reports."""
 
+import importlib.machinery
 import json
 import math
+import socket
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from qi2_jax.training import metrics
 
 
 def test_values_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    metrics.Metrics(path, 0).write(1, {"loss": math.nan, "gradient_norm": math.inf})
-    again = metrics.Metrics(path, 1)  # writes again what it keeps
+    metrics.Metrics(tmp_path, 0).write(1, {"loss": math.nan, "gradient_norm": math.inf})
+    again = metrics.Metrics(tmp_path, 1)  # writes again what it keeps
     again.write(2, {"loss": 0.5})
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": None, "gradient_norm": None}, {"step": 2, "loss": 0.5}]
-    first, second = metrics.read(path)
+    first, second = metrics.read(tmp_path / "metrics.jsonl")
     assert math.isnan(first["loss"]) and second == {"step": 2, "loss": 0.5}
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, []), (3, [1, 3, 3]), (4, [1, 3, 3])])
+def test_a_resumed_run_drops_what_it_will_write_again_and_what_a_kill_left_unfinished(tmp_path, start, kept):
+    before = metrics.Metrics(tmp_path, 0, sinks=())
+    for step in (1, 3, 3, 5):
+        before.write(step, {"loss": step})
+        before.write_images(step, {"held-out": np.zeros((4, 4, 3), np.uint8)})
+    with before.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    after = metrics.Metrics(tmp_path, start, sinks=())
+    assert [line["step"] for line in metrics.read(after.path)] == kept
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        f"held-out-{step}.png" for step in sorted(set(kept))
+    ]
+    after.write(6, {"loss": 6})
+    assert [line["step"] for line in metrics.read(after.path)] == [*kept, 6]
+
+
+def events_of(directory):
+    """Event files in the order in which TensorBoard reads them."""
+    for path in sorted(directory.iterdir()):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path, monkeypatch):
+    for process, (start, losses) in enumerate([(0, {1: 1.0, 2: 0.5, 3: 9.0, 4: 8.0}), (2, {3: 0.25, 4: 0.125})]):
+        monkeypatch.setattr(metrics.os, "getpid", lambda process=process: process)
+        written = metrics.Metrics(tmp_path, start)
+        for step, loss in losses.items():
+            written.write(step, {"loss": loss})
+        written.close()
+    points = {}
+    for event in events_of(tmp_path / "tensorboard"):
+        if event.session_log.status == SessionLog.START:  # TensorBoard's rule for restarts
+            points = {step: value for step, value in points.items() if step < event.step}
+        for value in event.summary.value:
+            assert value.tag == "loss" and event.step not in points
+            points[event.step] = value.simple_value
+    assert points == {1: 1.0, 2: 0.5, 3: 0.25, 4: 0.125}
+    assert points == {line["step"]: line["loss"] for line in metrics.read(tmp_path / "metrics.jsonl")}
+
+
+def test_images_are_files_of_the_run_and_in_tensorboard(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    written = metrics.Metrics(tmp_path, 0)
+    written.write_images(20, {"grid": pixels})
+    written.close()
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["grid-20.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "grid-20.png")), pixels)
+    (tag,) = (value.tag for event in events_of(tmp_path / "tensorboard") for value in event.summary.value)
+    assert tag == "samples/grid"
+    with pytest.raises(ValueError, match=r"'\.\./x' must consist of letters"):
+        written.write_images(20, {"../x": pixels})
+
+
+class FakeRun:
+    """Keeps what it is given, as W&B does: steps may not go back."""
+
+    def __init__(self, **settings):
+        self.settings, self.history, self.finished = settings, {}, False
+
+    def log(self, values, step):
+        if step >= max(self.history, default=0):
+            self.history.setdefault(step, {}).update(values)
+
+    def finish(self):
+        self.finished = True
+
+
+def test_weights_and_biases_continues_one_run(tmp_path, monkeypatch):
+    runs = []
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="wandb/__init__.py")
+    fake.init = lambda **settings: runs.append(FakeRun(**settings)) or runs[-1]
+    fake.Image = lambda pixels: pixels.shape
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for start in (0, 2, 0):
+        written = metrics.Metrics(tmp_path / "cats", start, ("wandb",), {"seed": 3})
+        written.write(start + 1, {"loss": 0.5})
+        written.write_images(start + 1, {"grid": np.zeros((2, 3, 3), np.uint8)})
+        written.close()
+    first, second, fresh = runs
+    assert first.history == {1: {"loss": 0.5, "samples/grid": (2, 3, 3)}} and first.finished
+    assert first.settings["id"] == second.settings["id"] != fresh.settings["id"]
+    assert second.settings["name"] == "cats" and second.settings["config"] == {"seed": 3}
+    assert not (tmp_path / "cats" / "tensorboard").exists()
+
+
+def test_sinks_that_cannot_be_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"\['mlflow'\] are unknown; choose from \['tensorboard', 'wandb'\]"):
+        metrics.Metrics(tmp_path, 0, ("mlflow",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'qi2\[wandb\]', or leave it out"):
+        metrics.check_sinks(("wandb",))
+
+
+def test_fetch_averages_steps():
+    steps = [
+        {"loss": jnp.float32(1), "learning_rate": 0.1, "loss_t/03_sum": jnp.float32(6), "loss_t/03_count": 2},
+        {"loss": jnp.float32(math.nan), "learning_rate": 0.2, "loss_t/03_sum": math.nan, "loss_t/03_count": 5},
+        {"loss": np.float32(3), "learning_rate": 0.3, "loss_t/03_sum": 3.0, "loss_t/03_count": jnp.int32(1)},
+        {"loss_t/04_sum": 0.0, "loss_t/04_count": 0, "row_count": 7, "skipped_total": jnp.int32(2)},
+    ]
+    expected = {"loss": 2.0, "learning_rate": 0.3, "loss_t/03": 3.0, "row_count": 7.0, "skipped_total": 2.0}
+    assert metrics.fetch(steps) == expected
+    assert math.isnan(metrics.fetch([{"loss": jnp.float32(math.inf)}, {"loss": math.nan}])["loss"])
+    assert metrics.fetch([]) == {}
+
+
+def test_fetch_moves_everything_at_once(monkeypatch):
+    calls = []
+    get = metrics.jax.device_get
+    monkeypatch.setattr(metrics.jax, "device_get", lambda tree: calls.append(1) or get(tree))
+    assert metrics.fetch([{"loss": jnp.float32(step)} for step in range(100)]) == {"loss": 49.5}
+    assert len(calls) == 1
+
+
+PROGRAM = """
+import pathlib, sys
+import jax
+process, port, run = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from qi2_jax.training import accounting, metrics
+
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+rows = jax.make_array_from_callback((8,), NamedSharding(mesh, PartitionSpec("data")), lambda at: np.arange(8.0)[at])
+mean = jax.jit(jnp.mean, out_shardings=NamedSharding(mesh, PartitionSpec()))
+values = metrics.fetch([{"loss": mean(rows + step)} for step in range(3)])
+assert values == {"loss": 4.5}, values
+written, events = metrics.Metrics(run, 0), accounting.Events(run)
+written.write(3, values)
+written.write_images(3, {"grid": np.zeros((2, 2, 3), np.uint8)})
+written.close()
+events.write("start", 0)
+print("fetched", process)
+"""
+
+
+def test_replicated_metrics_of_two_processes_are_fetched_by_both_and_written_by_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(process), str(port), str(tmp_path / "run")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    for process, running in enumerate(started):
+        printed = running.communicate(timeout=180)[0]
+        assert running.returncode == 0 and f"fetched {process}" in printed, printed[-3000:]
+    assert metrics.read(tmp_path / "run" / "metrics.jsonl") == [{"step": 3, "loss": 4.5}]
+    assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 1
+    assert len([*(tmp_path / "run" / "tensorboard").iterdir()]) == 1

@@ -7,7 +7,7 @@ from data_pipeline.cache import Cache, write_cache
 from data_pipeline.encode import preprocessing
 from data_pipeline.samples import Sample, Text
 from qi2_jax import config as configs
-from qi2_jax.job import stages
+from qi2_jax.job import transformer
 from qi2_jax.training import metrics
 
 TINY = "experiments/demo.py:tiny"
@@ -43,7 +43,7 @@ def samples(tmp_path_factory):
 
 
 def train(samples, out, steps):
-    stages.train_transformer(configs.load(TINY, [*OVERRIDES, f"transformer.train.steps={steps}"]), samples, out)
+    transformer.train_transformer(configs.load(TINY, [*OVERRIDES, f"transformer.train.steps={steps}"]), samples, out)
     lines = metrics.read(out / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
@@ -64,8 +64,8 @@ def test_mixture_trains_in_its_shares_and_resumes(samples, tmp_path):
 def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path):
     other = configs.load(TINY, [*OVERRIDES, "data.max_cropped=0.1"])
     with pytest.raises(ValueError, match="encoded from something else"):
-        stages.train_transformer(other, samples, tmp_path / "run")
+        transformer.train_transformer(other, samples, tmp_path / "run")
     more = configs.load(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
     with pytest.raises(ValueError, match=r"no samples for \['64-1'\]"):
-        stages.train_transformer(more, samples, tmp_path / "run")
+        transformer.train_transformer(more, samples, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from data_pipeline.records import Caption, Record
 from data_pipeline.selection import INDEX, Kept, Selection, Thresholds, write_selection
 from data_pipeline.shards import digest_of, write_shards
 from qi2_jax import config as configs
-from qi2_jax.job import encode, stages
+from qi2_jax.job import encode, transformer
 from qi2_jax.training import metrics
 
 OVERRIDES = ["encode.mesh.data=2", "transformer.train.steps=2", "transformer.model.layers=1", "transformer.dropout=0.5"]
@@ -27,8 +27,8 @@ def test_losses_are_those_of_cached_features(tmp_path, picture_bytes, imported):
         config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"encode.text={text}"])
         samples, out = tmp_path / f"samples-{text}", tmp_path / f"run-{text}"
         encode.encode(config, tmp_path / "records", tmp_path / "records" / INDEX, imported, samples)
-        stages.give_model(config.transformer, Cache(samples), imported, out)
-        stages.train_transformer(config, Cache(samples), out)
+        transformer.give_model(config.transformer, Cache(samples), imported, out)
+        transformer.train_transformer(config, Cache(samples), out)
         lines = metrics.read(out / "metrics.jsonl")
         return [line.get("loss", line.get("validation_loss")) for line in lines]
 
@@ -50,7 +50,7 @@ def test_prompts_need_their_encoder(tmp_path):
     config = configs.load("experiments/demo.py:tiny")
     cache = type("Cache", (), {"fingerprint": {"text": encoding.ONLINE}, "folder": tmp_path})
     with pytest.raises(ValueError, match="holds prompts, not features: name the encoders' folder"):
-        stages.text_source(config.transformer, cache, tmp_path / "model", None)
+        transformer.TextSource(config.transformer, cache, tmp_path / "model", None)
 
 
 @pytest.fixture(scope="module")

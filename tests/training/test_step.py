@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from qi2_jax import sharding, tree
-from qi2_jax.models.layers import Linear, RMSNorm, keys
+from qi2_jax.models.layers import Linear, RMSNorm, keys, stacked
 from qi2_jax.training import step as steps
+from qi2_jax.training.compiled import Compiled, Part
 
 OPTIMIZER = dict(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.5, clip=1.0, warmup=2, decay_steps=0)
 
@@ -25,8 +26,10 @@ class Toy(nnx.Module):
         return self.down(self.norm(self.up(x)))
 
 
-def loss(model, static, batch, key):
-    return jnp.mean((model(batch) - batch) ** 2), {"drawn": jax.random.uniform(key)}
+def loss(model, frozen, static, batch, keys_B):
+    drawn_B = jax.vmap(jax.random.uniform)(keys_B)
+    noisy = batch * (1 + drawn_B[:, None])
+    return jnp.mean((model(noisy) - frozen * batch) ** 2), {"drawn": jnp.mean(drawn_B)}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,16 @@ def optimizer():
 
 
 @pytest.fixture(scope="module")
-def train_step(mesh, optimizer):
-    return steps.make_train_step(loss, optimizer, 0.75, seed=3, mesh=mesh)
+def programs(mesh, optimizer):
+    return steps.make_programs(loss, optimizer, 0.75, seed=3, mesh=mesh)
+
+
+FROZEN = np.float32(0.5)
+
+
+@pytest.fixture(scope="module")
+def train_step(programs):
+    return lambda state, static, batch: programs.step(state, FROZEN, static, batch)
 
 
 @pytest.fixture
@@ -53,6 +64,11 @@ def host(state):
     return {name: np.asarray(leaf) for name, leaf in tree.to_dict(state).items()}
 
 
+def keys_of(step, images):
+    key = jax.random.fold_in(jax.random.key(3), step)
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(images))
+
+
 def batch(mesh, value=None):
     rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
     return sharding.put_batch(mesh, rows if value is None else np.full_like(rows, value), len(rows))
@@ -61,7 +77,9 @@ def batch(mesh, value=None):
 def test_step_equals_optax_on_one_device(mesh, optimizer, train_step, state):
     before = jax.tree.map(np.asarray, state)
     after, metrics = train_step(state, None, batch(mesh))
-    gradients = jax.grad(lambda model: loss(model, None, np.asarray(batch(mesh)), jax.random.key(0))[0])(before.model)
+    gradients = jax.grad(lambda model: loss(model, FROZEN, None, np.asarray(batch(mesh)), keys_of(0, 8))[0])(
+        before.model
+    )
     updates, _ = optimizer.update(gradients, before.optimizer, before.model)
     model = optax.apply_updates(before.model, updates)
     for name, leaf in tree.to_dict(model).items():
@@ -88,9 +106,10 @@ def test_a_batch_that_is_not_finite_changes_only_counters(mesh, train_step, stat
     state, metrics = train_step(state, None, batch(mesh, np.nan))
     after = host(state)
     changed = {name for name in after if not np.array_equal(after[name], before[name])}
-    assert changed == {"step", "skipped"} and int(metrics["skipped"]) == 1
+    assert changed == {"step", "skipped", "skipped_total"} and int(metrics["skipped"]) == 1
     state, metrics = train_step(state, None, batch(mesh))
     assert int(metrics["skipped"]) == 0 and np.isfinite(float(metrics["loss"]))
+    assert int(metrics["skipped_total"]) == 1
 
 
 def test_weight_decay_spares_norms_and_biases(mesh, optimizer, state):
@@ -102,7 +121,7 @@ def test_weight_decay_spares_norms_and_biases(mesh, optimizer, state):
     assert decayed == {"up.weight", "down.weight"}
 
 
-def test_every_leaf_lives_where_the_table_says_before_and_after(mesh, train_step, state):
+def test_every_leaf_lives_where_the_table_says_before_and_after(mesh, programs, train_step, state):
     def specs(state):
         return {name: leaf.sharding.spec for name, leaf in tree.to_dict(state).items()}
 
@@ -110,18 +129,74 @@ def test_every_leaf_lives_where_the_table_says_before_and_after(mesh, train_step
     assert before["model.up.weight"] == before["ema.up.weight"] == jax.P("tensor", "fsdp")
     assert before["optimizer.1.0.mu.down.weight"] == jax.P("fsdp", "tensor")
     state, _ = train_step(state, None, batch(mesh))
-    compiled = train_step._cache_size()
+    compiled = programs.step._cache_size()
     state, _ = train_step(state, None, batch(mesh))
-    assert specs(state) == before and train_step._cache_size() == compiled
+    assert specs(state) == before and programs.step._cache_size() == compiled
 
 
-def test_randomness_depends_on_seed_and_step_only(mesh, train_step, state):
+def test_randomness_depends_on_seed_step_and_image_only(mesh, train_step, state):
     drawn = []
     for _ in range(2):
         state, metrics = train_step(state, None, batch(mesh))
         drawn.append(float(metrics["drawn"]))
-    expected = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(3), step))) for step in range(2)]
-    assert drawn == expected
+    expected = [float(jnp.mean(jax.vmap(jax.random.uniform)(keys_of(step, 8)))) for step in range(2)]
+    np.testing.assert_allclose(drawn, expected, rtol=1e-6)
+
+
+def parts_of(mesh, rows, sizes):
+    ends = np.cumsum(sizes)
+    return [
+        Part(
+            None if size == 4 else "large",
+            sharding.put_batch(mesh, rows[end - size : end], size),
+            end - size,
+            size / len(rows),
+        )
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (8,), (4, 8, 4)])
+def test_an_update_in_parts_equals_that_of_the_large_batch(mesh, programs, optimizer, train_step, state, sizes):
+    """Parts of unequal sizes and of several programs, as where areas or tasks mix within an update."""
+    rows = np.random.default_rng(1).normal(size=(sum(sizes), 8)).astype(np.float32)
+    state, _ = train_step(state, None, sharding.put_batch(mesh, rows, len(rows)))  # warm-up: the first rate is 0
+    examples = parts_of(mesh, np.zeros((12, 8), np.float32), (4, 8))
+    update = Compiled(programs, state, FROZEN, examples, True, mesh)
+    copy = jax.tree.map(jnp.copy, state)
+    whole, of_whole = train_step(state, None, sharding.put_batch(mesh, rows, len(rows)))
+    split, of_parts = update(copy, FROZEN, parts_of(mesh, rows, sizes))
+    for name, leaf in host(whole).items():
+        np.testing.assert_allclose(host(split)[name], leaf, rtol=2e-5, atol=1e-6, err_msg=name)
+    assert of_whole.keys() == of_parts.keys()
+    for name, value in of_whole.items():
+        np.testing.assert_allclose(of_parts[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    poisoned, metrics = update(
+        split, FROZEN, parts_of(mesh, np.where(np.arange(len(rows))[:, None] == 1, np.nan, rows), sizes)
+    )
+    assert int(poisoned.skipped) == 1 and not np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_batch_of_another_shape_is_an_error_that_names_it(mesh, programs, state, accumulate):
+    (example,) = parts_of(mesh, np.zeros((4, 8), np.float32), (4,))
+    update = Compiled(programs, state, FROZEN, [example], accumulate, mesh)
+    (larger,) = parts_of(mesh, np.zeros((8, 8), np.float32), (8,))
+    for other in (larger, larger._replace(static=None)):
+        with pytest.raises(ValueError, match=r"float32\[8, 8\].*\n.*float32\[4, 8\]"):
+            update(state, FROZEN, [other])
+
+
+def test_norms_of_groups_add_up(mesh, state):
+    stack = stacked(lambda key: Toy(key), 12, jax.random.key(1))
+    found = steps.norms("norm", {"blocks": stack, "end": state.model.down})
+    assert {name for name in found if name.startswith("norm/blocks")} == {
+        f"norm/blocks_{i:02d}-{i + 1:02d}" for i in range(0, 12, 2)
+    }
+    own = float(optax.tree.norm(jax.tree.map(lambda leaf: leaf[2:4], stack)))
+    assert float(found["norm/blocks_02-03"]) == pytest.approx(own, rel=1e-6)
+    groups = sum(float(value) ** 2 for name, value in found.items() if "/" in name)
+    assert float(found["norm"]) ** 2 == pytest.approx(groups, rel=1e-6)
 
 
 def test_mesh_of_another_size_is_refused_with_the_way_out():

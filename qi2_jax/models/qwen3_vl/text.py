@@ -29,6 +29,7 @@ class TextAttention(nnx.Module):
         self.k_norm = RMSNorm(width, eps=config.rms_norm_eps)
         self.head_dim = width
 
+    @jax.named_scope("attention")
     def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str | Kernel):
         heads = *x_BSD.shape[:2], -1, self.head_dim
         q_BSHK = rotate(self.q_norm(self.q_proj(x_BSD).reshape(heads)), angles_BSF)
@@ -53,6 +54,7 @@ class TextMLP(nnx.Module):
         self.up_proj = Linear(dim, hidden, key=next(rng), axes=("mlp", "embed"))
         self.down_proj = Linear(hidden, dim, key=next(rng), axes=("embed", "mlp"))
 
+    @jax.named_scope("mlp")
     def __call__(self, x):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
@@ -67,6 +69,7 @@ class TextLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = TextMLP(config, key=next(rng))
 
+    @jax.named_scope("layer")
     def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str | Kernel):
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), angles_BSF, valid_BS, kernel=kernel)
         return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
@@ -81,6 +84,7 @@ class TextTower(nnx.Module):
         self.layers = stacked(lambda k: TextLayer(config, key=k), config.num_hidden_layers, next(rng))
         self.config = config
 
+    @jax.named_scope("qwen3_vl/text")
     def __call__(
         self,
         x_BSD: Float[Array, "B S D"],

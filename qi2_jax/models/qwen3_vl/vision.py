@@ -53,6 +53,7 @@ class VisionAttention(nnx.Module):
         self.proj = Linear(dim, dim, key=next(rng), axes=("embed", "heads"), bias=True)
         self.num_heads = config.num_heads
 
+    @jax.named_scope("attention")
     def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str | Kernel):
         images, patches, width = x_IPD.shape
         qkv = self.qkv(x_IPD).reshape(images, patches, 3, self.num_heads, width // self.num_heads)
@@ -75,6 +76,7 @@ class VisionMLP(nnx.Module):
             config.intermediate_size, config.hidden_size, key=next(rng), axes=("embed", "mlp"), bias=True
         )
 
+    @jax.named_scope("mlp")
     def __call__(self, x):
         return self.linear_fc2(jax.nn.gelu(self.linear_fc1(x), approximate=True))
 
@@ -88,6 +90,7 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(config, key=next(rng))
         self.mlp = VisionMLP(config, key=next(rng))
 
+    @jax.named_scope("block")
     def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str | Kernel):
         x_IPD = x_IPD + self.attn(self.norm1(x_IPD), angles_IPF, valid_IP, kernel=kernel)
         return x_IPD + self.mlp(self.norm2(x_IPD))
@@ -106,6 +109,7 @@ class PatchMerger(nnx.Module):
         self.linear_fc2 = Linear(joined, config.out_hidden_size, key=next(rng), axes=("embed", "mlp"), bias=True)
         self.joined, self.norm_joined = joined, norm_joined
 
+    @jax.named_scope("merger")
     def __call__(self, x_IPD: Float[Array, "I P D"]) -> Float[Array, "I M O"]:
         join = x_IPD.shape[0], -1, self.joined
         x = self.norm(x_IPD.reshape(join)) if self.norm_joined else self.norm(x_IPD).reshape(join)
@@ -128,6 +132,7 @@ class VisionTower(nnx.Module):
         )
         self.config = config
 
+    @jax.named_scope("qwen3_vl/vision")
     def __call__(
         self, inputs: VisionInputs, *, kernel: str | Kernel = "auto"
     ) -> tuple[Float[Array, "I M O"], Float[Array, "N I M O"]]:

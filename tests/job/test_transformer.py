@@ -8,7 +8,7 @@ from data_pipeline.samples import Sample, Text
 from qi2_jax import config as configs
 from qi2_jax import encoders, runs
 from qi2_jax.interop import folder
-from qi2_jax.job import stages
+from qi2_jax.job import transformer
 
 CONFIG = configs.load("experiments/demo.py:tiny").transformer
 
@@ -24,7 +24,7 @@ def samples(path, made_from):
 def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
     made = samples(tmp_path / "samples", encoders.digests(imported))
     for _ in range(2):  # again, as after an interruption
-        stages.give_model(CONFIG, made, imported, tmp_path / "run")
+        transformer.give_model(CONFIG, made, imported, tmp_path / "run")
         model = tmp_path / "run" / runs.MODEL
         assert (model / folder.MARK).is_file()
         assert encoders.digests(model) == encoders.digests(imported)
@@ -33,12 +33,12 @@ def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
 def test_other_encoders_are_refused(imported, tmp_path):
     made = samples(tmp_path / "samples", {**encoders.digests(imported), "vae": "of another one"})
     with pytest.raises(ValueError, match=r"\['vae'\] of .* did not make the samples"):
-        stages.give_model(CONFIG, made, imported, tmp_path / "run")
+        transformer.give_model(CONFIG, made, imported, tmp_path / "run")
     with pytest.raises(ValueError, match="not a complete model folder"):
-        stages.give_model(CONFIG, made, tmp_path, tmp_path / "run")
+        transformer.give_model(CONFIG, made, tmp_path, tmp_path / "run")
 
 
 def test_run_without_encoders_says_so(tmp_path, capsys):
-    stages.give_model(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
+    transformer.give_model(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
     assert "can train, but not sample" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,253 @@
+"""Runs a curriculum: a corpus, the models around the transformer, then stage after stage, each from the last one's
+weights; what an earlier, interrupted run finished is not done again.
+
+    OUT/curriculum.json                 what was asked for
+    OUT/corpus/                         records that were made here, where no data is named
+    OUT/vae/  OUT/model/                the autoencoder's run, and the models around the transformer
+    OUT/stages/NAME/selection.parquet   which records a stage trains on
+    OUT/stages/NAME/samples/            the same, encoded
+    OUT/stages/NAME/transformer/        the stage's run
+    OUT/diffusers/  OUT/report.json     the last stage's model, and the figures of all
+"""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline import cascade
+from data_pipeline.atomic import write_json_atomic
+from data_pipeline.buckets import Resolutions
+from data_pipeline.cache import Cache
+from data_pipeline.demo_cutouts import write_cutouts
+from data_pipeline.demo_set import write_demo_folder
+from data_pipeline.ingest import ingest
+from data_pipeline.selection import Thresholds, read_selection, select, write_selection
+from data_pipeline.shards import MANIFEST
+from data_pipeline.synthesis.edits import synthesize_edits
+from data_pipeline.synthesis.text import synthesize_text
+from qi2_jax import config as configs
+from qi2_jax import lock, runs
+from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.interop import folder
+from qi2_jax.job import data, encode, main, models, stages, transformer
+from qi2_jax.training import checkpoint, loop, metrics
+
+CORPUS, VAE, SAMPLES, INDEX = "corpus", "vae", "samples", "selection.parquet"
+
+
+def run(config: Any, out: pathlib.Path, records: pathlib.Path | None = None) -> dict[str, Any]:
+    """Trains all stages of a curriculum and exports the last one's model.
+
+    Args:
+      config: see `experiments/qwen_image_2/curriculum.py`.
+      out: receives everything, see above.
+      records: folder of scored records; None: `config.corpus` says what is made instead.
+
+    Returns:
+      The figures of the report.
+
+    Raises:
+      ValueError: if `out` was begun with another config or other data, a stage has nothing to train on, or a value
+        cannot work; as far as possible before anything is done.
+    """
+    if not main.is_ours(out, runs.CURRICULUM):
+        raise ValueError(f"{out} holds something that no curriculum made; choose an empty or new folder")
+    if records is not None and not (records / MANIFEST).is_file():
+        raise ValueError(
+            f"{records} is no folder of records: `qi2 data ingest` makes one, and `qi2 data score` scores it"
+        )
+    _check(config, out)
+    with lock.hold(out):
+        return _run(config, out, records)
+
+
+def _check(config: Any, out: pathlib.Path) -> None:
+    if not config.stages:
+        raise ValueError("stages is empty; a curriculum needs at least one")
+    for name, stage in config.stages.items():
+        try:
+            encode.check(stage.encode)
+            Resolutions.of_config(stage.data)
+            Thresholds(**stage.data.thresholds)
+            stages.check_transformer(stage.transformer, stage.data)
+        except ValueError as error:
+            raise ValueError(f"stages.{name}: {error}") from None
+    if config.model.folder:
+        if not (runs.model_of(pathlib.Path(config.model.folder)) / folder.MARK).is_file():
+            raise ValueError(f"model.folder {config.model.folder} is no model folder; `qi2 import` makes one")
+    else:
+        models.check_encoder(config.encoder, out / runs.MODEL)
+        stages.check_vae(config.vae)
+    if config.start.folder:
+        runs.locate(config.start.folder)
+
+
+def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None) -> dict[str, Any]:
+    begun, console = time.monotonic(), Console()
+    asked = {"records": str(records.absolute()) if records else "made here", **configs.to_dict(config)}
+    configs.claim(out / runs.CURRICULUM, asked, _may_change(config, out))
+
+    console.rule("data")
+    records = records or _corpus(config.corpus, out / CORPUS, console)
+    first = next(iter(config.stages.values()))
+    index = _select(first, records, out / runs.STAGES / next(iter(config.stages)), console)
+
+    console.rule("models around the transformer")
+    model = out / runs.MODEL
+    if config.model.folder:
+        models.adopt(runs.model_of(pathlib.Path(config.model.folder)), model)
+    else:
+        models.make_encoder(config.encoder, model)
+        kept = [row for row in read_selection(index) if not row.conditions]
+        pictures = data.pictures(records, kept, Resolutions.of_config(first.data), config.vae.channels)
+        stages.train_vae(config.vae, pictures, out / VAE, model)
+
+    source = pathlib.Path(config.start.folder) if config.start.folder else None
+    figures: dict[str, Any] = {}
+    for number, (name, stage) in enumerate(config.stages.items(), start=1):
+        console.rule(f"stage {number} of {len(config.stages)}: {name}")
+        source, figures[name] = _stage(stage, records, model, out / runs.STAGES / name, source, console)
+    assert source is not None
+
+    console.rule("export")
+    main.export(source, out / "diffusers")
+    figures = {"stages": figures, "minutes": (time.monotonic() - begun) / 60}
+    write_json_atomic(out / "report.json", figures)
+    console.print(_table(figures, out))
+    return figures
+
+
+def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
+    """Beginnings of the keys that another call may change: those from which nothing is made yet, and what no result
+    depends on."""
+    free = ["compilation_cache", *(f"vae.{key}" for key in loop.MAY_CHANGE)]
+    if not (out / CORPUS).exists() and not (out / runs.STAGES).exists():
+        free += ["records", "corpus."]
+    if not (out / runs.MODEL).exists():
+        free += ["model.", "encoder."]
+    if not checkpoint.steps(out / VAE / runs.CHECKPOINTS):
+        free += ["vae."]
+    for name in config.stages:
+        place = out / runs.STAGES / name
+        begun = checkpoint.steps(place / runs.TRANSFORMER / runs.CHECKPOINTS)
+        free += [f"stages.{name}.transformer.{key}" for key in (loop.MAY_CHANGE if begun else ("",))]
+        if not place.exists():
+            free += [f"stages.{name}.", "start."] if name == next(iter(config.stages)) else [f"stages.{name}."]
+    return tuple(free)
+
+
+def _corpus(config: Any, out: pathlib.Path, console: Console) -> pathlib.Path:
+    """Scored records of the embedded pictures, of edits made from them, and of text-rich pictures."""
+    records = out / "records"
+    workers = config.workers or None
+    if not (records / MANIFEST).is_file():
+        sources = [
+            out / "pictures",
+            *([out / "edits"] if config.edits else []),
+            *([out / "texts"] if config.texts else []),
+        ]
+        if not (sources[0] / MANIFEST).is_file():
+            if not (out / "demo_set" / "metadata.jsonl").is_file():
+                write_demo_folder(out / "demo_set")
+            console.print(ingest(out / "demo_set", sources[0]).table())
+        if config.edits and not (out / "edits" / MANIFEST).is_file():
+            write_cutouts(out / "cutouts")
+            licence = "drawn by qi2 (Apache-2.0)"
+            edits = synthesize_edits(
+                sources[0],
+                out / "edits",
+                count=config.edits,
+                cutouts=out / "cutouts",
+                cutouts_licence=licence,
+                max_side=config.side,
+                workers=workers,
+            )
+            console.print(edits.table())
+        if config.texts and not (out / "texts" / MANIFEST).is_file():
+            try:
+                texts = synthesize_text(
+                    out / "texts", count=config.texts, side=config.side, scripts=("Latn", "Hans"), workers=workers
+                )
+            except ValueError as error:
+                raise ValueError(f"{error}; or leave text-rich pictures out with corpus.texts=0") from None
+            for table in texts.tables():
+                console.print(table)
+        console.print(ingest(sources, records).table())
+    cascade.score(records, workers=workers)
+    return records
+
+
+def _select(stage: Any, records: pathlib.Path, out: pathlib.Path, console: Console) -> pathlib.Path:
+    """The selection of a stage; one that is there is used again."""
+    index = out / INDEX
+    if not index.is_file():
+        selection = select(records, Thresholds(**stage.data.thresholds))
+        console.print(selection.table())
+        out.mkdir(parents=True, exist_ok=True)
+        write_selection(index, selection)
+    return index
+
+
+def _stage(
+    stage: Any,
+    records: pathlib.Path,
+    model: pathlib.Path,
+    out: pathlib.Path,
+    source: pathlib.Path | None,
+    console: Console,
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Selects, encodes and trains; returns the stage's run and its figures."""
+    begun, run = time.monotonic(), out / runs.TRANSFORMER
+    index = _select(stage, records, out, console)
+    encoded = encode.encode(stage, records, index, model, out / SAMPLES)
+    assert encoded is not None, "a curriculum is one process"
+    console.print(encoded.table())
+    samples = Cache(out / SAMPLES)
+    if not (model / folder.MARK).is_file():
+        models.finish(
+            model,
+            transformer.transformer_config(stage.transformer, samples),
+            Shift(**stage.transformer.timesteps.shift),
+        )
+    transformer.give_model(stage.transformer, samples, model, run)
+    if max(checkpoint.steps(run / runs.CHECKPOINTS), default=0) < stage.transformer.train.steps:
+        transformer.train_transformer(_started(stage, source), samples, run)
+    else:
+        console.print(f"{run} is trained")
+    losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
+    return run, {
+        "samples": len(samples),
+        "steps": stage.transformer.train.steps,
+        "validation_loss_before": losses[0],
+        "validation_loss_after": losses[-1],
+        "minutes": (time.monotonic() - begun) / 60,
+    }
+
+
+def _started(stage: Any, source: pathlib.Path | None) -> Any:
+    """A stage that begins with the weights of a run."""
+    changed = ml_collections.ConfigDict(stage)
+    changed.transformer.start.folder = str(source) if source else ""
+    return ml_collections.FrozenConfigDict(changed)
+
+
+def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
+    table = Table(title=f"curriculum in {out}, {figures['minutes']:.1f} min for this call")
+    for column in ("stage", "samples", "steps", "validation loss, before -> after", "min"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name, own in figures["stages"].items():
+        loss = f"{own['validation_loss_before']:.3f} -> {own['validation_loss_after']:.3f}"
+        table.add_row(name, f"{own['samples']:,}", f"{own['steps']:,}", loss, f"{own['minutes']:.1f}")
+    return table
+
+
+def set_compilation_cache(config: Any, out: pathlib.Path) -> None:
+    """Lets compiled programs be kept from one start to the next, where `config.compilation_cache` names a place."""
+    place = config.compilation_cache
+    if place:
+        jax.config.update("jax_compilation_cache_dir", place if "://" in place else str(out.absolute() / place))

@@ -1,0 +1,120 @@
+"""Pictures of a training: held samples, drawn from the averaged weights with the same noise each time.
+
+One grid per stream (area and number of condition images): a row per held sample with its condition images, its own
+picture as the autoencoder gives it back, and what the transformer makes of its text.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from data_pipeline.cache import Cache
+from data_pipeline.images import over_white
+from data_pipeline.loader import Row, collate
+from data_pipeline.mixture import Mixture, Stream
+from qi2_jax import encoders, sharding
+from qi2_jax.diffusion import sampler
+from qi2_jax.diffusion.schedule import Schedule
+from qi2_jax.pipeline import decode_latents, to_image
+from qi2_jax.training.mmdit import Objective
+from qi2_jax.training.step import TrainState
+
+GAP = 4  # pixels between pictures
+
+
+def drawer(
+    config: Any,
+    mixture: Mixture,
+    samples: Cache,
+    objective: Objective,
+    frozen: Any,
+    model: pathlib.Path,
+    mesh: Mesh,
+    text: Any,
+) -> Callable[[TrainState], dict[str, UInt8[np.ndarray, "H W 3"]]] | None:
+    """A function that draws the grids of a state by name; None where none are asked for, or nothing can decode them.
+
+    Args:
+      config: `every`, `count` (held samples per stream), `steps`, `guidance`, `seed`.
+      model: the run's model folder, whose autoencoder decodes.
+      text: makes batches of rows, see `transformer.TextSource`.
+    """
+    if not config.every or not config.count:
+        return None
+    if not (model / "vae").is_dir():
+        print(f"{model} has no autoencoder: no sample grids are drawn")
+        return None
+    vae = encoders.load(model, "vae", local_mesh(), np.float32) if jax.process_index() == 0 else None
+    schedule = Schedule(objective.shift)
+
+    def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
+        return to_image(np.asarray(decode_latents(vae, latents[None], np.float32))[0])
+
+    def draw_stream(state: TrainState, stream: Stream) -> UInt8[np.ndarray, "H W 3"] | None:
+        loader, parts = stream.loader, sharding.batch_parts(mesh)
+        count = min(config.count, len(loader.samples))
+        size = -(-count // parts) * parts
+        chosen = [loader.samples[row % count] for row in range(size)]
+        own = sharding.own_rows(mesh, size)
+
+        def prompt(texts) -> sampler.Prompt:
+            rows = collate(loader.layout, [Row(chosen[row], texts[row]) for row in own])
+            batch = sharding.put_batch(mesh, text.to_batch(loader.layout, rows), size)
+            return sampler.Prompt(loader.layout, objective.complete(frozen, loader.layout, batch).given)
+
+        grids = [sample.latents.shape[:2] for sample in chosen]
+        times = np.stack([schedule.times(config.steps, h * w) for h, w in grids], axis=1)
+        shape = (size, loader.layout.target, chosen[0].latents.shape[-1])
+        noise = np.asarray(jax.random.normal(jax.random.key(config.seed), shape))
+        negative = None
+        if config.guidance > 1:
+            negative = prompt([sample.empty or samples.empty for sample in chosen])
+        latents = sampler.sample(
+            objective.assemble(frozen, state.ema),
+            sharding.put_batch(mesh, noise[list(own)], size),
+            times,
+            prompt([sample.texts[0] for sample in chosen]),
+            negative=negative,
+            guidance=config.guidance,
+            run=objective.run,
+        )
+        several = jax.process_count() > 1
+        made = np.asarray(multihost_utils.process_allgather(latents, tiled=True) if several else latents)
+        if vae is None:
+            return None
+        rows = []
+        for sample, own_latents, (h, w) in zip(chosen[:count], made, grids, strict=False):
+            parts_of_row = [*sample.conditions, sample.latents, own_latents[: h * w].reshape(h, w, -1)]
+            rows.append([decode(part) for part in parts_of_row])
+        return grid(rows)
+
+    def draw(state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+        drawn = {stream.name: draw_stream(state, stream) for stream in mixture.streams}
+        return {name: picture for name, picture in drawn.items() if picture is not None}
+
+    return draw
+
+
+def local_mesh() -> Mesh:
+    """One device of this process."""
+    return sharding.make_mesh(sharding.MeshShape(), jax.local_devices()[:1])
+
+
+def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]]) -> UInt8[np.ndarray, "H W 3"]:
+    """Pictures in rows and columns on white, each cell as large as the largest picture."""
+    height = max(picture.shape[0] for row in rows for picture in row) + GAP
+    width = max(picture.shape[1] for row in rows for picture in row) + GAP
+    sheet = np.full((len(rows) * height + GAP, max(map(len, rows)) * width + GAP, 3), 255, np.uint8)
+    for top, row in enumerate(rows):
+        for left, picture in enumerate(row):
+            y, x = top * height + GAP, left * width + GAP
+            rgb = np.asarray(over_white(Image.fromarray(picture)))
+            sheet[y : y + rgb.shape[0], x : x + rgb.shape[1]] = rgb
+    return sheet

@@ -1,0 +1,291 @@
+"""The transformer stage: encoded samples, a start, and what training, validation and pictures read of them."""
+
+import itertools
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipeline import encode
+from data_pipeline.cache import Cache, check_fingerprint
+from data_pipeline.loader import Row, Rows, collate
+from data_pipeline.mixture import Mixture, Stream, streams_of
+from qi2_jax import config as configs
+from qi2_jax import encoders, online, runs, sharding, tree
+from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.interop import components, folder
+from qi2_jax.interop import weights as storage
+from qi2_jax.job import grids, models, stages
+from qi2_jax.models import lora
+from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
+from qi2_jax.planning.chips import CHIPS
+from qi2_jax.planning.flops import flops_per_step
+from qi2_jax.prompts import PromptProcessor
+from qi2_jax.sequence import Layout
+from qi2_jax.training import checkpoint, loop
+from qi2_jax.training import mmdit as training
+from qi2_jax.training.step import TrainState
+
+
+class Frozen(NamedTuple):
+    """What the loss reads and training does not change.
+
+    Attributes:
+      base: of an adapter, the transformer that it changes.
+    """
+
+    text_encoder: Any = None
+    base: MMDiT | None = None
+
+
+def transformer_config(config: Any, samples: Cache) -> MMDiTConfig:
+    """The transformer's configuration, with the widths that the encoded samples have."""
+    sample = samples.streams[0][0]
+    return MMDiTConfig(
+        **configs.dataclass_fields(config.model),
+        latent_channels=sample.latents.shape[-1],
+        text_width=sample.texts[0].features.shape[-1] or samples.fingerprint["text_width"],
+    )
+
+
+def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pathlib.Path) -> None:
+    """Puts the encoders that made the samples into a run, so that it can sample and be exported.
+
+    Args:
+      config: of the transformer stage.
+      samples: what the run trains on.
+      source: a model folder, or a run or job with one; None: that of the job which the samples belong to, or none.
+      out: the run.
+
+    Raises:
+      ValueError: if the source is no model folder, or its encoders did not make these samples.
+    """
+    model = out / runs.MODEL
+    made = (model / folder.MARK).is_file()
+    if source is not None:
+        found = runs.model_of(source)
+    else:
+        found = model if made else samples.folder.parent / runs.TRANSFORMER / runs.MODEL
+    if not (found / folder.MARK).is_file():
+        if source is not None:
+            raise ValueError(f"{found} is not a complete model folder (no {folder.MARK})")
+        print(f"{found} does not exist: this run can train, but not sample; name the encoders' folder with --model")
+        return
+    differing = [name for name, digest in encoders.digests(found).items() if samples.fingerprint.get(name) != digest]
+    if differing:
+        raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
+    if not made:
+        models.adopt(found, model)
+    if not checkpoint.steps(out / runs.CHECKPOINTS):  # nothing is trained yet: the config may still change
+        models.finish(model, transformer_config(config, samples), Shift(**config.timesteps.shift))
+
+
+def check_samples(config: Any, samples: Cache) -> None:
+    """Checks that a config's `data` group describes encoded samples.
+
+    Raises:
+      ValueError: if they were prepared in another way, or lack a stream that has a share.
+    """
+    check_fingerprint(samples.folder, samples.fingerprint, encode.preprocessing(config.data))
+    streams_of(samples, stages.shares_of(config.data))
+
+
+def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False) -> None:
+    """Trains the transformer on encoded samples; continues where an earlier call stopped.
+
+    Args:
+      config: with the groups `data` and `transformer`.
+      out: the run. A new one begins with the weights of `transformer.start.folder`, or random ones where that is empty.
+      accept_changes: see `loop.train`.
+
+    Raises:
+      ValueError: if the samples were prepared in another way than `config.data` says, or lack a stream that it asks
+        for, and as `loop.train`.
+    """
+    check_samples(config, samples)
+    data, config = config.data, config.transformer
+    mesh, model_config = stages.mesh_of(config.mesh), transformer_config(config, samples)
+    run = Execution(
+        stages.dtype_of(config.execution.dtype),
+        sharding.Attention(mesh, config.execution.kernel),
+        config.execution.remat,
+        sharding.Constrain(mesh),
+    )
+    text = TextSource(config, samples, out / runs.MODEL, mesh)
+    source = pathlib.Path(config.start.folder) if config.start.folder else None
+    like, adapter = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0))), stages.lora_of(config)
+    if adapter is None:
+        objective = training.Objective(Shift(**config.timesteps.shift), run, complete=text.complete)
+        frozen = Frozen(text.encoder)
+    else:
+        objective = training.Objective(
+            Shift(**config.timesteps.shift), run, lambda frozen, model: lora.join(frozen.base, model), text.complete
+        )
+        frozen = Frozen(text.encoder, _base(like, source, out / runs.MODEL, mesh, run.dtype))
+    mixture = Mixture.of_cache(
+        samples,
+        stages.shares_of(data),
+        [
+            stages.parts_of(mesh, size, at_once)
+            for size, at_once in zip(config.batch_sizes, config.images_per_device, strict=True)
+        ],
+        seed=config.seed,
+        dropout=config.dropout,
+        own_rows=lambda size: sharding.own_rows(mesh, size),
+        held=config.validation.samples if config.validation.held_out else 0,
+    )
+    if unused := mixture.unused(samples):
+        print(f"data.mixture gives no steps to these samples (side-conditions: number): {unused}")
+
+    def feed(stream: Stream, rows: Rows) -> loop.Feed:
+        loader = stream.loader
+        facts = {f"batch/{name}": value for name, value in rows.composition.items()}
+        facts["batch/side"], facts["batch/conditions"] = map(float, stream.name.split("-"))
+        return loop.Feed(
+            loader.layout,
+            text.to_batch(loader.layout, rows),
+            loader.batch_size,
+            facts,
+            loader.batch_size * loader.layout.length,
+            flops_per_step(model_config, loader.layout, loader.batch_size).model,
+        )
+
+    turns = config.batches_per_update
+
+    def updates(start: int) -> Iterator[loop.Update]:
+        parts = mixture.from_turn(start * turns)
+        for step in itertools.count(start):
+            streams = [mixture.streams[mixture.turn(step * turns + turn).stream] for turn in range(turns)]
+            count, images = (sum(getattr(stream, name) for stream in streams) for name in ("parts", "images"))
+            yield loop.Update(itertools.starmap(feed, itertools.islice(parts, count)), images)
+
+    def examples() -> list[loop.Feed]:
+        return [feed(stream, stream.loader.batches()[0]) for stream in mixture.streams]
+
+    held = {stream.name: _held(stream, config.validation.samples, mesh, text) for stream in mixture.streams}
+    validate = training.make_validation(objective, config.seed + 1)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        of_ema = {name: validate(state.ema, frozen, batches) for name, batches in held.items()}
+        of_raw = {name: validate(state.model, frozen, batches) for name, batches in held.items()}
+        by_time = np.mean(list(of_ema.values()), axis=0)
+        return {
+            "validation_loss": float(by_time.mean()),
+            **{f"validation_loss/ema/{name}": float(losses.mean()) for name, losses in of_ema.items()},
+            **{f"validation_loss/raw/{name}": float(losses.mean()) for name, losses in of_raw.items()},
+            **{f"validation_loss/ema_t/{place:02d}": float(loss) for place, loss in enumerate(by_time)},
+        }
+
+    def make_model(key: jax.Array) -> Any:
+        return MMDiT(model_config, key=key) if adapter is None else lora.init(like, adapter, key=key)
+
+    def started(state: TrainState) -> TrainState:
+        return state if source is None or adapter is not None else started_from(state, source, mesh)
+
+    chip = CHIPS.get(mesh.devices.flat[0].device_kind)
+    task = loop.Task(
+        "transformer",
+        make_model,
+        training.make_loss(stages.law_of(config), objective),
+        updates,
+        examples,
+        samples.fingerprint,
+        turns > 1 or any(stream.parts > 1 for stream in mixture.streams),
+        frozen,
+        started,
+        evaluate,
+        grids.drawer(config.samples, mixture, samples, objective, frozen, out / runs.MODEL, mesh, text),
+        chip.flops * mesh.size if chip else None,
+    )
+    loop.train(task, config, out, mesh, accept_changes=accept_changes)
+
+
+def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh) -> TrainState:
+    """A state with the weights of a run, checkpoint or imported folder; of a run raw and averaged ones, each in their
+    place.
+
+    Raises:
+      ValueError: if the source is none of these, or its weights have other shapes (all are named).
+    """
+    like, located = jax.eval_shape(lambda: state.model), runs.locate(source)
+
+    def load(item: str) -> MMDiT:
+        weights = located.weights("transformer", item)
+        _check_fits(weights, like, source)
+        return storage.load(weights, like, sharding.shardings(like, mesh), np.float32)
+
+    return state._replace(model=load("model"), ema=load("ema"))
+
+
+def _base(like: MMDiT, source: pathlib.Path | None, model: pathlib.Path, mesh: Mesh, dtype: Any) -> MMDiT:
+    """The transformer that an adapter changes; from the run's beginning on it stands in the run's model folder.
+
+    Raises:
+      ValueError: if there is none, or it has other shapes than the config's.
+    """
+    place = model / "transformer"
+    if not (place / f"{storage.STEM}.safetensors").is_file():
+        if source is None:
+            raise ValueError("lora.rank is above 0: name the transformer to adapt with --start or start.folder")
+        weights = runs.locate(source).weights("transformer")
+        _check_fits(weights, like, source)
+        models.save_weights(place, weights)
+    shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
+    return storage.load(storage.of_ours(place, shapes)[0], like, sharding.shardings(like, mesh), dtype)
+
+
+def _check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:
+    expected = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
+    storage.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))
+
+
+class TextSource:
+    """How rows become batches: on the host, and then on the mesh, where text features may have to be computed.
+
+    Raises:
+      ValueError: if the samples hold prompts and there is no encoder for them.
+    """
+
+    encoder: Any = None
+
+    def __init__(self, config: Any, samples: Cache, model: pathlib.Path, mesh: Mesh):
+        self.online = samples.fingerprint.get("text") == encode.ONLINE
+        if not self.online:
+            return
+        if not (model / "text_encoder").is_dir():
+            raise ValueError(f"{samples.folder} holds prompts, not features: name the encoders' folder with --model")
+        self.encoder = encoders.load(model, "text_encoder", mesh, stages.dtype_of(samples.fingerprint["dtype"]))
+        self.processor = PromptProcessor.from_folder(
+            model / "processor", components.read_config(model / "text_encoder", "text_encoder")
+        )
+        self.kernel = sharding.Attention(mesh, config.execution.kernel)
+
+    def to_batch(self, layout: Layout, rows: Rows) -> training.Batch:
+        """Loader rows as the transformer's batch."""
+        given = Conditioning(rows.text_BTE, rows.positions_BS3, rows.valid_BS, rows.conditions_BMC)
+        prompts = online.prompt_rows(self.processor, layout, rows) if self.online else None
+        return training.Batch(rows.latents_BNC, given, prompts)
+
+    def complete(self, frozen: Frozen, _: Layout, batch: training.Batch) -> training.Batch:
+        """A batch with text features, inside the compiled program."""
+        if batch.prompts is None:
+            return batch
+        features = online.text_features(frozen.text_encoder, batch.prompts, kernel=self.kernel)
+        return batch._replace(given=batch.given._replace(text_BTE=features), prompts=None)
+
+
+def _held(stream: Stream, count: int, mesh: Mesh, text: TextSource) -> list[tuple[Layout, training.Batch]]:
+    """The first samples of a stream on the mesh, each equally often."""
+    loader = stream.loader
+    parts = sharding.batch_parts(mesh)
+    size = min(loader.batch_size, -(-count // parts) * parts)
+    batches = []
+    for start in range(0, count, size):
+        places = [(start + row) % min(count, len(loader.samples)) for row in sharding.own_rows(mesh, size)]
+        samples = (loader.samples[place] for place in places)
+        rows = collate(loader.layout, [Row(sample, sample.texts[0]) for sample in samples])
+        batches.append((loader.layout, sharding.put_batch(mesh, text.to_batch(loader.layout, rows), size)))
+    return batches

@@ -1,0 +1,155 @@
+"""Several processes as one program: how they join, how they agree, and how an error in one of them ends all."""
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from qi2_jax import cli
+
+JOINING = 300  # seconds for which the processes wait for each other at the start
+HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
+LEAVING = 60  # seconds for which a process that ends waits for the others
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that make a process one of several."""
+    group = parser.add_argument_group(
+        "several processes",
+        "The same command is started once per host, or several times on one; all see the same files. On a TPU pod or "
+        "under SLURM --distributed is enough; elsewhere the other three are needed. Devices of `platform` cpu are "
+        "divided evenly among --processes.",
+    )
+    group.add_argument("--distributed", action="store_true", help="find the other processes as the cluster names them")
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; 0 writes the run")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, a free port: where all meet")
+
+
+def check(arguments: argparse.Namespace, platform: str) -> int:
+    """How many processes the arguments name; 1 where that is left to the cluster.
+
+    Raises:
+      ValueError: if they do not say what is needed.
+    """
+    given = {name: getattr(arguments, name) for name in ("processes", "process", "coordinator")}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    count, index = given["processes"], given["process"]
+    if not arguments.distributed and 0 < len(missing) < len(given):
+        raise ValueError(
+            f"of several processes each needs --processes, --process and --coordinator, but {' and '.join(missing)} "
+            "is missing; on a TPU pod or under SLURM give --distributed instead"
+        )
+    if count is not None and count < 1:
+        raise ValueError(f"--processes is {count}; it must be at least 1")
+    if index is not None and not 0 <= index < (count or index + 1):
+        raise ValueError(f"--process is {index}; with --processes {count} it is one of 0 to {(count or 1) - 1}")
+    if arguments.distributed and platform == "cpu" and count is None:
+        raise ValueError("with platform 'cpu' --distributed needs --processes N too: they share the mesh's devices")
+    return count or 1
+
+
+@contextlib.contextmanager
+def joined(arguments: argparse.Namespace) -> Iterator[None]:
+    """Makes this process one of those that the arguments name, for a block; nothing happens where they name none.
+
+    JAX must not have been used yet. An error in the block is printed and ends this process with a status that is not 0,
+    without waiting for what only the others could finish; these are ended too, within `LEAVING` or `HEARTBEAT` seconds.
+
+    Raises:
+      ValueError: if the processes do not come together.
+    """
+    if not arguments.distributed and arguments.processes is None:
+        yield
+        return
+    # JAX would answer SIGTERM itself, and the second one would kill.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            arguments.coordinator,
+            arguments.processes,
+            arguments.process,
+            initialization_timeout=JOINING,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=LEAVING,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the processes did not come together: {error}") from error
+    try:
+        yield
+        gather("")  # nobody waits at the door for those that still have work to do
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        _leave(arguments.verb, error)
+
+
+def _leave(verb: str, error: BaseException) -> None:
+    """Says what happened and ends this process, after the others if they end as well."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and not os.environ.get(cli.TRACEBACK):
+        error = ValueError(f"stopped, perhaps because another process did; look there first. {error}")
+    if text := cli.explain(verb, error):
+        print(text, file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The interpreter's own end would wait for threads that wait for other processes.
+    leaving = threading.Thread(target=_shut_down, daemon=True)
+    leaving.start()
+    leaving.join(LEAVING)
+    os._exit(1)
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(Exception):  # that of the others' absence
+        jax.distributed.shutdown()
+
+
+def gather(text: str) -> list[str]:
+    """What each process says, by index, for all of them. Every process must call it, from its main thread."""
+    if jax.process_count() == 1:
+        return [text]
+    said = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(said.size)).reshape(-1)
+    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+    padded[: said.size] = said
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [bytes(row[:size]).decode(errors="replace") for row, size in zip(rows, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """A block without communication that all processes leave together: what goes wrong in one is raised in all.
+
+    Raises:
+      ValueError: with what another process raised; each raises its own error as it is.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    told = gather("" if own is None else str(own) or type(own).__name__)
+    if own is not None:
+        raise own
+    if wrong := next((index for index, text in enumerate(told) if text), None):
+        raise ValueError(f"process {wrong}: {told[wrong]}")
+    if told[0]:
+        raise ValueError(told[0])
+
+
+def say(text: str) -> None:
+    """Prints in process 0."""
+    if jax.process_index() == 0:
+        print(text)

@@ -1,0 +1,101 @@
+"""Which metrics share a chart, in which order, and what is said above them.
+
+Nothing here must know a metric: names without an entry are drawn too, those of one prefix together.
+"""
+
+import dataclasses
+import re
+
+from qi2_jax.reporting.charts import Line
+from qi2_jax.reporting.curves import Curve
+
+APART = 30.0  # times by which neighbouring curves may differ on one linear axis
+SECTIONS = {
+    "Loss": ("loss", "validation_loss", "loss_t"),
+    "Optimisation": ("gradient_norm", "update_norm", "parameter_norm", "learning_rate", "skipped", "skipped_total"),
+    "Speed": (
+        "images_per_second",
+        "tokens_per_second",
+        "model_tflops_per_second_per_chip",
+        "mfu",
+        "goodput",
+        "time",
+    ),
+    "Memory": ("memory",),
+    "Data": ("batch",),
+}
+OTHER = "Other"
+NOTES = {
+    "loss": "training, mean of each interval",
+    "loss_t": "training, nine equal bins of t (1 is noise)",
+    "validation_loss": "EMA weights, mean over streams",
+    "validation_loss/": "by stream: EMA solid, raw weights dashed",
+    "validation_loss/ema_t": "EMA weights, nine quantiles of t",
+    "gradient_norm": "before clipping",
+    "gradient_norm/": "by group of parameters, before clipping",
+    "update_norm/": "by group of parameters",
+    "parameter_norm/": "by group of parameters",
+    "skipped_total": "steps that were not finite and changed nothing",
+    "mfu": "share of the chips' bf16 peak, model operations only",
+    "goodput": "kept step time / wall time since the first start",
+    "time/": "share of each interval",
+    "time/seconds": "length of each interval",
+    "memory/": "fullest device of process 0",
+    "batch/": "composition of batches",
+}
+ALONE = ("time/seconds",)  # beside shares
+TWINS = re.compile(r"(.+)/(ema|raw)/(.+)")
+
+
+@dataclasses.dataclass
+class Panel:
+    """Lines of one chart."""
+
+    title: str
+    note: str
+    lines: list[Line]
+
+
+def sections(curves: dict[str, Curve]) -> dict[str, list[Panel]]:
+    """Panels by section, both in the order in which they are read."""
+    grouped: dict[str, dict[str, list[Line]]] = {}
+    place = {prefix: (rank, section) for section, all_of in SECTIONS.items() for rank, prefix in enumerate(all_of)}
+    for name in sorted(curves, key=lambda name: (place.get(name.partition("/")[0], (99, OTHER))[0], name)):
+        section = place.get(name.partition("/")[0], (99, OTHER))[1]
+        key, line = _place(name, curves[name])
+        grouped.setdefault(section, {}).setdefault(key, []).append(line)
+    result: dict[str, list[Panel]] = {}
+    for section in (*SECTIONS, OTHER):
+        for key, lines in grouped.get(section, {}).items():
+            lines.sort(key=lambda line: line.color)  # twins beside each other
+            note = NOTES.get(key, NOTES.get(key.rstrip("/"), ""))
+            panels = [Panel(f"{key}…" if key.endswith("/") else key, note, some) for some in _split(lines)]
+            result.setdefault(section, []).extend(panels)
+    return result
+
+
+def _place(name: str, curve: Curve) -> tuple[str, Line]:
+    """The key of a metric's panel, `a/` for `a/b` and `a` for `a`, and its line."""
+    if twin := TWINS.fullmatch(name):
+        stem, which, label = twin.groups()
+        return f"{stem}/", Line(f"{label} {which}", curve, label, dashed=which == "raw")
+    prefix, slash, label = name.rpartition("/")
+    if name in ALONE:
+        return name, Line(name, curve, name)
+    return prefix + slash or name, Line(label, curve, label)
+
+
+def _split(lines: list[Line]) -> list[list[Line]]:
+    """Several charts where curves are too different for one linear axis."""
+    sizes = {id(line): float(max(abs(line.curve.points[2]).max(), abs(line.curve.points[3]).max())) for line in lines}
+    if all(line.curve.low > 0 for line in lines):  # their axis may be logarithmic
+        return [lines]
+    charts: list[list[Line]] = []
+    before = 0.0
+    for line in sorted(lines, key=lambda line: sizes[id(line)]):
+        if not charts or (before > 0 and sizes[id(line)] > APART * before):
+            charts.append([])
+        charts[-1].append(line)
+        before = sizes[id(line)]
+    order = {id(line): rank for rank, line in enumerate(lines)}
+    return [sorted(some, key=lambda line: order[id(line)]) for some in charts]

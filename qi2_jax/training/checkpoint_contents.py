@@ -1,0 +1,86 @@
+"""What a step holds, read without restoring it: its items, their leaves one by one, and whether they fit a model."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from qi2_jax.interop.tensors import CODES
+
+
+def contents(path: pathlib.Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes and dtypes of the leaves of all items of a step, without reading them."""
+    return {
+        item: {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+        for item, leaves in ocp.checkpointables_metadata(path.resolve()).metadata.items()
+    }
+
+
+def describe(path: pathlib.Path, item: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the leaves of one item of a step, without reading them."""
+    found = contents(path)
+    if item not in found:
+        raise ValueError(f"checkpoint {path} has no item {item!r}, only {sorted(found)}")
+    return found[item]
+
+
+def check(path: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
+    """Raises a ValueError that names every leaf of a step that does not match what is wanted."""
+    problems = []
+    for item, leaves in wanted.items():
+        found = describe(path, item)
+        problems += [f"{item}: {name} is missing" for name in sorted(leaves.keys() - found.keys())]
+        problems += [f"{item}: {name} is unexpected" for name in sorted(found.keys() - leaves.keys())]
+        for name in sorted(leaves.keys() & found.keys()):
+            have, want = found[name], leaves[name]
+            if tuple(have.shape) != tuple(want.shape) or have.dtype != want.dtype:
+                problems.append(f"{item}: {name} is {have.dtype}{have.shape}, not {want.dtype}{want.shape}")
+    if problems:
+        raise ValueError(f"checkpoint {path} cannot be restored into this model:\n  " + "\n  ".join(problems))
+
+
+_last_leaf: dict[tuple[pathlib.Path, str, str], np.ndarray] = {}
+
+
+def _leaf(path: pathlib.Path, item: str, name: str) -> np.ndarray:
+    """One leaf of a step. The last one is kept, since it is read in slices; only one is ever in memory."""
+    key = (path.resolve(), item, name)
+    if key not in _last_leaf:
+        _last_leaf.clear()
+        found = describe(path, item)
+        leaves: dict[str, Any] = dict.fromkeys(found, ocp.PLACEHOLDER)
+        leaves[name] = np.empty(found[name].shape, found[name].dtype)
+        _last_leaf[key] = ocp.load_checkpointables(path.resolve(), {item: leaves})[item][name]
+    return _last_leaf[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointWeight:
+    """One parameter of a checkpoint, read leaf by leaf; a `qi2_jax.interop.weights.Weight`."""
+
+    path: pathlib.Path
+    item: str
+    name: str
+    shape: tuple[int, ...]
+    code: str
+
+    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        return np.array(_leaf(self.path, self.item, self.name)[index], dtype=dtype)
+
+    def part(self, layer: int | None) -> np.ndarray:
+        return _leaf(self.path, self.item, self.name)[... if layer is None else layer]
+
+
+def weights(path: pathlib.Path, item: str) -> dict[str, CheckpointWeight]:
+    """The parameters in item "ema" or "model" of a step.
+
+    Raises:
+      ValueError: if the step has no such item.
+    """
+    return {
+        name: CheckpointWeight(path, item, name, tuple(leaf.shape), CODES[np.dtype(leaf.dtype)])
+        for name, leaf in describe(path, item).items()
+    }

@@ -1,0 +1,93 @@
+"""Programs of a training, compiled before the first step; a batch of another shape later is an error, not a stall."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from qi2_jax import sharding
+from qi2_jax.training.step import Programs, TrainState
+
+
+class Part(NamedTuple):
+    """One batch of an update, on the mesh.
+
+    Attributes:
+      static: decides the compiled program.
+      batch: what the loss reads.
+      first: place of its first image in the update.
+      weight: its share of the update's images, 0..1.
+    """
+
+    static: Hashable
+    batch: Any
+    first: int = 0
+    weight: float = 1.0
+
+
+class Compiled:
+    """The compiled programs.
+
+    Args:
+      programs: see `step.make_programs`.
+      state, frozen: what they will be called with; not changed.
+      examples: one part of every kind that updates will be made of.
+      accumulate: whether an update may have several parts.
+      mesh: where sums live.
+    """
+
+    def __init__(
+        self, programs: Programs, state: TrainState, frozen: Any, examples: Sequence[Part], accumulate: bool, mesh: Mesh
+    ):
+        self._shapes = {part.static: _shapes(part.batch) for part in examples}
+        self._apply = None
+        if not accumulate:
+            self._steps = {
+                part.static: programs.step.lower(state, frozen, part.static, part.batch).compile() for part in examples
+            }
+            return
+        static, batch, *_ = examples[0]
+        like = jax.eval_shape(
+            lambda state, frozen, batch: programs.gradient(state, frozen, static, batch, 0), state, frozen, batch
+        )
+        zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)  # noqa: E731
+        self._zeros = jax.jit(zeros, out_shardings=sharding.shardings(like, mesh)).lower().compile()
+        sums = self._zeros()
+        self._steps = {
+            part.static: programs.add.lower(
+                state, sums, frozen, part.static, part.batch, np.int32(0), np.float32(1)
+            ).compile()
+            for part in examples
+        }
+        self._apply = programs.apply.lower(state, sums).compile()
+
+    def __call__(self, state: TrainState, frozen: Any, parts: Iterable[Part]) -> tuple[TrainState, dict[str, Any]]:
+        """One update; the old state's memory is reused.
+
+        Raises:
+          ValueError: for a part of a shape for which nothing is compiled, naming it.
+        """
+        if self._apply is None:
+            (part,) = parts
+            return self._program(part)(state, frozen, part.batch)
+        sums = self._zeros()
+        for part in parts:
+            program = self._program(part)
+            sums = program(state, sums, frozen, part.batch, np.int32(part.first), np.float32(part.weight))
+        return self._apply(state, sums)
+
+    def _program(self, part: Part) -> jax.stages.Compiled:
+        if self._shapes.get(part.static) != (shapes := _shapes(part.batch)):
+            known = "\n  ".join(f"{static}: {shape}" for static, shape in self._shapes.items())
+            raise ValueError(
+                f"a batch of {part.static} with arrays {shapes} would need another program; compiled before the first "
+                f"step were\n  {known}"
+            )
+        return self._steps[part.static]
+
+
+def _shapes(batch: Any) -> tuple[str, ...]:
+    return tuple(f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))

@@ -1,0 +1,99 @@
+"""What a training reads: batches that make updates, read in time and placed on the mesh."""
+
+import collections
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from qi2_jax import sharding
+from qi2_jax.training.compiled import Part
+
+
+class Feed(NamedTuple):
+    """One batch of an update.
+
+    Attributes:
+      static: decides the compiled program, e.g. a layout.
+      rows: this process's rows of the batch, as host arrays.
+      batch_size: global number of images.
+      composition: facts about the batch, for the logs.
+      tokens: of the joint sequences, padding included.
+      flops: model operations, see `planning.flops`; 0 where no formula is known.
+    """
+
+    static: Hashable
+    rows: Any
+    batch_size: int
+    composition: dict[str, float]
+    tokens: int = 0
+    flops: float = 0.0
+
+
+class Update(NamedTuple):
+    """What one step reads: its batches, one after the other, and how many images they have together."""
+
+    feeds: Iterable[Feed]
+    images: int
+
+
+class DataError(ValueError):
+    """The data of an update cannot be read."""
+
+
+class Reader:
+    """Reads whole updates before their steps; one that cannot be read is known before its step begins.
+
+    Args:
+      updates: of the steps after `start`.
+      start: the step from which a run continues.
+      total: the last step; nothing is read beyond.
+      mesh: where batches go.
+      reading: entered around waiting for data.
+      fed: told of every batch that goes to the mesh.
+
+    Attributes:
+      error: what was wrong with the first update that could not be read.
+    """
+
+    def __init__(
+        self,
+        updates: Iterator[Update],
+        start: int,
+        total: int,
+        mesh: Mesh,
+        reading: Callable[[], AbstractContextManager],
+        fed: Callable[[Feed], None],
+    ):
+        self._updates, self._next, self._total, self._mesh = updates, start + 1, total, mesh
+        self._reading, self._fed = reading, fed
+        self._ready: collections.deque[tuple[list[Feed], int]] = collections.deque()
+        self.error: DataError | None = None
+
+    def reach(self, step: int) -> int | None:
+        """Reads up to the update of `step`; returns the last step that is possible, None if no end is in sight."""
+        while self.error is None and self._next <= min(step, self._total):
+            try:
+                with self._reading():
+                    update = next(self._updates)
+                    self._ready.append((list(update.feeds), update.images))
+                self._next += 1
+            except (OSError, RuntimeError, ValueError) as error:
+                self.error = DataError(f"{error} (everything up to the step before is saved)")
+                self.error.__cause__ = error
+        return None if self.error is None else self._next - 1
+
+    def parts(self) -> Iterator[Part]:
+        """The batches of the next update, on the mesh."""
+        feeds, images = self._ready.popleft()
+        first = 0
+        for feed in feeds:
+            self._fed(feed)
+            yield Part(feed.static, put(self._mesh, feed), first, feed.batch_size / images)
+            first += feed.batch_size
+
+
+def put(mesh: Mesh, feed: Feed) -> Any:
+    """A batch on the mesh."""
+    return sharding.put_batch(mesh, feed.rows, feed.batch_size)

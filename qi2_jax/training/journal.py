@@ -1,0 +1,159 @@
+"""What the loop tells: metrics at logged steps, events, the progress bar, and what watches over a step that hangs."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+
+from qi2_jax import config as configs
+from qi2_jax.training import accounting
+from qi2_jax.training.accounting import Events, Goodput, Stopwatch
+from qi2_jax.training.metrics import Metrics, Progress, fetch
+from qi2_jax.training.profiling import Profiler
+from qi2_jax.training.watchdog import Watchdog
+
+SLOW = 20  # times the watchdog's limit of a step is what compilation, saves, validation and pictures may take
+
+
+class Journal(contextlib.ExitStack):
+    """Everything that a training reports; close it by leaving its block.
+
+    Args:
+      name: shown in front of the progress bar.
+      directory: the run.
+      start: the step from which it continues.
+      config: of the stage, with `train` and `profile`.
+      mesh: the devices.
+      peak_flops: see `loop.Task`.
+    """
+
+    def __init__(
+        self, name: str, directory: pathlib.Path, start: int, config: Any, mesh: Mesh, peak_flops: float | None
+    ):
+        super().__init__()
+        self._config, self._chips = config.train, mesh.size
+        self._peak = peak_flops and peak_flops / mesh.size
+        self._metrics = Metrics(directory, start, tuple(config.train.sinks), configs.to_dict(config))
+        self.callback(self._metrics.close)
+        self._events, self._program = Events(directory), accounting.program()
+        self._events.write(accounting.START, start, **self._program)
+        self._goodput, self._watch = Goodput(directory), Stopwatch()
+        self._progress = Progress(name, start, config.train.steps)
+        self.callback(self._progress.close)
+        self._profiler = self.enter_context(Profiler(directory, config.profile.start, config.profile.steps))
+        self._watchdog = self.enter_context(Watchdog(config.train.watchdog_seconds, directory))
+        self._last: dict[str, float] = {}  # what was logged last
+        self._skipped = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins another interval between logged steps."""
+        self._values: list[Mapping[str, Any]] = []
+        self._facts: list[Mapping[str, float]] = []
+        self._images, self._tokens, self._flops = 0, 0, 0.0
+
+    def restored(self, step: int, seconds: float, damaged: list[str], changes: list[str]) -> None:
+        """Tells what a continued run begins with."""
+        for line in damaged:
+            self._events.write(accounting.DAMAGED, step, message=line)
+            self.note(line)
+        if changes:
+            self.note("this run goes on with another config:\n  " + "\n  ".join(changes))
+        self._events.write(accounting.RESTORE, step, seconds, changes=changes)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, step: int) -> Iterator[None]:
+        """Around everything that is no step: compile, save, evaluate or sample."""
+        limit = SLOW * self._config.watchdog_seconds
+        with (
+            self._watchdog.phase(f"{name} at step {step}", limit),
+            self._watch.measure(name),
+            self._events.measure(name, step),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Around a step."""
+        self._watchdog.beat(f"step {step}")
+        with self._profiler.step(step):
+            yield
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around waiting for data."""
+        with self._watch.measure("data"):
+            yield
+
+    def fed(self, feed: Any) -> None:
+        """Counts a batch, see `loop.Feed`."""
+        self._images += feed.batch_size
+        self._tokens += feed.tokens
+        self._flops += feed.flops
+        self._facts.append(feed.composition)
+        self._progress.samples(feed.batch_size)
+
+    def advance(self, values: Mapping[str, Any]) -> None:
+        """Counts a step with its metrics, which may still be computed."""
+        self._values.append(values)
+        self._progress.advance()
+
+    def logged(self, step: int, learning_rate: float) -> None:
+        """Waits for the metrics since the last logged step and writes them, as means over the interval."""
+        values = fetch(self._values) | fetch(self._facts) | {"learning_rate": learning_rate}
+        lap = self._watch.lap()
+        seconds, flops = lap["time/seconds"], self._flops or None
+        values |= accounting.throughput(self._images, self._tokens, flops, seconds, self._chips, self._peak)
+        values |= {**lap, **self._goodput.add(lap), **accounting.device_memory()}
+        if values["skipped_total"] > self._skipped:
+            self._events.write(accounting.SKIPPED, step, total=int(values["skipped_total"]))
+            self.note(f"step {step}: {int(values['skipped_total'])} updates so far were not finite and were left out")
+        self._skipped = values["skipped_total"]
+        del values["skipped"]  # in a row: the loop's business
+        self._metrics.write(step, values)
+        self._last |= values
+        self._progress.show(values["loss"])
+        self._forget()
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the scalars of an evaluation."""
+        self._metrics.write(step, values)
+        self._last |= values
+        self.note(f"step {step}: " + ", ".join(f"{name} {x:.4f}" for name, x in values.items() if "/" not in name))
+
+    def drawn(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "H W c"]]) -> None:
+        """Writes pictures."""
+        self._metrics.write_images(step, pictures)
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What a checkpoint tells of itself beside the config."""
+        return {"program": self._program, "data": {"next_step": step + 1}, "metrics": self._last}
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def stopped(self, step: int, directory: pathlib.Path) -> None:
+        """Tells that SIGTERM ended the run after a step."""
+        self._events.write(accounting.SIGTERM, step)
+        self.note(f"SIGTERM: saved step {step} in {directory}; run again to continue")
+
+    def ended(self, step: int) -> None:
+        """Tells that the last step is done."""
+        self._events.write(accounting.END, step)
+
+    def __exit__(self, kind, error, trace):
+        if error is not None and not isinstance(error, SystemExit):
+            with contextlib.suppress(OSError):  # a full disk, say: the error itself matters more
+                self._events.write(accounting.ERROR, message=f"{type(error).__name__}: {error}"[:2000])
+        try:
+            return super().__exit__(kind, error, trace)
+        except Exception as closing:
+            if error is None:
+                raise
+            print(f"while closing: {closing}", file=sys.stderr)
+            return False

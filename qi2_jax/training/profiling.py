@@ -1,0 +1,79 @@
+"""Traces of some steps for TensorBoard's profiler and Perfetto: a window named in the config, or asked for by SIGUSR1.
+
+Operations carry the names of the source (`mmdit/block/attention`, see the named scopes in `qi2_jax/models`).
+"""
+
+import contextlib
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator
+
+import jax
+
+DIRECTORY = "profile"
+
+
+class Profiler:
+    """Traces steps into `RUN/profile/FIRST_STEP`, every process its own devices.
+
+    SIGUSR1 asks for a trace of the next `steps` steps; it is heard between steps, in programs whose main thread made
+    the profiler, until `close`.
+
+    Args:
+      directory: the run.
+      start: first step of the window; 0: none.
+      steps: steps of a trace.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    def __init__(self, directory: pathlib.Path, start: int = 0, steps: int = 3):
+        if start < 0 or steps < 1:
+            raise ValueError(f"profile.start is {start}, at least 0; profile.steps is {steps}, at least 1")
+        self._directory, self._start, self._steps = directory, start, steps
+        self._left = 0  # steps still to be traced
+        self._asked = False
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._previous = signal.signal(signal.SIGUSR1, self._ask)
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Around everything that belongs to a step; free of cost while nothing is traced."""
+        if not self._left and (step == self._start or self._asked):
+            self._asked = False
+            jax.profiler.start_trace(str(self._directory / DIRECTORY / str(step)))
+            self._left = self._steps
+        if not self._left:
+            yield
+            return
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+        self._left -= 1
+        if not self._left:
+            self._stop()
+
+    def close(self) -> None:
+        """Ends a trace that is under way and leaves SIGUSR1 as it was."""
+        if self._left:
+            self._left = 0
+            self._stop()
+        if self._main:
+            signal.signal(signal.SIGUSR1, self._previous)
+            self._main = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _ask(self, signum: int, frame: object) -> None:
+        self._asked = True
+
+    def _stop(self) -> None:
+        # Devices work behind the program: without waiting, the end of the last step would be missing.
+        jax.block_until_ready([array for array in jax.live_arrays() if not array.is_deleted()])
+        jax.profiler.stop_trace()

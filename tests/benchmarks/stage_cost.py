@@ -1,0 +1,68 @@
+"""What each stage of the curriculum costs on the mesh of its config, by formula; and whether its programs fit the chips.
+
+    python -m tests.benchmarks.stage_cost              # seconds of an update at 40% utilisation, days of a stage
+    python -m tests.benchmarks.stage_cost --compile    # also memory: every program for one slice of the mesh, minutes each
+
+Text slots: 1,024 of the longest captions and what the template adds; every program pads to them. Model FLOPs are those
+of `qi2_jax.planning.flops`, without what remat computes again. 40% is what good JAX trainers reach on v6e with language
+models; no figure for image transformers on TPU is published.
+"""
+
+import argparse
+import itertools
+import pathlib
+
+from data_pipeline.buckets import Resolutions
+from qi2_jax import config as configs
+from qi2_jax import sharding
+from qi2_jax.job import stages
+from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.planning.chips import CHIPS
+from qi2_jax.planning.compile import GIB, compile_train_step, topology_mesh
+from qi2_jax.planning.flops import flops_per_step
+from qi2_jax.sequence import Layout
+
+CHIP, UTILISATION = CHIPS["TPU v6 lite"], 0.4
+TEXT, AROUND = 1_088, 32  # slots of the longest text, and of those between condition images
+
+
+def layout(tokens: int, conditions: int) -> Layout:
+    return Layout((AROUND,) * conditions + (TEXT,), tokens, (tokens,) * conditions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    for path in sorted(pathlib.Path("experiments/qwen_image_2").glob("s?_*.py")):
+        config = configs.load(str(path))
+        transformer, shares = config.transformer, stages.shares_of(config.data)
+        model = MMDiTConfig(**configs.dataclass_fields(transformer.model))
+        weights, chips = shares.weights(), sharding.MeshShape(**transformer.mesh).size
+        tokens = {side: buckets.max_tokens for side, buckets in Resolutions.of_config(config.data).areas}
+        sizes = dict(zip(config.data.sides, transformer.batch_sizes, strict=True))
+        seconds = sum(
+            weight
+            * flops_per_step(model, layout(tokens[key.side], key.conditions), sizes[key.side]).model
+            / (chips * CHIP.flops * UTILISATION)
+            for key, weight in weights.items()
+        ) / sum(weights.values())
+        days = seconds * transformer.train.steps / 86_400
+        print(f"{path.stem}: {chips:,} x {CHIP.name}, {seconds:.1f} s an update on average, {days:.0f} days")
+        if not arguments.compile:
+            continue
+        at_once = dict(zip(config.data.sides, transformer.images_per_device, strict=True))
+        mesh = topology_mesh("v6e:16x16", sharding.MeshShape(fsdp=256))
+        for side, conditions in itertools.product(config.data.sides, sorted({key.conditions for key in weights})):
+            images = at_once[side] * 256
+            report, _ = compile_train_step(model, layout(tokens[side], conditions), mesh, images=images)
+            print(
+                f"  {side}p, {conditions} condition images, {at_once[side]} images per chip: "
+                f"{report.memory.total / GIB:.1f} of {CHIP.hbm_bytes / GIB:.1f} GiB, compiled in "
+                f"{report.compile_seconds:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
