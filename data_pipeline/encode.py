@@ -65,7 +65,8 @@ class EncodeReport:
         rows += [Step(f"stream {name}", count, Tally()) for name, count in self.streams.items()]
         size = self.bytes / max(1, sum(self.streams.values())) / 1000
         return table(
-            f"samples in {self.folder} (stream: side-conditions), {size:,.0f} kB each; online: {self.online}", tuple(rows)
+            f"samples in {self.folder} (stream: side-conditions), {size:,.0f} kB each; online: {self.online}",
+            tuple(rows),
         )
 
     def to_dict(self) -> dict:

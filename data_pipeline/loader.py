@@ -91,10 +91,15 @@ def place_latents(
     latents = np.zeros((len(rows), layout.target, C), np.float32)
     conditions = np.zeros((len(rows), starts[-1], C), np.float32)
     for place, (target, *others) in enumerate(rows):
-        latents[place, : target.shape[0] * target.shape[1]] = target.reshape(-1, C)
+        _fill(latents[place], 0, target)
         for start, image in zip(starts, others, strict=False):
-            conditions[place, start : start + image.shape[0] * image.shape[1]] = image.reshape(-1, C)
+            _fill(conditions[place], start, image)
     return latents, conditions if layout.conditions else None
+
+
+def _fill(slots: np.ndarray, start: int, image: np.ndarray) -> None:
+    tokens = image.shape[0] * image.shape[1]
+    slots[start : start + tokens] = image.reshape(tokens, image.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)

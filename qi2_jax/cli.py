@@ -47,10 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert module is not None
     try:
         module.main(parsed)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get(TRACEBACK):
-            raise
-        raise SystemExit(f"qi2 {parsed.verb}: {error}") from error
+    except Exception as error:
+        if text := explain(parsed.verb, error):
+            raise SystemExit(text) from error
+        raise
+
+
+def explain(verb: str, error: BaseException) -> str | None:
+    """What a user is told of an error that users can mend; None for others, which are shown with their traceback."""
+    if os.environ.get(TRACEBACK) or not isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return None
+    return f"qi2 {verb}: {error}"
 
 
 def stop_on_sigterm() -> None:

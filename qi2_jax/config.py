@@ -53,13 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def set_platform(config: Any, meshes: Sequence[Any]) -> None:
-    """For `config.platform == "cpu"`, makes JAX see as many CPU devices as the largest mesh needs.
+def set_platform(config: Any, meshes: Sequence[Any], processes: int = 1) -> None:
+    """For `config.platform == "cpu"`, makes JAX see as many CPU devices as the largest mesh needs of each process.
 
     Must run before JAX is first used. On accelerators (`config.platform == ""`) nothing is changed.
 
     Raises:
-      ValueError: for another platform.
+      ValueError: for another platform, or if the processes cannot share the devices.
     """
     if config.platform not in ("", "cpu"):
         raise ValueError(
@@ -68,8 +68,11 @@ def set_platform(config: Any, meshes: Sequence[Any]) -> None:
     if config.platform == "cpu":
         import jax
 
+        devices = max(mesh.data * mesh.fsdp * mesh.tensor for mesh in meshes)
+        if devices % processes:
+            raise ValueError(f"{processes} processes cannot share the {devices} devices of the mesh evenly")
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", max(mesh.data * mesh.fsdp * mesh.tensor for mesh in meshes))
+        jax.config.update("jax_num_cpu_devices", devices // processes)
 
 
 def _value(text: str) -> Any:
@@ -143,7 +146,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def claim(
-    path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...] = (), *, write: bool = True
+    path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...] = (), *, write: bool = True, more: str = ""
 ) -> list[str]:
     """Records what a folder is made with, or checks that it is continued with the same.
 
@@ -152,6 +155,7 @@ def claim(
       values: plain JSON values.
       may_change: beginnings of the dotted keys that another call may change.
       write: False in all but one of several processes.
+      more: another way out of a refusal, for its message.
 
     Returns:
       One line per key that changed, as `difference` gives them.
@@ -165,7 +169,7 @@ def claim(
         changes = [line for line in found if not line.startswith(may_change)]
         if changes:
             raise ValueError(
-                f"{path.parent} was begun with other values; go on with those, or choose another folder. "
+                f"{path.parent} was begun with other values; go on with those, or choose another folder{more}. "
                 "What changed:\n  " + "\n  ".join(changes)
             )
     if write:

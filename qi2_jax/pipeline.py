@@ -222,7 +222,7 @@ class Pipeline:
         times = np.stack([self.schedule.times(steps, h * w, sigmas) for h, w in grids], axis=1)
         for image in resized:
             self._check_condition(*image.size)
-        conditions = [self._encode(image) for image in resized]
+        conditions = [self.encode(image) for image in resized]
         prompt = self._prompt(texts, resized, conditions, grids)
         other = None
         if negative is not None and guidance > 1:
@@ -260,7 +260,9 @@ class Pipeline:
                 f"pixels: choose a smaller --resolution, of at most about {math.isqrt(high)}"
             )
 
-    def _encode(self, image: Image.Image) -> Float[np.ndarray, "h w C"]:
+    @_in_own_precision
+    def encode(self, image: Image.Image) -> Float[np.ndarray, "h w C"]:
+        """Normalised latents of an image whose sides are multiples of 16 pixels."""
         pixels = to_pixels(image, self.vae.config.in_channels)
         return np.asarray(encode_images(self.vae, pixels[None], self.run.dtype))[0]
 

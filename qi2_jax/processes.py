@@ -2,17 +2,19 @@
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from qi2_jax import cli
+from qi2_jax.training import termination
 
 JOINING = 300  # seconds for which the processes wait for each other at the start
 HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
@@ -82,6 +84,7 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the processes did not come together: {error}") from error
+    termination.defer()  # what one process gets, all must agree on
     try:
         yield
         gather("")  # nobody waits at the door for those that still have work to do
@@ -125,6 +128,12 @@ def gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode(errors="replace") for row, size in zip(rows, sizes, strict=True)]
 
 
+def mean(values: Mapping[str, float]) -> dict[str, float]:
+    """Means over the processes, of values that all of them have."""
+    told = [json.loads(text) for text in gather(json.dumps(values))]
+    return {name: sum(own[name] for own in told) / len(told) for name in values}
+
+
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
     """A block without communication that all processes leave together: what goes wrong in one is raised in all.
@@ -143,10 +152,9 @@ def agreed() -> Iterator[None]:
     told = gather("" if own is None else str(own) or type(own).__name__)
     if own is not None:
         raise own
-    if wrong := next((index for index, text in enumerate(told) if text), None):
-        raise ValueError(f"process {wrong}: {told[wrong]}")
-    if told[0]:
-        raise ValueError(told[0])
+    for index, text in enumerate(told):
+        if text:
+            raise ValueError(f"process {index}: {text}")
 
 
 def say(text: str) -> None:

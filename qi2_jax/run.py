@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from qi2_jax import cli
+from qi2_jax import cli, processes
 from qi2_jax import config as configs
 
 
@@ -17,19 +17,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images beside .txt captions, or with a metadata.jsonl; of a curriculum, a folder of scored records. "
         "Default: a demo set",
     )
+    processes.add_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
     cli.stop_on_sigterm()
     config = configs.load(arguments.experiment, arguments.overrides)
+    count = processes.check(arguments, config.platform)
     if "stages" in config:
         parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]
-        configs.set_platform(config, [part.mesh for part in (config.vae, *parts)])
-        from qi2_jax.job import curriculum
+        configs.set_platform(config, [part.mesh for part in (config.vae, *parts)], count)
+        with processes.joined(arguments):
+            from qi2_jax.job import curriculum
 
-        curriculum.set_compilation_cache(config, arguments.out)
-        curriculum.run(config, arguments.out, arguments.data)
+            curriculum.set_compilation_cache(config, arguments.out)
+            curriculum.run(config, arguments.out, arguments.data)
         return
+    if arguments.distributed or count > 1:
+        raise ValueError(f"{arguments.experiment} is a job of one process; a curriculum and `qi2 train` take several")
     if not {"encode", "vae", "transformer"} <= {*config}:
         raise ValueError(
             f"{arguments.experiment} is no whole job: it lacks {sorted({'encode', 'vae', 'transformer'} - {*config})}. "

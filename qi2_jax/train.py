@@ -3,8 +3,9 @@
 import argparse
 import pathlib
 import sys
+from typing import Any
 
-from qi2_jax import cli
+from qi2_jax import cli, processes
 from qi2_jax import config as configs
 
 
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "short for transformer.start.folder=DIR",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="continue although config or data are not those of the run's beginning; what changed is shown and recorded",
+    )
+    processes.add_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -40,7 +47,15 @@ def main(arguments: argparse.Namespace) -> None:
             f"{arguments.experiment} describes data only; train with an experiment that has a group `transformer`, "
             "such as experiments/demo.py, whose data.* must be those with which the samples were encoded"
         )
-    configs.set_platform(config, (config.transformer.mesh,))
+    count = processes.check(arguments, config.platform)
+    configs.set_platform(config, (config.transformer.mesh,), count)
+    with processes.joined(arguments):
+        _train(config, arguments)
+
+
+def _train(config: Any, arguments: argparse.Namespace) -> None:
+    import jax
+
     from data_pipeline.cache import Cache
     from qi2_jax import lock
     from qi2_jax.job import stages, transformer
@@ -48,9 +63,11 @@ def main(arguments: argparse.Namespace) -> None:
     stages.check_transformer(config.transformer, config.data)
     samples = Cache(arguments.samples)
     with lock.hold(arguments.out):
-        transformer.check_samples(config, samples)
-        transformer.give_model(config.transformer, samples, arguments.model, arguments.out)
-        transformer.train_transformer(config, samples, arguments.out)
+        with processes.agreed():
+            transformer.check_samples(config, samples)
+            if jax.process_index() == 0:
+                transformer.give_model(config.transformer, samples, arguments.model, arguments.out)
+        transformer.train_transformer(config, samples, arguments.out, accept_changes=arguments.accept_changes)
 
 
 if __name__ == "__main__":

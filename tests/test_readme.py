@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from qi2_jax import cli
+
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -74,7 +76,7 @@ def test_job_reports_what_was_dropped_and_why(session):
 
 
 def test_every_verb_has_help():
-    for verb in ("run", "data", "train", "sample", "edit", "import", "export"):
+    for verb in cli.VERBS:
         done = subprocess.run(
             [sys.executable, "-m", f"qi2_jax.{verb}", "--help"], capture_output=True, text=True, cwd=ROOT, check=False
         )

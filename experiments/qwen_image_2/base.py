@@ -69,8 +69,11 @@ FINE_TUNING: dict[str, Any] = dict(
 
 # The report's "32K" images at 256p, halved with each resolution; as powers of two they split over any number of chips.
 BATCH_SIZES = {256: 32_768, 512: 16_384, 1024: 8_192, 2048: 4_096}
-# What a v6e chip (31 GiB) computes at once with room to spare: about 16 thousand slots of text and images.
-IMAGES_PER_DEVICE = {256: 8, 512: 8, 1024: 2, 2048: 1}
+# Four slices of 256 v6e chips (31 GiB each): parameters are gathered within a slice, gradients summed across slices.
+# From 1024p on, four chips share an image: with three condition images a sequence has up to 67 thousand slots.
+SMALL_MESH, LARGE_MESH = dict(data=4, fsdp=256, tensor=1), dict(data=4, fsdp=64, tensor=4)
+# What one of these chips, or four of them, compute at once with room to spare (`tests/benchmarks/stage_cost.py`).
+SMALL_AT_ONCE, LARGE_AT_ONCE = {256: 8, 512: 2}, {512: 8, 1024: 2, 2048: 1}
 TINY = 4  # a tiny stage has sides of a quarter
 
 
@@ -105,6 +108,7 @@ def stage(
     if form not in ("", "tiny"):
         raise ValueError(f"a stage has no form {form!r}, only 'tiny'")
     tiny = form == "tiny"
+    mesh, at_once = (SMALL_MESH, SMALL_AT_ONCE) if max(sides) < 1024 else (LARGE_MESH, LARGE_AT_ONCE)
     chosen = dict(dataclasses.asdict(Thresholds()), **thresholds, edits=tasks[1] > 0)
     if tiny:
         chosen |= dict(min_side=chosen["min_side"] // TINY, require=(), min_alignment_percentile=0.0, max_tokens=256)
@@ -145,11 +149,10 @@ def stage(
             attention="block_causal",  # of the published weights; the report implies "bidirectional"
             condition_timestep="zero",
         ),
-        # Four slices of 256 chips: parameters are gathered within a slice, gradients summed across slices.
-        mesh=dict(data=2, fsdp=2, tensor=2) if tiny else dict(data=4, fsdp=256, tensor=1),
+        mesh=dict(data=2, fsdp=2, tensor=2) if tiny else mesh,
         execution=dict(dtype="float32" if tiny else "bfloat16", kernel="auto", remat=not tiny),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),
-        images_per_device=(1,) * len(sides) if tiny else tuple(IMAGES_PER_DEVICE[side] for side in sides),
+        images_per_device=(1,) * len(sides) if tiny else tuple(at_once[side] for side in sides),
         batches_per_update=1,  # the report's batch sizes are those of one resolution
         dropout=0.1,  # the report's, of the text
         # Ours: an average over 10K steps, a few percent of the shortest long stage; fine-tuning keeps the same.

@@ -4,7 +4,8 @@ Command: in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`. Alone,
 `qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
 `qi2 train C --samples SAMPLES --model MODEL --start RUN_BEFORE --out RUN`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU, as a mesh of 8 fake devices.
-Time: 13.2 s an update, 15 days in all, by formula at 40% utilisation (`python -m tests.benchmarks.stage_cost`); not run.
+Time, not run: 13.2 s an update, 15 days in all,
+by formula at 40% utilisation (`python -m tests.benchmarks.stage_cost`).
 """
 
 import ml_collections

@@ -31,7 +31,7 @@ from data_pipeline.shards import MANIFEST
 from data_pipeline.synthesis.edits import synthesize_edits
 from data_pipeline.synthesis.text import synthesize_text
 from qi2_jax import config as configs
-from qi2_jax import lock, runs
+from qi2_jax import lock, processes, runs
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, main, models, stages, transformer
@@ -88,21 +88,30 @@ def _check(config: Any, out: pathlib.Path) -> None:
 
 
 def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None) -> dict[str, Any]:
-    begun, console = time.monotonic(), Console()
+    begun, console = time.monotonic(), Console(quiet=jax.process_index() != 0)
+    first_process = jax.process_index() == 0
     asked = {"records": str(records.absolute()) if records else "made here", **configs.to_dict(config)}
-    configs.claim(out / runs.CURRICULUM, asked, _may_change(config, out))
+    with processes.agreed():
+        configs.claim(out / runs.CURRICULUM, asked, _may_change(config, out), write=first_process)
 
     console.rule("data")
-    records = records or _corpus(config.corpus, out / CORPUS, console)
-    first = next(iter(config.stages.values()))
-    index = _select(first, records, out / runs.STAGES / next(iter(config.stages)), console)
+    name, first = next(iter(config.stages.items()))
+    with processes.agreed():
+        if first_process:
+            if records is None:
+                _corpus(config.corpus, out / CORPUS, console)
+            _select(first, records or out / CORPUS / "records", out / runs.STAGES / name, console)
+    records = records or out / CORPUS / "records"
 
     console.rule("models around the transformer")
     model = out / runs.MODEL
-    if config.model.folder:
-        models.adopt(runs.model_of(pathlib.Path(config.model.folder)), model)
-    else:
-        models.make_encoder(config.encoder, model)
+    with processes.agreed():
+        if first_process and config.model.folder:
+            models.adopt(runs.model_of(pathlib.Path(config.model.folder)), model)
+        elif first_process:
+            models.make_encoder(config.encoder, model)
+    if not config.model.folder:
+        index = out / runs.STAGES / name / INDEX
         kept = [row for row in read_selection(index) if not row.conditions]
         pictures = data.pictures(records, kept, Resolutions.of_config(first.data), config.vae.channels)
         stages.train_vae(config.vae, pictures, out / VAE, model)
@@ -115,9 +124,11 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None) -> dict[s
     assert source is not None
 
     console.rule("export")
-    main.export(source, out / "diffusers")
     figures = {"stages": figures, "minutes": (time.monotonic() - begun) / 60}
-    write_json_atomic(out / "report.json", figures)
+    with processes.agreed():
+        if first_process:
+            main.export(source, out / "diffusers")
+            write_json_atomic(out / "report.json", figures)
     console.print(_table(figures, out))
     return figures
 
@@ -141,7 +152,7 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
     return tuple(free)
 
 
-def _corpus(config: Any, out: pathlib.Path, console: Console) -> pathlib.Path:
+def _corpus(config: Any, out: pathlib.Path, console: Console) -> None:
     """Scored records of the embedded pictures, of edits made from them, and of text-rich pictures."""
     records = out / "records"
     workers = config.workers or None
@@ -179,10 +190,9 @@ def _corpus(config: Any, out: pathlib.Path, console: Console) -> pathlib.Path:
                 console.print(table)
         console.print(ingest(sources, records).table())
     cascade.score(records, workers=workers)
-    return records
 
 
-def _select(stage: Any, records: pathlib.Path, out: pathlib.Path, console: Console) -> pathlib.Path:
+def _select(stage: Any, records: pathlib.Path, out: pathlib.Path, console: Console) -> None:
     """The selection of a stage; one that is there is used again."""
     index = out / INDEX
     if not index.is_file():
@@ -190,7 +200,6 @@ def _select(stage: Any, records: pathlib.Path, out: pathlib.Path, console: Conso
         console.print(selection.table())
         out.mkdir(parents=True, exist_ok=True)
         write_selection(index, selection)
-    return index
 
 
 def _stage(
@@ -203,18 +212,24 @@ def _stage(
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Selects, encodes and trains; returns the stage's run and its figures."""
     begun, run = time.monotonic(), out / runs.TRANSFORMER
-    index = _select(stage, records, out, console)
-    encoded = encode.encode(stage, records, index, model, out / SAMPLES)
-    assert encoded is not None, "a curriculum is one process"
+    with processes.agreed():
+        if jax.process_index() == 0:
+            _select(stage, records, out, console)
+    encoded = None
+    while encoded is None:  # every process has written its units after the first time; then one completes the cache
+        with processes.agreed():
+            encoded = encode.encode(stage, records, out / INDEX, model, out / SAMPLES)
     console.print(encoded.table())
     samples = Cache(out / SAMPLES)
-    if not (model / folder.MARK).is_file():
-        models.finish(
-            model,
-            transformer.transformer_config(stage.transformer, samples),
-            Shift(**stage.transformer.timesteps.shift),
-        )
-    transformer.give_model(stage.transformer, samples, model, run)
+    with processes.agreed():
+        if jax.process_index() == 0:
+            if not (model / folder.MARK).is_file():
+                models.finish(
+                    model,
+                    transformer.transformer_config(stage.transformer, samples),
+                    Shift(**stage.transformer.timesteps.shift),
+                )
+            transformer.give_model(stage.transformer, samples, model, run)
     if max(checkpoint.steps(run / runs.CHECKPOINTS), default=0) < stage.transformer.train.steps:
         transformer.train_transformer(_started(stage, source), samples, run)
     else:

@@ -25,7 +25,7 @@ def check(config: Any) -> None:
     if config.records_per_unit < 1:
         raise ValueError(f"encode.records_per_unit is {config.records_per_unit}; it must be at least 1")
     try:
-        sharding.own_rows(mesh_of(config.mesh), config.batch_size)
+        sharding.own_rows(mesh_of(config.mesh, jax.local_devices()), config.batch_size)
     except ValueError as error:
         raise ValueError(f"encode: {error}") from None
 
@@ -70,7 +70,7 @@ def encode(
         Resolutions.of_config(config.data),
         encoders.Encoders(
             model,
-            mesh_of(config.encode.mesh),
+            mesh_of(config.encode.mesh, jax.local_devices()),
             dtype_of(config.encode.dtype),
             config.encode.batch_size,
             config.encode.online,

@@ -19,9 +19,11 @@ from data_pipeline.cache import Cache
 from data_pipeline.images import over_white
 from data_pipeline.loader import Row, collate
 from data_pipeline.mixture import Mixture, Stream
-from qi2_jax import encoders, sharding
+from qi2_jax import encoders, processes, sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
+from qi2_jax.interop import components
+from qi2_jax.job.inputs import Inputs
 from qi2_jax.pipeline import decode_latents, to_image
 from qi2_jax.training.mmdit import Objective
 from qi2_jax.training.step import TrainState
@@ -37,21 +39,22 @@ def drawer(
     frozen: Any,
     model: pathlib.Path,
     mesh: Mesh,
-    text: Any,
+    inputs: Inputs,
 ) -> Callable[[TrainState], dict[str, UInt8[np.ndarray, "H W 3"]]] | None:
     """A function that draws the grids of a state by name; None where none are asked for, or nothing can decode them.
 
     Args:
       config: `every`, `count` (held samples per stream), `steps`, `guidance`, `seed`.
       model: the run's model folder, whose autoencoder decodes.
-      text: makes batches of rows, see `transformer.TextSource`.
+      inputs: makes batches of rows.
     """
     if not config.every or not config.count:
         return None
     if not (model / "vae").is_dir():
-        print(f"{model} has no autoencoder: no sample grids are drawn")
+        processes.say(f"{model} has no autoencoder: no sample grids are drawn")
         return None
     vae = encoders.load(model, "vae", local_mesh(), np.float32) if jax.process_index() == 0 else None
+    channels = components.read_config(model / "vae", "vae").latent_channels
     schedule = Schedule(objective.shift)
 
     def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
@@ -66,12 +69,12 @@ def drawer(
 
         def prompt(texts) -> sampler.Prompt:
             rows = collate(loader.layout, [Row(chosen[row], texts[row]) for row in own])
-            batch = sharding.put_batch(mesh, text.to_batch(loader.layout, rows), size)
+            batch = sharding.put_batch(mesh, inputs.to_batch(loader.layout, rows), size)
             return sampler.Prompt(loader.layout, objective.complete(frozen, loader.layout, batch).given)
 
         grids = [sample.latents.shape[:2] for sample in chosen]
         times = np.stack([schedule.times(config.steps, h * w) for h, w in grids], axis=1)
-        shape = (size, loader.layout.target, chosen[0].latents.shape[-1])
+        shape = (size, loader.layout.target, channels)
         noise = np.asarray(jax.random.normal(jax.random.key(config.seed), shape))
         negative = None
         if config.guidance > 1:
@@ -91,8 +94,8 @@ def drawer(
             return None
         rows = []
         for sample, own_latents, (h, w) in zip(chosen[:count], made, grids, strict=False):
-            parts_of_row = [*sample.conditions, sample.latents, own_latents[: h * w].reshape(h, w, -1)]
-            rows.append([decode(part) for part in parts_of_row])
+            target, *conditions = inputs.latents(sample)
+            rows.append([decode(part) for part in (*conditions, target, own_latents[: h * w].reshape(h, w, -1))])
         return grid(rows)
 
     def draw(state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:

@@ -111,7 +111,10 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
     originals = {picture: pictures[picture] for picture in set(owners)}
     places = {pictures.chosen[picture].index: picture for picture in originals}
     used = (sample for stream in samples.streams for sample in stream if sample.record in places)
-    rebuilt = {places[sample.record]: pipeline.decode(sample.latents) for sample in used}
+    rebuilt = {}
+    for sample in used:
+        latents = sample.latents if sample.target is None else pipeline.encode(Image.fromarray(sample.target))
+        rebuilt[places[sample.record]] = pipeline.decode(latents)
     own = results.nearest_is_own(images, pictures, owners)
     triples = [(originals[i], rebuilt[i], image) for i, image in zip(owners, images, strict=True)]
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))

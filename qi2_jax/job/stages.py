@@ -1,5 +1,6 @@
 """What the stages of a job share: reading and checking their configs; and the first of them, the autoencoder."""
 
+import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -7,30 +8,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline.mixture import Shares
 from data_pipeline.pictures import Crops, Pictures
-from qi2_jax import attention, sharding
+from qi2_jax import attention, processes, runs, sharding
 from qi2_jax import config as configs
 from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
-from qi2_jax.interop.weights import STEM
+from qi2_jax.interop import weights
 from qi2_jax.job import models
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.vae import VAE, VAEConfig
-from qi2_jax.training import loop
+from qi2_jax.training import checkpoint, loop
 from qi2_jax.training import vae as vae_training
 
 MAX_HELD_BYTES = 1 << 30
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def mesh_of(config: Any) -> Mesh:
-    """The mesh of a stage; on fake CPU devices a stage may use fewer than the job has."""
-    shape = sharding.MeshShape(**config)
-    return sharding.make_mesh(shape, jax.devices()[: shape.size] if jax.default_backend() == "cpu" else None)
+def mesh_of(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a stage; on fake CPU devices a stage may use fewer than the job has, spread over all processes.
+
+    Args:
+      devices: to use; None: those of all processes.
+
+    Raises:
+      ValueError: if there are other devices than the mesh needs, or a process would have none of them.
+    """
+    shape, devices = sharding.MeshShape(**config), jax.devices() if devices is None else devices
+    if jax.default_backend() == "cpu" and shape.size < len(devices):
+        owners = {device.process_index for device in devices}
+        devices = devices[:: len(devices) // shape.size][: shape.size]
+        if without := sorted(owners - {device.process_index for device in devices}):
+            raise ValueError(f"a mesh of {shape.size} devices leaves processes {without} without any; make it larger")
+    return sharding.make_mesh(shape, devices)
 
 
 def check(config: Any) -> None:
@@ -146,7 +158,7 @@ def law_of(config: Any) -> TimestepLaw:
 
 def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib.Path) -> None:
     """Trains the autoencoder and puts its EMA weights, with latent statistics, into the model folder."""
-    if (model / "vae" / f"{STEM}.safetensors").is_file():
+    if (model / "vae" / f"{weights.STEM}.safetensors").is_file():
         return
     vae_config = VAEConfig(**configs.dataclass_fields(config.model))
     mesh = mesh_of(config.mesh)
@@ -172,8 +184,11 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
         lambda: [feed(next(crops.from_step(0)))],
         {"pictures": pictures.digest},
     )
-    state = loop.train(task, config, out, mesh)
-    vae = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state.ema)
-    fresh = crops.from_step(config.train.steps)
-    crops_of_all = itertools.islice(fresh, config.statistics_batches)
-    models.save_vae(model, vae, *vae_training.latent_statistics(vae, crops_of_all))
+    loop.train(task, config, out, mesh)
+    with processes.agreed():
+        if jax.process_index() == 0:
+            trained = checkpoint.weights(out / runs.CHECKPOINTS / str(config.train.steps), "ema")
+            vae = weights.load(trained, jax.eval_shape(lambda: VAE(vae_config, key=jax.random.key(0))))
+            fresh = dataclasses.replace(crops, rows=None).from_step(config.train.steps)
+            crops_of_all = itertools.islice(fresh, config.statistics_batches)
+            models.save_vae(model, vae, *vae_training.latent_statistics(vae, crops_of_all))

@@ -10,20 +10,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline import encode
+from data_pipeline.buckets import Resolutions
 from data_pipeline.cache import Cache, check_fingerprint
 from data_pipeline.loader import Row, Rows, collate
 from data_pipeline.mixture import Mixture, Stream, streams_of
 from qi2_jax import config as configs
-from qi2_jax import encoders, online, runs, sharding, tree
+from qi2_jax import encoders, processes, runs, sharding, tree
 from qi2_jax.diffusion.timesteps import Shift
-from qi2_jax.interop import components, folder
+from qi2_jax.interop import folder
 from qi2_jax.interop import weights as storage
 from qi2_jax.job import grids, models, stages
+from qi2_jax.job.inputs import Inputs, ahead
 from qi2_jax.models import lora
-from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
+from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
 from qi2_jax.planning.chips import CHIPS
 from qi2_jax.planning.flops import flops_per_step
-from qi2_jax.prompts import PromptProcessor
 from qi2_jax.sequence import Layout
 from qi2_jax.training import checkpoint, loop
 from qi2_jax.training import mmdit as training
@@ -46,7 +47,7 @@ def transformer_config(config: Any, samples: Cache) -> MMDiTConfig:
     sample = samples.streams[0][0]
     return MMDiTConfig(
         **configs.dataclass_fields(config.model),
-        latent_channels=sample.latents.shape[-1],
+        latent_channels=sample.latents.shape[-1] or samples.fingerprint["latent_channels"],
         text_width=sample.texts[0].features.shape[-1] or samples.fingerprint["text_width"],
     )
 
@@ -114,20 +115,21 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         config.execution.remat,
         sharding.Constrain(mesh),
     )
-    text = TextSource(config, samples, out / runs.MODEL, mesh)
+    inputs = Inputs(config, samples, out / runs.MODEL, mesh)
     source = pathlib.Path(config.start.folder) if config.start.folder else None
     like, adapter = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0))), stages.lora_of(config)
     if adapter is None:
-        objective = training.Objective(Shift(**config.timesteps.shift), run, complete=text.complete)
-        frozen = Frozen(text.encoder)
+        objective = training.Objective(Shift(**config.timesteps.shift), run, complete=inputs.complete)
+        frozen = Frozen(inputs.encoder)
     else:
         objective = training.Objective(
-            Shift(**config.timesteps.shift), run, lambda frozen, model: lora.join(frozen.base, model), text.complete
+            Shift(**config.timesteps.shift), run, lambda frozen, model: lora.join(frozen.base, model), inputs.complete
         )
-        frozen = Frozen(text.encoder, _base(like, source, out / runs.MODEL, mesh, run.dtype))
+        frozen = Frozen(inputs.encoder, _base(like, source, out / runs.MODEL, mesh, run.dtype))
+    shares = stages.shares_of(data)
     mixture = Mixture.of_cache(
         samples,
-        stages.shares_of(data),
+        shares,
         [
             stages.parts_of(mesh, size, at_once)
             for size, at_once in zip(config.batch_sizes, config.images_per_device, strict=True)
@@ -138,15 +140,16 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         held=config.validation.samples if config.validation.held_out else 0,
     )
     if unused := mixture.unused(samples):
-        print(f"data.mixture gives no steps to these samples (side-conditions: number): {unused}")
+        processes.say(f"data.mixture gives no steps to these samples (side-conditions: number): {unused}")
 
-    def feed(stream: Stream, rows: Rows) -> loop.Feed:
+    def feed(part: tuple[Stream, Rows]) -> loop.Feed:
+        stream, rows = part
         loader = stream.loader
         facts = {f"batch/{name}": value for name, value in rows.composition.items()}
         facts["batch/side"], facts["batch/conditions"] = map(float, stream.name.split("-"))
         return loop.Feed(
             loader.layout,
-            text.to_batch(loader.layout, rows),
+            inputs.to_batch(loader.layout, rows),
             loader.batch_size,
             facts,
             loader.batch_size * loader.layout.length,
@@ -156,16 +159,20 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     turns = config.batches_per_update
 
     def updates(start: int) -> Iterator[loop.Update]:
-        parts = mixture.from_turn(start * turns)
+        feeds = ahead(map(feed, mixture.from_turn(start * turns)))
         for step in itertools.count(start):
             streams = [mixture.streams[mixture.turn(step * turns + turn).stream] for turn in range(turns)]
             count, images = (sum(getattr(stream, name) for stream in streams) for name in ("parts", "images"))
-            yield loop.Update(itertools.starmap(feed, itertools.islice(parts, count)), images)
+            yield loop.Update(itertools.islice(feeds, count), images)
 
     def examples() -> list[loop.Feed]:
-        return [feed(stream, stream.loader.batches()[0]) for stream in mixture.streams]
+        areas = {key.side for key in shares.weights()}
+        resolutions = Resolutions.of_config(data)
+        inputs.compile(bucket for side in areas for bucket in resolutions.buckets(side).sizes)
+        return [feed((stream, stream.loader.batches()[0])) for stream in mixture.streams]
 
-    held = {stream.name: _held(stream, config.validation.samples, mesh, text) for stream in mixture.streams}
+    with processes.agreed():
+        held = {stream.name: _held(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams}
     validate = training.make_validation(objective, config.seed + 1)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -197,7 +204,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         frozen,
         started,
         evaluate,
-        grids.drawer(config.samples, mixture, samples, objective, frozen, out / runs.MODEL, mesh, text),
+        grids.drawer(config.samples, mixture, samples, objective, frozen, out / runs.MODEL, mesh, inputs),
         chip.flops * mesh.size if chip else None,
     )
     loop.train(task, config, out, mesh, accept_changes=accept_changes)
@@ -227,12 +234,13 @@ def _base(like: MMDiT, source: pathlib.Path | None, model: pathlib.Path, mesh: M
       ValueError: if there is none, or it has other shapes than the config's.
     """
     place = model / "transformer"
-    if not (place / f"{storage.STEM}.safetensors").is_file():
-        if source is None:
-            raise ValueError("lora.rank is above 0: name the transformer to adapt with --start or start.folder")
-        weights = runs.locate(source).weights("transformer")
-        _check_fits(weights, like, source)
-        models.save_weights(place, weights)
+    with processes.agreed():
+        if jax.process_index() == 0 and not (place / f"{storage.STEM}.safetensors").is_file():
+            if source is None:
+                raise ValueError("lora.rank is above 0: name the transformer to adapt with --start or start.folder")
+            weights = runs.locate(source).weights("transformer")
+            _check_fits(weights, like, source)
+            models.save_weights(place, weights)
     shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
     return storage.load(storage.of_ours(place, shapes)[0], like, sharding.shardings(like, mesh), dtype)
 
@@ -242,42 +250,7 @@ def _check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> 
     storage.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))
 
 
-class TextSource:
-    """How rows become batches: on the host, and then on the mesh, where text features may have to be computed.
-
-    Raises:
-      ValueError: if the samples hold prompts and there is no encoder for them.
-    """
-
-    encoder: Any = None
-
-    def __init__(self, config: Any, samples: Cache, model: pathlib.Path, mesh: Mesh):
-        self.online = samples.fingerprint.get("text") == encode.ONLINE
-        if not self.online:
-            return
-        if not (model / "text_encoder").is_dir():
-            raise ValueError(f"{samples.folder} holds prompts, not features: name the encoders' folder with --model")
-        self.encoder = encoders.load(model, "text_encoder", mesh, stages.dtype_of(samples.fingerprint["dtype"]))
-        self.processor = PromptProcessor.from_folder(
-            model / "processor", components.read_config(model / "text_encoder", "text_encoder")
-        )
-        self.kernel = sharding.Attention(mesh, config.execution.kernel)
-
-    def to_batch(self, layout: Layout, rows: Rows) -> training.Batch:
-        """Loader rows as the transformer's batch."""
-        given = Conditioning(rows.text_BTE, rows.positions_BS3, rows.valid_BS, rows.conditions_BMC)
-        prompts = online.prompt_rows(self.processor, layout, rows) if self.online else None
-        return training.Batch(rows.latents_BNC, given, prompts)
-
-    def complete(self, frozen: Frozen, _: Layout, batch: training.Batch) -> training.Batch:
-        """A batch with text features, inside the compiled program."""
-        if batch.prompts is None:
-            return batch
-        features = online.text_features(frozen.text_encoder, batch.prompts, kernel=self.kernel)
-        return batch._replace(given=batch.given._replace(text_BTE=features), prompts=None)
-
-
-def _held(stream: Stream, count: int, mesh: Mesh, text: TextSource) -> list[tuple[Layout, training.Batch]]:
+def _held(stream: Stream, count: int, mesh: Mesh, inputs: Inputs) -> list[tuple[Layout, training.Batch]]:
     """The first samples of a stream on the mesh, each equally often."""
     loader = stream.loader
     parts = sharding.batch_parts(mesh)
@@ -287,5 +260,5 @@ def _held(stream: Stream, count: int, mesh: Mesh, text: TextSource) -> list[tupl
         places = [(start + row) % min(count, len(loader.samples)) for row in sharding.own_rows(mesh, size)]
         samples = (loader.samples[place] for place in places)
         rows = collate(loader.layout, [Row(sample, sample.texts[0]) for sample in samples])
-        batches.append((loader.layout, sharding.put_batch(mesh, text.to_batch(loader.layout, rows), size)))
+        batches.append((loader.layout, sharding.put_batch(mesh, inputs.to_batch(loader.layout, rows), size)))
     return batches

@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from qi2_jax import tree
+from qi2_jax.processes import gather as _gather
 from qi2_jax.training import checkpoint_files as files
 from qi2_jax.training import integrity, retention
 from qi2_jax.training.checkpoint_contents import CheckpointWeight as CheckpointWeight
@@ -58,18 +58,6 @@ def _saving() -> ocp.Context:
         # what otherwise need not be copied: JAX does so by itself if a step wants the memory.
         context.array.saving.use_replica_parallel = False
     return context
-
-
-def _gather(text: str) -> list[str]:
-    """What each process says, by index, for all of them. Every process must call it, from its main thread."""
-    if jax.process_count() == 1:
-        return [text]
-    said = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(said.size)).reshape(-1)
-    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
-    padded[: said.size] = said
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [bytes(row[:size]).decode(errors="replace") for row, size in zip(rows, sizes, strict=True)]
 
 
 def _reason(error: BaseException) -> str:

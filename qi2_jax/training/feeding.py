@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from qi2_jax import sharding
 from qi2_jax.training.compiled import Part
+from qi2_jax.training.termination import NEVER
 
 
 class Feed(NamedTuple):
@@ -53,8 +54,6 @@ class Reader:
       reading: entered around waiting for data.
       fed: told of every batch that goes to the mesh.
 
-    Attributes:
-      error: what was wrong with the first update that could not be read.
     """
 
     def __init__(
@@ -69,20 +68,25 @@ class Reader:
         self._updates, self._next, self._total, self._mesh = updates, start + 1, total, mesh
         self._reading, self._fed = reading, fed
         self._ready: collections.deque[tuple[list[Feed], int]] = collections.deque()
-        self.error: DataError | None = None
+        self._error: DataError | None = None
 
-    def reach(self, step: int) -> int | None:
-        """Reads up to the update of `step`; returns the last step that is possible, None if no end is in sight."""
-        while self.error is None and self._next <= min(step, self._total):
+    def reach(self, step: int) -> int:
+        """Reads up to the update of `step`; returns the last step that is possible, `NEVER` if no end is in sight."""
+        while self._error is None and self._next <= min(step, self._total):
             try:
                 with self._reading():
                     update = next(self._updates)
                     self._ready.append((list(update.feeds), update.images))
                 self._next += 1
             except (OSError, RuntimeError, ValueError) as error:
-                self.error = DataError(f"{error} (everything up to the step before is saved)")
-                self.error.__cause__ = error
-        return None if self.error is None else self._next - 1
+                self._error = DataError(f"{error} (everything up to the step before is saved)")
+                self._error.__cause__ = error
+        return NEVER if self._error is None else self._next - 1
+
+    def check(self) -> None:
+        """Raises a DataError if an update could not be read."""
+        if self._error is not None:
+            raise self._error
 
     def parts(self) -> Iterator[Part]:
         """The batches of the next update, on the mesh."""

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from qi2_jax import config as configs
+from qi2_jax import processes
 from qi2_jax.training import accounting
 from qi2_jax.training.accounting import Events, Goodput, Stopwatch
 from qi2_jax.training.metrics import Metrics, Progress, fetch
@@ -36,7 +38,7 @@ class Journal(contextlib.ExitStack):
         self, name: str, directory: pathlib.Path, start: int, config: Any, mesh: Mesh, peak_flops: float | None
     ):
         super().__init__()
-        self._config, self._chips = config.train, mesh.size
+        self._config, self._chips, self._writes = config.train, mesh.size, jax.process_index() == 0
         self._peak = peak_flops and peak_flops / mesh.size
         self._metrics = Metrics(directory, start, tuple(config.train.sinks), configs.to_dict(config))
         self.callback(self._metrics.close)
@@ -105,7 +107,7 @@ class Journal(contextlib.ExitStack):
 
     def logged(self, step: int, learning_rate: float) -> None:
         """Waits for the metrics since the last logged step and writes them, as means over the interval."""
-        values = fetch(self._values) | fetch(self._facts) | {"learning_rate": learning_rate}
+        values = fetch(self._values) | processes.mean(fetch(self._facts)) | {"learning_rate": learning_rate}
         lap = self._watch.lap()
         seconds, flops = lap["time/seconds"], self._flops or None
         values |= accounting.throughput(self._images, self._tokens, flops, seconds, self._chips, self._peak)
@@ -135,7 +137,9 @@ class Journal(contextlib.ExitStack):
         return {"program": self._program, "data": {"next_step": step + 1}, "metrics": self._last}
 
     def note(self, text: str) -> None:
-        self._progress.note(text)
+        """Prints above the progress bar, in process 0."""
+        if self._writes:
+            self._progress.note(text)
 
     def stopped(self, step: int, directory: pathlib.Path) -> None:
         """Tells that SIGTERM ended the run after a step."""

@@ -5,8 +5,8 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,12 +14,15 @@ import optax
 from jax.sharding import Mesh
 
 from qi2_jax import config as configs
-from qi2_jax import lock, sharding
+from qi2_jax import lock, processes
 from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoint import Checkpoints, Policy
 from qi2_jax.training.compiled import Compiled, Part
+from qi2_jax.training.feeding import Feed as Feed
+from qi2_jax.training.feeding import Reader, put
+from qi2_jax.training.feeding import Update as Update
 from qi2_jax.training.journal import Journal
-from qi2_jax.training.termination import Termination
+from qi2_jax.training.termination import LastStep, Termination
 
 MAX_SEED = 1 << 32  # random keys know no more bits
 AHEAD = 2  # updates that the devices may still have to compute while the next is prepared
@@ -37,33 +40,6 @@ LEAST = {
     "validation": {"every": 1},
     "checkpoint": {"every": 1, "keep": 1, "keep_every": 0, "keep_best": 0},
 }
-
-
-class Feed(NamedTuple):
-    """One batch of an update.
-
-    Attributes:
-      static: decides the compiled program, e.g. a layout.
-      rows: this process's rows of the batch, as host arrays.
-      batch_size: global number of images.
-      composition: facts about the batch, for the logs.
-      tokens: of the joint sequences, padding included.
-      flops: model operations, see `planning.flops`; 0 where no formula is known.
-    """
-
-    static: Hashable
-    rows: Any
-    batch_size: int
-    composition: dict[str, float]
-    tokens: int = 0
-    flops: float = 0.0
-
-
-class Update(NamedTuple):
-    """What one step reads: its batches, one after the other, and how many images they have together."""
-
-    feeds: Iterable[Feed]
-    images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +121,8 @@ def _train(
     begun = checkpoints.latest() is not None
     asked = {**configs.to_dict(config), "data": task.data}
     may_change = ("",) if accept_changes or not begun else MAY_CHANGE
-    changes = configs.claim(directory / "config.json", asked, may_change, write=False)
+    accept = ", or go on with the new ones by `qi2 train --accept-changes`"
+    changes = configs.claim(directory / "config.json", asked, may_change, write=False, more=accept)
 
     # --- state: resumed or fresh
     restoring = time.monotonic()
@@ -162,6 +139,7 @@ def _train(
         raise NonFiniteError(_lost(state, checkpoints.directory))
 
     with (
+        Termination() as termination,
         contextlib.closing(checkpoints),
         Journal(task.name, directory, start, config, mesh, task.peak_flops) as journal,
     ):
@@ -192,74 +170,48 @@ def _train(
         # --- programs: all of them now, none later
         with journal.phase("compile", start):
             programs = steps.make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh)
-            examples = [Part(feed.static, _put(mesh, feed)) for feed in task.examples()]
+            with processes.agreed():
+                examples = [Part(feed.static, put(mesh, feed)) for feed in task.examples()]
             update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
             del examples
 
-        # --- steps
-        rate, updates = steps.learning_rate(config.optimizer), task.updates(start)
+        # --- steps: all processes take the same, and know the last one when they come to it
+        rate = steps.learning_rate(config.optimizer)
         running: collections.deque[jax.Array] = collections.deque()
-        with Termination() as termination:
-            for step in range(start + 1, total + 1):
-                with journal.step(step):
-                    try:
-                        state, values = update(state, task.frozen, _parts(updates, mesh, journal))
-                    except DataError:
-                        save()
-                        raise
-                    running.append(values["loss"])
-                    if len(running) > AHEAD:
-                        jax.block_until_ready(running.popleft())
-                journal.advance(values)
-                stop, last = termination.agreed(), step == total
-                saved = step % config.checkpoint.every == 0 or last or stop
-                # Before a save too: a run that goes on from there then averages over the same steps.
-                if step % config.train.log_every == 0 or saved:
-                    journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
-                if step % min(config.train.log_every, config.train.max_skipped) == 0 and _is_lost(state, config):
-                    save()
-                    raise NonFiniteError(_lost(state, checkpoints.directory))
-                if step % config.validation.every == 0 or last:
-                    evaluate(step)
-                if last or (config.samples.every and step % config.samples.every == 0):
-                    draw(step)
-                if saved:
-                    save()
-                if stop:
-                    journal.stopped(step, checkpoints.directory)
-                    raise SystemExit(0)
+        lag = AHEAD if jax.process_count() > 1 else 0
+        reader = Reader(task.updates(start), start, total, mesh, journal.reading, journal.fed)
+        last = LastStep(mesh, lag)
+        termination.begin()
+        step, end = start, last.known(reader.reach(start + 1 + lag), wait=True)
+        while step < min(total, end):
+            step += 1
+            with journal.step(step):
+                state, values = update(state, task.frozen, reader.parts())
+                running.append(values["loss"])
+                if len(running) > AHEAD:
+                    jax.block_until_ready(running.popleft())
+            journal.advance(values)
+            possible = reader.reach(step + 1 + lag)
+            end = last.known(min(step + lag, possible) if termination.requested else possible)
+            done = step >= min(total, end)
+            if step % config.train.log_every == 0 or done:
+                journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
+            if step % min(config.train.log_every, config.train.max_skipped) == 0 and _is_lost(state, config):
+                save()
+                raise NonFiniteError(_lost(state, checkpoints.directory))
+            if step % config.validation.every == 0 or step == total:
+                evaluate(step)
+            if step == total or (config.samples.every and step % config.samples.every == 0):
+                draw(step)
+            if step % config.checkpoint.every == 0 or done:
+                save()
+        if end <= step:
+            with processes.agreed():
+                reader.check()
+            journal.stopped(step, checkpoints.directory)
+            raise SystemExit(0)
         journal.ended(total)
     return state
-
-
-class DataError(ValueError):
-    """The data of an update cannot be read."""
-
-
-def _parts(updates: Iterator[Update], mesh: Mesh, journal: Journal) -> Iterator[Part]:
-    """The batches of the next update, on the mesh.
-
-    Raises:
-      DataError: if one cannot be read.
-    """
-
-    def read(iterator: Iterator[Any]) -> Any:
-        with journal.reading():
-            try:
-                return next(iterator, None)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise DataError(f"{error} (everything up to the step before is saved)") from error
-
-    update, first = read(updates), 0
-    feeds = iter(update.feeds)
-    while (feed := read(feeds)) is not None:
-        journal.fed(feed)
-        yield Part(feed.static, _put(mesh, feed), first, feed.batch_size / update.images)
-        first += feed.batch_size
-
-
-def _put(mesh: Mesh, feed: Feed) -> Any:
-    return sharding.put_batch(mesh, feed.rows, feed.batch_size)
 
 
 def check(config: Any) -> optax.GradientTransformation:

@@ -1,10 +1,11 @@
-"""How fast a process reads cached samples, and what its index costs in memory.
+"""How large samples are, how fast a process reads them, and what its index costs in memory.
 
     python tests/benchmarks/loader.py [--samples 600] [--folder DIR]
 
-Samples are those of 256p: latents of 16 x 16 x 64 in fp32 and 256 text features of 4096 in bfloat16 (2.2 MB each). The
-second table holds the memory that a stream of so many samples takes: its files' names and numbers, the indices of the
-files that are open, and the shuffled order of epochs.
+Samples are those of 256p: latents of 16 x 16 x 64 in fp32 and 256 text features of 4096 in bfloat16, or what
+`encode.online` stores instead: prompts of about as many tokens, and 256 x 256 pixels with alpha. The second table holds
+the memory that a stream of so many samples takes: its files' names and numbers, the indices of the files that are open,
+and the shuffled order of epochs.
 """
 
 import argparse
@@ -25,18 +26,35 @@ from data_pipeline.cache import Cache, Largest, Stream, StreamKey
 from data_pipeline.loader import Loader
 from data_pipeline.mixture import Mixture, layout_of
 from data_pipeline.mixture import Stream as Part
-from data_pipeline.samples import Sample, Text
+from data_pipeline.samples import NOTHING, ONLINE, TEXT_AND_IMAGES, Sample, Text
 
 BATCH, TOKENS, WIDTH = 32, 256, 4096
 RECORDS_PER_UNIT = 16_384
 
 
-def write(folder: pathlib.Path, samples: int) -> None:
+def write(folder: pathlib.Path, samples: int, online: str) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(TOKENS, WIDTH)).astype(ml_dtypes.bfloat16)
     latents = rng.normal(size=(16, 16, 64)).astype(np.float32)
-    made = ((256, Sample(latents, (Text(features, (TOKENS,)),), record=index)) for index in range(samples))
-    cache.write_cache(folder, made, Text(features[:8], (8,)), {})
+    prompt, pixels = None, None
+    if online != NOTHING:
+        features, prompt = features[:, :0], "word " * TOKENS
+    if online == TEXT_AND_IMAGES:
+        latents, pixels = latents[..., :0], rng.integers(0, 256, (256, 256, 4), np.uint8)
+    text = Text(features, (TOKENS,), prompt)
+    made = ((256, Sample(latents, (text,), record=index, target=pixels)) for index in range(samples))
+    cache.write_cache(folder, made, Text(features[:8], (8,), prompt), {"online": online})
+
+
+def rate(made: Cache, samples: int) -> float:
+    """Samples per second."""
+    batches = mixture(made.streams[0], made.empty).from_turn(0)
+    next(batches)  # the threads are running
+    steps = 2 * samples // BATCH
+    begun = time.monotonic()
+    for _ in itertools.islice(batches, steps):
+        pass
+    return steps * BATCH / (time.monotonic() - begun)
 
 
 def mixture(stream: Stream, empty: Text) -> Mixture:
@@ -50,9 +68,12 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help="where the samples are written (default: a temporary one)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = pathlib.Path(name)
-        write(folder, arguments.samples)
-        made = Cache(folder)
+        read = Table("encode.online", "kB of a sample", f"samples/s of one process, batches of {BATCH}")
+        for online in ONLINE:
+            folder = pathlib.Path(name) / online
+            write(folder, arguments.samples, online)
+            made = Cache(folder)
+            read.add_row(online, f"{made.nbytes / len(made) / 1000:,.0f}", f"{rate(made, arguments.samples):,.0f}")
         table = Table("samples", "files", "MiB of a stream and its order")
         for count in (10**6, 10**8, 10**9):
             gc.collect()
@@ -67,17 +88,9 @@ def main() -> None:
             # An open file keeps 8 bytes per sample.
             table.add_row(f"{count:,}", f"{len(files):,}", f"{tracemalloc.get_traced_memory()[0] / 2**20:.1f}")
             tracemalloc.stop()
-
-        batches = mixture(made.streams[0], made.empty).from_turn(0)
-        next(batches)  # the threads are running
-        steps = 2 * arguments.samples // BATCH
-        begun = time.monotonic()
-        for _ in itertools.islice(batches, steps):
-            pass
-        rate = steps * BATCH / (time.monotonic() - begun)
     opened = cache.MAX_OPEN * RECORDS_PER_UNIT * 8 / 2**20
     console = Console()
-    console.print(f"{rate:.0f} samples/s of one process, batches of {BATCH}")
+    console.print(read)
     console.print(table)
     console.print(f"open files, at most {cache.MAX_OPEN} of {RECORDS_PER_UNIT:,} samples: {opened:.1f} MiB")
 

@@ -56,7 +56,9 @@ def main() -> None:
 
     loss = make_loss(LogitNormal(), Objective(Shift(), run))
     batch = Batch(jnp.asarray(latents), given)
-    gradient = jax.jit(jax.value_and_grad(lambda model, key: loss(model, None, layout, batch, jax.random.split(key, BATCH))[0]))
+    gradient = jax.jit(
+        jax.value_and_grad(lambda model, key: loss(model, None, layout, batch, jax.random.split(key, BATCH))[0])
+    )
     shapes, mask = [[(1, *GRID)]] * BATCH, torch.zeros(BATCH, TEXT + TOKENS // 4, dtype=torch.bool)
     mask[:, TEXT:] = True
 

@@ -1,7 +1,8 @@
-"""What each stage of the curriculum costs on the mesh of its config, by formula; and whether its programs fit the chips.
+"""What each stage of the curriculum costs on the mesh of its config, by formula; and whether its programs fit.
 
     python -m tests.benchmarks.stage_cost              # seconds of an update at 40% utilisation, days of a stage
-    python -m tests.benchmarks.stage_cost --compile    # also memory: every program for one slice of the mesh, minutes each
+    python -m tests.benchmarks.stage_cost --compile    # also memory of one slice of the mesh, with the most condition
+                                                       # images at every area: minutes each
 
 Text slots: 1,024 of the longest captions and what the template adds; every program pads to them. Model FLOPs are those
 of `qi2_jax.planning.flops`, without what remat computes again. 40% is what good JAX trainers reach on v6e with language
@@ -9,7 +10,6 @@ models; no figure for image transformers on TPU is published.
 """
 
 import argparse
-import itertools
 import pathlib
 
 from data_pipeline.buckets import Resolutions
@@ -52,12 +52,13 @@ def main() -> None:
         if not arguments.compile:
             continue
         at_once = dict(zip(config.data.sides, transformer.images_per_device, strict=True))
-        mesh = topology_mesh("v6e:16x16", sharding.MeshShape(fsdp=256))
-        for side, conditions in itertools.product(config.data.sides, sorted({key.conditions for key in weights})):
-            images = at_once[side] * 256
+        within = sharding.MeshShape(fsdp=transformer.mesh.fsdp, tensor=transformer.mesh.tensor)
+        mesh, conditions = topology_mesh("v6e:16x16", within), max(key.conditions for key in weights)
+        for side in config.data.sides:
+            images = at_once[side] * within.fsdp
             report, _ = compile_train_step(model, layout(tokens[side], conditions), mesh, images=images)
             print(
-                f"  {side}p, {conditions} condition images, {at_once[side]} images per chip: "
+                f"  {side}p, {conditions} condition images, {at_once[side]} images at once on {within.tensor} chips: "
                 f"{report.memory.total / GIB:.1f} of {CHIP.hbm_bytes / GIB:.1f} GiB, compiled in "
                 f"{report.compile_seconds:.0f} s",
                 flush=True,

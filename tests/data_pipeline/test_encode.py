@@ -18,6 +18,7 @@ from data_pipeline.loader import Row, collate
 from data_pipeline.mixture import layout_of
 from data_pipeline.prepare import prepare_image
 from data_pipeline.records import Caption, Record
+from data_pipeline.samples import NOTHING, TEXT, TEXT_AND_IMAGES
 from data_pipeline.selection import Kept, Selection, Thresholds, read_selection, selection_facts, write_selection
 from data_pipeline.shards import RecordFolder, write_shards
 from qi2_jax import config as configs
@@ -68,16 +69,16 @@ def test_selection_is_read_as_it_was_written(folder):
         list(read_selection(folder / "other.parquet"))
 
 
-def run(folder, model, out, online=False, **changes):
+def run(folder, model, out, online=NOTHING, **changes):
     data = configs.load(STAGE).data
     mesh = sharding.make_mesh(sharding.MeshShape(data=2), jax.devices()[:2])
     return encoding.encode(
         folder,
         folder / "selection.parquet",
         Resolutions.of_config(data),
-        encoders.Encoders(model, mesh, jnp.float32, 4, online=online),
+        encoders.Encoders(model, mesh, jnp.float32, 4, online),
         out,
-        {**encoding.preprocessing(data), **encoders.digests(model)},
+        {**encoding.preprocessing(data), **encoders.digests(model), "online": online},
         **{"records_per_unit": 3, "progress": False} | changes,
     )
 
@@ -118,7 +119,7 @@ def test_samples_are_what_the_pipeline_computes(whole, folder, imported):
         upright = decode_image(image).image
         images.append(Image.fromarray(prepare_image(upright, buckets.assign(*upright.size), 4)))
     for found, image in zip((*sample.conditions, sample.latents), images, strict=True):
-        np.testing.assert_allclose(found, pipeline._encode(image), atol=1e-5)
+        np.testing.assert_allclose(found, pipeline.encode(image), atol=1e-5)
     texts = [record.captions[1].text, record.captions[2].text, ""]
     for text, own in zip(texts, sample.all_texts, strict=True):
         grids = [pipeline._grid(*images[-1].size)]
@@ -163,8 +164,24 @@ def test_the_same_cache_is_not_made_from_something_else(whole, folder, imported)
         Cache(out, encoding.preprocessing(wider))
 
 
+def test_online_samples_hold_pictures_whose_latents_are_the_cached_ones(whole, folder, imported, tmp_path):
+    report = run(folder, imported, tmp_path, online=TEXT_AND_IMAGES)
+    assert report.online == TEXT_AND_IMAGES and "online: text_and_images" in str(report.table().title)
+    one_device = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    images = encoders.ImageEncoder(imported, one_device, jnp.float32, 1)
+    cached, online_ = Cache(whole[0]), Cache(tmp_path)
+    for with_latents, with_pictures in zip(cached.streams, online_.streams, strict=True):
+        assert with_latents.largest == with_pictures.largest
+        for expected, found in zip(with_latents, with_pictures, strict=True):
+            assert found.record == expected.record and found.latents.shape == (*expected.latents.shape[:2], 0)
+            for made, own in zip(
+                images.latents([found.target, *found.pictures]), (expected.latents, *expected.conditions), strict=True
+            ):
+                np.testing.assert_allclose(made, own, atol=1e-5)
+
+
 def test_online_samples_hold_prompts_whose_features_are_the_cached_ones(whole, folder, imported, tmp_path):
-    run(folder, imported, tmp_path, online=True)
+    run(folder, imported, tmp_path, online=TEXT)
     one_device = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     encoder = encoders.load(imported, "text_encoder", one_device, jnp.float32)
     config = components.read_config(imported / "text_encoder", "text_encoder")

@@ -1,68 +1,235 @@
-"""Training that computes text features in every step takes the same steps as on cached features."""
+"""Training that computes text features, or latents too, takes the same steps as on cached ones."""
 
+import io
+import itertools
+import re
+import socket
+import subprocess
+import sys
+
+import jax
+import jax._src.monitoring
 import numpy as np
 import pytest
+from PIL import Image
 
-from data_pipeline import encode as encoding
 from data_pipeline.cache import Cache
 from data_pipeline.records import Caption, Record
+from data_pipeline.samples import NOTHING, ONLINE, TEXT, TEXT_AND_IMAGES
 from data_pipeline.selection import INDEX, Kept, Selection, Thresholds, write_selection
 from data_pipeline.shards import digest_of, write_shards
 from qi2_jax import config as configs
-from qi2_jax.job import encode, transformer
+from qi2_jax.job import encode, inputs, transformer
 from qi2_jax.training import metrics
+from qi2_jax.training.compiled import Compiled
 
-OVERRIDES = ["encode.mesh.data=2", "transformer.train.steps=2", "transformer.model.layers=1", "transformer.dropout=0.5"]
-
-
-def test_losses_are_those_of_cached_features(tmp_path, picture_bytes, imported):
-    captions = ("a picture", "a much longer caption of another picture", "x")
-    made = [Record(f"{i}", picture_bytes(i), (Caption(captions[i % 3]),), "test") for i in range(6)]
-    shards = write_shards(tmp_path / "records", made, records_per_shard=4)
-    thresholds = Thresholds(**configs.load("experiments/demo.py:tiny").data.thresholds)
-    kept = tuple(Kept(record.key, index, 150, 150, (0,)) for index, record in enumerate(made))
-    write_selection(tmp_path / "records" / INDEX, Selection(thresholds, kept, {}, (), {}, {}, digest_of(shards)))
-
-    def losses(text):
-        config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"encode.text={text}"])
-        samples, out = tmp_path / f"samples-{text}", tmp_path / f"run-{text}"
-        encode.encode(config, tmp_path / "records", tmp_path / "records" / INDEX, imported, samples)
-        transformer.give_model(config.transformer, Cache(samples), imported, out)
-        transformer.train_transformer(config, Cache(samples), out)
-        lines = metrics.read(out / "metrics.jsonl")
-        return [line.get("loss", line.get("validation_loss")) for line in lines]
-
-    config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, "encode.records_per_unit=4"])
-    cached, online = losses(encoding.CACHED), losses(encoding.ONLINE)
-    assert len(cached) == 4 and len(set(cached)) > 2
-    np.testing.assert_allclose(online, cached, rtol=1e-5)
-
-    index, samples = tmp_path / "records" / INDEX, tmp_path / "samples-cached"
-    with pytest.raises(ValueError, match="records_per_unit: 16384, expected 4"):
-        encode.encode(config, tmp_path / "records", index, imported, samples)
-    write_shards(tmp_path / "others", made[1:], records_per_shard=4)
-    with pytest.raises(ValueError, match="selected from other records"):
-        encode.encode(config, tmp_path / "others", index, imported, tmp_path / "more")
-    assert not (tmp_path / "more").exists()
-
-
-def test_prompts_need_their_encoder(tmp_path):
-    config = configs.load("experiments/demo.py:tiny")
-    cache = type("Cache", (), {"fingerprint": {"text": encoding.ONLINE}, "folder": tmp_path})
-    with pytest.raises(ValueError, match="holds prompts, not features: name the encoders' folder"):
-        transformer.TextSource(config.transformer, cache, tmp_path / "model", None)
+OVERRIDES = [
+    "encode.mesh.data=2",
+    "data.ratios=('1:1','9:16')",
+    "data.mixture.tasks=(1,1)",  # an edit, and pairs of two aspect ratios
+    "transformer.model.layers=1",
+    "transformer.dropout=0.5",
+    "transformer.validation.samples=4",
+    "transformer.mesh.fsdp=1",
+    "transformer.mesh.tensor=1",
+]
 
 
 @pytest.fixture(scope="module")
-def picture_bytes():
-    import io
+def records(tmp_path_factory):
+    """Six pairs and two edits, with a selection of them all."""
 
-    from PIL import Image
-
-    def make(seed):
+    def encoded(seed, size):
         buffer = io.BytesIO()
         pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((150, 150)).save(buffer, "PNG")
+        Image.fromarray(pixels).resize(size).save(buffer, "PNG")
         return buffer.getvalue()
 
-    return make
+    folder = tmp_path_factory.mktemp("online") / "records"
+    captions = ("a picture", "a much longer caption of another picture", "x")
+    made, kept = [], []
+    for index in range(8):
+        size = ((150, 150), (90, 160))[index % 2]
+        sources = (encoded(10 + index, (160, 150)),) if index >= 6 else ()
+        caption = Caption(captions[index % 3], "instruction" if sources else "general")
+        made.append(Record(f"{index}", encoded(index, size), (caption,), "test", conditions=sources))
+        kept.append(Kept(f"{index}", index, *size, (0,), len(sources)))
+    shards = write_shards(folder, made, records_per_shard=4)
+    thresholds = Thresholds(**configs.load("experiments/demo.py:tiny").data.thresholds)
+    write_selection(folder / INDEX, Selection(thresholds, tuple(kept), {}, (), {}, {}, digest_of(shards)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def caches(records, imported, tmp_path_factory):
+    """The same samples for each value of the switch."""
+    made = {}
+    for online in ONLINE:
+        config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"encode.online={online}"])
+        out = tmp_path_factory.mktemp("caches") / online
+        report = encode.encode(config, records, records / INDEX, imported, out)
+        assert report.streams == {"64-0": 6, "64-1": 2} and report.online == online
+        made[online] = Cache(out)
+        assert made[online].online == online
+    return made
+
+
+def train(cache, model, out, steps, *overrides):
+    """Trains, or goes on; returns losses and validation losses by step so far, and grids by name."""
+    config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
+    transformer.give_model(config.transformer, cache, model, out)
+    transformer.train_transformer(config, cache, out)
+    found = {}
+    for line in metrics.lines(out / metrics.FILE):
+        for name in ("loss", "validation_loss"):
+            if name in line:
+                found[name, line["step"]] = line[name]
+    pictures = {path.relative_to(out): np.asarray(Image.open(path), np.float32) for path in sorted(out.rglob("*.png"))}
+    return found, pictures
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Programs compiled before each update."""
+    seen, counts = itertools.count(), []
+    name = "/jax/core/compile/backend_compile_duration"
+
+    def listener(event, duration, **_):
+        if event == name:
+            next(seen)
+
+    update = Compiled.__call__
+
+    def counted(self, *arguments):
+        counts.append(int(re.search(r"\d+", repr(seen)).group()))
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Compiled, "__call__", counted)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield counts
+    jax._src.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_losses_and_grids_are_those_of_cached_samples(caches, imported, tmp_path, compilations):
+    grids = [f"transformer.samples.{key}" for key in ("every=1000000", "count=2", "steps=2")]
+    expected, drawn = train(caches[NOTHING], imported, tmp_path / NOTHING, 4, *grids)
+    found, _ = train(caches[TEXT], imported, tmp_path / TEXT, 4)
+    train(caches[TEXT_AND_IMAGES], imported, tmp_path / TEXT_AND_IMAGES, 1)
+    resumed, own = train(caches[TEXT_AND_IMAGES], imported, tmp_path / TEXT_AND_IMAGES, 4, *grids)
+    assert len(set(expected.values())) > 4 and len(own) == 2  # a grid of each stream
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
+        assert resumed[key] == pytest.approx(value, rel=1e-5), key
+    for name, picture in own.items():
+        np.testing.assert_allclose(picture, drawn[name], atol=2)
+    assert len(set(compilations[-3:])) == 1, "something was compiled after the first step"
+
+
+PROGRAM = """
+import pathlib, sys
+import jax
+port, process, work, model = sys.argv[1:]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
+import numpy as np
+from data_pipeline.cache import Cache
+from data_pipeline.loader import Loader
+from data_pipeline.mixture import layout_of
+from qi2_jax import config as configs, sharding
+from qi2_jax.job import inputs
+
+config = configs.load("experiments/demo.py:tiny").transformer
+mesh = sharding.make_mesh(sharding.MeshShape(data=2, fsdp=2))
+summed = jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf.sum(), batch))
+found = {}
+for name in ("nothing", "text_and_images"):
+    cache = Cache(pathlib.Path(work) / name)
+    made = inputs.Inputs(config, cache, pathlib.Path(model), mesh)
+    for stream in cache.streams:
+        layout = layout_of(stream.largest, cache.empty.lengths)
+        rows = Loader(stream, cache.empty, layout, 4, 0, rows=sharding.own_rows(mesh, 4)).batches()
+        for batch in inputs.ahead(made.to_batch(layout, rows[step]) for step in range(3)):
+            assert len(batch.latents_BNC) == 2
+            kept = batch.latents_BNC, batch.given.conditions_BMC
+            summed(sharding.put_batch(mesh, kept, 4))  # over both processes, while the next batch is encoded
+            found.setdefault(name, []).append(kept)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found["nothing"], found["text_and_images"])
+print("equal rows", process)
+"""
+
+
+def test_two_processes_encode_their_own_rows(caches, imported, tmp_path):
+    for online in (NOTHING, TEXT_AND_IMAGES):
+        (tmp_path / online).symlink_to(caches[online].folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, port, process, str(tmp_path), str(imported)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in "01"
+    ]
+    for process, running in enumerate(started):
+        printed = running.communicate(timeout=300)[0]
+        assert running.returncode == 0 and f"equal rows {process}" in printed, printed[-3000:]
+
+
+def test_encoders_that_samples_need_are_asked_for(caches, tmp_path):
+    config = configs.load("experiments/demo.py:tiny").transformer
+    model = tmp_path / "model"
+    with pytest.raises(ValueError, match=r"encode.online=text, but .* lacks \['text_encoder'\]; name the encoders"):
+        inputs.Inputs(config, caches[TEXT], model, None)
+    (model / "text_encoder").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"encode.online=text_and_images, but .* lacks \['vae'\]"):
+        inputs.Inputs(config, caches[TEXT_AND_IMAGES], model, None)
+
+
+def test_other_records_and_settings_are_refused(caches, records, imported, tmp_path):
+    made = caches[NOTHING].folder
+    for change, message in (
+        ("encode.records_per_unit=4", "records_per_unit: 16384, expected 4"),
+        ("encode.online=text_and_images", "online: 'nothing', expected 'text_and_images'"),
+        ("encode.online=images", r"encode.online is 'images'; choose one of \('nothing', 'text', 'text_and_images'\)"),
+    ):
+        config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, change])
+        with pytest.raises(ValueError, match=message):
+            encode.encode(config, records, records / INDEX, imported, made)
+    write_shards(tmp_path / "others", [Record("a", b"b", (Caption("c"),), "test")], records_per_shard=4)
+    config = configs.load("experiments/demo.py:tiny", OVERRIDES)
+    with pytest.raises(ValueError, match="selected from other records"):
+        encode.encode(config, tmp_path / "others", records / INDEX, imported, tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+
+
+def test_samples_of_the_schema_before_say_what_is_online():
+    for fingerprint, online in (({"text": "online"}, TEXT), ({"text": "cached"}, NOTHING), ({}, NOTHING)):
+        cache = Cache.__new__(Cache)
+        cache.fingerprint = fingerprint
+        assert cache.online == online
+
+
+def test_items_are_made_ahead_and_an_error_comes_in_its_place():
+    made = []
+
+    def make(number):
+        if number == 3:
+            raise ValueError("no third item")
+        made.append(number)
+        return number
+
+    items = inputs.ahead(map(make, range(9)), 2)
+    assert next(items) == 0
+    assert [next(items), next(items)] == [1, 2] and made == [0, 1, 2]
+    with pytest.raises(ValueError, match="no third item"):
+        next(items)
+    assert list(inputs.ahead(iter(range(5)), 2)) == list(range(5))
+    # Whoever stops asking leaves no thread behind.
+    begun = inputs.ahead(map(make, itertools.count(10)), 2)
+    next(begun)
+    begun.close()
+    assert len(made) <= 6

@@ -1,8 +1,19 @@
-"""Several processes: each makes its own rows of a batch, and together they are the batch of one process."""
+"""Several processes of one program train as one process does, change their number, and end together."""
 
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qi2_jax.training import checkpoint, watchdog
+
+from . import runs_of
+from .runs_of import EVERY, STEPS, begun_from, logged, start_several
 
 PROGRAM = """
 import sys
@@ -53,3 +64,111 @@ def test_rows_of_two_processes_make_one_batch(tmp_path):
     for process, running in enumerate(started):
         printed = running.communicate(timeout=180)[0]
         assert running.returncode == 0 and f"same batch {process}" in printed, printed[-3000:]
+
+
+def pictures(out):
+    return {path.name: np.asarray(Image.open(path), np.int32) for path in (out / "samples").glob("*.png")}
+
+
+def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupted, tmp_path):
+    """From the beginning on two, the rest on one: all as if on one process."""
+    out = tmp_path / "run"
+    both = start_several(2, data, out, "transformer.checkpoint.every=1000")
+    both[0].wait_until(lambda: max(logged(out), default=0) >= 2)
+    for _ in range(2):  # the second must not break what the first began
+        both[1].signal(signal.SIGTERM)
+    done = [process.done() for process in both]
+    assert [status for status, _ in done] == [0, 0], "\n".join(text[-3000:] for _, text in done)
+    assert "SIGTERM: saved step" in done[0].text and "step 0: validation_loss" in done[0].text
+    printed = [line for line in done[1].text.splitlines() if "[Gloo]" not in line and "libtpu" not in line]
+    assert not any("SIGTERM" in line or "step" in line or "loss" in line for line in printed), printed
+    (saved,) = checkpoint.steps(out / "checkpoints")
+    assert 2 <= saved < STEPS and max(logged(out)) == saved
+    runs_of.run(data, out)
+    assert sorted(logged(out)) == list(range(1, STEPS + 1))
+    runs_of.assert_close(out, uninterrupted)
+    drawn, expected = pictures(out), pictures(uninterrupted)
+    assert drawn.keys() == expected.keys() == {f"64-{kind}-{step}.png" for kind in (0, 1) for step in (0, 8, 12)}
+    assert all(abs(drawn[name] - expected[name]).max() <= 1 for name in drawn)
+
+
+def test_four_processes_go_on_from_one_and_two_from_four(data, uninterrupted, tmp_path):
+    out = begun_from(tmp_path / "run", uninterrupted, EVERY)
+    runs_of.run_several(4, data, out, f"transformer.train.steps={2 * EVERY}")
+    runs_of.assert_close(out, uninterrupted, 2 * EVERY)
+    runs_of.run_several(2, data, out)
+    assert sorted(logged(out)) == list(range(EVERY + 1, STEPS + 1))
+    runs_of.assert_close(out, uninterrupted)
+
+
+def test_what_goes_wrong_in_one_process_ends_both_with_the_state_saved(data, uninterrupted, tmp_path):
+    """First data that only one of them cannot read, then a config that both refuse, then a folder that is taken."""
+    out = begun_from(tmp_path / "run", uninterrupted, 2 * EVERY)
+    blind = tmp_path / "blind"
+    shutil.copytree(data, blind)
+    shard = blind / "samples" / "64-0" / "unit-00002.arrayrecord"
+    both = start_several(2, [data, blind], out, "transformer.checkpoint.every=1000", "transformer.train.steps=100")
+    both[0].wait_until(lambda: logged(out))
+    with shard.open("r+b") as file:
+        file.truncate(0)
+    shard.unlink()
+    for process in both:
+        status, text = process.done()
+        assert status == 1 and "Traceback" not in text and str(shard) in text, text[-3000:]
+    assert max(checkpoint.steps(out / "checkpoints")) == max(logged(out)) < 100
+
+    for process in start_several(2, data, out, "transformer.optimizer.lr=0.5"):
+        status, text = process.done()
+        assert status == 1 and "Traceback" not in text and "optimizer.lr: 0.004 -> 0.5" in text, text[-3000:]
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_gone_or_hangs_ends_the_other(fault, data, uninterrupted, tmp_path):
+    out = begun_from(tmp_path / "run", uninterrupted, EVERY)
+    both = start_several(2, data, out, "transformer.train.watchdog_seconds=15")
+    try:
+        both[0].wait_until(lambda: logged(out))
+        both[1].signal(fault)
+        if fault == signal.SIGSTOP:  # meanwhile nobody else may work in the folder
+            for process in start_several(2, data, out):
+                status, text = process.done()
+                assert status == 1 and f"process {both[0].process.pid} of" in text, text[-3000:]
+                assert "Traceback" not in text
+        status, text = both[0].done(120)
+    finally:
+        both[1].signal(signal.SIGKILL)
+        both[1].done()
+    assert status != 0, text
+    if fault == signal.SIGSTOP:
+        assert status == watchdog.STATUS and "no progress for 15 s in 'step" in text, text[-3000:]
+        assert (out / "stacks-0.txt").exists()
+    assert "Traceback" not in text, text[-3000:]
+
+
+def test_slurm_names_the_processes(data, uninterrupted, tmp_path, monkeypatch):
+    out = begun_from(tmp_path / "run", uninterrupted, STEPS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    names = {"SLURM_JOB_ID": "4711", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    both = []
+    for process in range(2):
+        for name, value in {**names, "SLURM_PROCID": f"{process}", "SLURM_LOCALID": f"{process}"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", meeting)
+        both.append(runs_of.start(data, out, "--distributed", "--processes=2"))
+    assert [process.done().status for process in both] == [0, 0], both[0].printed()[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--processes=2",), "--process and --coordinator is missing"),
+        (("--processes=2", "--process=2", "--coordinator=x:1"), "--process is 2; with --processes 2"),
+        (("--processes=3", "--process=0", "--coordinator=x:1"), "3 processes cannot share the 8 devices"),
+        (("--distributed",), "--distributed needs --processes N too"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(more, message, data, tmp_path):
+    done = runs_of.start(data, tmp_path / "run", *more).done()
+    assert done.status == 1 and message in done.text and "Traceback" not in done.text, done.text

@@ -28,7 +28,7 @@ AHEAD = 2  # batches that are made while the devices compute those before
 Item = TypeVar("Item")
 
 
-class Source:
+class Inputs:
     """How rows become batches, whatever the samples hold.
 
     Args:
@@ -51,7 +51,7 @@ class Source:
         needed = ("text_encoder", "vae") if self.online == TEXT_AND_IMAGES else ("text_encoder",)
         if missing := [name for name in needed if not (model / name).is_dir()]:
             raise ValueError(
-                f"{samples.folder} was encoded with encode.online={self.online}, and {model} has no {missing}: name the "
+                f"{samples.folder} was encoded with encode.online={self.online}, but {model} lacks {missing}; name the "
                 "encoders' folder with --model"
             )
         dtype = stages.dtype_of(samples.fingerprint["dtype"])

@@ -1,0 +1,143 @@
+"""A curriculum of two stages in one command: killed on its way it ends where an uninterrupted one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from qi2_jax import config as configs
+from qi2_jax import runs
+from qi2_jax.job import curriculum
+from qi2_jax.training import checkpoint
+
+TINY = "experiments/qwen_image_2/curriculum.py:tiny"
+EXPERIMENT = """
+from experiments.qwen_image_2 import curriculum
+
+def get_config(form=""):
+    config = curriculum.get_config("tiny")
+    for name in list(config.stages)[2:]:
+        del config.stages[name]
+    config.corpus.update(edits=18, texts=0, workers=1)
+    config.vae.train.steps = config.vae.optimizer.warmup = 2
+    config.vae.optimizer.decay_steps = 0
+    config.vae.checkpoint.every = 1
+    for stage in config.stages.values():
+        stage.data.mixture.conditions = (1, 0, 0)
+        stage.transformer.train.steps = 6
+        stage.transformer.model.layers = 1
+        stage.transformer.checkpoint.every = 2
+        stage.transformer.validation.samples = 1
+        stage.transformer.samples.count = 1
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experiment") / "short.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def start(experiment, out) -> subprocess.Popen:
+    with out.with_suffix(".log").open("a") as log:
+        command = [sys.executable, "-m", "qi2_jax.run", str(experiment), "--out", str(out)]
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(process, out) -> None:
+    assert process.wait(timeout=600) == 0, out.with_suffix(".log").read_text(errors="replace")[-3000:]
+
+
+def stop_when(process, path, how) -> None:
+    end = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.01)
+    process.send_signal(how)
+    process.wait()
+
+
+def leaves(out) -> dict[str, np.ndarray]:
+    located = runs.locate(out)
+    return {
+        f"{item}/{name}": weight.read()
+        for item in ("model", "ema", "optimizer")
+        for name, weight in checkpoint.weights(located.checkpoint, item).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(experiment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("curriculum") / "whole"
+    finish(start(experiment, out), out)
+    return out
+
+
+def test_stages_follow_each_other_to_an_export(uninterrupted):
+    figures = json.loads((uninterrupted / "report.json").read_text())["stages"]
+    assert list(figures) == ["s1_256p_t2i", "s2_256p_edits"]
+    assert (uninterrupted / "diffusers" / "model_index.json").is_file()
+    first, second = (uninterrupted / "stages" / name / "transformer" for name in figures)
+    assert runs.locate(uninterrupted).checkpoint == second / "checkpoints" / "6"
+    assert json.loads((second / "config.json").read_text())["start"]["folder"] == str(first)
+    pictures = {path.name for path in (second / "samples").iterdir()}
+    assert pictures == {f"64-{conditions}-{step}.png" for conditions in (0, 1) for step in (0, 6)}
+
+
+def test_resume_of_a_killed_curriculum_equals_an_uninterrupted_one(experiment, uninterrupted, tmp_path):
+    """Killed while the autoencoder trains, stopped in the first stage's training, killed while the second encodes."""
+    out = tmp_path / "killed"
+    stop_when(start(experiment, out), out / "vae" / "checkpoints" / "1", signal.SIGKILL)
+    first, second = (out / "stages" / name for name in ("s1_256p_t2i", "s2_256p_edits"))
+    process = start(experiment, out)
+    stop_when(process, first / "transformer" / "checkpoints" / "2", signal.SIGTERM)
+    assert process.returncode == 0
+    stop_when(start(experiment, out), second / "samples", signal.SIGKILL)
+    finish(start(experiment, out), out)
+    expected, found = leaves(uninterrupted), leaves(out)
+    assert expected.keys() == found.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+
+
+def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupted):
+    """Its loss before the first step is that of the first stage's last weights on the same held samples."""
+    lines = [
+        [json.loads(line) for line in (uninterrupted / "stages" / name / "transformer" / "metrics.jsonl").open()]
+        for name in ("s1_256p_t2i", "s2_256p_edits")
+    ]
+    ends = [line for line in lines[0] if line["step"] == 6 and "validation_loss" in line][-1]
+    begins = next(line for line in lines[1] if "validation_loss" in line)
+    for weights in ("ema", "raw"):
+        name = f"validation_loss/{weights}/64-0"
+        assert begins[name] == pytest.approx(ends[name], rel=0.2)
+    assert begins["validation_loss/ema/64-0"] != begins["validation_loss/raw/64-0"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.s2_256p_edits.transformer.batch_sizes=(6,)", "stages.s2_256p_edits: .*batch of 6 does not split"),
+        ("model.folder=/nope", "model.folder /nope is no model folder"),
+        ("start.folder=/nope", "/nope is neither a run"),
+        ("vae.crop=40", "vae.crop is 40"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        curriculum.run(configs.load(TINY, [override]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupted):
+    command = [sys.executable, "-m", "qi2_jax.run", str(experiment), "--out", str(uninterrupted)]
+    for override, code in (("stages.s1_256p_t2i.transformer.optimizer.lr=1.0", 1), ("corpus.edits=5", 1)):
+        done = subprocess.run([*command, override], capture_output=True, text=True, check=False, env=os.environ)
+        assert done.returncode == code and override.split("=")[0] in done.stderr and "Traceback" not in done.stderr

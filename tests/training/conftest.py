@@ -1,0 +1,34 @@
+"""Shared by tests on real processes: data, compiled programs, and a run that was never interrupted."""
+
+import pathlib
+
+import pytest
+
+from . import runs_of
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> pathlib.Path:
+    """A folder with `samples` and the `model` that made them. Not to be written to."""
+    folder = tmp_path_factory.mktemp("data")
+    runs_of.write_model(folder / "model")
+    runs_of.write_samples(folder / "samples", folder / "model")
+    runs_of.finish_model(folder / "samples", folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """Processes that a test starts read what others have compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(data, programs, tmp_path_factory) -> pathlib.Path:
+    """A run of one process with all its checkpoints. Not to be written to."""
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    runs_of.run(data, out)
+    return out

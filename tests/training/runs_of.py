@@ -1,0 +1,239 @@
+"""Real processes that train a tiny transformer on pairs and edits, and what their runs leave; for the tests beside it.
+
+A mesh of 8 fake devices, two batches to an update, each read in two parts: every path that a step can take.
+"""
+
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from data_pipeline import cache
+from data_pipeline.encode import preprocessing
+from data_pipeline.funnel import Tally
+from data_pipeline.samples import Sample, Text
+from qi2_jax import config as configs
+from qi2_jax import encoders
+from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.interop.weights import STEM
+from qi2_jax.job import models, stages, transformer
+from qi2_jax.models.vae import VAE, VAEConfig
+from qi2_jax.training import checkpoint, metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENT = "experiments/demo.py:tiny"
+STEPS, EVERY = 12, 4
+CHANNELS, TEXT_WIDTH = 8, 16
+OVERRIDES = (
+    "data.mixture.tasks=(1, 1)",
+    "transformer.batch_sizes=(16,)",
+    "transformer.images_per_device=(2,)",
+    "transformer.batches_per_update=2",
+    "transformer.model.layers=1",
+    "transformer.mesh.data=4",  # without `tensor`, whose many sums are slow between processes
+    "transformer.mesh.tensor=1",
+    "transformer.validation.every=8",
+    "transformer.validation.samples=8",
+    "transformer.samples.every=8",
+    "transformer.samples.count=1",
+    "transformer.samples.steps=2",
+    "transformer.optimizer.warmup=2",  # so that parameters move
+    "transformer.checkpoint.keep=100",
+)
+# What differs between two runs that are equal.
+VARYING = ("time/", "memory/", "goodput", "images_per_second", "tokens_per_second", "model_tflops_per_second_per_chip")
+PATIENCE = 300.0  # seconds
+
+
+def write_model(folder: pathlib.Path) -> pathlib.Path:
+    """A model folder with a random autoencoder, which draws the grids of a training, and nothing that reads texts."""
+    fields = configs.dataclass_fields(configs.load(EXPERIMENT).vae.model)
+    like = jax.eval_shape(lambda: VAE(VAEConfig(**{**fields, "latent_channels": CHANNELS}), key=jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    vae = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.1).astype(leaf.dtype), like)
+    models.save_vae(folder, vae, (0.0,) * CHANNELS, (1.0,) * CHANNELS)
+    for name in (f"text_encoder/{STEM}.safetensors", "text_encoder/config.json", "processor/tokenizer.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"{}")
+    return folder
+
+
+def finish_model(samples: pathlib.Path, folder: pathlib.Path) -> None:
+    config = configs.load(EXPERIMENT, OVERRIDES).transformer
+    models.finish(folder, transformer.transformer_config(config, cache.Cache(samples)), Shift(**config.timesteps.shift))
+
+
+def write_samples(
+    folder: pathlib.Path, model: pathlib.Path, spoil: Callable[[int], bool] = lambda index: False
+) -> None:
+    """Twelve pairs and eight edits, four to a file; those that `spoil` names by their number are not finite."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    def sample(index: int, conditions: int) -> tuple[int, Sample]:
+        grid = ((4, 4), (2, 6), (6, 2))[index % 3]
+        lengths = tuple(rng.integers(2, 5, conditions + 1).tolist())
+        texts = tuple(Text(draw(sum(lengths), TEXT_WIDTH), lengths) for _ in range(2))
+        sources = tuple(draw(*grid, CHANNELS) for _ in range(conditions))
+        latents = draw(*grid, CHANNELS) * (np.float32("nan") if spoil(index) else 1)
+        return 64, Sample(latents, texts, sources, texts[0] if conditions else None)
+
+    data = configs.load(EXPERIMENT, OVERRIDES).data
+    cache.begin(folder, preprocessing(data) | encoders.digests(model))
+    made = [sample(index, 0) for index in range(12)] + [sample(index, 1) for index in range(12, 20)]
+    units = len(made) // 4
+    for unit in range(units):
+        cache.write_unit(folder, unit, made[4 * unit : 4 * unit + 4], Tally())
+    cache.finish(folder, units, Text(draw(2, TEXT_WIDTH), (2,)))
+
+
+def command(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> list[str]:
+    """Trains on the samples and the model in a folder."""
+    return [
+        *(sys.executable, "-m", "qi2_jax.train", EXPERIMENT),
+        *("--samples", str(data / "samples"), "--model", str(data / "model"), "--out", str(out)),
+        *(*OVERRIDES, f"transformer.train.steps={STEPS}", f"transformer.checkpoint.every={EVERY}"),
+        *overrides,
+    ]
+
+
+class Done(NamedTuple):
+    """How a process ended, and what it printed."""
+
+    status: int
+    text: str
+
+
+class Started:
+    """A process that runs; its output goes to a file, so that it never waits for a reader."""
+
+    def __init__(self, arguments: Sequence[str]):
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(arguments, stdout=self._output, stderr=subprocess.STDOUT, cwd=ROOT)
+
+    def printed(self) -> str:
+        self._output.seek(0)
+        return self._output.read()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Waits for something that the process does before it ends."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.poll() is None, f"ended before the moment it was to be stopped:\n{self.printed()}"
+            assert time.monotonic() < end, f"did not reach the moment it was to be stopped:\n{self.printed()}"
+            time.sleep(0.005)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def done(self, seconds: float = PATIENCE) -> Done:
+        """Waits for the end."""
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"did not end within {seconds} s:\n{self.printed()}") from None
+        return Done(self.process.returncode, self.printed())
+
+
+def start(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> Started:
+    return Started(command(data, out, *overrides))
+
+
+def run(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> str:
+    """Runs to the end, which must be good."""
+    done = start(data, out, *overrides).done()
+    assert done.status == 0, done.text[-3000:]
+    return done.text
+
+
+def start_several(
+    count: int, data: pathlib.Path | Sequence[pathlib.Path], out: pathlib.Path, *more: str
+) -> list[Started]:
+    """The same program in several processes, of which each may have its own data."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    own = [data] * count if isinstance(data, pathlib.Path) else data
+    return [
+        start(own[i], out, *more, f"--processes={count}", f"--process={i}", f"--coordinator={meeting}")
+        for i in range(count)
+    ]
+
+
+def run_several(count: int, data: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
+    done = [process.done() for process in start_several(count, data, out, *more)]
+    assert [status for status, _ in done] == [0] * count, "\n".join(text[-3000:] for _, text in done)
+    return [text for _, text in done]
+
+
+def logged(out: pathlib.Path) -> dict[int, dict[str, float]]:
+    """The lines of steps, without what differs between equal runs."""
+    path = out / metrics.FILE
+    lines = [line for line in metrics.read(path) if "loss" in line] if path.exists() else []
+    return {int(line["step"]): {k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines}
+
+
+def validated(out: pathlib.Path) -> dict[int, dict[str, float]]:
+    """The lines of validations."""
+    return {int(line["step"]): line for line in metrics.read(out / metrics.FILE) if "validation_loss" in line}
+
+
+def leaves(out: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
+    """Parameters, EMA and optimizer of a checkpoint by name."""
+    return {
+        f"{item}/{name}": weight.read()
+        for item in ("model", "ema", "optimizer")
+        for name, weight in checkpoint.weights(out / "checkpoints" / str(step), item).items()
+    }
+
+
+def assert_equal(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS) -> None:
+    """Bit for bit the same losses, validations, parameters, EMA and optimizer."""
+    assert logged(out) == {known: line for known, line in logged(expected).items() if known in logged(out)}
+    assert validated(out) == {known: line for known, line in validated(expected).items() if known in validated(out)}
+    wanted = leaves(expected, step)
+    for name, leaf in leaves(out, step).items():
+        np.testing.assert_array_equal(leaf, wanted[name], err_msg=name)
+
+
+def assert_close(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS, limit: float = 1e-5) -> None:
+    """The same within rounding, from the same data."""
+    for lines, others in ((logged(out), logged(expected)), (validated(out), validated(expected))):
+        for known in lines.keys() & others.keys():
+            for name, value in lines[known].items():
+                away = 1e-12 if name.startswith("batch/") else limit * max(1.0, abs(others[known][name]))
+                assert abs(value - others[known][name]) <= away, (known, name, value, others[known][name])
+    wanted = leaves(expected, step)
+    for name, leaf in leaves(out, step).items():
+        np.testing.assert_allclose(leaf, wanted[name], rtol=0, atol=limit, err_msg=name)
+
+
+def mixture_of(data: pathlib.Path):
+    """What a run reads, as one process reads all of it."""
+    config = configs.load(EXPERIMENT, OVERRIDES)
+    return transformer.Mixture.of_cache(
+        cache.Cache(data / "samples"),
+        stages.shares_of(config.data),
+        [(2, 8)],
+        seed=config.transformer.seed,
+        dropout=config.transformer.dropout,
+        own_rows=range,
+    )
+
+
+def begun_from(out: pathlib.Path, source: pathlib.Path, step: int) -> pathlib.Path:
+    """A run that stands where another one was after a step."""
+    shutil.copytree(source / "checkpoints" / str(step), out / "checkpoints" / str(step))
+    shutil.copyfile(source / "config.json", out / "config.json")
+    return out

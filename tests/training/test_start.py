@@ -1,0 +1,165 @@
+"""Where a run starts: an imported folder or another run, trained as a whole or by an adapter; and what comes out."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from data_pipeline.cache import Cache, write_cache
+from data_pipeline.encode import preprocessing
+from data_pipeline.samples import Sample, Text
+from qi2_jax import config as configs
+from qi2_jax import encoders, runs
+from qi2_jax.interop import components, folder
+from qi2_jax.interop import lora as adapters
+from qi2_jax.interop import weights as storage
+from qi2_jax.job import transformer
+from qi2_jax.training import checkpoint, metrics
+
+from .. import tiny_pipeline
+
+TINY = "experiments/demo.py:tiny"
+OVERRIDES = (
+    "transformer.model.head_width=16",
+    "transformer.model.rope_dims=(4,6,6)",
+    "transformer.mesh.data=1",
+    "transformer.mesh.tensor=1",
+    "transformer.batch_sizes=(4,)",
+    "transformer.validation.samples=4",
+    "transformer.checkpoint.every=2",
+    "transformer.checkpoint.keep=100",
+)
+ADAPTER = (*OVERRIDES, "transformer.lora.rank=4", "transformer.lora.alpha=8.0", "transformer.optimizer.warmup=2")
+
+
+@pytest.fixture(scope="module")
+def samples(imported, tmp_path_factory):
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    made = [
+        (64, Sample(draw(*((4, 4), (2, 6))[i % 2], tiny_pipeline.LATENT_CHANNELS), (Text(draw(5, 16), (5,)),)))
+        for i in range(6)
+    ]
+    data = configs.load(TINY, OVERRIDES).data
+    path = tmp_path_factory.mktemp("data") / "samples"
+    write_cache(path, made, Text(draw(2, 16), (2,)), preprocessing(data) | encoders.digests(imported))
+    return Cache(path)
+
+
+def train(samples, out, source, steps, overrides=OVERRIDES, model=None):
+    given = [*overrides, f"transformer.start.folder={source}", f"transformer.train.steps={steps}"]
+    config = configs.load(TINY, given)
+    transformer.give_model(config.transformer, samples, model, out)
+    transformer.train_transformer(config, samples, out)
+    return out
+
+
+def weights_of(path, item="ema"):
+    return {
+        name: weight.read(dtype=np.float32) for name, weight in runs.locate(path).weights("transformer", item).items()
+    }
+
+
+def losses(run):
+    return [line["validation_loss"] for line in metrics.read(run / "metrics.jsonl") if "validation_loss" in line]
+
+
+@pytest.fixture(scope="module")
+def full(samples, imported, tmp_path_factory):
+    """A full fine-tuning of the imported transformer; during warm-up the first rate is 0."""
+    return train(samples, tmp_path_factory.mktemp("runs") / "full", imported, 4, model=imported)
+
+
+def test_full_fine_tuning_begins_with_the_imported_weights_and_learns(full, imported):
+    published = weights_of(imported)
+    first = {name: weight.read() for name, weight in checkpoint.weights(full / "checkpoints" / "2", "ema").items()}
+    last = weights_of(full)
+    for name, leaf in published.items():
+        assert np.abs(first[name] - leaf).max() < 1e-2, name  # two steps at the beginning of the warm-up
+    assert max(np.abs(last[name] - leaf).max() for name, leaf in published.items()) > 1e-4
+    before, after = losses(full)
+    assert after < before
+
+
+def test_a_run_continues_from_both_weights_of_another(samples, full, imported, tmp_path):
+    second = train(samples, tmp_path / "second", full, 1, model=imported)  # its only step has a rate of 0
+    for item in ("model", "ema"):
+        begun = {name: w.read() for name, w in checkpoint.weights(second / "checkpoints" / "1", item).items()}
+        for name, leaf in weights_of(full, item).items():
+            moved = 0 if item == "model" else 1
+            expected = leaf + 0.5 * moved * (weights_of(full, "model")[name] - leaf)  # the average moved once
+            np.testing.assert_allclose(begun[name], expected, atol=1e-6, err_msg=name)
+    assert losses(second)[0] == pytest.approx(losses(full)[-1], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def adapted(samples, imported, tmp_path_factory):
+    return train(samples, tmp_path_factory.mktemp("runs") / "adapted", imported, 6, ADAPTER, imported)
+
+
+def test_adapter_trains_alone_beside_the_imported_weights(adapted, imported):
+    located = runs.locate(adapted)
+    assert located.lora is not None and located.lora.rank == 4
+    held = checkpoint.describe(located.checkpoint, "model")
+    assert held and all("lora_" in name for name in held)
+    config = components.read_config(adapted / "model" / "transformer", "transformer")
+    base, _ = storage.of_ours(adapted / "model" / "transformer", components.COMPONENTS["transformer"].expected(config))
+    for name, leaf in weights_of(imported).items():
+        np.testing.assert_array_equal(base[name].read(dtype=np.float32), leaf, err_msg=name)
+    before, after = losses(adapted)
+    assert after < before
+
+
+def test_resume_of_an_adapter_is_exact(samples, adapted, imported, tmp_path):
+    out = tmp_path / "parts"
+    train(samples, out, imported, 4, ADAPTER, imported)
+    train(samples, out, imported, 6, ADAPTER, imported)
+    for item in ("model", "ema", "optimizer"):
+        ours, theirs = (checkpoint.weights(run / "checkpoints" / "6", item) for run in (out, adapted))
+        assert ours.keys() == theirs.keys()
+        for name, weight in ours.items():
+            np.testing.assert_array_equal(weight.read(), theirs[name].read(), err_msg=name)
+    assert losses(out)[-1] == losses(adapted)[-1]
+
+
+def test_diffusers_loads_the_trained_adapter(adapted, published, tmp_path):
+    """The transformer with the adapter, in PyTorch, against the merged weights exported here."""
+    from qi2_torch.load import load_pipeline
+
+    config, found = runs.locate(adapted).adapter()
+    adapters.export_lora(found, config, tmp_path / "adapter")
+    folder.export_folder(
+        runs.locate(adapted).model,
+        tmp_path / "merged",
+        replace={"transformer": runs.locate(adapted).weights("transformer")},
+    )
+    pipeline = load_pipeline(published, torch.float32)
+    pipeline.load_lora_weights(str(tmp_path / "adapter"))
+    pipeline.fuse_lora(components=["transformer"])
+    pipeline.unload_lora_weights()
+    merged = safetensors.numpy.load_file(next((tmp_path / "merged" / "transformer").glob("*.safetensors")))
+    fused = {name: tensor.numpy() for name, tensor in pipeline.transformer.state_dict().items()}
+    assert merged.keys() == fused.keys()
+    for name, array in merged.items():
+        np.testing.assert_allclose(fused[name], array, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "source", "message"),
+    [
+        (ADAPTER, "", "lora.rank is above 0: name the transformer to adapt"),
+        (
+            ("transformer.model.layers=3", *OVERRIDES),
+            None,
+            r"blocks\.attn\.q\.weight is \(2, 32, 32\), .* \(3, 32, 32\)",
+        ),
+        (OVERRIDES, "/nope", "/nope is neither a run"),
+    ],
+)
+def test_starts_that_do_not_fit_are_refused(samples, imported, overrides, source, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(samples, tmp_path / "run", imported if source is None else source, 1, overrides, imported)
+    assert not (tmp_path / "run" / "config.json").exists()
