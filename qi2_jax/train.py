@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="continue although config or data are not those of the run's beginning; what changed is shown and recorded",
+        help="continue although config or data are others than at the run's beginning; what changed is recorded",
     )
     processes.add_arguments(parser)
 

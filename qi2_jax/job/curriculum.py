@@ -215,10 +215,10 @@ def _stage(
     with processes.agreed():
         if jax.process_index() == 0:
             _select(stage, records, out, console)
-    encoded = None
-    while encoded is None:  # every process has written its units after the first time; then one completes the cache
+    for _ in range(2):  # after the first time every process has written its units, and the cache can be completed
         with processes.agreed():
             encoded = encode.encode(stage, records, out / INDEX, model, out / SAMPLES)
+    assert encoded is not None
     console.print(encoded.table())
     samples = Cache(out / SAMPLES)
     with processes.agreed():

@@ -53,14 +53,15 @@ def drawer(
     if not (model / "vae").is_dir():
         processes.say(f"{model} has no autoencoder: no sample grids are drawn")
         return None
-    vae = encoders.load(model, "vae", local_mesh(), np.float32) if jax.process_index() == 0 else None
+    # In every process, though the first alone writes: the others would only wait for it.
+    vae = encoders.load(model, "vae", local_mesh(), np.float32)
     channels = components.read_config(model / "vae", "vae").latent_channels
     schedule = Schedule(objective.shift)
 
     def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
         return to_image(np.asarray(decode_latents(vae, latents[None], np.float32))[0])
 
-    def draw_stream(state: TrainState, stream: Stream) -> UInt8[np.ndarray, "H W 3"] | None:
+    def draw_stream(state: TrainState, stream: Stream) -> UInt8[np.ndarray, "H W 3"]:
         loader, parts = stream.loader, sharding.batch_parts(mesh)
         count = min(config.count, len(loader.samples))
         size = -(-count // parts) * parts
@@ -90,8 +91,6 @@ def drawer(
         )
         several = jax.process_count() > 1
         made = np.asarray(multihost_utils.process_allgather(latents, tiled=True) if several else latents)
-        if vae is None:
-            return None
         rows = []
         for sample, own_latents, (h, w) in zip(chosen[:count], made, grids, strict=False):
             target, *conditions = inputs.latents(sample)
@@ -99,8 +98,7 @@ def drawer(
         return grid(rows)
 
     def draw(state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
-        drawn = {stream.name: draw_stream(state, stream) for stream in mixture.streams}
-        return {name: picture for name, picture in drawn.items() if picture is not None}
+        return {stream.name: draw_stream(state, stream) for stream in mixture.streams}
 
     return draw
 

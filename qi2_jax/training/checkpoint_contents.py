@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from qi2_jax.interop.tensors import CODES
@@ -42,19 +43,13 @@ def check(path: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
         raise ValueError(f"checkpoint {path} cannot be restored into this model:\n  " + "\n  ".join(problems))
 
 
-_last_leaf: dict[tuple[pathlib.Path, str, str], np.ndarray] = {}
+def _leaf(path: pathlib.Path, item: str, name: str) -> tensorstore.TensorStore:
+    """One leaf of a step, to be read in slices.
 
-
-def _leaf(path: pathlib.Path, item: str, name: str) -> np.ndarray:
-    """One leaf of a step. The last one is kept, since it is read in slices; only one is ever in memory."""
-    key = (path.resolve(), item, name)
-    if key not in _last_leaf:
-        _last_leaf.clear()
-        found = describe(path, item)
-        leaves: dict[str, Any] = dict.fromkeys(found, ocp.PLACEHOLDER)
-        leaves[name] = np.empty(found[name].shape, found[name].dtype)
-        _last_leaf[key] = ocp.load_checkpointables(path.resolve(), {item: leaves})[item][name]
-    return _last_leaf[key]
+    Not by Orbax, which loads whole items, and in a program of several processes only with all of them together.
+    """
+    place = {"driver": "ocdbt", "base": f"file://{path.resolve() / item}/", "path": name}
+    return tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True, read=True).result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +63,10 @@ class CheckpointWeight:
     code: str
 
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        return np.array(_leaf(self.path, self.item, self.name)[index], dtype=dtype)
+        return np.array(_leaf(self.path, self.item, self.name)[index].read().result(), dtype=dtype)
 
     def part(self, layer: int | None) -> np.ndarray:
-        return _leaf(self.path, self.item, self.name)[... if layer is None else layer]
+        return np.array(_leaf(self.path, self.item, self.name)[... if layer is None else layer].read().result())
 
 
 def weights(path: pathlib.Path, item: str) -> dict[str, CheckpointWeight]:

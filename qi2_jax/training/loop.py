@@ -174,6 +174,7 @@ def _train(
                 examples = [Part(feed.static, put(mesh, feed)) for feed in task.examples()]
             update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
             del examples
+            processes.gather("")  # Gloo waits 30 seconds for those that still compile, not longer
 
         # --- steps: all processes take the same, and know the last one when they come to it
         rate = steps.learning_rate(config.optimizer)

@@ -132,27 +132,29 @@ def make_validation(
 
     Returns:
       `(model, frozen, batches) -> losses`, one for each quantile of t, which is shifted as in training; noise depends
-      on (seed, batch, quantile).
+      on (seed, place of the image among all, quantile), not on the size of the batches.
     """
 
     @functools.partial(jax.jit, static_argnums=2)
-    def loss_at(model, frozen, layout, batch, quantile, key):
+    def loss_at(model, frozen, layout, batch, quantile, key, first):
+        places_B = first + jnp.arange(batch.latents_BNC.shape[0])
+        keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
         losses_B, _ = objective.losses(
             model,
             frozen,
             layout,
             batch,
             lambda tokens_B: jnp.full(tokens_B.shape, quantile),
-            lambda shape: jax.random.normal(key, shape),
+            lambda shape: jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys_B),
         )
         return jnp.mean(losses_B)
 
     def validate(model: Any, frozen: Any, batches: Iterable[tuple[Layout, Batch]]) -> Float[np.ndarray, "Q"]:
-        key, losses = jax.random.key(seed), []
-        for index, (layout, batch) in enumerate(batches):
-            for place, quantile in enumerate(quantiles):
-                noise_key = jax.random.fold_in(key, index * len(quantiles) + place)
-                losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), noise_key))
+        keys, losses, first = jax.random.split(jax.random.key(seed), len(quantiles)), [], 0
+        for layout, batch in batches:
+            for key, quantile in zip(keys, quantiles, strict=True):
+                losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), key, np.int32(first)))
+            first += batch.latents_BNC.shape[0]
         return np.mean(np.reshape(jax.device_get(losses), (-1, len(quantiles))), axis=0)
 
     return validate
