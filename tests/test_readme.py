@@ -60,6 +60,8 @@ def test_commands_make_what_they_promise(session):
     assert json.loads((folder / "runs/ingest.json").read_text())["records"] == 37
     assert pq.read_table(folder / "runs/records/selection.parquet").num_rows == 26
     assert "<svg" in (folder / "runs/report.html").read_text()
+    assert "<svg" in (folder / "runs/training.html").read_text()
+    assert (folder / "runs/lora/pytorch_lora_weights.safetensors").is_file()
     assert (folder / "runs/exported/model_index.json").is_file() and (folder / "runs/imported/qi2.json").is_file()
 
 

@@ -23,6 +23,7 @@ def get_config(form=""):
     config = curriculum.get_config("tiny")
     for name in list(config.stages)[2:]:
         del config.stages[name]
+    config.compilation_cache = COMPILED
     config.corpus.update(edits=18, texts=0, workers=1)
     config.vae.train.steps = config.vae.optimizer.warmup = 2
     config.vae.optimizer.decay_steps = 0
@@ -41,7 +42,8 @@ def get_config(form=""):
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     path = tmp_path_factory.mktemp("experiment") / "short.py"
-    path.write_text(EXPERIMENT)
+    # Outside of the runs: what the first compiles, the others read.
+    path.write_text(EXPERIMENT.replace("COMPILED", repr(str(path.parent / "compiled"))))
     return path
 
 
