@@ -25,7 +25,8 @@ def counted(kernel: str, remat: bool) -> float:
     loss = make_loss(LogitNormal(), Objective(Shift(), Execution(jnp.float32, kernel, remat)))
     gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
     batch = abstract_batch(CONFIG, LAYOUT, 1, mesh)
-    return gradient.lower(model, None, LAYOUT, batch, jax.random.split(jax.random.key(0), 1)).compile().cost_analysis()["flops"]
+    keys = jax.random.split(jax.random.key(0), 1)
+    return gradient.lower(model, None, LAYOUT, batch, keys).compile().cost_analysis()["flops"]
 
 
 def test_formula():
