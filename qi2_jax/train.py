@@ -44,8 +44,8 @@ def main(arguments: argparse.Namespace) -> None:
     config = configs.load(arguments.experiment, overrides)
     if "transformer" not in config:
         raise ValueError(
-            f"{arguments.experiment} describes data only; train with an experiment that has a group `transformer`, "
-            "such as experiments/demo.py, whose data.* must be those with which the samples were encoded"
+            f"{arguments.experiment} has no group `transformer`; train with the config of a stage, such as "
+            "experiments/qwen_image_2/s1_256p_t2i.py, or run all of them with `qi2 run`"
         )
     count = processes.check(arguments, config.platform)
     configs.set_platform(config, (config.transformer.mesh,), count)

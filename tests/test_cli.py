@@ -104,9 +104,9 @@ def test_errors_are_messages_and_a_traceback_can_be_had(tmp_path, monkeypatch):
 
 
 def test_training_needs_a_config_with_a_transformer(tmp_path):
-    stage = "experiments/qwen_image_2/s2_256p_edits.py:tiny"
-    with pytest.raises(SystemExit, match="describes data only"):
-        cli.main(["train", stage, "--samples", str(tmp_path), "--out", str(tmp_path / "run")])
+    curriculum = "experiments/qwen_image_2/curriculum.py:tiny"
+    with pytest.raises(SystemExit, match="has no group `transformer`"):
+        cli.main(["train", curriculum, "--samples", str(tmp_path), "--out", str(tmp_path / "run")])
 
 
 def test_import_refuses_a_tokenizer_that_does_not_fit_before_it_copies(published, tmp_path):

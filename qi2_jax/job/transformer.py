@@ -199,7 +199,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         training.make_loss(stages.law_of(config), objective),
         updates,
         examples,
-        samples.fingerprint,
+        samples.fingerprint | {"mixture": configs.to_dict(data.mixture)},
         turns > 1 or any(stream.parts > 1 for stream in mixture.streams),
         frozen,
         started,

@@ -195,7 +195,9 @@ def _train(
             possible = reader.reach(step + 1 + lag)
             end = last.known(min(step + lag, possible) if termination.requested else possible)
             done = step >= min(total, end)
-            if step % config.train.log_every == 0 or done:
+            saved = step % config.checkpoint.every == 0 or done
+            # Before a save too: a run that goes on from there then averages over the same steps.
+            if step % config.train.log_every == 0 or saved:
                 journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
             if step % min(config.train.log_every, config.train.max_skipped) == 0 and _is_lost(state, config):
                 save()
@@ -204,7 +206,7 @@ def _train(
                 evaluate(step)
             if step == total or (config.samples.every and step % config.samples.every == 0):
                 draw(step)
-            if step % config.checkpoint.every == 0 or done:
+            if saved:
                 save()
         if end <= step:
             with processes.agreed():
