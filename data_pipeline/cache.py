@@ -4,13 +4,14 @@ pictures and prompts from which training computes them.
     DIR/making.json                        fingerprint of what the samples are made from; written first
     DIR/256-0/unit-00000.arrayrecord       samples of 256 x 256 pixels' area without condition images, one blob each
     DIR/512-2/unit-00000.arrayrecord       edits at 512 with two condition images
+    DIR/512-2-held/unit-00000.arrayrecord  such edits that are held for validation, see `held`
     DIR/units/unit-00000.json              written after the files of the unit: it is complete
     DIR/empty.safetensors                  features of the empty prompt, for classifier-free dropout
     DIR/manifest.json                      written last: the cache is complete
 
-A stream is what one compiled program trains on: one area, one number of condition images. A unit is what is encoded,
-stored, and done again after a kill, as a whole. What a host holds in memory is a name and a number per file, and the
-index of the files that are open.
+A stream is what one compiled program trains on: one area, one number of condition images; or what it is validated on.
+A unit is what is encoded, stored, and done again after a kill, as a whole. What a host holds in memory is a name and a
+number per file, and the index of the files that are open.
 """
 
 import json
@@ -38,7 +39,7 @@ from data_pipeline.samples import (
     encode_text,
 )
 
-SCHEMA, READABLE = 3, (2, 3)  # 2 had no pictures of targets
+SCHEMA, READABLE = 4, (2, 3, 4)  # 2 had no pictures of targets, 3 no streams of held samples
 MANIFEST, MAKING, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
 MAX_OPEN = 128  # files of a stream; each holds 8 bytes per sample in memory
 _WRITING = "group_size:1,uncompressed"  # noise-like numbers do not compress, and reading is five times as fast
@@ -47,13 +48,15 @@ _NAME = re.compile(r"unit-\d{5,}\.arrayrecord")
 
 
 class StreamKey(NamedTuple):
-    """Side of the square whose area the targets have, in pixels, and number of condition images."""
+    """Side of the square whose area the targets have, in pixels, number of condition images, and whether the samples
+    are held for validation."""
 
     side: int
     conditions: int
+    held: bool = False
 
     def __str__(self) -> str:
-        return f"{self.side}-{self.conditions}"
+        return f"{self.side}-{self.conditions}" + "-held" * self.held
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,13 @@ def has_unit(folder: Path, unit: int) -> bool:
     return (folder / UNITS / f"unit-{unit:05d}.json").is_file()
 
 
-def write_unit(folder: Path, unit: int, samples: Iterable[tuple[int, Sample]], left_out: Tally) -> None:
-    """Writes the samples of a unit, given with their sides, and then its marker.
+def write_unit(
+    folder: Path, unit: int, samples: Iterable[tuple[int, Sample] | tuple[int, Sample, bool]], left_out: Tally
+) -> None:
+    """Writes the samples of a unit, and then its marker.
 
     Args:
+      samples: with their sides, and whether they are held; where that is not said, they are not.
       left_out: what the unit's records lost on the way; filled when the samples have been drawn.
     """
     name = f"unit-{unit:05d}.arrayrecord"
@@ -118,8 +124,8 @@ def write_unit(folder: Path, unit: int, samples: Iterable[tuple[int, Sample]], l
     counts: dict[StreamKey, int] = {}
     largest: dict[StreamKey, Largest] = {}
     try:
-        for side, sample in samples:
-            key = StreamKey(side, len(sample.conditions))
+        for side, sample, *held in samples:
+            key = StreamKey(side, len(sample.conditions), *held)
             if key not in writers:
                 (folder / str(key)).mkdir(parents=True, exist_ok=True)
                 writers[key] = ArrayRecordWriter(str(folder / str(key) / f"{name}.partial"), _WRITING)
@@ -132,10 +138,7 @@ def write_unit(folder: Path, unit: int, samples: Iterable[tuple[int, Sample]], l
     for key in writers:
         path = folder / str(key) / name
         path.with_name(f"{name}.partial").replace(path)
-    streams = [
-        {"side": key.side, "conditions": key.conditions, "samples": counts[key], "largest": vars(largest[key])}
-        for key in sorted(writers)
-    ]
+    streams = [{**key._asdict(), "samples": counts[key], "largest": vars(largest[key])} for key in sorted(writers)]
     (folder / UNITS).mkdir(exist_ok=True)
     write_json_atomic(folder / UNITS / f"unit-{unit:05d}.json", {"streams": streams, "left_out": left_out.counts})
 
@@ -157,7 +160,7 @@ def finish(folder: Path, units: int, empty: Text) -> bool:
     for unit in range(units):
         marker = json.loads((folder / UNITS / f"unit-{unit:05d}.json").read_bytes())
         for part in marker["streams"]:
-            key = StreamKey(part["side"], part["conditions"])
+            key = _key(part)
             files.setdefault(key, []).append({"file": f"unit-{unit:05d}.arrayrecord", "samples": part["samples"]})
             found = _largest(part["largest"])
             largest[key] = largest[key] | found if key in largest else found
@@ -173,11 +176,20 @@ def finish(folder: Path, units: int, empty: Text) -> bool:
     return True
 
 
-def write_cache(folder: Path, samples: Iterable[tuple[int, Sample]], empty: Text, fingerprint: dict[str, Any]) -> None:
-    """Writes a whole cache of samples, given with their sides, as one unit; for data that is encoded elsewhere."""
+def write_cache(
+    folder: Path,
+    samples: Iterable[tuple[int, Sample] | tuple[int, Sample, bool]],
+    empty: Text,
+    fingerprint: dict[str, Any],
+) -> None:
+    """Writes a whole cache of samples, given as to `write_unit`, as one unit; for data that is encoded elsewhere."""
     begin(folder, fingerprint)
     write_unit(folder, 0, samples, Tally())
     finish(folder, 1, empty)
+
+
+def _key(fields: dict) -> StreamKey:
+    return StreamKey(fields["side"], fields["conditions"], fields.get("held", False))
 
 
 def _largest(fields: dict) -> Largest:
@@ -265,10 +277,15 @@ class Cache:
             raise ValueError(
                 f"{self.folder / MANIFEST} names files that are empty or not called unit-NNNNN.arrayrecord"
             )
-        return Stream(self.folder, StreamKey(fields["side"], fields["conditions"]), _largest(fields["largest"]), files)
+        return Stream(self.folder, _key(fields), _largest(fields["largest"]), files)
 
     def __len__(self) -> int:
         return sum(map(len, self.streams))
+
+    @property
+    def held_out(self) -> float:
+        """The fraction of pictures whose samples are in streams of their own, see `held`; 0: there are none."""
+        return self.fingerprint.get("preprocessing", {}).get("held_out", 0.0)
 
     @property
     def online(self) -> str:

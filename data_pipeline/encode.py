@@ -20,6 +20,7 @@ from data_pipeline import cache
 from data_pipeline.buckets import Bucket, Resolutions
 from data_pipeline.cache import Cache
 from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.held import check_held_out, is_held
 from data_pipeline.images import decode_image
 from data_pipeline.prepare import prepare_image
 from data_pipeline.samples import NOTHING, TEXT_AND_IMAGES, Sample, Text
@@ -64,19 +65,25 @@ class EncodeReport:
         rows = [Step("records and their areas", sum(self.streams.values()) + left_out.total, left_out)]
         rows += [Step(f"stream {name}", count, Tally()) for name, count in self.streams.items()]
         size = self.bytes / max(1, sum(self.streams.values())) / 1000
-        return table(
-            f"samples in {self.folder} (stream: side-conditions), {size:,.0f} kB each; online: {self.online}",
-            tuple(rows),
-        )
+        what = f"{size:,.0f} kB each; online: {self.online}"
+        return table(f"samples in {self.folder} (stream: side-conditions, held for validation), {what}", tuple(rows))
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
-    """What a config's `data` group says of the pixels of samples; a trainer refuses samples made with another."""
+    """What a config's `data` group says of the pixels of samples and of which are held; a trainer refuses samples made
+    with another.
+
+    Raises:
+      ValueError: for a fraction that cannot be held out.
+    """
+    check_held_out(data.held_out)
     keys = ("sides", "ratios", "max_upscale", "max_cropped", "smaller_too")
     found = {key: list(data[key]) if isinstance(data[key], (tuple, list)) else data[key] for key in keys}
+    if data.held_out:  # without it a cache is what it was before there was the key
+        found["held_out"] = data.held_out
     return {"preprocessing": {"version": PREPROCESSING, **found}}
 
 
@@ -108,12 +115,13 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """The same with its pictures, prepared; `left_out`: why it cannot be used after all."""
+    """The same with its pictures, prepared; `held`: for validation; `left_out`: why it cannot be used after all."""
 
     item: _Item
     target: UInt8[np.ndarray, "H W c"] | None
     conditions: tuple[UInt8[np.ndarray, "H W c"], ...]
     texts: tuple[str, ...]
+    held: bool
     left_out: str | None = None
 
 
@@ -126,6 +134,7 @@ def encode(
     made_from: dict[str, Any],
     *,
     records_per_unit: int,
+    held_out: float = 0.0,
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> EncodeReport | None:
@@ -138,6 +147,7 @@ def encode(
       out: the cache.
       made_from: see `fingerprint`.
       records_per_unit: at least so many records make a unit.
+      held_out: fraction of pictures whose samples go into streams of their own, see `held`.
       process: which of how many processes this one is; each does its share of the units.
 
     Returns:
@@ -159,7 +169,8 @@ def encode(
             if number in mine:
                 left_out = Tally()
                 end = bar.n + len(units[number])
-                samples = _encode_unit(records, own, resolutions, encoders, left_out, bar, len(units[number]))
+                size = len(units[number])
+                samples = _encode_unit(records, own, resolutions, encoders, held_out, left_out, bar, size)
                 cache.write_unit(out, number, samples, left_out)
                 bar.update(end - bar.n)
     (empty,) = encoders.texts([""], [()])
@@ -205,11 +216,13 @@ def _encode_unit(
     kept: Sequence[Kept],
     resolutions: Resolutions,
     encoders: Encoders,
+    held_out: float,
     left_out: Tally,
     bar: tqdm,
     size: int,
-) -> Iterator[tuple[int, Sample]]:
-    """Samples of a unit with their sides; `bar` moves on by `size` records, evenly over the batches."""
+) -> Iterator[tuple[int, Sample, bool]]:
+    """Samples of a unit with their sides, and whether they are held; `bar` moves on by `size` records, evenly over the
+    batches."""
     start = bar.n
     items = []
     for row in kept:
@@ -227,7 +240,7 @@ def _encode_unit(
         batches += [alike[i : i + size] for i in range(0, len(alike), size)]
 
     def prepare(batch: list[_Item]) -> list[_Pixels]:
-        return [_prepare(records, item, resolutions, encoders.channels) for item in batch]
+        return [_prepare(records, item, resolutions, encoders.channels, held_out) for item in batch]
 
     for done, batch in enumerate(_ahead(prepare, batches)):
         bar.update(start + size * done // len(batches) - bar.n)
@@ -249,24 +262,25 @@ def _ahead(prepare, batches: Sequence[list[_Item]]) -> Iterator[list[_Pixels]]:
             futures[position] = None  # type: ignore[call-overload]  # its pictures are not needed any more
 
 
-def _prepare(records: RecordFolder, item: _Item, resolutions: Resolutions, channels: int) -> _Pixels:
+def _prepare(records: RecordFolder, item: _Item, resolutions: Resolutions, channels: int, held_out: float) -> _Pixels:
     record = records[item.kept.index]
     assert record.key == item.kept.key, f"{item.kept.key} was selected, {record.key} stands in its place"
     texts = tuple(record.captions[position].text for position in item.kept.captions)
+    held = is_held(record, held_out)
     target = prepare_image(decode_image(record.image).image, item.bucket, channels)
     conditions = []
     for data in record.conditions:
         image = decode_image(data).image
         fit = resolutions.buckets(item.side).fit(*image.size)
         if fit.left_out is not None:
-            return _Pixels(item, None, (), texts, f"condition_{fit.left_out}")
+            return _Pixels(item, None, (), texts, held, f"condition_{fit.left_out}")
         conditions.append(prepare_image(image, fit.bucket, channels))
-    return _Pixels(item, target, tuple(conditions), texts)
+    return _Pixels(item, target, tuple(conditions), texts, held)
 
 
 def _encode_batch(
     batch: Sequence[_Pixels], resolutions: Resolutions, encoders: Encoders
-) -> Iterator[tuple[int, Sample]]:
+) -> Iterator[tuple[int, Sample, bool]]:
     side, count = batch[0].item.side, len(batch[0].conditions)
     pictures: list[Any] = [picture for pixels in batch for picture in (pixels.target, *pixels.conditions)]
     latents = encoders.latents(pictures)
@@ -279,4 +293,5 @@ def _encode_batch(
         empty = next(texts) if count else None
         read = pixels.conditions if encoders.online != NOTHING else ()
         drawn = pixels.target if encoders.online == TEXT_AND_IMAGES else None
-        yield side, Sample(target, own, tuple(conditions), empty, pixels.item.kept.index, read, drawn)
+        sample = Sample(target, own, tuple(conditions), empty, pixels.item.kept.index, read, drawn)
+        yield side, sample, pixels.held

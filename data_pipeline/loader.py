@@ -118,10 +118,9 @@ class Loader:
       seed: of order, texts and dropout.
       dropout: probability in [0, 1].
       rows: which rows of the global batch to make, those of this process; None: all.
-      held: how many samples, the first ones, are left out.
 
     Raises:
-      ValueError: for a probability that is none, or if all samples are held.
+      ValueError: for a probability that is none.
     """
 
     samples: Sequence[Sample]
@@ -131,17 +130,14 @@ class Loader:
     seed: int
     dropout: float = 0.0
     rows: Sequence[int] | None = None
-    held: int = 0
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is {self.dropout}; it is a probability")
-        if not 0 <= self.held < len(self.samples):
-            raise ValueError(f"{self.held} of {len(self.samples)} samples are held for validation; leave some to train")
 
     def order(self) -> grain.MapDataset:
         """Which sample stands at each place of the endless sequence; memory does not grow with their number."""
-        return grain.MapDataset.range(self.held, len(self.samples)).seed(self.seed).shuffle().repeat()
+        return grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
 
     def batches(self) -> grain.MapDataset:
         """The batch of every step, by its number."""

@@ -18,6 +18,7 @@ import numpy as np
 from data_pipeline import cache as cached
 from data_pipeline.cache import Cache, Largest, StreamKey
 from data_pipeline.loader import Loader, Rows
+from data_pipeline.samples import Sample
 from qi2_jax.sequence import Layout
 
 MAX_CYCLE = 10_000  # steps; longer cycles mean proportions that were meant to be simpler
@@ -32,12 +33,14 @@ class Stream:
       loader: its samples and layout; its batch size is that of a part.
       weight: batches of it in every cycle.
       parts: in which a batch is read.
+      held: what validation and pictures read, in the same layout.
     """
 
     name: str
     loader: Loader
     weight: int
     parts: int = 1
+    held: Sequence[Sample] = ()
 
     @property
     def images(self) -> int:
@@ -78,7 +81,6 @@ class Mixture:
         seed: int,
         dropout: float,
         own_rows: Callable[[int], Sequence[int]],
-        held: int = 0,
     ) -> "Mixture":
         """The streams of a cache that have a share.
 
@@ -86,17 +88,16 @@ class Mixture:
           part_sizes: for every side the parts of a batch, and the global samples of one part.
           dropout: of texts, see `Loader`.
           own_rows: which rows of a batch of that size this process makes.
-          held: how many samples of each stream, the first ones, are never trained on.
 
         Raises:
-          ValueError: if a stream with a share has no samples.
+          ValueError: if a stream with a share has no samples, or none is held where some are to be.
         """
         streams, weights = [], shares.weights()
-        for position, (key, stream) in enumerate(streams_of(cache, shares).items()):
+        for position, (key, (stream, held)) in enumerate(streams_of(cache, shares).items()):
             parts, size = part_sizes[shares.sides.index(key.side)]
-            layout = layout_of(stream.largest, cache.empty.lengths)
-            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, own_rows(size), held)
-            streams.append(Stream(str(key), loader, weights[key], parts))
+            layout = layout_of(stream.largest | held.largest, cache.empty.lengths)
+            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, own_rows(size))
+            streams.append(Stream(str(key), loader, weights[key], parts, held))
         return cls(tuple(streams), seed)
 
     @property
@@ -131,9 +132,9 @@ class Mixture:
         return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def unused(self, cache: Cache) -> dict[str, int]:
-        """Samples of the cache that no stream of the mixture reads."""
-        names = {stream.name for stream in self.streams}
-        return {str(stream.key): len(stream) for stream in cache.streams if str(stream.key) not in names}
+        """Samples of the cache that no stream of the mixture reads, though they are not held."""
+        names, free = {stream.name for stream in self.streams}, (s for s in cache.streams if not s.key.held)
+        return {str(stream.key): len(stream) for stream in free if str(stream.key) not in names}
 
     def _order(self, cycle: int) -> np.ndarray:
         return _draw(tuple(stream.weight for stream in self.streams), self.seed, cycle)
@@ -182,11 +183,12 @@ class Shares:
         return {key: weight // divisor for key, weight in found.items()}
 
 
-def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, cached.Stream]:
-    """The streams of a cache that have a share, in the order of their weights.
+def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, tuple[cached.Stream, cached.Stream]]:
+    """The streams of a cache that have a share, in the order of their weights, each with that of its held samples; that
+    is the stream itself where the cache holds nothing out.
 
     Raises:
-      ValueError: if one of them has no samples.
+      ValueError: if one of them has no samples, or none is held where some are to be.
     """
     found = {stream.key: stream for stream in cache.streams}
     if missing := [str(key) for key in shares.weights() if key not in found]:
@@ -194,7 +196,16 @@ def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, cached.Stream]:
             f"{cache.folder} has no samples for {missing} (side-conditions), only {[str(key) for key in found]}; "
             "give these no share in data.mixture, or select and encode such records"
         )
-    return {key: found[key] for key in shares.weights()}
+    if not cache.held_out:
+        return {key: (found[key], found[key]) for key in shares.weights()}
+    held = {key: key._replace(held=True) for key in shares.weights()}
+    if missing := [str(key) for key in held.values() if key not in found]:
+        raise ValueError(
+            f"{cache.folder} has no samples for {missing} to validate with, though data.held_out is {cache.held_out}; "
+            "give these no share in data.mixture, bring more such records, or encode all stages again with a larger "
+            "data.held_out, or with 0, where validation reads what is trained"
+        )
+    return {key: (found[key], found[own]) for key, own in held.items()}
 
 
 def layout_of(largest: Largest, empty: Sequence[int]) -> Layout:

@@ -22,7 +22,7 @@ def checkpoint(every: int, **changes: Any) -> dict[str, Any]:
 
 
 def samples(every: int = 0, **changes: Any) -> dict[str, Any]:
-    """Grids of held samples drawn from the averaged weights while training."""
+    """Grids of validation's samples drawn from the averaged weights while training."""
     return dict(every=every, count=4, steps=20, guidance=1.0, seed=0) | changes
 
 

@@ -43,6 +43,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         max_upscale=1.0,
         max_cropped=0.3,
         smaller_too=False,
+        held_out=0.0,  # the job must learn every picture: validation holds only times and noise
         mixture=dict(sides=(1,), tasks=(1, 0), conditions=(1,)),  # steps of each side, of pairs and edits
         channels=4,
         workers=1,  # two cores are busy enough with one
@@ -94,7 +95,6 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         validation=dict(
             every=10_000,  # before the first and after the last step in any case
             samples=8 if tiny else 16,  # of each area and task
-            held_out=False,  # the job must learn every picture: only times and noise are held
         ),
         samples=defaults.samples(),
         ema_decay=0.5 if tiny else 0.99,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 TRACEBACK = "QI2_TRACEBACK"
 VERBS = {
-    "run": "run a whole job: data, autoencoder, transformer, samples, export",
+    "run": "run a whole job or a curriculum: data, autoencoder, transformer, export",
     "data": "prepare data, step by step: ingest or synth, score, select, cache, report",
     "train": "train the transformer of a job on its encoded samples",
     "report": "draw a page about a run or about all runs of a folder: curves, events, samples",

@@ -36,6 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         check_installed()  # now, not after minutes of copying
     located = runs.locate(arguments.model, arguments.weights)
+    located.check()
     code = CODES.get(arguments.dtype)
     if arguments.lora:
         config, leaves = located.adapter(arguments.weights)

@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images beside .txt captions, or with a metadata.jsonl; of a curriculum, a folder of scored records. "
         "Default: a demo set",
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="of a curriculum: go on although the config is not that of its beginning; what is made already stays",
+    )
     processes.add_arguments(parser)
 
 
@@ -31,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
             from qi2_jax.job import curriculum
 
             curriculum.set_compilation_cache(config, arguments.out)
-            curriculum.run(config, arguments.out, arguments.data)
+            curriculum.run(config, arguments.out, arguments.data, accept_changes=arguments.accept_changes)
         return
     if arguments.distributed or count > 1:
         raise ValueError(f"{arguments.experiment} is a job of one process; a curriculum and `qi2 train` take several")

@@ -20,7 +20,7 @@ from qi2_jax.interop import weights as storage
 from qi2_jax.interop.names import Shapes
 from qi2_jax.interop.weights import Weights
 from qi2_jax.models.lora import LoRAConfig
-from qi2_jax.training import checkpoint
+from qi2_jax.training import checkpoint, integrity
 
 CONFIG, MODEL, CHECKPOINTS = "config.json", "model", "checkpoints"
 JOB, TRANSFORMER = "job.json", "transformer"
@@ -52,6 +52,18 @@ class Located:
         if name == "transformer" and self.lora is not None:
             return adapters.merged(stored, self.adapter(item)[1], self.lora)
         return stored
+
+    def check(self) -> None:
+        """Compares the checkpoint's files with their checksums; to be called before its weights become others'.
+
+        Raises:
+          ValueError: if it is damaged, naming what is wrong.
+        """
+        if self.checkpoint is not None and (wrong := integrity.problems(self.checkpoint)):
+            raise ValueError(
+                f"checkpoint {self.checkpoint} is damaged: {'; '.join(wrong)}. Name an earlier one, or let its run go "
+                "on, which begins again from the one before"
+            )
 
     def adapter(self, item: str = "ema") -> tuple[LoRAConfig, dict[str, np.ndarray]]:
         """Configuration and leaves of a LoRA run's adapter, {our name: array}; it is small enough to be held.

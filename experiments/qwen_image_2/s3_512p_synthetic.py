@@ -17,6 +17,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     """The stage; the form `tiny` is for tests."""
     return base.stage(
         form,
+        number=3,
         sides=(256, 512),
         of_sides=(1, 1),
         thresholds=base.WITH_SYNTHETIC,

@@ -17,6 +17,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     """The stage; the form `tiny` is for tests."""
     return base.stage(
         form,
+        number=5,
         sides=(512, 1024, 2048),
         of_sides=(1, 1, 2),
         thresholds=base.CONTINUAL,

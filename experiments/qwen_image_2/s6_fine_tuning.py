@@ -17,6 +17,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     """The stage; the form `tiny` is for tests."""
     return base.stage(
         form,
+        number=6,
         sides=(512, 1024, 2048),
         of_sides=(1, 1, 2),
         thresholds=base.FINE_TUNING,
@@ -24,4 +25,5 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         steps=10_000,
         lr=1e-05,
         tiny_steps=40,
+        ema_decay=0.999,
     )

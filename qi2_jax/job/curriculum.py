@@ -22,12 +22,13 @@ from rich.table import Table
 from data_pipeline import cascade
 from data_pipeline.atomic import write_json_atomic
 from data_pipeline.buckets import Resolutions
-from data_pipeline.cache import Cache
+from data_pipeline.cache import Cache, StreamKey
 from data_pipeline.demo_cutouts import write_cutouts
 from data_pipeline.demo_set import write_demo_folder
+from data_pipeline.held import is_held
 from data_pipeline.ingest import ingest
 from data_pipeline.selection import Thresholds, read_selection, select, write_selection
-from data_pipeline.shards import MANIFEST
+from data_pipeline.shards import MANIFEST, RecordFolder
 from data_pipeline.synthesis.edits import synthesize_edits
 from data_pipeline.synthesis.text import synthesize_text
 from qi2_jax import config as configs
@@ -40,13 +41,16 @@ from qi2_jax.training import checkpoint, loop, metrics
 CORPUS, VAE, SAMPLES, INDEX = "corpus", "vae", "samples", "selection.parquet"
 
 
-def run(config: Any, out: pathlib.Path, records: pathlib.Path | None = None) -> dict[str, Any]:
+def run(
+    config: Any, out: pathlib.Path, records: pathlib.Path | None = None, *, accept_changes: bool = False
+) -> dict[str, Any]:
     """Trains all stages of a curriculum and exports the last one's model.
 
     Args:
       config: see `experiments/qwen_image_2/curriculum.py`.
       out: receives everything, see above.
       records: folder of scored records; None: `config.corpus` says what is made instead.
+      accept_changes: continue although the config is another one; what is made already stays as it is.
 
     Returns:
       The figures of the report.
@@ -63,7 +67,7 @@ def run(config: Any, out: pathlib.Path, records: pathlib.Path | None = None) -> 
         )
     _check(config, out)
     with lock.hold(out):
-        return _run(config, out, records)
+        return _run(config, out, records, accept_changes)
 
 
 def _check(config: Any, out: pathlib.Path) -> None:
@@ -77,9 +81,16 @@ def _check(config: Any, out: pathlib.Path) -> None:
             stages.check_transformer(stage.transformer, stage.data)
         except ValueError as error:
             raise ValueError(f"stages.{name}: {error}") from None
+    fractions = {name: stage.data.held_out for name, stage in config.stages.items()}
+    if len(set(fractions.values())) > 1:
+        raise ValueError(f"data.held_out differs: {fractions}; a stage would train on what another holds out")
     if config.model.folder:
         if not (runs.model_of(pathlib.Path(config.model.folder)) / folder.MARK).is_file():
             raise ValueError(f"model.folder {config.model.folder} is no model folder; `qi2 import` makes one")
+    elif config.platform != "cpu" and not config.encoder.folder:
+        raise ValueError(
+            "name the condition encoder with model.folder or encoder.folder: a random one is for CPUs only"
+        )
     else:
         models.check_encoder(config.encoder, out / runs.MODEL)
         stages.check_vae(config.vae)
@@ -87,12 +98,15 @@ def _check(config: Any, out: pathlib.Path) -> None:
         runs.locate(config.start.folder)
 
 
-def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None) -> dict[str, Any]:
+def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool) -> dict[str, Any]:
     begun, console = time.monotonic(), Console(quiet=jax.process_index() != 0)
     first_process = jax.process_index() == 0
     asked = {"records": str(records.absolute()) if records else "made here", **configs.to_dict(config)}
     with processes.agreed():
-        configs.claim(out / runs.CURRICULUM, asked, _may_change(config, out), write=first_process)
+        may_change = ("",) if accept_changes else _may_change(config, out)
+        changes = configs.claim(out / runs.CURRICULUM, asked, may_change, write=first_process)
+    if changes:
+        console.print("this curriculum goes on with another config:\n  " + "\n  ".join(changes))
 
     console.rule("data")
     name, first = next(iter(config.stages.items()))
@@ -100,7 +114,9 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None) -> dict[s
         if first_process:
             if records is None:
                 _corpus(config.corpus, out / CORPUS, console)
-            _select(first, records or out / CORPUS / "records", out / runs.STAGES / name, console)
+            for stage_name, stage in config.stages.items():  # now: what the last lacks would cost all before it
+                console.print(f"data of stage {stage_name}")
+                _select(stage, records or out / CORPUS / "records", out / runs.STAGES / stage_name, console)
     records = records or out / CORPUS / "records"
 
     console.rule("models around the transformer")
@@ -120,7 +136,8 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None) -> dict[s
     figures: dict[str, Any] = {}
     for number, (name, stage) in enumerate(config.stages.items(), start=1):
         console.rule(f"stage {number} of {len(config.stages)}: {name}")
-        source, figures[name] = _stage(stage, records, model, out / runs.STAGES / name, source, console)
+        place = out / runs.STAGES / name
+        source, figures[name] = _stage(stage, records, model, place, source, console, accept_changes)
     assert source is not None
 
     console.rule("export")
@@ -133,22 +150,36 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None) -> dict[s
     return figures
 
 
+# Paths and machines: what they lead to is checked by digests where it is read.
+ALWAYS_FREE = ("compilation_cache", "records", "model.", "corpus.workers")
+FREE_OF_A_STAGE = ("encode.batch_size", "encode.mesh.", *(f"transformer.{key}" for key in loop.MAY_CHANGE))
+# Where a stage ends, and where it began, cannot change when the next one has begun from there.
+FROZEN_BY_THE_NEXT = ("transformer.train.", "transformer.start.")
+
+
 def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
     """Beginnings of the keys that another call may change: those from which nothing is made yet, and what no result
     depends on."""
-    free = ["compilation_cache", *(f"vae.{key}" for key in loop.MAY_CHANGE)]
-    if not (out / CORPUS).exists() and not (out / runs.STAGES).exists():
-        free += ["records", "corpus."]
+    free = [*ALWAYS_FREE, *(f"vae.{key}" for key in loop.MAY_CHANGE)]
+    if not (out / CORPUS).exists():
+        free += ["corpus."]
     if not (out / runs.MODEL).exists():
-        free += ["model.", "encoder."]
+        free += ["encoder."]
     if not checkpoint.steps(out / VAE / runs.CHECKPOINTS):
         free += ["vae."]
-    for name in config.stages:
-        place = out / runs.STAGES / name
-        begun = checkpoint.steps(place / runs.TRANSFORMER / runs.CHECKPOINTS)
-        free += [f"stages.{name}.transformer.{key}" for key in (loop.MAY_CHANGE if begun else ("",))]
+    places = {name: out / runs.STAGES / name for name in config.stages}
+    begun = {
+        name: bool(checkpoint.steps(place / runs.TRANSFORMER / runs.CHECKPOINTS)) for name, place in places.items()
+    }
+    for (name, place), later in zip(places.items(), [*list(begun.values())[1:], False], strict=True):
+        keys = [key for key in FREE_OF_A_STAGE if not later or key not in FROZEN_BY_THE_NEXT]
+        if not begun[name]:
+            keys += ["transformer."]
         if not place.exists():
-            free += [f"stages.{name}.", "start."] if name == next(iter(config.stages)) else [f"stages.{name}."]
+            keys += [""]
+        free += [f"stages.{name}.{key}" for key in keys]
+    if not next(iter(begun.values())):
+        free += ["start."]
     return tuple(free)
 
 
@@ -200,6 +231,22 @@ def _select(stage: Any, records: pathlib.Path, out: pathlib.Path, console: Conso
         console.print(selection.table())
         out.mkdir(parents=True, exist_ok=True)
         write_selection(index, selection)
+    missing, held_out = set(stages.shares_of(stage.data).weights()), stage.data.held_out
+    missing |= {key._replace(held=True) for key in missing if held_out}
+    resolutions, stored = Resolutions.of_config(stage.data), RecordFolder(records)
+    for row in read_selection(index):
+        if not missing:
+            return
+        fits = resolutions.fits(row.width, row.height)
+        keys = {StreamKey(side, row.conditions) for side, fit in fits if fit.left_out is None}
+        if missing & {*keys, *(key._replace(held=True) for key in keys)}:  # else its pictures need not be read
+            held = held_out > 0 and is_held(stored[row.index], held_out)
+            missing -= {key._replace(held=held) for key in keys}
+    if missing:
+        raise ValueError(
+            f"{index} has nothing for {sorted(map(str, missing))} (side-conditions, held for validation), to which "
+            f"data.mixture gives steps; give these no share, bring such records, or change data.held_out ({held_out})"
+        )
 
 
 def _stage(
@@ -209,12 +256,10 @@ def _stage(
     out: pathlib.Path,
     source: pathlib.Path | None,
     console: Console,
+    accept_changes: bool,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Selects, encodes and trains; returns the stage's run and its figures."""
     begun, run = time.monotonic(), out / runs.TRANSFORMER
-    with processes.agreed():
-        if jax.process_index() == 0:
-            _select(stage, records, out, console)
     for _ in range(2):  # after the first time every process has written its units, and the cache can be completed
         with processes.agreed():
             encoded = encode.encode(stage, records, out / INDEX, model, out / SAMPLES)
@@ -230,10 +275,8 @@ def _stage(
                     Shift(**stage.transformer.timesteps.shift),
                 )
             transformer.give_model(stage.transformer, samples, model, run)
-    if max(checkpoint.steps(run / runs.CHECKPOINTS), default=0) < stage.transformer.train.steps:
-        transformer.train_transformer(_started(stage, source), samples, run)
-    else:
-        console.print(f"{run} is trained")
+    # Of a stage that is trained, this makes sure that its last checkpoint is whole and no end of a failure.
+    transformer.train_transformer(_started(stage, source), samples, run, accept_changes=accept_changes)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
     return run, {
         "samples": len(samples),

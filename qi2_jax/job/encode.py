@@ -78,5 +78,6 @@ def encode(
         out,
         made_from,
         records_per_unit=config.encode.records_per_unit,
+        held_out=config.data.held_out,
         process=(jax.process_index(), jax.process_count()),
     )

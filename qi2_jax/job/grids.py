@@ -1,4 +1,4 @@
-"""Pictures of a training: held samples, drawn from the averaged weights with the same noise each time.
+"""Pictures of a training: the samples of its validation, drawn from the averaged weights with the same noise each time.
 
 One grid per stream (area and number of condition images): a row per held sample with its condition images, its own
 picture as the autoencoder gives it back, and what the transformer makes of its text.
@@ -63,9 +63,9 @@ def drawer(
 
     def draw_stream(state: TrainState, stream: Stream) -> UInt8[np.ndarray, "H W 3"]:
         loader, parts = stream.loader, sharding.batch_parts(mesh)
-        count = min(config.count, len(loader.samples))
+        count = min(config.count, len(stream.held))
         size = -(-count // parts) * parts
-        chosen = [loader.samples[row % count] for row in range(size)]
+        chosen = [stream.held[row % count] for row in range(size)]
         own = sharding.own_rows(mesh, size)
 
         def prompt(texts) -> sampler.Prompt:

@@ -196,6 +196,7 @@ def check_config(config: Any) -> None:
 def export(run_folder: pathlib.Path, out: pathlib.Path) -> None:
     """Exports beside an earlier export and then takes its place."""
     located, fresh = runs.locate(run_folder), out.with_name(f"{out.name}.new")
+    located.check()
     shutil.rmtree(fresh, ignore_errors=True)  # of a killed attempt
     folder.export_folder(located.model, fresh, replace={"transformer": located.weights("transformer")})
     shutil.rmtree(out, ignore_errors=True)

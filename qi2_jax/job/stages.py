@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from data_pipeline.held import check_held_out
 from data_pipeline.mixture import Shares
 from data_pipeline.pictures import Crops, Pictures
 from qi2_jax import attention, processes, runs, sharding
@@ -106,6 +107,7 @@ def shares_of(data: Any) -> Shares:
 def check_transformer(config: Any, data: Any) -> None:
     """Raises a ValueError for a value in a transformer stage's config that it cannot be trained with."""
     shares_of(data).weights()
+    check_held_out(data.held_out)
     for name in ("batch_sizes", "images_per_device"):
         if len(config[name]) != len(data.sides):
             raise ValueError(f"{name} {config[name]} needs one for each of data.sides {data.sides}")
@@ -122,7 +124,7 @@ def check_transformer(config: Any, data: Any) -> None:
     if not 0 <= config.dropout <= 1:
         raise ValueError(f"dropout is {config.dropout}; it is a probability")
     if config.validation.samples < 1:
-        raise ValueError(f"validation.samples is {config.validation.samples}; at least 1 is held")
+        raise ValueError(f"validation.samples is {config.validation.samples}; it must be at least 1")
     drawn = config.samples
     wrong = min(drawn.every, drawn.count) < 0 or drawn.steps < 2 or drawn.guidance < 1
     if wrong or not 0 <= drawn.seed < loop.MAX_SEED:

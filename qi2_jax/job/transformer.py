@@ -137,7 +137,6 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         seed=config.seed,
         dropout=config.dropout,
         own_rows=lambda size: sharding.own_rows(mesh, size),
-        held=config.validation.samples if config.validation.held_out else 0,
     )
     if unused := mixture.unused(samples):
         processes.say(f"data.mixture gives no steps to these samples (side-conditions: number): {unused}")
@@ -176,8 +175,8 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     validate = training.make_validation(objective, config.seed + 1)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        of_ema = {name: validate(state.ema, frozen, batches) for name, batches in held.items()}
-        of_raw = {name: validate(state.model, frozen, batches) for name, batches in held.items()}
+        of_ema = {name: validate(state.ema, frozen, *own) for name, own in held.items()}
+        of_raw = {name: validate(state.model, frozen, *own) for name, own in held.items()}
         by_time = np.mean(list(of_ema.values()), axis=0)
         return {
             "validation_loss": float(by_time.mean()),
@@ -218,6 +217,9 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh) -> TrainSt
       ValueError: if the source is none of these, or its weights have other shapes (all are named).
     """
     like, located = jax.eval_shape(lambda: state.model), runs.locate(source)
+    with processes.agreed():
+        if jax.process_index() == 0:
+            located.check()
 
     def load(item: str) -> MMDiT:
         weights = located.weights("transformer", item)
@@ -235,10 +237,12 @@ def _base(like: MMDiT, source: pathlib.Path | None, model: pathlib.Path, mesh: M
     """
     place = model / "transformer"
     with processes.agreed():
-        if jax.process_index() == 0 and not (place / f"{storage.STEM}.safetensors").is_file():
+        if jax.process_index() == 0 and not checkpoint.steps(model.parent / runs.CHECKPOINTS):  # it may still change
             if source is None:
                 raise ValueError("lora.rank is above 0: name the transformer to adapt with --start or start.folder")
-            weights = runs.locate(source).weights("transformer")
+            located = runs.locate(source)
+            located.check()
+            weights = located.weights("transformer")
             _check_fits(weights, like, source)
             models.save_weights(place, weights)
     shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
@@ -250,15 +254,14 @@ def _check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> 
     storage.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))
 
 
-def _held(stream: Stream, count: int, mesh: Mesh, inputs: Inputs) -> list[tuple[Layout, training.Batch]]:
-    """The first samples of a stream on the mesh, each equally often."""
-    loader = stream.loader
+def _held(stream: Stream, most: int, mesh: Mesh, inputs: Inputs) -> tuple[list[tuple[Layout, training.Batch]], int]:
+    """The first held samples of a stream on the mesh, and how many they are; further rows fill the last batch."""
+    loader, count = stream.loader, min(most, len(stream.held))
     parts = sharding.batch_parts(mesh)
     size = min(loader.batch_size, -(-count // parts) * parts)
     batches = []
     for start in range(0, count, size):
-        places = [(start + row) % min(count, len(loader.samples)) for row in sharding.own_rows(mesh, size)]
-        samples = (loader.samples[place] for place in places)
+        samples = (stream.held[(start + row) % count] for row in sharding.own_rows(mesh, size))
         rows = collate(loader.layout, [Row(sample, sample.texts[0]) for sample in samples])
         batches.append((loader.layout, sharding.put_batch(mesh, inputs.to_batch(loader.layout, rows), size)))
-    return batches
+    return batches, count

@@ -173,6 +173,10 @@ class Checkpoints:
         self._newest = step
         return state, files.manifest(path)
 
+    def wait(self) -> None:
+        """Waits for a save under way; raises as `close`."""
+        self._wait()
+
     def close(self) -> None:
         """Waits for a save under way.
 

@@ -50,6 +50,7 @@ class Journal(contextlib.ExitStack):
         self._profiler = self.enter_context(Profiler(directory, config.profile.start, config.profile.steps))
         self._watchdog = self.enter_context(Watchdog(config.train.watchdog_seconds, directory))
         self._last: dict[str, float] = {}  # what was logged last
+        self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # the last evaluation and its step
         self._skipped = 0.0
         self._forget()
 
@@ -125,7 +126,7 @@ class Journal(contextlib.ExitStack):
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the scalars of an evaluation."""
         self._metrics.write(step, values)
-        self._last |= values
+        self._evaluated = step, values
         self.note(f"step {step}: " + ", ".join(f"{name} {x:.4f}" for name, x in values.items() if "/" not in name))
 
     def drawn(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "H W c"]]) -> None:
@@ -133,8 +134,10 @@ class Journal(contextlib.ExitStack):
         self._metrics.write_images(step, pictures)
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What a checkpoint tells of itself beside the config."""
-        return {"program": self._program, "data": {"next_step": step + 1}, "metrics": self._last}
+        """What a checkpoint tells of itself beside the config; an evaluation only where it was made at this step."""
+        evaluated_at, values = self._evaluated
+        metrics = {**self._last, **(values if evaluated_at == step else {})}
+        return {"program": self._program, "data": {"next_step": step + 1}, "metrics": metrics}
 
     def note(self, text: str) -> None:
         """Prints above the progress bar, in process 0."""

@@ -156,15 +156,18 @@ def _train(
                 with journal.phase("sample", step):
                     journal.drawn(step, task.draw(state))
 
-        def save() -> None:
+        def save(wait: bool = False) -> None:
             step = int(state.step)
             with journal.phase("save", step):
                 checkpoints.save(state, {"config": asked, **journal.manifest(step)})
+                if wait:  # what is told after it must be true
+                    checkpoints.wait()
 
         if start == 0:
             evaluate(0)
             draw(0)
         if start >= total:
+            journal.ended(start)
             return state
 
         # --- programs: all of them now, none later
@@ -200,14 +203,14 @@ def _train(
             if step % config.train.log_every == 0 or saved:
                 journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
             if step % min(config.train.log_every, config.train.max_skipped) == 0 and _is_lost(state, config):
-                save()
+                save(wait=True)
                 raise NonFiniteError(_lost(state, checkpoints.directory))
             if step % config.validation.every == 0 or step == total:
                 evaluate(step)
             if step == total or (config.samples.every and step % config.samples.every == 0):
                 draw(step)
             if saved:
-                save()
+                save(wait=done)
         if end <= step:
             with processes.agreed():
                 reader.check()

@@ -127,16 +127,17 @@ QUANTILES = tuple(np.linspace(0.1, 0.9, 9).tolist())
 
 def make_validation(
     objective: Objective, seed: int, quantiles: tuple[float, ...] = QUANTILES
-) -> Callable[[Any, Any, Iterable[tuple[Layout, Batch]]], Float[np.ndarray, "Q"]]:
+) -> Callable[[Any, Any, Iterable[tuple[Layout, Batch]], int], Float[np.ndarray, "Q"]]:
     """Mean losses over held noise and times: the same for every call, whatever the training step drew.
 
     Returns:
-      `(model, frozen, batches) -> losses`, one for each quantile of t, which is shifted as in training; noise depends
-      on (seed, place of the image among all, quantile), not on the size of the batches.
+      `(model, frozen, batches, images) -> losses`, one for each quantile of t, which is shifted as in training; means
+      over the first `images` rows of all batches, those after them only fill the last batch. Noise depends on (seed,
+      place of the image among all, quantile), not on the size of the batches.
     """
 
     @functools.partial(jax.jit, static_argnums=2)
-    def loss_at(model, frozen, layout, batch, quantile, key, first):
+    def loss_at(model, frozen, layout, batch, quantile, key, first, images):
         places_B = first + jnp.arange(batch.latents_BNC.shape[0])
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
         losses_B, _ = objective.losses(
@@ -147,14 +148,17 @@ def make_validation(
             lambda tokens_B: jnp.full(tokens_B.shape, quantile),
             lambda shape: jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys_B),
         )
-        return jnp.mean(losses_B)
+        return jnp.sum(jnp.where(places_B < images, losses_B, 0))
 
-    def validate(model: Any, frozen: Any, batches: Iterable[tuple[Layout, Batch]]) -> Float[np.ndarray, "Q"]:
+    def validate(
+        model: Any, frozen: Any, batches: Iterable[tuple[Layout, Batch]], images: int
+    ) -> Float[np.ndarray, "Q"]:
         keys, losses, first = jax.random.split(jax.random.key(seed), len(quantiles)), [], 0
         for layout, batch in batches:
             for key, quantile in zip(keys, quantiles, strict=True):
-                losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), key, np.int32(first)))
+                place = np.int32(first), np.int32(images)
+                losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), key, *place))
             first += batch.latents_BNC.shape[0]
-        return np.mean(np.reshape(jax.device_get(losses), (-1, len(quantiles))), axis=0)
+        return np.sum(np.reshape(jax.device_get(losses), (-1, len(quantiles))), axis=0) / images
 
     return validate

@@ -77,6 +77,22 @@ def test_streams_hold_the_samples_of_all_units_in_order(tmp_path):
         found.streams[0][12]
 
 
+def test_held_samples_have_streams_of_their_own_and_caches_from_before_them_are_read(tmp_path):
+    made = [(64, make(0)), (64, make(1), True), (64, make(2), False), (64, make(4, conditions=1), True)]
+    cache.write_cache(tmp_path, made, EMPTY, {"preprocessing": {"held_out": 0.5}})
+    found = Cache(tmp_path)
+    assert found.held_out == 0.5
+    records = {str(stream.key): [sample.record for sample in stream] for stream in found.streams}
+    assert records == {"64-0": [0, 2], "64-0-held": [1], "64-1-held": [4]}
+    manifest = json.loads((tmp_path / cache.MANIFEST).read_text())
+    old = [{k: v for k, v in stream.items() if k != "held"} for stream in manifest["streams"] if not stream["held"]]
+    before = manifest | {"schema": 3, "fingerprint": {"preprocessing": {"version": 1}}, "streams": old}
+    (tmp_path / cache.MANIFEST).write_text(json.dumps(before))
+    found = Cache(tmp_path)
+    assert found.held_out == 0 and [stream.key for stream in found.streams] == [StreamKey(64, 0)]
+    assert [sample.record for sample in found.streams[0]] == [0, 2]
+
+
 def test_unfinished_or_other_caches_are_refused(tmp_path):
     write(tmp_path, units=2)
     assert not cache.finish(tmp_path, 3, EMPTY)

@@ -13,12 +13,13 @@ from PIL import Image
 from data_pipeline import encode as encoding
 from data_pipeline.buckets import Resolutions
 from data_pipeline.cache import Cache
+from data_pipeline.held import is_held, number
 from data_pipeline.images import decode_image
 from data_pipeline.loader import Row, collate
 from data_pipeline.mixture import layout_of
 from data_pipeline.prepare import prepare_image
 from data_pipeline.records import Caption, Record
-from data_pipeline.samples import NOTHING, TEXT, TEXT_AND_IMAGES
+from data_pipeline.samples import NOTHING, TEXT, TEXT_AND_IMAGES, encode_sample
 from data_pipeline.selection import Kept, Selection, Thresholds, read_selection, selection_facts, write_selection
 from data_pipeline.shards import RecordFolder, write_shards
 from qi2_jax import config as configs
@@ -69,8 +70,8 @@ def test_selection_is_read_as_it_was_written(folder):
         list(read_selection(folder / "other.parquet"))
 
 
-def run(folder, model, out, online=NOTHING, **changes):
-    data = configs.load(STAGE).data
+def run(folder, model, out, online=NOTHING, held_out=0.0, **changes):
+    data = configs.load(STAGE, [f"data.held_out={held_out}"]).data
     mesh = sharding.make_mesh(sharding.MeshShape(data=2), jax.devices()[:2])
     return encoding.encode(
         folder,
@@ -79,7 +80,7 @@ def run(folder, model, out, online=NOTHING, **changes):
         encoders.Encoders(model, mesh, jnp.float32, 4, online),
         out,
         {**encoding.preprocessing(data), **encoders.digests(model), "online": online},
-        **{"records_per_unit": 3, "progress": False} | changes,
+        **{"records_per_unit": 3, "progress": False, "held_out": held_out} | changes,
     )
 
 
@@ -103,6 +104,22 @@ def test_every_record_enters_the_areas_that_it_fills_and_what_is_lost_is_counted
     assert report.left_out == {"condition_cropped_too_much": 2}
     assert {sample.record for sample in Cache(out).streams[2]} == {0, 1, 2, 4}
     assert json.loads((out / "manifest.json").read_text())["left_out"] == report.left_out
+
+
+def test_held_samples_are_the_same_samples_in_streams_of_their_own(whole, folder, imported, tmp_path):
+    records = RecordFolder(folder)
+    numbers = sorted({number(image) for r in records for image in (r.image, *r.conditions)})
+    held_out = numbers[2]  # the two lowest pictures
+    report = run(folder, imported, tmp_path, held_out=held_out)
+    expected = {
+        (stream.key, sample.record): encode_sample(sample) for stream in Cache(whole[0]).streams for sample in stream
+    }
+    found = Cache(tmp_path)
+    names = [str(stream.key) for stream in found.streams]
+    assert any(name.endswith("-held") for name in names) and list(report.streams) == names
+    made = [(stream.key, sample) for stream in found.streams for sample in stream]
+    assert {(key._replace(held=False), s.record): encode_sample(s) for key, s in made} == expected
+    assert all(key.held == is_held(records[sample.record], held_out) for key, sample in made)
 
 
 def test_samples_are_what_the_pipeline_computes(whole, folder, imported):
@@ -159,6 +176,10 @@ def test_the_same_cache_is_not_made_from_something_else(whole, folder, imported)
     with pytest.raises(ValueError, match=r"vae: .* expected 'another'"):
         Cache(out, {"vae": "another"})
     wider = configs.load(STAGE, ["data.max_cropped=0.5"]).data
+    with pytest.raises(ValueError, match=r"expected.*'held_out': 0\.15"):
+        Cache(out, encoding.preprocessing(data))
+    data = configs.load(STAGE, ["data.held_out=0.0"]).data
+    assert "held_out" not in encoding.preprocessing(data)["preprocessing"]  # as in caches from before there was the key
     Cache(out, encoding.preprocessing(data))
     with pytest.raises(ValueError, match=r"'max_cropped': 0\.25.*expected.*'max_cropped': 0\.5"):
         Cache(out, encoding.preprocessing(wider))

@@ -91,11 +91,3 @@ def test_condition_images_keep_their_order_and_place():
     assert rows.conditions_BMC[0, :, 0].tolist() == [7, 7, 7, 0, 8, 8]
     assert rows.text_BTE[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
     assert rows.valid_BS[0].tolist() == [True, False, True, True, True, False, True, True, True] + [True] * 7
-
-
-def test_held_samples_are_never_drawn_and_some_must_be_left():
-    rows = list(itertools.chain(*drawn(loader(7, 4, held=2), 0, 5)))
-    assert sorted(sample for sample, _ in rows[:5]) == [2, 3, 4, 5, 6]
-    assert {sample for sample, _ in rows} == {2, 3, 4, 5, 6}
-    with pytest.raises(ValueError, match="7 of 7 samples are held for validation"):
-        loader(7, 4, held=7)

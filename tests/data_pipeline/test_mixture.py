@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.cache import Cache, write_cache
 from data_pipeline.loader import Loader
 from data_pipeline.mixture import Mixture, Shares, Stream
 from data_pipeline.samples import Sample, Text
@@ -91,6 +92,43 @@ def test_order_changes_from_cycle_to_cycle():
     mixture = Mixture((stream(0, 5), stream(1, 5)), 0)
     orders = {tuple(mixture.turn(10 * cycle + place).stream for place in range(10)) for cycle in range(5)}
     assert len(orders) > 1
+
+
+def of_cache(folder, held_out: float, held: tuple[int, ...], of_tasks=(1, 0)) -> tuple[Mixture, Cache]:
+    """Of six pairs, each longer than the last one, and an edit."""
+
+    def sample(index: int, conditions: int = 0) -> Sample:
+        lengths = (1 + index,) * (conditions + 1)
+        text = Text(np.zeros((sum(lengths), 2), np.float32), lengths)
+        sources = (np.zeros((1, 1, 2), np.float32),) * conditions
+        latents = np.full((1, 1 + index, 2), index, np.float32)
+        return Sample(latents, (text,), sources, text if conditions else None)
+
+    made = [(64, sample(index), index in held) for index in range(6)] + [(64, sample(6, 1), False)]
+    write_cache(folder, made, EMPTY, {"preprocessing": {"held_out": held_out} if held_out else {}})
+    cache = Cache(folder)
+    shares = Shares((64,), (1,), of_tasks, (1,))
+    return Mixture.of_cache(cache, shares, [(1, 2)], seed=0, dropout=0.0, own_rows=range), cache
+
+
+def test_training_reads_what_is_not_held_in_a_layout_that_holds_both(tmp_path):
+    mixture, cache = of_cache(tmp_path, 0.5, (1, 5))
+    rows = itertools.chain(*(rows for _, rows in drawn(mixture, 0, 20)))
+    assert set(rows) == {0, 2, 3, 4}
+    (only,) = mixture.streams
+    assert [int(sample.latents[0, 0, 0]) for sample in only.held] == [1, 5]
+    assert (only.loader.layout.target, only.loader.layout.text) == (6, (6,))
+    assert mixture.unused(cache) == {"64-1": 1}
+
+
+def test_where_nothing_is_held_out_validation_reads_the_training_samples(tmp_path):
+    mixture, _ = of_cache(tmp_path, 0.0, ())
+    assert mixture.streams[0].held is mixture.streams[0].loader.samples
+
+
+def test_a_stream_without_held_samples_is_refused_where_some_are_to_be_held(tmp_path):
+    with pytest.raises(ValueError, match=r"no samples for \['64-1-held'\] to validate with.*larger data\.held_out"):
+        of_cache(tmp_path, 0.5, (1, 5), of_tasks=(1, 1))
 
 
 @pytest.mark.parametrize("weights", [(), (0,), (3, -1), (9_999, 2)])

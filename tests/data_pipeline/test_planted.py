@@ -20,7 +20,7 @@ from data_pipeline.synthesis.text import synthesize_text
 from qi2_jax import config
 
 from .. import debian
-from ..test_experiments import EXPERIMENTS
+from ..test_experiments import EXPERIMENTS, STAGES
 from . import planted, real_pictures
 
 NO_DUPLICATES = Thresholds(drop_exact_duplicates=False, drop_near_duplicates=False)
@@ -35,7 +35,7 @@ def test_pages_are_kept():
 
 
 def stages() -> list[Thresholds]:
-    return [Thresholds(**config.load(str(path)).data.thresholds) for path in EXPERIMENTS.values()]
+    return [Thresholds(**config.load(str(path)).data.thresholds) for path in map(EXPERIMENTS.get, STAGES)]
 
 
 def scored(folder: Path) -> list[dict]:

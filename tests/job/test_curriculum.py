@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from data_pipeline.cache import Cache
 from qi2_jax import config as configs
 from qi2_jax import runs
 from qi2_jax.job import curriculum
@@ -93,6 +94,16 @@ def test_stages_follow_each_other_to_an_export(uninterrupted):
     assert pictures == {f"64-{conditions}-{step}.png" for conditions in (0, 1) for step in (0, 6)}
 
 
+def test_no_stage_trains_on_what_another_validates_with(uninterrupted):
+    caches = [Cache(place / "samples") for place in sorted((uninterrupted / "stages").iterdir())]
+    streams = [stream for cache in caches for stream in cache.streams]
+    held, trained = (
+        {sample.record for stream in streams if stream.key.held == wanted for sample in stream}
+        for wanted in (True, False)
+    )
+    assert held and trained and not held & trained
+
+
 def test_resume_of_a_killed_curriculum_equals_an_uninterrupted_one(experiment, uninterrupted, tmp_path):
     """Killed while the autoencoder trains, stopped in the first stage's training, killed while the second encodes."""
     out = tmp_path / "killed"
@@ -127,6 +138,8 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
     ("override", "message"),
     [
         ("stages.s2_256p_edits.transformer.batch_sizes=(6,)", "stages.s2_256p_edits: .*batch of 6 does not split"),
+        ("stages.s2_256p_edits.data.held_out=1.0", "stages.s2_256p_edits: data.held_out is 1.0"),
+        ("stages.s2_256p_edits.data.held_out=0.5", "data.held_out differs: .*'s2_256p_edits': 0.5"),
         ("model.folder=/nope", "model.folder /nope is no model folder"),
         ("start.folder=/nope", "/nope is neither a run"),
         ("vae.crop=40", "vae.crop is 40"),

@@ -63,6 +63,28 @@ def test_mixture_trains_in_its_shares_and_resumes(samples, tmp_path):
     assert parts == steps
 
 
+def test_validation_reads_every_held_sample_once_however_many_rows_its_batches_have(tmp_path):
+    """Three samples fill batches of four and of two rows; a training one is as large as none of them."""
+    rng, held_out = np.random.default_rng(0), "data.held_out=0.5"
+
+    def make(width, held):
+        draw = rng.normal(size=(2, width, 8)).astype(np.float32)
+        return 64, Sample(draw, (Text(rng.normal(size=(3, 16)).astype(np.float32), (3,)),)), held
+
+    data = configs.load(TINY, [held_out]).data
+    made = [make(2, True), make(4, True), make(6, True), make(2, False)]
+    write_cache(tmp_path / "samples", made, Text(np.zeros((2, 16), np.float32), (2,)), preprocessing(data))
+    found = []
+    for batch in (4, 2):
+        own = ["data.mixture.tasks=(1, 0)", "data.mixture.conditions=(1,)", f"transformer.batch_sizes=({batch},)"]
+        config = configs.load(TINY, [*OVERRIDES, *own, held_out, "transformer.train.steps=1"])
+        transformer.train_transformer(config, Cache(tmp_path / "samples"), tmp_path / str(batch))
+        found.append(metrics.read(tmp_path / str(batch) / "metrics.jsonl")[0]["validation_loss/raw/64-0"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    with pytest.raises(ValueError, match="encoded from something else"):
+        transformer.check_samples(configs.load(TINY, OVERRIDES), Cache(tmp_path / "samples"))
+
+
 def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path):
     other = configs.load(TINY, [*OVERRIDES, "data.max_cropped=0.1"])
     with pytest.raises(ValueError, match="encoded from something else"):
