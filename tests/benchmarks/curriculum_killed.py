@@ -89,7 +89,7 @@ def main() -> None:
         "steps": 8,
         "latents": str(arguments.folder / "noise.npz"),
         "images": [str(source)],
-        "resolution": 224,
+        "resolution": 320,
         "dtype": "float32",
     }
     noise = np.random.default_rng(0).normal(size=(256 // 16 * 192 // 16, 64)).astype(np.float32)
