@@ -11,18 +11,22 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.atomic import write_json_atomic
-from qi2_jax import cli
+from qi2_jax import cli, places
 from qi2_jax.training import checkpoint_files as files
 from qi2_jax.training import integrity, retention
 
-# Of a run and of a job. The constants of `qi2_jax.runs` are the same; importing that would load JAX for a listing.
-_WITHIN = ("", "checkpoints", "transformer/checkpoints")
+_WITHIN = ("", places.CHECKPOINTS, f"{places.TRANSFORMER}/{places.CHECKPOINTS}")  # of a folder, a run, a job
 _METRICS = ("loss", "validation_loss")
 _ATTEMPTS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="a run, a job, or a folder of checkpoints")
+    parser.add_argument(
+        "folder",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="a run, a job, a curriculum (its latest stage), or a folder of checkpoints",
+    )
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--inspect", type=int, metavar="STEP", help="what one checkpoint holds, and its manifest")
     actions.add_argument(
@@ -34,11 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def folder_of(path: pathlib.Path) -> pathlib.Path:
-    """The checkpoints of a run, of a job's transformer, or the folder itself.
+    """The checkpoints of a run, of a job's transformer, of a curriculum's latest stage, or the folder itself.
 
     Raises:
       ValueError: if none of them holds a checkpoint.
     """
+    path = places.run_of(path)
     for name in _WITHIN:
         if files.steps(path / name) or files.aside(path / name):
             return path / name

@@ -20,11 +20,12 @@ from qi2_jax.interop import weights as storage
 from qi2_jax.interop.names import Shapes
 from qi2_jax.interop.weights import Weights
 from qi2_jax.models.lora import LoRAConfig
+from qi2_jax.places import CHECKPOINTS, CONFIG, JOB, MODEL
+from qi2_jax.places import CURRICULUM as CURRICULUM
+from qi2_jax.places import STAGES as STAGES
+from qi2_jax.places import TRANSFORMER as TRANSFORMER
+from qi2_jax.places import run_of as run_of
 from qi2_jax.training import checkpoint, integrity
-
-CONFIG, MODEL, CHECKPOINTS = "config.json", "model", "checkpoints"
-JOB, TRANSFORMER = "job.json", "transformer"
-CURRICULUM, STAGES = "curriculum.json", "stages"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +83,6 @@ class Located:
         found = checkpoint.weights(self.checkpoint, item)
         storage.check_ours({name: weight.shape for name, weight in found.items()}, expected, str(self.checkpoint))
         return found
-
-
-def run_of(path: pathlib.Path) -> pathlib.Path:
-    """The run of a job, or of the latest stage of a curriculum that has a checkpoint; any other path as it is."""
-    if (path / JOB).is_file():
-        return path / TRANSFORMER
-    if (path / CURRICULUM).is_file():
-        runs = (stage / TRANSFORMER for stage in sorted((path / STAGES).glob("*"), reverse=True))
-        return next((run for run in runs if checkpoint.steps(run / CHECKPOINTS)), path)
-    return path
 
 
 def model_of(path: pathlib.Path) -> pathlib.Path:

@@ -97,7 +97,16 @@ def test_a_job_a_run_and_a_folder_of_checkpoints_are_found(saved, tmp_path):
     (tmp_path / runs.TRANSFORMER).symlink_to(saved)
     for path in (saved, saved / runs.CHECKPOINTS, tmp_path):
         assert [row["step"] for row in verb.listing(verb.folder_of(path))["checkpoints"]] == [4, 8, 12]
-    assert set(verb._WITHIN) == {"", runs.CHECKPOINTS, f"{runs.TRANSFORMER}/{runs.CHECKPOINTS}"}
+
+
+def test_of_a_curriculum_the_latest_stage_that_has_checkpoints_is_shown(saved, tmp_path):
+    (tmp_path / runs.CURRICULUM).write_text("{}")
+    for stage in ("s1", "s2", "s3"):
+        (tmp_path / runs.STAGES / stage).mkdir(parents=True)
+    for stage in ("s1", "s2"):
+        (tmp_path / runs.STAGES / stage / runs.TRANSFORMER).symlink_to(saved)
+    found = verb.folder_of(tmp_path)
+    assert found == tmp_path / runs.STAGES / "s2" / runs.TRANSFORMER / runs.CHECKPOINTS
 
 
 @pytest.mark.parametrize("action", [["--verify", "5"], ["--inspect", "5"], ["--keep", "5"], ["--unkeep", "4"]])
