@@ -145,6 +145,21 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+def _claimed(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        values, reason = None, str(error)
+    else:
+        reason = "it holds no JSON object"
+    if isinstance(values, dict):
+        return values
+    raise ValueError(
+        f"{path} is damaged: {reason}. Bring it back from a copy; or delete it, and the folder goes on with what is "
+        "asked for now, which must be what it was begun with"
+    )
+
+
 def claim(
     path: pathlib.Path, values: dict[str, Any], may_change: tuple[str, ...] = (), *, write: bool = True, more: str = ""
 ) -> list[str]:
@@ -161,11 +176,11 @@ def claim(
       One line per key that changed, as `difference` gives them.
 
     Raises:
-      ValueError: if the folder was made with other values, naming each.
+      ValueError: if the folder was made with other values, naming each; or if the file is damaged.
     """
     found: list[str] = []
     if path.exists():
-        found = difference(json.loads(path.read_text()), json.loads(json.dumps(values)))
+        found = difference(_claimed(path), json.loads(json.dumps(values)))
         changes = [line for line in found if not line.startswith(may_change)]
         if changes:
             raise ValueError(

@@ -69,3 +69,12 @@ def test_claimed_folder_refuses_other_values(tmp_path):
     with pytest.raises(ValueError, match=r"begun with other values[^$]*data: 'a' -> 'b'$"):
         config.claim(path, {"data": "b", "train": {"steps": 8}}, ("train.steps",))
     assert json.loads(path.read_text()) == {"data": "a", "train": {"steps": 8}}
+
+
+@pytest.mark.parametrize("content", ['{"data": ', "", "[1]"])
+def test_a_damaged_claim_is_named_with_the_way_out(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: .* Bring it back from a copy; or delete it"):
+        config.claim(path, {"data": "a"})
+    assert path.read_text() == content

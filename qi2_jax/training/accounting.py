@@ -118,7 +118,9 @@ def kept_seconds(lines: Iterable[Mapping[str, float]]) -> float:
 
     A resumed run drops the lines that it writes again, so that what was done twice counts once.
     """
-    return sum(line["time/seconds"] * line[f"time/{REST}"] for line in lines if f"time/{REST}" in line)
+    return sum(
+        line["time/seconds"] * line[f"time/{REST}"] for line in lines if {"time/seconds", f"time/{REST}"} <= line.keys()
+    )
 
 
 def wall_seconds(events: Iterable[Mapping[str, Any]], until: float) -> float | None:
@@ -171,19 +173,29 @@ class Goodput:
 
 def program() -> dict[str, Any]:
     """What runs, for the event of a start: the source's commit, versions, devices, processes."""
-    source = pathlib.Path(__file__).parent
-    asked = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None  # an installed package has no history
     return {
-        "commit": commit,
+        "commit": _commit(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
     }
+
+
+def _commit() -> str | None:
+    """The source's commit; None for an installed package, also where its environment lies in somebody's repository."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+
+    def git(*asked: str) -> str:
+        command = ["git", "-C", str(root), *asked]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=12")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def throughput(

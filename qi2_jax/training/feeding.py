@@ -5,7 +5,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
+from PIL import Image
 
 from qi2_jax import sharding
 from qi2_jax.training.compiled import Part
@@ -78,8 +80,11 @@ class Reader:
                     update = next(self._updates)
                     self._ready.append((list(update.feeds), update.images))
                 self._next += 1
-            except (OSError, RuntimeError, ValueError) as error:
-                self._error = DataError(f"{error} (everything up to the step before is saved)")
+            except jax.errors.JaxRuntimeError:  # out of memory, say: no fault of the data
+                raise
+            except (OSError, RuntimeError, ValueError, KeyError, Image.DecompressionBombError) as error:
+                told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+                self._error = DataError(f"{told} (everything up to the step before is saved)")
                 self._error.__cause__ = error
         return NEVER if self._error is None else self._next - 1
 

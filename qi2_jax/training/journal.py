@@ -15,6 +15,7 @@ from qi2_jax import config as configs
 from qi2_jax import processes
 from qi2_jax.training import accounting
 from qi2_jax.training.accounting import Events, Goodput, Stopwatch
+from qi2_jax.training.checkpoint import Checkpoints
 from qi2_jax.training.metrics import Metrics, Progress, fetch
 from qi2_jax.training.profiling import Profiler
 from qi2_jax.training.watchdog import Watchdog
@@ -49,7 +50,7 @@ class Journal(contextlib.ExitStack):
         self.callback(self._progress.close)
         self._profiler = self.enter_context(Profiler(directory, config.profile.start, config.profile.steps))
         self._watchdog = self.enter_context(Watchdog(config.train.watchdog_seconds, directory))
-        self._last: dict[str, float] = {}  # what was logged last
+        self._logged: tuple[int, Mapping[str, float]] = (-1, {})  # what was logged last and its step
         self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # the last evaluation and its step
         self._skipped = 0.0
         self._forget()
@@ -81,6 +82,15 @@ class Journal(contextlib.ExitStack):
             yield
 
     @contextlib.contextmanager
+    def closing(self, checkpoints: Checkpoints) -> Iterator[None]:
+        """Closes checkpoints after a block, while all is still watched, so that a save that failed is told."""
+        try:
+            yield
+        finally:
+            with self._watchdog.phase("the end of the last save", SLOW * self._config.watchdog_seconds):
+                checkpoints.close()
+
+    @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Around a step."""
         self._watchdog.beat(f"step {step}")
@@ -106,8 +116,12 @@ class Journal(contextlib.ExitStack):
         self._values.append(values)
         self._progress.advance()
 
-    def logged(self, step: int, learning_rate: float) -> None:
-        """Waits for the metrics since the last logged step and writes them, as means over the interval."""
+    def logged(self, step: int, learning_rate: float) -> int:
+        """Waits for the metrics since the last logged step and writes them, as means over the interval.
+
+        Returns:
+          The longest run of updates in a row, up to any step of the interval, that were not finite.
+        """
         values = fetch(self._values) | processes.mean(fetch(self._facts)) | {"learning_rate": learning_rate}
         lap = self._watch.lap()
         seconds, flops = lap["time/seconds"], self._flops or None
@@ -117,11 +131,12 @@ class Journal(contextlib.ExitStack):
             self._events.write(accounting.SKIPPED, step, total=int(values["skipped_total"]))
             self.note(f"step {step}: {int(values['skipped_total'])} updates so far were not finite and were left out")
         self._skipped = values["skipped_total"]
-        del values["skipped"]  # in a row: the loop's business
+        streak = int(values.pop("skipped"))
         self._metrics.write(step, values)
-        self._last |= values
+        self._logged = step, values
         self._progress.show(values["loss"])
         self._forget()
+        return streak
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the scalars of an evaluation."""
@@ -134,9 +149,10 @@ class Journal(contextlib.ExitStack):
         self._metrics.write_images(step, pictures)
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What a checkpoint tells of itself beside the config; an evaluation only where it was made at this step."""
-        evaluated_at, values = self._evaluated
-        metrics = {**self._last, **(values if evaluated_at == step else {})}
+        """What a checkpoint tells of itself beside the config; of metrics only those of this very step."""
+        metrics = {
+            name: x for at, values in (self._logged, self._evaluated) if at == step for name, x in values.items()
+        }
         return {"program": self._program, "data": {"next_step": step + 1}, "metrics": metrics}
 
     def note(self, text: str) -> None:

@@ -1,7 +1,6 @@
 """The training loop: start or resume, step, evaluate, save; the same for every task."""
 
 import collections
-import contextlib
 import dataclasses
 import pathlib
 import time
@@ -101,7 +100,8 @@ def train(
     Raises:
       ValueError: if the directory belongs to another config or other data, another process trains in it, or its
         checkpoint does not fit the model.
-      NonFiniteError: after `train.max_skipped` steps in a row that were not finite; the state is saved first.
+      NonFiniteError: at the first logged step after `train.max_skipped` steps in a row that were not finite; the state
+        is saved first.
     """
     optimizer = check(config)
     with lock.hold(directory):
@@ -136,12 +136,12 @@ def _train(
     start, total = int(state.step), config.train.steps
     if start >= total and _is_lost(state, config):
         checkpoints.close()
-        raise NonFiniteError(_lost(state, checkpoints.directory))
+        raise NonFiniteError(_lost(state, int(state.skipped), checkpoints.directory))
 
     with (
         Termination() as termination,
-        contextlib.closing(checkpoints),
         Journal(task.name, directory, start, config, mesh, task.peak_flops) as journal,
+        journal.closing(checkpoints),
     ):
         if restored is not None:
             journal.restored(start, restoring, checkpoints.damaged, changes)
@@ -201,10 +201,10 @@ def _train(
             saved = step % config.checkpoint.every == 0 or done
             # Before a save too: a run that goes on from there then averages over the same steps.
             if step % config.train.log_every == 0 or saved:
-                journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
-            if step % min(config.train.log_every, config.train.max_skipped) == 0 and _is_lost(state, config):
-                save(wait=True)
-                raise NonFiniteError(_lost(state, checkpoints.directory))
+                streak = journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
+                if streak >= config.train.max_skipped:
+                    save(wait=True)
+                    raise NonFiniteError(_lost(state, streak, checkpoints.directory))
             if step % config.validation.every == 0 or step == total:
                 evaluate(step)
             if step == total or (config.samples.every and step % config.samples.every == 0):
@@ -247,8 +247,9 @@ def _is_lost(state: steps.TrainState, config: Any) -> bool:
     return int(state.skipped) >= config.train.max_skipped
 
 
-def _lost(state: steps.TrainState, directory: pathlib.Path) -> str:
+def _lost(state: steps.TrainState, streak: int, directory: pathlib.Path) -> str:
+    where = "up to" if streak == int(state.skipped) else "before"
     return (
-        f"{int(state.skipped)} steps in a row up to step {int(state.step)} were not finite; the state is saved in "
+        f"{streak} steps in a row {where} step {int(state.step)} were not finite; the state is saved in "
         f"{directory}. Look at the data of these steps, or begin another run with a lower optimizer.lr"
     )

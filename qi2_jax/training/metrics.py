@@ -3,12 +3,15 @@
 Names and formulas of all metrics stand in docs/monitoring.md.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import re
+import socket
+import struct
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +25,8 @@ from tqdm import tqdm
 
 FILE, SAMPLES, TENSORBOARD, WANDB_ID = "metrics.jsonl", "samples", "tensorboard", "wandb_id"
 SINKS = ("tensorboard", "wandb")
-LAST = ("learning_rate", "skipped", "skipped_total")  # of several steps the last value counts, not the mean
+LAST = ("learning_rate", "skipped_total")  # of several steps the last value counts, not the mean
+MOST = ("skipped",)  # of several steps the highest value counts
 
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')
 _IMAGE_NAME = re.compile(r"[\w.-]+")
@@ -60,6 +64,8 @@ class Metrics:
             return
         directory.mkdir(parents=True, exist_ok=True)
         _drop_after(self.path, start)
+        for unfinished in self._samples.glob("*.partial"):
+            unfinished.unlink()
         for image in self._samples.glob("*.png"):
             step = image.stem.rpartition("-")[2]
             if step.isdecimal() and (start == 0 or int(step) > start):
@@ -70,12 +76,19 @@ class Metrics:
             self._sinks.append(_WeightsAndBiases(directory, start, config))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes scalars of a step; a name must not come twice for a step."""
+        """Writes scalars of a step; a name must not come twice for a step.
+
+        Raises:
+          OSError: if the disk is full, naming the file or folder.
+        """
         if not self._writes:
             return
         plain = {name: float(np.asarray(value)) for name, value in values.items()}
-        with self.path.open("a") as file:
-            file.write(_line({"step": step, **plain}))
+        try:
+            with self.path.open("a") as file:
+                file.write(_line({"step": step, **plain}))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         for sink in self._sinks:
             sink.scalars(step, plain)
 
@@ -117,25 +130,50 @@ def check_sinks(sinks: Sequence[str]) -> None:
 
 
 class _TensorBoard:
-    """Event files; points from the step after `start` on that an earlier process wrote are declared void."""
+    """Event files; points from the step after `start` on that an earlier process wrote are declared void.
+
+    Written in the caller's thread: that of tensorboardX dies on a full disk, and its queue then blocks for ever.
+    """
 
     def __init__(self, directory: pathlib.Path, start: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2
 
+        self._directory, self._summary, self._event = directory, summary, event_pb2.Event
+        self._checksum = record_writer.masked_crc32c
+        directory.mkdir(parents=True, exist_ok=True)
         # Event files have names of whole seconds: two processes within one would write the same.
-        suffix = f".{os.getpid()}"
-        self._writer = SummaryWriter(str(directory), purge_step=start + 1 if start else 0, filename_suffix=suffix)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (directory / name).open("wb")
+        void = start + 1 if start else 0
+        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(self._event(step=void, file_version="brain.Event:2"), self._event(step=void, session_log=begun))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._write(*(self._event(step=step, summary=self._summary.scalar(*point)) for point in finite.items()))
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, pixels in images.items():
-            self._writer.add_image(f"{SAMPLES}/{name}", pixels, step, dataformats="HWC")
+            drawn = self._summary.image(f"{SAMPLES}/{name}", pixels, dataformats="HWC")
+            self._write(self._event(step=step, summary=drawn))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _write(self, *events: Any) -> None:
+        """Appends records: length, its checksum, event, its checksum."""
+        try:
+            for event in events:
+                event.wall_time = time.time()
+                data = event.SerializeToString()
+                for part in (struct.pack("<Q", len(data)), data):
+                    self._file.write(part + struct.pack("<I", self._checksum(part)))
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise OSError(error.errno, error.strerror, str(self._directory)) from error
 
 
 class _WeightsAndBiases:
@@ -187,26 +225,29 @@ def _drop_after(path: pathlib.Path, start: int) -> None:
         file.truncate(end)
 
 
-def _step_of(line: bytes) -> float | None:
-    """The step of a line, None for an unfinished one; does not read a whole line that this module wrote."""
+def _step_of(line: bytes) -> int | None:
+    """The step of a line, None for an unfinished or foreign one; does not read a whole line that this module wrote."""
     if not line.endswith(b"\n"):
         return None
     found = _STEP.match(line)
     try:
-        return int(found[1]) if found else json.loads(line)["step"]
-    except (ValueError, LookupError, TypeError):
+        step = int(found[1]) if found else json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
+    return step if type(step) is int else None
 
 
 def lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
-    """Lines of a metrics file, values that were not finite as NaN; a last line cut by a killed process is left out."""
-    with path.open() as file:
+    """Lines of a metrics file, values that were not finite as NaN; lines cut by a kill, or foreign, are left out."""
+    with path.open(errors="replace") as file:
         for line in file:
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            yield {name: math.nan if value is None else value for name, value in values.items()}
+            if isinstance(values, dict) and type(values.get("step")) is int:
+                numbers = {name: math.nan if value is None else value for name, value in values.items()}
+                yield {name: value for name, value in numbers.items() if type(value) in (int, float)}
 
 
 def read(path: pathlib.Path) -> list[dict[str, float]]:
@@ -217,8 +258,9 @@ def read(path: pathlib.Path) -> list[dict[str, float]]:
 def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Metrics of one or several steps as numbers of the host, with one transfer.
 
-    A name's value is its mean over the steps that have it; those in `LAST` take the last one. `NAME_sum` and
-    `NAME_count` become `NAME`, the sum of sums over the sum of counts, and are left out where nothing was counted.
+    A name's value is its mean over the steps that have it; those in `LAST` take the last one, those in `MOST`
+    the highest. `NAME_sum` and `NAME_count` become `NAME`, the sum of sums over the sum of counts, and are left out
+    where nothing was counted.
     Values that are not finite, as of skipped steps, count only where there are no others.
 
     Args:
@@ -239,8 +281,12 @@ def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             count = sum(count for _, count in good)
             if count > 0:
                 result[stem] = sum(total for total, _ in good) / count
+        elif name in LAST:
+            result[name] = values[-1]
+        elif name in MOST:
+            result[name] = max(values)
         else:
-            result[name] = values[-1] if name in LAST else float(np.mean(finite or values))
+            result[name] = float(np.mean(finite or values))
     return result
 
 

@@ -1,5 +1,6 @@
 """Where a run's time goes."""
 
+import subprocess
 import time
 
 import jax
@@ -49,8 +50,8 @@ def test_events_survive_a_resume_and_a_line_that_a_kill_cut(tmp_path):
     assert read_events(tmp_path / "missing") == []
 
 
-def line(step: int, seconds: float, share: float) -> dict[str, float]:
-    return {"step": step, "time/seconds": seconds, "time/steps": share}
+def line(seconds: float, share: float) -> dict[str, float]:
+    return {"time/seconds": seconds, "time/steps": share}
 
 
 def event(kind: str, moment: float) -> dict:
@@ -58,7 +59,7 @@ def event(kind: str, moment: float) -> dict:
 
 
 def test_goodput_is_kept_steps_over_wall_time():
-    lines = [{"step": 0, "validation_loss": 1.0}, line(10, 40, 0.5), line(20, 60, 1.0)]
+    lines = [{"step": 0, "validation_loss": 1.0}, line(40, 0.5), line(60, 1.0)]
     assert goodput([event("start", 1000)], lines, until=1100) == 0.8
     assert goodput([], lines, until=1100) is None
 
@@ -67,17 +68,17 @@ def test_a_kill_and_what_it_makes_the_run_do_again_lower_goodput(tmp_path):
     """Steps 1-20 in 20 s, saved at 10, killed at 20, started again 5 s later, and 11-20 done again."""
     run = Metrics(tmp_path, 0, sinks=())
     for step in (10, 20):
-        run.write(step, line(step, 10, 1.0))
+        run.write(step, line(10, 1.0))
     events = [event("start", 0)]
     assert goodput(events, accounting.metrics.lines(run.path), until=20) == 1.0
     resumed = Metrics(tmp_path, 10, sinks=())  # drops the line of step 20
     events.append(event("start", 25))
-    resumed.write(20, line(20, 10, 1.0))
+    resumed.write(20, line(10, 1.0))
     assert goodput(events, accounting.metrics.lines(run.path), until=35) == pytest.approx(20 / 35)
 
 
 def test_time_without_a_process_is_lost_unless_the_run_had_ended():
-    lines = [line(10, 50, 1.0), line(20, 50, 1.0)]
+    lines = [line(50, 1.0), line(50, 1.0)]
     preempted = [event("start", 0), event("sigterm", 50), event("start", 150)]
     assert goodput(preempted, lines, until=200) == 0.5
     ended = [event("start", 0), event("end", 50), event("start", 150)]
@@ -88,12 +89,12 @@ def test_time_without_a_process_is_lost_unless_the_run_had_ended():
 def test_running_goodput_is_that_of_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(accounting.time, "time", lambda: 100.0)
     events, run = Events(tmp_path), Metrics(tmp_path, 0, sinks=())
-    assert Goodput(tmp_path).add(line(0, 1, 1.0)) == {}
+    assert Goodput(tmp_path).add(line(1, 1.0)) == {}
     events.write("start", 0)
-    run.write(1, line(1, 10, 0.5))
+    run.write(1, line(10, 0.5))
     running = Goodput(tmp_path)
     monkeypatch.setattr(accounting.time, "time", lambda: 150.0)
-    added = line(2, 20, 1.0)
+    added = line(20, 1.0)
     assert running.add(added) == {"goodput": 0.5}
     run.write(2, added)
     assert goodput(read_events(events.path), accounting.metrics.lines(run.path)) == 0.5
@@ -133,3 +134,18 @@ def test_a_start_says_what_runs():
     facts = accounting.program()
     assert facts["devices"] == 8 and facts["processes"] == 1 and facts["jax"] == jax.__version__
     assert facts["commit"] is None or facts["commit"]
+
+
+def test_a_commit_is_that_of_the_source_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "of somebody else")
+    monkeypatch.setattr(accounting, "__file__", str(tmp_path / "qi2_jax" / "training" / "accounting.py"))
+    assert accounting.program()["commit"]
+    installed = tmp_path / "venv" / "lib"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(accounting, "__file__", str(installed / "qi2_jax" / "training" / "accounting.py"))
+    assert accounting.program()["commit"] is None

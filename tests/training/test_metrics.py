@@ -196,3 +196,61 @@ def test_replicated_metrics_of_two_processes_are_fetched_by_both_and_written_by_
     assert metrics.read(tmp_path / "run" / "metrics.jsonl") == [{"step": 3, "loss": 4.5}]
     assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 1
     assert len([*(tmp_path / "run" / "tensorboard").iterdir()]) == 1
+
+
+FULL = """
+import pathlib, resource, sys
+import numpy as np
+from qi2_jax.training import metrics
+
+directory = pathlib.Path(sys.argv[1])
+written = metrics.Metrics(directory, 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sink = written if sys.argv[2] == "file" else written._sinks[0]
+try:
+    for step in range(300):
+        if sys.argv[2] == "file":
+            written.write(step, {})
+            written.path.write_text("x" * 4096)
+        else:
+            sink.scalars(step, {f"a{name}": 1.0 for name in range(200)})
+except OSError as error:
+    print("raised", error)
+written.close()
+print("closed")
+"""
+
+
+@pytest.mark.parametrize(("what", "named"), [("file", metrics.FILE), ("tensorboard", metrics.TENSORBOARD)])
+def test_a_file_that_cannot_grow_is_an_error_and_never_a_wait(what, named, tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path / "run"), what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    raised, closed = done.stdout.splitlines()
+    assert raised.startswith("raised [Errno 27]") and str(tmp_path / "run" / named) in raised and closed == "closed"
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_tensorboard_gets_no_points_that_are_not_finite(tmp_path, caplog):
+    written = metrics.Metrics(tmp_path, 0)
+    written.write(1, {"loss": math.nan, "mfu": 0.5, "gradient_norm": math.inf})
+    written.close()
+    tags = [value.tag for event in events_of(tmp_path / "tensorboard") for value in event.summary.value]
+    assert tags == ["mfu"] and not caplog.records
+
+
+def test_foreign_lines_and_unfinished_pictures_do_not_stop_a_resume(tmp_path):
+    before = metrics.Metrics(tmp_path, 0, sinks=())
+    before.write(1, {"loss": 1})
+    with before.path.open("a") as file:
+        file.write('[]\n{"step": "x"}\n{"step": 1, "note": "by hand"}\n5\n')
+    before.write(2, {"loss": 2})
+    before.write(3, {"loss": 3})
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "grid-2.partial").write_bytes(b"PNG")
+    after = metrics.Metrics(tmp_path, 2, sinks=())
+    assert metrics.read(after.path) == [{"step": 1, "loss": 1}, {"step": 1}, {"step": 2, "loss": 2}]
+    assert [*(tmp_path / "samples").iterdir()] == []
+
+
+def test_of_a_counter_of_skipped_steps_the_highest_value_counts():
+    assert metrics.fetch([{"skipped": jnp.int32(n)} for n in (1, 2, 3, 0, 1)]) == {"skipped": 3}

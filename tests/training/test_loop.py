@@ -1,0 +1,112 @@
+"""The loop on a toy model: when it gives up, what it tells, and what its checkpoints say."""
+
+import dataclasses
+import itertools
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from qi2_jax import report, sharding
+from qi2_jax.training import accounting, feeding, loop
+from qi2_jax.training import checkpoint_files as files
+from qi2_jax.training.checkpoint import Checkpoints
+
+from .test_step import OPTIMIZER, Toy, loss
+
+
+def config(**train):
+    return ml_collections.FrozenConfigDict(
+        {
+            "seed": 3,
+            "ema_decay": 0.9,
+            "optimizer": OPTIMIZER,
+            "train": {
+                **{"steps": 12, "log_every": 1, "max_skipped": 10, "watchdog_seconds": 0.0, "sinks": ()},
+                **train,
+            },
+            "validation": {"every": 6},
+            "samples": {"every": 0},
+            "checkpoint": {"every": 100, "keep": 9, "keep_every": 0, "keep_best": 0, "checksums": False},
+            "profile": {"start": 0, "steps": 1},
+        }
+    )
+
+
+def task(spoilt=(), evaluate=None):
+    rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+
+    def feed(step):
+        return feeding.Feed(0, rows * np.float32("nan") if step in spoilt else rows, 8, {})
+
+    def updates(start):
+        return (feeding.Update([feed(step)], 8) for step in itertools.count(start + 1))
+
+    return loop.Task("toy", Toy, loss, updates, lambda: [feed(0)], {}, frozen=np.float32(0.5), evaluate=evaluate)
+
+
+def train(task, config, out):
+    return loop.train(task, config, out, sharding.make_mesh(sharding.MeshShape(8, 1, 1)))
+
+
+def kinds(out):
+    return [event["event"] for event in accounting.read_events(out / accounting.EVENTS)]
+
+
+@pytest.mark.parametrize("first", [2, 3, 4, 5])
+def test_a_streak_of_exactly_so_many_steps_ends_the_run_wherever_it_begins(first, tmp_path):
+    settings, spoilt = config(log_every=4, max_skipped=4), range(first, first + 4)
+    with pytest.raises(loop.NonFiniteError, match=r"4 steps in a row (up to|before) step 8 were not finite"):
+        train(task(spoilt), settings, tmp_path)
+    assert files.steps(tmp_path / "checkpoints") == [8] and kinds(tmp_path)[-1] == accounting.ERROR
+    assert int(train(task(spoilt), settings, tmp_path).step) == 12
+
+
+def test_a_shorter_streak_does_not_end_it(tmp_path):
+    assert int(train(task((2, 3, 4, 6, 7, 8)), config(log_every=4, max_skipped=4), tmp_path).skipped_total) == 6
+
+
+def test_a_manifest_holds_only_what_was_evaluated_at_its_step(tmp_path):
+    every = ml_collections.ConfigDict(config())
+    every.checkpoint.every = 3
+    train(task(evaluate=lambda state: {"validation_loss": float(state.step)}), every, tmp_path)
+    found = {step: files.metric(tmp_path / "checkpoints" / str(step), "validation_loss") for step in (3, 6, 9, 12)}
+    assert found == {3: None, 6: 6.0, 9: None, 12: 12.0}
+
+
+def test_a_last_save_that_fails_is_an_error_and_no_end(tmp_path, monkeypatch):
+    def fail(self, written, path, manifest):
+        written.result()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_finish", fail)
+    with pytest.raises(ValueError, match=r"saving step 12 in .* No space left"):
+        train(task(), config(), tmp_path)
+    assert kinds(tmp_path)[-1] == accounting.ERROR and accounting.END not in kinds(tmp_path)
+    assert report.write_report(tmp_path / "page.html", tmp_path)[0]["state"].startswith("failed: ValueError: saving")
+
+
+def test_a_finished_run_that_is_called_again_stays_finished(tmp_path):
+    for _ in range(2):
+        train(task(), config(), tmp_path)
+        assert report.write_report(tmp_path / "page.html", tmp_path)[0]["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_data"),
+    [
+        (KeyError("latents"), True),
+        (Image.DecompressionBombError("too many pixels"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), False),
+    ],
+)
+def test_what_is_wrong_with_data_and_what_is_not(error, is_data, tmp_path):
+    def updates(start):
+        raise error
+        yield
+
+    broken = dataclasses.replace(task(), updates=updates)
+    with pytest.raises(feeding.DataError if is_data else jax.errors.JaxRuntimeError, match=str(error.args[0])):
+        train(broken, config(), tmp_path)
