@@ -17,7 +17,16 @@ def train(steps: int, **changes: Any) -> dict[str, Any]:
 
 def checkpoint(every: int, **changes: Any) -> dict[str, Any]:
     """Which checkpoints are saved and kept, see `qi2_jax.training.retention.Policy`."""
-    group = dict(every=every, keep=2, keep_every=0, keep_best=0, best_metric="validation_loss", checksums=True)
+    group = dict(
+        every=every,
+        keep=2,
+        keep_every=0,
+        keep_best=0,
+        best_metric="validation_loss",
+        checksums=True,
+        local_every=0,  # in between on each host's own disk, every so many steps; 0: never
+        local_folder="",  # there, an absolute path
+    )
     return group | changes
 
 

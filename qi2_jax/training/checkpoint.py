@@ -20,11 +20,12 @@ from orbax.checkpoint import v1 as ocp
 from qi2_jax import tree
 from qi2_jax.processes import gather as _gather
 from qi2_jax.training import checkpoint_files as files
-from qi2_jax.training import integrity, retention
+from qi2_jax.training import integrity, local_checkpoint, retention
 from qi2_jax.training.checkpoint_contents import CheckpointWeight as CheckpointWeight
 from qi2_jax.training.checkpoint_contents import check, contents, describe
 from qi2_jax.training.checkpoint_contents import weights as weights
 from qi2_jax.training.checkpoint_files import steps as steps
+from qi2_jax.training.local_checkpoint import LocalCheckpoints
 from qi2_jax.training.retention import Policy as Policy
 from qi2_jax.training.step import TrainState
 
@@ -65,13 +66,28 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split("[source locations=")[0].split()) or type(error).__name__
 
 
+def _leaves(state: TrainState) -> dict[str, Any]:
+    return {f"{item}/{name}": leaf for item, leaves in _items(state).items() for name, leaf in leaves.items()}
+
+
+def _state(like: TrainState, leaves: Mapping[str, Any]) -> TrainState:
+    """The state of `_leaves`."""
+    items: dict[str, dict[str, Any]] = {item: {} for item in ITEMS}
+    for name, leaf in leaves.items():
+        item, _, name = name.partition("/")
+        items[item][name] = leaf
+    trees = {name: tree.from_dict(getattr(like, name), items[name]) for name in ITEMS if name in like._fields}
+    return like._replace(**trees, **items["progress"])
+
+
 class Checkpoints:
     """The checkpoints of one run. All processes of a program make the same calls, from their main threads.
 
     Attributes:
       directory: where they are.
-      policy: what is kept, and whether there are checksums.
+      policy: what is kept, whether there are checksums, and where local checkpoints are.
       damaged: a line for each checkpoint that `restore` passed over, with what is wrong in it.
+      local: the local checkpoints, where the policy asks for them.
     """
 
     def __init__(self, directory: pathlib.Path | str, policy: Policy = Policy()):  # noqa: B008
@@ -85,12 +101,16 @@ class Checkpoints:
         self._newest = max(self._steps(), default=None)
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
+        self.local: LocalCheckpoints | None = None
+        if policy.local_every:
+            folder = local_checkpoint.place(pathlib.Path(policy.local_folder), self.directory.parent)
+            self.local = LocalCheckpoints(folder)
 
     def latest(self) -> int | None:
-        """The newest complete step, whole or damaged, or None. A save under way does not count yet."""
+        """The newest complete step, whole or damaged, or None; not a local one, nor one whose save is under way."""
         return self._newest
 
-    def save(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> float:
+    def save(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
         """Copies the state off the devices; the rest happens in the background. An earlier save is awaited first.
 
         The background writes and commits the arrays, then the manifest and checksums, then deletes what the policy does
@@ -100,15 +120,11 @@ class Checkpoints:
           state: its `step` names the checkpoint.
           manifest: plain JSON; `metrics` in it is what the policy's `best_metric` refers to.
 
-        Returns:
-          Seconds for which the caller was blocked, beyond what the computation of the state took.
-
         Raises:
           ValueError: if this save cannot begin or an earlier one failed, as on a full disk, naming the directory.
         """
         step = int(state.step)
-        begun = time.monotonic()
-        self._wait()
+        self.wait()
         if step != self._newest:
             told = files.plain({"step": step, **(manifest or {})})
             path = self.directory / str(step)
@@ -118,7 +134,16 @@ class Checkpoints:
             except Exception as error:
                 raise self._failed(step, error) from error
             self._saving = step, self._background.submit(self._finish, written, path, told)
-        return time.monotonic() - begun
+
+    def save_locally(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
+        """Copies this process's part of the state to its own disk, see `local_checkpoint`; the first save of a run,
+        which says that it has begun, is one for all processes instead.
+        """
+        assert self.local is not None
+        if self._newest is None and self._saving is None:
+            self.save(state, manifest)
+        else:
+            self.local.save(int(state.step), _leaves(state), manifest or {})
 
     def _finish(self, written: Any, path: pathlib.Path, manifest: dict[str, Any]) -> None:
         """What follows the copy, in a thread of its own."""
@@ -135,7 +160,8 @@ class Checkpoints:
             retention.apply(self.directory, self.policy)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, in the shapes, dtypes and shardings of an abstract state.
+        """The newest checkpoint that is whole, in the shapes, dtypes and shardings of an abstract state; a local one
+        where that is newer than all others.
 
         A checkpoint whose files differ from their checksums, or that cannot be read, is passed over: this is logged as
         an error, added to `damaged`, and the checkpoint is renamed to `STEP.damaged` once an older one is restored.
@@ -148,7 +174,13 @@ class Checkpoints:
           ValueError: naming every leaf that the checkpoint lacks, has besides, or holds in another shape or dtype; or
             if there are checkpoints, but none is whole.
         """
-        self._wait()
+        self.wait()
+        if self.local is not None and self._newest is not None:
+            found = self.local.restore(_leaves(like), self._newest)
+            if found is not None:
+                step, leaves, manifest = found
+                _log.warning("going on from the local checkpoint of step %d in %s", step, self.local.directory)
+                return _state(like, leaves), manifest
         damaged: dict[int, list[str]] = {}
         for step in sorted(self._steps(), reverse=True):
             path = self.directory / str(step)
@@ -173,10 +205,6 @@ class Checkpoints:
         self._newest = step
         return state, files.manifest(path)
 
-    def wait(self) -> None:
-        """Waits for a save under way; raises as `close`."""
-        self._wait()
-
     def close(self) -> None:
         """Waits for a save under way.
 
@@ -184,7 +212,9 @@ class Checkpoints:
           ValueError: if it failed, naming the directory.
         """
         try:
-            self._wait()
+            if self.local is not None:
+                self.local.close()
+            self.wait()
         finally:
             self._background.shutdown()
 
@@ -193,8 +223,8 @@ class Checkpoints:
         own = steps(self.directory) if jax.process_index() == 0 else []
         return [int(step) for step in _gather(" ".join(map(str, own)))[0].split()]
 
-    def _wait(self) -> None:
-        """Ends the save under way."""
+    def wait(self) -> None:
+        """Waits for a save under way; raises as `close`."""
         if self._saving is not None:
             (step, saving), self._saving = self._saving, None
             try:
@@ -237,8 +267,8 @@ class Checkpoints:
         if wrong := _agreed(wrong):
             return None, wrong
         zeros = {name: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding) for name, leaf in added.items()}
-        trees = {name: tree.from_dict(getattr(like, name), loaded[name]) for name in ITEMS if name in like._fields}
-        return like._replace(**trees, **loaded["progress"], **zeros), []
+        loaded["progress"] |= zeros
+        return _state(like, {f"{item}/{name}": leaf for item in ITEMS for name, leaf in loaded[item].items()}), []
 
 
 def _agreed(lines: list[str]) -> list[str]:

@@ -162,6 +162,11 @@ def aside(directory: pathlib.Path) -> list[str]:
     return sorted(path.name for path in directory.glob(f"*{_DAMAGED}*") if path.name.split(".")[0].isdecimal())
 
 
+def unfinished_path(directory: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a step is written before it is complete: what `clean` deletes if that never happens."""
+    return directory / f"{step}{_UNFINISHED}"
+
+
 def unfinished(directory: pathlib.Path, step: int | None = None) -> list[pathlib.Path]:
     """What saves and deletions that did not end have left, of one step or of all. Those under way look the same."""
     number = "[0-9]+" if step is None else str(step)

@@ -61,14 +61,14 @@ class Journal(contextlib.ExitStack):
         self._facts: list[Mapping[str, float]] = []
         self._images, self._tokens, self._flops = 0, 0, 0.0
 
-    def restored(self, step: int, seconds: float, damaged: list[str], changes: list[str]) -> None:
+    def restored(self, step: int, seconds: float, damaged: list[str], changes: list[str], *, local: bool) -> None:
         """Tells what a continued run begins with."""
         for line in damaged:
             self._events.write(accounting.DAMAGED, step, message=line)
             self.note(line)
         if changes:
             self.note("this run goes on with another config:\n  " + "\n  ".join(changes))
-        self._events.write(accounting.RESTORE, step, seconds, changes=changes)
+        self._events.write(accounting.RESTORE, step, seconds, changes=changes, local=local)
 
     @contextlib.contextmanager
     def phase(self, name: str, step: int) -> Iterator[None]:

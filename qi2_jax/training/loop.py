@@ -144,7 +144,8 @@ def _train(
         journal.closing(checkpoints),
     ):
         if restored is not None:
-            journal.restored(start, restoring, checkpoints.damaged, changes)
+            local = start != checkpoints.latest()
+            journal.restored(start, restoring, checkpoints.damaged, changes, local=local)
 
         def evaluate(step: int) -> None:
             if task.evaluate is not None:
@@ -156,10 +157,11 @@ def _train(
                 with journal.phase("sample", step):
                     journal.drawn(step, task.draw(state))
 
-        def save(wait: bool = False) -> None:
+        def save(wait: bool = False, locally: bool = False) -> None:
             step = int(state.step)
             with journal.phase("save", step):
-                checkpoints.save(state, {"config": asked, **journal.manifest(step)})
+                put_away = checkpoints.save_locally if locally else checkpoints.save
+                put_away(state, {"config": asked, **journal.manifest(step)})
                 if wait:  # what is told after it must be true
                     checkpoints.wait()
 
@@ -199,8 +201,9 @@ def _train(
             end = last.known(min(step + lag, possible) if termination.requested else possible)
             done = step >= min(total, end)
             saved = step % config.checkpoint.every == 0 or done
+            locally = not saved and checkpoints.local is not None and step % config.checkpoint.local_every == 0
             # Before a save too: a run that goes on from there then averages over the same steps.
-            if step % config.train.log_every == 0 or saved:
+            if step % config.train.log_every == 0 or saved or locally:
                 streak = journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
                 if streak >= config.train.max_skipped:
                     save(wait=True)
@@ -209,8 +212,8 @@ def _train(
                 evaluate(step)
             if step == total or (config.samples.every and step % config.samples.every == 0):
                 draw(step)
-            if saved:
-                save(wait=done)
+            if saved or locally:
+                save(wait=done, locally=locally)
         if end <= step:
             with processes.agreed():
                 reader.check()

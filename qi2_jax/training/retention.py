@@ -19,6 +19,8 @@ class Policy:
       keep_best: how many of those with the lowest `best_metric` are kept. 0: none.
       best_metric: of the manifest's metrics; a checkpoint without it is never among the best.
       checksums: of all files, written after each save and compared before each restore.
+      local_every: in steps, how often every process keeps its part of the state on its own disk in between; 0: never.
+      local_folder: where, the same path on every host; see `local_checkpoint`.
     """
 
     keep: int = 2
@@ -26,13 +28,20 @@ class Policy:
     keep_best: int = 0
     best_metric: str = "validation_loss"
     checksums: bool = True
+    local_every: int = 0
+    local_folder: str = ""
 
     def __post_init__(self):
-        for key, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0)):
+        for key, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("local_every", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"checkpoint.{key} is {getattr(self, key)}; it must be at least {least}")
         if self.keep_best and not self.best_metric:
             raise ValueError(f"checkpoint.keep_best is {self.keep_best}, but checkpoint.best_metric names no metric")
+        if self.local_every and not pathlib.PurePath(self.local_folder).is_absolute():
+            raise ValueError(
+                f"checkpoint.local_every is {self.local_every}, but checkpoint.local_folder {self.local_folder!r} is "
+                "no absolute path; name a folder on each host's own disk"
+            )
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Policy":

@@ -2,13 +2,14 @@
 
     python tests/benchmarks/checkpoint_blocking.py [--mib 384] [--saves 4] [--folder DIR]
 
-A state of that size on 8 fake CPU devices is saved while a step that reuses its memory goes on. "blocked" is what
-`Checkpoints.save` returns, "total" the time until the checkpoint is committed, hashed, and older ones are deleted. On
-a CPU the arrays are already in the host's memory: there the figure shows that nothing but the copy is awaited, not how
-long the copy from a TPU takes.
+A state of that size on 8 fake CPU devices is saved while a step that reuses its memory goes on. "blocked" is for how
+long `Checkpoints.save` and `save_locally` keep their caller, "total" the time until the checkpoint is committed and
+hashed, and older ones are deleted. On a CPU the arrays are already in the host's memory: there the figure shows that
+nothing but the copy is awaited, not how long the copy from a TPU takes.
 """
 
 import argparse
+import itertools
 import pathlib
 import tempfile
 import time
@@ -58,16 +59,23 @@ def main() -> None:
     }
     for name, (mesh, spec) in meshes.items():
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            checkpoints = Checkpoints(folder, Policy(keep=1))
+            checkpoints = Checkpoints(f"{folder}/run/checkpoints", Policy(keep=1, local_every=1, local_folder=folder))
+            checkpoints.save(make_state(1, mesh, spec))  # the first begins the run
+            checkpoints.wait()
+            assert checkpoints.local is not None
             state = make_state(arguments.mib, mesh, spec)
-            for save in range(arguments.saves):
-                state = jax.block_until_ready(step(state))
+            for save, locally in itertools.product(range(1, arguments.saves + 1), (False, True)):
+                state = jax.block_until_ready(step(state)._replace(step=jnp.int32(save)))
+                put_away = checkpoints.save_locally if locally else checkpoints.save
                 begun = time.monotonic()
-                blocked = checkpoints.save(state, {"metrics": {"loss": 1.0}})
+                put_away(state, {"metrics": {"loss": 1.0}})
+                blocked = time.monotonic() - begun
                 state = step(state)  # what was saved may be overwritten at once
-                checkpoints._wait()
+                checkpoints.wait()
+                checkpoints.local.wait()
                 total = time.monotonic() - begun
-                table.add_row(name, str(save + 1), f"{blocked:.3f}", f"{total:.3f}", f"{blocked / total:.1%}")
+                kind = f"{save}, local" if locally else f"{save}"
+                table.add_row(name, kind, f"{blocked:.3f}", f"{total:.3f}", f"{blocked / total:.1%}")
             checkpoints.close()
     Console().print(table)
 

@@ -288,7 +288,7 @@ def test_marks_are_honoured_also_while_a_run_saves(tmp_path):
     checkpoints = Checkpoints(tmp_path, Policy(keep=1))
     for step in (4, 8, 12, 16):
         checkpoints.save(state(step))
-        checkpoints._wait()
+        checkpoints.wait()
         if step == 8:
             files.keep(tmp_path, 8)
     assert files.steps(tmp_path) == [8, 16]

@@ -1,0 +1,210 @@
+"""Local checkpoints: between two saves of a run every process keeps its part of the state on its own host's disk.
+
+A process that crashed or was preempted then loses few steps, without the traffic of a whole save. The parts of a host
+that is gone with its disk come from the processes that hold the same parts of the state, where the mesh has such:
+parameters are the same along `data`, so one whole slice is enough. What cannot be put together is passed over, and the
+run goes on from its persistent checkpoint.
+
+FOLDER/NAME-ID/process-I/STEP/parts.safetensors   each part of the state that the process's devices hold, once
+FOLDER/NAME-ID/process-I/STEP/manifest.json       as in a persistent checkpoint, with checksums beside it
+
+NAME is the run's folder, ID the content of `local_id` in it. Nothing here communicates but `restore`.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import math
+import pathlib
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from qi2_jax.processes import gather
+from qi2_jax.training import checkpoint_files as files
+from qi2_jax.training import integrity
+
+KEEP = 2  # a kill may leave the newest in some processes only; the one before it is in all
+ID = "local_id"
+_PARTS = "parts.safetensors"
+
+_log = logging.getLogger(__name__)
+
+Leaves = Mapping[str, Any]  # arrays, or their shapes with shardings, by name
+
+
+def place(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
+    """Where this process keeps its local checkpoints of a run; gives a run that has none an identity.
+
+    Every process must call it.
+
+    Raises:
+      ValueError: if the identity in the run's folder is damaged.
+    """
+    if jax.process_index() == 0 and not (run / ID).exists():
+        run.mkdir(parents=True, exist_ok=True)
+        (run / ID).write_text(secrets.token_hex(8))
+    (identity, *_) = gather((run / ID).read_text().strip() if jax.process_index() == 0 else "")
+    if not re.fullmatch("[0-9a-f]{16}", identity):
+        raise ValueError(f"{run / ID} holds {identity!r}, no identity; delete it, and local checkpoints begin anew")
+    return folder / f"{run.resolve().name}-{identity}" / f"process-{jax.process_index()}"
+
+
+class LocalCheckpoints:
+    """The local checkpoints of one process; all processes make the same calls, from their main threads.
+
+    Args:
+      directory: of this process, see `place`.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        files.clean(directory)
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "local-checkpoint")
+        self._saving: tuple[int, concurrent.futures.Future] | None = None
+
+    def save(self, step: int, leaves: Leaves, manifest: Mapping[str, Any]) -> None:
+        """Copies this process's parts of the state off its devices; writing goes on in the background.
+
+        A save that fails, as on a full disk, is logged as an error and costs no more than itself: the run's own
+        checkpoints do not depend on it. One that is still being written is awaited first.
+        """
+        self.wait()
+        parts: dict[str, Array] = {}
+        for name, leaf in leaves.items():
+            for shard in leaf.addressable_shards:
+                parts.setdefault(_key(name, leaf, shard.index), shard.data)
+        for part in parts.values():  # all are on their way before the first is waited for
+            part.copy_to_host_async()
+        host = {key: np.asarray(part, order="C") for key, part in parts.items()}
+        told = files.plain({"step": step, **manifest})
+        self._saving = step, self._background.submit(self._write, step, host, told)
+
+    def _write(self, step: int, parts: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
+        path = files.unfinished_path(self.directory, step)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            safetensors.numpy.save_file(parts, path / _PARTS)
+            files.write_manifest(path, manifest)
+            integrity.record(path)
+            if (self.directory / str(step)).exists():
+                files.remove(self.directory, step)
+            path.rename(self.directory / str(step))
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        for old in files.steps(self.directory)[:-KEEP]:
+            files.remove(self.directory, old)
+
+    def wait(self) -> None:
+        """Waits for a save under way."""
+        if self._saving is not None:
+            (step, saving), self._saving = self._saving, None
+            try:
+                saving.result()
+            except (OSError, safetensors.SafetensorError) as error:
+                _log.error("no local checkpoint of step %d in %s: %s", step, self.directory, error)
+
+    def close(self) -> None:
+        """Waits for a save under way."""
+        self.wait()
+        self._background.shutdown()
+
+    def restore(self, like: Leaves, after: int) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        """The newest state after step `after` that the processes can put together; later ones are deleted everywhere.
+
+        Args:
+          like: shape, dtype and `NamedSharding` of each leaf.
+
+        Returns:
+          Its step, leaves and manifest; None if there is none.
+        """
+        needed = {
+            _key(name, leaf, index)
+            for name, leaf in like.items()
+            for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        }
+        whole = [step for step in reversed(files.steps(self.directory)) if step > after and self._holds(step, needed)]
+        what = hashlib.sha256("\n".join(sorted(needed)).encode()).hexdigest()
+        told = [json.loads(text) for text in gather(json.dumps({"what": what, "steps": whole}))]
+        groups = {one["what"] for one in told}
+        holders = {step: {one["what"] for one in told if step in one["steps"]} for one in told for step in one["steps"]}
+        step = max((step for step, held in holders.items() if held == groups), default=None)
+        if step is None and holders:
+            _log.warning("local checkpoints of steps %s lack parts of the state; they are passed over", sorted(holders))
+        for other in files.steps(self.directory):
+            if step is None or other > step:  # written again in another life, they could be mixed with those
+                files.remove(self.directory, other)
+        if step is None:
+            return None
+        own = _read(self.directory / str(step)) if step in whole else None
+        lacking = [process for process, one in enumerate(told) if step not in one["steps"]]
+        if lacking:
+            _log.warning("parts of processes %s were lost; they are taken from others that hold the same", lacking)
+        leaves = {name: _leaf(name, leaf, own, exchange=bool(lacking)) for name, leaf in like.items()}
+        manifest = files.manifest(self.directory / str(step)) if own is not None else {}
+        return step, leaves, json.loads(next(text for text in gather(json.dumps(manifest)) if text != "{}"))
+
+    def _holds(self, step: int, needed: set[str]) -> bool:
+        """Whether a step is as it was written, and has all parts that are needed now."""
+        path = self.directory / str(step)
+        wrong = integrity.problems(path) or ([] if integrity.is_verified(path) else ["it has no checksums"])
+        if not wrong:
+            with safetensors.safe_open(path / _PARTS, "numpy") as parts:
+                missing = sorted(needed - set(parts.keys()))
+            wrong = [f"it lacks {len(missing)} parts, such as {missing[0]}"] if missing else []
+        for line in wrong:
+            _log.error("local checkpoint %s is passed over: %s", path, line)
+        return not wrong
+
+
+def _key(name: str, leaf: Any, index: Any) -> str:
+    """A name for one part of a leaf, such as `model/blocks.up float32[0:32,0:128]`."""
+    ranges = (part.indices(size) for part, size in zip(index, leaf.shape, strict=True))
+    return f"{name} {leaf.dtype}[{','.join(f'{start}:{stop}' for start, stop, _ in ranges)}]"
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(path / _PARTS)
+
+
+def _leaf(name: str, like: Any, parts: Mapping[str, np.ndarray] | None, *, exchange: bool) -> Array:
+    """A leaf on its devices; with `exchange`, parts that a process lacks come from those that hold the same."""
+    if not exchange:
+        assert parts is not None
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: parts[_key(name, like, index)])
+    mesh, spec = like.sharding.mesh, like.sharding.spec
+    copies = NamedSharding(mesh, PartitionSpec(_unused(mesh, spec), *spec))
+    count = math.prod(mesh.shape[axis] for axis in _unused(mesh, spec))
+    bits = np.dtype(f"u{like.dtype.itemsize}")
+
+    def own(index: Any) -> np.ndarray:
+        if parts is None:
+            return np.zeros((1, *like.sharding.shard_shape(like.shape)), bits)
+        return parts[_key(name, like, index[1:])].view(bits)[None]
+
+    stacked = jax.make_array_from_callback((count, *like.shape), copies, own)
+    # As integers, of which zero is the least: whoever holds a part wins, bit for bit, however many do.
+    join = jax.jit(
+        lambda copies: jax.lax.bitcast_convert_type(jnp.max(copies, axis=0), like.dtype), out_shardings=like.sharding
+    )
+    return join(stacked)
+
+
+def _unused(mesh: Mesh, spec: PartitionSpec) -> tuple[str, ...]:
+    """Mesh axes along which an array is the same."""
+    used = {axis for part in spec if part is not None for axis in ((part,) if isinstance(part, str) else part)}
+    return tuple(axis for axis in mesh.axis_names if axis not in used)

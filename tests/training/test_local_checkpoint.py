@@ -1,0 +1,226 @@
+"""Local checkpoints: bit for bit, also where a process has lost its own, and never mixed or taken when damaged."""
+
+import logging
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from qi2_jax.training import accounting, checkpoint, local_checkpoint
+from qi2_jax.training import checkpoint_files as files
+from qi2_jax.training.checkpoint import Checkpoints, Policy
+from qi2_jax.training.local_checkpoint import LocalCheckpoints
+
+from . import runs_of
+from .runs_of import EVERY, begun_from, logged, start
+from .test_checkpoint import abstract, assert_same, mesh, state
+
+PROGRAM = """
+import pathlib, shutil, sys
+import jax
+process, port = int(sys.argv[2]), sys.argv[3]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+import numpy as np
+from qi2_jax import processes, sharding
+from qi2_jax.training.local_checkpoint import LocalCheckpoints
+
+bits = np.random.default_rng(0).integers(0, 1 << 32, (16, 8), np.uint32).view(np.float32)  # NaN and -0.0 among them
+bits[0, :2] = -0.0, np.nan
+VALUES = {"model/w": bits, "model/wide": bits.astype("bfloat16"), "optimizer/b": bits[0], "progress/step": np.int32(5)}
+SPECS = {"model/w": ("fsdp", "tensor"), "model/wide": ("fsdp",), "optimizer/b": (None,), "progress/step": ()}
+
+def leaves(shape):
+    mesh = sharding.make_mesh(sharding.MeshShape(*shape))
+    at = {name: jax.NamedSharding(mesh, jax.P(*spec)) for name, spec in SPECS.items()}
+    return {name: jax.make_array_from_callback(np.shape(value), at[name], lambda index: np.asarray(value)[index])
+            for name, value in VALUES.items()}
+
+def like(shape):
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in leaves(shape).items()}
+
+def saved(name, *steps, shape=(2, 2, 2)):
+    local = LocalCheckpoints(pathlib.Path(sys.argv[1]) / name / f"process-{process}")
+    for step in steps:
+        local.save(step, leaves(shape), {"metrics": {"loss": float(step)}})
+    local.close()
+    return LocalCheckpoints(local.directory)
+
+def told(name, local, after=0, shape=(2, 2, 2)):
+    found = local.restore(like(shape), after)
+    print(name, found and found[0], [int(path.name) for path in sorted(local.directory.iterdir())], flush=True)
+    if found is not None:
+        assert found[2] == {"step": found[0], "metrics": {"loss": float(found[0])}}, found[2]
+        for name, wanted in leaves(shape).items():
+            assert found[1][name].sharding.is_equivalent_to(wanted.sharding, wanted.ndim)
+            for have, want in zip(found[1][name].addressable_shards, wanted.addressable_shards, strict=True):
+                assert np.asarray(have.data).tobytes() == np.asarray(want.data).tobytes(), name
+
+def lost(local, *steps):
+    if process == 1:
+        for step in steps:
+            shutil.rmtree(local.directory / str(step))
+
+told("whole", saved("whole", 4, 6, 8))
+told("old", saved("old", 4, 6), after=6)
+one = saved("one", 4, 6)
+lost(one, 6)
+told("one", one)
+disk = saved("disk", 4, 6)
+lost(disk, 4, 6)
+told("disk", disk)
+both = saved("both", 4)
+shutil.rmtree(both.directory / "4")
+told("both", both)
+split = saved("split", 4, 6, shape=(1, 4, 2))  # no process holds what another does
+lost(split, 6)
+told("split", split, shape=(1, 4, 2))
+alone = saved("alone", 4, shape=(1, 4, 2))
+lost(alone, 4)
+told("alone", alone, shape=(1, 4, 2))
+told("mesh", saved("mesh", 4), shape=(1, 4, 2))
+processes.gather("")
+"""
+
+
+def test_two_processes_put_together_what_is_there(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path), str(process), port],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    printed = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], printed
+    lines = [[line for line in out.splitlines() if "[Gloo]" not in line] for out, _ in printed]
+    expected = ["whole 8 [6, 8]", "old None []", "one 6 [4, 6]", "disk 6 {}", "both None []"]
+    expected += ["split 4 [4]", "alone None []", "mesh None []"]
+    assert lines[0] == [line.format("[4, 6]") for line in expected]
+    assert lines[1] == [line.replace("one 6 [4, 6]", "one 6 [4]").format("[]") for line in expected]
+    assert "parts of processes [1] were lost" in printed[0][1]
+    assert "steps [4] lack parts of the state" in printed[0][1]
+
+
+def saved_locally(run: pathlib.Path, *steps: int) -> Checkpoints:
+    """Step 4 for all, the others locally."""
+    checkpoints = Checkpoints(run / "checkpoints", Policy(local_every=1, local_folder=str(run / "disk")))
+    for step in (4, *steps):
+        checkpoints.save_locally(state(step), {"metrics": {"loss": float(step)}})
+    checkpoints.close()
+    return Checkpoints(run / "checkpoints", checkpoints.policy)
+
+
+def test_the_newest_of_all_is_restored_and_the_first_is_none_of_them(tmp_path):
+    checkpoints = saved_locally(tmp_path / "run", 5, 6, 7)
+    assert checkpoint.steps(checkpoints.directory) == [4] and files.steps(checkpoints.local.directory) == [6, 7]
+    found, manifest = checkpoints.restore(abstract())
+    assert_same(found, state(7))
+    assert manifest == {"step": 7, "metrics": {"loss": 7.0}}
+    checkpoints.save(state(8))
+    checkpoints.close()
+    assert int(Checkpoints(checkpoints.directory, checkpoints.policy).restore(abstract())[0].step) == 8
+    assert int(Checkpoints(checkpoints.directory, Policy()).restore(abstract())[0].step) == 8
+
+
+def test_what_the_next_step_overwrites_is_saved_as_it_was(tmp_path):
+    local = LocalCheckpoints(tmp_path)
+    advance = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jax.device_put(np.zeros((8, 1 << 20), np.float32), jax.NamedSharding(mesh(), jax.P("fsdp")))
+    for step in (1, 2):
+        x = advance(x)
+        local.save(step, {"x": x}, {})
+        for _ in range(5):
+            x = advance(x)
+    like = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)}
+    local.close()
+    step, leaves, _ = LocalCheckpoints(tmp_path).restore(like, 0)
+    assert step == 2 and (np.asarray(leaves["x"]) == 7).all()
+
+
+def test_what_is_damaged_or_does_not_fit_is_passed_over_loudly(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    checkpoints = saved_locally(tmp_path / "run", 5, 6)
+    parts = checkpoints.local.directory / "6" / "parts.safetensors"
+    data = bytearray(parts.read_bytes())
+    data[-1] ^= 1
+    parts.write_bytes(data)
+    assert_same(checkpoints.restore(abstract())[0], state(5))
+    assert f"{parts.parent} is passed over: parts.safetensors has other contents" in caplog.text
+    assert files.steps(checkpoints.local.directory) == [5]  # what came after is gone: it will be saved again
+    (checkpoints.local.directory / "5" / "checksums-0.json").unlink()
+    assert int(checkpoints.restore(abstract())[0].step) == 4
+    assert "it has no checksums" in caplog.text and files.steps(checkpoints.local.directory) == []
+
+
+def test_a_state_of_another_shape_is_not_taken_from_the_disk(tmp_path, caplog):
+    checkpoints = saved_locally(tmp_path / "run", 5)
+    with pytest.raises(ValueError, match="cannot be restored into this model"):
+        checkpoints.restore(abstract(width=512))
+    assert "it lacks 32 parts, such as ema/a.w float32[0:1,0:512]" in caplog.text
+
+
+def test_a_save_that_fails_is_told_and_costs_nothing_else(tmp_path, caplog, monkeypatch):
+    checkpoints = saved_locally(tmp_path / "run", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            local_checkpoint.safetensors.numpy, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        checkpoints.save_locally(state(6))
+        checkpoints.local.close()
+    assert "no local checkpoint of step 6" in caplog.text and "full" in caplog.text
+    assert [path.name for path in checkpoints.local.directory.iterdir()] == ["5"]
+
+
+def test_another_run_of_the_same_name_is_not_taken(tmp_path):
+    checkpoints = saved_locally(tmp_path / "run", 5)
+    (tmp_path / "run" / local_checkpoint.ID).unlink()
+    other = Checkpoints(checkpoints.directory, checkpoints.policy)
+    assert other.local.directory != checkpoints.local.directory
+    assert int(other.restore(abstract())[0].step) == 4
+    (tmp_path / "run" / local_checkpoint.ID).write_text("../../etc")
+    with pytest.raises(ValueError, match="no identity; delete it"):
+        Checkpoints(checkpoints.directory, checkpoints.policy)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    local = LocalCheckpoints(tmp_path)
+    files.unfinished_path(tmp_path, 7).mkdir()
+    local.close()
+    LocalCheckpoints(tmp_path).close()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_local_folder_must_be_named():
+    with pytest.raises(ValueError, match="local_folder 'disk' is no absolute path"):
+        Policy(local_every=5, local_folder="disk")
+
+
+def test_a_killed_run_goes_on_from_the_disk_of_its_host(data, uninterrupted, tmp_path):
+    """Begun from step 4, never saved for all again; killed after step 8, it must not begin at 4."""
+    out = begun_from(tmp_path / "run", uninterrupted, EVERY)
+    local = ("transformer.checkpoint.local_every=2", f"transformer.checkpoint.local_folder={tmp_path / 'disk'}")
+    more = (*local, "transformer.checkpoint.every=1000")
+    process = start(data, out, *more)
+    process.wait_until(lambda: [*(tmp_path / "disk").glob("run-*/process-0/8")])
+    process.signal(signal.SIGKILL)
+    process.done()
+    assert checkpoint.steps(out / "checkpoints") == [EVERY]
+    text = runs_of.run(data, out, *more)
+    restored = [
+        event["step"] for event in accounting.read_events(out / accounting.EVENTS) if event["event"] == "restore"
+    ]
+    assert restored[0] == EVERY and restored[1] >= 8 and "going on from the local checkpoint of step" in text
+    assert sorted(logged(out)) == list(range(EVERY + 1, runs_of.STEPS + 1))
+    runs_of.assert_equal(out, uninterrupted)
