@@ -20,6 +20,8 @@ JOINING = 300  # seconds for which the processes wait for each other at the star
 HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
 LEAVING = 60  # seconds for which a process that ends waits for the others
 
+_STOPPED = "\0SIGTERM"  # what a process says of itself where it is no error's text
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that make a process one of several."""
@@ -136,25 +138,34 @@ def mean(values: Mapping[str, float]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """A block without communication that all processes leave together: what goes wrong in one is raised in all.
+    """A block without communication that all processes leave together: what goes wrong in one is raised in all, and
+    SIGTERM to one ends all with status 0 when the others are done.
 
     Raises:
       ValueError: with what another process raised; each raises its own error as it is.
+      SystemExit: after SIGTERM; not while training, which saves first.
     """
     if jax.process_count() == 1:
-        yield
+        with termination.interruptible():
+            yield
         return
-    own: Exception | None = None
+    own: BaseException | None = None
     try:
-        yield
+        with termination.interruptible():
+            yield
+    except termination.Terminated as stopped:
+        own, text = stopped, _STOPPED
     except Exception as error:
-        own = error
-    told = gather("" if own is None else str(own) or type(own).__name__)
-    if own is not None:
+        own, text = error, str(error) or type(error).__name__
+    told = gather("" if own is None else text)
+    if own is not None and text != _STOPPED:
         raise own
     for index, text in enumerate(told):
-        if text:
+        if text not in ("", _STOPPED):
             raise ValueError(f"process {index}: {text}")
+    if _STOPPED in told:
+        say("SIGTERM: stopped; run again to continue")
+        raise termination.Terminated
 
 
 def say(text: str) -> None:

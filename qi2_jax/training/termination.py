@@ -1,8 +1,10 @@
-"""SIGTERM while training, and after which step all processes stop."""
+"""SIGTERM of one of several processes, and while training; after which step all processes stop."""
 
 import collections
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +13,49 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 NEVER = np.iinfo(np.int32).max
 
-_received = False  # signals belong to the process
+# Signals belong to the process.
+_received = False
+_training = False  # the loop asks by itself
+_interruptible = False
+
+
+class Terminated(SystemExit):
+    """SIGTERM ended a block of `interruptible`; of the whole process, status 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 def _receive(signum, frame) -> None:
     global _received
     _received = True
+    if _interruptible:
+        raise Terminated
 
 
 def defer() -> None:
-    """Lets SIGTERM wait for the next step, for the rest of the process."""
+    """Lets SIGTERM wait, for the rest of the process: for the next step, or the next block of `interruptible`."""
     signal.signal(signal.SIGTERM, _receive)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A block of the main thread that a deferred SIGTERM ends at once; not while training.
+
+    Raises:
+      Terminated: where SIGTERM comes, or came before.
+    """
+    global _interruptible
+    if _training:
+        yield
+        return
+    if _received:
+        raise Terminated
+    _interruptible = True
+    try:
+        yield
+    finally:
+        _interruptible = False
 
 
 class Termination:
@@ -33,6 +67,8 @@ class Termination:
 
     def begin(self) -> None:
         """From now on it waits."""
+        global _training
+        _training = True
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, _receive)
 
@@ -41,7 +77,8 @@ class Termination:
         return _received
 
     def __exit__(self, kind, error, trace):
-        global _received
+        global _received, _training
+        _training = False
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             if _received and error is None:  # it came after the last step

@@ -66,6 +66,56 @@ def test_rows_of_two_processes_make_one_batch(tmp_path):
         assert running.returncode == 0 and f"same batch {process}" in printed, printed[-3000:]
 
 
+AGREEING = """
+import signal, sys, time
+import jax
+process, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_platforms", "cpu")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+from qi2_jax import processes
+from qi2_jax.training import termination
+termination.defer()
+
+with processes.agreed():
+    pass
+try:
+    with processes.agreed():
+        if process == 1:
+            raise ValueError("\\0SIGTERM of another kind")
+except ValueError as error:
+    print("refused", error, flush=True)
+with termination.Termination() as training:
+    training.begin()
+    signal.raise_signal(signal.SIGTERM) if process == 1 else None
+    with processes.agreed():  # training answers by itself
+        print("trains", training.requested, flush=True)
+    termination._received = False
+print("waits", flush=True)
+try:
+    with processes.agreed():
+        time.sleep(60 if process == 1 else 0)
+    print("not reached")
+finally:
+    print("leaves", flush=True)
+"""
+
+
+def test_sigterm_outside_of_training_ends_all():
+    """Both are in a block of their own when one of them gets it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [runs_of.Started([sys.executable, "-c", AGREEING, str(process), port]) for process in range(2)]
+    both[1].wait_until(lambda: "waits" in both[1].printed())
+    both[1].signal(signal.SIGTERM)
+    for process, running in enumerate(both):
+        status, text = running.done(30)
+        lines = [line for line in text.splitlines() if line.split()[0] in ("refused", "trains", "waits", "leaves")]
+        assert status == 0 and "not reached" not in text and "Traceback" not in text, text
+        assert lines[1:] == [f"trains {process == 1}", "waits", "leaves"] and "of another kind" in lines[0], lines
+        assert ("SIGTERM: stopped; run again" in text) == (process == 0)
+
+
 def pictures(out):
     return {path.name: np.asarray(Image.open(path), np.int32) for path in (out / "samples").glob("*.png")}
 
