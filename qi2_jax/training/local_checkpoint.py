@@ -8,7 +8,7 @@ run goes on from its persistent checkpoint.
 FOLDER/NAME-ID/process-I/STEP/parts.safetensors   each part of the state that the process's devices hold, once
 FOLDER/NAME-ID/process-I/STEP/manifest.json       as in a persistent checkpoint, with checksums beside it
 
-NAME is the run's folder, ID the content of `local_id` in it. Nothing here communicates but `restore`.
+NAME is the run's folder, ID the content of `local_id` in it. Only `place` and `restore` communicate.
 """
 
 import concurrent.futures

@@ -157,13 +157,30 @@ def run(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> str:
     return done.text
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def start_two(program: str, *arguments: str | pathlib.Path) -> list[Started]:
+    """Two processes of a program, which gets the index of the process, a free port, and the arguments."""
+    port = free_port()
+    return [Started([sys.executable, "-c", program, index, port, *map(str, arguments)]) for index in "01"]
+
+
+def printed_by_two(program: str, *arguments: str | pathlib.Path) -> list[str]:
+    """What both print, which must end well."""
+    done = [process.done() for process in start_two(program, *arguments)]
+    assert [status for status, _ in done] == [0, 0], "\n".join(text[-3000:] for _, text in done)
+    return [text for _, text in done]
+
+
 def start_several(
     count: int, data: pathlib.Path | Sequence[pathlib.Path], out: pathlib.Path, *more: str
 ) -> list[Started]:
     """The same program in several processes, of which each may have its own data."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = f"127.0.0.1:{free_port()}"
     own = [data] * count if isinstance(data, pathlib.Path) else data
     return [
         start(own[i], out, *more, f"--processes={count}", f"--process={i}", f"--coordinator={meeting}")

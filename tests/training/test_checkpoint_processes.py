@@ -5,7 +5,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ import pytest
 
 from qi2_jax.training import checkpoint_files as files
 from qi2_jax.training import integrity
+
+from . import runs_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = [sys.executable, str(pathlib.Path(__file__).with_name("checkpoint_program.py"))]
@@ -110,9 +111,7 @@ def test_a_full_disk_fails_the_save_and_the_same_command_goes_on_later(tmp_path)
 
 
 def together(directory: pathlib.Path, action: str) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = runs_of.free_port()
     running = [started(directory, action, str(process), "2", port) for process in range(2)]
     printed = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(printed)[-4000:]

@@ -2,10 +2,8 @@
 
 import logging
 import pathlib
+import re
 import signal
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -23,7 +21,7 @@ from .test_checkpoint import abstract, assert_same, mesh, state
 PROGRAM = """
 import pathlib, shutil, sys
 import jax
-process, port = int(sys.argv[2]), sys.argv[3]
+process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
@@ -46,7 +44,7 @@ def like(shape):
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in leaves(shape).items()}
 
 def saved(name, *steps, shape=(2, 2, 2)):
-    local = LocalCheckpoints(pathlib.Path(sys.argv[1]) / name / f"process-{process}")
+    local = LocalCheckpoints(folder / name / f"process-{process}")
     for step in steps:
         local.save(step, leaves(shape), {"metrics": {"loss": float(step)}})
     local.close()
@@ -90,27 +88,14 @@ processes.gather("")
 
 
 def test_two_processes_put_together_what_is_there(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(tmp_path), str(process), port],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    printed = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0, 0], printed
-    lines = [[line for line in out.splitlines() if "[Gloo]" not in line] for out, _ in printed]
+    printed = runs_of.printed_by_two(PROGRAM, tmp_path)
     expected = ["whole 8 [6, 8]", "old None []", "one 6 [4, 6]", "disk 6 {}", "both None []"]
     expected += ["split 4 [4]", "alone None []", "mesh None []"]
+    lines = [[line for line in text.splitlines() if re.fullmatch(r"\w+ (\d+|None) \[.*\]", line)] for text in printed]
     assert lines[0] == [line.format("[4, 6]") for line in expected]
     assert lines[1] == [line.replace("one 6 [4, 6]", "one 6 [4]").format("[]") for line in expected]
-    assert "parts of processes [1] were lost" in printed[0][1]
-    assert "steps [4] lack parts of the state" in printed[0][1]
+    assert "parts of processes [1] were lost" in printed[0]
+    assert "steps [4] lack parts of the state" in printed[0]
 
 
 def saved_locally(run: pathlib.Path, *steps: int) -> Checkpoints:

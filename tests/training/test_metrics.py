@@ -3,7 +3,6 @@
 import importlib.machinery
 import json
 import math
-import socket
 import subprocess
 import sys
 import types
@@ -15,6 +14,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from qi2_jax.training import metrics
+
+from . import runs_of
 
 
 def test_values_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
@@ -178,21 +179,8 @@ print("fetched", process)
 
 
 def test_replicated_metrics_of_two_processes_are_fetched_by_both_and_written_by_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(process), str(port), str(tmp_path / "run")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    for process, running in enumerate(started):
-        printed = running.communicate(timeout=180)[0]
-        assert running.returncode == 0 and f"fetched {process}" in printed, printed[-3000:]
+    for process, printed in enumerate(runs_of.printed_by_two(PROGRAM, tmp_path / "run")):
+        assert f"fetched {process}" in printed
     assert metrics.read(tmp_path / "run" / "metrics.jsonl") == [{"step": 3, "loss": 4.5}]
     assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 1
     assert len([*(tmp_path / "run" / "tensorboard").iterdir()]) == 1

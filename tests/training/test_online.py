@@ -3,9 +3,6 @@
 import io
 import itertools
 import re
-import socket
-import subprocess
-import sys
 
 import jax
 import jax._src.monitoring
@@ -22,6 +19,8 @@ from qi2_jax import config as configs
 from qi2_jax.job import encode, inputs, transformer
 from qi2_jax.training import metrics
 from qi2_jax.training.compiled import Compiled
+
+from . import runs_of
 
 OVERRIDES = [
     "encode.mesh.data=2",
@@ -128,7 +127,7 @@ def test_losses_and_grids_are_those_of_cached_samples(caches, imported, tmp_path
 PROGRAM = """
 import pathlib, sys
 import jax
-port, process, work, model = sys.argv[1:]
+process, port, work, model = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
@@ -162,21 +161,8 @@ print("equal rows", process)
 def test_two_processes_encode_their_own_rows(caches, imported, tmp_path):
     for online in (NOTHING, TEXT_AND_IMAGES):
         (tmp_path / online).symlink_to(caches[online].folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, process, str(tmp_path), str(imported)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in "01"
-    ]
-    for process, running in enumerate(started):
-        printed = running.communicate(timeout=300)[0]
-        assert running.returncode == 0 and f"equal rows {process}" in printed, printed[-3000:]
+    for process, printed in enumerate(runs_of.printed_by_two(PROGRAM, tmp_path, imported)):
+        assert f"equal rows {process}" in printed
 
 
 def test_encoders_that_samples_need_are_asked_for(caches, tmp_path):

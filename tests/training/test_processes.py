@@ -2,9 +2,6 @@
 
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,10 +15,10 @@ from .runs_of import EVERY, STEPS, begun_from, logged, start_several
 PROGRAM = """
 import sys
 import jax
-process, processes, port = map(int, sys.argv[1:])
+process, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8 // processes)
-jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import jax.numpy as jnp
 import numpy as np
 from qi2_jax import sharding
@@ -48,22 +45,9 @@ print("same batch", process)
 """
 
 
-def test_rows_of_two_processes_make_one_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(process), "2", str(port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    for process, running in enumerate(started):
-        printed = running.communicate(timeout=180)[0]
-        assert running.returncode == 0 and f"same batch {process}" in printed, printed[-3000:]
+def test_rows_of_two_processes_make_one_batch():
+    for process, printed in enumerate(runs_of.printed_by_two(PROGRAM)):
+        assert f"same batch {process}" in printed
 
 
 AGREEING = """
@@ -102,10 +86,7 @@ finally:
 
 def test_sigterm_outside_of_training_ends_all():
     """Both are in a block of their own when one of them gets it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    both = [runs_of.Started([sys.executable, "-c", AGREEING, str(process), port]) for process in range(2)]
+    both = runs_of.start_two(AGREEING)
     both[1].wait_until(lambda: "waits" in both[1].printed())
     both[1].signal(signal.SIGTERM)
     for process, running in enumerate(both):
@@ -200,9 +181,7 @@ def test_a_process_that_is_gone_or_hangs_ends_the_other(fault, data, uninterrupt
 
 def test_slurm_names_the_processes(data, uninterrupted, tmp_path, monkeypatch):
     out = begun_from(tmp_path / "run", uninterrupted, STEPS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = f"127.0.0.1:{runs_of.free_port()}"
     names = {"SLURM_JOB_ID": "4711", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     both = []
     for process in range(2):
