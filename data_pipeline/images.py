@@ -7,6 +7,7 @@ the way.
 
 import functools
 import io
+import pathlib
 import re
 import threading
 import warnings
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from data_pipeline import jpeg
+from data_pipeline.records import MAX_IMAGE_BYTES
 
 MAX_PIXELS = 100_000_000
 HALVED = 640  # pixels of the longer side from which half the size shows all that filters look for at first
@@ -165,6 +167,24 @@ def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = 
         half = _turned(half, orientation)
         size = (height, width) if orientation in QUARTER_TURNS else stored_size
     return Decoded(size, kind, file.mode, stored_size, orientation, exif_size, xmp_orientation, data, image, half)
+
+
+def read_image(path: pathlib.Path) -> Image.Image:
+    """The picture in a file that a user names: upright, mode RGB, or RGBA when at least one pixel is not opaque.
+
+    Raises:
+      ValueError: naming the path, if it is not a file of at most `records.MAX_IMAGE_BYTES`, or one of no image.
+    """
+    try:
+        data = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES else None
+    except OSError as error:
+        raise ValueError(f"image {path} cannot be read: {error.strerror}") from None
+    if data is None:
+        raise ValueError(f"image {path} is not a file of at most {MAX_IMAGE_BYTES} bytes")
+    try:
+        return decode_image(data).image
+    except UndecodableImage as error:
+        raise ValueError(f"image {path}: {error}") from error
 
 
 def over_white(image: Image.Image) -> Image.Image:

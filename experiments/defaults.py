@@ -31,8 +31,17 @@ def checkpoint(every: int, **changes: Any) -> dict[str, Any]:
 
 
 def samples(every: int = 0, **changes: Any) -> dict[str, Any]:
-    """Grids of validation's samples drawn from the averaged weights while training."""
-    return dict(every=every, count=4, steps=20, guidance=1.0, seed=0) | changes
+    """Grids drawn from the averaged weights while training: of validation's samples, and of fixed prompts and edits."""
+    group = dict(
+        every=every,
+        count=4,  # of validation's samples of each stream
+        steps=20,
+        guidance=1.0,
+        seed=0,
+        prompts=(),  # texts
+        edits=(),  # each an instruction and the paths of one to three condition images: ("make it night", "day.png")
+    )
+    return group | changes
 
 
 def profile() -> dict[str, int]:

@@ -106,8 +106,16 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     if isinstance(held, str) and not isinstance(value, str):
         value = text  # a folder may be named 123
     if not _fits(value, held) or (isinstance(value, int) and value.bit_length() > 63):
-        raise ValueError(f"config key {key!r} holds {held!r} ({type(held).__name__}), it cannot become {value!r}")
+        hint = "; write a tuple of one as ('x',)" if isinstance(held, (tuple, list)) else ""
+        raise ValueError(f"config key {key!r} holds {held!r} ({type(held).__name__}), it cannot become {value!r}{hint}")
+    if isinstance(held, (tuple, list)):
+        value = map(_tuples, value)
     parent[last] = float(value) if isinstance(held, float) else type(held)(value)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists within a value as tuples, which a frozen config holds."""
+    return tuple(map(_tuples, value)) if isinstance(value, (tuple, list)) else value
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from data_pipeline.images import UndecodableImage, decode_image
-from data_pipeline.records import MAX_IMAGE_BYTES
+from data_pipeline.images import read_image
 from qi2_jax import cli
 from qi2_jax.sample import add_common_arguments, generate, resolution
 
@@ -25,14 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    images = []
-    for path in arguments.image:
-        if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
-            raise ValueError(f"image {path} is not a file of at most {MAX_IMAGE_BYTES} bytes")
-        try:
-            images.append(decode_image(path.read_bytes()).image)
-        except UndecodableImage as error:
-            raise ValueError(f"image {path}: {error}") from error
+    images = [read_image(path) for path in arguments.image]
     generate(arguments, images=images, resolution=arguments.resolution)
 
 

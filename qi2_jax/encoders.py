@@ -156,7 +156,8 @@ class Encoders:
                 for text, segments in zip(texts, batch.segments, strict=False)
             ]
         inputs = jax.tree.map(jax.device_put, batch.inputs, self._places(batch.inputs))
-        rows = prompts.encode_prompts(self.encoder, prompts.PromptBatch(inputs, batch.dropped, batch.segments))
+        placed = prompts.PromptBatch(inputs, batch.dropped, batch.segments)
+        rows = prompts.encode_prompts(self.encoder, placed, kernel=sharding.Attention(self.mesh))
         return [
             Text(
                 np.concatenate([row[span.start : span.stop] for span in segments.text]),

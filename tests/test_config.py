@@ -19,6 +19,22 @@ def test_overrides_change_values_and_keep_their_types():
     assert (changed.encoder.folder, changed.vae.optimizer.betas) == ("123", (0, 0.5))
 
 
+def test_overrides_fill_tuples_that_were_empty():
+    changed = config.load(
+        f"{DEMO}:tiny",
+        [
+            'transformer.samples.prompts=("a lighthouse above the sea", "一座灯塔")',
+            "transformer.samples.edits=[['make it night', 'day.png'], ('join them', 'a.png', 'b.png')]",
+        ],
+    ).transformer.samples
+    assert changed.prompts == ("a lighthouse above the sea", "一座灯塔")
+    assert changed.edits == (("make it night", "day.png"), ("join them", "a.png", "b.png"))
+    stage = "experiments/qwen_image_2/s1_256p_t2i.py"
+    assert config.load(stage, ["transformer.samples.prompts=()"]).transformer.samples.prompts == ()
+    with pytest.raises(ValueError, match=r"it cannot become 'a lighthouse'; write a tuple of one as \('x',\)"):
+        config.load(f"{DEMO}:tiny", ['transformer.samples.prompts=("a lighthouse")'])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

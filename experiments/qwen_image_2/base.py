@@ -76,6 +76,26 @@ SMALL_MESH, LARGE_MESH = dict(data=4, fsdp=256, tensor=1), dict(data=4, fsdp=64,
 SMALL_AT_ONCE, LARGE_AT_ONCE = {256: 8, 512: 2}, {512: 8, 1024: 2, 2048: 1}
 TINY = 4  # a tiny stage has sides of a quarter
 
+# Drawn while training, the same in every stage: ours, one for each thing that is judged by eye.
+PROMPTS = (
+    # light, skin and texture
+    "A photograph of an old fisherman mending a green net on a wooden pier at sunrise, mist over the harbour, shallow "
+    "depth of field.",
+    # letters, in both scripts
+    'A bakery window at night with the words "Open until midnight" in glowing red neon, rain on the glass.',
+    "雨后的老街上有一家茶馆，门口的木牌上用毛笔写着“清风茶舍”四个字。",
+    # layout: parts of a page, each in its place
+    'A concert poster in orange and black: the title "NORTH WIND" in large capitals at the top, a line drawing of a '
+    'cello in the middle, and at the bottom in small letters "12 October, 8 pm, Town Hall".',
+    # counting, and what is where
+    "Three red apples in a row on a white table; to the left of them a blue jug, behind them a single yellow pear.",
+)
+# Two captions of the pictures that the tiny form trains on.
+TINY_PROMPTS = (
+    'A red square with the white word "OPEN" in the middle.',
+    "Black silhouette of a standing horse, seen from the side, facing right, on white.",
+)
+
 
 def stage(
     form: str,
@@ -169,7 +189,12 @@ def stage(
         start=defaults.start(),
         lora=defaults.lora(),
         validation=dict(every=1_000_000 if tiny else 5_000, samples=4 if tiny else 256),
-        samples=defaults.samples(every=1_000_000 if tiny else 5_000, count=2 if tiny else 8, steps=4 if tiny else 40),
+        samples=defaults.samples(
+            every=1_000_000 if tiny else 5_000,
+            count=2 if tiny else 8,
+            steps=4 if tiny else 40,
+            prompts=TINY_PROMPTS if tiny else PROMPTS,
+        ),
         optimizer=dict(
             lr=2e-3 if tiny else lr,
             # Ours: 0.95 forgets a bad gradient within a hundred steps, usual for large batches.

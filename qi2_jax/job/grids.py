@@ -1,11 +1,13 @@
-"""Pictures of a training: the samples of its validation, drawn from the averaged weights with the same noise each time.
+"""Pictures of a training: samples of its validation, and the config's fixed prompts and edits, drawn from the averaged
+weights with the same noise each time.
 
 One grid per stream (area and number of condition images): a row per held sample with its condition images, its own
-picture as the autoencoder gives it back, and what the transformer makes of its text.
+picture as the autoencoder gives it back, and what the transformer makes of its text. Likewise of the fixed ones, which
+have no picture of their own.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,14 +17,14 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from data_pipeline.cache import Cache
 from data_pipeline.images import over_white
 from data_pipeline.loader import Row, collate
-from data_pipeline.mixture import Mixture, Stream
+from data_pipeline.mixture import Mixture
 from qi2_jax import encoders, processes, sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.interop import components
+from qi2_jax.job.fixed_prompts import Panel
 from qi2_jax.job.inputs import Inputs
 from qi2_jax.pipeline import decode_latents, to_image
 from qi2_jax.training.mmdit import Objective
@@ -34,7 +36,7 @@ GAP = 4  # pixels between pictures
 def drawer(
     config: Any,
     mixture: Mixture,
-    samples: Cache,
+    fixed: Mapping[str, Panel],
     objective: Objective,
     frozen: Any,
     model: pathlib.Path,
@@ -45,10 +47,11 @@ def drawer(
 
     Args:
       config: `every`, `count` (held samples per stream), `steps`, `guidance`, `seed`.
+      fixed: what is drawn beside the streams, by name.
       model: the run's model folder, whose autoencoder decodes.
       inputs: makes batches of rows.
     """
-    if not config.every or not config.count:
+    if not config.every or not (config.count or fixed):
         return None
     if not (model / "vae").is_dir():
         processes.say(f"{model} has no autoencoder: no sample grids are drawn")
@@ -61,25 +64,25 @@ def drawer(
     def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
         return to_image(np.asarray(decode_latents(vae, latents[None], np.float32))[0])
 
-    def draw_stream(state: TrainState, stream: Stream) -> UInt8[np.ndarray, "H W 3"]:
-        loader, parts = stream.loader, sharding.batch_parts(mesh)
-        count = min(config.count, len(stream.held))
+    def draw_panel(state: TrainState, panel: Panel, originals: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+        """A row per sample; `originals`: with its own picture before the transformer's."""
+        layout, count, parts = panel.layout, len(panel.samples), sharding.batch_parts(mesh)
         size = -(-count // parts) * parts
-        chosen = [stream.held[row % count] for row in range(size)]
+        chosen = [panel.samples[row % count] for row in range(size)]
         own = sharding.own_rows(mesh, size)
 
         def prompt(texts) -> sampler.Prompt:
-            rows = collate(loader.layout, [Row(chosen[row], texts[row]) for row in own])
-            batch = sharding.put_batch(mesh, inputs.to_batch(loader.layout, rows), size)
-            return sampler.Prompt(loader.layout, objective.complete(frozen, loader.layout, batch).given)
+            rows = collate(layout, [Row(chosen[row], texts[row]) for row in own])
+            batch = sharding.put_batch(mesh, inputs.to_batch(layout, rows), size)
+            return sampler.Prompt(layout, objective.complete(frozen, layout, batch).given)
 
         grids = [sample.latents.shape[:2] for sample in chosen]
         times = np.stack([schedule.times(config.steps, h * w) for h, w in grids], axis=1)
-        shape = (size, loader.layout.target, channels)
+        shape = (size, layout.target, channels)
         noise = np.asarray(jax.random.normal(jax.random.key(config.seed), shape))
         negative = None
         if config.guidance > 1:
-            negative = prompt([sample.empty or samples.empty for sample in chosen])
+            negative = prompt([sample.empty or panel.empty for sample in chosen])
         latents = sampler.sample(
             objective.assemble(frozen, state.ema),
             sharding.put_batch(mesh, noise[list(own)], size),
@@ -94,11 +97,17 @@ def drawer(
         rows = []
         for sample, own_latents, (h, w) in zip(chosen[:count], made, grids, strict=False):
             target, *conditions = inputs.latents(sample)
-            rows.append([decode(part) for part in (*conditions, target, own_latents[: h * w].reshape(h, w, -1))])
+            shown = (*conditions, target) if originals else conditions
+            rows.append([decode(part) for part in (*shown, own_latents[: h * w].reshape(h, w, -1))])
         return grid(rows)
 
     def draw(state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
-        return {stream.name: draw_stream(state, stream) for stream in mixture.streams}
+        found = {}
+        for stream in mixture.streams if config.count else ():
+            held = [stream.held[row] for row in range(min(config.count, len(stream.held)))]
+            panel = Panel(stream.loader.layout, held, stream.loader.empty)
+            found[stream.name] = draw_panel(state, panel, originals=True)
+        return found | {name: draw_panel(state, panel) for name, panel in fixed.items()}
 
     return draw
 

@@ -74,20 +74,24 @@ class Inputs:
 
     def latents(self, sample: Sample) -> list[Float[np.ndarray, "_ _ C"]]:
         """Of the target and the condition images of a sample."""
-        if self.images is None:
+        if sample.target is None:
             return [sample.latents, *sample.conditions]
-        assert sample.target is not None
+        assert self.images is not None
         return self.images.latents([sample.target, *sample.pictures])
 
     def to_batch(self, layout: Layout, rows: Rows) -> Batch:
-        """Loader rows as the transformer's batch, as host arrays; what `complete` adds is still missing."""
+        """Loader rows as the transformer's batch, as host arrays; what `complete` adds is still missing.
+
+        Rows that hold latents and features are taken as they are, whatever other samples lack.
+        """
         latents_BNC, conditions_BMC = rows.latents_BNC, rows.conditions_BMC
-        if self.images is not None:
+        if rows.targets:
+            assert self.images is not None
             pictures = [(target, *own) for target, own in zip(rows.targets, rows.pictures, strict=True)]
             made = iter(self.images.latents([picture for own in pictures for picture in own]))
             latents_BNC, conditions_BMC = place_latents(layout, [[next(made) for _ in own] for own in pictures])
         given = Conditioning(rows.text_BTE, rows.positions_BS3, rows.valid_BS, conditions_BMC)
-        prompts = online.prompt_rows(self.processor, layout, rows) if self.encoder is not None else None
+        prompts = online.prompt_rows(self.processor, layout, rows) if rows.prompts is not None else None
         return Batch(latents_BNC, given, prompts)
 
     def complete(self, frozen: Any, _: Layout, batch: Batch) -> Batch:

@@ -17,7 +17,7 @@ from qi2_jax import attention, processes, runs, sharding
 from qi2_jax import config as configs
 from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
 from qi2_jax.interop import weights
-from qi2_jax.job import models
+from qi2_jax.job import fixed_prompts, models
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.vae import VAE, VAEConfig
@@ -132,6 +132,7 @@ def check_transformer(config: Any, data: Any) -> None:
             f"samples has every {drawn.every} and count {drawn.count} (at least 0), steps {drawn.steps} (at least 2), "
             f"guidance {drawn.guidance} (at least 1), seed {drawn.seed} (from 0 to {loop.MAX_SEED - 1})"
         )
+    fixed_prompts.check(drawn, max(data.sides))
     _check_training("transformer", config, config.batch_sizes)
 
 

@@ -19,7 +19,7 @@ from qi2_jax import encoders, processes, runs, sharding, tree
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.interop import weights as storage
-from qi2_jax.job import grids, models, stages
+from qi2_jax.job import fixed_prompts, grids, models, stages
 from qi2_jax.job.inputs import Inputs, ahead
 from qi2_jax.models import lora
 from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
@@ -115,6 +115,9 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         config.execution.remat,
         sharding.Constrain(mesh),
     )
+    with processes.agreed():  # before anything else is on the devices
+        encoded_in = stages.dtype_of(samples.fingerprint.get("dtype", "float32"))
+        fixed = fixed_prompts.encode(config.samples, max(data.sides), out / runs.MODEL, mesh, encoded_in)
     inputs = Inputs(config, samples, out / runs.MODEL, mesh)
     source = pathlib.Path(config.start.folder) if config.start.folder else None
     like, adapter = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0))), stages.lora_of(config)
@@ -203,7 +206,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         frozen,
         started,
         evaluate,
-        grids.drawer(config.samples, mixture, samples, objective, frozen, out / runs.MODEL, mesh, inputs),
+        grids.drawer(config.samples, mixture, fixed, objective, frozen, out / runs.MODEL, mesh, inputs),
         chip.flops * mesh.size if chip else None,
     )
     loop.train(task, config, out, mesh, accept_changes=accept_changes)

@@ -91,7 +91,7 @@ def test_stages_follow_each_other_to_an_export(uninterrupted):
     assert runs.locate(uninterrupted).checkpoint == second / "checkpoints" / "6"
     assert json.loads((second / "config.json").read_text())["start"]["folder"] == str(first)
     pictures = {path.name for path in (second / "samples").iterdir()}
-    assert pictures == {f"64-{conditions}-{step}.png" for conditions in (0, 1) for step in (0, 6)}
+    assert pictures == {f"{name}-{step}.png" for name in ("64-0", "64-1", "prompts") for step in (0, 6)}
 
 
 def test_no_stage_trains_on_what_another_validates_with(uninterrupted):

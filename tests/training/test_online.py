@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import pathlib
 import re
 
 import jax
@@ -11,12 +12,17 @@ import pytest
 from PIL import Image
 
 from data_pipeline.cache import Cache
+from data_pipeline.images import read_image
 from data_pipeline.records import Caption, Record
 from data_pipeline.samples import NOTHING, ONLINE, TEXT, TEXT_AND_IMAGES
 from data_pipeline.selection import INDEX, Kept, Selection, Thresholds, write_selection
 from data_pipeline.shards import digest_of, write_shards
 from qi2_jax import config as configs
+from qi2_jax import sharding
 from qi2_jax.job import encode, inputs, transformer
+from qi2_jax.job.grids import grid
+from qi2_jax.pipeline import Pipeline
+from qi2_jax.prompts import resize_condition
 from qi2_jax.training import metrics
 from qi2_jax.training.compiled import Compiled
 
@@ -73,6 +79,24 @@ def caches(records, imported, tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory):
+    """What is drawn: two samples of each stream, prompts, and an edit."""
+    picture = tmp_path_factory.mktemp("pictures") / "picture.png"
+    pixels = np.random.default_rng(5).integers(0, 256, (3, 5, 4), dtype=np.uint8)
+    Image.fromarray(pixels).resize((100, 60)).save(picture)
+    drawn = {"every": 1000000, "count": 2, "steps": 2, "guidance": 3.0, "seed": 4}
+    drawn |= {"prompts": ("a picture", "a lighthouse"), "edits": (("make it night", str(picture)),)}
+    return [f"transformer.samples.{key}={value!r}" for key, value in drawn.items()]
+
+
+@pytest.fixture(scope="module")
+def cached(caches, imported, grids, tmp_path_factory):
+    """A run on cached samples, and what it told and drew."""
+    out = tmp_path_factory.mktemp("runs") / NOTHING
+    return out, *train(caches[NOTHING], imported, out, 4, *grids)
+
+
 def train(cache, model, out, steps, *overrides):
     """Trains, or goes on; returns losses and validation losses by step so far, and grids by name."""
     config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
@@ -109,19 +133,43 @@ def compilations(monkeypatch):
     jax._src.monitoring.unregister_event_duration_listener(listener)
 
 
-def test_losses_and_grids_are_those_of_cached_samples(caches, imported, tmp_path, compilations):
-    grids = [f"transformer.samples.{key}" for key in ("every=1000000", "count=2", "steps=2")]
-    expected, drawn = train(caches[NOTHING], imported, tmp_path / NOTHING, 4, *grids)
+def test_losses_and_grids_are_those_of_cached_samples(caches, imported, cached, grids, tmp_path, compilations):
+    _, expected, drawn = cached
     found, _ = train(caches[TEXT], imported, tmp_path / TEXT, 4)
     train(caches[TEXT_AND_IMAGES], imported, tmp_path / TEXT_AND_IMAGES, 1)
     resumed, own = train(caches[TEXT_AND_IMAGES], imported, tmp_path / TEXT_AND_IMAGES, 4, *grids)
-    assert len(set(expected.values())) > 4 and len(own) == 2  # a grid of each stream
+    assert len(set(expected.values())) > 4
+    assert {path.name for path in own} == {f"{name}-4.png" for name in ("64-0", "64-1", "prompts", "edits")}
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-5), key
         assert resumed[key] == pytest.approx(value, rel=1e-5), key
     for name, picture in own.items():
         np.testing.assert_allclose(picture, drawn[name], atol=2)
     assert len(set(compilations[-3:])) == 1, "something was compiled after the first step"
+
+
+def test_fixed_prompts_and_edits_are_drawn_as_the_saved_model_generates_them(cached, grids):
+    out, _, drawn = cached
+    asked = configs.load("experiments/demo.py:tiny", grids).transformer.samples
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    pipeline = Pipeline.load(out, dtype=np.float32, mesh=mesh)
+    options = {"negative": "", **{key: asked[key] for key in ("steps", "guidance", "seed")}}
+    ((instruction, path),) = asked.edits
+    condition = resize_condition(read_image(pathlib.Path(path)), 64)
+    assert condition.size == (96, 64)
+    found = {
+        "prompts": [[image] for image in pipeline(asked.prompts, resolution=64, **options)],
+        "edits": [
+            [
+                pipeline.decode(pipeline.encode(condition)),
+                *pipeline([instruction], images=[read_image(pathlib.Path(path))], resolution=64, **options),
+            ]
+        ],
+    }
+    for name, rows in found.items():
+        before, after = (drawn[pathlib.Path("samples") / f"{name}-{step}.png"] for step in (0, 4))
+        np.testing.assert_allclose(grid(rows).astype(np.float32), after, atol=1, err_msg=name)
+        assert abs(after - before).max() > 2, "training has changed nothing"
 
 
 PROGRAM = """
