@@ -12,9 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qi2_jax.in_flight import InFlight
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
 from qi2_jax.sequence import BLOCK_CAUSAL, Layout
+
+
+AHEAD = 2  # steps that the devices may still have to compute while the next is dispatched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,7 @@ def sample(
     x_BNC = jnp.asarray(noise_BNC, jnp.float32)
     times = np.asarray(times, np.float32)
     times_B = np.broadcast_to(times if times.ndim == 2 else times[:, None], (len(times), len(x_BNC)))
+    running = InFlight(AHEAD)
     for index in progress(range(len(times) - 1)):
         t_B, next_B = times_B[index], times_B[index + 1]
         velocities = [
@@ -87,4 +92,5 @@ def sample(
             for side, past in zip(sides, pasts, strict=True)
         ]
         x_BNC = _step(x_BNC, velocities[0], velocities[1] if len(sides) == 2 else None, guidance, t_B, next_B)
+        running.add(x_BNC)
     return x_BNC

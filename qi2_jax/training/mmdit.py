@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from qi2_jax.diffusion import flow
 from qi2_jax.diffusion.timesteps import Shift, TimestepLaw
+from qi2_jax.in_flight import InFlight
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
 from qi2_jax.sequence import Layout
@@ -80,6 +81,7 @@ class Objective:
         return flow.loss_per_image(velocity_BNC, batch.latents_BNC, noise_BNC, valid_BN), t_B
 
 
+AHEAD = 4  # losses of a validation that the devices may still have to compute while the next is dispatched
 TIME_BINS = 9  # of equal width, in which the training loss is reported
 
 
@@ -154,10 +156,12 @@ def make_validation(
         model: Any, frozen: Any, batches: Iterable[tuple[Layout, Batch]], images: int
     ) -> Float[np.ndarray, "Q"]:
         keys, losses, first = jax.random.split(jax.random.key(seed), len(quantiles)), [], 0
+        running = InFlight(AHEAD)
         for layout, batch in batches:
             for key, quantile in zip(keys, quantiles, strict=True):
                 place = np.int32(first), np.int32(images)
                 losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), key, *place))
+                running.add(losses[-1])
             first += batch.latents_BNC.shape[0]
         return np.sum(np.reshape(jax.device_get(losses), (-1, len(quantiles))), axis=0) / images
 

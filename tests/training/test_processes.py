@@ -97,6 +97,40 @@ def test_sigterm_outside_of_training_ends_all():
         assert ("SIGTERM: stopped; run again" in text) == (process == 0)
 
 
+SAMPLING = """
+import sys
+import jax
+process, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+import numpy as np
+from qi2_jax import sharding
+from qi2_jax.diffusion import sampler
+from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
+from qi2_jax.sequence import Layout, place
+
+mesh = sharding.make_mesh(sharding.MeshShape(2, 2, 2))
+config = MMDiTConfig(layers=2, heads=2, head_width=32, rope_dims=(8, 12, 12), text_width=48)
+make = lambda: MMDiT(config, key=jax.random.key(0))
+model = jax.jit(make, out_shardings=sharding.shardings(jax.eval_shape(make), mesh))()
+layout, count = Layout(text=(16,), target=24), 16
+positions, valid = place(layout, [9], target=(4, 6))
+rows = len(sharding.own_rows(mesh, count))
+put = lambda row: sharding.put_batch(mesh, np.stack([row] * rows), count)
+given = Conditioning(put(np.ones((16, 48), np.float32)), put(positions), put(valid))
+run = Execution(kernel=sharding.Attention(mesh), constrain=sharding.Constrain(mesh))
+noise = put(np.ones((24, 64), np.float32))
+drawn = sampler.sample(model, noise, np.linspace(1, 0, 61), sampler.Prompt(layout, given), run=run)
+print("drawn", jax.block_until_ready(drawn).shape, flush=True)
+"""
+
+
+def test_many_steps_of_sampling_on_two_processes_come_to_an_end():
+    """The runtime stands still where the host runs too far ahead of the devices."""
+    assert all("drawn (16, 24, 64)" in text for text in runs_of.printed_by_two(SAMPLING))
+
+
 def pictures(out):
     return {path.name: np.asarray(Image.open(path), np.int32) for path in (out / "samples").glob("*.png")}
 
