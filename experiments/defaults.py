@@ -7,6 +7,9 @@ def train(steps: int, **changes: Any) -> dict[str, Any]:
     """How long a stage trains and what it tells."""
     group = dict(
         steps=steps,
+        # Updates that are dispatched before the one under way is done. Where one takes seconds, 0 costs nothing, and
+        # after SIGTERM only the one under way is still waited for.
+        ahead=2,
         log_every=10,
         max_skipped=10,  # updates in a row that are not finite end a run
         watchdog_seconds=0.0,  # a step that takes longer ends the process with a status that is not 0; 0: never

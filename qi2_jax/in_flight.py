@@ -1,8 +1,8 @@
 """How far the host may run ahead of the devices.
 
 Without a bound, inputs of everything that is dispatched wait in the devices' memory. On CPUs whose devices belong to
-several processes it may even never end: after 32 computations that wait on a device, the runtime blocks the threads that
-the ones before them need.
+several processes it may even never end: where 32 computations wait on a device, the runtime blocks the threads that the
+ones before them need.
 """
 
 import collections

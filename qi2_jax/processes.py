@@ -168,6 +168,11 @@ def agreed() -> Iterator[None]:
         raise termination.Terminated
 
 
+def terminating() -> bool:
+    """Whether SIGTERM came to any process and waits. Every process must ask, from its main thread."""
+    return any(gather("SIGTERM" if termination.received() else ""))
+
+
 def say(text: str) -> None:
     """Prints in process 0."""
     if jax.process_index() == 0:

@@ -17,7 +17,6 @@ from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
 from qi2_jax.sequence import BLOCK_CAUSAL, Layout
 
-
 AHEAD = 2  # steps that the devices may still have to compute while the next is dispatched
 
 

@@ -7,7 +7,7 @@ have no picture of their own.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,8 +42,10 @@ def drawer(
     model: pathlib.Path,
     mesh: Mesh,
     inputs: Inputs,
-) -> Callable[[TrainState], dict[str, UInt8[np.ndarray, "H W 3"]]] | None:
+) -> Callable[[TrainState, Callable[[], None]], dict[str, UInt8[np.ndarray, "H W 3"]]] | None:
     """A function that draws the grids of a state by name; None where none are asked for, or nothing can decode them.
+
+    Its second argument is called before each step of sampling; what it raises ends the drawing.
 
     Args:
       config: `every`, `count` (held samples per stream), `steps`, `guidance`, `seed`.
@@ -64,7 +66,9 @@ def drawer(
     def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
         return to_image(np.asarray(decode_latents(vae, latents[None], np.float32))[0])
 
-    def draw_panel(state: TrainState, panel: Panel, originals: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+    def draw_panel(
+        state: TrainState, panel: Panel, before_each: Callable[[], None], originals: bool = False
+    ) -> UInt8[np.ndarray, "H W 3"]:
         """A row per sample; `originals`: with its own picture before the transformer's."""
         layout, count, parts = panel.layout, len(panel.samples), sharding.batch_parts(mesh)
         size = -(-count // parts) * parts
@@ -83,6 +87,12 @@ def drawer(
         negative = None
         if config.guidance > 1:
             negative = prompt([sample.empty or panel.empty for sample in chosen])
+
+        def watched(steps: Iterable[int]) -> Iterator[int]:
+            for step in steps:
+                before_each()
+                yield step
+
         latents = sampler.sample(
             objective.assemble(frozen, state.ema),
             sharding.put_batch(mesh, noise[list(own)], size),
@@ -91,7 +101,9 @@ def drawer(
             negative=negative,
             guidance=config.guidance,
             run=objective.run,
+            progress=watched,
         )
+
         several = jax.process_count() > 1
         made = np.asarray(multihost_utils.process_allgather(latents, tiled=True) if several else latents)
         rows = []
@@ -101,13 +113,13 @@ def drawer(
             rows.append([decode(part) for part in (*shown, own_latents[: h * w].reshape(h, w, -1))])
         return grid(rows)
 
-    def draw(state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+    def draw(state: TrainState, before_each: Callable[[], None]) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
         found = {}
         for stream in mixture.streams if config.count else ():
             held = [stream.held[row] for row in range(min(config.count, len(stream.held)))]
             panel = Panel(stream.loader.layout, held, stream.loader.empty)
-            found[stream.name] = draw_panel(state, panel, originals=True)
-        return found | {name: draw_panel(state, panel) for name, panel in fixed.items()}
+            found[stream.name] = draw_panel(state, panel, before_each, originals=True)
+        return found | {name: draw_panel(state, panel, before_each) for name, panel in fixed.items()}
 
     return draw
 

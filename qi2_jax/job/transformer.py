@@ -2,7 +2,7 @@
 
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -177,9 +177,9 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         held = {stream.name: _held(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams}
     validate = training.make_validation(objective, config.seed + 1)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        of_ema = {name: validate(state.ema, frozen, *own) for name, own in held.items()}
-        of_raw = {name: validate(state.model, frozen, *own) for name, own in held.items()}
+    def evaluate(state: TrainState, unless_terminating: Callable[[], None]) -> dict[str, float]:
+        of_ema = {name: validate(state.ema, frozen, *own, unless_terminating) for name, own in held.items()}
+        of_raw = {name: validate(state.model, frozen, *own, unless_terminating) for name, own in held.items()}
         by_time = np.mean(list(of_ema.values()), axis=0)
         return {
             "validation_loss": float(by_time.mean()),

@@ -9,7 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
+from qi2_jax.in_flight import InFlight
 from qi2_jax.training.step import Programs, TrainState
+
+AHEAD = 1  # parts of an update that wait on the devices while the next is put there
 
 
 class Part(NamedTuple):
@@ -73,10 +76,11 @@ class Compiled:
         if self._apply is None:
             (part,) = parts
             return self._program(part)(state, frozen, part.batch)
-        sums = self._zeros()
+        sums, running = self._zeros(), InFlight(AHEAD)
         for part in parts:
             program = self._program(part)
-            sums = program(state, sums, frozen, part.batch, np.int32(part.first), np.float32(part.weight))
+            sums, done = program(state, sums, frozen, part.batch, np.int32(part.first), np.float32(part.weight))
+            running.add(done)
         return self._apply(state, sums)
 
     def _program(self, part: Part) -> jax.stages.Compiled:

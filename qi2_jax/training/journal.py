@@ -18,6 +18,7 @@ from qi2_jax.training.accounting import Events, Goodput, Stopwatch
 from qi2_jax.training.checkpoint import Checkpoints
 from qi2_jax.training.metrics import Metrics, Progress, fetch
 from qi2_jax.training.profiling import Profiler
+from qi2_jax.training.step import TrainState
 from qi2_jax.training.watchdog import Watchdog
 
 SLOW = 20  # times the watchdog's limit of a step is what compilation, saves, validation and pictures may take
@@ -29,16 +30,25 @@ class Journal(contextlib.ExitStack):
     Args:
       name: shown in front of the progress bar.
       directory: the run.
-      start: the step from which it continues.
-      config: of the stage, with `train` and `profile`.
+      state: from which it continues.
+      config: of the stage, with `train`, `validation`, `checkpoint` and `profile`.
       mesh: the devices.
       peak_flops: see `loop.Task`.
+      watchdog: is told what goes on.
     """
 
     def __init__(
-        self, name: str, directory: pathlib.Path, start: int, config: Any, mesh: Mesh, peak_flops: float | None
+        self,
+        name: str,
+        directory: pathlib.Path,
+        state: TrainState,
+        config: Any,
+        mesh: Mesh,
+        peak_flops: float | None,
+        watchdog: Watchdog,
     ):
         super().__init__()
+        start, total = int(state.step), config.train.steps
         self._config, self._chips, self._writes = config.train, mesh.size, jax.process_index() == 0
         self._peak = peak_flops and peak_flops / mesh.size
         self._metrics = Metrics(directory, start, tuple(config.train.sinks), configs.to_dict(config))
@@ -46,14 +56,21 @@ class Journal(contextlib.ExitStack):
         self._events, self._program = Events(directory), accounting.program()
         self._events.write(accounting.START, start, **self._program)
         self._goodput, self._watch = Goodput(directory), Stopwatch()
-        self._progress = Progress(name, start, config.train.steps)
+        self._progress = Progress(name, start, total)
         self.callback(self._progress.close)
         self._profiler = self.enter_context(Profiler(directory, config.profile.start, config.profile.steps))
-        self._watchdog = self.enter_context(Watchdog(config.train.watchdog_seconds, directory))
+        self._watchdog = watchdog
         self._logged: tuple[int, Mapping[str, float]] = (-1, {})  # what was logged last and its step
         self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # the last evaluation and its step
-        self._skipped = 0.0
+        self._skipped = float(state.skipped_total)
         self._forget()
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
+        axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        self.note(
+            f"{name}: step {start:,} of {total:,}, {parameters:,} parameters are trained on {mesh.size} x "
+            f"{mesh.devices.flat[0].device_kind} ({axes}), processes: {jax.process_count()}; saves every "
+            f"{config.checkpoint.every:,} steps, validation every {config.validation.every:,}; {directory}"
+        )
 
     def _forget(self) -> None:
         """Begins another interval between logged steps."""
@@ -134,9 +151,13 @@ class Journal(contextlib.ExitStack):
         streak = int(values.pop("skipped"))
         self._metrics.write(step, values)
         self._logged = step, values
-        self._progress.show(values["loss"])
+        self._progress.show(step, values["loss"])
         self._forget()
         return streak
+
+    def looked(self, step: int) -> list[str]:
+        """Which of "evaluate" and "sample" an earlier process did at a step; the same in all processes."""
+        return processes.gather(" ".join(self._metrics.looked(step)))[0].split()
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the scalars of an evaluation."""

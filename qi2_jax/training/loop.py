@@ -1,6 +1,5 @@
 """The training loop: start or resume, step, evaluate, save; the same for every task."""
 
-import collections
 import dataclasses
 import pathlib
 import time
@@ -14,18 +13,18 @@ from jax.sharding import Mesh
 
 from qi2_jax import config as configs
 from qi2_jax import lock, processes
+from qi2_jax.in_flight import InFlight
 from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoint import Checkpoints, Policy
 from qi2_jax.training.compiled import Compiled, Part
 from qi2_jax.training.feeding import Feed as Feed
 from qi2_jax.training.feeding import Reader, put
 from qi2_jax.training.feeding import Update as Update
-from qi2_jax.training.journal import Journal
+from qi2_jax.training.journal import SLOW, Journal
 from qi2_jax.training.termination import LastStep, Termination
+from qi2_jax.training.watchdog import Watchdog
 
 MAX_SEED = 1 << 32  # random keys know no more bits
-AHEAD = 2  # updates that the devices may still have to compute while the next is prepared
-
 # Keys that may change between the runs of one directory: they move the end, the reporting, the machines or the parts in
 # which an update is computed, not the mathematics; and where a run began no longer matters to one that has begun.
 MAY_CHANGE = (
@@ -35,7 +34,7 @@ MAY_CHANGE = (
 )
 
 LEAST = {
-    "train": {"steps": 1, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
+    "train": {"steps": 1, "ahead": 0, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
     "validation": {"every": 1},
     "checkpoint": {"every": 1, "keep": 1, "keep_every": 0, "keep_best": 0},
 }
@@ -55,8 +54,9 @@ class Task:
       data: what the batches come from, as plain JSON; a run continues on the same data only.
       frozen: what the loss reads and training does not change.
       start: puts the weights with which a new run starts into its state.
-      evaluate: scalars of a state, before the first step, after the last and every `validation.every`.
-      draw: pictures of a state as 8-bit arrays [H, W, c] by name, likewise every `samples.every`.
+      evaluate: scalars of a state, before the first step, after the last and every `validation.every`. Calls its second
+        argument now and then, which raises where SIGTERM came.
+      draw: pictures of a state as 8-bit arrays [H, W, c] by name, likewise every `samples.every`, and likewise.
       peak_flops: of all devices of the mesh together, where known: utilisation is stated of it.
     """
 
@@ -69,9 +69,18 @@ class Task:
     accumulate: bool = False
     frozen: Any = None
     start: Callable[[steps.TrainState], steps.TrainState] = lambda state: state
-    evaluate: Callable[[steps.TrainState], dict[str, Any]] | None = None
-    draw: Callable[[steps.TrainState], dict[str, np.ndarray]] | None = None
+    evaluate: Callable[[steps.TrainState, Callable[[], None]], dict[str, Any]] | None = None
+    draw: Callable[[steps.TrainState, Callable[[], None]], dict[str, np.ndarray]] | None = None
     peak_flops: float | None = None
+
+
+class _Interrupted(Exception):
+    """SIGTERM cut an evaluation or pictures short."""
+
+
+def _unless_terminating() -> None:
+    if processes.terminating():
+        raise _Interrupted
 
 
 class NonFiniteError(FloatingPointError):
@@ -104,8 +113,9 @@ def train(
         is saved first.
     """
     optimizer = check(config)
-    with lock.hold(directory):
-        return _train(task, config, directory, mesh, optimizer, accept_changes)
+    with lock.hold(directory), Watchdog(config.train.watchdog_seconds, directory) as watchdog:
+        watchdog.beat("the start", SLOW * config.train.watchdog_seconds)
+        return _train(task, config, directory, mesh, optimizer, accept_changes, watchdog)
 
 
 def _train(
@@ -115,6 +125,7 @@ def _train(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     accept_changes: bool,
+    watchdog: Watchdog,
 ) -> steps.TrainState:
     # --- where we are: nothing is written before everything is known to fit
     checkpoints = Checkpoints(directory / "checkpoints", Policy.of_config(config.checkpoint))
@@ -140,22 +151,36 @@ def _train(
 
     with (
         Termination() as termination,
-        Journal(task.name, directory, start, config, mesh, task.peak_flops) as journal,
+        Journal(task.name, directory, state, config, mesh, task.peak_flops, watchdog) as journal,
         journal.closing(checkpoints),
     ):
         if restored is not None:
             local = start != checkpoints.latest()
             journal.restored(start, restoring, checkpoints.damaged, changes, local=local)
 
-        def evaluate(step: int) -> None:
-            if task.evaluate is not None:
-                with journal.phase("evaluate", step):
-                    journal.evaluated(step, task.evaluate(state))
+        def look(step: int, looked: Sequence[str] = ()) -> bool:
+            """Evaluates and draws where that is due and not done yet; False where SIGTERM came and cut it short."""
+            due = [
+                name
+                for name, every in (("evaluate", config.validation.every), ("sample", config.samples.every))
+                if name not in looked and (step in (0, total) or (every and step % every == 0))
+            ]
+            try:
+                if task.evaluate is not None and "evaluate" in due:
+                    with journal.phase("evaluate", step):
+                        journal.evaluated(step, task.evaluate(state, _unless_terminating))
+                if task.draw is not None and "sample" in due:
+                    with journal.phase("sample", step):
+                        journal.drawn(step, task.draw(state, _unless_terminating))
+            except _Interrupted:
+                return False
+            return True
 
-        def draw(step: int) -> None:
-            if task.draw is not None:
-                with journal.phase("sample", step):
-                    journal.drawn(step, task.draw(state))
+        def log(step: int) -> None:
+            streak = journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
+            if streak >= config.train.max_skipped:
+                save(wait=True)
+                raise NonFiniteError(_lost(state, streak, checkpoints.directory))
 
         def save(wait: bool = False, locally: bool = False) -> None:
             step = int(state.step)
@@ -165,9 +190,10 @@ def _train(
                 if wait:  # what is told after it must be true
                     checkpoints.wait()
 
-        if start == 0:
-            evaluate(0)
-            draw(0)
+        # What a new run begins with, or SIGTERM kept an earlier process from.
+        if not look(start, journal.looked(start)):
+            journal.note("SIGTERM: stopped; run again to continue")
+            raise SystemExit(0)
         if start >= total:
             journal.ended(start)
             return state
@@ -183,8 +209,7 @@ def _train(
 
         # --- steps: all processes take the same, and know the last one when they come to it
         rate = steps.learning_rate(config.optimizer)
-        running: collections.deque[jax.Array] = collections.deque()
-        lag = AHEAD if jax.process_count() > 1 else 0
+        running, lag = InFlight(config.train.ahead), config.train.ahead if jax.process_count() > 1 else 0
         reader = Reader(task.updates(start), start, total, mesh, journal.reading, journal.fed)
         last = LastStep(mesh, lag)
         termination.begin()
@@ -193,27 +218,22 @@ def _train(
             step += 1
             with journal.step(step):
                 state, values = update(state, task.frozen, reader.parts())
-                running.append(values["loss"])
-                if len(running) > AHEAD:
-                    jax.block_until_ready(running.popleft())
+                possible = reader.reach(step + 1 + lag)  # while the devices compute
+                running.add(values["loss"])
             journal.advance(values)
-            possible = reader.reach(step + 1 + lag)
             end = last.known(min(step + lag, possible) if termination.requested else possible)
-            done = step >= min(total, end)
-            saved = step % config.checkpoint.every == 0 or done
+            saved = step % config.checkpoint.every == 0 or step >= min(total, end)
             locally = not saved and checkpoints.local is not None and step % config.checkpoint.local_every == 0
             # Before a save too: a run that goes on from there then averages over the same steps.
-            if step % config.train.log_every == 0 or saved or locally:
-                streak = journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
-                if streak >= config.train.max_skipped:
-                    save(wait=True)
-                    raise NonFiniteError(_lost(state, streak, checkpoints.directory))
-            if step % config.validation.every == 0 or step == total:
-                evaluate(step)
-            if step == total or (config.samples.every and step % config.samples.every == 0):
-                draw(step)
+            logged = step % config.train.log_every == 0 or saved or locally
+            if logged:
+                log(step)
+            if not look(step):  # what is left out is done when the run goes on
+                end, saved = step, True
+                if not logged:
+                    log(step)
             if saved or locally:
-                save(wait=done, locally=locally)
+                save(wait=step >= min(total, end), locally=not saved)
         if end <= step:
             with processes.agreed():
                 reader.check()

@@ -12,6 +12,7 @@ import pathlib
 import re
 import socket
 import struct
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+EVALUATION = "validation_loss"  # a line with it is one of an evaluation
 FILE, SAMPLES, TENSORBOARD, WANDB_ID = "metrics.jsonl", "samples", "tensorboard", "wandb_id"
 SINKS = ("tensorboard", "wandb")
 LAST = ("learning_rate", "skipped_total")  # of several steps the last value counts, not the mean
@@ -74,6 +76,15 @@ class Metrics:
             self._sinks.append(_TensorBoard(directory / TENSORBOARD, start))
         if "wandb" in sinks:
             self._sinks.append(_WeightsAndBiases(directory, start, config))
+
+    def looked(self, step: int) -> list[str]:
+        """Whether there is an evaluation ("evaluate") and a picture ("sample") of a step."""
+        found = []
+        if self.path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(self.path)):
+            found.append("evaluate")
+        if any(self._samples.glob(f"*-{step}.png")):
+            found.append("sample")
+        return found
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes scalars of a step; a name must not come twice for a step.
@@ -291,11 +302,19 @@ def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Progress:
-    """A progress bar over steps with loss, samples per second and time left."""
+    """Steps with loss, samples per second and time left: a bar on a terminal, elsewhere a line per logged step."""
 
     def __init__(self, name: str, start: int, total: int):
+        self._name, self._start, self._total = name, start, total
+        first = jax.process_index() == 0
+        self._lines = first and not sys.stderr.isatty()
         self._bar = tqdm(
-            total=total, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=jax.process_index() != 0
+            total=total,
+            initial=start,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not first or self._lines,
         )
         self._samples, self._begun = 0, 0.0
 
@@ -308,10 +327,15 @@ class Progress:
         """Counts one step."""
         self._bar.update()
 
-    def show(self, loss: float) -> None:
+    def show(self, step: int, loss: float) -> None:
         """Shows the loss of the last logged interval, and the rate since the start."""
-        rate = self._samples / (time.monotonic() - self._begun)
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} samples/s")
+        seconds = time.monotonic() - self._begun
+        told = f"loss {loss:.4f}, {self._samples / seconds:.1f} samples/s"
+        self._bar.set_postfix_str(told)
+        if self._lines:
+            each = seconds / (step - self._start)
+            left = tqdm.format_interval(each * (self._total - step))
+            print(f"{self._name} {step:,}/{self._total:,}: {told}, {each:.3g} s/step, {left} left", file=sys.stderr)
 
     def note(self, text: str) -> None:
         self._bar.write(text)

@@ -129,13 +129,14 @@ QUANTILES = tuple(np.linspace(0.1, 0.9, 9).tolist())
 
 def make_validation(
     objective: Objective, seed: int, quantiles: tuple[float, ...] = QUANTILES
-) -> Callable[[Any, Any, Iterable[tuple[Layout, Batch]], int], Float[np.ndarray, "Q"]]:
+) -> Callable[..., Float[np.ndarray, "Q"]]:
     """Mean losses over held noise and times: the same for every call, whatever the training step drew.
 
     Returns:
-      `(model, frozen, batches, images) -> losses`, one for each quantile of t, which is shifted as in training; means
-      over the first `images` rows of all batches, those after them only fill the last batch. Noise depends on (seed,
-      place of the image among all, quantile), not on the size of the batches.
+      `(model, frozen, batches, images, before_each) -> losses`, one for each quantile of t, which is shifted as in
+      training; means over the first `images` rows of all batches, those after them only fill the last batch. Noise
+      depends on (seed, place of the image among all, quantile), not on the size of the batches. `before_each` is called
+      before each batch; what it raises ends the validation.
     """
 
     @functools.partial(jax.jit, static_argnums=2)
@@ -153,11 +154,16 @@ def make_validation(
         return jnp.sum(jnp.where(places_B < images, losses_B, 0))
 
     def validate(
-        model: Any, frozen: Any, batches: Iterable[tuple[Layout, Batch]], images: int
+        model: Any,
+        frozen: Any,
+        batches: Iterable[tuple[Layout, Batch]],
+        images: int,
+        before_each: Callable[[], None] = lambda: None,
     ) -> Float[np.ndarray, "Q"]:
         keys, losses, first = jax.random.split(jax.random.key(seed), len(quantiles)), [], 0
         running = InFlight(AHEAD)
         for layout, batch in batches:
+            before_each()
             for key, quantile in zip(keys, quantiles, strict=True):
                 place = np.int32(first), np.int32(images)
                 losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), key, *place))

@@ -197,9 +197,9 @@ def make_programs(
         return apply(state, gradient(state, frozen, static, batch, 0))
 
     @functools.partial(jax.jit, static_argnums=3, donate_argnums=1)
-    def add(state: TrainState, sums: Sums, frozen: Any, static: Hashable, batch: Any, first: Any, weight: Any) -> Sums:
+    def add(state: TrainState, sums: Sums, frozen: Any, static: Hashable, batch: Any, first: Any, weight: Any):
         more = gradient(state, frozen, static, batch, first)
-        return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more))
+        return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more)), more.loss
 
     return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
 

@@ -1,4 +1,4 @@
-"""SIGTERM of one of several processes, and while training; after which step all processes stop."""
+"""SIGTERM to one of several processes, and while training; after which step all processes stop."""
 
 import collections
 import contextlib
@@ -24,6 +24,11 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(0)
+
+
+def received() -> bool:
+    """Whether SIGTERM came to this process and waits."""
+    return _received
 
 
 def _receive(signum, frame) -> None:
@@ -94,12 +99,13 @@ class LastStep:
 
     Args:
       mesh: devices of all processes.
-      lag: in steps; 0 for a single process.
+      lag: in steps; with 0 the devices are waited for, which costs nothing where they are waited for anyway.
     """
 
     def __init__(self, mesh: Mesh, lag: int):
         self._lag, self._least, self._said = lag, NEVER, collections.deque[jax.Array | int]()
-        if lag:
+        self._several = jax.process_count() > 1
+        if self._several:
             self._shape = (mesh.size,)
             self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             everywhere = NamedSharding(mesh, PartitionSpec())
@@ -116,7 +122,7 @@ class LastStep:
           last: at least `lag` steps away.
           wait: for what all say now; every process must do so.
         """
-        if self._lag:
+        if self._several:
             self._said.append(self._min(self._never if last == NEVER else self._own(last)))
         else:
             self._said.append(last)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import re
+import signal
 
 import jax
 import ml_collections
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from qi2_jax import report, sharding
-from qi2_jax.training import accounting, feeding, loop
+from qi2_jax.training import accounting, feeding, loop, metrics
 from qi2_jax.training import checkpoint_files as files
 from qi2_jax.training.checkpoint import Checkpoints
 
@@ -24,18 +26,18 @@ def config(**train):
             "ema_decay": 0.9,
             "optimizer": OPTIMIZER,
             "train": {
-                **{"steps": 12, "log_every": 1, "max_skipped": 10, "watchdog_seconds": 0.0, "sinks": ()},
+                **{"steps": 12, "ahead": 2, "log_every": 1, "max_skipped": 10, "watchdog_seconds": 0.0, "sinks": ()},
                 **train,
             },
             "validation": {"every": 6},
-            "samples": {"every": 0},
+            "samples": {"every": 6},
             "checkpoint": {"every": 100, "keep": 9, "keep_every": 0, "keep_best": 0, "checksums": False},
             "profile": {"start": 0, "steps": 1},
         }
     )
 
 
-def task(spoilt=(), evaluate=None):
+def task(spoilt=(), evaluate=None, draw=None):
     rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
 
     def feed(step):
@@ -44,7 +46,9 @@ def task(spoilt=(), evaluate=None):
     def updates(start):
         return (feeding.Update([feed(step)], 8) for step in itertools.count(start + 1))
 
-    return loop.Task("toy", Toy, loss, updates, lambda: [feed(0)], {}, frozen=np.float32(0.5), evaluate=evaluate)
+    return loop.Task(
+        "toy", Toy, loss, updates, lambda: [feed(0)], {}, frozen=np.float32(0.5), evaluate=evaluate, draw=draw
+    )
 
 
 def train(task, config, out):
@@ -71,7 +75,7 @@ def test_a_shorter_streak_does_not_end_it(tmp_path):
 def test_a_manifest_holds_only_what_was_evaluated_at_its_step(tmp_path):
     every = ml_collections.ConfigDict(config())
     every.checkpoint.every = 3
-    train(task(evaluate=lambda state: {"validation_loss": float(state.step)}), every, tmp_path)
+    train(task(evaluate=lambda state, _: {"validation_loss": float(state.step)}), every, tmp_path)
     found = {step: files.metric(tmp_path / "checkpoints" / str(step), "validation_loss") for step in (3, 6, 9, 12)}
     assert found == {3: None, 6: 6.0, 9: None, 12: 12.0}
 
@@ -92,6 +96,51 @@ def test_a_finished_run_that_is_called_again_stays_finished(tmp_path):
     for _ in range(2):
         train(task(), config(), tmp_path)
         assert report.write_report(tmp_path / "page.html", tmp_path)[0]["state"] == "finished"
+
+
+def evaluated(out):
+    return [(line["step"], line["validation_loss"]) for line in metrics.lines(out / metrics.FILE) if len(line) == 2]
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("where", ["evaluate", "draw"])
+def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(where, ahead, tmp_path):
+    """The signal comes at step 6, where nothing else would be saved."""
+    asked = []
+
+    def evaluate(state, unless_terminating):
+        if where == "evaluate" and state.step == 6 and not asked:
+            asked.append(signal.raise_signal(signal.SIGTERM))
+        unless_terminating()
+        return {"validation_loss": float(state.model.up.weight.sum())}
+
+    def draw(state, unless_terminating):
+        if where == "draw" and state.step == 6 and not asked:
+            asked.append(signal.raise_signal(signal.SIGTERM))
+        unless_terminating()
+        return {"toy": np.full((2, 2, 3), int(state.step), np.uint8)}
+
+    settings = config(ahead=ahead, log_every=5)
+    with pytest.raises(SystemExit) as stopped:
+        train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
+    assert stopped.value.code == 0 and asked
+    assert files.steps(tmp_path / "cut" / "checkpoints") == [6] and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
+    assert [step for step, _ in evaluated(tmp_path / "cut")] == ([0] if where == "evaluate" else [0, 6])
+    cut = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
+    whole = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, cut, whole)
+    assert evaluated(tmp_path / "cut") == evaluated(tmp_path / "whole")
+    drawn = [sorted(path.name for path in (tmp_path / name / "samples").iterdir()) for name in ("cut", "whole")]
+    assert drawn[0] == drawn[1] == ["toy-0.png", "toy-12.png", "toy-6.png"]
+
+
+def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, capsys):
+    train(task(), config(log_every=4), tmp_path)
+    printed = capsys.readouterr()
+    assert "toy: step 0 of 12, 288 parameters are trained on 8 x cpu (data=8 x fsdp=1 x tensor=1)" in printed.out
+    lines = [line for line in printed.err.splitlines() if line.startswith("toy ")]
+    assert [line.split(":")[0] for line in lines] == ["toy 4/12", "toy 8/12", "toy 12/12"]
+    assert re.fullmatch(r"toy 4/12: loss [\d.]+, [\d.]+ samples/s, [\d.e-]+ s/step, [\d:]+ left", lines[0])
 
 
 @pytest.mark.parametrize(
