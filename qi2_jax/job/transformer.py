@@ -155,7 +155,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
             loader.batch_size,
             facts,
             loader.batch_size * loader.layout.length,
-            flops_per_step(model_config, loader.layout, loader.batch_size).model,
+            flops_per_step(model_config, loader.layout, loader.batch_size, adapter).model,
         )
 
     turns = config.batches_per_update
@@ -186,6 +186,12 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
             **{f"validation_loss/ema/{name}": float(losses.mean()) for name, losses in of_ema.items()},
             **{f"validation_loss/raw/{name}": float(losses.mean()) for name, losses in of_raw.items()},
             **{f"validation_loss/ema_t/{place:02d}": float(loss) for place, loss in enumerate(by_time)},
+            **{
+                f"validation_loss/{kind}_t/{name}/{place:02d}": float(loss)
+                for kind, found in (("ema", of_ema), ("raw", of_raw))
+                for name, losses in found.items()
+                for place, loss in enumerate(losses)
+            },
         }
 
     def make_model(key: jax.Array) -> Any:
