@@ -169,14 +169,23 @@ def _show(found: dict[str, Any], console: Console) -> None:
 def verify(directory: pathlib.Path, steps: list[int]) -> dict[int, list[str] | None]:
     """What is wrong with the files of each step (default: of all): [] if nothing, None where there are no checksums.
 
+    Steps that a run deletes while they are read are left out.
+
     Raises:
       ValueError: for a step that does not exist.
     """
     _check(directory, steps)
     found: dict[int, list[str] | None] = {}
     for step in steps or files.steps(directory):
-        wrong = integrity.problems(directory / str(step))
-        found[step] = wrong if wrong or integrity.is_verified(directory / str(step)) else None
+        path = directory / str(step)
+        try:
+            wrong = integrity.problems(path)
+            verified = integrity.is_verified(path)
+        except FileNotFoundError:
+            if path.is_dir():
+                raise
+        if path.is_dir():
+            found[step] = wrong if wrong or verified else None
     return found
 
 
@@ -192,7 +201,11 @@ def main(arguments: argparse.Namespace) -> None:
         figures = inspect(directory, arguments.inspect)
         _show(figures, console)
     elif arguments.verify is not None:
-        found = verify(directory, arguments.verify)
+        asked = arguments.verify or files.steps(directory)
+        found = verify(directory, asked)
+        for step in asked:
+            if step not in found:
+                console.print(f"step {step}: deleted meanwhile")
         for step, lines in found.items():
             console.print(f"step {step}: {'unverified' if lines is None else 'damaged' if lines else 'whole'}")
             wrong += [f"{directory / str(step)}: {line}" for line in lines or []]

@@ -13,6 +13,7 @@ import pytest
 from qi2_jax import checkpoints as verb
 from qi2_jax import cli, runs
 from qi2_jax.training import checkpoint_files as files
+from qi2_jax.training import integrity
 from qi2_jax.training.checkpoint import Checkpoints, Policy
 from qi2_jax.training.step import TrainState
 
@@ -91,6 +92,31 @@ def test_verify_names_what_is_wrong_and_fails(copied, tmp_path, capsys):
     assert figures["4"] is None and len(figures["8"]) == 1 and figures["12"] == []
     assert "step 4: unverified" in capsys.readouterr().out
     assert asked(tmp_path, str(copied), "--verify", "12") == {"steps": {"12": []}}
+
+
+@pytest.mark.parametrize("moment", ["listing", "hashing"])
+def test_a_step_that_is_deleted_while_it_is_read_is_not_damaged(moment, copied, tmp_path, capsys, monkeypatch):
+    directory, of_files, digest = copied / runs.CHECKPOINTS, files.files, integrity._digest
+
+    def deleted(path):
+        if (directory / "8") in (path, *path.parents) and path.exists():
+            assert files.remove(directory, 8)
+
+    def listed(path):
+        deleted(path)
+        return of_files(path)
+
+    def hashed(path):
+        deleted(path)
+        return digest(path)
+
+    if moment == "listing":
+        monkeypatch.setattr(files, "files", listed)
+    else:
+        monkeypatch.setattr(integrity, "_digest", hashed)
+        monkeypatch.setattr(integrity, "_THREADS", 1)
+    assert asked(tmp_path, str(copied), "--verify") == {"steps": {"4": [], "12": []}}
+    assert "step 8: deleted meanwhile" in capsys.readouterr().out
 
 
 def test_a_job_a_run_and_a_folder_of_checkpoints_are_found(saved, tmp_path):

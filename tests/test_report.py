@@ -221,6 +221,19 @@ def test_charts_of_any_range_have_ticks_inside(values):
     assert "nan" not in drawn and "inf" not in drawn
 
 
+def test_each_stream_has_one_chart_of_its_validation_over_t():
+    streams, places = ("256-0", "256-1"), [f"{place:02d}" for place in range(9)]
+    names = [f"validation_loss/{kind}_t/{s}/{t}" for kind in ("ema", "raw") for s in streams for t in places]
+    names += [f"validation_loss/ema_t/{t}" for t in places]
+    (found,) = panels.sections({name: curve_of(1, 2) for name in names}).values()
+    labels = [f"{t} {kind}" for t in places for kind in ("ema", "raw")]
+    assert [(panel.title, [line.label for line in panel.lines]) for panel in found] == [
+        ("validation_loss/ema_t/…", places),
+        *((f"validation_loss/*_t/{stream}/…", labels) for stream in streams),
+    ]
+    assert "quantiles of t: EMA solid" in found[1].note and found[0].note.startswith("EMA weights")
+
+
 def test_a_logarithmic_axis_is_for_positive_values_that_spread():
     for values, expected in (((1, 100), True), ((1, 2), False), ((0, 100), False), ((-1, 100), False)):
         drawn = charts.chart([charts.Line("x", curve_of(*values), "x")], (1, 2))

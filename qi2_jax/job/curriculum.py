@@ -84,6 +84,7 @@ def _check(config: Any, out: pathlib.Path) -> None:
     fractions = {name: stage.data.held_out for name, stage in config.stages.items()}
     if len(set(fractions.values())) > 1:
         raise ValueError(f"data.held_out differs: {fractions}; a stage would train on what another holds out")
+    _check_one_model(config.stages)
     if config.model.folder:
         if not (runs.model_of(pathlib.Path(config.model.folder)) / folder.MARK).is_file():
             raise ValueError(f"model.folder {config.model.folder} is no model folder; `qi2 import` makes one")
@@ -96,6 +97,23 @@ def _check(config: Any, out: pathlib.Path) -> None:
         stages.check_vae(config.vae)
     if config.start.folder:
         runs.locate(config.start.folder)
+
+
+def _check_one_model(all_stages: Any) -> None:
+    """Refuses stages of other models or time shifts: each begins with the last one's weights, and one shift is
+    exported with them."""
+
+    def of(stage: Any) -> dict[str, Any]:
+        transformer = configs.to_dict(stage.transformer)
+        return {"model": transformer["model"], "timesteps": {"shift": transformer["timesteps"]["shift"]}}
+
+    (first, expected), *others = [(name, of(stage)) for name, stage in all_stages.items()]
+    for name, found in others:
+        if differing := configs.difference(expected, found):
+            raise ValueError(
+                f"stages.{name}.transformer differs from stages.{first}: {'; '.join(differing)}. All stages train one "
+                "model with one time shift; give them the same"
+            )
 
 
 def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool) -> dict[str, Any]:

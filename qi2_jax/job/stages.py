@@ -18,8 +18,9 @@ from qi2_jax import config as configs
 from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
 from qi2_jax.interop import weights
 from qi2_jax.job import fixed_prompts, models
+from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
-from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.training import checkpoint, loop
 from qi2_jax.training import vae as vae_training
@@ -115,11 +116,12 @@ def check_transformer(config: Any, data: Any) -> None:
         raise ValueError(f"images_per_device {config.images_per_device} are at least 0, which is the whole batch")
     if config.batches_per_update < 1:
         raise ValueError(f"batches_per_update is {config.batches_per_update}; it must be at least 1")
-    MMDiTConfig(**configs.dataclass_fields(config.model))
+    model = MMDiTConfig(**configs.dataclass_fields(config.model))
     dtype_of(config.execution.dtype)
     attention.choose(config.execution.kernel, jax.default_backend())
     law_of(config)
-    lora_of(config)
+    if adapter := lora_of(config):  # which layers there are does not depend on the widths of the samples
+        lora.targets(jax.eval_shape(lambda: MMDiT(model, key=jax.random.key(0))), adapter)
     Shift(**config.timesteps.shift)
     if not 0 <= config.dropout <= 1:
         raise ValueError(f"dropout is {config.dropout}; it is a probability")

@@ -1,8 +1,9 @@
 """The transformer stage: encoded samples, a start, and what training, validation and pictures read of them."""
 
+import hashlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -121,6 +122,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     inputs = Inputs(config, samples, out / runs.MODEL, mesh)
     source = pathlib.Path(config.start.folder) if config.start.folder else None
     like, adapter = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0))), stages.lora_of(config)
+    data_of_run = samples.fingerprint | {"mixture": configs.to_dict(data.mixture)}
     if adapter is None:
         objective = training.Objective(Shift(**config.timesteps.shift), run, complete=inputs.complete)
         frozen = Frozen(inputs.encoder)
@@ -128,7 +130,8 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         objective = training.Objective(
             Shift(**config.timesteps.shift), run, lambda frozen, model: lora.join(frozen.base, model), inputs.complete
         )
-        frozen = Frozen(inputs.encoder, _base(like, source, out / runs.MODEL, mesh, run.dtype))
+        base, data_of_run["base_transformer"] = _base(like, source, out, adapter.rank, mesh, run.dtype)
+        frozen = Frozen(inputs.encoder, base)
     shares = stages.shares_of(data)
     mixture = Mixture.of_cache(
         samples,
@@ -155,7 +158,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
             loader.batch_size,
             facts,
             loader.batch_size * loader.layout.length,
-            flops_per_step(model_config, loader.layout, loader.batch_size).model,
+            flops_per_step(model_config, loader.layout, loader.batch_size, adapter).model,
         )
 
     turns = config.batches_per_update
@@ -186,6 +189,12 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
             **{f"validation_loss/ema/{name}": float(losses.mean()) for name, losses in of_ema.items()},
             **{f"validation_loss/raw/{name}": float(losses.mean()) for name, losses in of_raw.items()},
             **{f"validation_loss/ema_t/{place:02d}": float(loss) for place, loss in enumerate(by_time)},
+            **{
+                f"validation_loss/{kind}_t/{name}/{place:02d}": float(loss)
+                for kind, found in (("ema", of_ema), ("raw", of_raw))
+                for name, losses in found.items()
+                for place, loss in enumerate(losses)
+            },
         }
 
     def make_model(key: jax.Array) -> Any:
@@ -201,7 +210,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         training.make_loss(stages.law_of(config), objective),
         updates,
         examples,
-        samples.fingerprint | {"mixture": configs.to_dict(data.mixture)},
+        data_of_run,
         turns > 1 or any(stream.parts > 1 for stream in mixture.streams),
         frozen,
         started,
@@ -232,24 +241,45 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh) -> TrainSt
     return state._replace(model=load("model"), ema=load("ema"))
 
 
-def _base(like: MMDiT, source: pathlib.Path | None, model: pathlib.Path, mesh: Mesh, dtype: Any) -> MMDiT:
-    """The transformer that an adapter changes; from the run's beginning on it stands in the run's model folder.
+def _base(
+    like: MMDiT, source: pathlib.Path | None, run: pathlib.Path, rank: int, mesh: Mesh, dtype: Any
+) -> tuple[MMDiT, str]:
+    """The transformer that an adapter changes, and its digest; from the run's beginning on it stands in the run's model
+    folder.
 
     Raises:
-      ValueError: if there is none, or it has other shapes than the config's.
+      ValueError: if there is none, it has other shapes than the config's, or the run was begun without an adapter.
     """
-    place = model / "transformer"
+    place, digest = run / runs.MODEL / "transformer", ""
     with processes.agreed():
-        if jax.process_index() == 0 and not checkpoint.steps(model.parent / runs.CHECKPOINTS):  # it may still change
-            if source is None:
-                raise ValueError("lora.rank is above 0: name the transformer to adapt with --start or start.folder")
-            located = runs.locate(source)
-            located.check()
-            weights = located.weights("transformer")
-            _check_fits(weights, like, source)
-            models.save_weights(place, weights)
+        if jax.process_index() == 0:
+            if not checkpoint.steps(run / runs.CHECKPOINTS):  # it may still change
+                if source is None:
+                    raise ValueError("lora.rank is above 0: name the transformer to adapt with --start or start.folder")
+                located = runs.locate(source)
+                located.check()
+                weights = located.weights("transformer")
+                _check_fits(weights, like, source)
+                models.save_weights(place, weights)
+            elif (run / runs.CONFIG).is_file() and runs.lora_of(run) is None:
+                raise ValueError(
+                    f"{run} was begun with other values; go on with those, or begin an adapter of its model in another "
+                    f"folder with --start {run}. What changed:\n  lora.rank: 0 -> {rank}"
+                )
+            digest = _digest(sorted(place.glob("*.safetensors")))
+    digest = processes.gather(digest)[0]
     shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    return storage.load(storage.of_ours(place, shapes)[0], like, sharding.shardings(like, mesh), dtype)
+    weights = storage.of_ours(place, shapes)[0]
+    return storage.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
+
+
+def _digest(paths: Sequence[pathlib.Path]) -> str:
+    """SHA-256 of one file, as `sha256sum` prints it; of several that of their digests."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def _check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:

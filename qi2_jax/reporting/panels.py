@@ -31,6 +31,7 @@ NOTES = {
     "validation_loss": "EMA weights, mean over streams",
     "validation_loss/": "by stream: EMA solid, raw weights dashed",
     "validation_loss/ema_t": "EMA weights, nine quantiles of t",
+    "validation_loss/*_t": "one stream at nine quantiles of t: EMA solid, raw weights dashed",
     "gradient_norm": "before clipping",
     "gradient_norm/": "by group of parameters, before clipping",
     "update_norm/": "by group of parameters",
@@ -44,7 +45,7 @@ NOTES = {
     "batch/": "composition of batches",
 }
 ALONE = ("time/seconds",)  # beside shares
-TWINS = re.compile(r"(.+)/(ema|raw)/(.+)")
+TWINS = re.compile(r"(.+)/(ema|raw)(_t/.+)?/([^/]+)")  # by the average and by raw weights, of a stream at one t
 
 
 @dataclasses.dataclass
@@ -68,7 +69,8 @@ def sections(curves: dict[str, Curve]) -> dict[str, list[Panel]]:
     for section in (*SECTIONS, OTHER):
         for key, lines in grouped.get(section, {}).items():
             lines.sort(key=lambda line: line.color)  # twins beside each other
-            note = NOTES.get(key, NOTES.get(key.rstrip("/"), ""))
+            name = key.rstrip("/")
+            note = NOTES.get(key) or NOTES.get(name) or NOTES.get(name.rpartition("/")[0], "")
             panels = [Panel(f"{key}…" if key.endswith("/") else key, note, some) for some in _split(lines)]
             result.setdefault(section, []).extend(panels)
     return result
@@ -77,8 +79,9 @@ def sections(curves: dict[str, Curve]) -> dict[str, list[Panel]]:
 def _place(name: str, curve: Curve) -> tuple[str, Line]:
     """The key of a metric's panel, `a/` for `a/b` and `a` for `a`, and its line."""
     if twin := TWINS.fullmatch(name):
-        stem, which, label = twin.groups()
-        return f"{stem}/", Line(f"{label} {which}", curve, label, dashed=which == "raw")
+        stem, which, stream, label = twin.groups()
+        line = Line(f"{label} {which}", curve, label, dashed=which == "raw")
+        return f"{stem}/*{stream}/" if stream else f"{stem}/", line
     prefix, slash, label = name.rpartition("/")
     if name in ALONE:
         return name, Line(name, curve, name)

@@ -155,7 +155,7 @@ class Checkpoints:
             integrity.record(path, process, processes)
         if process == 0:
             end = time.monotonic() + _PATIENCE
-            while self.policy.checksums and not integrity.is_verified(path) and time.monotonic() < end:
+            while self.policy.checksums and not integrity.is_recorded(path, processes) and time.monotonic() < end:
                 time.sleep(0.05)
             retention.apply(self.directory, self.policy)
 

@@ -5,7 +5,7 @@ STEP/manifest.json   what the loop says about it
 STEP/checksums-*.json   see `qi2_jax.training.integrity`; without them a checkpoint is "unverified"
 STEP.keep            a mark: this checkpoint is never deleted
 STEP.damaged         a checkpoint that was found damaged, set aside
-STEP.deleted         one whose deletion was interrupted
+STEP.deleted         one whose deletion was interrupted; with a mark, before it was known whether it may be deleted
 """
 
 import json
@@ -175,10 +175,18 @@ def unfinished(directory: pathlib.Path, step: int | None = None) -> list[pathlib
 
 
 def clean(directory: pathlib.Path) -> list[str]:
-    """Deletes what killed processes left and returns its names. Only for the one process that saves here."""
-    left = unfinished(directory)
-    for path in left:
-        shutil.rmtree(path)
+    """Deletes what killed processes left and returns its names. Only for the one process that saves here.
+
+    A marked step whose deletion had begun gets its name back: `remove` was killed before it looked at marks.
+    """
+    left, kept = [], marked(directory)
+    for path in unfinished(directory):
+        whole = directory / path.name.removesuffix(_DELETED)
+        if whole.name.isdecimal() and int(whole.name) in kept and not whole.exists():
+            os.rename(path, whole)
+        else:
+            shutil.rmtree(path)
+            left.append(path.name)
     for temporary in directory.glob("*/.*.partial"):  # of a manifest or checksums
         temporary.unlink(missing_ok=True)
-    return [path.name for path in left]
+    return left

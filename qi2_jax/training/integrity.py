@@ -1,8 +1,10 @@
 """Checksums of a checkpoint's files: written by all processes after a save, read before a restore. Without JAX.
 
-Every process hashes its share of the files into `STEP/checksums-PROCESS.json`. The hash is BLAKE2b with 256 bits
-(`b2sum -l 256` prints the same): about 1 GB/s per thread on any 64-bit core, where SHA-256 needs special instructions
-for that, and one flipped bit is never missed. hashlib lets go of the interpreter while it hashes, so threads scale.
+Every process hashes its share of the files into `STEP/checksums-PROCESS.json`; that of process 0 also lists all files.
+On a network file system a process may see an old listing and leave files out: the step then counts as unverified.
+The hash is BLAKE2b with 256 bits (`b2sum -l 256` prints the same): about 1 GB/s per thread on any 64-bit core, where
+SHA-256 needs special instructions for that, and one flipped bit is never missed. hashlib lets go of the interpreter
+while it hashes, so threads scale.
 """
 
 import concurrent.futures
@@ -50,27 +52,37 @@ def record(step: pathlib.Path, process: int = 0, processes: int = 1) -> None:
             name: {"bytes": (step / name).stat().st_size, _ALGORITHM: digest}
             for name, digest in zip(own, digests, strict=True)
         }
-    found = {"process": process, "processes": processes, "files": entries}
+    found: dict[str, Any] = {"process": process, "processes": processes, "files": entries}
+    if process == 0:
+        found["all_files"] = sorted({*names, *own})
     write_json_atomic(step / f"{_PREFIX}{process}.json", found)
 
 
 def _recorded(step: pathlib.Path) -> dict[str, dict[str, Any]] | None:
-    """{file: its size and hash} from the checksums of all processes; None where a process's are missing."""
+    """{file: its size and hash} from the checksums of all processes; None where a process's are missing, or where they
+    are not of all files that process 0 saw, which older versions did not note."""
     entries: dict[str, dict[str, Any]] = {}
-    present, wanted = set(), set()
+    present, wanted, seen = set(), set(), None
     for path in sorted(step.glob(f"{_PREFIX}*.json")):
         try:
             found = json.loads(path.read_bytes())
             present.add(found["process"])
             wanted |= set(range(found["processes"]))
+            seen = set(found["all_files"]) if "all_files" in found else seen
             entries |= {name: {"bytes": e["bytes"], _ALGORITHM: e[_ALGORITHM]} for name, e in found["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _Unreadable(f"{path.name} is unreadable: {type(error).__name__} {error}") from None
-    return entries if present and present == wanted else None
+    complete = bool(present) and present == wanted
+    return entries if complete and seen in (None, entries.keys()) else None
+
+
+def is_recorded(step: pathlib.Path, processes: int) -> bool:
+    """Whether so many processes have written their checksums, whatever is in them."""
+    return all((step / f"{_PREFIX}{process}.json").is_file() for process in range(processes))
 
 
 def is_verified(step: pathlib.Path) -> bool:
-    """Whether a step has the checksums of all its processes. No file is read again."""
+    """Whether a step has the checksums of all its files. No file is read again."""
     try:
         return _recorded(step) is not None
     except _Unreadable:

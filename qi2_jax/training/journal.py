@@ -63,6 +63,8 @@ class Journal(contextlib.ExitStack):
         self._logged: tuple[int, Mapping[str, float]] = (-1, {})  # what was logged last and its step
         self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # the last evaluation and its step
         self._skipped = float(state.skipped_total)
+        best = config.checkpoint.get("best_metric", "") if config.checkpoint.get("keep_best", 0) else ""
+        self._unseen = best if start == 0 else ""  # by which checkpoints are kept: the first logged step must know it
         self._forget()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
         axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -138,6 +140,10 @@ class Journal(contextlib.ExitStack):
 
         Returns:
           The longest run of updates in a row, up to any step of the interval, that were not finite.
+
+        Raises:
+          ValueError: at the first logged step of a run, if neither it nor the evaluation before it has the metric by
+            which checkpoints are kept.
         """
         values = fetch(self._values) | processes.mean(fetch(self._facts)) | {"learning_rate": learning_rate}
         lap = self._watch.lap()
@@ -152,6 +158,13 @@ class Journal(contextlib.ExitStack):
         self._metrics.write(step, values)
         self._logged = step, values
         self._progress.show(step, values["loss"])
+        known = values.keys() | self._evaluated[1].keys()
+        if self._unseen and self._unseen not in known:
+            raise ValueError(
+                f"checkpoint.best_metric is {self._unseen!r}, which this run does not write: keep_best would keep "
+                f"nothing. Choose one of {sorted(known)}, or set checkpoint.keep_best=0"
+            )
+        self._unseen = ""
         self._forget()
         return streak
 

@@ -21,6 +21,8 @@ from qi2_jax.training.feeding import Feed as Feed
 from qi2_jax.training.feeding import Reader, put
 from qi2_jax.training.feeding import Update as Update
 from qi2_jax.training.journal import SLOW, Journal
+from qi2_jax.training.metrics import check_sinks
+from qi2_jax.training.profiling import check_window
 from qi2_jax.training.termination import LastStep, Termination
 from qi2_jax.training.watchdog import Watchdog
 
@@ -36,7 +38,7 @@ MAY_CHANGE = (
 LEAST = {
     "train": {"steps": 1, "ahead": 0, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
     "validation": {"every": 1},
-    "checkpoint": {"every": 1, "keep": 1, "keep_every": 0, "keep_best": 0},
+    "checkpoint": {"every": 1},
 }
 
 
@@ -244,15 +246,19 @@ def _train(
 
 
 def check(config: Any) -> optax.GradientTransformation:
-    """The optimizer of a stage's config, after checking everything in the config that the loop reads.
+    """The optimizer of a stage's config, after checking everything in the config that the loop, its journal and its
+    checkpoints read.
 
     Raises:
-      ValueError: naming a value out of its range.
+      ValueError: naming a value out of its range, or a sink that is unknown or not installed.
     """
     for group, keys in LEAST.items():
         for key, least in keys.items():
             if config[group][key] < least:
                 raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
+    Policy.of_config(config.checkpoint)
+    check_window(config.profile.start, config.profile.steps)
+    check_sinks(config.train.sinks)
     if not 0 <= config.seed < MAX_SEED:
         raise ValueError(f"seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
     if not 0 <= config.ema_decay < 1:

@@ -14,6 +14,12 @@ import jax
 DIRECTORY = "profile"
 
 
+def check_window(start: int, steps: int) -> None:
+    """Raises a ValueError for a first step below 0, or for less than one step."""
+    if start < 0 or steps < 1:
+        raise ValueError(f"profile.start is {start}, at least 0; profile.steps is {steps}, at least 1")
+
+
 class Profiler:
     """Traces steps into `RUN/profile/FIRST_STEP`, every process its own devices.
 
@@ -26,12 +32,11 @@ class Profiler:
       steps: steps of a trace.
 
     Raises:
-      ValueError: for a value out of its range.
+      ValueError: as `check_window`.
     """
 
     def __init__(self, directory: pathlib.Path, start: int = 0, steps: int = 3):
-        if start < 0 or steps < 1:
-            raise ValueError(f"profile.start is {start}, at least 0; profile.steps is {steps}, at least 1")
+        check_window(start, steps)
         self._directory, self._start, self._steps = directory, start, steps
         self._left = 0  # steps still to be traced
         self._asked = False

@@ -77,13 +77,15 @@ def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
-    """The rate after so many updates: linear warm-up, then constant or a cosine to zero; see `make_optimizer`."""
-    if config["decay_steps"]:
-        return optax.warmup_cosine_decay_schedule(0.0, config["lr"], config["warmup"], config["decay_steps"])
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, config["lr"], config["warmup"]), optax.constant_schedule(config["lr"])],
-        [config["warmup"]],
-    )
+    """The rate of update n, from 0: `lr * (n + 1) / warmup` at first, then constant or a cosine, which is zero only at
+    `decay_steps`, after the last update; see `make_optimizer`."""
+    rate, warmup, end = config["lr"], config["warmup"], config["decay_steps"]
+    after = optax.cosine_decay_schedule(rate, end - warmup) if end else optax.constant_schedule(rate)
+    if not warmup:
+        return after
+    # Over all of `warmup`, one step longer than it is read: optax has no rise of no steps.
+    rise = optax.linear_schedule(rate / warmup, rate / warmup + rate, warmup)
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def _is_matrix(model: Any) -> Any:

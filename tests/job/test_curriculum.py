@@ -16,6 +16,7 @@ from qi2_jax import runs
 from qi2_jax.job import curriculum
 from qi2_jax.training import checkpoint
 
+SECOND = "stages.s2_256p_edits.transformer"
 TINY = "experiments/qwen_image_2/curriculum.py:tiny"
 EXPERIMENT = """
 from experiments.qwen_image_2 import curriculum
@@ -140,6 +141,16 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
         ("stages.s2_256p_edits.transformer.batch_sizes=(6,)", "stages.s2_256p_edits: .*batch of 6 does not split"),
         ("stages.s2_256p_edits.data.held_out=1.0", "stages.s2_256p_edits: data.held_out is 1.0"),
         ("stages.s2_256p_edits.data.held_out=0.5", "data.held_out differs: .*'s2_256p_edits': 0.5"),
+        (f"{SECOND}.train.sinks=('foo',)", r"s2_256p_edits: transformer: metric sinks \['foo'\] are unknown"),
+        (f"{SECOND}.profile.steps=0", "s2_256p_edits: transformer: .*profile.steps is 0, at least 1"),
+        (f"{SECOND}.profile.start=-1", "s2_256p_edits: transformer: profile.start is -1, at least 0"),
+        (f"{SECOND}.checkpoint.keep_best=2 {SECOND}.checkpoint.best_metric=", "keep_best is 2, but .* names no metric"),
+        (f"{SECOND}.checkpoint.local_every=2", "checkpoint.local_folder '' is no absolute path"),
+        (f"{SECOND}.lora.rank=2 {SECOND}.lora.targets=('nope',)", r"s2_256p_edits: lora.targets \['nope'\] match no"),
+        (f"{SECOND}.model.layers=3", r"stages.s2_256p_edits.transformer differs from .*: model.layers: 2 -> 3"),
+        (f"{SECOND}.timesteps.shift.max_shift=0.7", "differs from .*: timesteps.shift.max_shift: .* -> 0.7"),
+        ("vae.train.sinks=('foo',)", r"vae: metric sinks \['foo'\] are unknown"),
+        ("vae.profile.steps=0", "vae: .*profile.steps is 0"),
         ("model.folder=/nope", "model.folder /nope is no model folder"),
         ("start.folder=/nope", "/nope is neither a run"),
         ("vae.crop=40", "vae.crop is 40"),
@@ -147,7 +158,7 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
 )
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        curriculum.run(configs.load(TINY, [override]), tmp_path / "out")
+        curriculum.run(configs.load(TINY, override.split()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

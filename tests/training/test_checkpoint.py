@@ -218,6 +218,40 @@ def test_without_a_whole_checkpoint_nothing_begins_anew_by_itself(copied):
     assert files.steps(copied) == [4, 8, 12]
 
 
+def test_a_file_that_no_process_hashed_makes_a_step_unverified_and_not_damaged(copied, monkeypatch):
+    """The second of two processes sees an old listing, as on a network file system."""
+    step, of_files = copied / "12", files.files
+    (step / "checksums-0.json").unlink()
+    integrity.record(step, 0, 2)
+    share = sorted(name for name in of_files(step) if not name.startswith(("checksums", "manifest")))[1::2]
+    monkeypatch.setattr(files, "files", lambda path: {n: s for n, s in of_files(path).items() if n != share[-1]})
+    integrity.record(step, 1, 2)
+    monkeypatch.undo()
+    assert not integrity.is_verified(step) and integrity.problems(step) == [] and integrity.is_recorded(step, 2)
+    assert Checkpoints(copied).latest() == 12
+    integrity.record(step, 1, 2)
+    assert integrity.is_verified(step) and integrity.problems(step) == []
+
+
+def test_checksums_of_older_versions_without_a_list_of_all_files_count(copied):
+    path = copied / "12" / "checksums-0.json"
+    found = json.loads(path.read_text())
+    assert found["all_files"] == sorted(found["files"])
+    del found["all_files"]
+    path.write_text(json.dumps(found))
+    assert integrity.is_verified(copied / "12")
+    (copied / "12" / "extra").touch()
+    assert integrity.problems(copied / "12") == ["extra is not one of its files"]
+
+
+def test_a_marked_step_whose_deletion_was_cut_short_comes_back(copied):
+    for step in (4, 8):
+        (copied / str(step)).rename(copied / f"{step}.deleted")
+    (copied / "4.keep").touch()
+    assert files.clean(copied) == ["8.deleted"]
+    assert files.steps(copied) == [4, 12] and integrity.problems(copied / "4") == []
+
+
 def test_without_checksums_a_checkpoint_is_used_and_said_to_be_unverified(copied, caplog):
     (copied / "12" / "checksums-0.json").unlink()
     assert not integrity.is_verified(copied / "12") and integrity.problems(copied / "12") == []

@@ -80,6 +80,34 @@ def test_a_manifest_holds_only_what_was_evaluated_at_its_step(tmp_path):
     assert found == {3: None, 6: 6.0, 9: None, 12: 12.0}
 
 
+@pytest.mark.parametrize(
+    ("group", "values", "message"),
+    [
+        ("train", {"sinks": ("foo",)}, r"metric sinks \['foo'\] are unknown"),
+        ("profile", {"steps": 0}, "profile.steps is 0"),
+        ("checkpoint", {"keep_best": 2, "best_metric": ""}, "keep_best is 2, but checkpoint.best_metric names no"),
+    ],
+)
+def test_a_run_that_is_refused_writes_nothing(group, values, message, tmp_path):
+    wrong = ml_collections.ConfigDict(config())
+    wrong[group].update(values)
+    with pytest.raises(ValueError, match=message):
+        train(task(), wrong, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_best_metric_that_the_run_does_not_write_is_refused_at_the_first_logged_step(tmp_path):
+    wrong = ml_collections.ConfigDict(config(log_every=2))
+    wrong.checkpoint.update(every=1, keep_best=1, best_metric="validation_los")
+    evaluated = task(evaluate=lambda state: {"validation_loss": float(state.step)})
+    with pytest.raises(ValueError, match=r"best_metric is 'validation_los', .* one of .*'loss', .*'validation_loss'"):
+        train(evaluated, wrong, tmp_path)
+    assert files.steps(tmp_path / "checkpoints") == []
+    for name in ("validation_loss", "loss"):
+        wrong.checkpoint.best_metric = name
+        train(evaluated, wrong, tmp_path / name)
+
+
 def test_a_last_save_that_fails_is_an_error_and_no_end(tmp_path, monkeypatch):
     def fail(self, written, path, manifest):
         written.result()

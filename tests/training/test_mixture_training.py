@@ -58,6 +58,16 @@ def test_mixture_trains_in_its_shares_and_resumes(samples, tmp_path):
     assert all(np.isfinite(line["loss"]) and 0 < line["batch/tall"] < 1 for line in steps)
     validation = [line for line in whole if "validation_loss" in line]
     assert validation[0].keys() >= {f"validation_loss/{kind}/64-{count}" for kind in ("ema", "raw") for count in (0, 2)}
+    for line in validation:
+        of = {
+            (kind, count): [line[f"validation_loss/{kind}_t/64-{count}/{place:02d}"] for place in range(9)]
+            for kind in ("ema", "raw")
+            for count in (0, 2)
+        }
+        for (kind, count), losses in of.items():
+            assert np.mean(losses) == pytest.approx(line[f"validation_loss/{kind}/64-{count}"])
+        by_time = np.mean([of["ema", 0], of["ema", 2]], axis=0)
+        assert by_time == pytest.approx([line[f"validation_loss/ema_t/{place:02d}"] for place in range(9)])
     train(samples, tmp_path / "parts", 2)
     parts = [line for line in train(samples, tmp_path / "parts", 4) if "loss" in line]
     assert parts == steps

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qi2_jax import processes
 from qi2_jax.training import checkpoint, watchdog
 
 from . import runs_of
@@ -43,6 +44,20 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
             raise AssertionError("rows of other processes were taken for own ones")
 print("same batch", process)
 """
+
+
+def test_texts_of_many_lengths_are_sent_in_few_shapes(monkeypatch):
+    sent = []
+
+    def allgather(array):
+        sent.append(np.shape(array))
+        return np.stack([array, array])
+
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", allgather)
+    texts = ["", "a", "ä" * 512, "b" * 1023, "c" * 1025]
+    assert [processes.gather(text) for text in texts] == [[text, text] for text in texts]
+    assert set(sent) == {(), (1024,), (2048,)}
 
 
 def test_rows_of_two_processes_make_one_batch():

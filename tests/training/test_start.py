@@ -1,5 +1,7 @@
 """Where a run starts: an imported folder or another run, trained as a whole or by an adapter; and what comes out."""
 
+import shutil
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -69,7 +71,7 @@ def losses(run):
 
 @pytest.fixture(scope="module")
 def full(samples, imported, tmp_path_factory):
-    """A full fine-tuning of the imported transformer; during warm-up the first rate is 0."""
+    """A full fine-tuning of the imported transformer."""
     return train(samples, tmp_path_factory.mktemp("runs") / "full", imported, 4, model=imported)
 
 
@@ -85,7 +87,8 @@ def test_full_fine_tuning_begins_with_the_imported_weights_and_learns(full, impo
 
 
 def test_a_run_continues_from_both_weights_of_another(samples, full, imported, tmp_path):
-    second = train(samples, tmp_path / "second", full, 1, model=imported)  # its only step has a rate of 0
+    still = (*OVERRIDES, "transformer.optimizer.lr=1e-12")
+    second = train(samples, tmp_path / "second", full, 1, still, model=imported)
     for item in ("model", "ema"):
         begun = {name: w.read() for name, w in checkpoint.weights(second / "checkpoints" / "1", item).items()}
         for name, leaf in weights_of(full, item).items():
@@ -123,6 +126,24 @@ def test_resume_of_an_adapter_is_exact(samples, adapted, imported, tmp_path):
         for name, weight in ours.items():
             np.testing.assert_array_equal(weight.read(), theirs[name].read(), err_msg=name)
     assert losses(out)[-1] == losses(adapted)[-1]
+
+
+def test_a_base_with_a_flipped_byte_is_refused_by_name(samples, adapted, imported, tmp_path):
+    out = tmp_path / "spoilt"
+    shutil.copytree(adapted, out)
+    (weights,) = (out / "model" / "transformer").glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    claimed = (out / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"begun with other values[^\n]*\n  data\.base_transformer: 'sha256:\w+' -> "):
+        train(samples, out, imported, 8, ADAPTER, imported)
+    assert (out / "config.json").read_bytes() == claimed
+
+
+def test_a_full_run_that_is_to_go_on_as_an_adapter_is_refused_by_the_difference(samples, full, imported):
+    with pytest.raises(ValueError, match=r"begun with other values.*\n  lora\.rank: 0 -> 4"):
+        train(samples, full, imported, 8, ADAPTER, imported)
 
 
 def test_diffusers_loads_the_trained_adapter(adapted, published, tmp_path):
