@@ -61,13 +61,17 @@ def explain(verb: str, error: BaseException) -> str | None:
 
 
 def stop_on_sigterm() -> None:
-    """Lets SIGTERM end the process with status 0 wherever it loses nothing; a training saves first by itself."""
+    """Lets SIGTERM end the process with status 0 wherever it loses nothing; a training saves first by itself.
+
+    SIGUSR1, which asks a training for a trace, does nothing before it has begun.
+    """
 
     def stop(signum, frame):
         print("SIGTERM: stopped; run again to continue", file=sys.stderr)
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

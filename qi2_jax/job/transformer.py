@@ -109,6 +109,10 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     """
     check_samples(config, samples)
     data, config = config.data, config.transformer
+    data_of_run = samples.fingerprint | {"mixture": configs.to_dict(data.mixture)}
+    adapter = stages.lora_of(config)
+    if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):
+        return
     mesh, model_config = stages.mesh_of(config.mesh), transformer_config(config, samples)
     run = Execution(
         stages.dtype_of(config.execution.dtype),
@@ -121,8 +125,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         fixed = fixed_prompts.encode(config.samples, max(data.sides), out / runs.MODEL, mesh, encoded_in)
     inputs = Inputs(config, samples, out / runs.MODEL, mesh)
     source = pathlib.Path(config.start.folder) if config.start.folder else None
-    like, adapter = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0))), stages.lora_of(config)
-    data_of_run = samples.fingerprint | {"mixture": configs.to_dict(data.mixture)}
+    like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
     if adapter is None:
         objective = training.Objective(Shift(**config.timesteps.shift), run, complete=inputs.complete)
         frozen = Frozen(inputs.encoder)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from qi2_jax import config as configs
 from qi2_jax import lock, processes
 from qi2_jax.in_flight import InFlight
+from qi2_jax.training import checkpoint, integrity, metrics
 from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoint import Checkpoints, Policy
 from qi2_jax.training.compiled import Compiled, Part
@@ -21,7 +22,6 @@ from qi2_jax.training.feeding import Feed as Feed
 from qi2_jax.training.feeding import Reader, put
 from qi2_jax.training.feeding import Update as Update
 from qi2_jax.training.journal import SLOW, Journal
-from qi2_jax.training.metrics import check_sinks
 from qi2_jax.training.profiling import check_window
 from qi2_jax.training.termination import LastStep, Termination
 from qi2_jax.training.watchdog import Watchdog
@@ -118,6 +118,29 @@ def train(
     with lock.hold(directory), Watchdog(config.train.watchdog_seconds, directory) as watchdog:
         watchdog.beat("the start", SLOW * config.train.watchdog_seconds)
         return _train(task, config, directory, mesh, optimizer, accept_changes, watchdog)
+
+
+def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> bool:
+    """Whether `train` would have nothing to do in a run: it is at its end, with its last checkpoint whole and nothing
+    left to mend or to tell. No array is restored. Every process must ask.
+
+    Args:
+      config, data, directory: see `train`; `data` is that of the task.
+
+    Raises:
+      ValueError: if the directory belongs to another config or other data.
+    """
+    folder, path = directory / "checkpoints", directory / "checkpoints" / str(config.train.steps)
+    with processes.agreed():
+        found = max(checkpoint.steps(folder), default=-1) == config.train.steps and integrity.is_verified(path)
+    if "no" in processes.gather("yes" if found else "no"):
+        return False
+    with processes.agreed():
+        configs.claim(directory / "config.json", {**configs.to_dict(config), "data": data}, MAY_CHANGE, write=False)
+        wrong = integrity.problems(path, jax.process_index(), jax.process_count())
+        skipped = checkpoint.weights(path, "progress")["skipped"].read() if not wrong else 0
+        told = metrics.has_evaluation(directory, config.train.steps)
+    return "no" not in processes.gather("yes" if told and not wrong and skipped < config.train.max_skipped else "no")
 
 
 def _train(
@@ -258,7 +281,7 @@ def check(config: Any) -> optax.GradientTransformation:
                 raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
     Policy.of_config(config.checkpoint)
     check_window(config.profile.start, config.profile.steps)
-    check_sinks(config.train.sinks)
+    metrics.check_sinks(config.train.sinks)
     if not 0 <= config.seed < MAX_SEED:
         raise ValueError(f"seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
     if not 0 <= config.ema_decay < 1:

@@ -80,7 +80,7 @@ class Metrics:
     def looked(self, step: int) -> list[str]:
         """Whether there is an evaluation ("evaluate") and a picture ("sample") of a step."""
         found = []
-        if self.path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(self.path)):
+        if has_evaluation(self.path.parent, step):
             found.append("evaluate")
         if any(self._samples.glob(f"*-{step}.png")):
             found.append("sample")
@@ -264,6 +264,12 @@ def lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
 def read(path: pathlib.Path) -> list[dict[str, float]]:
     """All `lines` of a metrics file."""
     return list(lines(path))
+
+
+def has_evaluation(directory: pathlib.Path, step: int) -> bool:
+    """Whether a run was evaluated at a step."""
+    path = directory / FILE
+    return path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(path))
 
 
 def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

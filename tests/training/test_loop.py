@@ -99,7 +99,7 @@ def test_a_run_that_is_refused_writes_nothing(group, values, message, tmp_path):
 def test_a_best_metric_that_the_run_does_not_write_is_refused_at_the_first_logged_step(tmp_path):
     wrong = ml_collections.ConfigDict(config(log_every=2))
     wrong.checkpoint.update(every=1, keep_best=1, best_metric="validation_los")
-    evaluated = task(evaluate=lambda state: {"validation_loss": float(state.step)})
+    evaluated = task(evaluate=lambda state, _: {"validation_loss": float(state.step)})
     with pytest.raises(ValueError, match=r"best_metric is 'validation_los', .* one of .*'loss', .*'validation_loss'"):
         train(evaluated, wrong, tmp_path)
     assert files.steps(tmp_path / "checkpoints") == []
@@ -128,6 +128,33 @@ def test_a_finished_run_that_is_called_again_stays_finished(tmp_path):
 
 def evaluated(out):
     return [(line["step"], line["validation_loss"]) for line in metrics.lines(out / metrics.FILE) if len(line) == 2]
+
+
+def test_a_finished_run_is_known_by_its_files(tmp_path):
+    ended = ml_collections.ConfigDict(config())
+    ended.checkpoint.update(checksums=True, every=6)
+    spoilt = ml_collections.ConfigDict(ended).copy_and_resolve_references()
+    spoilt.train.max_skipped = 1
+    looks = {"evaluate": lambda state, _: {"validation_loss": 1.0}}
+    train(task(**looks), ended, tmp_path)
+    assert loop.is_finished(ended, {}, tmp_path)
+    assert not loop.is_finished(ended, {}, tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="ema_decay"):
+        loop.is_finished(ml_collections.ConfigDict({**ended, "ema_decay": 0.5}), {}, tmp_path)
+    with pytest.raises(ValueError, match="data"):
+        loop.is_finished(ended, {"other": 1}, tmp_path)
+    longer = ended.copy_and_resolve_references()
+    longer.train.steps = 18
+    assert not loop.is_finished(longer, {}, tmp_path)
+    lines = (tmp_path / metrics.FILE).read_text().splitlines(keepends=True)
+    (tmp_path / metrics.FILE).write_text("".join(line for line in lines if "validation_loss" not in line))
+    assert not loop.is_finished(ended, {}, tmp_path)  # its end was not evaluated
+    (tmp_path / metrics.FILE).write_text("".join(lines))
+    (tmp_path / "checkpoints" / "12" / "manifest.json").write_text("{}")
+    assert not loop.is_finished(ended, {}, tmp_path)
+    with pytest.raises(loop.NonFiniteError):
+        train(task((12,), **looks), spoilt, tmp_path / "spoilt")
+    assert not loop.is_finished(spoilt, {}, tmp_path / "spoilt")  # saved at its end all the same
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
