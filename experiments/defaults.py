@@ -8,7 +8,7 @@ def train(steps: int, **changes: Any) -> dict[str, Any]:
     group = dict(
         steps=steps,
         # Updates that are dispatched before the one under way is done. Where one takes seconds, 0 costs nothing, and
-        # after SIGTERM only the one under way is still waited for.
+        # SIGTERM ends one between two of its parts.
         ahead=2,
         log_every=10,
         max_skipped=10,  # updates in a row that are not finite end a run

@@ -3,6 +3,7 @@
 Models name dims, never mesh axes; this table is the only place that connects the two.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -58,20 +59,48 @@ class MeshShape:
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of exactly `shape.size` devices, with axes for the automatic partitioner.
 
+    TPU chips of several slices are laid out along `data`: slice i has the i-th run of `data` / slices indices, and
+    `fsdp` and `tensor` lie within it. Weights are split over these two, so they are gathered, and activations
+    exchanged, over a slice's own links. What crosses slices, over the slower network of the data center, are the
+    reductions over `data`: the sums of the gradients, once for each part in which a batch is computed, of which every
+    chip sends those of the weights that it holds; and those of scalars, such as the loss.
+
     Raises:
-      ValueError: if the number of devices is another one.
+      ValueError: if the number of devices is another one, or they cannot be split over their slices so.
     """
     devices = jax.devices() if devices is None else devices
+    named = f"the mesh data={shape.data} x fsdp={shape.fsdp} x tensor={shape.tensor}"
     if len(devices) != shape.size:
         raise ValueError(
-            f"the mesh data={shape.data} x fsdp={shape.fsdp} x tensor={shape.tensor} needs {shape.size} devices, but "
-            f"{len(devices)} are present; change config.mesh, or on a CPU set "
+            f"{named} needs {shape.size} devices, but {len(devices)} are present; change config.mesh, or on a CPU set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={shape.size}"
         )
-    sizes = (shape.data, shape.fsdp, shape.tensor)
+    sizes = chips_of_slices(devices)
+    slices = max(len(sizes), 1)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{named} needs slices of equal size, but slice -> chips is {sizes}; leave some of them out")
+    if shape.data % slices:
+        raise ValueError(
+            f"{named} does not split over {slices} slices of {shape.size // slices} chips: fsdp and tensor stay within "
+            f"a slice; make data a multiple of {slices} and fsdp x tensor a divisor of {shape.size // slices}, such as "
+            f"data={slices} x fsdp={shape.size // slices} x tensor=1"
+        )
+    within = (shape.data // slices, shape.fsdp, shape.tensor)
     # An axis may take part of a side of the torus: 4 of 16 chips, say.
-    arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if slices > 1:
+        arranged = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    else:
+        arranged = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
+    """How many of the devices each slice has: TPU chips that are connected by links of their own.
+
+    Chips of a job of one slice may not name it; other platforms have no such links, whatever they call a slice.
+    """
+    found = collections.Counter(getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu")
+    return dict(sorted(found.items()))
 
 
 def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:

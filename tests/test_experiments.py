@@ -42,8 +42,21 @@ def test_data_of_every_form_is_valid(name, form):
     data = config.load(f"{EXPERIMENTS[name]}{form}").data
     thresholds = Thresholds(**data.thresholds)
     resolutions = Resolutions.of_config(data)
-    side = resolutions.areas[0][0]
-    assert thresholds.min_side <= 2 * side and resolutions.fits(side, side)[0][1].left_out is None
+    smallest, largest = resolutions.areas[0][0], resolutions.areas[-1][0]
+    assert thresholds.min_side <= max(2 * smallest, largest)
+    assert resolutions.fits(smallest, smallest)[0][1].left_out is None
+
+
+def test_resolution_filters_are_the_reports():
+    """Resolution(256) in stage 1, (1024) in stage 4, (2048) in stage 5; every stage keeps the filters before it."""
+    sides = [config.load(str(EXPERIMENTS[name])).data.thresholds.min_side for name in STAGES]
+    assert sides == [256, 256, 256, 1024, 2048, 2048]
+
+
+def test_no_random_stream_of_a_stage_is_that_of_another():
+    """Streams and validation take seeds that follow the stage's: two for every stream, one for validation."""
+    seeds = [config.load(str(EXPERIMENTS[name])).transformer.seed for name in STAGES]
+    assert all(after - before >= 100 for before, after in itertools.pairwise(seeds))
 
 
 def test_filters_get_stricter_from_stage_to_stage():

@@ -1,9 +1,10 @@
 """What the six stages of the curriculum share: the ladder of their data, the model, and how it is trained.
 
-The Qwen-Image-2.0 report names the filters of each stage and gives no threshold: every number of the data is ours,
-chosen after public recipes (LAION, DataComp, Qwen-Image 1) and measurements on real pictures, to be calibrated on the
-data. Of training it gives steps, images per batch at each resolution, learning rates, weight decay, clipping, dropout
-and the shares of the tasks (its Table 2); what else is chosen here says why.
+The Qwen-Image-2.0 report names the filters of each stage. Of their thresholds it gives those of resolution alone: 256
+in stage 1, 1024 in stage 4, 2048 in stage 5. Every other number of the data is ours, chosen after public recipes
+(LAION, DataComp, Qwen-Image 1) and measurements on real pictures, to be calibrated on the data. Of training it gives
+steps, images per batch at each resolution, learning rates, weight decay, clipping, dropout and the shares of the tasks
+(its Table 2); what else is chosen here says why.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ from experiments import defaults
 
 # Stage 1, kept by all later ones: broken files, resolution, duplicates, NSFW, orientation, entropy, alignment, length.
 PRE_TRAINING: dict[str, Any] = dict(
-    min_side=256,  # Qwen-Image 1 leaves out what is smaller
+    # The report's Resolution(256). We read the figure as the shorter side: Qwen-Image 1 leaves out what is smaller.
+    min_side=256,
     max_aspect=3.0,  # the buckets end at 1:3 and 3:1
     max_nsfw=0.5,  # the usual cut of open_nsfw and of CLIP-based detectors
     min_alignment_percentile=20.0,  # a percentile, since scores of different CLIPs do not compare
@@ -38,10 +40,11 @@ PRE_TRAINING: dict[str, Any] = dict(
 )
 # Stage 3 adds synthetic pictures.
 WITH_SYNTHETIC: dict[str, Any] = dict(PRE_TRAINING, synthetic=True)
-# Stage 4 adds image quality, aesthetics and compression quality.
+# Stage 4 asks for its largest area, the report's Resolution(1024), whose pictures, reduced, also fill the smaller one;
+# and adds image quality, aesthetics and compression quality.
 CONTINUAL: dict[str, Any] = dict(
     WITH_SYNTHETIC,
-    min_side=512,  # the smallest area trained
+    min_side=1024,
     min_clarity=8.0,  # photographs after a blur of 3 pixels lie below 4
     min_brightness=0.05,
     max_brightness=0.97,
@@ -52,9 +55,12 @@ CONTINUAL: dict[str, Any] = dict(
     min_aesthetic=4.5,  # LAION's first set; 5 and 6 are its later ones
     require=("nsfw", "alignment", "aesthetic"),
 )
-# Stage 6, the distribution filter: the same operators, stricter, and classes capped.
+# Stage 5 adds the report's Resolution(2048) alone.
+LARGEST: dict[str, Any] = dict(CONTINUAL, min_side=2048)
+# Stage 6, the distribution filter: the same operators, stricter, and classes capped. It has no resolution of its own in
+# the report; stricter operators pass nothing that stage 5 leaves out, and the report's figure 6 labels it 2048p.
 FINE_TUNING: dict[str, Any] = dict(
-    CONTINUAL,
+    LARGEST,
     max_nsfw=0.2,
     min_alignment_percentile=50.0,
     min_clarity=12.0,
@@ -69,12 +75,22 @@ FINE_TUNING: dict[str, Any] = dict(
 
 # The report's "32K" images at 256p, halved with each resolution; as powers of two they split over any number of chips.
 BATCH_SIZES = {256: 32_768, 512: 16_384, 1024: 8_192, 2048: 4_096}
-# Four slices of 256 v6e chips (31 GiB each): parameters are gathered within a slice, gradients summed across slices.
+# Four slices of 256 v6e chips (31 GiB each): parameters are gathered within a slice, gradients summed across slices
+# (`sharding.make_mesh`).
 # From 1024p on, four chips share an image: with three condition images a sequence has up to 67 thousand slots.
 SMALL_MESH, LARGE_MESH = dict(data=4, fsdp=256, tensor=1), dict(data=4, fsdp=64, tensor=4)
 # What one of these chips, or four of them, compute at once with room to spare (`tests/benchmarks/stage_cost.py`).
 SMALL_AT_ONCE, LARGE_AT_ONCE = {256: 8, 512: 2}, {512: 8, 1024: 2, 2048: 1}
 TINY = 4  # a tiny stage has sides of a quarter
+# Nor does it ask for more: ten of the tiny curriculum's pairs have a shorter side of 512, and one of them is held.
+TINY_MIN_SIDE = 256
+# By time: a save every 40 to 45 minutes, in stage 4 every 21 (`tests/benchmarks/stage_cost.py`). So much is lost when
+# hosts are lost, and a save, which goes on beside the steps, has long ended when the next begins. Both divide 50,000,
+# whose multiples are kept for good.
+SMALL_SAVE_EVERY, LARGE_SAVE_EVERY = 500, 200
+# An update takes 5 to 78 s (2048p with three condition images) at 40% utilisation: none is dispatched ahead, so that
+# SIGTERM ends one between two of its parts, and the watchdog waits for one at a time.
+AHEAD, WATCHDOG_SECONDS = 0, 300.0
 
 # Drawn while training, the same in every stage: ours, one for each thing that is judged by eye.
 PROMPTS = (
@@ -114,7 +130,8 @@ def stage(
     """The config of one stage.
 
     Args:
-      number: of the stage; its seed, so that no stage repeats the times and noise of another.
+      number: of the stage; a thousand times it is the seed, so that no stage repeats the order, times and noise of
+        another: streams and validation take the numbers that follow the seed.
       form: "" or "tiny", the same with areas of a quarter the side, a tiny model on a CPU, and without models that have
         to be brought.
       sides: of the squares whose area its buckets have, in pixels.
@@ -131,10 +148,13 @@ def stage(
     if form not in ("", "tiny"):
         raise ValueError(f"a stage has no form {form!r}, only 'tiny'")
     tiny = form == "tiny"
-    mesh, at_once = (SMALL_MESH, SMALL_AT_ONCE) if max(sides) < 1024 else (LARGE_MESH, LARGE_AT_ONCE)
+    small = max(sides) < 1024
+    mesh, at_once = (SMALL_MESH, SMALL_AT_ONCE) if small else (LARGE_MESH, LARGE_AT_ONCE)
+    save_every = SMALL_SAVE_EVERY if small else LARGE_SAVE_EVERY
     chosen = dict(dataclasses.asdict(Thresholds()), **thresholds, edits=tasks[1] > 0)
     if tiny:
-        chosen |= dict(min_side=chosen["min_side"] // TINY, require=(), min_alignment_percentile=0.0, max_tokens=256)
+        least = min(chosen["min_side"] // TINY, TINY_MIN_SIDE)
+        chosen |= dict(min_side=least, require=(), min_alignment_percentile=0.0, max_tokens=256)
     config = ml_collections.ConfigDict()
     config.platform = "cpu" if tiny else ""
     config.encode = dict(
@@ -164,7 +184,7 @@ def stage(
         thresholds=chosen,
     )
     config.transformer = dict(
-        seed=number,
+        seed=1_000 * number,
         model=dict(
             layers=2 if tiny else 32,
             heads=2 if tiny else 32,
@@ -205,8 +225,10 @@ def stage(
             warmup=4 if tiny else 1_000,  # ours; every stage begins with fresh moments
             decay_steps=0,  # the report gives one rate for each phase
         ),
-        train=defaults.train(tiny_steps, log_every=1) if tiny else defaults.train(steps, watchdog_seconds=1800.0),
-        checkpoint=defaults.checkpoint(10) if tiny else defaults.checkpoint(1_000, keep=3, keep_every=50_000),
+        train=defaults.train(tiny_steps, log_every=1)
+        if tiny
+        else defaults.train(steps, ahead=AHEAD, log_every=20, watchdog_seconds=WATCHDOG_SECONDS),
+        checkpoint=defaults.checkpoint(10) if tiny else defaults.checkpoint(save_every, keep=3, keep_every=50_000),
         profile=defaults.profile(),
     )
     return config

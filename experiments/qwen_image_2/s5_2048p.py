@@ -1,4 +1,4 @@
-"""Stage 5: 512p, 1024p and 2048p.
+"""Stage 5: 512p, 1024p and 2048p, of pictures whose shorter side has 2048 pixels.
 
 Command: in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
 `qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
@@ -20,7 +20,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         number=5,
         sides=(512, 1024, 2048),
         of_sides=(1, 1, 2),
-        thresholds=base.CONTINUAL,
+        thresholds=base.LARGEST,
         tasks=(7, 3),
         steps=100_000,
         lr=2e-05,

@@ -27,15 +27,17 @@ OPTIMIZER = dict(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, clip=1
 GIB = 2**30
 
 
-def topology_mesh(name: str, shape: sharding.MeshShape) -> Mesh:
+def topology_mesh(name: str, shape: sharding.MeshShape, num_slices: int = 1) -> Mesh:
     """A mesh over the chips of a topology that need not be present.
 
     Args:
-      name: generation and chips along each axis of the torus, such as "v6e:16x16" or "v5p:2x2x4".
-      shape: how the training axes are laid over the chips.
+      name: generation and chips along each axis of the torus of one slice, such as "v6e:16x16" or "v5p:2x2x4".
+      shape: how the training axes are laid over the chips of all slices.
+      num_slices: slices of that topology, joined by the network of the data center.
 
     Raises:
-      ValueError: if libtpu is not installed, the topology is unknown, or the mesh has another number of chips.
+      ValueError: if libtpu is not installed, the topology is unknown, the mesh has another number of chips, or it does
+        not split over the slices.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("compiling for a TPU needs libtpu, which is not installed: pip install 'qi2[tpu]'")
@@ -45,7 +47,7 @@ def topology_mesh(name: str, shape: sharding.MeshShape) -> Mesh:
     from jax.experimental import topologies
 
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=num_slices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"topology {name!r} is unknown to libtpu; write it like 'v6e:16x16': {error}") from error
     return sharding.make_mesh(shape, topology.devices)
@@ -78,6 +80,7 @@ class Report:
       compute_seconds: executed operations at the chips' peak rate.
       gather_seconds: weights of the blocks in the compute dtype, gathered for the forward and the backward pass, and
         their gradients reduced, at the bandwidth of the links; hidden where the compiler overlaps it with computation.
+        What crosses slices is not in it: that network's bandwidth is a matter of the data center.
     """
 
     chip: Chip

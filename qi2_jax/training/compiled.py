@@ -1,6 +1,6 @@
 """Programs of a training, compiled before the first step; a batch of another shape later is an error, not a stall."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,8 +67,13 @@ class Compiled:
         }
         self._apply = programs.apply.lower(state, sums).compile()
 
-    def __call__(self, state: TrainState, frozen: Any, parts: Iterable[Part]) -> tuple[TrainState, dict[str, Any]]:
+    def __call__(
+        self, state: TrainState, frozen: Any, parts: Iterable[Part], before_each: Callable[[], None] = lambda: None
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One update; the old state's memory is reused.
+
+        Args:
+          before_each: called before each of several parts; if it raises, the old state is still whole.
 
         Raises:
           ValueError: for a part of a shape for which nothing is compiled, naming it.
@@ -78,6 +83,7 @@ class Compiled:
             return self._program(part)(state, frozen, part.batch)
         sums, running = self._zeros(), InFlight(AHEAD)
         for part in parts:
+            before_each()
             program = self._program(part)
             sums, done = program(state, sums, frozen, part.batch, np.int32(part.first), np.float32(part.weight))
             running.add(done)

@@ -111,10 +111,15 @@ class Journal(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around a step."""
+        """Around a step; of one that is not taken, batches do not count."""
+        before = self._images, self._tokens, self._flops, list(self._facts)
         self._watchdog.beat(f"step {step}")
-        with self._profiler.step(step):
-            yield
+        try:
+            with self._profiler.step(step):
+                yield
+        except BaseException:
+            self._images, self._tokens, self._flops, self._facts = before
+            raise
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -134,6 +139,11 @@ class Journal(contextlib.ExitStack):
         """Counts a step with its metrics, which may still be computed."""
         self._values.append(values)
         self._progress.advance()
+
+    @property
+    def pending(self) -> bool:
+        """Whether steps were counted that are not logged yet."""
+        return bool(self._values)
 
     def logged(self, step: int, learning_rate: float) -> int:
         """Waits for the metrics since the last logged step and writes them, as means over the interval.

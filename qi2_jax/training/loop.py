@@ -77,7 +77,7 @@ class Task:
 
 
 class _Interrupted(Exception):
-    """SIGTERM cut an evaluation or pictures short."""
+    """SIGTERM cut an update, an evaluation or pictures short."""
 
 
 def _unless_terminating() -> None:
@@ -237,25 +237,34 @@ def _train(
         running, lag = InFlight(config.train.ahead), config.train.ahead if jax.process_count() > 1 else 0
         reader = Reader(task.updates(start), start, total, mesh, journal.reading, journal.fed)
         last = LastStep(mesh, lag)
+        # Long updates end between two parts; short ones are not worth asking all processes before each.
+        before_each = (lambda: None) if config.train.ahead else _unless_terminating
         termination.begin()
         step, end = start, last.known(reader.reach(start + 1 + lag), wait=True)
         while step < min(total, end):
             step += 1
-            with journal.step(step):
-                state, values = update(state, task.frozen, reader.parts())
-                possible = reader.reach(step + 1 + lag)  # while the devices compute
-                running.add(values["loss"])
+            try:
+                with journal.step(step):
+                    state, values = update(state, task.frozen, reader.parts(), before_each)
+                    possible = reader.reach(step + 1 + lag)  # while the devices compute
+                    running.add(values["loss"])
+            except _Interrupted:  # the state is that of the step before
+                step = end = step - 1
+                if journal.pending:
+                    log(step)
+                if step > start:
+                    save(wait=True)
+                break
             journal.advance(values)
             end = last.known(min(step + lag, possible) if termination.requested else possible)
             saved = step % config.checkpoint.every == 0 or step >= min(total, end)
             locally = not saved and checkpoints.local is not None and step % config.checkpoint.local_every == 0
             # Before a save too: a run that goes on from there then averages over the same steps.
-            logged = step % config.train.log_every == 0 or saved or locally
-            if logged:
+            if step % config.train.log_every == 0 or saved or locally:
                 log(step)
             if not look(step):  # what is left out is done when the run goes on
                 end, saved = step, True
-                if not logged:
+                if journal.pending:
                     log(step)
             if saved or locally:
                 save(wait=step >= min(total, end), locally=not saved)

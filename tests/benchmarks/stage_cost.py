@@ -1,8 +1,9 @@
 """What each stage of the curriculum costs on the mesh of its config, by formula; and whether its programs fit.
 
     python -m tests.benchmarks.stage_cost              # seconds of an update at 40% utilisation, days of a stage
-    python -m tests.benchmarks.stage_cost --compile    # also memory of one slice of the mesh, with the most condition
+    python -m tests.benchmarks.stage_cost --compile    # also memory of a chip on that mesh, with the most condition
                                                        # images at every area: minutes each
+    python -m tests.benchmarks.stage_cost --compile s1_256p_t2i    # of some stages only
 
 Text slots: 1,024 of the longest captions and what the template adds; every program pads to them. Model FLOPs are those
 of `qi2_jax.planning.flops`, without what remat computes again. 40% is what good JAX trainers reach on v6e with language
@@ -23,6 +24,7 @@ from qi2_jax.planning.flops import flops_per_step
 from qi2_jax.sequence import Layout
 
 CHIP, UTILISATION = CHIPS["TPU v6 lite"], 0.4
+SLICE, SLICE_CHIPS = "v6e:16x16", 256
 TEXT, AROUND = 1_088, 32  # slots of the longest text, and of those between condition images
 
 
@@ -33,8 +35,12 @@ def layout(tokens: int, conditions: int) -> Layout:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--compile", action="store_true")
+    paths = {path.stem: path for path in sorted(pathlib.Path("experiments/qwen_image_2").glob("s?_*.py"))}
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"some of {', '.join(paths)} (default: all)")
     arguments = parser.parse_args()
-    for path in sorted(pathlib.Path("experiments/qwen_image_2").glob("s?_*.py")):
+    if unknown := sorted(set(arguments.stages) - set(paths)):
+        raise SystemExit(f"stages {unknown} are unknown; choose among {list(paths)}")
+    for path in [paths[name] for name in arguments.stages or paths]:
         config = configs.load(str(path))
         transformer, shares = config.transformer, stages.shares_of(config.data)
         model = MMDiTConfig(**configs.dataclass_fields(transformer.model))
@@ -52,14 +58,14 @@ def main() -> None:
         if not arguments.compile:
             continue
         at_once = dict(zip(config.data.sides, transformer.images_per_device, strict=True))
-        within = sharding.MeshShape(fsdp=transformer.mesh.fsdp, tensor=transformer.mesh.tensor)
-        mesh, conditions = topology_mesh("v6e:16x16", within), max(key.conditions for key in weights)
+        mesh = topology_mesh(SLICE, sharding.MeshShape(**transformer.mesh), num_slices=chips // SLICE_CHIPS)
+        conditions = max(key.conditions for key in weights)
         for side in config.data.sides:
-            images = at_once[side] * within.fsdp
+            images = at_once[side] * sharding.batch_parts(mesh)
             report, _ = compile_train_step(model, layout(tokens[side], conditions), mesh, images=images)
             print(
-                f"  {side}p, {conditions} condition images, {at_once[side]} images at once on {within.tensor} chips: "
-                f"{report.memory.total / GIB:.1f} of {CHIP.hbm_bytes / GIB:.1f} GiB, compiled in "
+                f"  {side}p, {conditions} condition images, {at_once[side]} images at once on {mesh.shape['tensor']} "
+                f"chips: {report.memory.total / GIB:.1f} of {CHIP.hbm_bytes / GIB:.1f} GiB, compiled in "
                 f"{report.compile_seconds:.0f} s",
                 flush=True,
             )

@@ -189,6 +189,39 @@ def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(whe
     assert drawn[0] == drawn[1] == ["toy-0.png", "toy-12.png", "toy-6.png"]
 
 
+def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypatch):
+    """An update of three parts; the signal comes while the second of step 5 is put on the devices."""
+    rows = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
+    feeds = [feeding.Feed(0, part, 8, {"batch/part": float(place)}, 16) for place, part in enumerate(rows)]
+    parts = dataclasses.replace(
+        task(evaluate=lambda state, _: {"validation_loss": float(state.model.up.weight.sum())}),
+        updates=lambda start: itertools.repeat(feeding.Update(feeds, 24)),
+        examples=lambda: feeds[:1],
+        accumulate=True,
+    )
+    settings, put, calls = config(ahead=0, log_every=3), feeding.put, itertools.count(1)
+
+    def put_and_stop(mesh, feed):
+        if next(calls) == 4 * 3 + 2:
+            signal.raise_signal(signal.SIGTERM)
+        return put(mesh, feed)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(feeding, "put", put_and_stop)
+        train(parts, settings, tmp_path / "cut")
+    assert stopped.value.code == 0 and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
+    assert files.steps(tmp_path / "cut" / "checkpoints") == [4]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        train(parts, settings, tmp_path / "cut"),
+        train(parts, settings, tmp_path / "whole"),
+    )
+    lines = [line for line in metrics.lines(tmp_path / "cut" / metrics.FILE) if "loss" in line]
+    assert [line["step"] for line in lines] == [3, 4, 6, 9, 12] and {line["batch/part"] for line in lines} == {1.0}
+    (fourth,) = (line for line in lines if line["step"] == 4)
+    assert fourth["images_per_second"] * fourth["time/seconds"] == pytest.approx(24)  # one update, not one and a half
+
+
 def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, capsys):
     train(task(), config(log_every=4), tmp_path)
     printed = capsys.readouterr()

@@ -1,0 +1,80 @@
+"""Meshes over several slices, from chips that only say where they are; `planning/test_compile.py` has real ones."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from qi2_jax import sharding
+from qi2_jax.job import stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX tells of a TPU chip."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    core_on_chip: int = 0
+    process_index: int = 0
+    device_kind: str = "TPU v6 lite"
+    platform: str = "tpu"
+
+
+def chips(slices: int, side: int = 4, numbers=None) -> list[Chip]:
+    """Chips of `slices` slices of side x side, which are numbered from 0, or by `numbers`."""
+    places = itertools.product(numbers or range(slices), range(side), range(side))
+    return [Chip(place, (x, y, 0), number) for place, (number, y, x) in enumerate(places)]
+
+
+def slices_by_data(mesh) -> list[set[int]]:
+    return [{chip.slice_index for chip in row.flat} for row in mesh.devices]
+
+
+@pytest.mark.parametrize(
+    ("shape", "slices", "expected"),
+    [
+        (sharding.MeshShape(data=4, fsdp=16), 4, [{0}, {1}, {2}, {3}]),
+        (sharding.MeshShape(data=4, fsdp=4, tensor=4), 4, [{0}, {1}, {2}, {3}]),
+        (sharding.MeshShape(data=4, fsdp=8), 2, [{0}, {0}, {1}, {1}]),  # two parts of each
+        (sharding.MeshShape(data=32), 2, [{0}] * 16 + [{1}] * 16),
+        (sharding.MeshShape(data=2, fsdp=8, tensor=1), 1, [{0}, {0}]),
+    ],
+)
+def test_fsdp_and_tensor_stay_within_a_slice(shape, slices, expected):
+    devices = chips(slices)
+    mesh = sharding.make_mesh(shape, devices)
+    assert dict(mesh.shape) == dataclasses.asdict(shape)
+    assert slices_by_data(mesh) == expected
+    assert set(mesh.devices.flat) == set(devices)
+    # The order in which a job lists its chips decides nothing.
+    assert slices_by_data(sharding.make_mesh(shape, devices[::-1])) == expected
+    assert slices_by_data(stages.mesh_of(dataclasses.asdict(shape), devices)) == expected
+
+
+def test_chips_of_one_slice_of_a_job_of_several():
+    """As one process has them, which encodes on its own chips."""
+    host = [chip for chip in chips(4, side=2) if chip.slice_index == 3]
+    assert slices_by_data(sharding.make_mesh(sharding.MeshShape(data=4), host)) == [{3}] * 4
+
+
+def test_slices_of_other_platforms_do_not_matter():
+    hosts = [dataclasses.replace(chip, platform="gpu", device_kind="GPU") for chip in chips(2, side=2)]
+    assert sharding.chips_of_slices(hosts) == {}
+    assert sharding.make_mesh(sharding.MeshShape(fsdp=8), hosts).shape["fsdp"] == 8
+
+
+@pytest.mark.parametrize(
+    "shape", [sharding.MeshShape(fsdp=64), sharding.MeshShape(data=2, fsdp=32), sharding.MeshShape(2, 4, 8)]
+)
+def test_a_mesh_that_does_not_split_over_its_slices_is_refused_with_the_way_out(shape):
+    message = f"data={shape.data} x fsdp={shape.fsdp} x tensor={shape.tensor} does not split over 4 slices of 16 chips"
+    with pytest.raises(ValueError, match=f"{message}.*such as data=4 x fsdp=16 x tensor=1"):
+        sharding.make_mesh(shape, chips(4))
+
+
+def test_slices_of_different_size_are_refused():
+    devices = chips(1, side=4) + chips(1, side=2, numbers=[1])
+    with pytest.raises(ValueError, match=r"slices of equal size, but slice -> chips is \{0: 16, 1: 4\}"):
+        sharding.make_mesh(sharding.MeshShape(data=2, fsdp=10), devices)
