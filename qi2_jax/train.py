@@ -57,11 +57,16 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
     import jax
 
     from data_pipeline.cache import Cache
-    from qi2_jax import lock
+    from qi2_jax import lock, runs
     from qi2_jax.job import stages, transformer
+    from qi2_jax.training import checkpoint
 
     stages.check_transformer(config.transformer, config.data)
     samples = Cache(arguments.samples)
+    source = config.transformer.start.folder
+    with processes.agreed():  # before the lock, which makes the folder; a run that has begun needs it no more
+        if jax.process_index() == 0 and source and not checkpoint.steps(arguments.out / runs.CHECKPOINTS):
+            runs.locate(source)
     with lock.hold(arguments.out):
         with processes.agreed():
             transformer.check_samples(config, samples)

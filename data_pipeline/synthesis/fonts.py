@@ -17,6 +17,7 @@ from PIL import ImageFont, features
 from data_pipeline.synthesis.linebreak import graphemes
 from data_pipeline.synthesis.scripts import Script
 
+MORE = ", or name the folder of the Noto fonts with --fonts"
 FOLDERS = (Path("/usr/share/fonts/truetype/noto"), Path("/usr/share/fonts/opentype/noto"))
 JOINERS = {"\u200c", "\u200d"}  # zero width (non-)joiner: they steer shaping and need no glyph
 
@@ -91,11 +92,14 @@ class Typeface:
 class FontLibrary:
     """The typefaces of some scripts.
 
+    Args:
+      more: other ways out of a missing font, for its message.
+
     Raises:
       ValueError: when a font is in none of the folders, naming its Debian package; when Pillow cannot shape text.
     """
 
-    def __init__(self, scripts: tuple[Script, ...], folders: tuple[Path, ...] = FOLDERS):
+    def __init__(self, scripts: tuple[Script, ...], folders: tuple[Path, ...] = FOLDERS, more: str = MORE):
         if not features.check("raqm"):
             raise ValueError("this Pillow was built without libraqm, which shapes text; install Pillow's own wheel")
         self.typefaces: dict[str, tuple[Typeface, ...]] = {}
@@ -105,12 +109,12 @@ class FontLibrary:
                 for weight in ("Regular", "Bold"):
                     other = f"{'NotoSerif' if style.startswith('serif') else 'NotoSans'}-{weight}"
                     names = [f"{name}-{weight}"] if script.face else list(dict.fromkeys((f"{name}-{weight}", other)))
-                    files = tuple(_find(name, script, folders) for name in names)
+                    files = tuple(_find(name, script, folders, more) for name in names)
                     found.append(Typeface(script, style, weight == "Bold", files))
             self.typefaces[script.code] = tuple(found)
 
 
-def _find(name: str, script: Script, folders: tuple[Path, ...]) -> FontFile:
+def _find(name: str, script: Script, folders: tuple[Path, ...], more: str) -> FontFile:
     suffix = ".ttc" if script.face else ".ttf"
     for folder in folders:
         path = folder / (name + suffix)
@@ -119,7 +123,7 @@ def _find(name: str, script: Script, folders: tuple[Path, ...]) -> FontFile:
     listed = ", ".join(str(folder) for folder in folders)
     raise ValueError(
         f"the font {name}{suffix} of {script.name} ({script.code}) is in none of the folders {listed}; "
-        f"apt-get install {script.package}, or name the folder of the Noto fonts"
+        f"apt-get install {script.package}{more}"
     )
 
 

@@ -30,6 +30,8 @@ from data_pipeline.ingest import ingest
 from data_pipeline.selection import Thresholds, read_selection, select, write_selection
 from data_pipeline.shards import MANIFEST, RecordFolder
 from data_pipeline.synthesis.edits import synthesize_edits
+from data_pipeline.synthesis.fonts import FontLibrary
+from data_pipeline.synthesis.scripts import find_scripts
 from data_pipeline.synthesis.text import synthesize_text
 from qi2_jax import config as configs
 from qi2_jax import lock, processes, runs
@@ -39,6 +41,7 @@ from qi2_jax.job import data, encode, main, models, stages, transformer
 from qi2_jax.training import checkpoint, loop, metrics
 
 CORPUS, VAE, SAMPLES, INDEX = "corpus", "vae", "samples", "selection.parquet"
+SCRIPTS = ("Latn", "Hans")  # of the texts in pictures that are made here
 
 
 def run(
@@ -66,6 +69,9 @@ def run(
             f"{records} is no folder of records: `qi2 data ingest` makes one, and `qi2 data score` scores it"
         )
     _check(config, out)
+    with processes.agreed():
+        if jax.process_index() == 0 and records is None:
+            _check_fonts(config.corpus, out / CORPUS)
     with lock.hold(out):
         return _run(config, out, records, accept_changes)
 
@@ -201,6 +207,18 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
     return tuple(free)
 
 
+def _check_fonts(config: Any, out: pathlib.Path) -> None:
+    """Refuses a corpus that is still to be made where the fonts of its texts are missing; edits write texts, too."""
+    asked = {"edits": config.edits, "texts": config.texts}
+    made = (out / "records" / MANIFEST).is_file()
+    if not made and any(count and not (out / name / MANIFEST).is_file() for name, count in asked.items()):
+        more = (
+            " (`make test-data` does), bring records of your own with --data, or make none with corpus.edits=0 "
+            "corpus.texts=0, where no stage gives edits a share"
+        )
+        FontLibrary(find_scripts(SCRIPTS), more=more)
+
+
 def _corpus(config: Any, out: pathlib.Path, console: Console) -> None:
     """Scored records of the embedded pictures, of edits made from them, and of text-rich pictures."""
     records = out / "records"
@@ -229,12 +247,9 @@ def _corpus(config: Any, out: pathlib.Path, console: Console) -> None:
             )
             console.print(edits.table())
         if config.texts and not (out / "texts" / MANIFEST).is_file():
-            try:
-                texts = synthesize_text(
-                    out / "texts", count=config.texts, side=config.side, scripts=("Latn", "Hans"), workers=workers
-                )
-            except ValueError as error:
-                raise ValueError(f"{error}; or leave text-rich pictures out with corpus.texts=0") from None
+            texts = synthesize_text(
+                out / "texts", count=config.texts, side=config.side, scripts=SCRIPTS, workers=workers
+            )
             for table in texts.tables():
                 console.print(table)
         console.print(ingest(sources, records).table())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.cache import Cache
+from data_pipeline.synthesis import fonts
 from qi2_jax import config as configs
 from qi2_jax import runs
 from qi2_jax.job import curriculum
@@ -160,6 +161,14 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, m
     with pytest.raises(ValueError, match=message):
         curriculum.run(configs.load(TINY, override.split()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("override", ["corpus.texts=0", "corpus.edits=0"])
+def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, tmp_path):
+    monkeypatch.setattr(fonts.FontLibrary.__init__, "__defaults__", ((tmp_path / "none",), fonts.MORE))
+    with pytest.raises(ValueError, match=r"is in none of .*none; apt-get install fonts-noto-core \(`make") as caught:
+        curriculum.run(configs.load(TINY, [override]), tmp_path / "out")
+    assert "--fonts" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupted):

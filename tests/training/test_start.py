@@ -1,6 +1,8 @@
 """Where a run starts: an imported folder or another run, trained as a whole or by an adapter; and what comes out."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,6 +168,14 @@ def test_diffusers_loads_the_trained_adapter(adapted, published, tmp_path):
     assert merged.keys() == fused.keys()
     for name, array in merged.items():
         np.testing.assert_allclose(fused[name], array, atol=1e-5, err_msg=name)
+
+
+def test_a_start_that_is_nowhere_leaves_no_folder(samples, imported, tmp_path):
+    out = tmp_path / "run"
+    given = ["--samples", str(samples.folder), "--model", str(imported), "--start", "/nope", "--out", str(out)]
+    command = [sys.executable, "-m", "qi2_jax.train", TINY, *given, *OVERRIDES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "/nope is neither a run" in done.stderr and not out.exists()
 
 
 @pytest.mark.parametrize(
