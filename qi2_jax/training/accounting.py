@@ -113,6 +113,12 @@ def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
     return events
 
 
+def has_ended(directory: pathlib.Path) -> bool:
+    """Whether a run came to its end, and nothing was begun there after that."""
+    kinds = [event["event"] for event in read_events(directory / EVENTS)]
+    return bool(kinds) and kinds[-1] == END
+
+
 def kept_seconds(lines: Iterable[Mapping[str, float]]) -> float:
     """Seconds of steps in metrics lines: `time/seconds` x `time/steps`.
 

@@ -87,7 +87,7 @@ class Checkpoints:
       directory: where they are.
       policy: what is kept, whether there are checksums, and where local checkpoints are.
       damaged: a line for each checkpoint that `restore` passed over, with what is wrong in it.
-      local: the local checkpoints, where the policy asks for them.
+      local: the local checkpoints, where the policy asks for them, after `restore` or `begin_locally`.
     """
 
     def __init__(self, directory: pathlib.Path | str, policy: Policy = Policy()):  # noqa: B008
@@ -102,9 +102,6 @@ class Checkpoints:
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
         self.local: LocalCheckpoints | None = None
-        if policy.local_every:
-            folder = local_checkpoint.place(pathlib.Path(policy.local_folder), self.directory.parent)
-            self.local = LocalCheckpoints(folder)
 
     def latest(self) -> int | None:
         """The newest complete step, whole or damaged, or None; not a local one, nor one whose save is under way."""
@@ -135,12 +132,29 @@ class Checkpoints:
                 raise self._failed(step, error) from error
             self._saving = step, self._background.submit(self._finish, written, path, told)
 
+    def begin_locally(self) -> None:
+        """From now on `save_locally` may be called, if the policy asks for it. Of earlier local checkpoints only those
+        stay from which `restore` went on."""
+        place = pathlib.Path(self.policy.local_folder), self.directory.parent
+        if not self.policy.local_every:
+            local_checkpoint.forget(*place)
+        elif self.local is None:
+            self.local = LocalCheckpoints(local_checkpoint.renew(*place))
+
+    def end_locally(self) -> None:
+        """Deletes the local checkpoints of a run that needs them no more."""
+        if self.local is not None:
+            self.local.wait()
+            local_checkpoint.forget(pathlib.Path(self.policy.local_folder), self.directory.parent)
+
     def save_locally(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
         """Copies this process's part of the state to its own disk, see `local_checkpoint`; the first save of a run,
         which says that it has begun, is one for all processes instead.
         """
         assert self.local is not None
-        if self._newest is None and self._saving is None:
+        if self._newest is None:
+            self.wait()
+        if self._newest is None:
             self.save(state, manifest)
         else:
             self.local.save(int(state.step), _leaves(state), manifest or {})
@@ -175,11 +189,14 @@ class Checkpoints:
             if there are checkpoints, but none is whole.
         """
         self.wait()
-        if self.local is not None and self._newest is not None:
-            found = self.local.restore(_leaves(like), self._newest)
-            if found is not None:
+        if self.policy.local_every and self._newest is not None:
+            place = local_checkpoint.find(pathlib.Path(self.policy.local_folder), self.directory.parent)
+            local = None if place is None else LocalCheckpoints(place)
+            found = None if local is None else local.restore(_leaves(like), self._newest)
+            if local is not None and found is not None:
                 step, leaves, manifest = found
-                _log.warning("going on from the local checkpoint of step %d in %s", step, self.local.directory)
+                _log.warning("going on from the local checkpoint of step %d in %s", step, local.directory)
+                self.local = local
                 return _state(like, leaves), manifest
         damaged: dict[int, list[str]] = {}
         for step in sorted(self._steps(), reverse=True):

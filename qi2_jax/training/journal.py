@@ -90,13 +90,13 @@ class Journal(contextlib.ExitStack):
         self._events.write(accounting.RESTORE, step, seconds, changes=changes, local=local)
 
     @contextlib.contextmanager
-    def phase(self, name: str, step: int) -> Iterator[None]:
-        """Around everything that is no step: compile, save, evaluate or sample."""
+    def phase(self, name: str, step: int, **facts: Any) -> Iterator[None]:
+        """Around everything that is no step: compile, save, evaluate or sample; facts are for the events."""
         limit = SLOW * self._config.watchdog_seconds
         with (
             self._watchdog.phase(f"{name} at step {step}", limit),
             self._watch.measure(name),
-            self._events.measure(name, step),
+            self._events.measure(name, step, **facts),
         ):
             yield
 
@@ -205,9 +205,9 @@ class Journal(contextlib.ExitStack):
             self._progress.note(text)
 
     def stopped(self, step: int, directory: pathlib.Path) -> None:
-        """Tells that SIGTERM ended the run after a step."""
+        """Tells that SIGTERM ended the run after a step, which is saved unless it is 0."""
         self._events.write(accounting.SIGTERM, step)
-        self.note(f"SIGTERM: saved step {step} in {directory}; run again to continue")
+        self.note(f"SIGTERM: {f'saved step {step} in {directory}' if step else 'stopped'}; run again to continue")
 
     def ended(self, step: int) -> None:
         """Tells that the last step is done."""

@@ -8,10 +8,13 @@ run goes on from its persistent checkpoint.
 FOLDER/NAME-ID/process-I/STEP/parts.safetensors   each part of the state that the process's devices hold, once
 FOLDER/NAME-ID/process-I/STEP/manifest.json       as in a persistent checkpoint, with checksums beside it
 
-NAME is the run's folder, ID the content of `local_id` in it. Only `place` and `restore` communicate.
+NAME is the run's folder, ID the content of `local_id` in it: another one from each start on that did not go on from a
+local checkpoint, so that nothing is ever restored which the run has left behind. Each start has a life of its own,
+whose number stands in its manifests: parts of two lives are never put together.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +23,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +35,7 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from data_pipeline.atomic import write_atomic
 from qi2_jax.processes import gather
 from qi2_jax.training import checkpoint_files as files
 from qi2_jax.training import integrity
@@ -44,34 +49,54 @@ _log = logging.getLogger(__name__)
 Leaves = Mapping[str, Any]  # arrays, or their shapes with shardings, by name
 
 
-def place(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
-    """Where this process keeps its local checkpoints of a run; gives a run that has none an identity.
-
-    Every process must call it.
-
-    Raises:
-      ValueError: if the identity in the run's folder is damaged.
-    """
-    if jax.process_index() == 0 and not (run / ID).exists():
-        run.mkdir(parents=True, exist_ok=True)
-        (run / ID).write_text(secrets.token_hex(8))
-    (identity, *_) = gather((run / ID).read_text().strip() if jax.process_index() == 0 else "")
-    if not re.fullmatch("[0-9a-f]{16}", identity):
-        raise ValueError(f"{run / ID} holds {identity!r}, no identity; delete it, and local checkpoints begin anew")
+def find(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path | None:
+    """Where this process has local checkpoints of a run from which it may go on; None where it has none."""
+    identity = _identity(run)
+    if not re.fullmatch("[0-9a-f]{16}", identity):  # none, or one that a full disk cut
+        return None
     return folder / f"{run.resolve().name}-{identity}" / f"process-{jax.process_index()}"
+
+
+def renew(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
+    """Gives a run another identity, deletes this process's local checkpoints of the one before, and says where those to
+    come will be."""
+    forget(folder, run)
+    if jax.process_index() == 0:
+        write_atomic(run / ID, secrets.token_hex(8).encode())
+    found = find(folder, run)
+    assert found is not None
+    return found
+
+
+def forget(folder: pathlib.Path, run: pathlib.Path) -> None:
+    """Deletes this process's local checkpoints of a run, and the run's identity."""
+    old = find(folder, run)
+    if old is not None and folder.is_absolute():
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of other processes
+            old.parent.rmdir()
+    if jax.process_index() == 0:
+        (run / ID).unlink(missing_ok=True)
+
+
+def _identity(run: pathlib.Path) -> str:
+    """As process 0 reads it."""
+    own = (run / ID).read_text(errors="replace").strip() if jax.process_index() == 0 and (run / ID).is_file() else ""
+    return gather(own)[0]
 
 
 class LocalCheckpoints:
     """The local checkpoints of one process; all processes make the same calls, from their main threads.
 
     Args:
-      directory: of this process, see `place`.
+      directory: of this process, see `find` and `renew`.
     """
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         files.clean(directory)
+        self._life = gather(str(time.time_ns()))[0]
         self._background = concurrent.futures.ThreadPoolExecutor(1, "local-checkpoint")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
 
@@ -89,7 +114,7 @@ class LocalCheckpoints:
         for part in parts.values():  # all are on their way before the first is waited for
             part.copy_to_host_async()
         host = {key: np.asarray(part, order="C") for key, part in parts.items()}
-        told = files.plain({"step": step, **manifest})
+        told = files.plain({"step": step, "life": self._life, **manifest})
         self._saving = step, self._background.submit(self._write, step, host, told)
 
     def _write(self, step: int, parts: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
@@ -124,7 +149,8 @@ class LocalCheckpoints:
         self._background.shutdown()
 
     def restore(self, like: Leaves, after: int) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """The newest state after step `after` that the processes can put together; later ones are deleted everywhere.
+        """The newest state after step `after` that the processes can put together from one life; later ones are deleted
+        then, since they will be saved again.
 
         Args:
           like: shape, dtype and `NamedSharding` of each leaf.
@@ -137,26 +163,36 @@ class LocalCheckpoints:
             for name, leaf in like.items()
             for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
         }
-        whole = [step for step in reversed(files.steps(self.directory)) if step > after and self._holds(step, needed)]
+        whole = {
+            step: files.manifest(self.directory / str(step))["life"]
+            for step in files.steps(self.directory)
+            if step > after and self._holds(step, needed)
+        }
         what = hashlib.sha256("\n".join(sorted(needed)).encode()).hexdigest()
-        told = [json.loads(text) for text in gather(json.dumps({"what": what, "steps": whole}))]
+        told = [json.loads(text) for text in gather(json.dumps({"what": what, "has": [*whole.items()]}))]
         groups = {one["what"] for one in told}
-        holders = {step: {one["what"] for one in told if step in one["steps"]} for one in told for step in one["steps"]}
-        step = max((step for step, held in holders.items() if held == groups), default=None)
-        if step is None and holders:
-            _log.warning("local checkpoints of steps %s lack parts of the state; they are passed over", sorted(holders))
-        for other in files.steps(self.directory):
-            if step is None or other > step:  # written again in another life, they could be mixed with those
-                files.remove(self.directory, other)
-        if step is None:
+        has = [{(step, life) for step, life in one["has"]} for one in told]
+        complete = [
+            state
+            for state in set().union(*has)
+            if {one["what"] for one, own in zip(told, has, strict=True) if state in own} == groups
+        ]
+        if not complete:
+            if known := sorted({step for step, _ in set().union(*has)}):
+                _log.warning("local checkpoints of steps %s lack parts of the state; they are passed over", known)
             return None
-        own = _read(self.directory / str(step)) if step in whole else None
-        lacking = [process for process, one in enumerate(told) if step not in one["steps"]]
+        step, life = max(complete)
+        for other in files.steps(self.directory):
+            if other > step:
+                files.remove(self.directory, other)
+        own = _read(self.directory / str(step)) if whole.get(step) == life else None
+        lacking = [process for process, one in enumerate(has) if (step, life) not in one]
         if lacking:
             _log.warning("parts of processes %s were lost; they are taken from others that hold the same", lacking)
         leaves = {name: _leaf(name, leaf, own, exchange=bool(lacking)) for name, leaf in like.items()}
         manifest = files.manifest(self.directory / str(step)) if own is not None else {}
-        return step, leaves, json.loads(next(text for text in gather(json.dumps(manifest)) if text != "{}"))
+        told_of = json.loads(next(text for text in gather(json.dumps(manifest)) if text != "{}"))
+        return step, leaves, {name: value for name, value in told_of.items() if name != "life"}
 
     def _holds(self, step: int, needed: set[str]) -> bool:
         """Whether a step is as it was written, and has all parts that are needed now."""

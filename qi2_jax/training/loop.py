@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from qi2_jax import config as configs
 from qi2_jax import lock, processes
 from qi2_jax.in_flight import InFlight
-from qi2_jax.training import checkpoint, integrity, metrics
+from qi2_jax.training import accounting, checkpoint, integrity, metrics
 from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoint import Checkpoints, Policy
 from qi2_jax.training.compiled import Compiled, Part
@@ -34,6 +34,8 @@ MAY_CHANGE = (
     *("mesh.", "images_per_device"),
     "start.",
 )
+
+ACCEPT = ", or go on with the new ones by `qi2 train --accept-changes`"
 
 LEAST = {
     "train": {"steps": 1, "ahead": 0, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
@@ -136,11 +138,12 @@ def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> b
     if "no" in processes.gather("yes" if found else "no"):
         return False
     with processes.agreed():
-        configs.claim(directory / "config.json", {**configs.to_dict(config), "data": data}, MAY_CHANGE, write=False)
+        asked = {**configs.to_dict(config), "data": data}
+        configs.claim(directory / "config.json", asked, MAY_CHANGE, write=False, more=ACCEPT)
         wrong = integrity.problems(path, jax.process_index(), jax.process_count())
         skipped = checkpoint.weights(path, "progress")["skipped"].read() if not wrong else 0
-        told = metrics.has_evaluation(directory, config.train.steps)
-    return "no" not in processes.gather("yes" if told and not wrong and skipped < config.train.max_skipped else "no")
+        ended = accounting.has_ended(directory)
+    return "no" not in processes.gather("yes" if ended and not wrong and skipped < config.train.max_skipped else "no")
 
 
 def _train(
@@ -157,8 +160,7 @@ def _train(
     begun = checkpoints.latest() is not None
     asked = {**configs.to_dict(config), "data": task.data}
     may_change = ("",) if accept_changes or not begun else MAY_CHANGE
-    accept = ", or go on with the new ones by `qi2 train --accept-changes`"
-    changes = configs.claim(directory / "config.json", asked, may_change, write=False, more=accept)
+    changes = configs.claim(directory / "config.json", asked, may_change, write=False, more=ACCEPT)
 
     # --- state: resumed or fresh
     restoring = time.monotonic()
@@ -169,6 +171,7 @@ def _train(
     else:
         state = restored[0]
     configs.claim(directory / "config.json", asked, may_change, write=jax.process_index() == 0)
+    checkpoints.begin_locally()
     start, total = int(state.step), config.train.steps
     if start >= total and _is_lost(state, config):
         checkpoints.close()
@@ -209,18 +212,22 @@ def _train(
 
         def save(wait: bool = False, locally: bool = False) -> None:
             step = int(state.step)
-            with journal.phase("save", step):
+            with journal.phase("save", step, local=locally):
                 put_away = checkpoints.save_locally if locally else checkpoints.save
                 put_away(state, {"config": asked, **journal.manifest(step)})
                 if wait:  # what is told after it must be true
                     checkpoints.wait()
 
         # What a new run begins with, or SIGTERM kept an earlier process from.
-        if not look(start, journal.looked(start)):
-            journal.note("SIGTERM: stopped; run again to continue")
+        whole = look(start, journal.looked(start))
+        if start and (start >= total or not whole):
+            save(wait=True)  # what stands on the hosts' own disks only
+        if not whole:
+            journal.stopped(start, checkpoints.directory)
             raise SystemExit(0)
         if start >= total:
             journal.ended(start)
+            checkpoints.end_locally()
             return state
 
         # --- programs: all of them now, none later
@@ -252,7 +259,7 @@ def _train(
                 step = end = step - 1
                 if journal.pending:
                     log(step)
-                if step > start:
+                if step:
                     save(wait=True)
                 break
             journal.advance(values)
@@ -274,6 +281,7 @@ def _train(
             journal.stopped(step, checkpoints.directory)
             raise SystemExit(0)
         journal.ended(total)
+        checkpoints.end_locally()
     return state
 
 

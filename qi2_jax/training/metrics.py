@@ -80,7 +80,7 @@ class Metrics:
     def looked(self, step: int) -> list[str]:
         """Whether there is an evaluation ("evaluate") and a picture ("sample") of a step."""
         found = []
-        if has_evaluation(self.path.parent, step):
+        if self.path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(self.path)):
             found.append("evaluate")
         if any(self._samples.glob(f"*-{step}.png")):
             found.append("sample")
@@ -115,11 +115,11 @@ class Metrics:
         if not self._writes:
             return
         self._samples.mkdir(exist_ok=True)
+        paths = {name: self._samples / f"{name}-{step}.png" for name in images}
         for name, pixels in images.items():
-            path = self._samples / f"{name}-{step}.png"
-            temporary = path.with_suffix(".partial")
-            Image.fromarray(pixels).save(temporary, "PNG")
-            os.replace(temporary, path)
+            Image.fromarray(pixels).save(paths[name].with_suffix(".partial"), "PNG")
+        for path in paths.values():  # only now: one that is there says that all were drawn
+            os.replace(path.with_suffix(".partial"), path)
         for sink in self._sinks:
             sink.images(step, images)
 
@@ -264,12 +264,6 @@ def lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
 def read(path: pathlib.Path) -> list[dict[str, float]]:
     """All `lines` of a metrics file."""
     return list(lines(path))
-
-
-def has_evaluation(directory: pathlib.Path, step: int) -> bool:
-    """Whether a run was evaluated at a step."""
-    path = directory / FILE
-    return path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(path))
 
 
 def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -32,9 +32,10 @@ def received() -> bool:
 
 
 def _receive(signum, frame) -> None:
-    global _received
+    global _received, _interruptible
     _received = True
     if _interruptible:
+        _interruptible = False  # a second one must not break what the first one ends
         raise Terminated
 
 
@@ -54,10 +55,10 @@ def interruptible() -> Iterator[None]:
     if _training:
         yield
         return
-    if _received:
-        raise Terminated
-    _interruptible = True
     try:
+        _interruptible = True
+        if _received:  # looked at after the flag is set: none is missed in between
+            raise Terminated
         yield
     finally:
         _interruptible = False
@@ -86,9 +87,9 @@ class Termination:
         _training = False
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
-            if _received and error is None:  # it came after the last step
+            received, _received = _received, _received and self._previous is _receive
+            if received and error is None:  # it came after the last step
                 signal.raise_signal(signal.SIGTERM)
-            _received = _received and self._previous is _receive
 
 
 class LastStep:

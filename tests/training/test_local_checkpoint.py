@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import re
+import shutil
 import signal
 
 import jax
@@ -27,6 +28,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import numpy as np
 from qi2_jax import processes, sharding
+from qi2_jax.training import checkpoint_files as files, integrity
 from qi2_jax.training.local_checkpoint import LocalCheckpoints
 
 bits = np.random.default_rng(0).integers(0, 1 << 32, (16, 8), np.uint32).view(np.float32)  # NaN and -0.0 among them
@@ -76,6 +78,12 @@ told("disk", disk)
 both = saved("both", 4)
 shutil.rmtree(both.directory / "4")
 told("both", both)
+mixed = saved("mixed", 4, 6)
+if process == 1:  # the newest is of another life
+    path = mixed.directory / "6"
+    files.write_manifest(path, files.manifest(path) | {"life": "1"})
+    integrity.record(path)
+told("mixed", mixed)
 split = saved("split", 4, 6, shape=(1, 4, 2))  # no process holds what another does
 lost(split, 6)
 told("split", split, shape=(1, 4, 2))
@@ -89,34 +97,87 @@ processes.gather("")
 
 def test_two_processes_put_together_what_is_there(tmp_path):
     printed = runs_of.printed_by_two(PROGRAM, tmp_path)
-    expected = ["whole 8 [6, 8]", "old None []", "one 6 [4, 6]", "disk 6 {}", "both None []"]
-    expected += ["split 4 [4]", "alone None []", "mesh None []"]
     lines = [[line for line in text.splitlines() if re.fullmatch(r"\w+ (\d+|None) \[.*\]", line)] for text in printed]
-    assert lines[0] == [line.format("[4, 6]") for line in expected]
-    assert lines[1] == [line.replace("one 6 [4, 6]", "one 6 [4]").format("[]") for line in expected]
+    expected = ["whole 8 [6, 8]", "old None [4, 6]", "one 6 {one}", "disk 6 {disk}", "both None []", "mixed 6 [4, 6]"]
+    expected += ["split 4 {split}", "alone None {alone}", "mesh None [4]"]
+    first = {"one": "[4, 6]", "disk": "[4, 6]", "split": "[4]", "alone": "[4]"}
+    second = {"one": "[4]", "disk": "[]", "split": "[4]", "alone": "[]"}
+    for printed_lines, own in zip(lines, (first, second), strict=True):
+        assert printed_lines == [line.format(**own) for line in expected]
     assert "parts of processes [1] were lost" in printed[0]
     assert "steps [4] lack parts of the state" in printed[0]
 
 
-def saved_locally(run: pathlib.Path, *steps: int) -> Checkpoints:
-    """Step 4 for all, the others locally."""
+def saved_locally(run: pathlib.Path, *steps: int) -> tuple[Checkpoints, pathlib.Path]:
+    """Step 4 for all, the others locally: as another start finds them, and where these are."""
     checkpoints = Checkpoints(run / "checkpoints", Policy(local_every=1, local_folder=str(run / "disk")))
+    checkpoints.begin_locally()
     for step in (4, *steps):
         checkpoints.save_locally(state(step), {"metrics": {"loss": float(step)}})
     checkpoints.close()
-    return Checkpoints(run / "checkpoints", checkpoints.policy)
+    return Checkpoints(run / "checkpoints", checkpoints.policy), checkpoints.local.directory
+
+
+def restored(checkpoints: Checkpoints) -> int:
+    found = Checkpoints(checkpoints.directory, checkpoints.policy).restore(abstract())
+    return int(found[0].step)
 
 
 def test_the_newest_of_all_is_restored_and_the_first_is_none_of_them(tmp_path):
-    checkpoints = saved_locally(tmp_path / "run", 5, 6, 7)
-    assert checkpoint.steps(checkpoints.directory) == [4] and files.steps(checkpoints.local.directory) == [6, 7]
+    checkpoints, place = saved_locally(tmp_path / "run", 5, 6, 7)
+    assert checkpoint.steps(checkpoints.directory) == [4] and files.steps(place) == [6, 7]
     found, manifest = checkpoints.restore(abstract())
     assert_same(found, state(7))
     assert manifest == {"step": 7, "metrics": {"loss": 7.0}}
+    checkpoints.begin_locally()  # goes on in the same place
+    assert checkpoints.local.directory == place and files.steps(place) == [6, 7]
     checkpoints.save(state(8))
     checkpoints.close()
-    assert int(Checkpoints(checkpoints.directory, checkpoints.policy).restore(abstract())[0].step) == 8
-    assert int(Checkpoints(checkpoints.directory, Policy()).restore(abstract())[0].step) == 8
+    assert restored(checkpoints) == 8
+    checkpoints.end_locally()
+    assert not place.parent.exists() and not (tmp_path / "run" / local_checkpoint.ID).exists()
+
+
+@pytest.mark.parametrize("how", ["from scratch", "without", "another persistent one"])
+def test_what_a_run_has_left_behind_is_never_restored(how, tmp_path):
+    """Begun anew, continued without local checkpoints, or from another persistent one: then switched on again."""
+    checkpoints, place = saved_locally(tmp_path / "run", 5, 6)
+    if how == "from scratch":
+        shutil.rmtree(checkpoints.directory)
+        checkpoints = Checkpoints(checkpoints.directory, checkpoints.policy)
+    elif how == "without":
+        checkpoints = Checkpoints(checkpoints.directory, Policy(local_folder=checkpoints.policy.local_folder))
+        assert int(checkpoints.restore(abstract())[0].step) == 4
+    else:
+        shutil.copytree(checkpoints.directory / "4", checkpoints.directory / "9")
+        checkpoints = Checkpoints(checkpoints.directory, checkpoints.policy)
+        assert checkpoints.restore(abstract()) is not None
+        shutil.rmtree(checkpoints.directory / "9")
+    checkpoints.begin_locally()
+    if how == "from scratch":
+        checkpoints.save(state(4))
+    checkpoints.close()
+    assert not place.exists()
+    switched_on = Checkpoints(checkpoints.directory, Policy(local_every=1, local_folder=str(tmp_path / "run" / "disk")))
+    assert restored(switched_on) == 4
+
+
+def test_a_refused_start_leaves_everything_as_it_is(tmp_path, caplog):
+    checkpoints, place = saved_locally(tmp_path / "run", 5, 6)
+    with pytest.raises(ValueError, match="cannot be restored into this model"):
+        checkpoints.restore(abstract(width=512))
+    assert "it lacks 32 parts, such as ema/a.w float32[0:1,0:512]" in caplog.text
+    assert files.steps(place) == [5, 6] and restored(checkpoints) == 6
+
+
+def test_nothing_is_local_before_something_is_persistent(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Policy(local_every=1, local_folder=str(tmp_path / "disk")))
+    checkpoints.begin_locally()
+    checkpoints.save_locally(state(4))
+    checkpoints.save_locally(state(5))  # while that is still being written
+    assert checkpoint.steps(checkpoints.directory) == [4]
+    checkpoints.close()
+    assert files.steps(checkpoints.local.directory) == [5]
 
 
 def test_what_the_next_step_overwrites_is_saved_as_it_was(tmp_path):
@@ -134,49 +195,35 @@ def test_what_the_next_step_overwrites_is_saved_as_it_was(tmp_path):
     assert step == 2 and (np.asarray(leaves["x"]) == 7).all()
 
 
-def test_what_is_damaged_or_does_not_fit_is_passed_over_loudly(tmp_path, caplog):
+def test_what_is_damaged_is_passed_over_loudly(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    checkpoints = saved_locally(tmp_path / "run", 5, 6)
-    parts = checkpoints.local.directory / "6" / "parts.safetensors"
+    checkpoints, place = saved_locally(tmp_path / "run", 5, 6)
+    parts = place / "6" / "parts.safetensors"
     data = bytearray(parts.read_bytes())
     data[-1] ^= 1
     parts.write_bytes(data)
     assert_same(checkpoints.restore(abstract())[0], state(5))
     assert f"{parts.parent} is passed over: parts.safetensors has other contents" in caplog.text
-    assert files.steps(checkpoints.local.directory) == [5]  # what came after is gone: it will be saved again
-    (checkpoints.local.directory / "5" / "checksums-0.json").unlink()
-    assert int(checkpoints.restore(abstract())[0].step) == 4
-    assert "it has no checksums" in caplog.text and files.steps(checkpoints.local.directory) == []
-
-
-def test_a_state_of_another_shape_is_not_taken_from_the_disk(tmp_path, caplog):
-    checkpoints = saved_locally(tmp_path / "run", 5)
-    with pytest.raises(ValueError, match="cannot be restored into this model"):
-        checkpoints.restore(abstract(width=512))
-    assert "it lacks 32 parts, such as ema/a.w float32[0:1,0:512]" in caplog.text
+    assert files.steps(place) == [5]  # what came after is gone: it will be saved again
+    (place / "5" / "checksums-0.json").unlink()
+    assert restored(checkpoints) == 4 and "it has no checksums" in caplog.text
+    (tmp_path / "run" / local_checkpoint.ID).write_text("../../etc")
+    assert restored(checkpoints) == 4
 
 
 def test_a_save_that_fails_is_told_and_costs_nothing_else(tmp_path, caplog, monkeypatch):
-    checkpoints = saved_locally(tmp_path / "run", 5)
+    checkpoints, place = saved_locally(tmp_path / "run", 5)
+    checkpoints.restore(abstract())
+
+    def full(*_):
+        raise OSError(28, "full")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            local_checkpoint.safetensors.numpy, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
-        )
+        patch.setattr(local_checkpoint.safetensors.numpy, "save_file", full)
         checkpoints.save_locally(state(6))
         checkpoints.local.close()
     assert "no local checkpoint of step 6" in caplog.text and "full" in caplog.text
-    assert [path.name for path in checkpoints.local.directory.iterdir()] == ["5"]
-
-
-def test_another_run_of_the_same_name_is_not_taken(tmp_path):
-    checkpoints = saved_locally(tmp_path / "run", 5)
-    (tmp_path / "run" / local_checkpoint.ID).unlink()
-    other = Checkpoints(checkpoints.directory, checkpoints.policy)
-    assert other.local.directory != checkpoints.local.directory
-    assert int(other.restore(abstract())[0].step) == 4
-    (tmp_path / "run" / local_checkpoint.ID).write_text("../../etc")
-    with pytest.raises(ValueError, match="no identity; delete it"):
-        Checkpoints(checkpoints.directory, checkpoints.policy)
+    assert [path.name for path in place.iterdir()] == ["5"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
@@ -193,12 +240,12 @@ def test_a_local_folder_must_be_named():
 
 
 def test_a_killed_run_goes_on_from_the_disk_of_its_host(data, uninterrupted, tmp_path):
-    """Begun from step 4, never saved for all again; killed after step 8, it must not begin at 4."""
+    """Begun from step 4, never saved for all again; killed after step 5, it must not begin at 4."""
     out = begun_from(tmp_path / "run", uninterrupted, EVERY)
-    local = ("transformer.checkpoint.local_every=2", f"transformer.checkpoint.local_folder={tmp_path / 'disk'}")
+    local = ("transformer.checkpoint.local_every=1", f"transformer.checkpoint.local_folder={tmp_path / 'disk'}")
     more = (*local, "transformer.checkpoint.every=1000")
     process = start(data, out, *more)
-    process.wait_until(lambda: [*(tmp_path / "disk").glob("run-*/process-0/8")])
+    process.wait_until(lambda: [*(tmp_path / "disk").glob("run-*/process-0/5")])
     process.signal(signal.SIGKILL)
     process.done()
     assert checkpoint.steps(out / "checkpoints") == [EVERY]
@@ -206,6 +253,6 @@ def test_a_killed_run_goes_on_from_the_disk_of_its_host(data, uninterrupted, tmp
     restored = [
         event["step"] for event in accounting.read_events(out / accounting.EVENTS) if event["event"] == "restore"
     ]
-    assert restored[0] == EVERY and restored[1] >= 8 and "going on from the local checkpoint of step" in text
+    assert restored[0] == EVERY and restored[1] >= 5 and "going on from the local checkpoint of step" in text
     assert sorted(logged(out)) == list(range(EVERY + 1, runs_of.STEPS + 1))
     runs_of.assert_equal(out, uninterrupted)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import shutil
 import signal
 
 import jax
@@ -146,10 +147,11 @@ def test_a_finished_run_is_known_by_its_files(tmp_path):
     longer = ended.copy_and_resolve_references()
     longer.train.steps = 18
     assert not loop.is_finished(longer, {}, tmp_path)
-    lines = (tmp_path / metrics.FILE).read_text().splitlines(keepends=True)
-    (tmp_path / metrics.FILE).write_text("".join(line for line in lines if "validation_loss" not in line))
-    assert not loop.is_finished(ended, {}, tmp_path)  # its end was not evaluated
-    (tmp_path / metrics.FILE).write_text("".join(lines))
+    told = (tmp_path / accounting.EVENTS).read_text()
+    accounting.Events(tmp_path).write(accounting.SIGTERM, 12)
+    assert not loop.is_finished(ended, {}, tmp_path)  # something may be left to do
+    (tmp_path / accounting.EVENTS).write_text(told)
+    assert loop.is_finished(ended, {}, tmp_path)
     (tmp_path / "checkpoints" / "12" / "manifest.json").write_text("{}")
     assert not loop.is_finished(ended, {}, tmp_path)
     with pytest.raises(loop.NonFiniteError):
@@ -157,36 +159,78 @@ def test_a_finished_run_is_known_by_its_files(tmp_path):
     assert not loop.is_finished(spoilt, {}, tmp_path / "spoilt")  # saved at its end all the same
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-@pytest.mark.parametrize("where", ["evaluate", "draw"])
-def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(where, ahead, tmp_path):
-    """The signal comes at step 6, where nothing else would be saved."""
+@pytest.mark.parametrize(
+    ("where", "at", "ahead"),
+    [("evaluate", 6, 0), ("evaluate", 6, 2), ("draw", 6, 0), ("draw", 12, 2), ("evaluate", 12, 0)],
+)
+def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(where, at, ahead, tmp_path):
+    """The signal comes at step 6, where nothing else would be saved, or at the last."""
     asked = []
 
     def evaluate(state, unless_terminating):
-        if where == "evaluate" and state.step == 6 and not asked:
+        if where == "evaluate" and state.step == at and not asked:
             asked.append(signal.raise_signal(signal.SIGTERM))
         unless_terminating()
         return {"validation_loss": float(state.model.up.weight.sum())}
 
     def draw(state, unless_terminating):
-        if where == "draw" and state.step == 6 and not asked:
+        if where == "draw" and state.step == at and not asked:
             asked.append(signal.raise_signal(signal.SIGTERM))
         unless_terminating()
         return {"toy": np.full((2, 2, 3), int(state.step), np.uint8)}
 
-    settings = config(ahead=ahead, log_every=5)
+    settings = ml_collections.ConfigDict(config(ahead=ahead, log_every=5))
+    settings.checkpoint.checksums = True
     with pytest.raises(SystemExit) as stopped:
         train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
     assert stopped.value.code == 0 and asked
-    assert files.steps(tmp_path / "cut" / "checkpoints") == [6] and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
-    assert [step for step, _ in evaluated(tmp_path / "cut")] == ([0] if where == "evaluate" else [0, 6])
+    assert files.steps(tmp_path / "cut" / "checkpoints") == [at] and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
+    assert [step for step, _ in evaluated(tmp_path / "cut")] == list(range(0, at + (where == "draw"), 6))
+    assert not loop.is_finished(settings, {}, tmp_path / "cut")
     cut = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
+    assert loop.is_finished(settings, {}, tmp_path / "cut")
     whole = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, cut, whole)
     assert evaluated(tmp_path / "cut") == evaluated(tmp_path / "whole")
     drawn = [sorted(path.name for path in (tmp_path / name / "samples").iterdir()) for name in ("cut", "whole")]
     assert drawn[0] == drawn[1] == ["toy-0.png", "toy-12.png", "toy-6.png"]
+
+
+def test_a_state_from_the_hosts_own_disks_becomes_persistent_where_a_run_stops(tmp_path, capsys):
+    """SIGTERM before another step is taken, and an end that was brought forward."""
+    settings = ml_collections.ConfigDict(config(ahead=0))
+    settings.checkpoint.update(local_every=1, local_folder=str(tmp_path / "disk"))
+
+    class Crash(Exception):
+        pass
+
+    def crash(state, _):
+        if state.step == 6:
+            raise Crash
+        return {"validation_loss": 1.0}
+
+    for name in ("stopped", "shorter"):
+        with pytest.raises(Crash):
+            train(task(evaluate=crash), settings, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "6", ignore_errors=True)
+        assert files.steps(tmp_path / name / "checkpoints") == [1]
+
+    # In one process the program's own handler ends it before the first step; of several, all agree first.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop.processes, "terminating", lambda: True)
+        train(dataclasses.replace(task(evaluate=crash), accumulate=True), settings, tmp_path / "stopped")
+    assert files.steps(tmp_path / "stopped" / "checkpoints") == [1, 5]
+    assert "SIGTERM: saved step 5" in capsys.readouterr().out
+    settings.train.steps = 4
+    train(task(evaluate=crash), settings, tmp_path / "shorter")
+    assert files.steps(tmp_path / "shorter" / "checkpoints") == [1, 5]
+
+
+def test_sigterm_before_the_first_step_saves_nothing_and_says_so(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop.processes, "terminating", lambda: True)
+        train(dataclasses.replace(task(), accumulate=True), config(ahead=0), tmp_path)
+    assert files.steps(tmp_path / "checkpoints") == [] and "SIGTERM: stopped; run again" in capsys.readouterr().out
 
 
 def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypatch):
