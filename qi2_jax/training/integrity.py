@@ -1,7 +1,8 @@
 """Checksums of a checkpoint's files: written by all processes after a save, read before a restore. Without JAX.
 
 Every process hashes its share of the files into `STEP/checksums-PROCESS.json`; that of process 0 also lists all files.
-On a network file system a process may see an old listing and leave files out: the step then counts as unverified.
+On a network file system a process may see an older listing than process 0 and leave files out: the step then counts as
+unverified.
 The hash is BLAKE2b with 256 bits (`b2sum -l 256` prints the same): about 1 GB/s per thread on any 64-bit core, where
 SHA-256 needs special instructions for that, and one flipped bit is never missed. hashlib lets go of the interpreter
 while it hashes, so threads scale.
