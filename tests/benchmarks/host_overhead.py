@@ -52,11 +52,11 @@ def main() -> None:
     update = Compiled.__call__
     begun, ended = [], []
 
-    def timed(self, state, frozen, parts):
+    def timed(self, state, frozen, parts, before_each):
         parts = list(parts)
         jax.block_until_ready(parts[0].batch)
         begun.append(time.perf_counter())
-        made = update(self, state, frozen, parts)
+        made = update(self, state, frozen, parts, before_each)
         jax.block_until_ready(made)
         ended.append(time.perf_counter())
         return made
