@@ -1,5 +1,7 @@
 """Programs of a training, compiled before the first step; a batch of another shape later is an error, not a stall."""
 
+import concurrent.futures
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -48,9 +50,9 @@ class Compiled:
         self._shapes = {part.static: _shapes(part.batch) for part in examples}
         self._apply = None
         if not accumulate:
-            self._steps = {
-                part.static: programs.step.lower(state, frozen, part.static, part.batch).compile() for part in examples
-            }
+            self._steps = _compile(
+                (part.static, programs.step.lower(state, frozen, part.static, part.batch)) for part in examples
+            )
             return
         static, batch, *_ = examples[0]
         like = jax.eval_shape(
@@ -59,12 +61,10 @@ class Compiled:
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)  # noqa: E731
         self._zeros = jax.jit(zeros, out_shardings=sharding.shardings(like, mesh)).lower().compile()
         sums = self._zeros()
-        self._steps = {
-            part.static: programs.add.lower(
-                state, sums, frozen, part.static, part.batch, np.int32(0), np.float32(1)
-            ).compile()
-            for part in examples
-        }
+        place = np.int32(0), np.float32(1)
+        self._steps = _compile(
+            (part.static, programs.add.lower(state, sums, frozen, part.static, part.batch, *place)) for part in examples
+        )
         self._apply = programs.apply.lower(state, sums).compile()
 
     def __call__(
@@ -97,6 +97,13 @@ class Compiled:
                 f"step were\n  {known}"
             )
         return self._steps[part.static]
+
+
+def _compile(lowered: Iterable[tuple[Hashable, jax.stages.Lowered]]) -> dict[Hashable, jax.stages.Compiled]:
+    """Compiles beside each other, and while the next is still traced: each takes minutes, and few of a host's cores."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile") as threads:
+        compiling = {static: threads.submit(program.compile) for static, program in lowered}
+        return {static: program.result() for static, program in compiling.items()}
 
 
 def _shapes(batch: Any) -> tuple[str, ...]:
