@@ -173,14 +173,16 @@ def read_image(path: pathlib.Path) -> Image.Image:
     """The picture in a file that a user names: upright, mode RGB, or RGBA when at least one pixel is not opaque.
 
     Raises:
-      ValueError: naming the path, if it is not a file of at most `records.MAX_IMAGE_BYTES`, or one of no image.
+      ValueError: naming the path, if it is no file, larger than `records.MAX_IMAGE_BYTES`, or holds no image.
     """
     try:
-        data = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES else None
+        if not path.is_file():
+            raise ValueError(f"image {path} is no file")
+        if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
+            raise ValueError(f"image {path} has {size} bytes; at most {MAX_IMAGE_BYTES} are read")
+        data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"image {path} cannot be read: {error.strerror}") from None
-    if data is None:
-        raise ValueError(f"image {path} is not a file of at most {MAX_IMAGE_BYTES} bytes")
     try:
         return decode_image(data).image
     except UndecodableImage as error:

@@ -160,8 +160,10 @@ class Shares:
     of_conditions: tuple[int, ...]
 
     def __post_init__(self):
-        if len(self.of_sides) != len(self.sides) or len(self.of_tasks) != 2:
+        if len(self.of_sides) != len(self.sides):
             raise ValueError(f"data.mixture.sides {self.of_sides} needs a share for each of data.sides {self.sides}")
+        if len(self.of_tasks) != 2:
+            raise ValueError(f"data.mixture.tasks {self.of_tasks} needs two shares: of pairs, and of edits")
         shares = (*self.of_sides, *self.of_tasks, *self.of_conditions)
         if min(shares) < 0 or not any(self.of_sides) or not any(self.of_tasks):
             raise ValueError(f"data.mixture has negative shares, or none at all: {self}")

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="qi2",
         description="JAX/TPU trainer for the Qwen-Image-2 family.",
+        allow_abbrev=False,
         epilog=f"{TRACEBACK}=1 in the environment shows where in the source an error came from.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = next((argument for argument in arguments if argument in VERBS), None)
     module = None
     for verb, purpose in VERBS.items():
-        sub = verbs.add_parser(verb, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
+        sub = verbs.add_parser(
+            verb, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False
+        )
         if verb == chosen:
             module = importlib.import_module(f"qi2_jax.{verb}")
             module.add_arguments(sub)

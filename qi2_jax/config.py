@@ -69,10 +69,20 @@ def set_platform(config: Any, meshes: Sequence[Any], processes: int = 1) -> None
         import jax
 
         devices = max(mesh.data * mesh.fsdp * mesh.tensor for mesh in meshes)
+        if devices < 1:
+            raise ValueError(f"the meshes {[to_dict(mesh) for mesh in meshes]} have no devices; sizes are at least 1")
         if devices % processes:
             raise ValueError(f"{processes} processes cannot share the {devices} devices of the mesh evenly")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices // processes)
+
+
+def set_compilation_cache(config: Any, out: pathlib.Path) -> None:
+    """Lets compiled programs be kept from one start to the next, where `config.compilation_cache` names a place."""
+    import jax
+
+    if place := config.get("compilation_cache", ""):
+        jax.config.update("jax_compilation_cache_dir", place if "://" in place else str(out.absolute() / place))
 
 
 def _value(text: str) -> Any:
@@ -153,7 +163,8 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _claimed(path: pathlib.Path) -> dict[str, Any]:
+def claimed(path: pathlib.Path) -> dict[str, Any]:
+    """What `claim` recorded; raises a ValueError if the file is damaged."""
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -166,6 +177,11 @@ def _claimed(path: pathlib.Path) -> dict[str, Any]:
         f"{path} is damaged: {reason}. Bring it back from a copy; or delete it, and the folder goes on with what is "
         "asked for now, which must be what it was begun with"
     )
+
+
+def changes(path: pathlib.Path, values: dict[str, Any]) -> list[str]:
+    """How values differ from those recorded for a folder, as `difference`; nothing where none are recorded."""
+    return difference(claimed(path), json.loads(json.dumps(values))) if path.exists() else []
 
 
 def claim(
@@ -186,15 +202,12 @@ def claim(
     Raises:
       ValueError: if the folder was made with other values, naming each; or if the file is damaged.
     """
-    found: list[str] = []
-    if path.exists():
-        found = difference(_claimed(path), json.loads(json.dumps(values)))
-        changes = [line for line in found if not line.startswith(may_change)]
-        if changes:
-            raise ValueError(
-                f"{path.parent} was begun with other values; go on with those, or choose another folder{more}. "
-                "What changed:\n  " + "\n  ".join(changes)
-            )
+    found = changes(path, values)
+    if refused := [line for line in found if not line.startswith(may_change)]:
+        raise ValueError(
+            f"{path.parent} was begun with other values; go on with those, or choose another folder{more}. "
+            "What changed:\n  " + "\n  ".join(refused)
+        )
     if write:
         write_json_atomic(path, values)
     return found

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from qi2_jax import config
 from qi2_jax.training import checkpoint_files
 
 CONFIG, MODEL, CHECKPOINTS = "config.json", "model", "checkpoints"
@@ -9,11 +10,19 @@ JOB, TRANSFORMER = "job.json", "transformer"
 CURRICULUM, STAGES = "curriculum.json", "stages"
 
 
+def order_of(path: pathlib.Path) -> list[str]:
+    """The stages of a curriculum's folder in the order in which they are trained; none if it is no such folder.
+
+    Raises:
+      ValueError: if what is recorded of it is damaged.
+    """
+    record = path / CURRICULUM
+    return config.claimed(record).get("order", []) if record.is_file() else []
+
+
 def run_of(path: pathlib.Path) -> pathlib.Path:
     """The run of a job, or of the latest stage of a curriculum that has a checkpoint; any other path as it is."""
     if (path / JOB).is_file():
         return path / TRANSFORMER
-    if (path / CURRICULUM).is_file():
-        runs = (stage / TRANSFORMER for stage in sorted((path / STAGES).glob("*"), reverse=True))
-        return next((run for run in runs if checkpoint_files.steps(run / CHECKPOINTS)), path)
-    return path
+    stages = (path / STAGES / name / TRANSFORMER for name in reversed(order_of(path)))
+    return next((stage for stage in stages if checkpoint_files.steps(stage / CHECKPOINTS)), path)

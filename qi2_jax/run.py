@@ -35,9 +35,11 @@ def main(arguments: argparse.Namespace) -> None:
         with processes.joined(arguments):
             from qi2_jax.job import curriculum
 
-            curriculum.set_compilation_cache(config, arguments.out)
+            configs.set_compilation_cache(config, arguments.out)
             curriculum.run(config, arguments.out, arguments.data, accept_changes=arguments.accept_changes)
         return
+    if arguments.accept_changes:
+        raise ValueError(f"--accept-changes is for a curriculum, which {arguments.experiment} is not")
     if arguments.distributed or count > 1:
         raise ValueError(f"{arguments.experiment} is a job of one process; a curriculum and `qi2 train` take several")
     if not {"encode", "vae", "transformer"} <= {*config}:

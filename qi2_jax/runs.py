@@ -24,6 +24,7 @@ from qi2_jax.places import CHECKPOINTS, CONFIG, JOB, MODEL
 from qi2_jax.places import CURRICULUM as CURRICULUM
 from qi2_jax.places import STAGES as STAGES
 from qi2_jax.places import TRANSFORMER as TRANSFORMER
+from qi2_jax.places import order_of as order_of
 from qi2_jax.places import run_of as run_of
 from qi2_jax.training import checkpoint, integrity
 

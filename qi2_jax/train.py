@@ -50,6 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
     count = processes.check(arguments, config.platform)
     configs.set_platform(config, (config.transformer.mesh,), count)
     with processes.joined(arguments):
+        configs.set_compilation_cache(config, arguments.out)
         _train(config, arguments)
 
 

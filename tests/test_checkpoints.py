@@ -126,13 +126,13 @@ def test_a_job_a_run_and_a_folder_of_checkpoints_are_found(saved, tmp_path):
 
 
 def test_of_a_curriculum_the_latest_stage_that_has_checkpoints_is_shown(saved, tmp_path):
-    (tmp_path / runs.CURRICULUM).write_text("{}")
-    for stage in ("s1", "s2", "s3"):
+    (tmp_path / runs.CURRICULUM).write_text('{"order": ["pairs", "edits", "fine"]}')
+    for stage in ("pairs", "edits", "fine"):
         (tmp_path / runs.STAGES / stage).mkdir(parents=True)
-    for stage in ("s1", "s2"):
+    for stage in ("pairs", "edits"):
         (tmp_path / runs.STAGES / stage / runs.TRANSFORMER).symlink_to(saved)
     found = verb.folder_of(tmp_path)
-    assert found == tmp_path / runs.STAGES / "s2" / runs.TRANSFORMER / runs.CHECKPOINTS
+    assert found == tmp_path / runs.STAGES / "edits" / runs.TRANSFORMER / runs.CHECKPOINTS
 
 
 @pytest.mark.parametrize("action", [["--verify", "5"], ["--inspect", "5"], ["--keep", "5"], ["--unkeep", "4"]])

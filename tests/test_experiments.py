@@ -24,16 +24,22 @@ EXPERIMENTS = {
 }
 
 
+FORMS = ("", "tiny")
 STAGES = [name for name in EXPERIMENTS if re.search(r"\.s\d_", name)]
 
 
-def resolved(path: pathlib.Path) -> str:
-    return json.dumps(config.to_dict(config.load(str(path))), indent=1) + "\n"
+def resolved(name: str, form: str) -> str:
+    return json.dumps(config.to_dict(config.load(f"{EXPERIMENTS[name]}{form and ':'}{form}")), indent=1) + "\n"
+
+
+def golden(name: str, form: str) -> pathlib.Path:
+    return GOLDEN / f"{name}{form and '.'}{form}.json"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_resolved_config_is_the_recorded_one(name):
-    assert resolved(EXPERIMENTS[name]) == (GOLDEN / f"{name}.json").read_text(), "see the docstring of this file"
+@pytest.mark.parametrize("form", FORMS)
+def test_resolved_config_is_the_recorded_one(name, form):
+    assert resolved(name, form) == golden(name, form).read_text(), "see the docstring of this file"
 
 
 @pytest.mark.parametrize("name", [*STAGES, "demo"])
@@ -72,11 +78,11 @@ def test_filters_get_stricter_from_stage_to_stage():
 
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_curriculum_holds_the_stages_as_they_are(form):
-    whole = config.load(f"{EXPERIMENTS['qwen_image_2.curriculum']}{form}").stages
-    assert [f"qwen_image_2.{name}" for name in whole] == STAGES
+    whole = config.load(f"{EXPERIMENTS['qwen_image_2.curriculum']}{form}")
+    assert [f"qwen_image_2.{name}" for name in whole.order] == STAGES
     for name in STAGES:
         own = config.load(f"{EXPERIMENTS[name]}{form}")
-        assert config.to_dict(whole[name.rpartition(".")[2]]) == config.to_dict(own)
+        assert config.to_dict(whole.stages[name.rpartition(".")[2]]) == config.to_dict(own)
 
 
 def test_stages_have_the_steps_batches_and_rates_of_the_report():
@@ -108,5 +114,5 @@ def test_tiny_stages_can_train_here(name):
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for name, path in EXPERIMENTS.items():
-        (GOLDEN / f"{name}.json").write_text(resolved(path))
+    for name, form in itertools.product(EXPERIMENTS, FORMS):
+        golden(name, form).write_text(resolved(name, form))

@@ -12,6 +12,7 @@ import ml_collections
 
 from experiments import defaults
 from experiments.qwen_image_2 import (
+    base,
     s1_256p_t2i,
     s2_256p_edits,
     s3_512p_synthetic,
@@ -56,7 +57,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         loss="squared" if tiny else "absolute",
         batch_size=16 if tiny else 4_096,
         ema_decay=0.99 if tiny else 0.9999,
-        train=defaults.train(150 if tiny else 200_000),
+        train=defaults.train(150) if tiny else defaults.train(200_000, watchdog_seconds=base.WATCHDOG_SECONDS),
         validation=dict(every=1_000_000),
         samples=dict(every=0),
         profile=defaults.profile(),
@@ -74,5 +75,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     )
     # The run, checkpoint or imported folder with whose transformer the first stage begins; empty: random weights.
     config.start = dict(folder="")
+    # Read as the order of the stages, which the keys of a config do not keep.
+    config.order = tuple(stage.__name__.rpartition(".")[2] for stage in STAGES)
     config.stages = {stage.__name__.rpartition(".")[2]: stage.get_config(form) for stage in STAGES}
     return config

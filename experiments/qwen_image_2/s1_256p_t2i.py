@@ -1,8 +1,8 @@
 """Stage 1: text-to-image at 256p.
 
 Command: in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
-`qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
-`qi2 train C --samples SAMPLES --model MODEL --start RUN_BEFORE --out RUN`.
+`qi2 data select RECORDS --config C`, `qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
+`qi2 train C --samples SAMPLES --model MODEL --out RUN`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU, as a mesh of 8 fake devices.
 Time, not run: 5.1 s an update, 24 days in all,
 by formula at 40% utilisation (`python -m tests.benchmarks.stage_cost`).

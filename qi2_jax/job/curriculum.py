@@ -34,7 +34,7 @@ from data_pipeline.synthesis.fonts import FontLibrary
 from data_pipeline.synthesis.scripts import find_scripts
 from data_pipeline.synthesis.text import synthesize_text
 from qi2_jax import config as configs
-from qi2_jax import lock, processes, runs
+from qi2_jax import lock, processes, runs, sequence
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, main, models, stages, transformer
@@ -76,21 +76,37 @@ def run(
         return _run(config, out, records, accept_changes)
 
 
+def _ordered(config: Any) -> dict[str, Any]:
+    """The stages by name, in the order in which they are trained; a config does not keep that of its keys."""
+    return {name: config.stages[name] for name in config.order}
+
+
 def _check(config: Any, out: pathlib.Path) -> None:
-    if not config.stages:
-        raise ValueError("stages is empty; a curriculum needs at least one")
+    if not config.order or sorted(config.order) != sorted(config.stages):
+        raise ValueError(f"order is {config.order}; it must name each of the stages {sorted(config.stages)} once")
     for name, stage in config.stages.items():
         try:
             encode.check(stage.encode)
+            stages.check_transformer(stage.transformer, stage.data)
             Resolutions.of_config(stage.data)
             Thresholds(**stage.data.thresholds)
-            stages.check_transformer(stage.transformer, stage.data)
         except ValueError as error:
             raise ValueError(f"stages.{name}: {error}") from None
+        if begins := stage.transformer.start.folder:
+            raise ValueError(
+                f"stages.{name}.transformer.start.folder is {begins}, but a stage begins with the weights of the one "
+                "before it; name those of the first stage with start.folder"
+            )
+    first = config.stages[config.order[0]].transformer
+    if first.lora.rank and not config.start.folder:
+        raise ValueError(
+            f"stages.{config.order[0]}.transformer.lora.rank is {first.lora.rank}: name the transformer to adapt with "
+            "start.folder"
+        )
     fractions = {name: stage.data.held_out for name, stage in config.stages.items()}
     if len(set(fractions.values())) > 1:
         raise ValueError(f"data.held_out differs: {fractions}; a stage would train on what another holds out")
-    _check_one_model(config.stages)
+    _check_one_model(_ordered(config))
     if config.model.folder:
         if not (runs.model_of(pathlib.Path(config.model.folder)) / folder.MARK).is_file():
             raise ValueError(f"model.folder {config.model.folder} is no model folder; `qi2 import` makes one")
@@ -126,19 +142,23 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
     begun, console = time.monotonic(), Console(quiet=jax.process_index() != 0)
     first_process = jax.process_index() == 0
     asked = {"records": str(records.absolute()) if records else "made here", **configs.to_dict(config)}
+    ordered = _ordered(config)
     with processes.agreed():
-        may_change = ("",) if accept_changes else _may_change(config, out)
+        may_change = _may_change(config, out)
+        if accept_changes:
+            _check_accepted(config, out, asked, may_change)
+            may_change = ("",)
         changes = configs.claim(out / runs.CURRICULUM, asked, may_change, write=first_process)
     if changes:
         console.print("this curriculum goes on with another config:\n  " + "\n  ".join(changes))
 
     console.rule("data")
-    name, first = next(iter(config.stages.items()))
+    name, first = next(iter(ordered.items()))
     with processes.agreed():
         if first_process:
             if records is None:
                 _corpus(config.corpus, out / CORPUS, console)
-            for stage_name, stage in config.stages.items():  # now: what the last lacks would cost all before it
+            for stage_name, stage in ordered.items():  # now: what the last lacks would cost all before it
                 console.print(f"data of stage {stage_name}")
                 _select(stage, records or out / CORPUS / "records", out / runs.STAGES / stage_name, console)
     records = records or out / CORPUS / "records"
@@ -158,8 +178,8 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
 
     source = pathlib.Path(config.start.folder) if config.start.folder else None
     figures: dict[str, Any] = {}
-    for number, (name, stage) in enumerate(config.stages.items(), start=1):
-        console.rule(f"stage {number} of {len(config.stages)}: {name}")
+    for number, (name, stage) in enumerate(ordered.items(), start=1):
+        console.rule(f"stage {number} of {len(ordered)}: {name}")
         place = out / runs.STAGES / name
         source, figures[name] = _stage(stage, records, model, place, source, console, accept_changes)
     assert source is not None
@@ -168,8 +188,11 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
     figures = {"stages": figures, "minutes": (time.monotonic() - begun) / 60}
     with processes.agreed():
         if first_process:
-            main.export(source, out / "diffusers")
             write_json_atomic(out / "report.json", figures)
+            if stage.transformer.model.attention == sequence.BLOCK_CAUSAL:
+                main.export(source, out / "diffusers")
+            else:
+                console.print(f"{main.NOT_EXPORTED}; `qi2 sample {out}` draws with it")
     console.print(_table(figures, out))
     return figures
 
@@ -191,7 +214,7 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
         free += ["encoder."]
     if not checkpoint.steps(out / VAE / runs.CHECKPOINTS):
         free += ["vae."]
-    places = {name: out / runs.STAGES / name for name in config.stages}
+    places = {name: out / runs.STAGES / name for name in config.order}
     begun = {
         name: bool(checkpoint.steps(place / runs.TRANSFORMER / runs.CHECKPOINTS)) for name, place in places.items()
     }
@@ -204,7 +227,25 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
         free += [f"stages.{name}.{key}" for key in keys]
     if not next(iter(begun.values())):
         free += ["start."]
+    count = sum(begun.values())
+    if count == 0 or runs.order_of(out)[:count] == list(config.order[:count]):  # more may follow, or others
+        free += ["order:"]
     return tuple(free)
+
+
+def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free: tuple[str, ...]) -> None:
+    """Refuses other data of a stage that has some, before the change is on record: it could not go on with them."""
+    places = {name: out / runs.STAGES / name for name in config.order}
+    made = tuple(
+        f"stages.{name}.{key}." for name, place in places.items() if place.exists() for key in ("data", "encode")
+    )
+    free += tuple(f"stages.{name}.data.mixture." for name in places)
+    changes = configs.changes(out / runs.CURRICULUM, asked)
+    if refused := [line for line in changes if line.startswith(made) and not line.startswith(free)]:
+        raise ValueError(
+            f"what {out} has selected and encoded was made with other values; take these changes back, or delete the "
+            f"folders of these stages and of those after them in {out / runs.STAGES}:\n  " + "\n  ".join(refused)
+        )
 
 
 def _check_fonts(config: Any, out: pathlib.Path) -> None:
@@ -335,10 +376,3 @@ def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
         loss = f"{own['validation_loss_before']:.3f} -> {own['validation_loss_after']:.3f}"
         table.add_row(name, f"{own['samples']:,}", f"{own['steps']:,}", loss, f"{own['minutes']:.1f}")
     return table
-
-
-def set_compilation_cache(config: Any, out: pathlib.Path) -> None:
-    """Lets compiled programs be kept from one start to the next, where `config.compilation_cache` names a place."""
-    place = config.compilation_cache
-    if place:
-        jax.config.update("jax_compilation_cache_dir", place if "://" in place else str(out.absolute() / place))

@@ -14,11 +14,13 @@ from data_pipeline.shards import RecordFolder, digest_of
 from qi2_jax import config as configs
 from qi2_jax import encoders, runs, sharding
 from qi2_jax.interop import components
+from qi2_jax.job import keys
 from qi2_jax.job.stages import dtype_of, mesh_of
 
 
 def check(config: Any) -> None:
-    """Raises a ValueError for a value with which nothing can be encoded."""
+    """Raises a ValueError for a key or value with which nothing can be encoded."""
+    keys.check("encode", config, keys.ENCODE)
     dtype_of(config.dtype)
     if config.online not in ONLINE:
         raise ValueError(f"encode.online is {config.online!r}; choose one of {ONLINE}")

@@ -31,6 +31,7 @@ from qi2_jax.training import checkpoint, loop, metrics
 # Of a job that was begun, only the last training and what follows it may change.
 MAY_CHANGE = (*(f"transformer.{key}" for key in loop.MAY_CHANGE), "sample.", "compare.", "expect.", "data.workers")
 
+NOT_EXPORTED = "diffusers cannot run bidirectional attention: nothing is exported"
 LEAST = {"data": {"workers": 0}, "sample": {"batch_size": 1, "steps": 1, "captions": 0, "seed": 0}}
 
 
@@ -125,7 +126,7 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
     if exportable:
         export(run_folder, out / "diffusers")
     else:
-        console.print("diffusers cannot run bidirectional attention: nothing is exported, nothing compared")
+        console.print(f"{NOT_EXPORTED}, nothing compared")
     if exportable and count:
         both = compare(pipeline, out / "diffusers", texts[:count], sizes[:count], steps=config.compare.steps)
         difference = both.largest_difference

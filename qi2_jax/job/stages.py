@@ -17,7 +17,7 @@ from qi2_jax import attention, processes, runs, sharding
 from qi2_jax import config as configs
 from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
 from qi2_jax.interop import weights
-from qi2_jax.job import fixed_prompts, models
+from qi2_jax.job import fixed_prompts, keys, models
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
@@ -65,6 +65,7 @@ def check_vae(vae: Any) -> VAEConfig:
     Raises:
       ValueError: naming a value that training would refuse.
     """
+    keys.check("vae", vae, keys.VAE, ("channels",))
     model = VAEConfig(**configs.dataclass_fields(vae.model))
     vae_training.make_loss(vae.loss)
     if vae.statistics_batches < 1:
@@ -106,7 +107,9 @@ def shares_of(data: Any) -> Shares:
 
 
 def check_transformer(config: Any, data: Any) -> None:
-    """Raises a ValueError for a value in a transformer stage's config that it cannot be trained with."""
+    """Raises a ValueError for a key or value in a transformer stage's config that it cannot be trained with."""
+    keys.check("data", data, keys.DATA, ("channels", "workers"))
+    keys.check("transformer", config, keys.TRANSFORMER)
     shares_of(data).weights()
     check_held_out(data.held_out)
     for name in ("batch_sizes", "images_per_device"):

@@ -258,7 +258,7 @@ def _base(
         if jax.process_index() == 0:
             if not checkpoint.steps(run / runs.CHECKPOINTS):  # it may still change
                 if source is None:
-                    raise ValueError("lora.rank is above 0: name the transformer to adapt with --start or start.folder")
+                    raise ValueError("lora.rank is above 0: name the transformer to adapt with --start")
                 located = runs.locate(source)
                 located.check()
                 weights = located.weights("transformer")

@@ -24,8 +24,10 @@ from experiments.qwen_image_2 import curriculum
 
 def get_config(form=""):
     config = curriculum.get_config("tiny")
-    for name in list(config.stages)[2:]:
-        del config.stages[name]
+    config.order, names = ("pairs", "edits"), config.order  # which are not in the order of the alphabet
+    stages = {new: config.stages[name] for new, name in zip(config.order, names)}
+    del config.stages
+    config.stages = stages
     config.compilation_cache = COMPILED
     config.corpus.update(edits=18, texts=0, workers=1)
     config.vae.train.steps = config.vae.optimizer.warmup = 2
@@ -87,7 +89,7 @@ def uninterrupted(experiment, tmp_path_factory):
 
 def test_stages_follow_each_other_to_an_export(uninterrupted):
     figures = json.loads((uninterrupted / "report.json").read_text())["stages"]
-    assert list(figures) == ["s1_256p_t2i", "s2_256p_edits"]
+    assert list(figures) == ["pairs", "edits"]
     assert (uninterrupted / "diffusers" / "model_index.json").is_file()
     first, second = (uninterrupted / "stages" / name / "transformer" for name in figures)
     assert runs.locate(uninterrupted).checkpoint == second / "checkpoints" / "6"
@@ -110,7 +112,7 @@ def test_resume_of_a_killed_curriculum_equals_an_uninterrupted_one(experiment, u
     """Killed while the autoencoder trains, stopped in the first stage's training, killed while the second encodes."""
     out = tmp_path / "killed"
     stop_when(start(experiment, out), out / "vae" / "checkpoints" / "1", signal.SIGKILL)
-    first, second = (out / "stages" / name for name in ("s1_256p_t2i", "s2_256p_edits"))
+    first, second = (out / "stages" / name for name in ("pairs", "edits"))
     process = start(experiment, out)
     stop_when(process, first / "transformer" / "checkpoints" / "2", signal.SIGTERM)
     assert process.returncode == 0
@@ -126,7 +128,7 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
     """Its loss before the first step is that of the first stage's last weights on the same held samples."""
     lines = [
         [json.loads(line) for line in (uninterrupted / "stages" / name / "transformer" / "metrics.jsonl").open()]
-        for name in ("s1_256p_t2i", "s2_256p_edits")
+        for name in ("pairs", "edits")
     ]
     ends = [line for line in lines[0] if line["step"] == 6 and "validation_loss" in line][-1]
     begins = next(line for line in lines[1] if "validation_loss" in line)
@@ -150,6 +152,10 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
         (f"{SECOND}.lora.rank=2 {SECOND}.lora.targets=('nope',)", r"s2_256p_edits: lora.targets \['nope'\] match no"),
         (f"{SECOND}.model.layers=3", r"stages.s2_256p_edits.transformer differs from .*: model.layers: 2 -> 3"),
         (f"{SECOND}.timesteps.shift.max_shift=0.7", "differs from .*: timesteps.shift.max_shift: .* -> 0.7"),
+        (f"{SECOND}.start.folder=/nope", "is /nope, but a stage begins with the weights of the one before it"),
+        ("stages.s1_256p_t2i.transformer.lora.rank=2", "name the transformer to adapt with start.folder"),
+        ("order=('s2_256p_edits','s1_256p_t2i')", "order is .*; it must name each of the stages .* once"),
+        ("stages.s2_256p_edits.data.mixture.tasks=(1,1,1)", r"data.mixture.tasks \(1, 1, 1\) needs two shares"),
         ("vae.train.sinks=('foo',)", r"vae: metric sinks \['foo'\] are unknown"),
         ("vae.profile.steps=0", "vae: .*profile.steps is 0"),
         ("model.folder=/nope", "model.folder /nope is no model folder"),
@@ -173,6 +179,15 @@ def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, t
 
 def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupted):
     command = [sys.executable, "-m", "qi2_jax.run", str(experiment), "--out", str(uninterrupted)]
-    for override, code in (("stages.s1_256p_t2i.transformer.optimizer.lr=1.0", 1), ("corpus.edits=5", 1)):
-        done = subprocess.run([*command, override], capture_output=True, text=True, check=False, env=os.environ)
-        assert done.returncode == code and override.split("=")[0] in done.stderr and "Traceback" not in done.stderr
+    before = (uninterrupted / runs.CURRICULUM).read_text()
+    threshold = "stages.edits.data.thresholds.min_side=65"
+    for override, *more in (
+        ("stages.pairs.transformer.optimizer.lr=1.0",),
+        ("corpus.edits=5",),
+        ("order=('edits','pairs')",),
+        (threshold,),
+        (threshold, "--accept-changes"),  # what is selected and encoded stays
+    ):
+        done = subprocess.run([*command, override, *more], capture_output=True, text=True, check=False, env=os.environ)
+        assert done.returncode == 1 and override.split("=")[0] in done.stderr and "Traceback" not in done.stderr
+    assert (uninterrupted / runs.CURRICULUM).read_text() == before
