@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from qi2_jax import signals
+
 TRACEBACK = "QI2_TRACEBACK"
 VERBS = {
     "run": "run a whole job or a curriculum: data, autoencoder, transformer, export",
@@ -49,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed.overrides += rest
     assert module is not None
     try:
-        module.main(parsed)
+        with signals.ending():
+            module.main(parsed)
     except Exception as error:
         if text := explain(parsed.verb, error):
             raise SystemExit(text) from error
@@ -63,17 +66,12 @@ def explain(verb: str, error: BaseException) -> str | None:
     return f"qi2 {verb}: {error}"
 
 
-def stop_on_sigterm() -> None:
+def listen_to_signals() -> None:
     """Lets SIGTERM end the process with status 0 wherever it loses nothing; a training saves first by itself.
 
     SIGUSR1, which asks a training for a trace, does nothing before it has begun.
     """
-
-    def stop(signum, frame):
-        print("SIGTERM: stopped; run again to continue", file=sys.stderr)
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, stop)
+    signals.listen(interruptible=True)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 

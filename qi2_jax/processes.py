@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qi2_jax import cli
-from qi2_jax.training import termination
+from qi2_jax import cli, signals
 
 JOINING = 300  # seconds for which the processes wait for each other at the start
 HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
@@ -87,7 +86,7 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the processes did not come together: {error}") from error
-    termination.defer()  # what one process gets, all must agree on
+    signals.listen(interruptible=False)  # what one process gets, all must agree on
     try:
         yield
         gather("")  # nobody waits at the door for those that still have work to do
@@ -139,23 +138,27 @@ def mean(values: Mapping[str, float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def agreed() -> Iterator[None]:
+def agreed(*, interruptible: bool = True) -> Iterator[None]:
     """A block without communication that all processes leave together: what goes wrong in one is raised in all, and
     SIGTERM to one ends all with status 0 when the others are done.
 
+    Args:
+      interruptible: False where SIGTERM must wait, as it does while steps are taken.
+
     Raises:
       ValueError: with what another process raised; each raises its own error as it is.
-      SystemExit: after SIGTERM; not while training, which saves first.
+      signals.Terminated: after SIGTERM.
     """
+    guard = signals.interruptible if interruptible else contextlib.nullcontext
     if jax.process_count() == 1:
-        with termination.interruptible():
+        with guard():
             yield
         return
     own: BaseException | None = None
     try:
-        with termination.interruptible():
+        with guard():
             yield
-    except termination.Terminated as stopped:
+    except signals.Terminated as stopped:
         own, text = stopped, _STOPPED
     except Exception as error:
         own, text = error, str(error) or type(error).__name__
@@ -167,12 +170,17 @@ def agreed() -> Iterator[None]:
             raise ValueError(f"process {index}: {text}")
     if _STOPPED in told:
         say("SIGTERM: stopped; run again to continue")
-        raise termination.Terminated
+        raise signals.Terminated(told=True)
+
+
+def all_say(yes: bool) -> bool:
+    """Whether every process says yes. Every process must ask, from its main thread."""
+    return set(gather("yes" if yes else "no")) == {"yes"}
 
 
 def terminating() -> bool:
     """Whether SIGTERM came to any process and waits. Every process must ask, from its main thread."""
-    return any(gather("SIGTERM" if termination.received() else ""))
+    return any(gather("SIGTERM" if signals.received() else ""))
 
 
 def say(text: str) -> None:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    cli.stop_on_sigterm()
+    cli.listen_to_signals()
     config = configs.load(arguments.experiment, arguments.overrides)
     count = processes.check(arguments, config.platform)
     if "stages" in config:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    cli.stop_on_sigterm()
+    cli.listen_to_signals()
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")

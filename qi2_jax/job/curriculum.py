@@ -355,8 +355,8 @@ def _stage(
     return run, {
         "samples": len(samples),
         "steps": stage.transformer.train.steps,
-        "validation_loss_before": losses[0],
-        "validation_loss_after": losses[-1],
+        "validation_loss_before": losses[0] if losses else None,
+        "validation_loss_after": losses[-1] if losses else None,
         "minutes": (time.monotonic() - begun) / 60,
     }
 
@@ -373,6 +373,7 @@ def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
     for column in ("stage", "samples", "steps", "validation loss, before -> after", "min"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for name, own in figures["stages"].items():
-        loss = f"{own['validation_loss_before']:.3f} -> {own['validation_loss_after']:.3f}"
+        losses = own["validation_loss_before"], own["validation_loss_after"]
+        loss = " -> ".join("unknown" if value is None else f"{value:.3f}" for value in losses)
         table.add_row(name, f"{own['samples']:,}", f"{own['steps']:,}", loss, f"{own['minutes']:.1f}")
     return table

@@ -113,10 +113,10 @@ def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
     return events
 
 
-def has_ended(directory: pathlib.Path) -> bool:
-    """Whether a run came to its end, and nothing was begun there after that."""
-    kinds = [event["event"] for event in read_events(directory / EVENTS)]
-    return bool(kinds) and kinds[-1] == END
+def has_ended(directory: pathlib.Path, step: int) -> bool:
+    """Whether a run came to its end at a step, and nothing was begun there after that."""
+    last = [(event["event"], event.get("step")) for event in read_events(directory / EVENTS)][-1:]
+    return last == [(END, step)]
 
 
 def kept_seconds(lines: Iterable[Mapping[str, float]]) -> float:

@@ -299,5 +299,7 @@ def _unreadable(path: pathlib.Path) -> list[str]:
         files.manifest(path)
         found = contents(path)
     except Exception as error:  # whatever Orbax says to files that are damaged
+        if integrity.is_verified(path):  # they are those that were saved: the cause lies elsewhere
+            raise
         return [_reason(error)]
     return [f"{item} is missing" for item in ITEMS if item not in found]

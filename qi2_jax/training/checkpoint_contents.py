@@ -48,7 +48,8 @@ def _leaf(path: pathlib.Path, item: str, name: str) -> tensorstore.TensorStore:
 
     Not by Orbax, which loads whole items, and in a program of several processes only with all of them together.
     """
-    place = {"driver": "ocdbt", "base": f"file://{path.resolve() / item}/", "path": name}
+    base = {"driver": "file", "path": f"{path.resolve() / item}/"}  # a URL would need its signs quoted
+    place = {"driver": "ocdbt", "base": base, "path": name}
     return tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True, read=True).result()
 
 

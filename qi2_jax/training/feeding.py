@@ -11,7 +11,7 @@ from PIL import Image
 
 from qi2_jax import sharding
 from qi2_jax.training.compiled import Part
-from qi2_jax.training.termination import NEVER
+from qi2_jax.training.last_step import NEVER
 
 
 class Feed(NamedTuple):

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -65,6 +65,8 @@ class Journal(contextlib.ExitStack):
         self._skipped = float(state.skipped_total)
         best = config.checkpoint.get("best_metric", "") if config.checkpoint.get("keep_best", 0) else ""
         self._unseen = best if start == 0 else ""  # by which checkpoints are kept: the first logged step must know it
+        if start and best:
+            self._check_best(best, processes.gather(" ".join(self._metrics.names()))[0].split())
         self._forget()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
         axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -80,8 +82,18 @@ class Journal(contextlib.ExitStack):
         self._facts: list[Mapping[str, float]] = []
         self._images, self._tokens, self._flops = 0, 0, 0.0
 
-    def restored(self, step: int, seconds: float, damaged: list[str], changes: list[str], *, local: bool) -> None:
-        """Tells what a continued run begins with."""
+    def restored(
+        self,
+        step: int,
+        seconds: float,
+        damaged: list[str],
+        changes: list[str],
+        metrics: Mapping[str, float],
+        *,
+        local: bool,
+    ) -> None:
+        """Tells what a continued run begins with; `metrics` are those of its checkpoint."""
+        self._logged = step, metrics
         for line in damaged:
             self._events.write(accounting.DAMAGED, step, message=line)
             self.note(line)
@@ -168,15 +180,20 @@ class Journal(contextlib.ExitStack):
         self._metrics.write(step, values)
         self._logged = step, values
         self._progress.show(step, values["loss"])
-        known = values.keys() | self._evaluated[1].keys()
-        if self._unseen and self._unseen not in known:
-            raise ValueError(
-                f"checkpoint.best_metric is {self._unseen!r}, which this run does not write: keep_best would keep "
-                f"nothing. Choose one of {sorted(known)}, or set checkpoint.keep_best=0"
-            )
+        if self._unseen:
+            self._check_best(self._unseen, values.keys() | self._evaluated[1].keys())
         self._unseen = ""
         self._forget()
         return streak
+
+    @staticmethod
+    def _check_best(metric: str, known: Iterable[str]) -> None:
+        """Refuses a metric that nothing writes, by which checkpoints would be kept; not where nothing is known yet."""
+        if known and metric not in known:
+            raise ValueError(
+                f"checkpoint.best_metric is {metric!r}, which this run does not write: keep_best would keep nothing. "
+                f"Choose one of {sorted(known)}, or set checkpoint.keep_best=0"
+            )
 
     def looked(self, step: int) -> list[str]:
         """Which of "evaluate" and "sample" an earlier process did at a step; the same in all processes."""

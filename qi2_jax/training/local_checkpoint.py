@@ -5,12 +5,13 @@ that is gone with its disk come from the processes that hold the same parts of t
 parameters are the same along `data`, so one whole slice is enough. What cannot be put together is passed over, and the
 run goes on from its persistent checkpoint.
 
-FOLDER/NAME-ID/process-I/STEP/parts.safetensors   each part of the state that the process's devices hold, once
-FOLDER/NAME-ID/process-I/STEP/manifest.json       as in a persistent checkpoint, with checksums beside it
+FOLDER/NAME-ID-PLACE/process-I/STEP/parts.safetensors   each part of the state that the process's devices hold, once
+FOLDER/NAME-ID-PLACE/process-I/STEP/manifest.json       as in a persistent checkpoint, with checksums beside it
 
 NAME is the run's folder, ID the content of `local_id` in it: another one from each start on that did not go on from a
-local checkpoint, so that nothing is ever restored which the run has left behind. Each start has a life of its own,
-whose number stands in its manifests: parts of two lives are never put together.
+local checkpoint, so that nothing is restored which the run has left behind. PLACE is a digest of the folder's path: of
+a run that was copied or moved only the persistent checkpoints go along. Each start has a life of its own, whose number
+stands in its manifests: parts of two lives are never put together.
 """
 
 import concurrent.futures
@@ -19,6 +20,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import secrets
@@ -51,10 +53,8 @@ Leaves = Mapping[str, Any]  # arrays, or their shapes with shardings, by name
 
 def find(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path | None:
     """Where this process has local checkpoints of a run from which it may go on; None where it has none."""
-    identity = _identity(run)
-    if not re.fullmatch("[0-9a-f]{16}", identity):  # none, or one that a full disk cut
-        return None
-    return folder / f"{run.resolve().name}-{identity}" / f"process-{jax.process_index()}"
+    name = gather(_name(run) if jax.process_index() == 0 else "")[0]
+    return folder / name / f"process-{jax.process_index()}" if name else None
 
 
 def renew(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
@@ -69,20 +69,29 @@ def renew(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
 
 
 def forget(folder: pathlib.Path, run: pathlib.Path) -> None:
-    """Deletes this process's local checkpoints of a run, and the run's identity."""
+    """Deletes this process's local checkpoints of a run, those of processes that are no more, and its identity."""
     old = find(folder, run)
     if old is not None and folder.is_absolute():
-        shutil.rmtree(old, ignore_errors=True)
+        lost = [path for path in old.parent.glob("process-*") if _number(path) >= jax.process_count()]
+        for path in (old, *lost):
+            shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # of other processes
             old.parent.rmdir()
     if jax.process_index() == 0:
         (run / ID).unlink(missing_ok=True)
 
 
-def _identity(run: pathlib.Path) -> str:
-    """As process 0 reads it."""
-    own = (run / ID).read_text(errors="replace").strip() if jax.process_index() == 0 and (run / ID).is_file() else ""
-    return gather(own)[0]
+def _name(run: pathlib.Path) -> str:
+    """NAME-ID-PLACE, see above; empty where the run has no identity, or one that a full disk cut."""
+    run = run.resolve()
+    identity = (run / ID).read_text(errors="replace").strip() if (run / ID).is_file() else ""
+    place = hashlib.sha256(os.fsencode(run)).hexdigest()[:8]
+    return f"{run.name}-{identity}-{place}" if re.fullmatch("[0-9a-f]{16}", identity) else ""
+
+
+def _number(path: pathlib.Path) -> int:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 class LocalCheckpoints:
@@ -94,8 +103,8 @@ class LocalCheckpoints:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        files.clean(directory)
+        with contextlib.suppress(OSError):  # a disk that cannot be used costs local checkpoints, not the run
+            files.clean(directory)
         self._life = gather(str(time.time_ns()))[0]
         self._background = concurrent.futures.ThreadPoolExecutor(1, "local-checkpoint")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
@@ -120,7 +129,7 @@ class LocalCheckpoints:
     def _write(self, step: int, parts: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
         path = files.unfinished_path(self.directory, step)
         shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
+        path.mkdir(parents=True)
         try:
             safetensors.numpy.save_file(parts, path / _PARTS)
             files.write_manifest(path, manifest)
@@ -163,11 +172,7 @@ class LocalCheckpoints:
             for name, leaf in like.items()
             for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
         }
-        whole = {
-            step: files.manifest(self.directory / str(step))["life"]
-            for step in files.steps(self.directory)
-            if step > after and self._holds(step, needed)
-        }
+        whole = self._whole(after, needed)
         what = hashlib.sha256("\n".join(sorted(needed)).encode()).hexdigest()
         told = [json.loads(text) for text in gather(json.dumps({"what": what, "has": [*whole.items()]}))]
         groups = {one["what"] for one in told}
@@ -193,6 +198,15 @@ class LocalCheckpoints:
         manifest = files.manifest(self.directory / str(step)) if own is not None else {}
         told_of = json.loads(next(text for text in gather(json.dumps(manifest)) if text != "{}"))
         return step, leaves, {name: value for name, value in told_of.items() if name != "life"}
+
+    def _whole(self, after: int, needed: set[str]) -> dict[int, str]:
+        """The life of each step after `after` from which this process can go on; none where the disk cannot be read."""
+        try:
+            steps = [step for step in files.steps(self.directory) if step > after and self._holds(step, needed)]
+            return {step: str(files.manifest(self.directory / str(step)).get("life")) for step in steps}
+        except (OSError, ValueError) as error:
+            _log.error("no local checkpoint of %s can be used: %s", self.directory, error)
+            return {}
 
     def _holds(self, step: int, needed: set[str]) -> bool:
         """Whether a step is as it was written, and has all parts that are needed now."""

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from qi2_jax import config as configs
-from qi2_jax import lock, processes
+from qi2_jax import lock, processes, signals
 from qi2_jax.in_flight import InFlight
 from qi2_jax.training import accounting, checkpoint, integrity, metrics
 from qi2_jax.training import step as steps
@@ -22,10 +22,11 @@ from qi2_jax.training.feeding import Feed as Feed
 from qi2_jax.training.feeding import Reader, put
 from qi2_jax.training.feeding import Update as Update
 from qi2_jax.training.journal import SLOW, Journal
+from qi2_jax.training.last_step import LastStep
 from qi2_jax.training.profiling import check_window
-from qi2_jax.training.termination import LastStep, Termination
 from qi2_jax.training.watchdog import Watchdog
 
+MOST_AHEAD = 16  # updates; see `in_flight` for what happens from 32 on
 MAX_SEED = 1 << 32  # random keys know no more bits
 # Keys that may change between the runs of one directory: they move the end, the reporting, the machines or the parts in
 # which an update is computed, not the mathematics; and where a run began no longer matters to one that has begun.
@@ -117,7 +118,8 @@ def train(
         is saved first.
     """
     optimizer = check(config)
-    with lock.hold(directory), Watchdog(config.train.watchdog_seconds, directory) as watchdog:
+    # Nothing is broken off here: SIGTERM within Orbax would look like a damaged checkpoint.
+    with signals.deferred(), lock.hold(directory), Watchdog(config.train.watchdog_seconds, directory) as watchdog:
         watchdog.beat("the start", SLOW * config.train.watchdog_seconds)
         return _train(task, config, directory, mesh, optimizer, accept_changes, watchdog)
 
@@ -132,18 +134,21 @@ def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> b
     Raises:
       ValueError: if the directory belongs to another config or other data.
     """
-    folder, path = directory / "checkpoints", directory / "checkpoints" / str(config.train.steps)
+    total, folder = config.train.steps, directory / "checkpoints"
     with processes.agreed():
-        found = max(checkpoint.steps(folder), default=-1) == config.train.steps and integrity.is_verified(path)
-    if "no" in processes.gather("yes" if found else "no"):
+        found = max(checkpoint.steps(folder), default=-1) == total and integrity.is_verified(folder / str(total))
+    if not processes.all_say(found):
         return False
     with processes.agreed():
         asked = {**configs.to_dict(config), "data": data}
         configs.claim(directory / "config.json", asked, MAY_CHANGE, write=False, more=ACCEPT)
-        wrong = integrity.problems(path, jax.process_index(), jax.process_count())
-        skipped = checkpoint.weights(path, "progress")["skipped"].read() if not wrong else 0
-        ended = accounting.has_ended(directory)
-    return "no" not in processes.gather("yes" if ended and not wrong and skipped < config.train.max_skipped else "no")
+        wrong = integrity.problems(folder / str(total), jax.process_index(), jax.process_count())
+        skipped = 0 if wrong else int(checkpoint.weights(folder / str(total), "progress")["skipped"].read())
+        ended = accounting.has_ended(directory, total)
+    finished = processes.all_say(ended and not wrong and skipped < config.train.max_skipped)
+    if finished:
+        processes.say(f"{directory} is finished: its last checkpoint, of step {total:,}, is whole")
+    return finished
 
 
 def _train(
@@ -178,13 +183,13 @@ def _train(
         raise NonFiniteError(_lost(state, int(state.skipped), checkpoints.directory))
 
     with (
-        Termination() as termination,
         Journal(task.name, directory, state, config, mesh, task.peak_flops, watchdog) as journal,
         journal.closing(checkpoints),
     ):
         if restored is not None:
             local = start != checkpoints.latest()
-            journal.restored(start, restoring, checkpoints.damaged, changes, local=local)
+            known = restored[1].get("metrics", {})
+            journal.restored(start, restoring, checkpoints.damaged, changes, known, local=local)
 
         def look(step: int, looked: Sequence[str] = ()) -> bool:
             """Evaluates and draws where that is due and not done yet; False where SIGTERM came and cut it short."""
@@ -219,15 +224,16 @@ def _train(
                     checkpoints.wait()
 
         # What a new run begins with, or SIGTERM kept an earlier process from.
-        whole = look(start, journal.looked(start))
+        whole = not processes.terminating() and look(start, journal.looked(start))
         if start and (start >= total or not whole):
             save(wait=True)  # what stands on the hosts' own disks only
         if not whole:
             journal.stopped(start, checkpoints.directory)
-            raise SystemExit(0)
+            raise signals.Terminated(told=True)
         if start >= total:
-            journal.ended(start)
             checkpoints.end_locally()
+            processes.gather("")
+            journal.ended(start)
             return state
 
         # --- programs: all of them now, none later
@@ -246,8 +252,7 @@ def _train(
         last = LastStep(mesh, lag)
         # Long updates end between two parts; short ones are not worth asking all processes before each.
         before_each = (lambda: None) if config.train.ahead else _unless_terminating
-        termination.begin()
-        step, end = start, last.known(reader.reach(start + 1 + lag), wait=True)
+        step, end = start, last.known(start if signals.received() else reader.reach(start + 1 + lag), wait=True)
         while step < min(total, end):
             step += 1
             try:
@@ -263,7 +268,7 @@ def _train(
                     save(wait=True)
                 break
             journal.advance(values)
-            end = last.known(min(step + lag, possible) if termination.requested else possible)
+            end = last.known(min(step + lag, possible) if signals.received() else possible)
             saved = step % config.checkpoint.every == 0 or step >= min(total, end)
             locally = not saved and checkpoints.local is not None and step % config.checkpoint.local_every == 0
             # Before a save too: a run that goes on from there then averages over the same steps.
@@ -276,12 +281,15 @@ def _train(
             if saved or locally:
                 save(wait=step >= min(total, end), locally=not saved)
         if end <= step:
-            with processes.agreed():
+            if step == start and step:
+                save(wait=True)  # what stands on the hosts' own disks only
+            with processes.agreed(interruptible=False):
                 reader.check()
             journal.stopped(step, checkpoints.directory)
-            raise SystemExit(0)
-        journal.ended(total)
+            raise signals.Terminated(told=True)
         checkpoints.end_locally()
+        processes.gather("")  # nothing is left by others when this is on record
+        journal.ended(total)
     return state
 
 
@@ -296,7 +304,14 @@ def check(config: Any) -> optax.GradientTransformation:
         for key, least in keys.items():
             if config[group][key] < least:
                 raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
-    Policy.of_config(config.checkpoint)
+    if config.train.ahead > MOST_AHEAD:
+        raise ValueError(f"train.ahead is {config.train.ahead}; it must be at most {MOST_AHEAD}")
+    policy = Policy.of_config(config.checkpoint)
+    if policy.local_every and policy.local_every % config.checkpoint.every == 0:
+        raise ValueError(
+            f"checkpoint.local_every is {policy.local_every}, but every {config.checkpoint.every} steps are saved for "
+            "good anyway: nothing would be saved locally. Make it smaller than checkpoint.every, or 0"
+        )
     check_window(config.profile.start, config.profile.steps)
     metrics.check_sinks(config.train.sinks)
     if not 0 <= config.seed < MAX_SEED:

@@ -77,6 +77,11 @@ class Metrics:
         if "wandb" in sinks:
             self._sinks.append(_WeightsAndBiases(directory, start, config))
 
+    def names(self) -> list[str]:
+        """Of all scalars that were written so far; none where this process writes none."""
+        known = lines(self.path) if self._writes and self.path.exists() else ()
+        return sorted({name for line in known for name in line} - {"step"})
+
     def looked(self, step: int) -> list[str]:
         """Whether there is an evaluation ("evaluate") and a picture ("sample") of a step."""
         found = []

@@ -162,6 +162,36 @@ def test_what_a_run_has_left_behind_is_never_restored(how, tmp_path):
     assert restored(switched_on) == 4
 
 
+def test_a_copy_of_a_run_does_not_share_its_local_checkpoints(tmp_path):
+    checkpoints, place = saved_locally(tmp_path / "run", 5, 6)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", ignore=shutil.ignore_patterns("disk"))
+    copy = Checkpoints(tmp_path / "copy" / "checkpoints", checkpoints.policy)
+    assert int(copy.restore(abstract())[0].step) == 4
+    copy.begin_locally()
+    copy.save_locally(state(9))
+    copy.close()
+    assert copy.local.directory != place and files.steps(place) == [5, 6] and restored(checkpoints) == 6
+
+
+def test_a_disk_that_cannot_be_used_costs_local_checkpoints_and_not_the_run(tmp_path, caplog):
+    (tmp_path / "disk").write_text("a file, where a folder should be")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Policy(local_every=1, local_folder=str(tmp_path / "disk")))
+    checkpoints.begin_locally()
+    for step in (4, 5, 6):
+        checkpoints.save_locally(state(step))
+    checkpoints.close()
+    assert "no local checkpoint of step 5" in caplog.text and restored(checkpoints) == 4
+
+
+def test_what_more_processes_left_is_removed_at_the_end(tmp_path):
+    checkpoints, place = saved_locally(tmp_path / "run", 5)
+    shutil.copytree(place, place.with_name("process-3"))
+    checkpoints.restore(abstract())
+    checkpoints.begin_locally()
+    checkpoints.end_locally()
+    assert not place.parent.exists()
+
+
 def test_a_refused_start_leaves_everything_as_it_is(tmp_path, caplog):
     checkpoints, place = saved_locally(tmp_path / "run", 5, 6)
     with pytest.raises(ValueError, match="cannot be restored into this model"):

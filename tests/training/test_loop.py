@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qi2_jax import report, sharding
-from qi2_jax.training import accounting, feeding, loop, metrics
+from qi2_jax import report, sharding, signals
+from qi2_jax.training import accounting, checkpoint, feeding, loop, metrics
 from qi2_jax.training import checkpoint_files as files
 from qi2_jax.training.checkpoint import Checkpoints
 
@@ -86,6 +86,8 @@ def test_a_manifest_holds_only_what_was_evaluated_at_its_step(tmp_path):
     [
         ("train", {"sinks": ("foo",)}, r"metric sinks \['foo'\] are unknown"),
         ("profile", {"steps": 0}, "profile.steps is 0"),
+        ("train", {"ahead": 32}, "train.ahead is 32; it must be at most 16"),
+        ("checkpoint", {"local_every": 200, "local_folder": "/disk"}, "nothing would be saved locally"),
         ("checkpoint", {"keep_best": 2, "best_metric": ""}, "keep_best is 2, but checkpoint.best_metric names no"),
     ],
 )
@@ -107,6 +109,52 @@ def test_a_best_metric_that_the_run_does_not_write_is_refused_at_the_first_logge
     for name in ("validation_loss", "loss"):
         wrong.checkpoint.best_metric = name
         train(evaluated, wrong, tmp_path / name)
+
+
+def test_a_best_metric_that_was_never_written_is_refused_before_anything_is_deleted(tmp_path):
+    kept = ml_collections.ConfigDict(config())
+    kept.checkpoint.update(every=3, keep=1, keep_best=1, best_metric="loss")
+    train(task(), kept, tmp_path)
+    before = files.steps(tmp_path / "checkpoints")
+    kept.checkpoint.best_metric, kept.train.steps = "los", 18
+    with pytest.raises(ValueError, match=r"best_metric is 'los', .* Choose one of .*'loss'"):
+        train(task(), kept, tmp_path)
+    assert files.steps(tmp_path / "checkpoints") == before
+    kept.checkpoint.best_metric = "gradient_norm"
+    assert int(train(task(), kept, tmp_path).step) == 18
+
+
+def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
+    """Wherever it comes: the newest checkpoint stays what it is, and the run ends before another step."""
+    settings = ml_collections.ConfigDict(config())
+    settings.checkpoint.update(checksums=True, every=6)
+    train(task(), settings, tmp_path)
+    settings.train.steps = 18
+    before = signal.getsignal(signal.SIGTERM)
+    for name in ("contents", "check", "describe"):
+        original = getattr(checkpoint, name)
+
+        def interrupted(*arguments, original=original):
+            signal.raise_signal(signal.SIGTERM)
+            return original(*arguments)
+
+        signals.listen(interruptible=True)
+        with monkeypatch.context() as patch, pytest.raises(signals.Terminated):
+            patch.setattr(checkpoint, name, interrupted)
+            train(task(), settings, tmp_path)
+        assert kinds(tmp_path)[-1] == accounting.SIGTERM
+        signal.signal(signal.SIGTERM, before)
+        signals._received = signals._raised = signals._interruptible = False
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "6"]
+    assert int(train(task(), settings, tmp_path).step) == 18
+
+
+def test_a_run_in_a_folder_with_signs_of_a_url_is_known_as_finished(tmp_path):
+    ended = ml_collections.ConfigDict(config())
+    ended.checkpoint.checksums = True
+    for name in ("run#7", "50%", "why?", "a%20b"):
+        train(task(), ended, tmp_path / name)
+        assert loop.is_finished(ended, {}, tmp_path / name)
 
 
 def test_a_last_save_that_fails_is_an_error_and_no_end(tmp_path, monkeypatch):

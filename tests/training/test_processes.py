@@ -72,8 +72,8 @@ process, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_platforms", "cpu")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 from qi2_jax import processes
-from qi2_jax.training import termination
-termination.defer()
+from qi2_jax import signals
+signals.listen(interruptible=False)
 
 with processes.agreed():
     pass
@@ -83,12 +83,11 @@ try:
             raise ValueError("\\0SIGTERM of another kind")
 except ValueError as error:
     print("refused", error, flush=True)
-with termination.Termination() as training:
-    training.begin()
+with signals.deferred():
     signal.raise_signal(signal.SIGTERM) if process == 1 else None
-    with processes.agreed():  # training answers by itself
-        print("trains", training.requested, flush=True)
-    termination._received = False
+    with processes.agreed(interruptible=False):  # training answers by itself
+        print("trains", signals.received(), flush=True)
+    signals._received = False
 print("waits", flush=True)
 try:
     with processes.agreed():
