@@ -101,7 +101,7 @@ def check_fingerprint(folder: Path, made: dict[str, Any], wanted: dict[str, Any]
     ]
     if differing:
         raise ValueError(
-            f"{folder} was encoded from something else; encode into another folder, or delete this one. "
+            f"{folder} was encoded from something else; take the change back, or encode into another folder. "
             + "; ".join(differing)
         )
 

@@ -29,6 +29,9 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     tiny = form == "tiny"
     config = ml_collections.ConfigDict()
     config.platform = "cpu"
+    # Where programs are kept that were compiled once, a path below the folder of the job or run, or a whole one; empty:
+    # nowhere, since a job that takes minutes is seldom started again.
+    config.compilation_cache = ""
     config.encode = dict(
         # What training computes in every step instead of reading it: "nothing", "text" or "text_and_images".
         online="nothing",

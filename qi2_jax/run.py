@@ -50,6 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
     configs.set_platform(config, (config.encode.mesh, config.vae.mesh, config.transformer.mesh))
     from qi2_jax.job import main as job  # imports JAX, whose platform is chosen above
 
+    configs.set_compilation_cache(config, arguments.out)
     job.run(config, arguments.out, arguments.data)
 
 

@@ -29,7 +29,14 @@ from qi2_jax.pipeline import Pipeline, to_pixels
 from qi2_jax.training import checkpoint, loop, metrics
 
 # Of a job that was begun, only the last training and what follows it may change.
-MAY_CHANGE = (*(f"transformer.{key}" for key in loop.MAY_CHANGE), "sample.", "compare.", "expect.", "data.workers")
+MAY_CHANGE = (
+    *(f"transformer.{key}" for key in loop.MAY_CHANGE),
+    "sample.",
+    "compare.",
+    "expect.",
+    "data.workers",
+    "compilation_cache",
+)
 
 NOT_EXPORTED = "diffusers cannot run bidirectional attention: nothing is exported"
 LEAST = {"data": {"workers": 0}, "sample": {"batch_size": 1, "steps": 1, "captions": 0, "seed": 0}}
