@@ -181,7 +181,8 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
 
     with processes.agreed():
         held = {stream.name: _held(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams}
-    validate = training.make_validation(objective, config.seed + 1)
+    law = stages.law_of(config)
+    validate = training.make_validation(law, objective, config.seed + 1)
 
     def evaluate(state: TrainState, unless_terminating: Callable[[], None]) -> dict[str, float]:
         of_ema = {name: validate(state.ema, frozen, *own, unless_terminating) for name, own in held.items()}
@@ -210,7 +211,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     task = loop.Task(
         "transformer",
         make_model,
-        training.make_loss(stages.law_of(config), objective),
+        training.make_loss(law, objective),
         updates,
         examples,
         data_of_run,

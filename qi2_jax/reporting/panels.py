@@ -27,11 +27,11 @@ SECTIONS = {
 OTHER = "Other"
 NOTES = {
     "loss": "training, mean of each interval",
-    "loss_t": "training, nine equal bins of t (1 is noise)",
+    "loss_t": "training, nine equal bins of shifted t (1 is noise)",
     "validation_loss": "EMA weights, mean over streams",
     "validation_loss/": "by stream: EMA solid, raw weights dashed",
-    "validation_loss/ema_t": "EMA weights, nine quantiles of t",
-    "validation_loss/*_t": "one stream at nine quantiles of t: EMA solid, raw weights dashed",
+    "validation_loss/ema_t": "EMA weights, at nine quantiles of the law of times, then shifted per image",
+    "validation_loss/*_t": "one stream at nine quantiles of the law, shifted per image: EMA solid, raw weights dashed",
     "gradient_norm": "before clipping",
     "gradient_norm/": "by group of parameters, before clipping",
     "update_norm/": "by group of parameters",
