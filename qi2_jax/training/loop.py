@@ -253,6 +253,7 @@ def _train(
             try:
                 with journal.step(step):
                     state, values = update(state, task.frozen, reader.parts(), before_each)
+                    journal.dispatched(values["loss"])
                     possible = reader.reach(step + 1 + lag)  # while the devices compute
                     running.add(values["loss"])
             except _Interrupted:  # the state is that of the step before
