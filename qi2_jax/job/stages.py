@@ -136,6 +136,7 @@ def check_transformer(config: Any, data: Any) -> None:
         )
     fixed_prompts.check(drawn, max(data.sides))
     _check_training("transformer", config, config.batch_sizes)
+    sharding.left_whole(jax.eval_shape(lambda: MMDiT(model, key=jax.random.key(0))), mesh_of(config.mesh))
 
 
 def lora_of(config: Any) -> LoRAConfig | None:

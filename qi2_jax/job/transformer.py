@@ -114,6 +114,9 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):
         return
     mesh, model_config = stages.mesh_of(config.mesh), transformer_config(config, samples)
+    like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
+    for weight in sharding.left_whole(like, mesh):
+        processes.say(f"{weight}: each of these devices holds all of it")
     run = Execution(
         stages.dtype_of(config.execution.dtype),
         sharding.Attention(mesh, config.execution.kernel),
@@ -125,7 +128,6 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         fixed = fixed_prompts.encode(config.samples, max(data.sides), out / runs.MODEL, mesh, encoded_in)
     inputs = Inputs(config, samples, out / runs.MODEL, mesh)
     source = pathlib.Path(config.start.folder) if config.start.folder else None
-    like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
     if adapter is None:
         objective = training.Objective(Shift(**config.timesteps.shift), run, complete=inputs.complete)
         frozen = Frozen(inputs.encoder)
