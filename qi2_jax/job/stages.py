@@ -189,6 +189,7 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
         updates,
         lambda: [feed(next(crops.from_step(0)))],
         {"pictures": pictures.digest},
+        ema_ramp=config.ema_ramp,
     )
     loop.train(task, config, out, mesh)
     with processes.agreed():

@@ -222,6 +222,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         started,
         evaluate,
         grids.drawer(config.samples, mixture, fixed, objective, frozen, out / runs.MODEL, mesh, inputs),
+        config.ema_ramp or adapter is not None,  # an adapter always begins at nothing
         chip.flops * mesh.size if chip else None,
     )
     loop.train(task, config, out, mesh, accept_changes=accept_changes)

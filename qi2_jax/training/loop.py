@@ -61,6 +61,7 @@ class Task:
       evaluate: scalars of a state, before the first step, after the last and every `validation.every`. Calls its second
         argument now and then, which raises where SIGTERM came.
       draw: pictures of a state as 8-bit arrays [H, W, c] by name, likewise every `samples.every`, and likewise.
+      ema_ramp: whether the average ramps up, see `step.make_programs`.
       peak_flops: of all devices of the mesh together, where known: utilisation is stated of it.
     """
 
@@ -75,6 +76,7 @@ class Task:
     start: Callable[[steps.TrainState], steps.TrainState] = lambda state: state
     evaluate: Callable[[steps.TrainState, Callable[[], None]], dict[str, Any]] | None = None
     draw: Callable[[steps.TrainState, Callable[[], None]], dict[str, np.ndarray]] | None = None
+    ema_ramp: bool = False
     peak_flops: float | None = None
 
 
@@ -232,7 +234,9 @@ def _train(
 
         # --- programs: all of them now, none later
         with journal.phase("compile", start):
-            programs = steps.make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh)
+            programs = steps.make_programs(
+                task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp
+            )
             with processes.agreed():
                 examples = [Part(feed.static, put(mesh, feed)) for feed in task.examples()]
             update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
