@@ -157,6 +157,10 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         loader = stream.loader
         facts = {f"batch/{name}": value for name, value in rows.composition.items()}
         facts["batch/side"], facts["batch/conditions"] = map(float, stream.name.split("-"))
+        # Of all slots in an interval: the mean of batches of different lengths would be another number.
+        for name, slots in (("padding", loader.layout.length), ("padding_text", sum(loader.layout.text))):
+            count = loader.batch_size * slots
+            facts |= {f"batch/{name}_sum": count * facts.pop(f"batch/{name}"), f"batch/{name}_count": count}
         return loop.Feed(
             loader.layout,
             inputs.to_batch(loader.layout, rows),
@@ -223,7 +227,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         evaluate,
         grids.drawer(config.samples, mixture, fixed, objective, frozen, out / runs.MODEL, mesh, inputs),
         config.ema_ramp or adapter is not None,  # an adapter always begins at nothing
-        chip.flops * mesh.size if chip else None,
+        chip.flops if chip else None,
     )
     loop.train(task, config, out, mesh, accept_changes=accept_changes)
 

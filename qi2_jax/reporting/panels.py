@@ -12,7 +12,7 @@ from qi2_jax.reporting.curves import Curve
 APART = 30.0  # times by which neighbouring curves may differ on one linear axis
 SECTIONS = {
     "Loss": ("loss", "validation_loss", "loss_t"),
-    "Optimisation": ("gradient_norm", "update_norm", "parameter_norm", "learning_rate", "skipped", "skipped_total"),
+    "Optimisation": ("gradient_norm", "update_norm", "parameter_norm", "learning_rate", "skipped_total"),
     "Speed": (
         "images_per_second",
         "tokens_per_second",

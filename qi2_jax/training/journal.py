@@ -50,7 +50,7 @@ class Journal(contextlib.ExitStack):
         super().__init__()
         start, total = int(state.step), config.train.steps
         self._config, self._chips, self._writes = config.train, mesh.size, jax.process_index() == 0
-        self._peak = peak_flops and peak_flops / mesh.size
+        self._peak = peak_flops
         self._metrics = Metrics(directory, start, tuple(config.train.sinks), configs.to_dict(config))
         self.callback(self._metrics.close)
         self._events, self._program = Events(directory), accounting.program()

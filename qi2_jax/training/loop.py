@@ -62,7 +62,7 @@ class Task:
         argument now and then, which raises where SIGTERM came.
       draw: pictures of a state as 8-bit arrays [H, W, c] by name, likewise every `samples.every`, and likewise.
       ema_ramp: whether the average ramps up, see `step.make_programs`.
-      peak_flops: of all devices of the mesh together, where known: utilisation is stated of it.
+      peak_flops: of one device, where known: utilisation is stated of it.
     """
 
     name: str

@@ -267,6 +267,18 @@ def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypat
     assert fourth["images_per_second"] * fourth["time/seconds"] == pytest.approx(24)  # one update, not one and a half
 
 
+def test_utilisation_is_that_of_one_chip(tmp_path):
+    whole = task()
+
+    def updates(start):
+        return (feeding.Update([feed._replace(flops=3e12) for feed in feeds], 8) for feeds, _ in whole.updates(start))
+
+    train(dataclasses.replace(whole, updates=updates, peak_flops=2e12), config(log_every=12), tmp_path)
+    (line,) = metrics.lines(tmp_path / metrics.FILE)
+    assert line["model_tflops_per_second_per_chip"] * line["time/seconds"] == pytest.approx(12 * 3 / 8)
+    assert line["mfu"] == pytest.approx(line["model_tflops_per_second_per_chip"] / 2)
+
+
 class Busy:
     """A loss that the devices compute for a while."""
 
