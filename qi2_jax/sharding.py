@@ -148,14 +148,13 @@ def _dims(parameter: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
 
 
 def left_whole(model: Any, mesh: Mesh) -> list[str]:
-    """Names each large weight that the table splits over a mesh axis which does not divide its dim.
+    """A line for each mesh axis that does not divide all large weights which the table splits over it, naming these.
 
     Args:
       model: parameters, which may be abstract. Those of less than `LARGE` elements may be held by every device.
 
     Raises:
-      ValueError: if such an axis divides none of the large weights that it is to split: then every device along it
-        would hold, average and update all of them.
+      ValueError: if an axis divides none of them: the devices along it would all hold the same.
     """
     divided: set[str] = set()
     whole: dict[str, list[str]] = collections.defaultdict(list)
@@ -172,11 +171,13 @@ def left_whole(model: Any, mesh: Mesh) -> list[str]:
     for axis, weights in whole.items():
         if axis not in divided:
             raise ValueError(
-                f"mesh.{axis}={mesh.shape[axis]} divides no large weight of the model, so each of its devices would "
-                f"hold all of them whole: {', '.join(weights)}. Choose a divisor of these dims"
-                + (", or make more of mesh.data" if axis == "fsdp" else "")
+                f"mesh.{axis}={mesh.shape[axis]} divides no large weight of the model, so its devices would all hold "
+                f"the same: {', '.join(weights)}. Choose a divisor of these dims; devices that are left over go to data"
             )
-    return [f"mesh.{axis}={mesh.shape[axis]} does not split {weight}" for axis in whole for weight in whole[axis]]
+    return [
+        f"mesh.{axis}={mesh.shape[axis]} does not split {', '.join(weights)}: its devices hold the same of these"
+        for axis, weights in whole.items()
+    ]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

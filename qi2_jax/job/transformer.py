@@ -115,8 +115,8 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         return
     mesh, model_config = stages.mesh_of(config.mesh), transformer_config(config, samples)
     like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
-    for weight in sharding.left_whole(like, mesh):
-        processes.say(f"{weight}: each of these devices holds all of it")
+    for line in sharding.left_whole(like, mesh):
+        processes.say(line)
     run = Execution(
         stages.dtype_of(config.execution.dtype),
         sharding.Attention(mesh, config.execution.kernel),
