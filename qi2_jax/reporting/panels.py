@@ -37,7 +37,7 @@ NOTES = {
     "update_norm/": "by group of parameters",
     "parameter_norm/": "by group of parameters",
     "skipped_total": "steps that were not finite and changed nothing",
-    "mfu": "share of the chips' bf16 peak, model operations only",
+    "mfu": "share of the chips' bf16 peak, model operations only, those of padding among them",
     "goodput": "kept step time / wall time since the first start",
     "time/": "share of each interval",
     "time/seconds": "length of each interval",

@@ -141,8 +141,9 @@ def test_a_finished_run_is_known_by_its_files(tmp_path):
     train(task(**looks), ended, tmp_path)
     assert loop.is_finished(ended, {}, tmp_path)
     assert not loop.is_finished(ended, {}, tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="ema_decay"):
-        loop.is_finished(ml_collections.ConfigDict({**ended, "ema_decay": 0.5}), {}, tmp_path)
+    for key, value in (("ema_decay", 0.5), ("ema_ramp", True)):
+        with pytest.raises(ValueError, match=key):
+            loop.is_finished(ml_collections.ConfigDict({**ended, key: value}), {}, tmp_path)
     with pytest.raises(ValueError, match="data"):
         loop.is_finished(ended, {"other": 1}, tmp_path)
     longer = ended.copy_and_resolve_references()
