@@ -25,7 +25,7 @@ def checkpoint(every: int, **changes: Any) -> dict[str, Any]:
         keep=2,
         keep_every=0,
         keep_best=0,
-        best_metric="validation_loss",
+        best_metric="validation_loss",  # a plain mean over streams; of one alone "validation_loss/ema/STREAM"
         checksums=True,
         local_every=0,  # in between on each host's own disk, every so many steps; 0: never
         local_folder="",  # there, an absolute path

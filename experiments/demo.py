@@ -69,6 +69,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         loss="squared",
         batch_size=8 if tiny else 16,
         ema_decay=0.95 if tiny else 0.99,
+        ema_ramp=False,  # eight and more times the length of the average is trained: the random start is forgotten
         train=defaults.train(2 if tiny else 1000),
         validation=dict(every=10_000),
         samples=dict(every=0),
@@ -101,6 +102,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         ),
         samples=defaults.samples(),
         ema_decay=0.5 if tiny else 0.99,
+        ema_ramp=False,  # as above; an adapter's average always ramps up
         timesteps=defaults.timesteps(),
         start=defaults.start(),
         lora=defaults.lora(),

@@ -16,6 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qi2_jax import attention
+from qi2_jax.tree import leaf_name
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -37,6 +38,9 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "act_heads": ("tensor",),
     "act_mlp": ("tensor",),
 }
+
+
+LARGE = 1 << 22  # elements of a weight, stacked layers together: 64 MiB with moments and average in fp32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,8 @@ def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
 def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
     """Partition of an array whose dims have logical `names`; a dim that its axes do not divide stays whole.
 
-    Tiny models on wide meshes would otherwise fail on their smallest dims; for the published sizes every rule applies.
+    Tiny models on wide meshes would otherwise fail on their smallest dims; for the published sizes every rule applies,
+    and `left_whole` names the large weights for which one does not.
 
     Raises:
       KeyError: for a logical name that the table lacks.
@@ -127,13 +132,52 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def of_leaf(leaf):
-        if not isinstance(leaf, nnx.Variable):
-            return NamedSharding(mesh, PartitionSpec())
-        shape, names = leaf.get_value().shape, tuple(leaf.get_metadata()["axes"])
-        names = ("layers",) * (len(shape) - len(names)) + names
-        return NamedSharding(mesh, spec(mesh, shape, names))
+        return NamedSharding(mesh, spec(mesh, *_dims(leaf)) if _is_parameter(leaf) else PartitionSpec())
 
-    return jax.tree.map(of_leaf, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return jax.tree.map(of_leaf, tree, is_leaf=_is_parameter)
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _dims(parameter: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
+    """Sizes of the dims of a parameter and their logical names."""
+    shape, names = parameter.get_value().shape, tuple(parameter.get_metadata()["axes"])
+    return shape, ("layers",) * (len(shape) - len(names)) + names
+
+
+def left_whole(model: Any, mesh: Mesh) -> list[str]:
+    """A line for each mesh axis that does not divide all large weights which the table splits over it, naming these.
+
+    Args:
+      model: parameters, which may be abstract. Those of less than `LARGE` elements may be held by every device.
+
+    Raises:
+      ValueError: if an axis divides none of them: the devices along it would all hold the same.
+    """
+    divided: set[str] = set()
+    whole: dict[str, list[str]] = collections.defaultdict(list)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_parameter)[0]:
+        shape, names = _dims(leaf)
+        if math.prod(shape) < LARGE:
+            continue
+        for size, name in zip(shape, names, strict=True):
+            for axis in RULES[name]:
+                if size % mesh.shape[axis]:
+                    whole[axis].append(f"{leaf_name(path)} {list(shape)} by its dim of {size}")
+                elif mesh.shape[axis] > 1:
+                    divided.add(axis)
+    for axis, weights in whole.items():
+        if axis not in divided:
+            raise ValueError(
+                f"mesh.{axis}={mesh.shape[axis]} divides no large weight of the model, so its devices would all hold "
+                f"the same: {', '.join(weights)}. Choose a divisor of these dims; devices that are left over go to data"
+            )
+    return [
+        f"mesh.{axis}={mesh.shape[axis]} does not split {', '.join(weights)}: its devices hold the same of these"
+        for axis, weights in whole.items()
+    ]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

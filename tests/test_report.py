@@ -231,7 +231,7 @@ def test_each_stream_has_one_chart_of_its_validation_over_t():
         ("validation_loss/ema_t/…", places),
         *((f"validation_loss/*_t/{stream}/…", labels) for stream in streams),
     ]
-    assert "quantiles of t: EMA solid" in found[1].note and found[0].note.startswith("EMA weights")
+    assert "EMA solid" in found[1].note and found[0].note.startswith("EMA weights")
 
 
 def test_a_logarithmic_axis_is_for_positive_values_that_spread():

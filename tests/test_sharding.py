@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 
+import jax
 import pytest
 
 from qi2_jax import sharding
 from qi2_jax.job import stages
+from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,3 +80,32 @@ def test_slices_of_different_size_are_refused():
     devices = chips(1, side=4) + chips(1, side=2, numbers=[1])
     with pytest.raises(ValueError, match=r"slices of equal size, but slice -> chips is \{0: 16, 1: 4\}"):
         sharding.make_mesh(sharding.MeshShape(data=2, fsdp=10), devices)
+
+
+def left_whole(config: MMDiTConfig, shape: sharding.MeshShape) -> list[str]:
+    hosts = [dataclasses.replace(chip, platform="cpu", device_kind="cpu") for chip in chips(1, side=32)]
+    mesh = sharding.make_mesh(shape, hosts[: shape.size])
+    return sharding.left_whole(jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0))), mesh)
+
+
+@pytest.mark.parametrize("shape", [sharding.MeshShape(4, 256, 1), sharding.MeshShape(4, 64, 4)])
+def test_the_published_sizes_split_over_the_meshes_of_the_stages(shape):
+    assert left_whole(MMDiTConfig(), shape) == []
+
+
+def test_large_weights_that_an_axis_does_not_split_are_named():
+    (line,) = left_whole(MMDiTConfig(), sharding.MeshShape(fsdp=4, tensor=3))
+    assert line.startswith("mesh.tensor=3 does not split ")
+    assert "blocks.attn.q.weight [32, 4096, 4096] by its dim of 4096" in line
+    assert "mlp" not in line  # 12,288 has a third
+    assert "image_in" not in line and "norm" not in line  # small, or never split
+
+
+def test_an_axis_that_splits_no_large_weight_is_refused():
+    with pytest.raises(ValueError, match=r"mesh.fsdp=3 divides no large weight .*blocks.attn.q.weight \[32, 4096"):
+        left_whole(MMDiTConfig(), sharding.MeshShape(fsdp=3, tensor=2))
+
+
+def test_small_models_split_as_they_can_without_a_word():
+    small = MMDiTConfig(layers=2, heads=3, head_width=32, rope_dims=(8, 12, 12), text_width=48)
+    assert left_whole(small, sharding.MeshShape(fsdp=5, tensor=7)) == []

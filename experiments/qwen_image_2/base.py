@@ -129,6 +129,7 @@ def stage(
     lr: float,
     tiny_steps: int,
     ema_decay: float = 0.9999,
+    ema_ramp: bool = False,
     tiny_conditions: tuple[int, int, int] = (1, 0, 0),
 ) -> ml_collections.ConfigDict:
     """The config of one stage.
@@ -143,6 +144,7 @@ def stage(
       thresholds: changes to the defaults of `Thresholds`.
       tasks: shares of text-to-image steps and of edit steps, as the report gives them.
       steps, lr, ema_decay: of the optimizer, and of the average of its parameters.
+      ema_ramp: whether that average ramps up, which forgets the parameters that a stage begins with.
       tiny_steps, tiny_conditions: steps of the tiny form, and its shares of one, two and three condition images: every
         number of them is another program to compile, for every side.
 
@@ -210,6 +212,8 @@ def stage(
         dropout=0.1,  # the report's, of the text
         # Ours: an average over 10K steps, a tenth of the shortest long stage; over 1K in the 10K steps of fine-tuning.
         ema_decay=0.9 if tiny else ema_decay,
+        # Ours: only stage 1 begins with random parameters; the others inherit an average that is worth keeping.
+        ema_ramp=ema_ramp,
         # Ours: logit-normal as in the first report, shifted by the published scheduler of Qwen-Image-2.1, so that
         # training sees the times at which it is sampled.
         timesteps=defaults.timesteps(),

@@ -57,6 +57,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         loss="squared" if tiny else "absolute",
         batch_size=16 if tiny else 4_096,
         ema_decay=0.99 if tiny else 0.9999,
+        ema_ramp=True,  # it begins with random parameters, and an end that is brought forward must not show them
         train=defaults.train(150) if tiny else defaults.train(200_000, watchdog_seconds=base.WATCHDOG_SECONDS),
         validation=dict(every=1_000_000),
         samples=dict(every=0),

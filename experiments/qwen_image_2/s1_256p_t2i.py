@@ -25,4 +25,5 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         steps=400_000,
         lr=0.0001,
         tiny_steps=60,
+        ema_ramp=True,
     )

@@ -1,6 +1,6 @@
 """Laws that draw training times, and the shift of time with resolution.
 
-Dims: `B` batch.
+Dims: `B` batch, `Q` quantiles.
 """
 
 import dataclasses
@@ -14,9 +14,11 @@ from jaxtyping import Array, Float, Key
 
 
 class TimestepLaw(Protocol):
-    """Draws times in (0, 1) before any shift, one from each key."""
+    """Draws times in (0, 1) before any shift, one from each key; the share `q` of them lies below `quantile(q)`."""
 
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]: ...
+
+    def quantile(self, q: Float[Array, "Q"]) -> Float[Array, "Q"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,9 @@ class LogitNormal:
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]:
         return jax.nn.sigmoid(self.mean + self.std * jax.vmap(jax.random.normal)(keys_B))
 
+    def quantile(self, q: Float[Array, "Q"]) -> Float[Array, "Q"]:
+        return jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(q))
+
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
@@ -55,6 +60,9 @@ class Uniform:
 
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]:
         return jax.vmap(lambda key: jax.random.uniform(key, minval=self.low, maxval=self.high))(keys_B)
+
+    def quantile(self, q: Float[Array, "Q"]) -> Float[Array, "Q"]:
+        return self.low + (self.high - self.low) * q
 
 
 LAWS: dict[str, Callable[..., TimestepLaw]] = {"logit_normal": LogitNormal, "uniform": Uniform}

@@ -21,7 +21,7 @@ def _values(names: str) -> dict[str, None]:
 
 
 _LOOP = {
-    **_values("seed ema_decay"),
+    **_values("seed ema_decay ema_ramp"),
     "mesh": MeshShape,
     "optimizer": _values("lr betas eps weight_decay clip warmup decay_steps"),
     "train": _values("steps ahead log_every max_skipped watchdog_seconds sinks"),

@@ -139,6 +139,7 @@ def check_transformer(config: Any, data: Any) -> None:
         )
     fixed_prompts.check(drawn, max(data.sides))
     _check_training("transformer", config, config.batch_sizes)
+    sharding.left_whole(jax.eval_shape(lambda: MMDiT(model, key=jax.random.key(0))), mesh_of(config.mesh))
 
 
 def lora_of(config: Any) -> LoRAConfig | None:
@@ -191,6 +192,7 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
         updates,
         lambda: [feed(next(crops.from_step(0)))],
         {"pictures": pictures.digest},
+        ema_ramp=config.ema_ramp,
     )
     loop.train(task, config, out, mesh)
     with processes.agreed():

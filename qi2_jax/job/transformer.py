@@ -114,6 +114,9 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):
         return
     mesh, model_config = stages.mesh_of(config.mesh), transformer_config(config, samples)
+    like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
+    for line in sharding.left_whole(like, mesh):
+        processes.say(line)
     run = Execution(
         stages.dtype_of(config.execution.dtype),
         sharding.Attention(mesh, config.execution.kernel),
@@ -125,7 +128,6 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         fixed = fixed_prompts.encode(config.samples, max(data.sides), out / runs.MODEL, mesh, encoded_in)
     inputs = Inputs(config, samples, out / runs.MODEL, mesh)
     source = pathlib.Path(config.start.folder) if config.start.folder else None
-    like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
     if adapter is None:
         objective = training.Objective(Shift(**config.timesteps.shift), run, complete=inputs.complete)
         frozen = Frozen(inputs.encoder)
@@ -155,6 +157,10 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         loader = stream.loader
         facts = {f"batch/{name}": value for name, value in rows.composition.items()}
         facts["batch/side"], facts["batch/conditions"] = map(float, stream.name.split("-"))
+        # Of all slots in an interval: the mean of batches of different lengths would be another number.
+        for name, slots in (("padding", loader.layout.length), ("padding_text", sum(loader.layout.text))):
+            count = loader.batch_size * slots
+            facts |= {f"batch/{name}_sum": count * facts.pop(f"batch/{name}"), f"batch/{name}_count": count}
         return loop.Feed(
             loader.layout,
             inputs.to_batch(loader.layout, rows),
@@ -181,7 +187,8 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
 
     with processes.agreed():
         held = {stream.name: _held(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams}
-    validate = training.make_validation(objective, config.seed + 1)
+    law = stages.law_of(config)
+    validate = training.make_validation(law, objective, config.seed + 1)
 
     def evaluate(state: TrainState, unless_terminating: Callable[[], None]) -> dict[str, float]:
         of_ema = {name: validate(state.ema, frozen, *own, unless_terminating) for name, own in held.items()}
@@ -210,7 +217,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     task = loop.Task(
         "transformer",
         make_model,
-        training.make_loss(stages.law_of(config), objective),
+        training.make_loss(law, objective),
         updates,
         examples,
         data_of_run,
@@ -219,7 +226,8 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         started,
         evaluate,
         grids.drawer(config.samples, mixture, fixed, objective, frozen, out / runs.MODEL, mesh, inputs),
-        chip.flops * mesh.size if chip else None,
+        config.ema_ramp or adapter is not None,  # an adapter always begins at nothing
+        chip.flops if chip else None,
     )
     loop.train(task, config, out, mesh, accept_changes=accept_changes)
 

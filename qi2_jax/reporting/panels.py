@@ -12,7 +12,7 @@ from qi2_jax.reporting.curves import Curve
 APART = 30.0  # times by which neighbouring curves may differ on one linear axis
 SECTIONS = {
     "Loss": ("loss", "validation_loss", "loss_t"),
-    "Optimisation": ("gradient_norm", "update_norm", "parameter_norm", "learning_rate", "skipped", "skipped_total"),
+    "Optimisation": ("gradient_norm", "update_norm", "parameter_norm", "learning_rate", "skipped_total"),
     "Speed": (
         "images_per_second",
         "tokens_per_second",
@@ -27,17 +27,17 @@ SECTIONS = {
 OTHER = "Other"
 NOTES = {
     "loss": "training, mean of each interval",
-    "loss_t": "training, nine equal bins of t (1 is noise)",
+    "loss_t": "training, nine equal bins of shifted t (1 is noise)",
     "validation_loss": "EMA weights, mean over streams",
     "validation_loss/": "by stream: EMA solid, raw weights dashed",
-    "validation_loss/ema_t": "EMA weights, nine quantiles of t",
-    "validation_loss/*_t": "one stream at nine quantiles of t: EMA solid, raw weights dashed",
+    "validation_loss/ema_t": "EMA weights, at nine quantiles of the law of times, then shifted per image",
+    "validation_loss/*_t": "one stream at nine quantiles of the law, shifted per image: EMA solid, raw weights dashed",
     "gradient_norm": "before clipping",
     "gradient_norm/": "by group of parameters, before clipping",
     "update_norm/": "by group of parameters",
     "parameter_norm/": "by group of parameters",
     "skipped_total": "steps that were not finite and changed nothing",
-    "mfu": "share of the chips' bf16 peak, model operations only",
+    "mfu": "share of the chips' bf16 peak, model operations only, those of padding among them",
     "goodput": "kept step time / wall time since the first start",
     "time/": "share of each interval",
     "time/seconds": "length of each interval",

@@ -7,10 +7,12 @@ time between processes, and steps that were done again after a kill.
 
 import contextlib
 import json
+import math
 import pathlib
 import subprocess
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from qi2_jax.training import metrics
 
 CATEGORIES = ("data", "save", "evaluate", "sample", "compile")
 REST = "steps"  # what no category claims
+LOOK_AGAIN = 5e-4  # seconds, at least
 # Beginnings of the metrics that depend on the machine: all others are the same when a run is repeated or resumed.
 MEASURED = ("time/", "memory/", "goodput", "mfu", "images_per_second", "tokens_per_second", "model_tflops_per_second")
 
@@ -36,15 +39,25 @@ class Stopwatch:
         self._spent = dict.fromkeys((*CATEGORIES, REST), 0.0)
 
     @contextlib.contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to a category; blocks may lie in each other."""
+    def measure(self, name: str, since: Callable[[], float] = lambda: -math.inf) -> Iterator[None]:
+        """Adds the time of a block to a category; blocks may lie in each other.
+
+        Args:
+          since: asked at the end of a block without others in it: what lies before this moment of `time.monotonic`
+            stays with the category around the block.
+        """
         if name not in self._spent:
             raise ValueError(f"time category {name!r} is unknown; choose one of {sorted(self._spent)}")
         outer = self._switch(name)
+        begun = self._since
         try:
             yield
         finally:
+            moment = since()
             self._switch(outer)
+            before = min(max(moment, begun), self._since) - begun
+            self._spent[name] -= before
+            self._spent[outer] += before
 
     def lap(self) -> dict[str, float]:
         """`time/seconds` since the last lap and the share of it for every category; the shares add up to 1.
@@ -62,6 +75,43 @@ class Stopwatch:
         self._spent[outer] += now - self._since
         self._current, self._since = name, now
         return outer
+
+
+class Idle:
+    """Since when the devices have nothing left to do, watched during a block.
+
+    Nobody tells when a result becomes ready. A thread looks again and again, each time after a hundredth of the time
+    for which it has looked: it is late by no more than that, and leaves the host alone.
+
+    Args:
+      result: of the last computation that was dispatched; None: there was none.
+
+    Attributes:
+      since: `time.monotonic` of that moment; -inf: before the block, inf: not yet.
+    """
+
+    def __init__(self, result: Any):
+        self._result = result
+        self.since = -math.inf if result is None or result.is_ready() else math.inf
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="idle", daemon=True)
+
+    def __enter__(self) -> "Idle":
+        if self.since == math.inf:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        begun = time.monotonic()
+        while not self._result.is_ready():
+            if self._ended.wait(max(LOOK_AGAIN, 0.01 * (time.monotonic() - begun))):
+                return
+        self.since = time.monotonic()
 
 
 class Events:

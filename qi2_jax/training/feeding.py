@@ -53,7 +53,7 @@ class Reader:
       start: the step from which a run continues.
       total: the last step; nothing is read beyond.
       mesh: where batches go.
-      reading: entered around waiting for data.
+      reading: entered around reading of data.
       fed: told of every batch that goes to the mesh.
 
     """

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from qi2_jax import config as configs
 from qi2_jax import processes
 from qi2_jax.training import accounting
-from qi2_jax.training.accounting import Events, Goodput, Stopwatch
+from qi2_jax.training.accounting import Events, Goodput, Idle, Stopwatch
 from qi2_jax.training.checkpoint import Checkpoints
 from qi2_jax.training.metrics import Metrics, Progress, fetch
 from qi2_jax.training.profiling import Profiler
@@ -50,12 +50,13 @@ class Journal(contextlib.ExitStack):
         super().__init__()
         start, total = int(state.step), config.train.steps
         self._config, self._chips, self._writes = config.train, mesh.size, jax.process_index() == 0
-        self._peak = peak_flops and peak_flops / mesh.size
+        self._peak = peak_flops
         self._metrics = Metrics(directory, start, tuple(config.train.sinks), configs.to_dict(config))
         self.callback(self._metrics.close)
         self._events, self._program = Events(directory), accounting.program()
         self._events.write(accounting.START, start, **self._program)
         self._goodput, self._watch = Goodput(directory), Stopwatch()
+        self._result: jax.Array | None = None  # of the last update
         self._progress = Progress(name, start, total)
         self.callback(self._progress.close)
         self._profiler = self.enter_context(Profiler(directory, config.profile.start, config.profile.steps))
@@ -133,10 +134,14 @@ class Journal(contextlib.ExitStack):
             self._images, self._tokens, self._flops, self._facts = before
             raise
 
+    def dispatched(self, result: jax.Array) -> None:
+        """Takes something that an update returns, and nothing donates: until it is ready, the devices are busy."""
+        self._result = result
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Around waiting for data."""
-        with self._watch.measure("data"):
+        """Around reading of data: what the devices compute meanwhile is the time of a step, the rest that of data."""
+        with Idle(self._result) as idle, self._watch.measure("data", lambda: idle.since):
             yield
 
     def fed(self, feed: Any) -> None:

@@ -62,7 +62,8 @@ class Task:
       evaluate: scalars of a state, before the first step, after the last and every `validation.every`. Calls its second
         argument now and then, which raises where SIGTERM came.
       draw: pictures of a state as 8-bit arrays [H, W, c] by name, likewise every `samples.every`, and likewise.
-      peak_flops: of all devices of the mesh together, where known: utilisation is stated of it.
+      ema_ramp: whether the average ramps up, see `step.make_programs`.
+      peak_flops: of one device, where known: utilisation is stated of it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Task:
     start: Callable[[steps.TrainState], steps.TrainState] = lambda state: state
     evaluate: Callable[[steps.TrainState, Callable[[], None]], dict[str, Any]] | None = None
     draw: Callable[[steps.TrainState, Callable[[], None]], dict[str, np.ndarray]] | None = None
+    ema_ramp: bool = False
     peak_flops: float | None = None
 
 
@@ -238,7 +240,9 @@ def _train(
 
         # --- programs: all of them now, none later
         with journal.phase("compile", start):
-            programs = steps.make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh)
+            programs = steps.make_programs(
+                task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp
+            )
             with processes.agreed():
                 examples = [Part(feed.static, put(mesh, feed)) for feed in task.examples()]
             update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
@@ -258,6 +262,7 @@ def _train(
             try:
                 with journal.step(step):
                     state, values = update(state, task.frozen, reader.parts(), before_each)
+                    journal.dispatched(values["loss"])
                     possible = reader.reach(step + 1 + lag)  # while the devices compute
                     running.add(values["loss"])
             except _Interrupted:  # the state is that of the step before

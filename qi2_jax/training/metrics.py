@@ -27,7 +27,7 @@ from tqdm import tqdm
 EVALUATION = "validation_loss"  # a line with it is one of an evaluation
 FILE, SAMPLES, TENSORBOARD, WANDB_ID = "metrics.jsonl", "samples", "tensorboard", "wandb_id"
 SINKS = ("tensorboard", "wandb")
-LAST = ("learning_rate", "skipped_total")  # of several steps the last value counts, not the mean
+LAST = ("skipped_total",)  # of several steps the last value counts, not the mean
 MOST = ("skipped",)  # of several steps the highest value counts
 
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')

@@ -1,6 +1,6 @@
 """Training the transformer: its batch, its loss, its validation.
 
-Dims: `B` batch, `N` target slots, `C` latent channels.
+Dims: `B` batch, `N` target slots, `C` latent channels, `Q` quantiles.
 """
 
 import dataclasses
@@ -128,19 +128,26 @@ QUANTILES = tuple(np.linspace(0.1, 0.9, 9).tolist())
 
 
 def make_validation(
-    objective: Objective, seed: int, quantiles: tuple[float, ...] = QUANTILES
+    law: TimestepLaw, objective: Objective, seed: int, quantiles: tuple[float, ...] = QUANTILES
 ) -> Callable[..., Float[np.ndarray, "Q"]]:
     """Mean losses over held noise and times: the same for every call, whatever the training step drew.
 
+    Args:
+      law: of the times in training.
+      objective: as in training.
+      seed: of the noise.
+      quantiles: shares of the law, whose quantiles are the times.
+
     Returns:
-      `(model, frozen, batches, images, before_each) -> losses`, one for each quantile of t, which is shifted as in
-      training; means over the first `images` rows of all batches, those after them only fill the last batch. Noise
+      `(model, frozen, batches, images, before_each) -> losses`, one for each quantile of the law, which is shifted as
+      in training; means over the first `images` rows of all batches, those after them only fill the last batch. Noise
       depends on (seed, place of the image among all, quantile), not on the size of the batches. `before_each` is called
       before each batch; what it raises ends the validation.
     """
+    times = np.asarray(law.quantile(jnp.asarray(quantiles)))
 
     @functools.partial(jax.jit, static_argnums=2)
-    def loss_at(model, frozen, layout, batch, quantile, key, first, images):
+    def loss_at(model, frozen, layout, batch, time, key, first, images):
         places_B = first + jnp.arange(batch.latents_BNC.shape[0])
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
         losses_B, _ = objective.losses(
@@ -148,7 +155,7 @@ def make_validation(
             frozen,
             layout,
             batch,
-            lambda tokens_B: jnp.full(tokens_B.shape, quantile),
+            lambda tokens_B: jnp.full(tokens_B.shape, time),
             lambda shape: jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys_B),
         )
         return jnp.sum(jnp.where(places_B < images, losses_B, 0))
@@ -164,9 +171,9 @@ def make_validation(
         running = InFlight(AHEAD)
         for layout, batch in batches:
             before_each()
-            for key, quantile in zip(keys, quantiles, strict=True):
+            for key, time in zip(keys, times, strict=True):
                 place = np.int32(first), np.int32(images)
-                losses.append(loss_at(model, frozen, layout, batch, jnp.float32(quantile), key, *place))
+                losses.append(loss_at(model, frozen, layout, batch, time, key, *place))
                 running.add(losses[-1])
             first += batch.latents_BNC.shape[0]
         return np.sum(np.reshape(jax.device_get(losses), (-1, len(quantiles))), axis=0) / images

@@ -17,7 +17,8 @@ class Policy:
       keep: how many of the latest are kept, at least 1.
       keep_every: in steps; its multiples are kept for ever. 0: none.
       keep_best: how many of those with the lowest `best_metric` are kept. 0: none.
-      best_metric: of the manifest's metrics; a checkpoint without it is never among the best.
+      best_metric: of the manifest's metrics; a checkpoint without it is never among the best. "validation_loss" is a
+        plain mean over streams, however many samples each holds.
       checksums: of all files, written after each save and compared before each restore.
       local_every: in steps, how often every process keeps its part of the state on its own disk in between; 0: never.
       local_folder: where, the same path on every host; see `local_checkpoint`.

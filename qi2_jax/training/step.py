@@ -145,12 +145,27 @@ class Programs(NamedTuple):
     apply: jax.stages.Wrapped
 
 
+RAMP = 10  # the larger, the longer an average that ramps up takes
+
+
 def make_programs(
-    loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, mesh: Mesh
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    seed: int,
+    mesh: Mesh,
+    *,
+    ema_ramp: bool = False,
 ) -> Programs:
     """The programs of a training.
 
     An update whose loss or gradient is not finite changes nothing but the counters, and says so in the metrics.
+
+    Args:
+      ema_decay: what an update leaves of the average before it.
+      ema_ramp: for parameters that begin at nothing worth keeping: the decay of update n, from 0 and without those left
+        out, is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage with `num_updates`. The average
+        then spans about a tenth of the updates so far, until `ema_decay` is the smaller one.
     """
 
     def gradient(state, frozen, static, batch, first):
@@ -168,7 +183,9 @@ def make_programs(
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(gradient_norm)
         updates, moments = optimizer.update(sums.gradients, state.optimizer, state.model)
         model = optax.apply_updates(state.model, updates)
-        ema = jax.tree.map(lambda old, new: old + (1 - ema_decay) * (new - old), state.ema, model)
+        ramp = (RAMP - 1) / (RAMP + state.step - state.skipped_total) if ema_ramp else 0.0
+        share = jnp.maximum(1 - ema_decay, ramp)
+        ema = jax.tree.map(lambda old, new: old + share * (new - old), state.ema, model)
 
         def keep_if_finite(new, old):
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)

@@ -57,6 +57,20 @@ def test_the_uniform_law():
     assert np.abs(counts / 2000 - 1).max() < 0.1
 
 
+@pytest.mark.parametrize(
+    "law",
+    [*(make() for make in LAWS.values()), LogitNormal(mean=-0.8, std=1.7), Uniform(0.2, 0.7)],
+    ids=str,
+)
+def test_quantiles_of_a_law_are_those_of_what_it_draws(law):
+    q = np.linspace(0.05, 0.95, 19, dtype=np.float32)
+    t = np.asarray(law.sample(jax.random.split(jax.random.key(0), 40_000)))
+    of_q = np.asarray(law.quantile(q))
+    assert np.all(np.diff(of_q) > 0)
+    shares = np.mean(t[:, None] < of_q, axis=0)
+    np.testing.assert_allclose(shares, q, atol=0.01)  # four deviations of the empirical share
+
+
 @pytest.mark.parametrize("name", LAWS)
 def test_laws_depend_on_the_key_alone(name):
     law = LAWS[name]()

@@ -1,13 +1,16 @@
 """Where a run's time goes."""
 
+import math
 import subprocess
+import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from qi2_jax.training import accounting
-from qi2_jax.training.accounting import Events, Goodput, Stopwatch, goodput, read_events
+from qi2_jax.training.accounting import Events, Goodput, Idle, Stopwatch, goodput, read_events
 from qi2_jax.training.metrics import Metrics
 
 
@@ -22,6 +25,55 @@ def test_every_moment_belongs_to_the_innermost_category(monkeypatch):
     expected = {"steps": 0.5, "evaluate": 0.4, "sample": 0.1, "data": 0, "save": 0, "compile": 0}
     assert lap == {f"time/{name}": share for name, share in expected.items()}
     assert watch.lap() == {**dict.fromkeys(lap, 0), "time/seconds": 10, "time/steps": 1}  # 20
+
+
+@pytest.mark.parametrize(("since", "data"), [(-math.inf, 4), (2, 4), (5, 2), (9, 0), (math.inf, 0)])
+def test_what_lies_before_a_moment_stays_with_the_category_around(since, data, monkeypatch):
+    clock = iter([0, 1, 3, 7, 10, 20])
+    monkeypatch.setattr(accounting.time, "monotonic", lambda: next(clock))
+    watch = Stopwatch()  # 0
+    with watch.measure("evaluate"), watch.measure("data", lambda: since):  # 1, 3; left at 7, 10
+        pass
+    lap = watch.lap()  # 20
+    assert lap["time/data"] * 20 == pytest.approx(data) and lap["time/evaluate"] * 20 == pytest.approx(9 - data)
+
+
+class Result:
+    """Of a computation, ready when it is said to be."""
+
+    def __init__(self):
+        self.done = threading.Event()
+        self.is_ready = self.done.is_set
+
+
+def test_devices_are_idle_from_the_moment_at_which_the_last_result_is_ready():
+    result = Result()
+    with Idle(None) as never_busy:
+        assert never_busy.since == -math.inf
+    with Idle(result) as idle:
+        time.sleep(0.02)
+        assert idle.since == math.inf
+        begun = time.monotonic()
+        result.done.set()
+        while idle.since == math.inf:
+            time.sleep(0.001)
+        assert begun <= idle.since <= time.monotonic()
+    with Idle(result) as idle:
+        assert idle.since == -math.inf
+
+
+def test_a_block_that_ends_or_fails_before_the_devices_waits_for_nothing():
+    with Idle(Result()) as idle:
+        pass
+    assert idle.since == math.inf
+    with pytest.raises(KeyError), Idle(Result()):
+        raise KeyError
+    assert not [thread for thread in threading.enumerate() if thread.name == "idle"]
+
+
+def test_a_result_of_jax_tells_when_it_is_ready():
+    with Idle(jax.block_until_ready(jnp.ones(3) + 1)) as idle:
+        assert idle.since == -math.inf
 
 
 def test_an_error_ends_its_category_and_unknown_ones_are_refused():

@@ -5,6 +5,7 @@ import itertools
 import re
 import shutil
 import signal
+import time
 
 import jax
 import ml_collections
@@ -188,8 +189,9 @@ def test_a_finished_run_is_known_by_its_files(tmp_path):
     train(task(**looks), ended, tmp_path)
     assert loop.is_finished(ended, {}, tmp_path)
     assert not loop.is_finished(ended, {}, tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="ema_decay"):
-        loop.is_finished(ml_collections.ConfigDict({**ended, "ema_decay": 0.5}), {}, tmp_path)
+    for key, value in (("ema_decay", 0.5), ("ema_ramp", True)):
+        with pytest.raises(ValueError, match=key):
+            loop.is_finished(ml_collections.ConfigDict({**ended, key: value}), {}, tmp_path)
     with pytest.raises(ValueError, match="data"):
         loop.is_finished(ended, {"other": 1}, tmp_path)
     longer = ended.copy_and_resolve_references()
@@ -312,6 +314,62 @@ def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypat
     assert [line["step"] for line in lines] == [3, 4, 6, 9, 12] and {line["batch/part"] for line in lines} == {1.0}
     (fourth,) = (line for line in lines if line["step"] == 4)
     assert fourth["images_per_second"] * fourth["time/seconds"] == pytest.approx(24)  # one update, not one and a half
+
+
+def test_utilisation_is_that_of_one_chip(tmp_path):
+    whole = task()
+
+    def updates(start):
+        return (feeding.Update([feed._replace(flops=3e12) for feed in feeds], 8) for feeds, _ in whole.updates(start))
+
+    train(dataclasses.replace(whole, updates=updates, peak_flops=2e12), config(log_every=12), tmp_path)
+    (line,) = metrics.lines(tmp_path / metrics.FILE)
+    assert line["model_tflops_per_second_per_chip"] * line["time/seconds"] == pytest.approx(12 * 3 / 8)
+    assert line["mfu"] == pytest.approx(line["model_tflops_per_second_per_chip"] / 2)
+
+
+class Busy:
+    """A loss that the devices compute for a while."""
+
+    def __init__(self, loss, seconds):
+        self.loss, self.until = float(loss), time.monotonic() + seconds
+
+    def __float__(self):
+        return self.loss
+
+    def is_ready(self):
+        return time.monotonic() >= self.until
+
+    def block_until_ready(self):
+        time.sleep(max(0.0, self.until - time.monotonic()))
+        return self
+
+
+@pytest.mark.parametrize("step_seconds", [0.0, 0.4])
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_only_reading_for_which_the_devices_wait_is_time_of_data(step_seconds, ahead, tmp_path, monkeypatch):
+    """A loader of 0.1 s: all of its time without steps that last, and none behind longer ones."""
+    update, slept = loop.Compiled.__call__, []
+
+    def busy(*arguments):
+        state, values = update(*arguments)
+        return state, values | {"loss": Busy(values["loss"], step_seconds)}
+
+    def slow(updates):
+        for update in updates:
+            begun = time.monotonic()
+            time.sleep(0.1)
+            slept.append(time.monotonic() - begun)
+            yield update
+
+    monkeypatch.setattr(loop.Compiled, "__call__", busy)
+    whole = task()
+    slow_task = dataclasses.replace(whole, updates=lambda start: slow(whole.updates(start)))
+    train(slow_task, config(steps=5, ahead=ahead, log_every=5), tmp_path)
+    (line,) = metrics.lines(tmp_path / metrics.FILE)
+    # The first is read before there is a step.
+    waited, hidden = line["time/data"] * line["time/seconds"], sum(slept[1:]) if step_seconds else 0.0
+    assert sum(slept) - hidden - 0.05 <= waited <= sum(slept) - hidden + 0.3
 
 
 def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, capsys):

@@ -133,12 +133,12 @@ def test_sinks_that_cannot_be_are_refused(tmp_path, monkeypatch):
 
 def test_fetch_averages_steps():
     steps = [
-        {"loss": jnp.float32(1), "learning_rate": 0.1, "loss_t/03_sum": jnp.float32(6), "loss_t/03_count": 2},
-        {"loss": jnp.float32(math.nan), "learning_rate": 0.2, "loss_t/03_sum": math.nan, "loss_t/03_count": 5},
-        {"loss": np.float32(3), "learning_rate": 0.3, "loss_t/03_sum": 3.0, "loss_t/03_count": jnp.int32(1)},
+        {"loss": jnp.float32(1), "skipped_total": 1, "loss_t/03_sum": jnp.float32(6), "loss_t/03_count": 2},
+        {"loss": jnp.float32(math.nan), "loss_t/03_sum": math.nan, "loss_t/03_count": 5},
+        {"loss": np.float32(3), "loss_t/03_sum": 3.0, "loss_t/03_count": jnp.int32(1)},
         {"loss_t/04_sum": 0.0, "loss_t/04_count": 0, "row_count": 7, "skipped_total": jnp.int32(2)},
     ]
-    expected = {"loss": 2.0, "learning_rate": 0.3, "loss_t/03": 3.0, "row_count": 7.0, "skipped_total": 2.0}
+    expected = {"loss": 2.0, "loss_t/03": 3.0, "row_count": 7.0, "skipped_total": 2.0}
     assert metrics.fetch(steps) == expected
     assert math.isnan(metrics.fetch([{"loss": jnp.float32(math.inf)}, {"loss": math.nan}])["loss"])
     assert metrics.fetch([]) == {}

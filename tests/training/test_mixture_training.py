@@ -44,8 +44,9 @@ def samples(tmp_path_factory):
     return Cache(folder)
 
 
-def train(samples, out, steps):
-    transformer.train_transformer(configs.load(TINY, [*OVERRIDES, f"transformer.train.steps={steps}"]), samples, out)
+def train(samples, out, steps, log_every=1):
+    own = [f"transformer.train.steps={steps}", f"transformer.train.log_every={log_every}"]
+    transformer.train_transformer(configs.load(TINY, [*OVERRIDES, *own]), samples, out)
     lines = metrics.read(out / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines]
 
@@ -71,6 +72,21 @@ def test_mixture_trains_in_its_shares_and_resumes(samples, tmp_path):
     train(samples, tmp_path / "parts", 2)
     parts = [line for line in train(samples, tmp_path / "parts", 4) if "loss" in line]
     assert parts == steps
+
+
+def test_padding_of_an_interval_is_the_share_of_all_of_its_slots(samples, tmp_path):
+    """Of steps with and without condition images, whose sequences differ in length."""
+    for log_every in (1, 4):
+        train(samples, tmp_path / str(log_every), 4, log_every)
+    each, (whole,) = (
+        [line for line in metrics.read(tmp_path / str(log_every) / "metrics.jsonl") if "loss" in line]
+        for log_every in (1, 4)
+    )
+    slots = [line["tokens_per_second"] * line["time/seconds"] for line in each]
+    assert max(slots) > 1.5 * min(slots)
+    empty = np.dot(slots, [line["batch/padding"] for line in each])
+    assert whole["batch/padding"] == pytest.approx(empty / np.sum(slots))
+    assert whole["batch/side"] == 64 and whole["batch/conditions"] == 0.5
 
 
 def test_validation_reads_every_held_sample_once_however_many_rows_its_batches_have(tmp_path):

@@ -118,6 +118,16 @@ def test_adapter_trains_alone_beside_the_imported_weights(adapted, imported):
     assert after < before
 
 
+def test_the_average_of_an_adapter_ramps_up_whatever_the_decay(samples, imported, tmp_path):
+    """Its B begins at zero: after one update the average is nine tenths of it."""
+    short = (*ADAPTER, "transformer.ema_decay=0.9999", "transformer.checkpoint.every=1")
+    out = train(samples, tmp_path / "short", imported, 1, short, imported)
+    raw, average = (checkpoint.weights(out / "checkpoints" / "1", item) for item in ("model", "ema"))
+    for name in (name for name in raw if "lora_B" in name):
+        np.testing.assert_allclose(average[name].read(), 0.9 * raw[name].read(), rtol=1e-5, err_msg=name)
+        assert np.abs(raw[name].read()).max() > 0
+
+
 def test_resume_of_an_adapter_is_exact(samples, adapted, imported, tmp_path):
     out = tmp_path / "parts"
     train(samples, out, imported, 4, ADAPTER, imported)

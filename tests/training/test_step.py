@@ -112,6 +112,20 @@ def test_ema_moves_a_quarter_of_the_way(mesh, train_step, state):
     assert moved > 1e-3
 
 
+def test_an_average_that_ramps_up_follows_the_updates_that_counted(mesh, optimizer, state):
+    """Depending on the state alone: a step that is left out moves it by nothing, and the ramp by no step."""
+    ramped = steps.make_programs(loss, optimizer, 0.3, seed=3, mesh=mesh, ema_ramp=True)
+    decays = [min(0.3, (1 + n) / (10 + n)) for n in range(4)]
+    assert decays[0] == 0.1 and decays[-1] == 0.3
+    for spoilt, decay in zip((None, None, np.nan, None, None), [*decays[:2], 1.0, *decays[2:]], strict=True):
+        before = host(state)
+        state, _ = ramped.step(state, FROZEN, None, batch(mesh, spoilt))
+        after = host(state)
+        for name in (name for name in after if name.startswith("ema.")):
+            raw = after[name.replace("ema.", "model.")]
+            np.testing.assert_allclose(after[name], decay * before[name] + (1 - decay) * raw, atol=1e-6, err_msg=name)
+
+
 def test_a_batch_that_is_not_finite_changes_only_counters(mesh, train_step, state):
     state, _ = train_step(state, None, batch(mesh))
     before = host(state)
