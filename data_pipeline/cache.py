@@ -39,7 +39,8 @@ from data_pipeline.samples import (
     encode_text,
 )
 
-SCHEMA, READABLE = 4, (2, 3, 4)  # 2 had no pictures of targets, 3 no streams of held samples
+# 2 had no pictures of targets, 3 no streams of held samples, 4 no prompts beside text features.
+SCHEMA, READABLE = 5, (2, 3, 4, 5)
 MANIFEST, MAKING, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
 MAX_OPEN = 128  # files of a stream; each holds 8 bytes per sample in memory
 _WRITING = "group_size:1,uncompressed"  # noise-like numbers do not compress, and reading is five times as fast

@@ -80,7 +80,7 @@ def package_folder(package: str) -> Path:
     """Where an installed package lies. Raises ImportError, with the way out, if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"the demo set reads photographs from inside {package}: pip install qi2[demo]")
+        raise ImportError(f"there are photographs inside {package}, which is not installed: pip install 'qi2[demo]'")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -28,7 +28,7 @@ class Row(NamedTuple):
 class Rows:
     """Rows padded to a layout, as host arrays; `conditions_BMC` is None without condition images.
 
-    Samples with prompts instead of features have `prompts`, and `pictures` of their condition images, for each row;
+    Samples whose features have no width have `prompts`, and `pictures` of their condition images, for each row;
     those with pixels instead of latents also `targets`, and their latents have no channels.
 
     `composition` says what the batch is made of, in shares 0..1: `padding` (slots of the joint sequence that hold
@@ -71,7 +71,7 @@ def collate(layout: sequence.Layout, rows: Sequence[Row]) -> Rows:
         "wide": float(np.mean(sizes[:, 1] > sizes[:, 0])),
         "tall": float(np.mean(sizes[:, 1] < sizes[:, 0])),
     }
-    prompts = tuple(row.text.prompt for row in rows if row.text.prompt is not None) or None
+    prompts = None if text.shape[-1] else tuple(row.text.prompt for row in rows if row.text.prompt is not None)
     pictures = tuple(row.sample.pictures for row in rows)
     targets = tuple(row.sample.target for row in rows if row.sample.target is not None)
     latents, conditions = place_latents(layout, [(row.sample.latents, *row.sample.conditions) for row in rows])

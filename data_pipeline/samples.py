@@ -28,7 +28,8 @@ NOTHING, TEXT, TEXT_AND_IMAGES = ONLINE = "nothing", "text", "text_and_images"
 class Text:
     """Features of a prompt's kept tokens, all segments one after the other, and the tokens of each segment.
 
-    With `prompt`, the features have no width: training computes them.
+    Features without width are computed by training from the prompt. Caches of schema 4 and before have the prompt only
+    then.
     """
 
     features: Float[np.ndarray, "T E"]
@@ -46,7 +47,7 @@ class Sample:
       conditions: latents of the condition images, in order.
       empty: of an edit, the empty prompt beside the same condition images, for classifier-free dropout.
       record: position of its record in the folder that it was made from.
-      pictures: of a sample with prompts, its condition images as the encoders read them, 0..255.
+      pictures: where training computes text features, the condition images as the encoders read them, 0..255.
       target: the target as the autoencoder reads it, 0..255.
     """
 

@@ -162,8 +162,9 @@ class Encoders:
             Text(
                 np.concatenate([row[span.start : span.stop] for span in segments.text]),
                 tuple(map(len, segments.text)),
+                text,
             )
-            for row, segments in zip(rows[: len(texts)], batch.segments, strict=False)
+            for row, text, segments in zip(rows, texts, batch.segments, strict=False)
         ]
 
     def _places(self, inputs: EncoderInputs) -> EncoderInputs:

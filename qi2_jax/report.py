@@ -1,10 +1,11 @@
-"""`qi2 report RUN`: one page about a run, or about all runs of a job: curves, events, samples, config.
+"""`qi2 report RUN`: one page about a run, or about all runs of a job or a curriculum: curves, events, samples, config.
 
 The page holds everything inside itself and loads nothing. Names and messages are data from outside: they are escaped.
 Nothing here touches a device, so that a page can be drawn beside a training.
 """
 
 import argparse
+import contextlib
 import datetime
 import html
 import json
@@ -16,7 +17,8 @@ from collections import Counter
 from typing import Any
 
 from data_pipeline.atomic import write_atomic, write_json_atomic
-from qi2_jax import cli
+from data_pipeline.cache import Cache
+from qi2_jax import cli, places
 from qi2_jax.reporting import curves, page
 from qi2_jax.reporting.charts import number
 from qi2_jax.reporting.page import text
@@ -24,9 +26,10 @@ from qi2_jax.training import accounting, metrics
 
 NOT_RUNS = {"checkpoints", "model", metrics.SAMPLES, metrics.TENSORBOARD, "wandb", "profile", "records"}
 ROUTINE = {accounting.SAVE, accounting.EVALUATE, accounting.SAMPLE, accounting.COMPILE}
+ENCODED, FIGURES = "samples", "report.json"  # of a stage, and of a curriculum (`qi2_jax.job.curriculum`)
 MAX_EVENTS = 200  # shown one by one
 MAX_TEXT = 300  # characters of an event's facts
-MAX_CONFIG = 1 << 20  # bytes
+MAX_CONFIG = 1 << 20  # bytes, of each other JSON file, too
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +64,8 @@ def write_report(path: pathlib.Path, folder: pathlib.Path) -> list[dict[str, Any
     body = [_section(run, path) for run in found]
     contents = "".join(f'<a href="#{text(run.name)}">{text(run.name)}</a>' for run in found) if len(found) > 1 else ""
     title = folder.resolve().name
-    write_atomic(path, page.page(title, contents + "\n".join(body)).encode())
+    whole = page.page(title, contents + _stages(folder, found) + "\n".join(body))
+    write_atomic(path, whole.encode(errors="replace"))  # JSON may hold what UTF-8 cannot
     return [run.figures for run in found]
 
 
@@ -86,7 +90,7 @@ class Run:
         self.folder, self.name = folder, name
         self.scan = curves.scan(folder / metrics.FILE)
         self.events = accounting.read_events(folder / accounting.EVENTS)
-        self.config = _config(folder / "config.json")
+        self.config = page.read_json(folder / places.CONFIG, MAX_CONFIG)
         # Without an end in the events, the last sign of life is the last line of metrics.
         self.seen = max([(folder / metrics.FILE).stat().st_mtime, *(event["time"] for event in self.events)])
         self.begun = min([event["time"] for event in self.events], default=self.seen)
@@ -117,13 +121,40 @@ class Run:
         }
 
 
-def _config(path: pathlib.Path) -> dict[str, Any]:
-    """The run's config; empty if it is missing or is none."""
-    try:
-        value = json.loads(path.read_text()) if path.stat().st_size <= MAX_CONFIG else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _stages(folder: pathlib.Path, runs: list[Run]) -> str:
+    """A table of the stages of a curriculum, as far as it has come; nothing of another folder."""
+    names = page.read_json(folder / places.CURRICULUM, MAX_CONFIG).get("stages")
+    if not isinstance(names, dict):
+        return ""
+    begun = {run.folder.relative_to(folder).as_posix(): run for run in runs}
+    rows = []
+    for name in names:
+        row = [text(name), _encoded(folder, name), "–", "–", "–", "not begun"]
+        if run := begun.get(f"{places.STAGES}/{name}/{places.TRANSFORMER}"):
+            figures, losses = run.figures, run.scan.curves.get("validation_loss")
+            row[0] = f'<a href="#{text(run.name)}">{text(name)}</a>'
+            row[2:] = [_steps(figures), *row[3:5], text(figures["state"])]
+            if losses is not None:
+                row[3] = f"{losses.first:.3f} → {losses.last:.3f}"
+            if figures["wall_seconds"] is not None:
+                row[4] = f"{figures['wall_seconds'] / 60:.1f}"
+        rows.append(row)
+    head = ["stage", "samples", "steps", "validation loss, before → after", "minutes of training", "state"]
+    return f"<h2>Stages</h2>{page.table(head, rows)}"
+
+
+def _encoded(folder: pathlib.Path, name: str) -> str:
+    """How many samples a stage has, of its cache or, where that was removed, of the curriculum's own figures."""
+    with contextlib.suppress(ValueError, LookupError, TypeError, OSError):
+        return f"{len(Cache(folder / places.STAGES / name / ENCODED)):,}"
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return f"{int(page.read_json(folder / FIGURES, MAX_CONFIG)['stages'][name]['samples']):,}"
+    return "–"
+
+
+def _steps(figures: dict[str, Any]) -> str:
+    """The last step that metrics tell of, and how many there are to be."""
+    return f"{figures['step'] or 0:,}" + (f" of {figures['steps']:,}" if _is_number(figures["steps"]) else "")
 
 
 def _state(events: list[dict[str, Any]]) -> str:
@@ -158,7 +189,7 @@ def _head(run: Run) -> str:
     facts = " · ".join(f"{text(key)} {text(str(value)[:MAX_TEXT])}" for key, value in told.items() if value is not None)
     tiles = {
         "state": figures["state"],
-        "step": f"{figures['step'] or 0:,}" + (f" of {figures['steps']:,}" if _is_number(figures["steps"]) else ""),
+        "step": _steps(figures),
         "loss": _shown(last.get("loss")),
         "validation loss": _shown(last.get("validation_loss")),
         "wall time": _duration(figures["wall_seconds"]),

@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.buckets import Resolutions
 from data_pipeline.selection import Thresholds
 from qi2_jax import config
-from qi2_jax.job import stages
+from qi2_jax.job import fixed_prompts, stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -57,6 +57,16 @@ def test_resolution_filters_are_the_reports():
     """Resolution(256) in stage 1, (1024) in stage 4, (2048) in stage 5; every stage keeps the filters before it."""
     sides = [config.load(str(EXPERIMENTS[name])).data.thresholds.min_side for name in STAGES]
     assert sides == [256, 256, 256, 1024, 2048, 2048]
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("form", ["", ":tiny"])
+def test_a_stage_draws_fixed_edits_where_it_trains_on_edits(name, form):
+    stage = config.load(f"{EXPERIMENTS[name]}{form}")
+    edits = stage.transformer.samples.edits
+    assert bool(edits) == (stage.data.mixture.tasks[1] > 0)
+    fixed_prompts.check(stage.transformer.samples, max(stage.data.sides))
+    assert not form or len({len(edit) for edit in edits}) <= 1, "another number of images is another program"
 
 
 def test_no_random_stream_of_a_stage_is_that_of_another():

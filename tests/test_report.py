@@ -1,5 +1,7 @@
 """The page about runs."""
 
+import base64
+import io
 import json
 import re
 import time
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.cache import write_cache
+from data_pipeline.samples import Sample, Text
 from qi2_jax import cli, report
 from qi2_jax.reporting import charts, curves, panels
 from qi2_jax.training import accounting
@@ -98,6 +102,80 @@ def test_a_job_is_shown_run_by_run_in_the_order_of_their_starts(tmp_path):
     with pytest.raises(ValueError, match=r"empty is no run and has none below it: no metrics\.jsonl"):
         (tmp_path / "empty").mkdir()
         report.write_report(tmp_path / "page.html", tmp_path / "empty")
+
+
+def write_grid(folder, step, samples, whole=()):
+    """A grid of a run with what stands beside it."""
+    Image.new("RGB", (8, 8)).save(folder / f"edits-{step}.png")
+    notes = {"columns": ["condition 1", "sample"], "samples": samples}
+    (folder / f"edits-{step}.json").write_text(json.dumps(notes))
+    (folder / f"edits-{step}.full").mkdir()
+    for number in whole:
+        Image.new("RGB", (9, 9)).save(folder / f"edits-{step}.full" / f"{number}.png")
+
+
+def test_texts_of_a_grid_stand_beside_it_with_links_to_full_sizes(tmp_path):
+    write_run(tmp_path / "run")
+    evil = "</li><script>alert('x')</script>"
+    samples = [
+        {"text": "把杯子变成蓝色"},
+        {"text": None, "record": 17},
+        {"text": evil, "record": evil},
+        {"text": "\udc80"},
+    ]
+    write_grid(tmp_path / "run" / "samples", 60, samples, whole=(1, 3))
+    write_grid(tmp_path / "run" / "samples", 20, "no list")
+    report.write_report(tmp_path / "page.html", tmp_path / "run")
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.tags.count("ol") == 1 and page.tags.count("li") == 4 and "script" not in page.tags
+    for said in ("step 60: condition 1, sample", "把杯子变成蓝色", "– record 17", f"{evil} record {evil}"):
+        assert said in page.text, said
+    links = [value for _, name, value in page.attributes if name == "href"]
+    assert [link for link in links if ".full/" in link] == [f"run/samples/edits-60.full/{n}.png" for n in (1, 3)]
+
+
+def test_tall_and_large_grids_are_shown(tmp_path):
+    write_run(tmp_path / "run")
+    noise = np.random.default_rng(0).integers(0, 256, (4300, 2600, 3), dtype=np.uint8)  # eight edits of three images
+    Image.fromarray(noise).save(tmp_path / "run" / "samples" / "512-3-60.png", compress_level=1)
+    report.write_report(tmp_path / "page.html", tmp_path / "run")
+    text = (tmp_path / "page.html").read_text()
+    Page(text)
+    (shown,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).size == (1024, 1694)
+
+
+def test_a_curriculum_has_a_table_of_its_stages_while_it_runs(tmp_path):
+    stages = {name: {} for name in ("first", "second", "<third>")}
+    text = np.zeros((1, 2), np.float32)
+    sample = Sample(np.zeros((1, 1, 4), np.float32), (Text(text, (1,)),))
+    for name in ("first", "second"):
+        write_run(tmp_path / "stages" / name / "transformer", ended=name == "first")
+    write_cache(tmp_path / "stages" / "first" / "samples", [(64, sample)] * 1200, Text(text, (1,)), {})
+    (tmp_path / "curriculum.json").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "report.json").write_text(json.dumps({"stages": {"first": {"samples": 3}, "second": {"samples": 30}}}))
+    second = tmp_path / "stages" / "second" / "transformer" / "metrics.jsonl"
+    second.write_text(second.read_text().rpartition("\n")[0] + '\n{"step": 60, "validation_loss": 0.25}\n')
+    report.write_report(tmp_path / "page.html", tmp_path)
+    found = (tmp_path / "page.html").read_text()
+    Page(found)
+    rows = re.findall("<tr>(.*?)</tr>", found.partition("<h2>Stages</h2>")[2].partition("</table>")[0])
+    cells = [re.findall("<td>(.*?)</td>", row) for row in rows[1:]]
+    assert cells == [
+        ['<a href="#stages/first/transformer">first</a>', "1,200", "60 of 80", "2.000 → 2.000", "3.3", "finished"],
+        [
+            '<a href="#stages/second/transformer">second</a>',
+            "30",
+            "60 of 80",
+            "2.000 → 0.250",
+            cells[1][4],
+            cells[1][5],
+        ],
+        ["&lt;third&gt;", "–", "–", "–", "–", "not begun"],
+    ]
+    assert cells[1][5] == "running, or killed"
+    report.write_report(tmp_path / "page.html", tmp_path / "stages")
+    assert "<h2>Stages</h2>" not in (tmp_path / "page.html").read_text()
 
 
 def test_a_run_of_nothing_but_metrics_has_a_page(tmp_path):

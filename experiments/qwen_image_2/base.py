@@ -110,11 +110,31 @@ PROMPTS = (
     # counting, and what is where
     "Three red apples in a row on a white table; to the left of them a blue jug, behind them a single yellow pear.",
 )
-# Two captions of the pictures that the tiny form trains on.
+# Likewise of the stages that train on edits. The pictures come with scikit-image (pip install 'qi2[demo]') and are free
+# of rights; they have about 512 pixels a side, and are enlarged above.
+EDITS = (
+    # identity: the same face
+    (
+        "The same woman, her face and her smile unchanged, in a dark green raincoat on a rainy street at night.",
+        "scikit-image:astronaut.png",
+    ),
+    # a local change: nothing else moves
+    ("Make the cup and the saucer blue; the coffee, the spoon and the table stay.", "scikit-image:coffee.png"),
+    # letters where there were none
+    ('Write "LIFT-OFF" in large white capitals on the sky to the right of the rocket.', "scikit-image:rocket.jpg"),
+    # two images: what comes from which
+    (
+        "The cat of the first picture looks over the edge of the table of the second one, behind the cup.",
+        "scikit-image:chelsea.png",
+        "scikit-image:coffee.png",
+    ),
+)
+# Two captions of the pictures that the tiny form trains on, and one edit: another number of images is another program.
 TINY_PROMPTS = (
     'A red square with the white word "OPEN" in the middle.',
     "Black silhouette of a standing horse, seen from the side, facing right, on white.",
 )
+TINY_EDITS = (("Make the cup and the saucer blue.", "scikit-image:coffee.png"),)
 
 
 def stage(
@@ -225,6 +245,7 @@ def stage(
             count=2 if tiny else 8,
             steps=4 if tiny else 40,
             prompts=TINY_PROMPTS if tiny else PROMPTS,
+            edits=(TINY_EDITS if tiny else EDITS) if tasks[1] else (),
         ),
         # The report says Adam with weight decay: we take it as AdamW, decoupled, on matrices alone, as is usual.
         optimizer=dict(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipeline.buckets import PATCH
 from data_pipeline.cache import Largest
+from data_pipeline.demo_set import package_folder
 from data_pipeline.images import over_white, read_image
 from data_pipeline.mixture import layout_of
 from data_pipeline.samples import Sample, Text
@@ -26,6 +27,7 @@ from qi2_jax.sequence import Layout
 
 MAX_CONDITIONS = 3  # images of an edit, as in the report's training
 EMPTY = ""  # what guidance leads away from
+PACKAGED = "scikit-image:"  # before the name of a picture that the installed scikit-image brings
 
 
 class Panel(NamedTuple):
@@ -83,17 +85,30 @@ def _check_text(name: str, text: Any) -> None:
 
 
 def _condition(path: str, side: int) -> Image.Image:
-    """A condition image as `qi2 edit --resolution SIDE` reads it.
+    """A condition image as `qi2 edit --resolution SIDE` reads it, of a file or of `scikit-image:NAME.png`.
 
     Raises:
       ValueError: naming the path, if it cannot be read, or has no such size.
     """
-    image = read_image(pathlib.Path(path))
+    image = read_image(_packaged(path) if path.startswith(PACKAGED) else pathlib.Path(path))
     try:
         check_size(*condition_size(*image.size, side))
     except ValueError as error:
         raise ValueError(f"image {path}: {error}") from None
     return resize_condition(image, side)
+
+
+def _packaged(path: str) -> pathlib.Path:
+    """Where a picture of scikit-image lies. Raises a ValueError if it is none of those that are installed with it."""
+    try:
+        folder = package_folder("skimage") / "data"
+    except ImportError as error:
+        raise ValueError(f"image {path}: {error}; or set transformer.samples.edits=()") from None
+    names = sorted(own.name for own in folder.glob("*") if own.suffix in (".png", ".jpg"))
+    name = path.removeprefix(PACKAGED)
+    if name not in names:
+        raise ValueError(f"image {path} is not one that scikit-image brings; these are there: {', '.join(names)}")
+    return folder / name
 
 
 def encode(config: Any, side: int, model: pathlib.Path, mesh: Mesh, dtype: Any) -> dict[str, Panel]:

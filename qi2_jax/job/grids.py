@@ -1,9 +1,9 @@
 """Pictures of a training: samples of its validation, and the config's fixed prompts and edits, drawn from the averaged
 weights with the same noise each time.
 
-One grid per stream (area and number of condition images): a row per held sample with its condition images, its own
-picture as the autoencoder gives it back, and what the transformer makes of its text. Likewise of the fixed ones, which
-have no picture of their own.
+One grid per stream (area and number of condition images): of each held sample its condition images, its own picture
+as the autoencoder gives it back, and what the transformer makes of its text. Likewise of the fixed ones, which have no
+picture of their own.
 """
 
 import pathlib
@@ -20,17 +20,21 @@ from PIL import Image
 from data_pipeline.images import over_white
 from data_pipeline.loader import Row, collate
 from data_pipeline.mixture import Mixture
+from data_pipeline.samples import Sample
 from qi2_jax import encoders, processes, sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.interop import components
+from qi2_jax.job import sheet
 from qi2_jax.job.fixed_prompts import Panel
 from qi2_jax.job.inputs import Inputs
 from qi2_jax.pipeline import decode_latents, to_image
+from qi2_jax.training.metrics import Drawing
 from qi2_jax.training.mmdit import Objective
 from qi2_jax.training.step import TrainState
 
-GAP = 4  # pixels between pictures
+CELL = 512  # pixels of a picture's longer side: composition shows, and eight rows of five columns stay below 40 MB
+COLUMNS = 4  # of pictures, which several samples with few pictures share
 
 
 def drawer(
@@ -42,7 +46,7 @@ def drawer(
     model: pathlib.Path,
     mesh: Mesh,
     inputs: Inputs,
-) -> Callable[[TrainState, Callable[[], None]], dict[str, UInt8[np.ndarray, "H W 3"]]] | None:
+) -> Callable[[TrainState, Callable[[], None]], dict[str, Drawing]] | None:
     """A function that draws the grids of a state by name; None where none are asked for, or nothing can decode them.
 
     Its second argument is called before each step of sampling; what it raises ends the drawing.
@@ -66,10 +70,8 @@ def drawer(
     def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
         return to_image(np.asarray(decode_latents(vae, latents[None], np.float32))[0])
 
-    def draw_panel(
-        state: TrainState, panel: Panel, before_each: Callable[[], None], originals: bool = False
-    ) -> UInt8[np.ndarray, "H W 3"]:
-        """A row per sample; `originals`: with its own picture before the transformer's."""
+    def draw_panel(state: TrainState, panel: Panel, before_each: Callable[[], None], held: bool = False) -> Drawing:
+        """`held`: samples of a stream, whose own pictures stand before the transformer's."""
         layout, count, parts = panel.layout, len(panel.samples), sharding.batch_parts(mesh)
         size = -(-count // parts) * parts
         chosen = [panel.samples[row % count] for row in range(size)]
@@ -106,19 +108,21 @@ def drawer(
 
         several = jax.process_count() > 1
         made = np.asarray(multihost_utils.process_allgather(latents, tiled=True) if several else latents)
-        rows = []
+        pictures = []
         for sample, own_latents, (h, w) in zip(chosen[:count], made, grids, strict=False):
             target, *conditions = inputs.latents(sample)
-            shown = (*conditions, target) if originals else conditions
-            rows.append([decode(part) for part in (*shown, own_latents[: h * w].reshape(h, w, -1))])
-        return grid(rows)
+            shown = (*conditions, target) if held else conditions
+            pictures.append([decode(part) for part in (*shown, own_latents[: h * w].reshape(h, w, -1))])
+        columns = [f"condition {number + 1}" for number in range(len(layout.conditions))]
+        columns += ["target"] * held + ["sample"]
+        return drawing(columns, pictures, [notes_of(sample, held) for sample in chosen[:count]])
 
-    def draw(state: TrainState, before_each: Callable[[], None]) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+    def draw(state: TrainState, before_each: Callable[[], None]) -> dict[str, Drawing]:
         found = {}
         for stream in mixture.streams if config.count else ():
             held = [stream.held[row] for row in range(min(config.count, len(stream.held)))]
             panel = Panel(stream.loader.layout, held, stream.loader.empty)
-            found[stream.name] = draw_panel(state, panel, before_each, originals=True)
+            found[stream.name] = draw_panel(state, panel, before_each, held=True)
         return found | {name: draw_panel(state, panel, before_each) for name, panel in fixed.items()}
 
     return draw
@@ -129,14 +133,33 @@ def local_mesh() -> Mesh:
     return sharding.make_mesh(sharding.MeshShape(), jax.local_devices()[:1])
 
 
-def grid(rows: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures in rows and columns on white, each cell as large as the largest picture."""
-    height = max(picture.shape[0] for row in rows for picture in row) + GAP
-    width = max(picture.shape[1] for row in rows for picture in row) + GAP
-    sheet = np.full((len(rows) * height + GAP, max(map(len, rows)) * width + GAP, 3), 255, np.uint8)
-    for top, row in enumerate(rows):
-        for left, picture in enumerate(row):
-            y, x = top * height + GAP, left * width + GAP
-            rgb = np.asarray(over_white(Image.fromarray(picture)))
-            sheet[y : y + rgb.shape[0], x : x + rgb.shape[1]] = rgb
-    return sheet
+def notes_of(sample: Sample, held: bool) -> dict[str, Any]:
+    """The text that a sample is drawn from, None where it was encoded without; of a held one also its record."""
+    return {"text": sample.texts[0].prompt} | ({"record": sample.record} if held else {})
+
+
+def drawing(
+    columns: Sequence[str],
+    samples: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]],
+    notes: Sequence[Mapping[str, Any]],
+) -> Drawing:
+    """Pictures of samples as a grid of cells of at most `CELL` pixels a side, with numbers and texts as far as the font
+    has them; of the last ones, which the transformer drew, those that are larger also as they are, by these numbers.
+
+    Args:
+      columns: what the pictures of a sample are.
+      samples: pixels 0..255; alpha is laid over white in the grid.
+      notes: of each sample `text`, or None and `record`.
+    """
+    texts = [f"record {note['record']}" if note["text"] is None else sheet.in_ascii(note["text"]) for note in notes]
+    numbered = [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
+    cells = [[_cell(pixels) for pixels in own] for own in samples]
+    pixels = np.asarray(sheet.lay_out(cells, columns, numbered, max(1, COLUMNS // len(columns))))
+    whole = {str(number): own[-1] for number, own in enumerate(samples, start=1) if max(own[-1].shape[:2]) > CELL}
+    return Drawing(pixels, {"columns": list(columns), "samples": list(notes)}, whole)
+
+
+def _cell(pixels: UInt8[np.ndarray, "H W c"]) -> Image.Image:
+    image = over_white(Image.fromarray(pixels))
+    image.thumbnail((CELL, CELL), Image.Resampling.LANCZOS, reducing_gap=None)
+    return image

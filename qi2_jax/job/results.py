@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 from data_pipeline.images import over_white
+from qi2_jax.job import sheet
 
 THUMB = 64  # pixels per side at which pictures are compared, whatever their shape
-CELL, GAP, TEXT_HEIGHT, COLUMNS = 136, 6, 30, 3
+CELL, COLUMNS = 136, 3  # pixels of the longer side of a picture; samples beside each other
 
 
 def nearest_is_own(
@@ -45,23 +46,11 @@ def draw(
     titles: Sequence[str],
 ) -> None:
     """Writes one picture: for each text its images side by side, with `titles` above each column of images."""
-    count = len(titles)
-    width, height = count * (CELL + GAP) + GAP, CELL + TEXT_HEIGHT
-    rows = -(-len(texts) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * width + GAP, rows * height + TEXT_HEIGHT), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for column in range(COLUMNS):
-        for place, title in enumerate(titles):
-            pen.text((column * width + GAP + place * (CELL + GAP), 8), title, "black", font)
-    for index, (text, images) in enumerate(zip(texts, triples, strict=True)):
-        left, top = (index % COLUMNS) * width + GAP, (index // COLUMNS) * height + TEXT_HEIGHT
-        for place, pixels in enumerate(images):
-            image = over_white(Image.fromarray(pixels))
-            image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
-            corner = (left + place * (CELL + GAP) + (CELL - image.width) // 2, top + (CELL - image.height) // 2)
-            sheet.paste(image, corner)
-        shown = " ".join(text.split()) if text.isascii() else f"({len(text)} characters that this font lacks)"
-        while pen.textlength(shown, font) > width - 2 * GAP:
-            shown = shown[:-2].rstrip("…") + "…"
-        pen.text((left, top + CELL + 4), shown, "black", font)
-    sheet.save(path)
+    cells = [
+        [
+            ImageOps.contain(over_white(Image.fromarray(pixels)), (CELL, CELL), Image.Resampling.LANCZOS)
+            for pixels in own
+        ]
+        for own in triples
+    ]
+    sheet.lay_out(cells, titles, [sheet.in_ascii(text) for text in texts], COLUMNS).save(path)

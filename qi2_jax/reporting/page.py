@@ -3,11 +3,13 @@
 import base64
 import html
 import io
+import json
 import os
 import pathlib
 import re
 import urllib.parse
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -15,9 +17,12 @@ from data_pipeline.images import UndecodableImage, decode_image, over_white
 from qi2_jax.reporting import panels as grouping
 from qi2_jax.reporting.charts import chart
 from qi2_jax.reporting.curves import Curve
+from qi2_jax.training import metrics
 
-MAX_IMAGE_BYTES, MAX_RAW_BYTES, MAX_SIDE = 1 << 26, 200_000, 1024
+MAX_IMAGE_BYTES, MAX_RAW_BYTES = 1 << 28, 200_000
+MAX_SIZE = 1024, 2048  # width and height at which a picture is shown; grids of edits are tall
 MAX_LINKS = 400
+MAX_NOTES = 1 << 22  # bytes of what stands beside a picture
 _SAMPLE = re.compile(r"(.+)-(\d+)\.png")
 
 
@@ -46,7 +51,8 @@ def panels(curves: dict[str, Curve], restarts: Sequence[float]) -> str:
 
 
 def samples(folder: pathlib.Path, page: pathlib.Path) -> str:
-    """The last and the first image of each name, and links to all, relative to the page's folder."""
+    """The last and the first image of each name with what stands beside them, and links to all, relative to the page's
+    folder."""
     by_name: dict[str, list[tuple[int, pathlib.Path]]] = {}
     for path in folder.glob("*.png") if folder.is_dir() else ():
         if found := _SAMPLE.fullmatch(path.name):
@@ -56,14 +62,33 @@ def samples(folder: pathlib.Path, page: pathlib.Path) -> str:
         images.sort()
         shown = [images[-1], images[0]] if len(images) > 1 else images
         pictures = "".join(
-            f"<figure>{_picture(path)}<figcaption>step {step:,}</figcaption></figure>" for step, path in shown
+            f"<figure>{_picture(path)}<figcaption>step {step:,}{_notes(path, page)}</figcaption></figure>"
+            for step, path in shown
         )
-        links = " ".join(
-            f'<a href="{text(urllib.parse.quote(os.path.relpath(path, page)))}">{step:,}</a>'
-            for step, path in images[:: -(-len(images) // MAX_LINKS)]
-        )
+        links = " ".join(_link(f"{step:,}", path, page) for step, path in images[:: -(-len(images) // MAX_LINKS)])
         parts.append(f'<h3>{text(name)}</h3><div class="samples">{pictures}</div><p class="links">Steps: {links}</p>')
     return "\n".join(parts)
+
+
+def _link(label: str, path: pathlib.Path, page: pathlib.Path) -> str:
+    return f'<a href="{text(urllib.parse.quote(os.path.relpath(path, page)))}">{text(label)}</a>'
+
+
+def _notes(path: pathlib.Path, page: pathlib.Path) -> str:
+    """What the columns of a grid are, and a line per sample: its text, and a link to its picture at full size."""
+    told = read_json(path.with_suffix(metrics.NOTES), MAX_NOTES)
+    columns, rows = told.get("columns"), told.get("samples")
+    if not isinstance(columns, list) or not isinstance(rows, list):
+        return ""
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        row = row if isinstance(row, dict) else {}
+        said = row.get("text")
+        record = f" <small>record {text(str(row['record']))}</small>" if "record" in row else ""
+        whole = path.with_suffix(metrics.WHOLE) / f"{number}.png"
+        link = f" {_link('full size', whole, page)}" if whole.is_file() else ""
+        lines.append(f"<li>{'–' if said is None else text(str(said))}{record}{link}</li>")
+    return f": {text(', '.join(map(str, columns)))}<ol>{''.join(lines)}</ol>"
 
 
 def _picture(path: pathlib.Path) -> str:
@@ -77,10 +102,19 @@ def _picture(path: pathlib.Path) -> str:
         return "cannot be read"
     if len(data) > MAX_RAW_BYTES:
         image, buffer, kind = over_white(image), io.BytesIO(), "jpeg"
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail(MAX_SIZE, Image.Resampling.LANCZOS)
         image.save(buffer, "JPEG", quality=85)
         data = buffer.getvalue()
     return f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+
+
+def read_json(path: pathlib.Path, most: int) -> dict[str, Any]:
+    """The object in a JSON file of at most so many bytes; empty if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= most else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def page(title: str, body: str) -> str:
@@ -116,6 +150,7 @@ svg { width: 100%; display: block; } svg text { font-size: 11px; fill: #64748b; 
 .samples { display: flex; flex-wrap: wrap; gap: 14px; }
 .samples figure { margin: 0; flex: 1 1 420px; max-width: 605px; }
 .samples img { max-width: 100%; min-width: min(100%, 256px); border-radius: 6px; } figcaption { color: #64748b; }
+figcaption ol { margin: .3em 0; padding-left: 2em; font-size: 12px; overflow-wrap: anywhere; }
 .links { font-size: 12px; } .links a { margin-right: .5em; }
 table { border-collapse: collapse; margin: .4em 0; background: #fff; } pre { font-size: 12px; overflow-x: auto; }
 td, th { padding: .25em .8em; text-align: left; border: 1px solid #e2e8f0; vertical-align: top; }

@@ -7,16 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
 
 from qi2_jax import config as configs
 from qi2_jax import processes
 from qi2_jax.training import accounting
 from qi2_jax.training.accounting import Events, Goodput, Idle, Stopwatch
 from qi2_jax.training.checkpoint import Checkpoints
-from qi2_jax.training.metrics import Metrics, Progress, fetch
+from qi2_jax.training.metrics import Drawing, Metrics, Progress, fetch
 from qi2_jax.training.profiling import Profiler
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.watchdog import Watchdog
@@ -210,9 +208,9 @@ class Journal(contextlib.ExitStack):
         self._evaluated = step, values
         self.note(f"step {step}: " + ", ".join(f"{name} {x:.4f}" for name, x in values.items() if "/" not in name))
 
-    def drawn(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "H W c"]]) -> None:
-        """Writes pictures."""
-        self._metrics.write_images(step, pictures)
+    def drawn(self, step: int, drawings: Mapping[str, Drawing]) -> None:
+        """Writes drawings, by name."""
+        self._metrics.write_drawings(step, drawings)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What a checkpoint tells of itself beside the config; of metrics only those of this very step."""

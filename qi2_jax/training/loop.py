@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -61,7 +60,7 @@ class Task:
       start: puts the weights with which a new run starts into its state.
       evaluate: scalars of a state, before the first step, after the last and every `validation.every`. Calls its second
         argument now and then, which raises where SIGTERM came.
-      draw: pictures of a state as 8-bit arrays [H, W, c] by name, likewise every `samples.every`, and likewise.
+      draw: drawings of a state by name, likewise every `samples.every`, and likewise.
       ema_ramp: whether the average ramps up, see `step.make_programs`.
       peak_flops: of one device, where known: utilisation is stated of it.
     """
@@ -76,7 +75,7 @@ class Task:
     frozen: Any = None
     start: Callable[[steps.TrainState], steps.TrainState] = lambda state: state
     evaluate: Callable[[steps.TrainState, Callable[[], None]], dict[str, Any]] | None = None
-    draw: Callable[[steps.TrainState, Callable[[], None]], dict[str, np.ndarray]] | None = None
+    draw: Callable[[steps.TrainState, Callable[[], None]], dict[str, metrics.Drawing]] | None = None
     ema_ramp: bool = False
     peak_flops: float | None = None
 

@@ -4,12 +4,14 @@ Names and formulas of all metrics stand in docs/monitoring.md.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import re
+import shutil
 import socket
 import struct
 import sys
@@ -26,20 +28,37 @@ from tqdm import tqdm
 
 EVALUATION = "validation_loss"  # a line with it is one of an evaluation
 FILE, SAMPLES, TENSORBOARD, WANDB_ID = "metrics.jsonl", "samples", "tensorboard", "wandb_id"
+GRID, NOTES, WHOLE = ".png", ".json", ".full"  # the parts of a drawing: NAME-STEP and one of these
 SINKS = ("tensorboard", "wandb")
 LAST = ("skipped_total",)  # of several steps the last value counts, not the mean
 MOST = ("skipped",)  # of several steps the highest value counts
 
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')
 _IMAGE_NAME = re.compile(r"[\w.-]+")
+_COMPRESSION = 1  # of PNG files, for which the steps wait: 6, the default, takes twice the time for an eighth less
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A picture of a run, and what belongs to it.
+
+    Attributes:
+      pixels: RGB or RGBA, 0..255.
+      notes: plain JSON values that tell what it shows.
+      whole: what it shows smaller than it is: at full size, by name; likewise pixels.
+    """
+
+    pixels: UInt8[np.ndarray, "H W c"]
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    whole: Mapping[str, UInt8[np.ndarray, "_ _ c"]] = dataclasses.field(default_factory=dict)
 
 
 class Metrics:
-    """Writes a run's metrics and images; only process 0 does.
+    """Writes a run's metrics and drawings; only process 0 does.
 
     `RUN/metrics.jsonl` takes a line `{"step": ..., "name": value, ...}` per call, null for what is not finite. What the
-    run will write again is dropped: the lines and images after `start`, or all of them from step 0, and the same points
-    in TensorBoard. Weights & Biases keeps the first value of a step, which a resumed run repeats bit for bit.
+    run will write again is dropped: the lines and drawings after `start`, or all from step 0, and these points in
+    TensorBoard. Weights & Biases keeps the first value of a step, which a resumed run repeats bit for bit.
 
     Args:
       directory: the run.
@@ -66,12 +85,7 @@ class Metrics:
             return
         directory.mkdir(parents=True, exist_ok=True)
         _drop_after(self.path, start)
-        for unfinished in self._samples.glob("*.partial"):
-            unfinished.unlink()
-        for image in self._samples.glob("*.png"):
-            step = image.stem.rpartition("-")[2]
-            if step.isdecimal() and (start == 0 or int(step) > start):
-                image.unlink()
+        _drop_drawings(self._samples, start)
         if "tensorboard" in sinks:
             self._sinks.append(_TensorBoard(directory / TENSORBOARD, start))
         if "wandb" in sinks:
@@ -87,7 +101,7 @@ class Metrics:
         found = []
         if self.path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(self.path)):
             found.append("evaluate")
-        if any(self._samples.glob(f"*-{step}.png")):
+        if any(self._samples.glob(f"*-{step}{GRID}")):
             found.append("sample")
         return found
 
@@ -108,25 +122,34 @@ class Metrics:
         for sink in self._sinks:
             sink.scalars(step, plain)
 
-    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W c"]]) -> None:
-        """Writes RGB or RGBA images (0..255) as `RUN/samples/NAME-STEP.png` and to the sinks.
+    def write_drawings(self, step: int, drawings: Mapping[str, Drawing]) -> None:
+        """Writes drawings, by name: pixels as `RUN/samples/NAME-STEP.png` and to the sinks, notes as `NAME-STEP.json`,
+        and what is smaller there than it is as `NAME-STEP.full/OWN_NAME.png`, to no sink.
 
         Raises:
           ValueError: for a name that is no file name.
         """
-        for name in images:
+        for name in [*drawings, *(own for drawing in drawings.values() for own in drawing.whole)]:
             if not _IMAGE_NAME.fullmatch(name):
                 raise ValueError(f"image name {name!r} must consist of letters, digits, '.', '-' and '_'")
         if not self._writes:
             return
         self._samples.mkdir(exist_ok=True)
-        paths = {name: self._samples / f"{name}-{step}.png" for name in images}
-        for name, pixels in images.items():
-            Image.fromarray(pixels).save(paths[name].with_suffix(".partial"), "PNG")
-        for path in paths.values():  # only now: one that is there says that all were drawn
+        grids = {name: self._samples / f"{name}-{step}{GRID}" for name in drawings}
+        files = {grids[name].with_suffix(".partial"): drawing.pixels for name, drawing in drawings.items()}
+        for name, drawing in drawings.items():
+            if drawing.whole:
+                grids[name].with_suffix(WHOLE).mkdir(exist_ok=True)
+                files |= {grids[name].with_suffix(WHOLE) / f"{own}.png": of for own, of in drawing.whole.items()}
+            if drawing.notes:
+                text = json.dumps(drawing.notes, ensure_ascii=False, indent=1)
+                grids[name].with_suffix(NOTES).write_text(text + "\n", encoding="utf-8")
+        for path, pixels in files.items():
+            Image.fromarray(pixels).save(path, "PNG", compress_level=_COMPRESSION)
+        for path in grids.values():  # only now: one that is there says that everything was drawn
             os.replace(path.with_suffix(".partial"), path)
         for sink in self._sinks:
-            sink.images(step, images)
+            sink.images(step, grids)
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -169,10 +192,13 @@ class _TensorBoard:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._write(*(self._event(step=step, summary=self._summary.scalar(*point)) for point in finite.items()))
 
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        for name, pixels in images.items():
-            drawn = self._summary.image(f"{SAMPLES}/{name}", pixels, dataformats="HWC")
-            self._write(self._event(step=step, summary=drawn))
+    def images(self, step: int, images: Mapping[str, pathlib.Path]) -> None:
+        for name, path in images.items():
+            with Image.open(path) as image:
+                size = dict(height=image.height, width=image.width, colorspace=len(image.getbands()))
+            drawn = self._summary.Summary.Image(**size, encoded_image_string=path.read_bytes())
+            value = self._summary.Summary.Value(tag=f"{SAMPLES}/{name}", image=drawn)
+            self._write(self._event(step=step, summary=self._summary.Summary(value=[value])))
 
     def close(self) -> None:
         self._file.close()
@@ -214,11 +240,25 @@ class _WeightsAndBiases:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        self._run.log({f"{SAMPLES}/{name}": self._image(pixels) for name, pixels in images.items()}, step=step)
+    def images(self, step: int, images: Mapping[str, pathlib.Path]) -> None:
+        self._run.log({f"{SAMPLES}/{name}": self._image(str(path)) for name, path in images.items()}, step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _drop_drawings(folder: pathlib.Path, start: int) -> None:
+    """Removes the drawings after step `start`, all of them for 0, and those of steps that a kill left unfinished."""
+    found = [
+        (path, path.stem.rpartition("-")[2])
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.suffix in (GRID, NOTES, WHOLE, ".partial")
+    ]
+    # A grid gets its name last, after those of all others are written.
+    unfinished = {step for path, step in found if path.suffix == ".partial" or not path.with_suffix(GRID).exists()}
+    for path, step in found:
+        if step.isdecimal() and (start == 0 or int(step) > start or step in unfinished):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _line(values: Mapping[str, float]) -> str:

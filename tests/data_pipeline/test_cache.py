@@ -20,7 +20,8 @@ def make(index: int, conditions: int = 0, texts: int = 1, dtype=np.float32) -> S
 
     def text(value):
         lengths = tuple(1 + (index + place) % 3 for place in range(conditions + 1))
-        return Text(np.full((sum(lengths), 3), value).astype(dtype), lengths)
+        prompt = f"第{index}\n" * (index % 3)  # of every third sample none
+        return Text(np.full((sum(lengths), 3), value).astype(dtype), lengths, prompt or None)
 
     sources = tuple(np.full((1 + place, 2, 4), index, np.float32) for place in range(conditions))
     empty = text(-index) if conditions else None
@@ -32,7 +33,9 @@ def assert_equal(found: Sample, expected: Sample) -> None:
     assert found.record == expected.record and len(found.texts) == len(expected.texts)
     np.testing.assert_array_equal(found.latents, expected.latents)
     for one, other in zip(found.all_texts, expected.all_texts, strict=True):
-        assert one.lengths == other.lengths and one.features.dtype == other.features.dtype
+        assert (
+            one.lengths == other.lengths and one.prompt == other.prompt and one.features.dtype == other.features.dtype
+        )
         np.testing.assert_array_equal(one.features, other.features)
     for one, other in zip(found.conditions, expected.conditions, strict=True):
         np.testing.assert_array_equal(one, other)

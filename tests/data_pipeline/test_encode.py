@@ -216,7 +216,8 @@ def test_online_samples_hold_prompts_whose_features_are_the_cached_ones(whole, f
             for stream in (with_features, with_prompts)
         ]
         expected, rows = (collate(layout, own) for own in texts)
-        assert rows.text_BTE.shape[-1] == 0 and rows.prompts[0] != ""
+        assert rows.text_BTE.shape[-1] == 0 and rows.prompts[0] != "" and expected.prompts is None
+        assert rows.prompts == tuple(row.text.prompt for row in texts[0]), "kept beside the features, too"
         found = online.text_features(encoder, online.prompt_rows(processor, layout, rows))
         np.testing.assert_allclose(found, expected.text_BTE, atol=1e-5)
         for name in ("latents_BNC", "positions_BS3", "valid_BS"):

@@ -38,6 +38,13 @@ def picture(path, width, height):
         ({"edits": (("make it night", "nowhere/a.png"),)}, r"samples.edits\[0\]: image nowhere/a.png is not a file of"),
         ({"edits": (("make it night", "x" * 300),)}, "cannot be read: File name too long"),
         ({"edits": (("make it night", "README.md"),)}, "image README.md: unknown_format"),
+        *(
+            (
+                {"edits": (("make it night", f"scikit-image:{name}"),)},
+                "is not one that scikit-image brings; .* coffee.png",
+            )
+            for name in ("", "cup.png", "../data/coffee.png", "/etc/passwd", "README.txt", "eagle.png")
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_named_before_training(changes, message):
@@ -55,6 +62,14 @@ def test_a_single_text_is_no_tuple_and_a_strip_no_condition(tmp_path):
     strip = picture(tmp_path / "strip.png", 2000, 2)
     with pytest.raises(ValueError, match=r"strip\.png: an image of 2000 x 2 has no side left at resolution 64"):
         fixed_prompts.check(asked(edits=(("make it night", strip),)).transformer.samples, 64)
+
+
+def test_pictures_of_scikit_image_are_found_in_the_package(monkeypatch):
+    config = asked(edits=(("make it blue", "scikit-image:coffee.png"),)).transformer.samples
+    fixed_prompts.check(config, 64)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or set"):
+        fixed_prompts.check(config, 64)
 
 
 def test_encoders_that_are_missing_are_asked_for(tmp_path):

@@ -227,7 +227,7 @@ def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(whe
         if where == "draw" and state.step == at and not asked:
             asked.append(signal.raise_signal(signal.SIGTERM))
         unless_terminating()
-        return {"toy": np.full((2, 2, 3), int(state.step), np.uint8)}
+        return {"toy": metrics.Drawing(np.full((2, 2, 3), int(state.step), np.uint8))}
 
     settings = ml_collections.ConfigDict(config(ahead=ahead, log_every=5))
     settings.checkpoint.checksums = True

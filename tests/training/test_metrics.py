@@ -1,6 +1,7 @@
 """What a run reports."""
 
 import importlib.machinery
+import io
 import json
 import math
 import subprocess
@@ -16,6 +17,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from qi2_jax.training import metrics
 
 from . import runs_of
+
+DRAWING = metrics.Drawing(
+    np.zeros((4, 4, 3), np.uint8), {"columns": ["sample"]}, {"1": np.full((9, 8, 4), 7, np.uint8)}
+)
 
 
 def test_values_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
@@ -37,14 +42,14 @@ def test_a_resumed_run_drops_what_it_will_write_again_and_what_a_kill_left_unfin
     before = metrics.Metrics(tmp_path, 0, sinks=())
     for step in (1, 3, 3, 5):
         before.write(step, {"loss": step})
-        before.write_images(step, {"held-out": np.zeros((4, 4, 3), np.uint8)})
+        before.write_drawings(step, {"held-out": DRAWING})
     with before.path.open("a") as file:
         file.write('{"step": 4, "lo')
     after = metrics.Metrics(tmp_path, start, sinks=())
     assert [line["step"] for line in metrics.read(after.path)] == kept
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
-        f"held-out-{step}.png" for step in sorted(set(kept))
-    ]
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {
+        f"held-out-{step}{part}" for step in kept for part in (".png", ".json", ".full")
+    }
     after.write(6, {"loss": 6})
     assert [line["step"] for line in metrics.read(after.path)] == [*kept, 6]
 
@@ -77,17 +82,41 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path, monkeypatch):
     assert points == {line["step"]: line["loss"] for line in metrics.read(tmp_path / "metrics.jsonl")}
 
 
-def test_images_are_files_of_the_run_and_in_tensorboard(tmp_path):
+def test_drawings_are_files_of_the_run_and_their_grids_in_tensorboard(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    notes = {"columns": ["sample"], "samples": [{"text": "雨后"}]}
     written = metrics.Metrics(tmp_path, 0)
-    written.write_images(20, {"grid": pixels})
+    written.write_drawings(20, {"grid": metrics.Drawing(pixels, notes, DRAWING.whole), "a.b": metrics.Drawing(pixels)})
     written.close()
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["grid-20.png"]
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "grid-20.png")), pixels)
-    (tag,) = (value.tag for event in events_of(tmp_path / "tensorboard") for value in event.summary.value)
-    assert tag == "samples/grid"
-    with pytest.raises(ValueError, match=r"'\.\./x' must consist of letters"):
-        written.write_images(20, {"../x": pixels})
+    samples = tmp_path / "samples"
+    assert {path.name for path in samples.iterdir()} == {"grid-20.png", "grid-20.json", "grid-20.full", "a.b-20.png"}
+    np.testing.assert_array_equal(np.asarray(Image.open(samples / "grid-20.png")), pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(samples / "grid-20.full" / "1.png")), DRAWING.whole["1"])
+    assert json.loads((samples / "grid-20.json").read_text(encoding="utf-8")) == notes
+    first, second = (value for event in events_of(tmp_path / "tensorboard") for value in event.summary.value)
+    assert [first.tag, second.tag] == ["samples/grid", "samples/a.b"]
+    assert (first.image.width, first.image.height, first.image.colorspace) == (5, 6, 3)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(first.image.encoded_image_string))), pixels)
+    for name, whole in (("../x", "1"), ("x", "../1")):
+        with pytest.raises(ValueError, match=r"'\.\./.' must consist of letters"):
+            written.write_drawings(20, {name: metrics.Drawing(pixels, {}, {whole: pixels})})
+
+
+def test_a_drawing_counts_when_its_grid_is_there(tmp_path, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    written = metrics.Metrics(tmp_path, 0, sinks=())
+    written.write_drawings(2, {"a": DRAWING})
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics.os, "replace", cut)
+        with pytest.raises(KeyboardInterrupt):
+            written.write_drawings(4, {"a": DRAWING, "b": DRAWING})
+    assert written.looked(2) == ["sample"] and written.looked(4) == []
+    resumed = metrics.Metrics(tmp_path, 4, sinks=())
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {"a-2.png", "a-2.json", "a-2.full"}
+    resumed.write_drawings(4, {"a": DRAWING})
+    assert resumed.looked(4) == ["sample"]
 
 
 class FakeRun:
@@ -109,15 +138,15 @@ def test_weights_and_biases_continues_one_run(tmp_path, monkeypatch):
     fake = types.ModuleType("wandb")
     fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="wandb/__init__.py")
     fake.init = lambda **settings: runs.append(FakeRun(**settings)) or runs[-1]
-    fake.Image = lambda pixels: pixels.shape
+    fake.Image = lambda path: Image.open(path).size
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for start in (0, 2, 0):
         written = metrics.Metrics(tmp_path / "cats", start, ("wandb",), {"seed": 3})
         written.write(start + 1, {"loss": 0.5})
-        written.write_images(start + 1, {"grid": np.zeros((2, 3, 3), np.uint8)})
+        written.write_drawings(start + 1, {"grid": metrics.Drawing(np.zeros((2, 3, 3), np.uint8))})
         written.close()
     first, second, fresh = runs
-    assert first.history == {1: {"loss": 0.5, "samples/grid": (2, 3, 3)}} and first.finished
+    assert first.history == {1: {"loss": 0.5, "samples/grid": (3, 2)}} and first.finished
     assert first.settings["id"] == second.settings["id"] != fresh.settings["id"]
     assert second.settings["name"] == "cats" and second.settings["config"] == {"seed": 3}
     assert not (tmp_path / "cats" / "tensorboard").exists()
@@ -171,7 +200,7 @@ values = metrics.fetch([{"loss": mean(rows + step)} for step in range(3)])
 assert values == {"loss": 4.5}, values
 written, events = metrics.Metrics(run, 0), accounting.Events(run)
 written.write(3, values)
-written.write_images(3, {"grid": np.zeros((2, 2, 3), np.uint8)})
+written.write_drawings(3, {"grid": metrics.Drawing(np.zeros((2, 2, 3), np.uint8))})
 written.close()
 events.write("start", 0)
 print("fetched", process)

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import pathlib
 import re
 
@@ -20,7 +21,7 @@ from data_pipeline.shards import digest_of, write_shards
 from qi2_jax import config as configs
 from qi2_jax import sharding
 from qi2_jax.job import encode, inputs, transformer
-from qi2_jax.job.grids import grid
+from qi2_jax.job.grids import drawing
 from qi2_jax.pipeline import Pipeline
 from qi2_jax.prompts import resize_condition
 from qi2_jax.training import metrics
@@ -145,6 +146,9 @@ def test_losses_and_grids_are_those_of_cached_samples(caches, imported, cached, 
         assert resumed[key] == pytest.approx(value, rel=1e-5), key
     for name, picture in own.items():
         np.testing.assert_allclose(picture, drawn[name], atol=2)
+        told = json.loads((tmp_path / TEXT_AND_IMAGES / name).with_suffix(".json").read_text())
+        assert told == json.loads((cached[0] / name).with_suffix(".json").read_text())
+        assert all(row["text"] for row in told["samples"])
     assert len(set(compilations[-3:])) == 1, "something was compiled after the first step"
 
 
@@ -158,17 +162,22 @@ def test_fixed_prompts_and_edits_are_drawn_as_the_saved_model_generates_them(cac
     condition = resize_condition(read_image(pathlib.Path(path)), 64)
     assert condition.size == (96, 64)
     found = {
-        "prompts": [[image] for image in pipeline(asked.prompts, resolution=64, **options)],
-        "edits": [
+        "prompts": (asked.prompts, [[image] for image in pipeline(asked.prompts, resolution=64, **options)]),
+        "edits": (
+            [instruction],
             [
-                pipeline.decode(pipeline.encode(condition)),
-                *pipeline([instruction], images=[read_image(pathlib.Path(path))], resolution=64, **options),
-            ]
-        ],
+                [
+                    pipeline.decode(pipeline.encode(condition)),
+                    *pipeline([instruction], images=[read_image(pathlib.Path(path))], resolution=64, **options),
+                ]
+            ],
+        ),
     }
-    for name, rows in found.items():
+    for name, (texts, rows) in found.items():
+        columns = ["condition 1", "sample"][-len(rows[0]) :]
+        expected = drawing(columns, rows, [{"text": text} for text in texts]).pixels.astype(np.float32)
         before, after = (drawn[pathlib.Path("samples") / f"{name}-{step}.png"] for step in (0, 4))
-        np.testing.assert_allclose(grid(rows).astype(np.float32), after, atol=1, err_msg=name)
+        np.testing.assert_allclose(expected, after, atol=1, err_msg=name)
         assert abs(after - before).max() > 2, "training has changed nothing"
 
 
