@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import optax
@@ -152,6 +152,78 @@ def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> b
     return finished
 
 
+class _Run:
+    """What a run does beside its steps: look at the state, log, save, and tell how it ends."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: Any,
+        asked: dict[str, Any],
+        state: steps.TrainState,
+        checkpoints: Checkpoints,
+        journal: Journal,
+    ):
+        self._task, self._config, self._asked = task, config, asked
+        self.state, self._checkpoints, self._journal = state, checkpoints, journal
+        self._rate = steps.learning_rate(config.optimizer)
+
+    def look(self, step: int, looked: Sequence[str] = ()) -> bool:
+        """Evaluates and draws where that is due and not done yet; False where SIGTERM came and cut it short."""
+        task, journal, end = self._task, self._journal, self._config.train.steps
+        due = [
+            name
+            for name, every in (("evaluate", self._config.validation.every), ("sample", self._config.samples.every))
+            if name not in looked and (step in (0, end) or (every and step % every == 0))
+        ]
+        try:
+            if task.evaluate is not None and "evaluate" in due:
+                with journal.phase("evaluate", step):
+                    journal.evaluated(step, task.evaluate(self.state, _unless_terminating))
+            if task.draw is not None and "sample" in due:
+                with journal.phase("sample", step):
+                    journal.drawn(step, task.draw(self.state, _unless_terminating))
+        except _Interrupted:
+            return False
+        return True
+
+    def log(self, step: int) -> None:
+        """Writes the metrics since the last logged step; ends a run that is lost."""
+        streak = self._journal.logged(step, float(self._rate(step - 1 - int(self.state.skipped_total))))
+        if streak >= self._config.train.max_skipped:
+            self.save(wait=True)
+            raise NonFiniteError(_lost(self.state, streak, self._checkpoints.directory))
+
+    def log_rest(self, step: int) -> None:
+        """The same where steps were taken since."""
+        if self._journal.pending:
+            self.log(step)
+
+    def save(self, *, wait: bool = False, locally: bool = False) -> None:
+        """Saves the state; a step that is saved for good already is not saved again."""
+        step = int(self.state.step)
+        with self._journal.phase("save", step, local=locally):
+            put_away = self._checkpoints.save_locally if locally else self._checkpoints.save
+            put_away(self.state, {"config": self._asked, **self._journal.manifest(step)})
+            if wait:  # what is told after it must be true
+                self._checkpoints.wait()
+
+    def stop(self) -> NoReturn:
+        """Ends the process after SIGTERM, with the state saved."""
+        step = int(self.state.step)
+        if step:
+            self.save(wait=True)
+        self._journal.stopped(step, self._checkpoints.directory)
+        raise signals.Terminated(told=True)
+
+    def end(self) -> steps.TrainState:
+        """Ends the run: its state, which is saved."""
+        self._checkpoints.end_locally()
+        processes.gather("")  # nothing is left by others when this is on record
+        self._journal.ended(int(self.state.step))
+        return self.state
+
+
 def _train(
     task: Task,
     config: Any,
@@ -192,50 +264,14 @@ def _train(
             known = restored[1].get("metrics", {})
             journal.restored(start, restoring, checkpoints.damaged, changes, known, local=local)
 
-        def look(step: int, looked: Sequence[str] = ()) -> bool:
-            """Evaluates and draws where that is due and not done yet; False where SIGTERM came and cut it short."""
-            due = [
-                name
-                for name, every in (("evaluate", config.validation.every), ("sample", config.samples.every))
-                if name not in looked and (step in (0, total) or (every and step % every == 0))
-            ]
-            try:
-                if task.evaluate is not None and "evaluate" in due:
-                    with journal.phase("evaluate", step):
-                        journal.evaluated(step, task.evaluate(state, _unless_terminating))
-                if task.draw is not None and "sample" in due:
-                    with journal.phase("sample", step):
-                        journal.drawn(step, task.draw(state, _unless_terminating))
-            except _Interrupted:
-                return False
-            return True
-
-        def log(step: int) -> None:
-            streak = journal.logged(step, float(rate(step - 1 - int(state.skipped_total))))
-            if streak >= config.train.max_skipped:
-                save(wait=True)
-                raise NonFiniteError(_lost(state, streak, checkpoints.directory))
-
-        def save(wait: bool = False, locally: bool = False) -> None:
-            step = int(state.step)
-            with journal.phase("save", step, local=locally):
-                put_away = checkpoints.save_locally if locally else checkpoints.save
-                put_away(state, {"config": asked, **journal.manifest(step)})
-                if wait:  # what is told after it must be true
-                    checkpoints.wait()
-
-        # What a new run begins with, or SIGTERM kept an earlier process from.
-        whole = not processes.terminating() and look(start, journal.looked(start))
-        if start and (start >= total or not whole):
-            save(wait=True)  # what stands on the hosts' own disks only
-        if not whole:
-            journal.stopped(start, checkpoints.directory)
-            raise signals.Terminated(told=True)
+        # --- what a new run begins with, or SIGTERM kept an earlier process from
+        run = _Run(task, config, asked, state, checkpoints, journal)
+        del state, restored  # the first update reuses their memory
+        if processes.terminating() or not run.look(start, journal.looked(start)):
+            run.stop()
         if start >= total:
-            checkpoints.end_locally()
-            processes.gather("")
-            journal.ended(start)
-            return state
+            run.save(wait=True)  # what stands on the hosts' own disks only
+            return run.end()
 
         # --- programs: all of them now, none later
         with journal.phase("compile", start):
@@ -244,12 +280,11 @@ def _train(
             )
             with processes.agreed():
                 examples = [Part(feed.static, put(mesh, feed)) for feed in task.examples()]
-            update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
+            update = Compiled(programs, run.state, task.frozen, examples, task.accumulate, mesh)
             del examples
             processes.gather("")  # Gloo waits 30 seconds for those that still compile, not longer
 
         # --- steps: all processes take the same, and know the last one when they come to it
-        rate = steps.learning_rate(config.optimizer)
         running, lag = InFlight(config.train.ahead), config.train.ahead if jax.process_count() > 1 else 0
         reader = Reader(task.updates(start), start, total, mesh, journal.reading, journal.fed)
         last = LastStep(mesh, lag)
@@ -260,41 +295,30 @@ def _train(
             step += 1
             try:
                 with journal.step(step):
-                    state, values = update(state, task.frozen, reader.parts(), before_each)
+                    run.state, values = update(run.state, task.frozen, reader.parts(), before_each)
                     journal.dispatched(values["loss"])
                     possible = reader.reach(step + 1 + lag)  # while the devices compute
                     running.add(values["loss"])
             except _Interrupted:  # the state is that of the step before
-                step = end = step - 1
-                if journal.pending:
-                    log(step)
-                if step:
-                    save(wait=True)
-                break
+                run.log_rest(step - 1)
+                run.stop()
             journal.advance(values)
             end = last.known(min(step + lag, possible) if signals.received() else possible)
             saved = step % config.checkpoint.every == 0 or step >= min(total, end)
             locally = not saved and checkpoints.local is not None and step % config.checkpoint.local_every == 0
             # Before a save too: a run that goes on from there then averages over the same steps.
             if step % config.train.log_every == 0 or saved or locally:
-                log(step)
-            if not look(step):  # what is left out is done when the run goes on
-                end, saved = step, True
-                if journal.pending:
-                    log(step)
+                run.log(step)
+            if not run.look(step):  # what is left out is done when the run goes on
+                run.log_rest(step)
+                run.stop()
             if saved or locally:
-                save(wait=step >= min(total, end), locally=not saved)
+                run.save(wait=step >= min(total, end), locally=not saved)
         if end <= step:
-            if step == start and step:
-                save(wait=True)  # what stands on the hosts' own disks only
             with processes.agreed(interruptible=False):
                 reader.check()
-            journal.stopped(step, checkpoints.directory)
-            raise signals.Terminated(told=True)
-        checkpoints.end_locally()
-        processes.gather("")  # nothing is left by others when this is on record
-        journal.ended(total)
-    return state
+            run.stop()
+        return run.end()
 
 
 def check(config: Any) -> optax.GradientTransformation:
