@@ -16,8 +16,10 @@ def order_of(path: pathlib.Path) -> list[str]:
     Raises:
       ValueError: if what is recorded of it is damaged.
     """
-    record = path / CURRICULUM
-    return config.claimed(record).get("order", []) if record.is_file() else []
+    if not (path / CURRICULUM).is_file():
+        return []
+    record = config.claimed(path / CURRICULUM)
+    return record.get("order") or sorted(record.get("stages", ()))  # older ones were trained in the order of the names
 
 
 def run_of(path: pathlib.Path) -> pathlib.Path:

@@ -123,8 +123,9 @@ class Run:
 
 def _stages(folder: pathlib.Path, runs: list[Run]) -> str:
     """A table of the stages of a curriculum, as far as it has come; nothing of another folder."""
-    names = page.read_json(folder / places.CURRICULUM, MAX_CONFIG).get("stages")
-    if not isinstance(names, dict):
+    record = page.read_json(folder / places.CURRICULUM, MAX_CONFIG)
+    names = record.get("order", record.get("stages"))
+    if not isinstance(names, (list, dict)) or not all(isinstance(name, str) for name in names):
         return ""
     begun = {run.folder.relative_to(folder).as_posix(): run for run in runs}
     rows = []

@@ -104,7 +104,7 @@ def deferred() -> Iterator[None]:
     Raises:
       Terminated: after the block, if SIGTERM came and would have ended the process where the block began.
     """
-    global _received, _interruptible
+    global _received, _raised, _interruptible
     before, _interruptible = _interruptible, False
     previous = None
     if threading.current_thread() is threading.main_thread():
@@ -114,10 +114,10 @@ def deferred() -> Iterator[None]:
         yield
         ended = True
     finally:
-        _interruptible = before
+        _interruptible = before and not _raised
         if previous is not None and previous is not _receive:
             signal.signal(signal.SIGTERM, previous)
-            waited, _received = _received, False
+            waited, _received, _raised = _received, False, False
             if waited and ended:
                 signal.raise_signal(signal.SIGTERM)
     if _received and _interruptible:

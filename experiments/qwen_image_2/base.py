@@ -88,9 +88,11 @@ TINY_MIN_SIDE = 256
 # hosts are lost, and a save, which goes on beside the steps, has long ended when the next begins. Both divide 50,000,
 # whose multiples are kept for good.
 SMALL_SAVE_EVERY, LARGE_SAVE_EVERY = 500, 200
-# Validation and pictures: every 1.4 hours in stage 1, every 3.6 in stage 5. By formula a validation computes as much as
-# 5% of an update there, and here, with 12 streams, as 4 updates: less than 0.5% of the time.
-LOOK_EVERY = 1_000
+# Validation: every 1.4 hours in stage 1, every 3.6 in stage 5. By formula it computes as much as a fifth of an update
+# there, where rows fill up every chip, and here, with 12 streams, as 4 updates: less than 0.5% of the time.
+VALIDATE_EVERY = 1_000
+# Pictures, whose sampling computes up to twice as much, and whose decoding and writing the chips wait for: less often.
+DRAW_EVERY = 5_000
 # An update takes 5 to 78 s (2048p with three condition images) at 40% utilisation: none is dispatched ahead, so that
 # SIGTERM ends one between two of its parts, and the watchdog waits for one at a time. Its limit leaves room for a tenth
 # of that utilisation: no step was timed on these chips yet.
@@ -239,9 +241,9 @@ def stage(
         timesteps=defaults.timesteps(),
         start=defaults.start(),
         lora=defaults.lora(),
-        validation=dict(every=1_000_000 if tiny else LOOK_EVERY, samples=4 if tiny else 256),
+        validation=dict(every=1_000_000 if tiny else VALIDATE_EVERY, samples=4 if tiny else 256),
         samples=defaults.samples(
-            every=1_000_000 if tiny else LOOK_EVERY,
+            every=1_000_000 if tiny else DRAW_EVERY,
             count=2 if tiny else 8,
             steps=4 if tiny else 40,
             prompts=TINY_PROMPTS if tiny else PROMPTS,

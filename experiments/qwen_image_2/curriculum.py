@@ -3,6 +3,7 @@
 Command: `qi2 run experiments/qwen_image_2/curriculum.py --data RECORDS --out DIR model.folder=ENCODERS`; started again
 it goes on where it was cut. RECORDS is a folder that `qi2 data ingest` made and `qi2 data score` scored, with a CLIP
 and an aesthetic head; ENCODERS an imported folder, whose Qwen3-VL and autoencoder are used.
+What is drawn of edits while training needs pictures of scikit-image: `pip install 'qi2[demo]'`.
 In miniature, on pictures that are made on the way: `qi2 run experiments/qwen_image_2/curriculum.py:tiny --out DIR`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU with 2 cores, as a mesh of 8 fake devices.
 Time: the sum of the stages', see each of them; the tiny form under 15 minutes.

@@ -62,7 +62,7 @@ def run(
       ValueError: if `out` was begun with another config or other data, a stage has nothing to train on, or a value
         cannot work; as far as possible before anything is done.
     """
-    if not main.is_ours(out, runs.CURRICULUM):
+    if not main.is_ours(out, runs.CURRICULUM, config.get("compilation_cache", "")):
         raise ValueError(f"{out} holds something that no curriculum made; choose an empty or new folder")
     if records is not None and not (records / MANIFEST).is_file():
         raise ValueError(
@@ -174,7 +174,7 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
         index = out / runs.STAGES / name / INDEX
         kept = [row for row in read_selection(index) if not row.conditions]
         pictures = data.pictures(records, kept, Resolutions.of_config(first.data), config.vae.channels)
-        stages.train_vae(config.vae, pictures, out / VAE, model)
+        stages.train_vae(config.vae, pictures, out / VAE, model, accept_changes=accept_changes)
 
     source = pathlib.Path(config.start.folder) if config.start.folder else None
     figures: dict[str, Any] = {}
@@ -199,7 +199,12 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
 
 # Paths and machines: what they lead to is checked by digests where it is read.
 ALWAYS_FREE = ("compilation_cache", "records", "model.", "corpus.workers")
-FREE_OF_A_STAGE = ("encode.batch_size", "encode.mesh.", *(f"transformer.{key}" for key in loop.MAY_CHANGE))
+FREE_OF_A_STAGE = (
+    "compilation_cache",
+    "encode.batch_size",
+    "encode.mesh.",
+    *(f"transformer.{key}" for key in loop.MAY_CHANGE),
+)
 # Where a stage ends, and where it began, cannot change when the next one has begun from there.
 FROZEN_BY_THE_NEXT = ("transformer.train.", "transformer.start.")
 
@@ -234,17 +239,17 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
 
 
 def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free: tuple[str, ...]) -> None:
-    """Refuses other data of a stage that has some, before the change is on record: it could not go on with them."""
+    """Refuses other data or another model of a stage that has them, before it is on record: it could not go on."""
     places = {name: out / runs.STAGES / name for name in config.order}
-    made = tuple(
-        f"stages.{name}.{key}." for name, place in places.items() if place.exists() for key in ("data", "encode")
-    )
+    keys = ("data", "encode", "transformer.model")
+    made = tuple(f"stages.{name}.{key}." for name, place in places.items() if place.exists() for key in keys)
     free += tuple(f"stages.{name}.data.mixture." for name in places)
     changes = configs.changes(out / runs.CURRICULUM, asked)
     if refused := [line for line in changes if line.startswith(made) and not line.startswith(free)]:
         raise ValueError(
-            f"what {out} has selected and encoded was made with other values; take these changes back, or delete the "
-            f"folders of these stages and of those after them in {out / runs.STAGES}:\n  " + "\n  ".join(refused)
+            f"what {out} has selected, encoded and trained was made with other values; take these changes back, or "
+            f"delete the folders of these stages and of those after them in {out / runs.STAGES}:\n  "
+            + "\n  ".join(refused)
         )
 
 

@@ -66,7 +66,7 @@ def check(config: Any, side: int) -> None:
                 "condition images"
             )
         _check_text(name, edit[0])
-        for path in edit[1:]:
+        for path in edit[1:] if config.every else ():  # else nothing is drawn
             if not isinstance(path, str):
                 raise ValueError(f"{name} has the image {path!r}; it must be a path, as a string")
             try:
@@ -103,7 +103,7 @@ def _packaged(path: str) -> pathlib.Path:
     try:
         folder = package_folder("skimage") / "data"
     except ImportError as error:
-        raise ValueError(f"image {path}: {error}; or set transformer.samples.edits=()") from None
+        raise ValueError(f"image {path}: {error}; or draw no edits (samples.edits)") from None
     names = sorted(own.name for own in folder.glob("*") if own.suffix in (".png", ".jpg"))
     name = path.removeprefix(PACKAGED)
     if name not in names:

@@ -49,7 +49,8 @@ def drawer(
 ) -> Callable[[TrainState, Callable[[], None]], dict[str, Drawing]] | None:
     """A function that draws the grids of a state by name; None where none are asked for, or nothing can decode them.
 
-    Its second argument is called before each step of sampling; what it raises ends the drawing.
+    Its second argument is called before each step of sampling, and before the pictures of a sample are decoded; what it
+    raises ends the drawing.
 
     Args:
       config: `every`, `count` (held samples per stream), `steps`, `guidance`, `seed`.
@@ -110,6 +111,7 @@ def drawer(
         made = np.asarray(multihost_utils.process_allgather(latents, tiled=True) if several else latents)
         pictures = []
         for sample, own_latents, (h, w) in zip(chosen[:count], made, grids, strict=False):
+            before_each()
             target, *conditions = inputs.latents(sample)
             shown = (*conditions, target) if held else conditions
             pictures.append([decode(part) for part in (*shown, own_latents[: h * w].reshape(h, w, -1))])

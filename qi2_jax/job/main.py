@@ -60,7 +60,7 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     """
     if source is not None and not source.is_dir():
         raise ValueError(f"{source} is not a folder of images")
-    if not is_ours(out):
+    if not is_ours(out, runs.JOB, config.get("compilation_cache", "")):
         raise ValueError(f"{out} holds something that no job made; choose an empty or new folder")
     check_config(config)
     models.check_encoder(config.encoder, out / runs.TRANSFORMER / runs.MODEL)
@@ -68,15 +68,17 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
         return _run(config, out, source)
 
 
-def is_ours(out: pathlib.Path, mark: str = runs.JOB) -> bool:
+def is_ours(out: pathlib.Path, mark: str = runs.JOB, compiled: str = "") -> bool:
     """Whether a job may work in `out`: it is missing or empty, or a job was begun there, if only just.
 
     Args:
       mark: the file with what a job was asked for.
+      compiled: the config's `compilation_cache`.
     """
     if (out / mark).is_file() or not out.exists():
         return True
-    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, *leftovers(out / mark)}
+    # Compiled programs: of a start that was refused, or of another process of this one.
+    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, out / compiled, *leftovers(out / mark)}
 
 
 def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[str, Any]:

@@ -165,8 +165,14 @@ def law_of(config: Any) -> TimestepLaw:
     return LAWS[config.timesteps.law](**config.timesteps[config.timesteps.law])
 
 
-def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib.Path) -> None:
-    """Trains the autoencoder and puts its EMA weights, with latent statistics, into the model folder."""
+def train_vae(
+    config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib.Path, *, accept_changes: bool = False
+) -> None:
+    """Trains the autoencoder and puts its EMA weights, with latent statistics, into the model folder.
+
+    Args:
+      accept_changes: see `loop.train`.
+    """
     if (model / "vae" / f"{weights.STEM}.safetensors").is_file():
         return
     vae_config = VAEConfig(**configs.dataclass_fields(config.model))
@@ -194,7 +200,7 @@ def train_vae(config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib
         {"pictures": pictures.digest},
         ema_ramp=config.ema_ramp,
     )
-    loop.train(task, config, out, mesh)
+    loop.train(task, config, out, mesh, accept_changes=accept_changes)
     with processes.agreed():
         if jax.process_index() == 0:
             trained = checkpoint.weights(out / runs.CHECKPOINTS / str(config.train.steps), "ema")

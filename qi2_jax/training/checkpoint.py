@@ -261,14 +261,17 @@ class Checkpoints:
             f"checkpoints {steps(self.directory)} are whole: mend the cause and run the same command to go on"
         )
 
+    def _is_intact(self, path: pathlib.Path) -> bool:
+        """Whether files were compared and are those that were saved: what fails then has its cause elsewhere."""
+        return self.policy.checksums and integrity.is_verified(path)
+
     def _attempt(self, path: pathlib.Path, like: TrainState) -> tuple[TrainState | None, list[str]]:
         """The state of a step, or None and what is wrong with it; the same in all processes."""
         wrong: list[str] = []
         if self.policy.checksums:
             wrong = integrity.problems(path, jax.process_index(), jax.process_count())
-        if not wrong:
-            wrong = _unreadable(path)
-        if wrong := _agreed(wrong):
+        # Known to all before anything is read: one process may have compared what another reads.
+        if wrong := _agreed(wrong) or _agreed(_unreadable(path, self._is_intact(path))):
             return None, wrong
         wanted = _items(like)
         known = describe(path, "progress")
@@ -278,7 +281,7 @@ class Checkpoints:
         try:
             loaded: dict[str, Any] = ocp.load_checkpointables(path, wanted)
         except Exception as error:
-            if integrity.is_verified(path):  # its files are those that were saved: the cause lies elsewhere
+            if self._is_intact(path):
                 raise
             wrong = [_reason(error)]
         if wrong := _agreed(wrong):
@@ -293,13 +296,14 @@ def _agreed(lines: list[str]) -> list[str]:
     return sorted({line for text in _gather("\n".join(lines)) for line in text.splitlines()})
 
 
-def _unreadable(path: pathlib.Path) -> list[str]:
-    """What is wrong with the descriptions of a step's items, which are read before its arrays."""
+def _unreadable(path: pathlib.Path, intact: bool) -> list[str]:
+    """What is wrong with the descriptions of a step's items, which are read before its arrays; raised where they are
+    known to be those that were saved."""
     try:
         files.manifest(path)
         found = contents(path)
     except Exception as error:  # whatever Orbax says to files that are damaged
-        if integrity.is_verified(path):  # they are those that were saved: the cause lies elsewhere
+        if intact:
             raise
         return [_reason(error)]
     return [f"{item} is missing" for item in ITEMS if item not in found]

@@ -62,10 +62,8 @@ class Journal(contextlib.ExitStack):
         self._logged: tuple[int, Mapping[str, float]] = (-1, {})  # what was logged last and its step
         self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # the last evaluation and its step
         self._skipped = float(state.skipped_total)
-        best = config.checkpoint.get("best_metric", "") if config.checkpoint.get("keep_best", 0) else ""
-        self._unseen = best if start == 0 else ""  # by which checkpoints are kept: the first logged step must know it
-        if start and best:
-            self._check_best(best, processes.gather(" ".join(self._metrics.names()))[0].split())
+        # By which checkpoints are kept: known from before, or the first logged step must know it.
+        self._unseen = config.checkpoint.get("best_metric", "") if config.checkpoint.get("keep_best", 0) else ""
         self._forget()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
         axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -91,7 +89,14 @@ class Journal(contextlib.ExitStack):
         *,
         local: bool,
     ) -> None:
-        """Tells what a continued run begins with; `metrics` are those of its checkpoint."""
+        """Tells what a continued run begins with; `metrics` are those of its checkpoint.
+
+        Raises:
+          ValueError: if nothing ever wrote the metric by which checkpoints are kept.
+        """
+        if self._unseen:
+            self._check_best(self._unseen, processes.gather(" ".join(self._metrics.names()))[0].split())
+            self._unseen = ""
         self._logged = step, metrics
         for line in damaged:
             self._events.write(accounting.DAMAGED, step, message=line)

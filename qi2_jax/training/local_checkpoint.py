@@ -72,9 +72,11 @@ def forget(folder: pathlib.Path, run: pathlib.Path) -> None:
     """Deletes this process's local checkpoints of a run, those of processes that are no more, and its identity."""
     old = find(folder, run)
     if old is not None and folder.is_absolute():
-        lost = [path for path in old.parent.glob("process-*") if _number(path) >= jax.process_count()]
-        for path in (old, *lost):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of a disk that fails
+            for path in old.parent.glob("process-*"):
+                if _number(path) >= jax.process_count():
+                    shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # of other processes
             old.parent.rmdir()
     if jax.process_index() == 0:
@@ -187,9 +189,10 @@ class LocalCheckpoints:
                 _log.warning("local checkpoints of steps %s lack parts of the state; they are passed over", known)
             return None
         step, life = max(complete)
-        for other in files.steps(self.directory):
-            if other > step:
-                files.remove(self.directory, other)
+        with contextlib.suppress(OSError):  # what cannot be deleted is of another life than what will be saved
+            for other in files.steps(self.directory):
+                if other > step:
+                    files.remove(self.directory, other)
         own = _read(self.directory / str(step)) if whole.get(step) == life else None
         lacking = [process for process, one in enumerate(has) if (step, life) not in one]
         if lacking:
@@ -200,13 +203,15 @@ class LocalCheckpoints:
         return step, leaves, {name: value for name, value in told_of.items() if name != "life"}
 
     def _whole(self, after: int, needed: set[str]) -> dict[int, str]:
-        """The life of each step after `after` from which this process can go on; none where the disk cannot be read."""
+        """The life of each step after `after` from which this process can go on; without those that cannot be read."""
+        found: dict[int, str] = {}
         try:
-            steps = [step for step in files.steps(self.directory) if step > after and self._holds(step, needed)]
-            return {step: str(files.manifest(self.directory / str(step)).get("life")) for step in steps}
+            for step in files.steps(self.directory):
+                if step > after and self._holds(step, needed):
+                    found[step] = str(files.manifest(self.directory / str(step)).get("life"))
         except (OSError, ValueError) as error:
-            _log.error("no local checkpoint of %s can be used: %s", self.directory, error)
-            return {}
+            _log.error("local checkpoints in %s cannot be read: %s", self.directory, error)
+        return found
 
     def _holds(self, step: int, needed: set[str]) -> bool:
         """Whether a step is as it was written, and has all parts that are needed now."""

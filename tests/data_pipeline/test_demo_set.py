@@ -70,6 +70,6 @@ def test_refuses_to_write_over_something(tmp_path):
 
 def test_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install qi2\[demo\]"):
+    with pytest.raises(ImportError, match=r"pip install 'qi2\[demo\]'"):
         write_demo_folder(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
