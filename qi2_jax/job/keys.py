@@ -58,7 +58,7 @@ def check(name: str, group: Any, keys: Keys, optional: tuple[str, ...] = ()) -> 
     """Compares a group of a config with the keys that are read of it.
 
     Args:
-      name: of the group, in front of the keys in messages; may be empty.
+      name: of the group, in front of the keys in messages.
       optional: keys that may be missing, beside those of dataclasses that have a default.
 
     Raises:
@@ -67,18 +67,15 @@ def check(name: str, group: Any, keys: Keys, optional: tuple[str, ...] = ()) -> 
     if unknown := sorted(set(group) - set(keys)):
         close = difflib.get_close_matches(unknown[0], keys, 1)
         meant = f"did you mean {close[0]!r}?" if close else f"there are {sorted(keys)}"
-        raise ValueError(f"config has the key {_path(name, unknown[0])!r}, which nothing reads; {meant}")
+        raise ValueError(f"config has the key '{name}.{unknown[0]}', which nothing reads; {meant}")
     for key, within in keys.items():
+        path = f"{name}.{key}"
         if key not in group:
             if key not in optional:
-                raise ValueError(f"config lacks the key {_path(name, key)!r}")
+                raise ValueError(f"config lacks the key '{path}'")
         elif isinstance(within, Mapping):
-            check(_path(name, key), group[key], within)
+            check(path, group[key], within)
         elif within is not None:
             fields = dataclasses.fields(within)
             has_default = tuple(field.name for field in fields if field.default is not dataclasses.MISSING)
-            check(_path(name, key), group[key], {field.name: None for field in fields}, has_default)
-
-
-def _path(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
+            check(path, group[key], {field.name: None for field in fields}, has_default)

@@ -123,8 +123,9 @@ def check_transformer(config: Any, data: Any) -> None:
     dtype_of(config.execution.dtype)
     attention.choose(config.execution.kernel, jax.default_backend())
     law_of(config)
-    if adapter := lora_of(config):  # which layers there are does not depend on the widths of the samples
-        lora.targets(jax.eval_shape(lambda: MMDiT(model, key=jax.random.key(0))), adapter)
+    like = jax.eval_shape(lambda: MMDiT(model, key=jax.random.key(0)))  # but for the widths of the samples
+    if adapter := lora_of(config):
+        lora.targets(like, adapter)
     Shift(**config.timesteps.shift)
     if not 0 <= config.dropout <= 1:
         raise ValueError(f"dropout is {config.dropout}; it is a probability")
@@ -139,7 +140,7 @@ def check_transformer(config: Any, data: Any) -> None:
         )
     fixed_prompts.check(drawn, max(data.sides))
     _check_training("transformer", config, config.batch_sizes)
-    sharding.left_whole(jax.eval_shape(lambda: MMDiT(model, key=jax.random.key(0))), mesh_of(config.mesh))
+    sharding.left_whole(like, mesh_of(config.mesh))
 
 
 def lora_of(config: Any) -> LoRAConfig | None:
