@@ -1,6 +1,8 @@
 """Names of the files and folders of runs, jobs and curricula (see `qi2_jax.runs`): importable without JAX."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from qi2_jax import config
 from qi2_jax.training import checkpoint_files
@@ -18,8 +20,15 @@ def order_of(path: pathlib.Path) -> list[str]:
     """
     if not (path / CURRICULUM).is_file():
         return []
-    record = config.claimed(path / CURRICULUM)
-    return record.get("order") or sorted(record.get("stages", ()))  # older ones were trained in the order of the names
+    return ordered(config.claimed(path / CURRICULUM))
+
+
+def ordered(record: Mapping[str, Any]) -> list[str]:
+    """The same of what is recorded of a curriculum."""
+    order, stages = record.get("order"), record.get("stages", {})
+    if not isinstance(stages, dict) or not isinstance(order, (list, type(None))):
+        raise ValueError(f"{CURRICULUM} is damaged: its order is {order!r} of {stages!r}; bring it back from a copy")
+    return [str(name) for name in order or sorted(stages)]  # older ones were trained in the order of the names
 
 
 def run_of(path: pathlib.Path) -> pathlib.Path:

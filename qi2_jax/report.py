@@ -123,9 +123,11 @@ class Run:
 
 def _stages(folder: pathlib.Path, runs: list[Run]) -> str:
     """A table of the stages of a curriculum, as far as it has come; nothing of another folder."""
-    record = page.read_json(folder / places.CURRICULUM, MAX_CONFIG)
-    names = record.get("order", record.get("stages"))
-    if not isinstance(names, (list, dict)) or not all(isinstance(name, str) for name in names):
+    try:
+        names = places.ordered(page.read_json(folder / places.CURRICULUM, MAX_CONFIG))
+    except ValueError:
+        return ""
+    if not names:
         return ""
     begun = {run.folder.relative_to(folder).as_posix(): run for run in runs}
     rows = []

@@ -146,13 +146,14 @@ def test_tall_and_large_grids_are_shown(tmp_path):
 
 
 def test_a_curriculum_has_a_table_of_its_stages_while_it_runs(tmp_path):
-    stages = {name: {} for name in ("first", "second", "<third>")}
+    order = ["first", "second", "<third>"]  # not that of the alphabet
+    record = {"order": order, "stages": {name: {} for name in sorted(order)}}
     text = np.zeros((1, 2), np.float32)
     sample = Sample(np.zeros((1, 1, 4), np.float32), (Text(text, (1,)),))
     for name in ("first", "second"):
         write_run(tmp_path / "stages" / name / "transformer", ended=name == "first")
     write_cache(tmp_path / "stages" / "first" / "samples", [(64, sample)] * 1200, Text(text, (1,)), {})
-    (tmp_path / "curriculum.json").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "curriculum.json").write_text(json.dumps(record))
     (tmp_path / "report.json").write_text(json.dumps({"stages": {"first": {"samples": 3}, "second": {"samples": 30}}}))
     second = tmp_path / "stages" / "second" / "transformer" / "metrics.jsonl"
     second.write_text(second.read_text().rpartition("\n")[0] + '\n{"step": 60, "validation_loss": 0.25}\n')

@@ -1,5 +1,6 @@
 """What a path given by the user means, and the weights found there."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -78,6 +79,25 @@ def test_a_job_means_its_run(run, tmp_path):
         runs.locate(tmp_path)
     (tmp_path / runs.TRANSFORMER).symlink_to(run[0])
     assert runs.locate(tmp_path) == runs.locate(tmp_path / runs.TRANSFORMER)
+
+
+@pytest.mark.parametrize(
+    ("record", "order"),
+    [
+        ({"order": ["b", "a"], "stages": {"a": {}, "b": {}}}, ["b", "a"]),
+        ({"stages": {"b": {}, "a": {}}}, ["a", "b"]),  # of an older version
+    ],
+)
+def test_a_curriculum_means_the_run_of_its_latest_stage(record, order, run, tmp_path):
+    (tmp_path / runs.CURRICULUM).write_text(json.dumps(record))
+    assert runs.order_of(tmp_path) == order
+    for name in order:
+        (tmp_path / runs.STAGES / name).mkdir(parents=True)
+        (tmp_path / runs.STAGES / name / runs.TRANSFORMER).symlink_to(run[0])
+        assert runs.locate(tmp_path).checkpoint == tmp_path / "stages" / name / "transformer" / "checkpoints" / "12"
+    (tmp_path / runs.CURRICULUM).write_text(json.dumps({"order": "a", "stages": {"a": {}}}))
+    with pytest.raises(ValueError, match=r"curriculum\.json is damaged: its order is 'a'"):
+        runs.locate(tmp_path)
 
 
 def test_one_set_of_weights_leaves_no_choice(imported, run):

@@ -84,6 +84,14 @@ def test_in_deferred_blocks_only_blocks_that_allow_it_end():
             pytest.fail("not reached")
 
 
+def test_a_second_one_does_not_break_what_the_first_ends():
+    signals.listen(interruptible=True)
+    with pytest.raises(signals.Terminated), signals.deferred(), signals.interruptible():
+        terminate()
+    terminate()
+    assert signals.received()
+
+
 def test_a_handler_that_was_there_before_gets_it_after_the_block():
     came = []
     signal.signal(signal.SIGTERM, lambda *_: came.append("after"))

@@ -37,7 +37,7 @@ from qi2_jax import config as configs
 from qi2_jax import lock, processes, runs, sequence
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
-from qi2_jax.job import data, encode, main, models, stages, transformer
+from qi2_jax.job import data, encode, keys, main, models, stages, transformer
 from qi2_jax.training import checkpoint, loop, metrics
 
 CORPUS, VAE, SAMPLES, INDEX = "corpus", "vae", "samples", "selection.parquet"
@@ -82,6 +82,7 @@ def _ordered(config: Any) -> dict[str, Any]:
 
 
 def _check(config: Any, out: pathlib.Path) -> None:
+    keys.check("", config, keys.CURRICULUM, ("compilation_cache",))
     if not config.order or sorted(config.order) != sorted(config.stages):
         raise ValueError(f"order is {config.order}; it must name each of the stages {sorted(config.stages)} once")
     for name, stage in config.stages.items():
@@ -116,6 +117,7 @@ def _check(config: Any, out: pathlib.Path) -> None:
         )
     else:
         models.check_encoder(config.encoder, out / runs.MODEL)
+        keys.check("vae", config.vae, keys.VAE)  # `channels` among them, which a job has elsewhere
         stages.check_vae(config.vae)
     if config.start.folder:
         runs.locate(config.start.folder)
@@ -205,6 +207,8 @@ FREE_OF_A_STAGE = (
     "encode.mesh.",
     *(f"transformer.{key}" for key in loop.MAY_CHANGE),
 )
+# Groups of a stage's config on which its samples depend, and of its `transformer` those on which the model does.
+MAKES_SAMPLES, MAKES_A_MODEL = ("data", "encode"), ("model", "timesteps.shift", "lora")
 # Where a stage ends, and where it began, cannot change when the next one has begun from there.
 FROZEN_BY_THE_NEXT = ("transformer.train.", "transformer.start.")
 
@@ -224,12 +228,12 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
         name: bool(checkpoint.steps(place / runs.TRANSFORMER / runs.CHECKPOINTS)) for name, place in places.items()
     }
     for (name, place), later in zip(places.items(), [*list(begun.values())[1:], False], strict=True):
-        keys = [key for key in FREE_OF_A_STAGE if not later or key not in FROZEN_BY_THE_NEXT]
+        own = [key for key in FREE_OF_A_STAGE if not later or key not in FROZEN_BY_THE_NEXT]
         if not begun[name]:
-            keys += ["transformer."]
+            own += ["transformer."]
         if not place.exists():
-            keys += [""]
-        free += [f"stages.{name}.{key}" for key in keys]
+            own += [""]
+        free += [f"stages.{name}.{key}" for key in own]
     if not next(iter(begun.values())):
         free += ["start."]
     count = sum(begun.values())
@@ -239,17 +243,28 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
 
 
 def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free: tuple[str, ...]) -> None:
-    """Refuses other data or another model of a stage that has them, before it is on record: it could not go on."""
+    """Refuses changes with which what is made could not go on, or would not be of one model, before they are noted."""
     places = {name: out / runs.STAGES / name for name in config.order}
-    keys = ("data", "encode", "transformer.model")
-    made = tuple(f"stages.{name}.{key}." for name, place in places.items() if place.exists() for key in keys)
+    moved = [name for before, name in zip(runs.order_of(out), config.order, strict=False) if before != name]
+    redo = {
+        "order:": [places[name] / runs.TRANSFORMER for name in moved],
+        "vae.model.": [out / VAE, out / runs.MODEL, out / runs.STAGES],
+    }
+    for name, place in places.items():
+        if place.exists():
+            redo |= {f"stages.{name}.{key}.": [place] for key in MAKES_SAMPLES}
+            redo |= {f"stages.{name}.transformer.{key}.": [place / runs.TRANSFORMER] for key in MAKES_A_MODEL}
     free += tuple(f"stages.{name}.data.mixture." for name in places)
-    changes = configs.changes(out / runs.CURRICULUM, asked)
-    if refused := [line for line in changes if line.startswith(made) and not line.startswith(free)]:
+    refused = [
+        f"{line} (delete {', '.join(map(str, paths))})"
+        for line in configs.changes(out / runs.CURRICULUM, asked)
+        for begins, paths in redo.items()
+        if line.startswith(begins) and not line.startswith(free)
+    ]
+    if refused:
         raise ValueError(
-            f"what {out} has selected, encoded and trained was made with other values; take these changes back, or "
-            f"delete the folders of these stages and of those after them in {out / runs.STAGES}:\n  "
-            + "\n  ".join(refused)
+            f"what is made in {out} cannot go on with these changes; take them back, or delete what was made with "
+            "others, and what later stages made of it:\n  " + "\n  ".join(refused)
         )
 
 

@@ -47,6 +47,13 @@ TRANSFORMER: Keys = {
     "samples": _values("every count steps guidance seed prompts edits"),
 }
 ENCODE: Keys = {**_values("online dtype batch_size records_per_unit"), "mesh": MeshShape}
+CURRICULUM: Keys = {
+    **_values("platform compilation_cache order vae stages"),  # the last two are groups of their own
+    "corpus": _values("edits texts side workers"),
+    "model": _values("folder"),
+    "encoder": _values("folder width layers heads seed"),
+    "start": _values("folder"),
+}
 DATA: Keys = {
     **_values("sides ratios max_upscale max_cropped smaller_too held_out channels workers"),
     "mixture": _values("sides tasks conditions"),
@@ -58,7 +65,7 @@ def check(name: str, group: Any, keys: Keys, optional: tuple[str, ...] = ()) -> 
     """Compares a group of a config with the keys that are read of it.
 
     Args:
-      name: of the group, in front of the keys in messages.
+      name: of the group, in front of the keys in messages; empty for the whole config.
       optional: keys that may be missing, beside those of dataclasses that have a default.
 
     Raises:
@@ -67,9 +74,9 @@ def check(name: str, group: Any, keys: Keys, optional: tuple[str, ...] = ()) -> 
     if unknown := sorted(set(group) - set(keys)):
         close = difflib.get_close_matches(unknown[0], keys, 1)
         meant = f"did you mean {close[0]!r}?" if close else f"there are {sorted(keys)}"
-        raise ValueError(f"config has the key '{name}.{unknown[0]}', which nothing reads; {meant}")
+        raise ValueError(f"config has the key '{_path(name, unknown[0])}', which nothing reads; {meant}")
     for key, within in keys.items():
-        path = f"{name}.{key}"
+        path = _path(name, key)
         if key not in group:
             if key not in optional:
                 raise ValueError(f"config lacks the key '{path}'")
@@ -79,3 +86,7 @@ def check(name: str, group: Any, keys: Keys, optional: tuple[str, ...] = ()) -> 
             fields = dataclasses.fields(within)
             has_default = tuple(field.name for field in fields if field.default is not dataclasses.MISSING)
             check(path, group[key], {field.name: None for field in fields}, has_default)
+
+
+def _path(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipeline.atomic import write_json_atomic
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import components, files, folder, mmdit
@@ -183,13 +184,16 @@ def save_weights(place: pathlib.Path, weights: Weights) -> None:
             writer.write(name, weight.read())
 
 
+def write_scheduler(model: pathlib.Path, shift: Shift) -> None:
+    """Says with which time shift the transformer is sampled."""
+    (model / "scheduler").mkdir(exist_ok=True)
+    write_json_atomic(model / "scheduler" / "scheduler_config.json", Schedule(shift).to_diffusers())
+
+
 def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
     """Adds the transformer's configuration, the scheduler and the index, and marks the folder as complete."""
     folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
-    (model / "scheduler").mkdir(exist_ok=True)
-    (model / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps(Schedule(shift).to_diffusers(), indent=2) + "\n"
-    )
+    write_scheduler(model, shift)
     index = {
         "_class_name": folder.PIPELINE_CLASS,
         "_diffusers_version": "0.42.1",

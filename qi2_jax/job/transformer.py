@@ -229,6 +229,11 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         config.ema_ramp or adapter is not None,  # an adapter always begins at nothing
         chip.flops if chip else None,
     )
+    with processes.agreed():
+        if jax.process_index() == 0 and (out / runs.MODEL / folder.MARK).is_file():
+            free = accept_changes or not checkpoint.steps(out / runs.CHECKPOINTS)
+            loop.claim(config, data_of_run, out, free=free)
+            models.write_scheduler(out / runs.MODEL, Shift(**config.timesteps.shift))  # of which a change is accepted
     loop.train(task, config, out, mesh, accept_changes=accept_changes)
 
 

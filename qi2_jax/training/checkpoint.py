@@ -271,7 +271,7 @@ class Checkpoints:
         if self.policy.checksums:
             wrong = integrity.problems(path, jax.process_index(), jax.process_count())
         # Known to all before anything is read: one process may have compared what another reads.
-        if wrong := _agreed(wrong) or _agreed(_unreadable(path, self._is_intact(path))):
+        if wrong := _agreed(wrong) or _agreed(self._unreadable(path)):
             return None, wrong
         wanted = _items(like)
         known = describe(path, "progress")
@@ -290,20 +290,19 @@ class Checkpoints:
         loaded["progress"] |= zeros
         return _state(like, {f"{item}/{name}": leaf for item in ITEMS for name, leaf in loaded[item].items()}), []
 
+    def _unreadable(self, path: pathlib.Path) -> list[str]:
+        """What is wrong with the descriptions of a step's items, which are read before its arrays; an error where they
+        are known to be those that were saved."""
+        try:
+            files.manifest(path)
+            found = contents(path)
+        except Exception as error:  # whatever Orbax says to files that are damaged
+            if self._is_intact(path):
+                raise
+            return [_reason(error)]
+        return [f"{item} is missing" for item in ITEMS if item not in found]
+
 
 def _agreed(lines: list[str]) -> list[str]:
     """What any process says."""
     return sorted({line for text in _gather("\n".join(lines)) for line in text.splitlines()})
-
-
-def _unreadable(path: pathlib.Path, intact: bool) -> list[str]:
-    """What is wrong with the descriptions of a step's items, which are read before its arrays; raised where they are
-    known to be those that were saved."""
-    try:
-        files.manifest(path)
-        found = contents(path)
-    except Exception as error:  # whatever Orbax says to files that are damaged
-        if intact:
-            raise
-        return [_reason(error)]
-    return [f"{item} is missing" for item in ITEMS if item not in found]

@@ -94,9 +94,6 @@ class Journal(contextlib.ExitStack):
         Raises:
           ValueError: if nothing ever wrote the metric by which checkpoints are kept.
         """
-        if self._unseen:
-            self._check_best(self._unseen, processes.gather(" ".join(self._metrics.names()))[0].split())
-            self._unseen = ""
         self._logged = step, metrics
         for line in damaged:
             self._events.write(accounting.DAMAGED, step, message=line)
@@ -104,6 +101,9 @@ class Journal(contextlib.ExitStack):
         if changes:
             self.note("this run goes on with another config:\n  " + "\n  ".join(changes))
         self._events.write(accounting.RESTORE, step, seconds, changes=changes, local=local)
+        if self._unseen:  # last: what is on record stays so where this refuses
+            self._check_best(self._unseen, processes.gather(" ".join(self._metrics.names()))[0].split())
+            self._unseen = ""
 
     @contextlib.contextmanager
     def phase(self, name: str, step: int, **facts: Any) -> Iterator[None]:

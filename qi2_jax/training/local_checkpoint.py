@@ -142,8 +142,7 @@ class LocalCheckpoints:
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        for old in files.steps(self.directory)[:-KEEP]:
-            files.remove(self.directory, old)
+        self._remove([old for old in self._steps() if old <= step][:-KEEP])  # a later one is left where a disk fails
 
     def wait(self) -> None:
         """Waits for a save under way."""
@@ -189,10 +188,8 @@ class LocalCheckpoints:
                 _log.warning("local checkpoints of steps %s lack parts of the state; they are passed over", known)
             return None
         step, life = max(complete)
-        with contextlib.suppress(OSError):  # what cannot be deleted is of another life than what will be saved
-            for other in files.steps(self.directory):
-                if other > step:
-                    files.remove(self.directory, other)
+        # What cannot be deleted is of another life than what will be saved.
+        self._remove([other for other in self._steps() if other > step])
         own = _read(self.directory / str(step)) if whole.get(step) == life else None
         lacking = [process for process, one in enumerate(has) if (step, life) not in one]
         if lacking:
@@ -205,17 +202,32 @@ class LocalCheckpoints:
     def _whole(self, after: int, needed: set[str]) -> dict[int, str]:
         """The life of each step after `after` from which this process can go on; without those that cannot be read."""
         found: dict[int, str] = {}
-        try:
-            for step in files.steps(self.directory):
-                if step > after and self._holds(step, needed):
-                    found[step] = str(files.manifest(self.directory / str(step)).get("life"))
-        except (OSError, ValueError) as error:
-            _log.error("local checkpoints in %s cannot be read: %s", self.directory, error)
+        for step in self._steps():
+            path = self.directory / str(step)
+            try:
+                if step > after and self._holds(path, needed):
+                    found[step] = str(files.manifest(path).get("life"))
+            except (OSError, ValueError, safetensors.SafetensorError) as error:
+                _log.error("local checkpoint %s cannot be read and is passed over: %s", path, error)
         return found
 
-    def _holds(self, step: int, needed: set[str]) -> bool:
+    def _steps(self) -> list[int]:
+        """Steps in the directory; none where the disk cannot be read."""
+        try:
+            return files.steps(self.directory)
+        except OSError as error:
+            _log.error("local checkpoints in %s cannot be read: %s", self.directory, error)
+            return []
+
+    def _remove(self, steps: list[int]) -> None:
+        for step in steps:
+            try:
+                files.remove(self.directory, step)
+            except OSError as error:
+                _log.error("local checkpoint %s cannot be deleted: %s", self.directory / str(step), error)
+
+    def _holds(self, path: pathlib.Path, needed: set[str]) -> bool:
         """Whether a step is as it was written, and has all parts that are needed now."""
-        path = self.directory / str(step)
         wrong = integrity.problems(path) or ([] if integrity.is_verified(path) else ["it has no checksums"])
         if not wrong:
             with safetensors.safe_open(path / _PARTS, "numpy") as parts:

@@ -35,7 +35,7 @@ MAY_CHANGE = (
     "start.",
 )
 
-ACCEPT = ", or go on with the new ones by `qi2 train --accept-changes`"
+ACCEPT = ", or go on with the new ones by --accept-changes"
 
 LEAST = {
     "train": {"steps": 1, "ahead": 0, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
@@ -125,6 +125,26 @@ def train(
         return _train(task, config, directory, mesh, optimizer, accept_changes, watchdog)
 
 
+def claim(
+    config: Any, data: dict[str, Any], directory: pathlib.Path, *, free: bool = False, write: bool = False
+) -> list[str]:
+    """Compares the config and data of a run with those that it was begun with.
+
+    Args:
+      config, data, directory: see `train`; `data` is that of the task.
+      free: whether all may change, as before there is a checkpoint.
+      write: whether they are recorded now, in one of several processes.
+
+    Returns:
+      One line per key that changed.
+
+    Raises:
+      ValueError: if keys changed that may not, naming each.
+    """
+    asked = {**configs.to_dict(config), "data": data}
+    return configs.claim(directory / "config.json", asked, ("",) if free else MAY_CHANGE, write=write, more=ACCEPT)
+
+
 def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> bool:
     """Whether `train` would have nothing to do in a run: it is at its end, with its last checkpoint whole and nothing
     left to mend or to tell. No array is restored. Every process must ask.
@@ -141,12 +161,14 @@ def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> b
     if not processes.all_say(found):
         return False
     with processes.agreed():
-        asked = {**configs.to_dict(config), "data": data}
-        configs.claim(directory / "config.json", asked, MAY_CHANGE, write=False, more=ACCEPT)
+        claim(config, data, directory)
         wrong = integrity.problems(folder / str(total), jax.process_index(), jax.process_count())
-        skipped = 0 if wrong else int(checkpoint.weights(folder / str(total), "progress")["skipped"].read())
+    if not processes.all_say(not wrong):  # before anything is read: another process may have compared that
+        return False
+    with processes.agreed():
+        skipped = int(checkpoint.weights(folder / str(total), "progress")["skipped"].read())
         ended = accounting.has_ended(directory, total)
-    finished = processes.all_say(ended and not wrong and skipped < config.train.max_skipped)
+    finished = processes.all_say(ended and skipped < config.train.max_skipped)
     if finished:
         processes.say(f"{directory} is finished: its last checkpoint, of step {total:,}, is whole")
     return finished
@@ -159,12 +181,11 @@ class _Run:
         self,
         task: Task,
         config: Any,
-        asked: dict[str, Any],
         state: steps.TrainState,
         checkpoints: Checkpoints,
         journal: Journal,
     ):
-        self._task, self._config, self._asked = task, config, asked
+        self._task, self._config = task, config
         self.state, self._checkpoints, self._journal = state, checkpoints, journal
         self._rate = steps.learning_rate(config.optimizer)
 
@@ -204,7 +225,8 @@ class _Run:
         step = int(self.state.step)
         with self._journal.phase("save", step, local=locally):
             put_away = self._checkpoints.save_locally if locally else self._checkpoints.save
-            put_away(self.state, {"config": self._asked, **self._journal.manifest(step)})
+            asked = {**configs.to_dict(self._config), "data": self._task.data}
+            put_away(self.state, {"config": asked, **self._journal.manifest(step)})
             if wait:  # what is told after it must be true
                 self._checkpoints.wait()
 
@@ -236,9 +258,8 @@ def _train(
     # --- where we are: nothing is written before everything is known to fit
     checkpoints = Checkpoints(directory / "checkpoints", Policy.of_config(config.checkpoint))
     begun = checkpoints.latest() is not None
-    asked = {**configs.to_dict(config), "data": task.data}
-    may_change = ("",) if accept_changes or not begun else MAY_CHANGE
-    changes = configs.claim(directory / "config.json", asked, may_change, write=False, more=ACCEPT)
+    free = accept_changes or not begun
+    changes = claim(config, task.data, directory, free=free)
 
     # --- state: resumed or fresh
     restoring = time.monotonic()
@@ -248,7 +269,7 @@ def _train(
         state = task.start(steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh))
     else:
         state = restored[0]
-    configs.claim(directory / "config.json", asked, may_change, write=jax.process_index() == 0)
+    claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
     checkpoints.begin_locally()
     start, total = int(state.step), config.train.steps
     if start >= total and _is_lost(state, config):
@@ -265,7 +286,7 @@ def _train(
             journal.restored(start, restoring, checkpoints.damaged, changes, known, local=local)
 
         # --- what a new run begins with, or SIGTERM kept an earlier process from
-        run = _Run(task, config, asked, state, checkpoints, journal)
+        run = _Run(task, config, state, checkpoints, journal)
         del state, restored  # the first update reuses their memory
         if processes.terminating() or not run.look(start, journal.looked(start)):
             run.stop()

@@ -50,6 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     whole, killed = arguments.folder / "whole", arguments.folder / "killed"
 
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     assert start(whole).wait() == 0, whole.with_suffix(".log").read_text()[-3000:]
     duration = time.monotonic() - begun

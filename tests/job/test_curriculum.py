@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,16 +182,27 @@ def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, t
 
 
 def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupted):
-    command = [sys.executable, "-m", "qi2_jax.run", str(experiment), "--out", str(uninterrupted)]
     before = (uninterrupted / runs.CURRICULUM).read_text()
-    threshold = "stages.edits.data.thresholds.min_side=65"
-    for override, *more in (
-        ("stages.pairs.transformer.optimizer.lr=1.0",),
-        ("corpus.edits=5",),
-        ("order=('edits','pairs')",),
-        (threshold,),
-        (threshold, "--accept-changes"),  # what is selected and encoded stays
+    order, threshold = "order=('edits','pairs')", "stages.edits.data.thresholds.min_side=65"
+    shift = (
+        "stages.pairs.transformer.timesteps.shift.max_shift=0.7",
+        "stages.edits.transformer.timesteps.shift.max_shift=0.7",
+    )
+    for accept_changes, *overrides in (
+        (False, "stages.pairs.transformer.optimizer.lr=1.0"),
+        (False, "corpus.edits=5"),
+        (False, order),
+        (False, threshold),
+        (True, order),  # stages would be taken for what they are not
+        (True, *shift),  # what is exported would be sampled with another one than it was trained with
+        (True, "stages.edits.transformer.lora.rank=2"),
+        (True, "vae.model.residual_blocks=2"),
     ):
-        done = subprocess.run([*command, override, *more], capture_output=True, text=True, check=False, env=os.environ)
-        assert done.returncode == 1 and override.split("=")[0] in done.stderr and "Traceback" not in done.stderr
+        config = configs.load(str(experiment), overrides)
+        with pytest.raises(ValueError, match=re.escape(overrides[0].partition("=")[0])) as caught:
+            curriculum.run(config, uninterrupted, accept_changes=accept_changes)
+        assert ("(delete " in str(caught.value)) == accept_changes
+    command = [sys.executable, "-m", "qi2_jax.run", str(experiment), "--out", str(uninterrupted), "--accept-changes"]
+    done = subprocess.run([*command, threshold], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 1 and threshold.partition("=")[0] in done.stderr and "Traceback" not in done.stderr
     assert (uninterrupted / runs.CURRICULUM).read_text() == before

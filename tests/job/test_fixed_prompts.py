@@ -72,6 +72,12 @@ def test_pictures_of_scikit_image_are_found_in_the_package(monkeypatch):
         fixed_prompts.check(config, 64)
 
 
+def test_what_is_not_drawn_need_not_be_there():
+    config = asked(edits=(("make it night", "nowhere/a.png"),)).transformer.samples
+    config.every = 0
+    fixed_prompts.check(config, 64)
+
+
 def test_encoders_that_are_missing_are_asked_for(tmp_path):
     (tmp_path / "vae").mkdir()
     config = asked(prompts=("a cat",)).transformer.samples

@@ -4,7 +4,7 @@ import ml_collections
 import pytest
 
 from qi2_jax import config as configs
-from qi2_jax.job import encode, stages
+from qi2_jax.job import curriculum, encode, stages
 
 STAGE = "experiments/qwen_image_2/s2_256p_edits.py:tiny"
 
@@ -51,6 +51,24 @@ def test_a_missing_key_is_told(path):
 
     with pytest.raises(ValueError, match=f"config lacks the key '{path}'"):
         check(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(odrer=()), "has the key 'odrer', which nothing reads; did you mean 'order'"),
+        (lambda config: config.corpus.update(edist=3), "has the key 'corpus.edist', .* did you mean 'edits'"),
+        (lambda config: delattr(config.encoder, "seed"), "lacks the key 'encoder.seed'"),
+        (lambda config: delattr(config.vae, "channels"), "lacks the key 'vae.channels'"),
+    ],
+)
+def test_those_of_a_curriculum_are_told_before_anything_is_made(change, message, tmp_path):
+    config = ml_collections.ConfigDict(configs.load("experiments/qwen_image_2/curriculum.py:tiny"))
+    with config.unlocked():
+        change(config)
+    with pytest.raises(ValueError, match=message):
+        curriculum.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_keys_with_a_default_may_be_missing():

@@ -137,6 +137,12 @@ def test_a_job_may_be_changed_where_nothing_is_made_from_it_yet(tmp_path):
     assert allowed() == set()
 
 
+def test_compiled_programs_do_not_make_a_folder_someone_elses(tmp_path):
+    (tmp_path / "kept" / "compiled").mkdir(parents=True)
+    assert job.is_ours(tmp_path, compiled="kept/compiled") and not job.is_ours(tmp_path, compiled="compiled")
+    assert not job.is_ours(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("own", "difference", "message"),
     [(0.5, 0, "only 50% of the samples"), (None, 3, "up to 3 of 255 apart"), (1.0, 2, "other images")],

@@ -26,6 +26,11 @@ def flip_one_bit(path: pathlib.Path) -> None:
     path.write_bytes(data)
 
 
+def overwrite(path: pathlib.Path) -> None:
+    """Other contents of the same size, which nothing can read."""
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
 def run(directory: pathlib.Path, action: str, *rest: str, **options) -> subprocess.CompletedProcess:
     command = [*PROGRAM, str(directory), action, *rest]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300, **options)
@@ -126,8 +131,9 @@ def test_two_processes_share_the_checksums_and_choose_the_same_checkpoint(tmp_pa
     assert names[0] and names[1] and not names[0] & names[1]
     assert names[0] | names[1] | {"checksums-0.json", "checksums-1.json"} == files.files(tmp_path / "2").keys()
 
-    inside = next(name for name in sorted(names[1]) if "/d/" in name)  # one that process 1 verifies when two restore
-    flip_one_bit(tmp_path / "2" / inside)
+    # One that process 1 verifies when two restore, and that both would read before any array.
+    inside = next(name for name in sorted(names[1]) if name.endswith("/_METADATA"))
+    overwrite(tmp_path / "2" / inside)
     for printed in together(tmp_path, "restore"):
         assert "restored 1" in printed and f"{inside} has other contents" in printed
     assert files.steps(tmp_path) == [1] and files.aside(tmp_path) == ["2.damaged"]

@@ -4,6 +4,7 @@ Kills between and during saves stand in test_resume.py, several processes in tes
 faults in test_checkpoint_processes.py, a hung process in test_watchdog.py.
 """
 
+import json
 import math
 import shutil
 import signal
@@ -127,10 +128,16 @@ def test_a_batch_that_is_not_finite_is_left_out_and_many_end_the_run(data, tmp_p
 def test_a_changed_config_is_refused_and_can_be_accepted(data, uninterrupted, tmp_path):
     out = begun_from(tmp_path / "run", uninterrupted, 2 * EVERY)
     shutil.copyfile(uninterrupted / metrics.FILE, out / metrics.FILE)
-    refused = start(data, out, "transformer.optimizer.lr=0.001").done()
-    assert refused.status == 1 and "optimizer.lr: 0.004 -> 0.001" in refused.text and "Traceback" not in refused.text
+    shutil.copytree(data / "model", out / "model")
+    scheduler = out / "model" / "scheduler" / "scheduler_config.json"
+    changes = ("transformer.optimizer.lr=0.001", "transformer.timesteps.shift.max_shift=0.7")
+    lines = ["optimizer.lr: 0.004 -> 0.001", "timesteps.shift.max_shift: 0.9 -> 0.7"]
+    refused = start(data, out, *changes).done()
+    assert refused.status == 1 and all(line in refused.text for line in lines) and "Traceback" not in refused.text
     assert "--accept-changes" in refused.text and checkpoint.steps(out / "checkpoints") == [2 * EVERY]
-    text = run(data, out, "transformer.optimizer.lr=0.001", "--accept-changes")
-    assert "goes on with another config:\n  optimizer.lr: 0.004 -> 0.001" in text
-    assert events(out, accounting.RESTORE)[-1]["changes"] == ["optimizer.lr: 0.004 -> 0.001"]
+    assert json.loads(scheduler.read_text())["max_shift"] == 0.9
+    text = run(data, out, *changes, "--accept-changes")
+    assert "goes on with another config:\n  " + "\n  ".join(lines) in text
+    assert events(out, accounting.RESTORE)[-1]["changes"] == lines
+    assert json.loads(scheduler.read_text())["max_shift"] == 0.7  # with which its samples are drawn
     assert logged(out)[STEPS]["learning_rate"] < logged(uninterrupted)[STEPS]["learning_rate"]

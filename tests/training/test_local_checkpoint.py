@@ -241,6 +241,29 @@ def test_what_is_damaged_is_passed_over_loudly(tmp_path, caplog):
     assert restored(checkpoints) == 4
 
 
+def test_one_that_cannot_be_read_costs_no_other(tmp_path, caplog):
+    checkpoints, place = saved_locally(tmp_path / "run", 5, 6)
+    checksums = place / "5" / "checksums-0.json"
+    checksums.unlink()
+    checksums.mkdir()  # reading it fails with an OSError, as on a bad sector
+    assert restored(checkpoints) == 6 and f"{place / '5'} cannot be read and is passed over" in caplog.text
+
+
+def test_an_old_one_that_cannot_be_deleted_costs_no_save(tmp_path, caplog, monkeypatch):
+    checkpoints, place = saved_locally(tmp_path / "run", 5, 6)
+    checkpoints.restore(abstract())
+
+    def failing(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_checkpoint.files, "remove", failing)
+        checkpoints.save_locally(state(7))
+        checkpoints.local.close()
+    assert files.steps(place) == [5, 6, 7] and "5 cannot be deleted" in caplog.text
+    assert "no local checkpoint" not in caplog.text
+
+
 def test_a_save_that_fails_is_told_and_costs_nothing_else(tmp_path, caplog, monkeypatch):
     checkpoints, place = saved_locally(tmp_path / "run", 5)
     checkpoints.restore(abstract())

@@ -9,9 +9,11 @@ from PIL import Image
 
 from qi2_jax import processes
 from qi2_jax.training import checkpoint, watchdog
+from qi2_jax.training import checkpoint_files as files
 
 from . import runs_of
 from .runs_of import EVERY, STEPS, begun_from, logged, start_several
+from .test_checkpoint_processes import overwrite
 
 PROGRAM = """
 import sys
@@ -172,11 +174,17 @@ def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupt
 
 
 def test_four_processes_go_on_from_one_and_two_from_four(data, uninterrupted, tmp_path):
+    """The two find a last checkpoint that one of them sees to be damaged, and pass over it together."""
     out = begun_from(tmp_path / "run", uninterrupted, EVERY)
     no_grids = "transformer.samples.every=0"  # which are not compared here
     runs_of.run_several(4, data, out, no_grids, f"transformer.train.steps={2 * EVERY}")
     runs_of.assert_close(out, uninterrupted, 2 * EVERY)
-    runs_of.run_several(2, data, out, no_grids)
+    last = out / "checkpoints" / str(STEPS)
+    shutil.copytree(uninterrupted / "checkpoints" / str(STEPS), last)
+    named = [name for name in files.files(last) if not name.startswith("checksums-")]
+    overwrite(next(last / name for name in named[1::2] if name.endswith("/_METADATA")))
+    printed = runs_of.run_several(2, data, out, no_grids)
+    assert f"checkpoint {STEPS} is damaged" in printed[0] and f"going on from step {2 * EVERY}" in printed[0]
     assert sorted(logged(out)) == list(range(EVERY + 1, STEPS + 1))
     runs_of.assert_close(out, uninterrupted)
 
