@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="of a curriculum: go on although the config is not that of its beginning; what is made already stays",
+        help="of a curriculum: go on although the config is not that of its beginning; what is made already stays, "
+        "and what it could not go on with is refused",
     )
     processes.add_arguments(parser)
 
@@ -28,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     cli.listen_to_signals()
     config = configs.load(arguments.experiment, arguments.overrides)
+    if "stages" in config:
+        from qi2_jax.job import keys
+
+        keys.check("", config, keys.CURRICULUM, ("compilation_cache",))
     count = processes.check(arguments, config.platform)
     if "stages" in config:
         parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]

@@ -1,8 +1,12 @@
 """Shared by all tests: eight CPU devices, and one tiny published pipeline."""
 
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# For processes that tests start, too. Programs are run a few times on tiny shapes: compiling them is most of the work.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Devices that share two busy cores may wait long for each other.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -12,6 +16,15 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+LONG = ("training", "job", "test_readme.py")  # folders and files whose tests start many processes
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: a long file that begins last is waited for by all workers but its own."""
+    here = pathlib.Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in LONG)
 
 
 @pytest.fixture(autouse=True)

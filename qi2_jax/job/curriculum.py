@@ -10,6 +10,7 @@ weights; what an earlier, interrupted run finished is not done again.
     OUT/diffusers/  OUT/report.json     the last stage's model, and the figures of all
 """
 
+import itertools
 import pathlib
 import time
 from typing import Any
@@ -37,7 +38,7 @@ from qi2_jax import config as configs
 from qi2_jax import lock, processes, runs, sequence
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
-from qi2_jax.job import data, encode, keys, main, models, stages, transformer
+from qi2_jax.job import data, encode, main, models, stages, transformer
 from qi2_jax.training import checkpoint, loop, metrics
 
 CORPUS, VAE, SAMPLES, INDEX = "corpus", "vae", "samples", "selection.parquet"
@@ -82,7 +83,6 @@ def _ordered(config: Any) -> dict[str, Any]:
 
 
 def _check(config: Any, out: pathlib.Path) -> None:
-    keys.check("", config, keys.CURRICULUM, ("compilation_cache",))
     if not config.order or sorted(config.order) != sorted(config.stages):
         raise ValueError(f"order is {config.order}; it must name each of the stages {sorted(config.stages)} once")
     for name, stage in config.stages.items():
@@ -117,7 +117,6 @@ def _check(config: Any, out: pathlib.Path) -> None:
         )
     else:
         models.check_encoder(config.encoder, out / runs.MODEL)
-        keys.check("vae", config.vae, keys.VAE)  # `channels` among them, which a job has elsewhere
         stages.check_vae(config.vae)
     if config.start.folder:
         runs.locate(config.start.folder)
@@ -213,6 +212,23 @@ MAKES_SAMPLES, MAKES_A_MODEL = ("data", "encode"), ("model", "timesteps.shift", 
 FROZEN_BY_THE_NEXT = ("transformer.train.", "transformer.start.")
 
 
+def _begun(config: Any, out: pathlib.Path) -> dict[str, bool]:
+    """Which stages have a checkpoint.
+
+    Raises:
+      ValueError: if one has, and one before it has none: it began with other weights, or such that are no more.
+    """
+    places = {name: out / runs.STAGES / name / runs.TRANSFORMER for name in config.order}
+    begun = {name: bool(checkpoint.steps(place / runs.CHECKPOINTS)) for name, place in places.items()}
+    lost = next((name for name, own in begun.items() if not own), None)
+    if later := [str(places[name]) for name in itertools.dropwhile(lambda name: name != lost, begun) if begun[name]]:
+        raise ValueError(
+            f"stage {lost} has no checkpoint, but later ones have, which did not begin with its weights or have lost "
+            f"them (delete {', '.join(later)}, or bring back {places[str(lost)]} from a copy)"
+        )
+    return begun
+
+
 def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
     """Beginnings of the keys that another call may change: those from which nothing is made yet, and what no result
     depends on."""
@@ -223,15 +239,12 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
         free += ["encoder."]
     if not checkpoint.steps(out / VAE / runs.CHECKPOINTS):
         free += ["vae."]
-    places = {name: out / runs.STAGES / name for name in config.order}
-    begun = {
-        name: bool(checkpoint.steps(place / runs.TRANSFORMER / runs.CHECKPOINTS)) for name, place in places.items()
-    }
-    for (name, place), later in zip(places.items(), [*list(begun.values())[1:], False], strict=True):
+    begun = _begun(config, out)
+    for name, later in zip(begun, [*list(begun.values())[1:], False], strict=True):
         own = [key for key in FREE_OF_A_STAGE if not later or key not in FROZEN_BY_THE_NEXT]
         if not begun[name]:
             own += ["transformer."]
-        if not place.exists():
+        if not (out / runs.STAGES / name).exists():
             own += [""]
         free += [f"stages.{name}.{key}" for key in own]
     if not next(iter(begun.values())):
@@ -244,17 +257,26 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
 
 def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free: tuple[str, ...]) -> None:
     """Refuses changes with which what is made could not go on, or would not be of one model, before they are noted."""
-    places = {name: out / runs.STAGES / name for name in config.order}
-    moved = [name for before, name in zip(runs.order_of(out), config.order, strict=False) if before != name]
+    old, new = runs.order_of(out), list(config.order)
+    same = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+
+    def trained(names: list[str]) -> list[pathlib.Path]:
+        places = (out / runs.STAGES / name / runs.TRANSFORMER for name in dict.fromkeys(names))
+        return [place for place in places if place.exists()]
+
+    # {beginning of keys: what was made with them, and from that}
+    of_all = [out / VAE, out / runs.MODEL, out / runs.STAGES]
     redo = {
-        "order:": [places[name] / runs.TRANSFORMER for name in moved],
-        "vae.model.": [out / VAE, out / runs.MODEL, out / runs.STAGES],
+        **{"encoder.": of_all, "vae.model.": of_all, "vae.channels:": of_all},
+        "corpus.": [out / CORPUS, out / runs.STAGES],
+        "order:": trained([*old[same:], *new[same:]]),
     }
-    for name, place in places.items():
+    for number, name in enumerate(new, start=1):
+        place, later = out / runs.STAGES / name, trained(new[number:])
         if place.exists():
-            redo |= {f"stages.{name}.{key}.": [place] for key in MAKES_SAMPLES}
-            redo |= {f"stages.{name}.transformer.{key}.": [place / runs.TRANSFORMER] for key in MAKES_A_MODEL}
-    free += tuple(f"stages.{name}.data.mixture." for name in places)
+            redo |= {f"stages.{name}.{key}.": [place, *later] for key in MAKES_SAMPLES}
+            redo |= {f"stages.{name}.transformer.{key}.": [*trained([name]), *later] for key in MAKES_A_MODEL}
+    free += tuple(f"stages.{name}.data.mixture." for name in new)
     refused = [
         f"{line} (delete {', '.join(map(str, paths))})"
         for line in configs.changes(out / runs.CURRICULUM, asked)
@@ -264,7 +286,7 @@ def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free:
     if refused:
         raise ValueError(
             f"what is made in {out} cannot go on with these changes; take them back, or delete what was made with "
-            "others, and what later stages made of it:\n  " + "\n  ".join(refused)
+            "others:\n  " + "\n  ".join(refused)
         )
 
 

@@ -103,7 +103,7 @@ def _packaged(path: str) -> pathlib.Path:
     try:
         folder = package_folder("skimage") / "data"
     except ImportError as error:
-        raise ValueError(f"image {path}: {error}; or draw no edits with samples.edits=()") from None
+        raise ValueError(f"image {path}: {error}; or let samples.edits be empty") from None
     names = sorted(own.name for own in folder.glob("*") if own.suffix in (".png", ".jpg"))
     name = path.removeprefix(PACKAGED)
     if name not in names:
@@ -136,7 +136,7 @@ def encode(config: Any, side: int, model: pathlib.Path, mesh: Mesh, dtype: Any) 
     if missing := [name for name in ("text_encoder", "processor", "vae") if not (model / name).is_dir()]:
         raise ValueError(
             f"samples.prompts and samples.edits are to be drawn, but {model} lacks {missing}; name the encoders' "
-            "folder with --model, or draw neither with samples.prompts=() samples.edits=()"
+            "folder with --model, or draw neither with transformer.samples.prompts=() transformer.samples.edits=()"
         )
     # Split, not copied: the condition encoder alone would fill a small chip.
     own = sharding.make_mesh(sharding.MeshShape(fsdp=len(mesh.local_devices)), mesh.local_devices)

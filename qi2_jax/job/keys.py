@@ -48,7 +48,8 @@ TRANSFORMER: Keys = {
 }
 ENCODE: Keys = {**_values("online dtype batch_size records_per_unit"), "mesh": MeshShape}
 CURRICULUM: Keys = {
-    **_values("platform compilation_cache order vae stages"),  # the last two are groups of their own
+    **_values("platform compilation_cache order stages"),
+    "vae": VAE,
     "corpus": _values("edits texts side workers"),
     "model": _values("folder"),
     "encoder": _values("folder width layers heads seed"),

@@ -78,8 +78,8 @@ def is_ours(out: pathlib.Path, mark: str = runs.JOB, compiled: str = "") -> bool
     if (out / mark).is_file() or not out.exists():
         return True
     # Compiled programs: of a start that was refused, or of another process of this one.
-    programs = out.joinpath(*pathlib.Path(compiled).parts[:1])
-    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, programs, *leftovers(out / mark)}
+    programs = out / compiled
+    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, programs, *programs.parents, *leftovers(out / mark)}
 
 
 def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[str, Any]:

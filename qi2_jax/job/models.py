@@ -1,7 +1,6 @@
 """The model folder of a run: everything that generation needs besides the transformer's trained weights."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -184,16 +183,11 @@ def save_weights(place: pathlib.Path, weights: Weights) -> None:
             writer.write(name, weight.read())
 
 
-def write_scheduler(model: pathlib.Path, shift: Shift) -> None:
-    """Says with which time shift the transformer is sampled."""
-    (model / "scheduler").mkdir(exist_ok=True)
-    write_json_atomic(model / "scheduler" / "scheduler_config.json", Schedule(shift).to_diffusers())
-
-
 def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
     """Adds the transformer's configuration, the scheduler and the index, and marks the folder as complete."""
     folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
-    write_scheduler(model, shift)
+    (model / "scheduler").mkdir(exist_ok=True)
+    write_json_atomic(model / "scheduler" / "scheduler_config.json", Schedule(shift).to_diffusers())
     index = {
         "_class_name": folder.PIPELINE_CLASS,
         "_diffusers_version": "0.42.1",
@@ -203,5 +197,5 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
         "transformer": ["diffusers", mmdit.CLASS],
         "vae": ["diffusers", vae_interop.CLASS_NAME],
     }
-    (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json_atomic(model / "model_index.json", index)
     folder.mark(model)

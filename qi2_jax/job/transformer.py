@@ -213,6 +213,11 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     def started(state: TrainState) -> TrainState:
         return state if source is None or adapter is not None else started_from(state, source, mesh)
 
+    def accepted() -> None:
+        """An accepted change of the model or its time shift holds for sampling and export, too."""
+        if (out / runs.MODEL / folder.MARK).is_file():
+            models.finish(out / runs.MODEL, model_config, Shift(**config.timesteps.shift))
+
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     task = loop.Task(
         "transformer",
@@ -224,16 +229,12 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         turns > 1 or any(stream.parts > 1 for stream in mixture.streams),
         frozen,
         started,
+        accepted,
         evaluate,
         grids.drawer(config.samples, mixture, fixed, objective, frozen, out / runs.MODEL, mesh, inputs),
         config.ema_ramp or adapter is not None,  # an adapter always begins at nothing
         chip.flops if chip else None,
     )
-    with processes.agreed():
-        if jax.process_index() == 0 and (out / runs.MODEL / folder.MARK).is_file():
-            free = accept_changes or not checkpoint.steps(out / runs.CHECKPOINTS)
-            loop.claim(config, data_of_run, out, free=free)
-            models.write_scheduler(out / runs.MODEL, Shift(**config.timesteps.shift))  # of which a change is accepted
     loop.train(task, config, out, mesh, accept_changes=accept_changes)
 
 

@@ -35,7 +35,7 @@ MAY_CHANGE = (
     "start.",
 )
 
-ACCEPT = ", or go on with the new ones by --accept-changes"
+ACCEPT = ", or go on with the new ones by --accept-changes, where the command has it"
 
 LEAST = {
     "train": {"steps": 1, "ahead": 0, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
@@ -58,6 +58,8 @@ class Task:
       data: what the batches come from, as plain JSON; a run continues on the same data only.
       frozen: what the loss reads and training does not change.
       start: puts the weights with which a new run starts into its state.
+      accepted: brings what stands beside the run to its config, which is known to fit and is recorded next; called in
+        one of several processes.
       evaluate: scalars of a state, before the first step, after the last and every `validation.every`. Calls its second
         argument now and then, which raises where SIGTERM came.
       draw: drawings of a state by name, likewise every `samples.every`, and likewise.
@@ -74,6 +76,7 @@ class Task:
     accumulate: bool = False
     frozen: Any = None
     start: Callable[[steps.TrainState], steps.TrainState] = lambda state: state
+    accepted: Callable[[], None] = lambda: None
     evaluate: Callable[[steps.TrainState, Callable[[], None]], dict[str, Any]] | None = None
     draw: Callable[[steps.TrainState, Callable[[], None]], dict[str, metrics.Drawing]] | None = None
     ema_ramp: bool = False
@@ -125,6 +128,11 @@ def train(
         return _train(task, config, directory, mesh, optimizer, accept_changes, watchdog)
 
 
+def _asked(config: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """What a run is recorded to be made with."""
+    return {**configs.to_dict(config), "data": data}
+
+
 def claim(
     config: Any, data: dict[str, Any], directory: pathlib.Path, *, free: bool = False, write: bool = False
 ) -> list[str]:
@@ -141,8 +149,8 @@ def claim(
     Raises:
       ValueError: if keys changed that may not, naming each.
     """
-    asked = {**configs.to_dict(config), "data": data}
-    return configs.claim(directory / "config.json", asked, ("",) if free else MAY_CHANGE, write=write, more=ACCEPT)
+    may_change = ("",) if free else MAY_CHANGE
+    return configs.claim(directory / "config.json", _asked(config, data), may_change, write=write, more=ACCEPT)
 
 
 def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> bool:
@@ -225,7 +233,7 @@ class _Run:
         step = int(self.state.step)
         with self._journal.phase("save", step, local=locally):
             put_away = self._checkpoints.save_locally if locally else self._checkpoints.save
-            asked = {**configs.to_dict(self._config), "data": self._task.data}
+            asked = _asked(self._config, self._task.data)
             put_away(self.state, {"config": asked, **self._journal.manifest(step)})
             if wait:  # what is told after it must be true
                 self._checkpoints.wait()
@@ -269,7 +277,10 @@ def _train(
         state = task.start(steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh))
     else:
         state = restored[0]
-    claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
+    with processes.agreed():
+        if jax.process_index() == 0:
+            task.accepted()
+        claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
     checkpoints.begin_locally()
     start, total = int(state.step), config.train.steps
     if start >= total and _is_lost(state, config):

@@ -2,12 +2,15 @@
 
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -181,6 +184,74 @@ def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, t
     assert "--fonts" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def write_made(out, order, begun) -> ml_collections.ConfigDict:
+    """A curriculum of which some stages have a checkpoint, but for all contents; its config."""
+    config = ml_collections.ConfigDict(configs.load(TINY))
+    config.stages = {name: config.stages.s1_256p_t2i.copy_and_resolve_references() for name in order}
+    config.order = order
+    for folder in (
+        "corpus",
+        "vae/checkpoints/1",
+        "model",
+        *(f"stages/{name}/transformer/checkpoints/1" for name in begun),
+    ):
+        (out / folder).mkdir(parents=True)
+    (out / runs.CURRICULUM).write_text(json.dumps({"records": "made here", **configs.to_dict(config)}))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("old", "begun", "new", "change"),
+    [
+        ("abc", "abc", "bac", {}),
+        ("abc", "abc", "acb", {}),
+        ("ab", "ab", "amb", {}),
+        ("ab", "a", "ba", {}),
+        ("abc", "ab", "abc", {"stages.a.data.max_cropped": 0.1}),
+        ("abc", "abc", "abc", {"stages.b.encode.dtype": "bfloat16"}),
+        ("abc", "abc", "abc", {"stages.a.transformer.lora.rank": 3}),
+        ("abc", "abc", "abc", {"stages.c.transformer.timesteps.shift.max_shift": 0.7}),
+        ("ab", "ab", "ab", {"vae.model.residual_blocks": 3}),
+        ("ab", "a", "ab", {"vae.channels": 3, "encoder.seed": 1, "corpus.edits": 3}),
+    ],
+)
+def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(old, begun, new, change, tmp_path):
+    config = write_made(tmp_path, tuple(old), tuple(begun))
+    for name in set(new) - set(old):
+        config.stages[name] = config.stages.a.copy_and_resolve_references()
+    config.order = tuple(new)
+    config.update_from_flattened_dict(change)
+    asked = {"records": "made here", **configs.to_dict(config)}
+
+    def check() -> None:
+        curriculum._check_accepted(config, tmp_path, asked, curriculum._may_change(config, tmp_path))
+
+    with pytest.raises(ValueError, match=r"\(delete ") as caught:
+        check()
+    told = {
+        path
+        for paths in re.findall(r"\(delete (.+?)(?:, or bring back .*)?\)$", str(caught.value), re.M)
+        for path in paths.split(", ")
+    }
+    for path in told:
+        assert tmp_path in pathlib.Path(path).parents
+        shutil.rmtree(path, ignore_errors=True)  # some lie in others
+    check()
+    first = min([new.index(key.split(".")[1]) for key in change if key.startswith("stages.")], default=len(new))
+    unlike = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), len(new))
+    everything = any(key.startswith(("vae.", "encoder.", "corpus.")) for key in change)
+    kept = [] if everything else [name for name in new[: min(first, unlike)] if name in begun]
+    assert [name for name, own in curriculum._begun(config, tmp_path).items() if own] == kept
+
+
+def test_a_stage_whose_beginning_is_lost_is_told(tmp_path):
+    config = write_made(tmp_path, ("a", "b", "c"), ("b", "c"))
+    with pytest.raises(
+        ValueError, match=r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* bring back .*/a/transf"
+    ):
+        curriculum._may_change(config, tmp_path)
+
+
 def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupted):
     before = (uninterrupted / runs.CURRICULUM).read_text()
     order, threshold = "order=('edits','pairs')", "stages.edits.data.thresholds.min_side=65"
@@ -196,7 +267,6 @@ def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupte
         (True, order),  # stages would be taken for what they are not
         (True, *shift),  # what is exported would be sampled with another one than it was trained with
         (True, "stages.edits.transformer.lora.rank=2"),
-        (True, "vae.model.residual_blocks=2"),
     ):
         config = configs.load(str(experiment), overrides)
         with pytest.raises(ValueError, match=re.escape(overrides[0].partition("=")[0])) as caught:

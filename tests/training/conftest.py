@@ -22,7 +22,6 @@ def programs(tmp_path_factory):
     """Processes that a test starts read what others have compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
 
 
@@ -30,5 +29,5 @@ def programs(tmp_path_factory):
 def uninterrupted(data, programs, tmp_path_factory) -> pathlib.Path:
     """A run of one process with all its checkpoints. Not to be written to."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    runs_of.run(data, out)
+    runs_of.run(data, out, *runs_of.DRAWN)
     return out

@@ -42,12 +42,15 @@ OVERRIDES = (
     "transformer.mesh.tensor=1",
     "transformer.validation.every=8",
     "transformer.validation.samples=8",
-    "transformer.samples.every=8",
+    "transformer.train.sinks=()",
+    "transformer.samples.every=0",
     "transformer.samples.count=1",
     "transformer.samples.steps=2",
     "transformer.optimizer.warmup=2",  # so that parameters move
     "transformer.checkpoint.keep=100",
 )
+# What most tests do not look at, and every start would pay for.
+DRAWN = ("transformer.train.sinks=('tensorboard',)", "transformer.samples.every=8")
 # What differs between two runs that are equal.
 VARYING = ("time/", "memory/", "goodput", "images_per_second", "tokens_per_second", "model_tflops_per_second_per_chip")
 PATIENCE = 300.0  # seconds

@@ -107,7 +107,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_many_end_the_run(data, tmp_p
     shutil.copytree(data / "model", one / "model")
     runs_of.write_samples(one / "samples", one / "model", lambda index: index == 5)
     simple = ("data.mixture.tasks=(1, 0)", "transformer.batches_per_update=1", "transformer.batch_sizes=(8,)")
-    simple += ("transformer.images_per_device=(0,)", "transformer.samples.every=0")
+    simple += ("transformer.images_per_device=(0,)",)
     process = start(one, tmp_path / "run", *simple)
     text = process.done().text
     lines = logged(tmp_path / "run")
@@ -130,7 +130,7 @@ def test_a_changed_config_is_refused_and_can_be_accepted(data, uninterrupted, tm
     shutil.copyfile(uninterrupted / metrics.FILE, out / metrics.FILE)
     shutil.copytree(data / "model", out / "model")
     scheduler = out / "model" / "scheduler" / "scheduler_config.json"
-    changes = ("transformer.optimizer.lr=0.001", "transformer.timesteps.shift.max_shift=0.7")
+    changes = (*runs_of.DRAWN, "transformer.optimizer.lr=0.001", "transformer.timesteps.shift.max_shift=0.7")
     lines = ["optimizer.lr: 0.004 -> 0.001", "timesteps.shift.max_shift: 0.9 -> 0.7"]
     refused = start(data, out, *changes).done()
     assert refused.status == 1 and all(line in refused.text for line in lines) and "Traceback" not in refused.text

@@ -262,6 +262,12 @@ def test_an_old_one_that_cannot_be_deleted_costs_no_save(tmp_path, caplog, monke
         checkpoints.local.close()
     assert files.steps(place) == [5, 6, 7] and "5 cannot be deleted" in caplog.text
     assert "no local checkpoint" not in caplog.text
+    for later in (8, 9):  # of a life that is left behind, and could not be deleted either
+        shutil.copytree(place / "7", place / str(later))
+    checkpoints.local = LocalCheckpoints(place)
+    checkpoints.save_locally(state(7))
+    checkpoints.local.close()
+    assert files.steps(place) == [6, 7, 8, 9]
 
 
 def test_a_save_that_fails_is_told_and_costs_nothing_else(tmp_path, caplog, monkeypatch):

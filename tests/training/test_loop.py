@@ -121,6 +121,7 @@ def test_a_best_metric_that_was_never_written_is_refused_before_anything_is_dele
     with pytest.raises(ValueError, match=r"best_metric is 'los', .* Choose one of .*'loss'"):
         train(task(), kept, tmp_path)
     assert files.steps(tmp_path / "checkpoints") == before
+    assert accounting.RESTORE in kinds(tmp_path)  # what is on record before: also what was found damaged
     kept.checkpoint.best_metric = "gradient_norm"
     assert int(train(task(), kept, tmp_path).step) == 18
 

@@ -154,7 +154,7 @@ def pictures(out):
 def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupted, tmp_path):
     """From the beginning on two, the rest on one: all as if on one process."""
     out = tmp_path / "run"
-    both = start_several(2, data, out, "transformer.checkpoint.every=1000")
+    both = start_several(2, data, out, "transformer.checkpoint.every=1000", *runs_of.DRAWN)
     both[0].wait_until(lambda: max(logged(out), default=0) >= 2)
     for _ in range(2):  # the second must not break what the first began
         both[1].signal(signal.SIGTERM)
@@ -165,7 +165,7 @@ def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupt
     assert not any("SIGTERM" in line or "step" in line or "loss" in line for line in printed), printed
     (saved,) = checkpoint.steps(out / "checkpoints")
     assert 2 <= saved < STEPS and max(logged(out)) == saved
-    runs_of.run(data, out)
+    runs_of.run(data, out, *runs_of.DRAWN)
     assert sorted(logged(out)) == list(range(1, STEPS + 1))
     runs_of.assert_close(out, uninterrupted)
     drawn, expected = pictures(out), pictures(uninterrupted)
@@ -176,14 +176,13 @@ def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupt
 def test_four_processes_go_on_from_one_and_two_from_four(data, uninterrupted, tmp_path):
     """The two find a last checkpoint that one of them sees to be damaged, and pass over it together."""
     out = begun_from(tmp_path / "run", uninterrupted, EVERY)
-    no_grids = "transformer.samples.every=0"  # which are not compared here
-    runs_of.run_several(4, data, out, no_grids, f"transformer.train.steps={2 * EVERY}")
+    runs_of.run_several(4, data, out, f"transformer.train.steps={2 * EVERY}")
     runs_of.assert_close(out, uninterrupted, 2 * EVERY)
     last = out / "checkpoints" / str(STEPS)
     shutil.copytree(uninterrupted / "checkpoints" / str(STEPS), last)
     named = [name for name in files.files(last) if not name.startswith("checksums-")]
     overwrite(next(last / name for name in named[1::2] if name.endswith("/_METADATA")))
-    printed = runs_of.run_several(2, data, out, no_grids)
+    printed = runs_of.run_several(2, data, out)
     assert f"checkpoint {STEPS} is damaged" in printed[0] and f"going on from step {2 * EVERY}" in printed[0]
     assert sorted(logged(out)) == list(range(EVERY + 1, STEPS + 1))
     runs_of.assert_close(out, uninterrupted)
@@ -195,7 +194,7 @@ def test_what_goes_wrong_in_one_process_ends_both_with_the_state_saved(data, uni
     blind = tmp_path / "blind"
     shutil.copytree(data, blind)
     shard = blind / "samples" / "64-0" / "unit-00002.arrayrecord"
-    longer = ("transformer.train.steps=100", "transformer.checkpoint.every=1000", "transformer.samples.every=0")
+    longer = ("transformer.train.steps=100", "transformer.checkpoint.every=1000")
     both = start_several(2, [data, blind], out, *longer)
     both[0].wait_until(lambda: logged(out))
     with shard.open("r+b") as file:
@@ -214,7 +213,7 @@ def test_what_goes_wrong_in_one_process_ends_both_with_the_state_saved(data, uni
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_gone_or_hangs_ends_the_other(fault, data, uninterrupted, tmp_path):
     out = begun_from(tmp_path / "run", uninterrupted, EVERY)
-    more = ("transformer.train.steps=100", "transformer.samples.every=0", "transformer.train.watchdog_seconds=15")
+    more = ("transformer.train.steps=100", "transformer.train.watchdog_seconds=15")
     both = start_several(2, data, out, *more)
     try:
         both[0].wait_until(lambda: logged(out))
