@@ -2,11 +2,16 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# For processes that tests start, too. Programs are run a few times on tiny shapes: compiling them is most of the work.
+# Programs are run a few times on tiny shapes: compiling them is most of the work. What one process has compiled, others
+# read: workers and processes that tests start get these variables, too.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="qi2-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 # Devices that share two busy cores may wait long for each other.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"

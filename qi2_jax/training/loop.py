@@ -277,7 +277,7 @@ def _train(
         state = task.start(steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh))
     else:
         state = restored[0]
-    with processes.agreed():
+    with processes.agreed(interruptible=False):
         if jax.process_index() == 0:
             task.accepted()
         claim(config, task.data, directory, free=free, write=jax.process_index() == 0)

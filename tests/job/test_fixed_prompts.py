@@ -68,7 +68,7 @@ def test_pictures_of_scikit_image_are_found_in_the_package(monkeypatch):
     config = asked(edits=(("make it blue", "scikit-image:coffee.png"),)).transformer.samples
     fixed_prompts.check(config, 64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or draw"):
+    with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or let"):
         fixed_prompts.check(config, 64)
 
 

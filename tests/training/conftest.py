@@ -1,4 +1,4 @@
-"""Shared by tests on real processes: data, compiled programs, and a run that was never interrupted."""
+"""Shared by tests on real processes: data, and a run that was never interrupted."""
 
 import pathlib
 
@@ -18,15 +18,7 @@ def data(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-    """Processes that a test starts read what others have compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(data, programs, tmp_path_factory) -> pathlib.Path:
+def uninterrupted(data, tmp_path_factory) -> pathlib.Path:
     """A run of one process with all its checkpoints. Not to be written to."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     runs_of.run(data, out, *runs_of.DRAWN)

@@ -106,7 +106,6 @@ def command(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> list[str]
         *(sys.executable, "-m", "qi2_jax.train", EXPERIMENT),
         *("--samples", str(data / "samples"), "--model", str(data / "model"), "--out", str(out)),
         *(*OVERRIDES, f"transformer.train.steps={STEPS}", f"transformer.checkpoint.every={EVERY}"),
-        f"compilation_cache={data / 'compiled'}",  # what one compiles, the others read
         *overrides,
     ]
 
