@@ -99,11 +99,14 @@ def _check(config: Any, out: pathlib.Path) -> None:
                 "before it; name those of the first stage with start.folder"
             )
     first = config.stages[config.order[0]].transformer
-    if first.lora.rank and not config.start.folder:
-        raise ValueError(
-            f"stages.{config.order[0]}.transformer.lora.rank is {first.lora.rank}: name the transformer to adapt with "
-            "start.folder"
-        )
+    if not checkpoint.steps(out / runs.STAGES / config.order[0] / runs.TRANSFORMER / runs.CHECKPOINTS):  # else over
+        if first.lora.rank and not config.start.folder:
+            raise ValueError(
+                f"stages.{config.order[0]}.transformer.lora.rank is {first.lora.rank}: name the transformer to adapt "
+                "with start.folder"
+            )
+        if config.start.folder:
+            runs.locate(config.start.folder)
     fractions = {name: stage.data.held_out for name, stage in config.stages.items()}
     if len(set(fractions.values())) > 1:
         raise ValueError(f"data.held_out differs: {fractions}; a stage would train on what another holds out")
@@ -118,8 +121,6 @@ def _check(config: Any, out: pathlib.Path) -> None:
     else:
         models.check_encoder(config.encoder, out / runs.MODEL)
         stages.check_vae(config.vae)
-    if config.start.folder:
-        runs.locate(config.start.folder)
 
 
 def _check_one_model(all_stages: Any) -> None:
@@ -149,7 +150,8 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
         if accept_changes:
             _check_accepted(config, out, asked, may_change)
             may_change = ("",)
-        changes = configs.claim(out / runs.CURRICULUM, asked, may_change, write=first_process)
+        more = "" if accept_changes else loop.ACCEPT
+        changes = configs.claim(out / runs.CURRICULUM, asked, may_change, write=first_process, more=more)
     if changes:
         console.print("this curriculum goes on with another config:\n  " + "\n  ".join(changes))
 
@@ -198,8 +200,9 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
     return figures
 
 
-# Paths and machines: what they lead to is checked by digests where it is read.
-ALWAYS_FREE = ("compilation_cache", "records", "model.", "corpus.workers")
+# Paths and machines: what they lead to is checked by digests where it is read. Where the first stage begins no longer
+# matters when it has begun.
+ALWAYS_FREE = ("compilation_cache", "records", "model.", "start.", "corpus.workers")
 FREE_OF_A_STAGE = (
     "compilation_cache",
     "encode.batch_size",
@@ -208,8 +211,8 @@ FREE_OF_A_STAGE = (
 )
 # Groups of a stage's config on which its samples depend, and of its `transformer` those on which the model does.
 MAKES_SAMPLES, MAKES_A_MODEL = ("data", "encode"), ("model", "timesteps.shift", "lora")
-# Where a stage ends, and where it began, cannot change when the next one has begun from there.
-FROZEN_BY_THE_NEXT = ("transformer.train.", "transformer.start.")
+# Where a stage ends cannot change when the next one has begun from there.
+FROZEN_BY_THE_NEXT = "transformer.train."
 
 
 def _begun(config: Any, out: pathlib.Path) -> dict[str, bool]:
@@ -222,9 +225,15 @@ def _begun(config: Any, out: pathlib.Path) -> dict[str, bool]:
     begun = {name: bool(checkpoint.steps(place / runs.CHECKPOINTS)) for name, place in places.items()}
     lost = next((name for name, own in begun.items() if not own), None)
     if later := [str(places[name]) for name in itertools.dropwhile(lambda name: name != lost, begun) if begun[name]]:
+        old, new = runs.order_of(out), list(config.order)
+        if old and old != new:
+            raise ValueError(
+                f"order: {old} -> {new}: {lost}, which has no checkpoint, would stand before stages that have; take "
+                f"this back, or let them begin anew (delete {', '.join(later)})"
+            )
         raise ValueError(
-            f"stage {lost} has no checkpoint, but later ones have, which did not begin with its weights or have lost "
-            f"them (delete {', '.join(later)}, or bring back {places[str(lost)]} from a copy)"
+            f"stage {lost} has no checkpoint, but later ones have, which began with its weights (delete "
+            f"{', '.join(later)}, or bring back {places[str(lost)]} from a copy)"
         )
     return begun
 
@@ -235,20 +244,21 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
     free = [*ALWAYS_FREE, *(f"vae.{key}" for key in loop.MAY_CHANGE)]
     if not (out / CORPUS).exists():
         free += ["corpus."]
-    if not (out / runs.MODEL).exists():
+    if not (out / runs.MODEL).exists() or config.model.folder:
         free += ["encoder."]
+    record = configs.claimed(out / runs.CURRICULUM) if (out / runs.CURRICULUM).is_file() else {}
+    if config.encoder.folder and record.get("encoder", {}).get("folder"):
+        free += ["encoder.folder"]  # of the same elsewhere
     if not checkpoint.steps(out / VAE / runs.CHECKPOINTS):
         free += ["vae."]
     begun = _begun(config, out)
     for name, later in zip(begun, [*list(begun.values())[1:], False], strict=True):
-        own = [key for key in FREE_OF_A_STAGE if not later or key not in FROZEN_BY_THE_NEXT]
+        own = [key for key in FREE_OF_A_STAGE if not later or key != FROZEN_BY_THE_NEXT]
         if not begun[name]:
             own += ["transformer."]
         if not (out / runs.STAGES / name).exists():
             own += [""]
         free += [f"stages.{name}.{key}" for key in own]
-    if not next(iter(begun.values())):
-        free += ["start."]
     count = sum(begun.values())
     if count == 0 or runs.order_of(out)[:count] == list(config.order[:count]):  # more may follow, or others
         free += ["order:"]
@@ -265,10 +275,11 @@ def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free:
         return [place for place in places if place.exists()]
 
     # {beginning of keys: what was made with them, and from that}
-    of_all = [out / VAE, out / runs.MODEL, out / runs.STAGES]
     redo = {
-        **{"encoder.": of_all, "vae.model.": of_all, "vae.channels:": of_all},
         "corpus.": [out / CORPUS, out / runs.STAGES],
+        "encoder.": [out / runs.MODEL, out / runs.STAGES],
+        "vae.model.": [out / VAE, out / runs.MODEL, out / runs.STAGES],
+        "vae.channels:": [out / VAE, out / runs.MODEL, out / runs.STAGES],
         "order:": trained([*old[same:], *new[same:]]),
     }
     for number, name in enumerate(new, start=1):
@@ -276,6 +287,8 @@ def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free:
         if place.exists():
             redo |= {f"stages.{name}.{key}.": [place, *later] for key in MAKES_SAMPLES}
             redo |= {f"stages.{name}.transformer.{key}.": [*trained([name]), *later] for key in MAKES_A_MODEL}
+        if later:
+            redo[f"stages.{name}.transformer.train.steps:"] = later
     free += tuple(f"stages.{name}.data.mixture." for name in new)
     refused = [
         f"{line} (delete {', '.join(map(str, paths))})"

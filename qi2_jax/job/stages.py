@@ -201,10 +201,11 @@ def train_vae(
         {"pictures": pictures.digest},
         ema_ramp=config.ema_ramp,
     )
-    loop.train(task, config, out, mesh, accept_changes=accept_changes)
+    state = loop.train(task, config, out, mesh, accept_changes=accept_changes)
+    step = int(state.step)  # an end that was brought forward may lie behind
     with processes.agreed():
         if jax.process_index() == 0:
-            trained = checkpoint.weights(out / runs.CHECKPOINTS / str(config.train.steps), "ema")
+            trained = checkpoint.weights(out / runs.CHECKPOINTS / str(step), "ema")
             vae = weights.load(trained, jax.eval_shape(lambda: VAE(vae_config, key=jax.random.key(0))))
             fresh = dataclasses.replace(crops, rows=None).from_step(config.train.steps)
             crops_of_all = itertools.islice(fresh, config.statistics_batches)

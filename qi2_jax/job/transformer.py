@@ -81,7 +81,8 @@ def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pa
         raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
     if not made:
         models.adopt(found, model)
-    if not checkpoint.steps(out / runs.CHECKPOINTS):  # nothing is trained yet: the config may still change
+    # What is trained may need another config than this one, which is not compared yet: see `Task.accepted`.
+    if not made or not checkpoint.steps(out / runs.CHECKPOINTS):
         models.finish(model, transformer_config(config, samples), Shift(**config.timesteps.shift))
 
 

@@ -184,11 +184,12 @@ def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, t
     assert "--fonts" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def write_made(out, order, begun) -> ml_collections.ConfigDict:
+def write_made(out, order, begun, changes=()) -> ml_collections.ConfigDict:
     """A curriculum of which some stages have a checkpoint, but for all contents; its config."""
     config = ml_collections.ConfigDict(configs.load(TINY))
     config.stages = {name: config.stages.s1_256p_t2i.copy_and_resolve_references() for name in order}
     config.order = order
+    config.update_from_flattened_dict(dict(changes))
     for folder in (
         "corpus",
         "vae/checkpoints/1",
@@ -212,7 +213,9 @@ def write_made(out, order, begun) -> ml_collections.ConfigDict:
         ("abc", "abc", "abc", {"stages.a.transformer.lora.rank": 3}),
         ("abc", "abc", "abc", {"stages.c.transformer.timesteps.shift.max_shift": 0.7}),
         ("ab", "ab", "ab", {"vae.model.residual_blocks": 3}),
-        ("ab", "a", "ab", {"vae.channels": 3, "encoder.seed": 1, "corpus.edits": 3}),
+        ("ab", "a", "ab", {"vae.channels": 3, "corpus.edits": 3}),
+        ("ab", "a", "ab", {"encoder.seed": 1}),
+        ("abc", "ab", "abc", {"stages.a.transformer.train.steps": 99}),
     ],
 )
 def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(old, begun, new, change, tmp_path):
@@ -228,6 +231,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
 
     with pytest.raises(ValueError, match=r"\(delete ") as caught:
         check()
+    assert ("order: " in str(caught.value)) == (old != new)
     told = {
         path
         for paths in re.findall(r"\(delete (.+?)(?:, or bring back .*)?\)$", str(caught.value), re.M)
@@ -241,7 +245,26 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
     unlike = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), len(new))
     everything = any(key.startswith(("vae.", "encoder.", "corpus.")) for key in change)
     kept = [] if everything else [name for name in new[: min(first, unlike)] if name in begun]
+    kept += ["a"] if "stages.a.transformer.train.steps" in change else []  # which goes on
     assert [name for name, own in curriculum._begun(config, tmp_path).items() if own] == kept
+    assert (tmp_path / "vae").exists() != any(key.startswith("vae.") for key in change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start.folder": "/elsewhere"},
+        {"encoder.folder": "/elsewhere"},
+        {"model.folder": "/elsewhere", "encoder.seed": 1},
+        {"stages.b.transformer.train.steps": 99},
+        {"stages.b.transformer.optimizer.lr": 0.5},
+    ],
+)
+def test_what_changes_nothing_that_is_made_goes_on(change, tmp_path):
+    config = write_made(tmp_path, ("a", "b"), ("a", "b"), {"encoder.folder": "/here"})
+    config.update_from_flattened_dict(change)
+    asked = {"records": "made here", **configs.to_dict(config)}
+    curriculum._check_accepted(config, tmp_path, asked, curriculum._may_change(config, tmp_path))
 
 
 def test_a_stage_whose_beginning_is_lost_is_told(tmp_path):

@@ -6,11 +6,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def all_optimizations():
-    """As in production, and compiled here; elsewhere the tests do without."""
-    wanted = {"jax_disable_most_optimizations": False, "jax_enable_compilation_cache": False}
-    before = {name: jax.config.read(name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
+    """As in production; elsewhere the tests do without."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", before)
