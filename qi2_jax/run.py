@@ -33,8 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
         from qi2_jax.job import keys
 
         keys.check("", config, keys.CURRICULUM, ("compilation_cache",))
-    count = processes.check(arguments, config.platform)
-    if "stages" in config:
+        count = processes.check(arguments, config.platform)
         parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]
         configs.set_platform(config, [part.mesh for part in (config.vae, *parts)], count)
         with processes.joined(arguments):
@@ -45,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     if arguments.accept_changes:
         raise ValueError(f"--accept-changes is for a curriculum, which {arguments.experiment} is not")
-    if arguments.distributed or count > 1:
+    if arguments.distributed or processes.check(arguments, config.platform) > 1:
         raise ValueError(f"{arguments.experiment} is a job of one process; a curriculum and `qi2 train` take several")
     if not {"encode", "vae", "transformer"} <= {*config}:
         raise ValueError(

@@ -10,7 +10,6 @@ weights; what an earlier, interrupted run finished is not done again.
     OUT/diffusers/  OUT/report.json     the last stage's model, and the figures of all
 """
 
-import itertools
 import pathlib
 import time
 from typing import Any
@@ -99,7 +98,7 @@ def _check(config: Any, out: pathlib.Path) -> None:
                 "before it; name those of the first stage with start.folder"
             )
     first = config.stages[config.order[0]].transformer
-    if not checkpoint.steps(out / runs.STAGES / config.order[0] / runs.TRANSFORMER / runs.CHECKPOINTS):  # else over
+    if not _is_begun(out, config.order[0]):  # else it needs its beginning no more
         if first.lora.rank and not config.start.folder:
             raise ValueError(
                 f"stages.{config.order[0]}.transformer.lora.rank is {first.lora.rank}: name the transformer to adapt "
@@ -215,25 +214,32 @@ MAKES_SAMPLES, MAKES_A_MODEL = ("data", "encode"), ("model", "timesteps.shift", 
 FROZEN_BY_THE_NEXT = "transformer.train."
 
 
+def _run_of(out: pathlib.Path, name: str) -> pathlib.Path:
+    return out / runs.STAGES / name / runs.TRANSFORMER
+
+
+def _is_begun(out: pathlib.Path, name: str) -> bool:
+    return bool(checkpoint.steps(_run_of(out, name) / runs.CHECKPOINTS))
+
+
 def _begun(config: Any, out: pathlib.Path) -> dict[str, bool]:
     """Which stages have a checkpoint.
 
     Raises:
       ValueError: if one has, and one before it has none: it began with other weights, or such that are no more.
     """
-    places = {name: out / runs.STAGES / name / runs.TRANSFORMER for name in config.order}
-    begun = {name: bool(checkpoint.steps(place / runs.CHECKPOINTS)) for name, place in places.items()}
-    lost = next((name for name, own in begun.items() if not own), None)
-    if later := [str(places[name]) for name in itertools.dropwhile(lambda name: name != lost, begun) if begun[name]]:
-        old, new = runs.order_of(out), list(config.order)
+    begun = {name: _is_begun(out, name) for name in config.order}
+    count = next((number for number, own in enumerate(begun.values()) if not own), len(begun))
+    if later := ", ".join(str(_run_of(out, name)) for name in config.order[count:] if begun[name]):
+        old, new, lost = runs.order_of(out), list(config.order), config.order[count]
         if old and old != new:
             raise ValueError(
                 f"order: {old} -> {new}: {lost}, which has no checkpoint, would stand before stages that have; take "
-                f"this back, or let them begin anew (delete {', '.join(later)})"
+                f"this back, or let them begin anew (delete {later})"
             )
         raise ValueError(
-            f"stage {lost} has no checkpoint, but later ones have, which began with its weights (delete "
-            f"{', '.join(later)}, or bring back {places[str(lost)]} from a copy)"
+            f"stage {lost} has no checkpoint, but later ones have, which began with its weights (delete {later}, or "
+            f"bring back {_run_of(out, lost)} from a copy)"
         )
     return begun
 
@@ -271,8 +277,7 @@ def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free:
     same = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
 
     def trained(names: list[str]) -> list[pathlib.Path]:
-        places = (out / runs.STAGES / name / runs.TRANSFORMER for name in dict.fromkeys(names))
-        return [place for place in places if place.exists()]
+        return [place for name in dict.fromkeys(names) if (place := _run_of(out, name)).exists()]
 
     # {beginning of keys: what was made with them, and from that}
     redo = {
@@ -283,10 +288,9 @@ def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free:
         "order:": trained([*old[same:], *new[same:]]),
     }
     for number, name in enumerate(new, start=1):
-        place, later = out / runs.STAGES / name, trained(new[number:])
-        if place.exists():
-            redo |= {f"stages.{name}.{key}.": [place, *later] for key in MAKES_SAMPLES}
-            redo |= {f"stages.{name}.transformer.{key}.": [*trained([name]), *later] for key in MAKES_A_MODEL}
+        later = trained(new[number:])
+        redo |= {f"stages.{name}.{key}.": [out / runs.STAGES / name, *later] for key in MAKES_SAMPLES}
+        redo |= {f"stages.{name}.transformer.{key}.": [_run_of(out, name), *later] for key in MAKES_A_MODEL}
         if later:
             redo[f"stages.{name}.transformer.train.steps:"] = later
     free += tuple(f"stages.{name}.data.mixture." for name in new)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipeline.atomic import write_json_atomic
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import components, files, folder, mmdit
@@ -186,8 +185,7 @@ def save_weights(place: pathlib.Path, weights: Weights) -> None:
 def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
     """Adds the transformer's configuration, the scheduler and the index, and marks the folder as complete."""
     folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
-    (model / "scheduler").mkdir(exist_ok=True)
-    write_json_atomic(model / "scheduler" / "scheduler_config.json", Schedule(shift).to_diffusers())
+    files.write_json(model / "scheduler" / "scheduler_config.json", Schedule(shift).to_diffusers())
     index = {
         "_class_name": folder.PIPELINE_CLASS,
         "_diffusers_version": "0.42.1",
@@ -197,5 +195,5 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
         "transformer": ["diffusers", mmdit.CLASS],
         "vae": ["diffusers", vae_interop.CLASS_NAME],
     }
-    write_json_atomic(model / "model_index.json", index)
+    files.write_json(model / "model_index.json", index)
     folder.mark(model)

@@ -201,8 +201,8 @@ def train_vae(
         {"pictures": pictures.digest},
         ema_ramp=config.ema_ramp,
     )
-    state = loop.train(task, config, out, mesh, accept_changes=accept_changes)
-    step = int(state.step)  # an end that was brought forward may lie behind
+    # Not `train.steps`: an end that was brought forward may lie behind.
+    step = int(loop.train(task, config, out, mesh, accept_changes=accept_changes).step)
     with processes.agreed():
         if jax.process_index() == 0:
             trained = checkpoint.weights(out / runs.CHECKPOINTS / str(step), "ema")

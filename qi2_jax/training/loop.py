@@ -133,22 +133,10 @@ def _asked(config: Any, data: dict[str, Any]) -> dict[str, Any]:
     return {**configs.to_dict(config), "data": data}
 
 
-def claim(
+def _claim(
     config: Any, data: dict[str, Any], directory: pathlib.Path, *, free: bool = False, write: bool = False
 ) -> list[str]:
-    """Compares the config and data of a run with those that it was begun with.
-
-    Args:
-      config, data, directory: see `train`; `data` is that of the task.
-      free: whether all may change, as before there is a checkpoint.
-      write: whether they are recorded now, in one of several processes.
-
-    Returns:
-      One line per key that changed.
-
-    Raises:
-      ValueError: if keys changed that may not, naming each.
-    """
+    """`config.claim` of a run, in which all may change where it is `free`, as before there is a checkpoint."""
     may_change = ("",) if free else MAY_CHANGE
     return configs.claim(directory / "config.json", _asked(config, data), may_change, write=write, more=ACCEPT)
 
@@ -169,7 +157,7 @@ def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> b
     if not processes.all_say(found):
         return False
     with processes.agreed():
-        claim(config, data, directory)
+        _claim(config, data, directory)
         wrong = integrity.problems(folder / str(total), jax.process_index(), jax.process_count())
     if not processes.all_say(not wrong):  # before anything is read: another process may have compared that
         return False
@@ -267,7 +255,7 @@ def _train(
     checkpoints = Checkpoints(directory / "checkpoints", Policy.of_config(config.checkpoint))
     begun = checkpoints.latest() is not None
     free = accept_changes or not begun
-    changes = claim(config, task.data, directory, free=free)
+    changes = _claim(config, task.data, directory, free=free)
 
     # --- state: resumed or fresh
     restoring = time.monotonic()
@@ -280,7 +268,7 @@ def _train(
     with processes.agreed(interruptible=False):
         if jax.process_index() == 0:
             task.accepted()
-        claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
+        _claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
     checkpoints.begin_locally()
     start, total = int(state.step), config.train.steps
     if start >= total and _is_lost(state, config):

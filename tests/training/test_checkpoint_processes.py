@@ -131,10 +131,12 @@ def test_two_processes_share_the_checksums_and_choose_the_same_checkpoint(tmp_pa
     assert names[0] and names[1] and not names[0] & names[1]
     assert names[0] | names[1] | {"checksums-0.json", "checksums-1.json"} == files.files(tmp_path / "2").keys()
 
-    # One that process 1 verifies when two restore, and that both would read before any array.
-    inside = next(name for name in sorted(names[1]) if name.endswith("/_METADATA"))
+    # Both of those that process 1 verifies when two restore: an array, and what both would read before any array.
+    array, inside = (next(name for name in sorted(names[1]) if part in name) for part in ("/d/", "/_METADATA"))
+    flip_one_bit(tmp_path / "2" / array)
     overwrite(tmp_path / "2" / inside)
     for printed in together(tmp_path, "restore"):
-        assert "restored 1" in printed and f"{inside} has other contents" in printed
+        assert "restored 1" in printed
+        assert all(f"{name} has other contents" in printed for name in (array, inside))
     assert files.steps(tmp_path) == [1] and files.aside(tmp_path) == ["2.damaged"]
     assert "restored 1" in run(tmp_path, "once").stdout  # one process goes on where two were
