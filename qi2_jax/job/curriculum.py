@@ -36,6 +36,7 @@ from data_pipeline.synthesis.text import synthesize_text
 from qi2_jax import config as configs
 from qi2_jax import lock, processes, runs, sequence
 from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.encoders import digests
 from qi2_jax.interop import folder
 from qi2_jax.job import data, encode, main, models, stages, transformer
 from qi2_jax.training import checkpoint, loop, metrics
@@ -152,7 +153,8 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
         more = "" if accept_changes else loop.ACCEPT
         changes = configs.claim(out / runs.CURRICULUM, asked, may_change, write=first_process, more=more)
     if changes:
-        console.print("this curriculum goes on with another config:\n  " + "\n  ".join(changes))
+        told = "this curriculum goes on with another config; what is made already stays as it is:\n  "
+        console.print(told + "\n  ".join(changes))
 
     console.rule("data")
     name, first = next(iter(ordered.items()))
@@ -201,7 +203,7 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
 
 # Paths and machines: what they lead to is checked by digests where it is read. Where the first stage begins no longer
 # matters when it has begun.
-ALWAYS_FREE = ("compilation_cache", "records", "model.", "start.", "corpus.workers")
+ALWAYS_FREE = ("compilation_cache", "records", "start.", "corpus.workers")
 FREE_OF_A_STAGE = (
     "compilation_cache",
     "encode.batch_size",
@@ -232,7 +234,7 @@ def _begun(config: Any, out: pathlib.Path) -> dict[str, bool]:
     count = next((number for number, own in enumerate(begun.values()) if not own), len(begun))
     if later := ", ".join(str(_run_of(out, name)) for name in config.order[count:] if begun[name]):
         old, new, lost = runs.order_of(out), list(config.order), config.order[count]
-        if old and old != new:
+        if old[: count + 1] != new[: count + 1] and old:
             raise ValueError(
                 f"order: {old} -> {new}: {lost}, which has no checkpoint, would stand before stages that have; take "
                 f"this back, or let them begin anew (delete {later})"
@@ -244,18 +246,30 @@ def _begun(config: Any, out: pathlib.Path) -> dict[str, bool]:
     return begun
 
 
+def _is_moved(config: Any, out: pathlib.Path) -> bool:
+    """Whether `model.folder` is another than before, and holds the same models as those that are used."""
+    record = configs.claimed(out / runs.CURRICULUM) if (out / runs.CURRICULUM).is_file() else {}
+    if record.get("model", {}).get("folder") == config.model.folder:
+        return False  # hundreds of seconds for a large encoder
+    try:
+        return digests(runs.model_of(pathlib.Path(config.model.folder))) == digests(out / runs.MODEL)
+    except OSError:  # of files that are not there
+        return False
+
+
 def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
     """Beginnings of the keys that another call may change: those from which nothing is made yet, and what no result
     depends on."""
     free = [*ALWAYS_FREE, *(f"vae.{key}" for key in loop.MAY_CHANGE)]
     if not (out / CORPUS).exists():
         free += ["corpus."]
-    if not (out / runs.MODEL).exists() or config.model.folder:
-        free += ["encoder."]
-    record = configs.claimed(out / runs.CURRICULUM) if (out / runs.CURRICULUM).is_file() else {}
-    if config.encoder.folder and record.get("encoder", {}).get("folder"):
-        free += ["encoder.folder"]  # of the same elsewhere
-    if not checkpoint.steps(out / VAE / runs.CHECKPOINTS):
+    if not (out / runs.MODEL).exists():
+        free += ["encoder.", "model."]
+    elif config.model.folder:
+        free += ["encoder."]  # which nothing reads
+        if _is_moved(config, out):
+            free += ["model."]
+    if not checkpoint.steps(out / VAE / runs.CHECKPOINTS) and not (out / runs.MODEL / "vae").exists():
         free += ["vae."]
     begun = _begun(config, out)
     for name, later in zip(begun, [*list(begun.values())[1:], False], strict=True):
@@ -283,6 +297,7 @@ def _check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free:
     redo = {
         "corpus.": [out / CORPUS, out / runs.STAGES],
         "encoder.": [out / runs.MODEL, out / runs.STAGES],
+        "model.": [out / runs.MODEL, out / runs.STAGES],
         "vae.model.": [out / VAE, out / runs.MODEL, out / runs.STAGES],
         "vae.channels:": [out / VAE, out / runs.MODEL, out / runs.STAGES],
         "order:": trained([*old[same:], *new[same:]]),

@@ -81,8 +81,8 @@ def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pa
         raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
     if not made:
         models.adopt(found, model)
-    # What is trained may need another config than this one, which is not compared yet: see `Task.accepted`.
-    if not made or not checkpoint.steps(out / runs.CHECKPOINTS):
+    # The config may still change where nothing is trained yet; else it is compared first, see `train_transformer`.
+    if not checkpoint.steps(out / runs.CHECKPOINTS):
         models.finish(model, transformer_config(config, samples), Shift(**config.timesteps.shift))
 
 
@@ -112,9 +112,19 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     data, config = config.data, config.transformer
     data_of_run = samples.fingerprint | {"mixture": configs.to_dict(data.mixture)}
     adapter = stages.lora_of(config)
+    model_config = transformer_config(config, samples)
+
+    def accepted() -> None:
+        """What the run trains by holds for sampling and export, too: of an accepted change, or of a late `--model`."""
+        if (out / runs.MODEL / "text_encoder").is_dir():
+            models.finish(out / runs.MODEL, model_config, Shift(**config.timesteps.shift))
+
     if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):
+        with processes.agreed():
+            if jax.process_index() == 0:
+                accepted()
         return
-    mesh, model_config = stages.mesh_of(config.mesh), transformer_config(config, samples)
+    mesh = stages.mesh_of(config.mesh)
     like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
     for line in sharding.left_whole(like, mesh):
         processes.say(line)
@@ -213,11 +223,6 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
 
     def started(state: TrainState) -> TrainState:
         return state if source is None or adapter is not None else started_from(state, source, mesh)
-
-    def accepted() -> None:
-        """An accepted change of the model or its time shift holds for sampling and export, too."""
-        if (out / runs.MODEL / folder.MARK).is_file():
-            models.finish(out / runs.MODEL, model_config, Shift(**config.timesteps.shift))
 
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     task = loop.Task(

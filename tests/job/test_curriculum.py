@@ -18,7 +18,7 @@ from data_pipeline.cache import Cache
 from data_pipeline.synthesis import fonts
 from qi2_jax import config as configs
 from qi2_jax import runs
-from qi2_jax.job import curriculum
+from qi2_jax.job import curriculum, models
 from qi2_jax.training import checkpoint
 
 SECOND = "stages.s2_256p_edits.transformer"
@@ -215,6 +215,8 @@ def write_made(out, order, begun, changes=()) -> ml_collections.ConfigDict:
         ("ab", "ab", "ab", {"vae.model.residual_blocks": 3}),
         ("ab", "a", "ab", {"vae.channels": 3, "corpus.edits": 3}),
         ("ab", "a", "ab", {"encoder.seed": 1}),
+        ("ab", "a", "ab", {"encoder.folder": "/elsewhere"}),
+        ("ab", "a", "ab", {"model.folder": "/elsewhere"}),
         ("abc", "ab", "abc", {"stages.a.transformer.train.steps": 99}),
     ],
 )
@@ -243,7 +245,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
     check()
     first = min([new.index(key.split(".")[1]) for key in change if key.startswith("stages.")], default=len(new))
     unlike = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), len(new))
-    everything = any(key.startswith(("vae.", "encoder.", "corpus.")) for key in change)
+    everything = any(key.startswith(("vae.", "encoder.", "model.", "corpus.")) for key in change)
     kept = [] if everything else [name for name in new[: min(first, unlike)] if name in begun]
     kept += ["a"] if "stages.a.transformer.train.steps" in change else []  # which goes on
     assert [name for name, own in curriculum._begun(config, tmp_path).items() if own] == kept
@@ -254,24 +256,49 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
     "change",
     [
         {"start.folder": "/elsewhere"},
-        {"encoder.folder": "/elsewhere"},
-        {"model.folder": "/elsewhere", "encoder.seed": 1},
         {"stages.b.transformer.train.steps": 99},
-        {"stages.b.transformer.optimizer.lr": 0.5},
+        {"model.folder": "moved"},
+        {"model.folder": "moved", "encoder.seed": 1},
     ],
 )
-def test_what_changes_nothing_that_is_made_goes_on(change, tmp_path):
-    config = write_made(tmp_path, ("a", "b"), ("a", "b"), {"encoder.folder": "/here"})
+def test_what_changes_nothing_that_is_made_goes_on_by_itself(change, imported, tmp_path):
+    config = write_made(tmp_path / "out", ("a", "b"), ("a", "b"), {"model.folder": str(imported)})
+    models.adopt(imported, tmp_path / "out" / "model")
+    shutil.copytree(imported, tmp_path / "moved")
+    if "model.folder" in change:
+        change = change | {"model.folder": str(tmp_path / "moved")}
     config.update_from_flattened_dict(change)
     asked = {"records": "made here", **configs.to_dict(config)}
-    curriculum._check_accepted(config, tmp_path, asked, curriculum._may_change(config, tmp_path))
+
+    def claim() -> list[str]:
+        free = curriculum._may_change(config, tmp_path / "out")
+        curriculum._check_accepted(config, tmp_path / "out", asked, free)
+        return configs.claim(tmp_path / "out" / runs.CURRICULUM, asked, free, write=False)
+
+    assert len(claim()) == len(change)
+    config_of_processor = tmp_path / "moved" / "processor" / "more.json"
+    config_of_processor.write_text("{}")  # no longer the same
+    if "model.folder" in change:
+        with pytest.raises(ValueError, match=r"model\.folder: .*/moved' \(delete "):
+            claim()
+
+
+def test_an_autoencoder_that_is_used_does_not_change_when_its_run_is_gone(tmp_path):
+    config = write_made(tmp_path, ("a",), ("a",))
+    shutil.rmtree(tmp_path / "vae")
+    assert "vae." in curriculum._may_change(config, tmp_path)
+    (tmp_path / "model" / "vae").mkdir()
+    assert "vae." not in curriculum._may_change(config, tmp_path)
 
 
 def test_a_stage_whose_beginning_is_lost_is_told(tmp_path):
     config = write_made(tmp_path, ("a", "b", "c"), ("b", "c"))
-    with pytest.raises(
-        ValueError, match=r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* bring back .*/a/transf"
-    ):
+    message = r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* bring back .*/a/transf"
+    with pytest.raises(ValueError, match=message):
+        curriculum._may_change(config, tmp_path)
+    config.stages.d = config.stages.c.copy_and_resolve_references()
+    config.order = ("a", "b", "c", "d")  # which is not what is wrong
+    with pytest.raises(ValueError, match=message):
         curriculum._may_change(config, tmp_path)
 
 

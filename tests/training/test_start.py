@@ -1,5 +1,6 @@
 """Where a run starts: an imported folder or another run, trained as a whole or by an adapter; and what comes out."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -204,3 +205,16 @@ def test_starts_that_do_not_fit_are_refused(samples, imported, overrides, source
     with pytest.raises(ValueError, match=message):
         train(samples, tmp_path / "run", imported if source is None else source, 1, overrides, imported)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_that_is_given_its_models_late_can_sample_by_what_it_was_trained_with(samples, imported, tmp_path):
+    """Also where the first try has another time shift, which is refused."""
+    out = train(samples, tmp_path / "run", "", 2)
+    with pytest.raises(ValueError, match="neither a run"):
+        runs.locate(out)
+    shift = "transformer.timesteps.shift.max_shift=0.7"
+    with pytest.raises(ValueError, match=r"timesteps\.shift\.max_shift: 0.9 -> 0.7"):
+        train(samples, out, "", 2, (*OVERRIDES, shift), model=imported)
+    train(samples, out, "", 2, model=imported)
+    scheduler = runs.locate(out).model / "scheduler" / "scheduler_config.json"
+    assert json.loads(scheduler.read_text())["max_shift"] == 0.9
