@@ -113,7 +113,10 @@ def _check(config: Any, out: pathlib.Path) -> None:
     _check_one_model(_ordered(config))
     if config.model.folder:
         if not (runs.model_of(pathlib.Path(config.model.folder)) / folder.MARK).is_file():
-            raise ValueError(f"model.folder {config.model.folder} is no model folder; `qi2 import` makes one")
+            here = (
+                f", or go on with model.folder={out / runs.MODEL}" if (out / runs.MODEL / folder.MARK).is_file() else ""
+            )
+            raise ValueError(f"model.folder {config.model.folder} is no model folder; `qi2 import` makes one{here}")
     elif config.platform != "cpu" and not config.encoder.folder:
         raise ValueError(
             "name the condition encoder with model.folder or encoder.folder: a random one is for CPUs only"
@@ -266,7 +269,7 @@ def _may_change(config: Any, out: pathlib.Path) -> tuple[str, ...]:
     if not (out / runs.MODEL).exists():
         free += ["encoder.", "model."]
     elif config.model.folder:
-        free += ["encoder."]  # which nothing reads
+        free += ["encoder.", "vae."]  # which nothing reads
         if _is_moved(config, out):
             free += ["model."]
     if not checkpoint.steps(out / VAE / runs.CHECKPOINTS) and not (out / runs.MODEL / "vae").exists():

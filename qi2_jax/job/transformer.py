@@ -74,6 +74,8 @@ def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pa
     if not (found / folder.MARK).is_file():
         if source is not None:
             raise ValueError(f"{found} is not a complete model folder (no {folder.MARK})")
+        if _made(model, samples):  # an earlier call was refused after it had put them there
+            return
         print(f"{found} does not exist: this run can train, but not sample; name the encoders' folder with --model")
         return
     differing = [name for name, digest in encoders.digests(found).items() if samples.fingerprint.get(name) != digest]
@@ -81,9 +83,19 @@ def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pa
         raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
     if not made:
         models.adopt(found, model)
+        if not _made(model, samples):
+            raise ValueError(f"{model} holds files of other models, from a call that was refused; delete it")
     # The config may still change where nothing is trained yet; else it is compared first, see `train_transformer`.
     if not checkpoint.steps(out / runs.CHECKPOINTS):
         models.finish(model, transformer_config(config, samples), Shift(**config.timesteps.shift))
+
+
+def _made(model: pathlib.Path, samples: Cache) -> bool:
+    """Whether a folder has the encoders that made the samples."""
+    try:
+        return all(samples.fingerprint.get(name) == digest for name, digest in encoders.digests(model).items())
+    except OSError:  # of files that are not there
+        return False
 
 
 def check_samples(config: Any, samples: Cache) -> None:
@@ -116,7 +128,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
 
     def accepted() -> None:
         """What the run trains by holds for sampling and export, too: of an accepted change, or of a late `--model`."""
-        if (out / runs.MODEL / "text_encoder").is_dir():
+        if (out / runs.MODEL / folder.MARK).is_file() or _made(out / runs.MODEL, samples):
             models.finish(out / runs.MODEL, model_config, Shift(**config.timesteps.shift))
 
     if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):

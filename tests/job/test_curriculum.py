@@ -258,7 +258,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
         {"start.folder": "/elsewhere"},
         {"stages.b.transformer.train.steps": 99},
         {"model.folder": "moved"},
-        {"model.folder": "moved", "encoder.seed": 1},
+        {"model.folder": "moved", "encoder.seed": 1, "vae.model.residual_blocks": 3},
     ],
 )
 def test_what_changes_nothing_that_is_made_goes_on_by_itself(change, imported, tmp_path):

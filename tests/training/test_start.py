@@ -215,6 +215,15 @@ def test_a_run_that_is_given_its_models_late_can_sample_by_what_it_was_trained_w
     shift = "transformer.timesteps.shift.max_shift=0.7"
     with pytest.raises(ValueError, match=r"timesteps\.shift\.max_shift: 0.9 -> 0.7"):
         train(samples, out, "", 2, (*OVERRIDES, shift), model=imported)
-    train(samples, out, "", 2, model=imported)
+    vae = out / "model" / "vae"
+    vae.rename(tmp_path / "vae")
+    train(samples, out, "", 2)  # which must not take a half for a whole
+    with pytest.raises(ValueError, match="neither a run"):
+        runs.locate(out)
+    (out / "model" / "processor" / "more.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model holds files of other models, .* delete it"):
+        train(samples, out, "", 2, model=imported)
+    (out / "model" / "processor" / "more.json").unlink()
+    train(samples, out, "", 2)  # all is there now
     scheduler = runs.locate(out).model / "scheduler" / "scheduler_config.json"
     assert json.loads(scheduler.read_text())["max_shift"] == 0.9
