@@ -28,6 +28,7 @@ test: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What some tests look at beside Python packages: without it they skip and say so. Debian's packages need root.

@@ -14,7 +14,7 @@ import dataclasses
 
 import ml_collections
 
-from data_pipeline.selection import Thresholds
+from data_pipeline.selection.thresholds import Thresholds
 from experiments import defaults
 
 

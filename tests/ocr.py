@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.synthesis.corpus import BuiltinCorpus
-from data_pipeline.synthesis.fonts import FOLDERS, FontLibrary
-from data_pipeline.synthesis.linebreak import graphemes, sentences, shorten
-from data_pipeline.synthesis.scripts import SCRIPTS, script_of_language
-from data_pipeline.synthesis.typesetting import Style, draw_block, set_text
-
-from .debian import require_debian
+from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
+from data_pipeline.synthesis.lettering.linebreak import graphemes, sentences, shorten
+from data_pipeline.synthesis.lettering.scripts import SCRIPTS, script_of_language
+from data_pipeline.synthesis.lettering.typesetting import Style, draw_block, set_text
+from data_pipeline.synthesis.text.corpus import BuiltinCorpus
+from tests.debian import require_debian
 
 TESSDATA = next(iter(sorted(Path("/usr/share/tesseract-ocr").glob("*/tessdata"))), Path("/usr/share/tesseract-ocr"))
 LANGUAGES = {  # BCP 47: Tesseract

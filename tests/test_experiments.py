@@ -11,9 +11,9 @@ import re
 import pytest
 
 from data_pipeline.buckets import Resolutions
-from data_pipeline.selection import Thresholds
-from qi2_jax import config
-from qi2_jax.job import fixed_prompts, stages
+from data_pipeline.selection.thresholds import Thresholds
+from qi2_jax.config import loading
+from qi2_jax.tasks.transformer import config, fixed_prompts
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -29,7 +29,7 @@ STAGES = [name for name in EXPERIMENTS if re.search(r"\.s\d_", name)]
 
 
 def resolved(name: str, form: str) -> str:
-    return json.dumps(config.to_dict(config.load(f"{EXPERIMENTS[name]}{form and ':'}{form}")), indent=1) + "\n"
+    return json.dumps(loading.to_dict(loading.load(f"{EXPERIMENTS[name]}{form and ':'}{form}")), indent=1) + "\n"
 
 
 def golden(name: str, form: str) -> pathlib.Path:
@@ -45,7 +45,7 @@ def test_resolved_config_is_the_recorded_one(name, form):
 @pytest.mark.parametrize("name", [*STAGES, "demo"])
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_data_of_every_form_is_valid(name, form):
-    data = config.load(f"{EXPERIMENTS[name]}{form}").data
+    data = loading.load(f"{EXPERIMENTS[name]}{form}").data
     thresholds = Thresholds(**data.thresholds)
     resolutions = Resolutions.of_config(data)
     smallest, largest = resolutions.areas[0][0], resolutions.areas[-1][0]
@@ -55,14 +55,14 @@ def test_data_of_every_form_is_valid(name, form):
 
 def test_resolution_filters_are_the_reports():
     """Resolution(256) in stage 1, (1024) in stage 4, (2048) in stage 5; every stage keeps the filters before it."""
-    sides = [config.load(str(EXPERIMENTS[name])).data.thresholds.min_side for name in STAGES]
+    sides = [loading.load(str(EXPERIMENTS[name])).data.thresholds.min_side for name in STAGES]
     assert sides == [256, 256, 256, 1024, 2048, 2048]
 
 
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_a_stage_draws_fixed_edits_where_it_trains_on_edits(name, form):
-    stage = config.load(f"{EXPERIMENTS[name]}{form}")
+    stage = loading.load(f"{EXPERIMENTS[name]}{form}")
     edits = stage.transformer.samples.edits
     assert bool(edits) == (stage.data.mixture.tasks[1] > 0)
     fixed_prompts.check(stage.transformer.samples, max(stage.data.sides))
@@ -71,12 +71,12 @@ def test_a_stage_draws_fixed_edits_where_it_trains_on_edits(name, form):
 
 def test_no_random_stream_of_a_stage_is_that_of_another():
     """Streams and validation take seeds that follow the stage's: two for every stream, one for validation."""
-    seeds = [config.load(str(EXPERIMENTS[name])).transformer.seed for name in STAGES]
+    seeds = [loading.load(str(EXPERIMENTS[name])).transformer.seed for name in STAGES]
     assert all(after - before >= 100 for before, after in itertools.pairwise(seeds))
 
 
 def test_filters_get_stricter_from_stage_to_stage():
-    ladder = [config.load(str(EXPERIMENTS[name])).data.thresholds for name in STAGES]
+    ladder = [loading.load(str(EXPERIMENTS[name])).data.thresholds for name in STAGES]
     assert len(ladder) == 6
     for before, after in itertools.pairwise(ladder):
         for key, value in after.items():
@@ -88,11 +88,11 @@ def test_filters_get_stricter_from_stage_to_stage():
 
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_curriculum_holds_the_stages_as_they_are(form):
-    whole = config.load(f"{EXPERIMENTS['qwen_image_2.curriculum']}{form}")
+    whole = loading.load(f"{EXPERIMENTS['qwen_image_2.curriculum']}{form}")
     assert [f"qwen_image_2.{name}" for name in whole.order] == STAGES
     for name in STAGES:
-        own = config.load(f"{EXPERIMENTS[name]}{form}")
-        assert config.to_dict(whole.stages[name.rpartition(".")[2]]) == config.to_dict(own)
+        own = loading.load(f"{EXPERIMENTS[name]}{form}")
+        assert loading.to_dict(whole.stages[name.rpartition(".")[2]]) == loading.to_dict(own)
 
 
 def test_stages_have_the_steps_batches_and_rates_of_the_report():
@@ -104,7 +104,7 @@ def test_stages_have_the_steps_batches_and_rates_of_the_report():
     )
     batches = {256: 32_768, 512: 16_384, 1024: 8_192, 2048: 4_096}
     for phase, numbers in phases.items():
-        own = [config.load(str(EXPERIMENTS[STAGES[number - 1]])) for number in numbers]
+        own = [loading.load(str(EXPERIMENTS[STAGES[number - 1]])) for number in numbers]
         assert sum(stage.transformer.train.steps for stage in own) == steps[phase]
         for stage in own:
             transformer = stage.transformer
@@ -118,8 +118,8 @@ def test_stages_have_the_steps_batches_and_rates_of_the_report():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tiny_stages_can_train_here(name):
-    stage = config.load(f"{EXPERIMENTS[name]}:tiny")
-    stages.check_transformer(stage.transformer, stage.data)
+    stage = loading.load(f"{EXPERIMENTS[name]}:tiny")
+    config.check_transformer(stage.transformer, stage.data)
 
 
 if __name__ == "__main__":

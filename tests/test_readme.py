@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from qi2_jax import cli
+from qi2_jax.cli import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -78,8 +78,8 @@ def test_job_reports_what_was_dropped_and_why(session):
 
 
 def test_every_verb_has_help():
-    for verb in cli.VERBS:
+    for verb in main.VERBS:
         done = subprocess.run(
-            [sys.executable, "-m", f"qi2_jax.{verb}", "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+            [sys.executable, "-m", "qi2_jax", verb, "--help"], capture_output=True, text=True, cwd=ROOT, check=False
         )
         assert done.returncode == 0 and f"usage: qi2 {verb}" in done.stdout

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from qi2_jax import sharding
-from qi2_jax.job import stages
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
+from qi2_jax.tasks import stages
 
 
 @dataclasses.dataclass(frozen=True)

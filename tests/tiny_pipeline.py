@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
 
-from qi2_jax.qwen_tokenizer import save_qwen_processor
-
-from .models import tiny_qwen3_vl
+from qi2_jax.text.qwen_tokenizer import save_qwen_processor
+from tests.models import tiny_qwen3_vl
 
 SCHEDULER = dict(
     use_dynamic_shifting=True,

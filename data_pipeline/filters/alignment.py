@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import over_white
+from qi2_jax.pixels import over_white
 
 BATCH = 32  # images or texts at once, always filled up, so that each tower is compiled once
 TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # a folder may only choose among these
@@ -82,11 +82,11 @@ class Encoder:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-        from qi2_jax import tree
         from qi2_jax.interop import files
         from qi2_jax.interop import weights as storage
-        from qi2_jax.interop.dual_encoder import NAMES
-        from qi2_jax.models.dual_encoder import CLIP, DualEncoder, DualEncoderConfig
+        from qi2_jax.interop.clip import NAMES
+        from qi2_jax.models import tree
+        from qi2_jax.models.clip import CLIP, DualEncoder, DualEncoderConfig
 
         self.last: tuple[list[Candidate], np.ndarray] | None = None
         files.check_links(folder)

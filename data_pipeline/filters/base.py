@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipeline.images import Decoded, UndecodableImage
-from data_pipeline.records import Record
+from data_pipeline.decoding.images import Decoded, UndecodableImage
+from data_pipeline.records.schema import Record
 
 
 @dataclass(frozen=True)

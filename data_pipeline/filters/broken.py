@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from data_pipeline.decoding.images import REASONS
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import REASONS
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:

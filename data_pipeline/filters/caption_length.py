@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from data_pipeline.filters.base import Candidate, Filter
 from data_pipeline.filters.refusals import is_refusal
-from data_pipeline.records import Caption
-from qi2_jax.qwen_tokenizer import SPECIAL_TOKENS, build_qwen_tokenizer
+from data_pipeline.records.schema import Caption
+from qi2_jax.text.qwen_tokenizer import SPECIAL_TOKENS, build_qwen_tokenizer
 
 # Text that Qwen's tokenizer takes for its own tokens, which end turns or stand for images; no caption may hold it.
 CONTROL = re.compile("|".join(re.escape(token) for token, _ in SPECIAL_TOKENS))

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int64
 
-from data_pipeline.atomic import write_atomic
+from data_pipeline.decoding.images import UndecodableImage, decode_image
 from data_pipeline.filters.alignment import embed_images, embed_pictures, model_digest, no_model
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import UndecodableImage, decode_image, over_white
-from data_pipeline.shards import RecordFolder
+from data_pipeline.records.shards import RecordFolder
+from qi2_jax.pixels import over_white
+from qi2_jax.runtime.atomic import write_atomic
 
 PER_CLUSTER = 256  # records of the sample for each cluster
 ITERATIONS = 25

@@ -1,4 +1,4 @@
-"""Duplicates: fingerprints of every picture. What is near to what is a score of its own (`data_pipeline.pairs`).
+"""Duplicates: fingerprints of every picture. What is near to what is a score of its own (`data_pipeline.scoring.pairs`).
 
 An edit is fingerprinted as a whole: its result, its sources in their order, and its instructions. So it never equals an
 image-text pair, nor an edit of the same pictures with another instruction.
@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from data_pipeline import jpeg
+from data_pipeline.decoding import jpeg
+from data_pipeline.decoding.images import Decoded
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import Decoded
-from data_pipeline.records import INSTRUCTION
+from data_pipeline.records.schema import INSTRUCTION
 
 SIDE, COLOUR_SIDE = 32, 8  # cells of the thumbnail, in brightness and in each of the two colour channels
 THUMBNAIL = SIDE**2 + 2 * COLOUR_SIDE**2  # bytes per picture

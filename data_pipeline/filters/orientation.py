@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from data_pipeline.decoding.images import TRANSFORMS, Decoded
 from data_pipeline.filters.base import Candidate, Filter
-from data_pipeline.images import TRANSFORMS, Decoded
 
 CONTRADICTIONS = {
     "invalid_value": "the tag is not in 0..8 (0 is common and means unknown)",

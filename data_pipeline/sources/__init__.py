@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.shards import read_manifest
+from data_pipeline.records.shards import read_manifest
 from data_pipeline.sources.base import DEFAULTS, IMAGE_SUFFIXES, REASONS, Options, Reader
 from data_pipeline.sources.folder import METADATA, count_unread, read_folder, read_json_lines
 from data_pipeline.sources.parquet import read_parquet

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.funnel import Tally
-from data_pipeline.records import (
+from data_pipeline.records.schema import (
     INSTRUCTION,
     MAX_CAPTION_CHARS,
     MAX_CAPTIONS,

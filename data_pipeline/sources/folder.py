@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from data_pipeline.funnel import Tally
-from data_pipeline.records import MAX_CAPTION_CHARS, Record
+from data_pipeline.records.schema import MAX_CAPTION_CHARS, Record
 from data_pipeline.sources import base
 from data_pipeline.sources.base import IMAGE_SUFFIXES, MAX_JSON_BYTES, REASONS, Described, Options, Refused
 

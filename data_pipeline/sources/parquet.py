@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_pipeline.funnel import Tally
-from data_pipeline.records import MAX_CONDITIONS, Record
+from data_pipeline.records.schema import MAX_CONDITIONS, Record
 from data_pipeline.sources import base
 from data_pipeline.sources.base import Options, Refused
 

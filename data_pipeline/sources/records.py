@@ -7,8 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipeline.funnel import Tally
-from data_pipeline.records import Record
-from data_pipeline.shards import RecordFolder
+from data_pipeline.records.schema import Record
+from data_pipeline.records.shards import RecordFolder
 from data_pipeline.sources.base import Options
 
 PATTERNS = ("records-*.arrayrecord", "records-*.partial")  # the latter: an ingestion that was interrupted

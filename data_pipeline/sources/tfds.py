@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.funnel import Tally
-from data_pipeline.records import MAX_CONDITIONS, Record
+from data_pipeline.records.schema import MAX_CONDITIONS, Record
 from data_pipeline.sources.base import MAX_JSON_BYTES, Options, Refused
 from data_pipeline.sources.parquet import columns_of, record_of_row
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from data_pipeline.funnel import Tally
-from data_pipeline.records import INSTRUCTION, MAX_CAPTION_CHARS, MAX_CONDITIONS, Record
+from data_pipeline.records.schema import INSTRUCTION, MAX_CAPTION_CHARS, MAX_CONDITIONS, Record
 from data_pipeline.sources import base
 from data_pipeline.sources.base import IMAGE_SUFFIXES, MAX_JSON_BYTES, Options, Refused
 

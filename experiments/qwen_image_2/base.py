@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from data_pipeline.buckets import RATIOS
-from data_pipeline.selection import Thresholds
+from data_pipeline.selection.thresholds import Thresholds
 from experiments import defaults
 
 # Stage 1, kept by all later ones: broken files, resolution, duplicates, NSFW, orientation, entropy, alignment, length.

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qi2_jax.in_flight import InFlight
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
+from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.sequence import BLOCK_CAUSAL, Layout
 
 AHEAD = 2  # steps that the devices may still have to compute while the next is dispatched

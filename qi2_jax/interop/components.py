@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from qi2_jax import tree
 from qi2_jax.interop import mmdit, qwen3_vl, vae
 from qi2_jax.interop.files import read_json
 from qi2_jax.interop.names import NameMap
+from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE

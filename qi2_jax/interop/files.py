@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipeline.atomic import write_atomic
+from qi2_jax.runtime.atomic import write_atomic
 
 MAX_JSON_BYTES = 1 << 20
 UNFINISHED = "qi2.unfinished"

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from qi2_jax import tree
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.interop import components, files
 from qi2_jax.interop import names as naming
@@ -30,6 +29,7 @@ from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
 from qi2_jax.interop.tensors import CODES, Writer, size
 from qi2_jax.interop.weights import CARRIED, STEM, FileWeight, Weight, Weights
+from qi2_jax.models import tree
 from qi2_jax.sequence import BLOCK_CAUSAL
 
 MARK, INDEX = "qi2.json", "model_index.json"

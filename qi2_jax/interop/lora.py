@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from qi2_jax import tree
 from qi2_jax.interop import files, tensors
 from qi2_jax.interop import names as naming
 from qi2_jax.interop import weights as storage
@@ -24,7 +23,7 @@ from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.mmdit import NAMES
 from qi2_jax.interop.tensors import CODES, DTYPES, Stored, Writer
 from qi2_jax.interop.weights import FileWeight, Weight, Weights
-from qi2_jax.models import lora
+from qi2_jax.models import lora, tree
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiTConfig
 

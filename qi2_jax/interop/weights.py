@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from qi2_jax import tree
 from qi2_jax.interop import names as naming
 from qi2_jax.interop import tensors
 from qi2_jax.interop.tensors import Stored
+from qi2_jax.models import tree
 
 CARRIED = "carried."  # prefix, in our files, of published tensors that our model does not use
 STEM = "model"  # of our own weight files

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from qi2_jax import tree
+from qi2_jax.models import tree
 from qi2_jax.models.layers import Axes, Linear, keys, stacked
 
 Model = TypeVar("Model")

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from qi2_jax import sharding
 from qi2_jax.diffusion.timesteps import LogitNormal, Shift
+from qi2_jax.models.flops import Flops, flops_per_step
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
-from qi2_jax.planning.chips import Chip, chip_of
-from qi2_jax.planning.flops import Flops, flops_per_step
+from qi2_jax.runtime.chips import Chip, chip_of
 from qi2_jax.sequence import Layout
-from qi2_jax.training import mmdit as transformer_training
+from qi2_jax.tasks.transformer import objective as transformer_training
 from qi2_jax.training import step as steps
 
 OPTIMIZER = dict(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, clip=1.0, warmup=1000, decay_steps=0)

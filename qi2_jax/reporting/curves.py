@@ -65,7 +65,7 @@ class Scan:
     Attributes:
       curves: by metric.
       step: the highest step; None without lines.
-      kept_seconds: see `qi2_jax.training.accounting`.
+      kept_seconds: see `qi2_jax.training.telemetry.accounting`.
     """
 
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)

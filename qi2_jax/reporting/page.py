@@ -13,11 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipeline.images import UndecodableImage, decode_image, over_white
+from data_pipeline.decoding.images import UndecodableImage, decode_image
+from qi2_jax.pixels import over_white
 from qi2_jax.reporting import panels as grouping
 from qi2_jax.reporting.charts import chart
 from qi2_jax.reporting.curves import Curve
-from qi2_jax.training import metrics
+from qi2_jax.training.telemetry import metrics
 
 MAX_IMAGE_BYTES, MAX_RAW_BYTES = 1 << 28, 200_000
 MAX_SIZE = 1024, 2048  # width and height at which a picture is shown; grids of edits are tall

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
-from qi2_jax.in_flight import InFlight
+from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training.step import Programs, TrainState
 
 AHEAD = 1  # parts of an update that wait on the devices while the next is put there

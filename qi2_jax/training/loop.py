@@ -10,20 +10,22 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from qi2_jax import config as configs
-from qi2_jax import lock, processes, signals
-from qi2_jax.in_flight import InFlight
-from qi2_jax.training import accounting, checkpoint, integrity, metrics
+from qi2_jax.config import loading as configs
+from qi2_jax.config import recorded
+from qi2_jax.runtime import lock, processes, signals
+from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training import step as steps
-from qi2_jax.training.checkpoint import Checkpoints, Policy
+from qi2_jax.training.checkpoints import checksums, manager
+from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
 from qi2_jax.training.compiled import Compiled, Part
-from qi2_jax.training.feeding import Feed as Feed
-from qi2_jax.training.feeding import Reader, put
-from qi2_jax.training.feeding import Update as Update
-from qi2_jax.training.journal import SLOW, Journal
-from qi2_jax.training.last_step import LastStep
-from qi2_jax.training.profiling import check_window
-from qi2_jax.training.watchdog import Watchdog
+from qi2_jax.training.reader import Feed as Feed
+from qi2_jax.training.reader import Reader, put
+from qi2_jax.training.reader import Update as Update
+from qi2_jax.training.stopping import LastStep
+from qi2_jax.training.telemetry import accounting, metrics, sinks
+from qi2_jax.training.telemetry.journal import SLOW, Journal
+from qi2_jax.training.telemetry.profiling import check_window
+from qi2_jax.training.telemetry.watchdog import Watchdog
 
 MOST_AHEAD = 16  # updates; see `in_flight` for what happens from 32 on
 MAX_SEED = 1 << 32  # random keys know no more bits
@@ -138,7 +140,7 @@ def _claim(
 ) -> list[str]:
     """`config.claim` of a run, in which all may change where it is `free`, as before there is a checkpoint."""
     may_change = ("",) if free else MAY_CHANGE
-    return configs.claim(directory / "config.json", _asked(config, data), may_change, write=write, more=ACCEPT)
+    return recorded.claim(directory / "config.json", _asked(config, data), may_change, write=write, more=ACCEPT)
 
 
 def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> bool:
@@ -153,16 +155,16 @@ def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> b
     """
     total, folder = config.train.steps, directory / "checkpoints"
     with processes.agreed():
-        found = max(checkpoint.steps(folder), default=-1) == total and integrity.is_verified(folder / str(total))
+        found = max(manager.steps(folder), default=-1) == total and checksums.is_verified(folder / str(total))
     if not processes.all_say(found):
         return False
     with processes.agreed():
         _claim(config, data, directory)
-        wrong = integrity.problems(folder / str(total), jax.process_index(), jax.process_count())
+        wrong = checksums.problems(folder / str(total), jax.process_index(), jax.process_count())
     if not processes.all_say(not wrong):  # before anything is read: another process may have compared that
         return False
     with processes.agreed():
-        skipped = int(checkpoint.weights(folder / str(total), "progress")["skipped"].read())
+        skipped = int(manager.weights(folder / str(total), "progress")["skipped"].read())
         ended = accounting.has_ended(directory, total)
     finished = processes.all_say(ended and skipped < config.train.max_skipped)
     if finished:
@@ -361,7 +363,7 @@ def check(config: Any) -> optax.GradientTransformation:
             "good anyway: nothing would be saved locally. Make it smaller than checkpoint.every, or 0"
         )
     check_window(config.profile.start, config.profile.steps)
-    metrics.check_sinks(config.train.sinks)
+    sinks.check_sinks(config.train.sinks)
     if not 0 <= config.seed < MAX_SEED:
         raise ValueError(f"seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
     if not 0 <= config.ema_decay < 1:

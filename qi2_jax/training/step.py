@@ -19,7 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from qi2_jax import sharding, tree
+from qi2_jax import sharding
+from qi2_jax.models import tree
 
 # (model, frozen, static, batch, keys_B) -> (mean loss over the images, further scalars, means over the images too).
 # `frozen` is what training reads and never changes; `static` decides the compiled program, e.g. a layout.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from qi2_jax.training.checkpoint import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
 from qi2_jax.training.step import TrainState
 
 LEAVES, WIDTH = 12, 2048

@@ -20,8 +20,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from qi2_jax import runs
-from qi2_jax.training import checkpoint
+from qi2_jax.runs import locating
+from qi2_jax.training.checkpoints import manager
 
 CURRICULUM = "experiments/qwen_image_2/curriculum.py:tiny"
 ITEMS = ("model", "ema", "optimizer")
@@ -29,17 +29,17 @@ ITEMS = ("model", "ema", "optimizer")
 
 def start(out: pathlib.Path) -> subprocess.Popen:
     log = out.with_suffix(".log").open("a")
-    command = [sys.executable, "-m", "qi2_jax.run", CURRICULUM, "--out", str(out)]
+    command = [sys.executable, "-m", "qi2_jax", "run", CURRICULUM, "--out", str(out)]
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
 def leaves(out: pathlib.Path) -> dict[str, np.ndarray]:
-    located = runs.locate(out)
+    located = locating.locate(out)
     assert located.checkpoint is not None
     return {
         f"{item}/{name}": weight.read()
         for item in ITEMS
-        for name, weight in checkpoint.weights(located.checkpoint, item).items()
+        for name, weight in manager.weights(located.checkpoint, item).items()
     }
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+from data_pipeline.decoding.images import decode_image
 from data_pipeline.filters import CASCADE, Candidate
-from data_pipeline.images import decode_image
-from data_pipeline.pairs import differences
-from data_pipeline.records import Caption, Record
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.scoring.pairs import differences
 
 SIZE = (816, 612)
 BATCH = 32

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data_pipeline.selection import Thresholds
+from data_pipeline.selection.thresholds import Thresholds
 from tests.data_pipeline import planted, real_pictures
 
 PAGES, WORTHLESS = 400, 400

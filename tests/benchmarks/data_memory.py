@@ -53,8 +53,8 @@ def write(argument: str) -> None:
 
     from PIL import Image
 
-    from data_pipeline.records import Caption, Record
-    from data_pipeline.shards import write_shards
+    from data_pipeline.records.schema import Caption, Record
+    from data_pipeline.records.shards import write_shards
 
     folder, count = argument.rsplit(":", 1)
 
@@ -70,8 +70,8 @@ def write(argument: str) -> None:
 
 
 def score(argument: str) -> None:
-    from data_pipeline import cascade
     from data_pipeline.filters import CASCADE
+    from data_pipeline.scoring import cascade
 
     cascade.score_pairs = lambda *_, **__: None  # a step of its own below
     plain = [filter for filter in CASCADE if not filter.optional]
@@ -79,13 +79,14 @@ def score(argument: str) -> None:
 
 
 def pairs(argument: str) -> None:
-    from data_pipeline.pair_search import score_pairs
+    from data_pipeline.scoring.pair_search import score_pairs
 
     score_pairs(argument.rsplit(":", 1)[0], progress=False)
 
 
 def select(argument: str) -> None:
-    from data_pipeline.selection import Thresholds, select
+    from data_pipeline.selection.select import select
+    from data_pipeline.selection.thresholds import Thresholds
 
     folder, count = argument.rsplit(":", 1)
     selection = select(folder, Thresholds(min_side=30, max_roughness=2.0))
@@ -93,8 +94,8 @@ def select(argument: str) -> None:
 
 
 def search(argument: str) -> None:
-    from data_pipeline.pair_search import Contents, _parts, _run
-    from data_pipeline.pairs import BANDS, PICTURE
+    from data_pipeline.scoring.pair_search import Contents, _parts, _run
+    from data_pipeline.scoring.pairs import BANDS, PICTURE
 
     count, rng = int(argument), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as work:

@@ -18,20 +18,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.cascade import _decode, _score_batch
-from data_pipeline.demo_set import write_demo_folder
+from data_pipeline.demo.dataset import write_demo_folder
 from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.description import DESCRIPTION
 from data_pipeline.filters.edit_pair import EDIT_PAIR
 from data_pipeline.filters.instruction import INSTRUCTION_TEXT
-from data_pipeline.ingest import ingest
-from data_pipeline.records import Record
-from data_pipeline.rules import RULES, UNRELATED
-from data_pipeline.selection import Thresholds
-from data_pipeline.shards import RecordFolder
+from data_pipeline.records.schema import Record
+from data_pipeline.records.shards import RecordFolder
+from data_pipeline.scoring.cascade import _decode, _score_batch
+from data_pipeline.selection.rules import RULES, UNRELATED
+from data_pipeline.selection.thresholds import Thresholds
 from data_pipeline.sources import Options
-from data_pipeline.synthesis.edits import synthesize_edits
-from tests.data_pipeline.spoilt_edits import compressed, spoilt
+from data_pipeline.sources.ingest import ingest
+from data_pipeline.synthesis.edits.synthesis import synthesize_edits
+from tests.data_pipeline.filters.spoilt_edits import compressed, spoilt
 
 FILTERS = (DESCRIPTION, CAPTION_LENGTH, INSTRUCTION_TEXT, EDIT_PAIR)
 

@@ -16,11 +16,12 @@ import time
 import jax
 import numpy as np
 
-from data_pipeline.cache import Cache, write_cache
-from data_pipeline.encode import preprocessing
-from data_pipeline.samples import Sample, Text
-from qi2_jax import config as configs
-from qi2_jax.job import transformer
+from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.encoding import preprocessing
+from data_pipeline.samples.schema import Sample, Text
+from qi2_jax.config import loading as configs
+from qi2_jax.runtime import devices
+from qi2_jax.tasks.transformer import task
 from qi2_jax.training.compiled import Compiled
 
 TEXT, WIDTH, CHANNELS = 64, 256, 64
@@ -48,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=40)
     config = configs.load("experiments/demo.py", (*OVERRIDES, f"transformer.train.steps={parser.parse_args().steps}"))
-    configs.set_platform(config, (config.transformer.mesh,))
+    devices.set_platform(config, (config.transformer.mesh,))
     update = Compiled.__call__
     begun, ended = [], []
 
@@ -64,7 +65,7 @@ def main() -> None:
     Compiled.__call__ = timed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        transformer.train_transformer(config, write_samples(folder / "samples", config.data), folder / "run")
+        task.train_transformer(config, write_samples(folder / "samples", config.data), folder / "run")
     steps = len(ended) - 1  # from the end of the first to the end of the last
     whole, inside = ended[-1] - ended[0], sum(ended[i] - begun[i] for i in range(1, len(ended)))
     print(f"{whole / steps:.3f} s a step, {inside / steps:.3f} s in the program: {1 - inside / whole:.1%} outside")

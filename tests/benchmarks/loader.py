@@ -21,12 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline import cache
-from data_pipeline.cache import Cache, Largest, Stream, StreamKey
-from data_pipeline.loader import Loader
-from data_pipeline.mixture import Mixture, layout_of
-from data_pipeline.mixture import Stream as Part
-from data_pipeline.samples import NOTHING, ONLINE, TEXT_AND_IMAGES, Sample, Text
+from data_pipeline.loading.loader import Loader
+from data_pipeline.loading.mixture import Mixture, layout_of
+from data_pipeline.loading.mixture import Stream as Part
+from data_pipeline.samples import cache
+from data_pipeline.samples.cache import Cache, Largest, Stream, StreamKey
+from data_pipeline.samples.schema import NOTHING, ONLINE, TEXT_AND_IMAGES, Sample, Text
 
 BATCH, TOKENS, WIDTH = 32, 256, 4096
 RECORDS_PER_UNIT = 16_384

@@ -3,7 +3,7 @@
     apt-get install mate-backgrounds tuxpaint-stamps-default
     python tests/benchmarks/near_duplicates.py [FOLDER ...]
 
-The figures in the docstring of `data_pipeline.pairs` come from here.
+The figures in the docstring of `data_pipeline.scoring.pairs` come from here.
 """
 
 import io
@@ -14,13 +14,14 @@ import numpy as np
 import skimage
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipeline.decoding.images import UndecodableImage, decode_image
 from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
-from data_pipeline.images import UndecodableImage, decode_image, over_white
-from data_pipeline.pairs import differences
-from data_pipeline.records import Caption, Record
-from data_pipeline.selection import Thresholds
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.scoring.pairs import differences
+from data_pipeline.selection.thresholds import Thresholds
+from qi2_jax.pixels import over_white
 
 FOLDERS = ("/usr/share/backgrounds/mate", f"{Path(skimage.__file__).parent}/data", "/usr/share/tuxpaint/stamps")
 SIDE, SMALLEST = 1024, 128

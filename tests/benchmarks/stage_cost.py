@@ -6,7 +6,7 @@
     python -m tests.benchmarks.stage_cost --compile s1_256p_t2i    # of some stages only
 
 Text slots: 1,024 of the longest captions and what the template adds; every program pads to them. Model FLOPs are those
-of `qi2_jax.planning.flops`, without what remat computes again. 40% is what good JAX trainers reach on v6e with language
+of `qi2_jax.models.flops`, without what remat computes again. 40% is what good JAX trainers reach on v6e with language
 models; no figure for image transformers on TPU is published.
 """
 
@@ -14,13 +14,12 @@ import argparse
 import pathlib
 
 from data_pipeline.buckets import Resolutions
-from qi2_jax import config as configs
 from qi2_jax import sharding
-from qi2_jax.job import stages
+from qi2_jax.config import loading as configs
+from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import MMDiTConfig
-from qi2_jax.planning.chips import CHIPS
 from qi2_jax.planning.compile import GIB, compile_train_step, topology_mesh
-from qi2_jax.planning.flops import flops_per_step
+from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.sequence import Layout
 
 CHIP, UTILISATION = CHIPS["TPU v6 lite"], 0.4
@@ -42,7 +41,7 @@ def main() -> None:
         raise SystemExit(f"stages {unknown} are unknown; choose among {list(paths)}")
     for path in [paths[name] for name in arguments.stages or paths]:
         config = configs.load(str(path))
-        transformer, shares = config.transformer, stages.shares_of(config.data)
+        transformer, shares = config.transformer, config.shares_of(config.data)
         model = MMDiTConfig(**configs.dataclass_fields(transformer.model))
         weights, chips = shares.weights(), sharding.MeshShape(**transformer.mesh).size
         tokens = {side: buckets.max_tokens for side, buckets in Resolutions.of_config(config.data).areas}

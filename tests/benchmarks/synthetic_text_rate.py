@@ -9,11 +9,11 @@ import time
 
 from PIL import Image
 
-from data_pipeline.synthesis.corpus import BuiltinCorpus
-from data_pipeline.synthesis.fonts import FontLibrary
-from data_pipeline.synthesis.scenes import Scenes
-from data_pipeline.synthesis.scripts import SCRIPTS
-from data_pipeline.synthesis.text import SOURCE, STRATEGIES, Recipe
+from data_pipeline.synthesis.lettering.fonts import FontLibrary
+from data_pipeline.synthesis.lettering.scripts import SCRIPTS
+from data_pipeline.synthesis.text.corpus import BuiltinCorpus
+from data_pipeline.synthesis.text.scenes import Scenes
+from data_pipeline.synthesis.text.synthesis import SOURCE, STRATEGIES, Recipe
 
 
 def main(samples: int) -> None:

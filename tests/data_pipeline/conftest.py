@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.demo_set import write_demo_folder
-from data_pipeline.ingest import ingest
+from data_pipeline.demo.dataset import write_demo_folder
+from data_pipeline.sources.ingest import ingest
 
 
 @pytest.fixture(scope="session")

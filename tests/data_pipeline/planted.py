@@ -8,15 +8,16 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from data_pipeline.cascade import score
+from data_pipeline.decoding.images import decode_image
 from data_pipeline.filters import CASCADE, Candidate
 from data_pipeline.filters.watermark import WATERMARK
-from data_pipeline.images import decode_image
-from data_pipeline.records import Caption, Record
-from data_pipeline.selection import Selection, Thresholds, select
-from data_pipeline.shards import write_shards
-
-from .real_pictures import COPIES, bytes_of, watermark
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.shards import write_shards
+from data_pipeline.scoring.cascade import score
+from data_pipeline.selection.index import Selection
+from data_pipeline.selection.select import select
+from data_pipeline.selection.thresholds import Thresholds
+from tests.data_pipeline.real_pictures import COPIES, bytes_of, watermark
 
 CHEAP = tuple(filter for filter in CASCADE if filter.name != "nsfw")
 WORDS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from ..debian import require_debian
+from tests.debian import require_debian
 
 BACKGROUNDS = Path("/usr/share/backgrounds/mate")
 STAMPS = Path("/usr/share/tuxpaint/stamps")

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_pipeline.cascade import score
-from data_pipeline.ingest import ingest
-from data_pipeline.pair_search import _WORK
-from data_pipeline.shards import MANIFEST, RecordFolder, read_manifest
+from data_pipeline.records.shards import MANIFEST, RecordFolder, read_manifest
+from data_pipeline.scoring.cascade import score
+from data_pipeline.scoring.pair_search import _WORK
+from data_pipeline.sources.ingest import ingest
 
 SCORE = """
 import sys
@@ -35,8 +35,8 @@ FULL = """
 import resource, sys
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-from qi2_jax import cli
-cli.main(sys.argv[2:])
+from qi2_jax.cli.main import main
+main(sys.argv[2:])
 """
 
 

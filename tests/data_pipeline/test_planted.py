@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 from PIL import ImageOps
 
-from data_pipeline.cascade import score
 from data_pipeline.filters import CASCADE
 from data_pipeline.filters.duplicates import DUPLICATES
-from data_pipeline.records import Caption, Record
-from data_pipeline.rules import RULES
-from data_pipeline.scores import read_scores
-from data_pipeline.selection import Thresholds
-from data_pipeline.shards import write_shards
-from data_pipeline.synthesis.fonts import FOLDERS
-from data_pipeline.synthesis.text import synthesize_text
-from qi2_jax import config
-
-from .. import debian
-from ..test_experiments import EXPERIMENTS, STAGES
-from . import planted, real_pictures
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.shards import write_shards
+from data_pipeline.scoring.cascade import score
+from data_pipeline.scoring.score_tables import read_scores
+from data_pipeline.selection.rules import RULES
+from data_pipeline.selection.thresholds import Thresholds
+from data_pipeline.synthesis.lettering.fonts import FOLDERS
+from data_pipeline.synthesis.text.synthesis import synthesize_text
+from qi2_jax.config import loading
+from tests import debian
+from tests.data_pipeline import planted, real_pictures
+from tests.test_experiments import EXPERIMENTS, STAGES
 
 NO_DUPLICATES = Thresholds(drop_exact_duplicates=False, drop_near_duplicates=False)
 
@@ -35,7 +34,7 @@ def test_pages_are_kept():
 
 
 def stages() -> list[Thresholds]:
-    return [Thresholds(**config.load(str(path)).data.thresholds) for path in map(EXPERIMENTS.get, STAGES)]
+    return [Thresholds(**loading.load(str(path)).data.thresholds) for path in map(EXPERIMENTS.get, STAGES)]
 
 
 def scored(folder: Path) -> list[dict]:

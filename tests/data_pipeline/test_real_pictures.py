@@ -2,12 +2,12 @@
 
 import pytest
 
-from data_pipeline.cascade import score
 from data_pipeline.filters import CASCADE
-from data_pipeline.ingest import ingest
-from data_pipeline.selection import Thresholds, select
-
-from . import real_pictures
+from data_pipeline.scoring.cascade import score
+from data_pipeline.selection.select import select
+from data_pipeline.selection.thresholds import Thresholds
+from data_pipeline.sources.ingest import ingest
+from tests.data_pipeline import real_pictures
 
 CHEAP = tuple(filter for filter in CASCADE if filter.name != "nsfw")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from qi2_jax import sharding, tree
+from qi2_jax import sharding
 from qi2_jax.interop import components
 from qi2_jax.interop import weights as storage
 from qi2_jax.interop.weights import FileWeight
-
-from ..models import tiny_qwen3_vl
+from qi2_jax.models import tree
+from tests.models import tiny_qwen3_vl
 
 COMPONENT = components.COMPONENTS["text_encoder"]
 

@@ -15,21 +15,22 @@ from diffusers import QwenImage21Pipeline
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from qi2_jax import cli, runs, sharding, tree
+from qi2_jax import sharding
+from qi2_jax.cli import main
+from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.interop import components, files, tensors
 from qi2_jax.interop import lora as interop
 from qi2_jax.interop import mmdit as names
 from qi2_jax.interop import weights as storage
-from qi2_jax.models import lora
+from qi2_jax.models import lora, tree
 from qi2_jax.models.lora import LoRAConfig
-from qi2_jax.pipeline import Pipeline
+from qi2_jax.runs import locating, paths
 from qi2_jax.training import step
-from qi2_jax.training.checkpoint import Checkpoints
+from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_torch.load import load_pipeline
-
-from .. import tiny_pipeline
-from ..models.test_mmdit import Sample, batch, relative, run, torch_forward
-from . import safetensors_bytes
+from tests import tiny_pipeline
+from tests.interop import safetensors_bytes
+from tests.models.test_mmdit import Sample, batch, relative, run, torch_forward
 
 TRANSFORMER = components.COMPONENTS["transformer"]
 ALL = LoRAConfig(4, 6.0, ("*",))
@@ -319,7 +320,7 @@ def test_an_export_does_not_overwrite(ours, tmp_path):
 def lora_run(imported, ours, tmp_path_factory):
     """(folder, state) of a run that trained an adapter."""
     path = tmp_path_factory.mktemp("run") / "run"
-    shutil.copytree(imported, path / runs.MODEL, copy_function=os.link)
+    shutil.copytree(imported, path / paths.MODEL, copy_function=os.link)
     config = CONFIGS["attention"]
     group = {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)}
     files.write_json(path / "config.json", {"seed": 0, "lora": group})
@@ -327,7 +328,7 @@ def lora_run(imported, ours, tmp_path_factory):
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     state = step.init_state(lambda _: model, optax.adam(0.1), jax.random.key(0), mesh)
     state = state._replace(step=jnp.int32(5), ema=ema)
-    checkpoints = Checkpoints(path / runs.CHECKPOINTS)
+    checkpoints = Checkpoints(path / paths.CHECKPOINTS)
     checkpoints.save(state)
     checkpoints.close()
     return path, state
@@ -336,9 +337,9 @@ def lora_run(imported, ours, tmp_path_factory):
 @pytest.mark.parametrize("item", ["ema", "model"])
 def test_a_lora_run_holds_the_merged_model(lora_run, ours, item):
     path, state = lora_run
-    located = runs.locate(path, item)
+    located = locating.locate(path, item)
     assert located.lora == CONFIGS["attention"]
-    assert runs.locate(path / "checkpoints" / "5") == located
+    assert locating.locate(path / "checkpoints" / "5") == located
     weights = located.weights("transformer", item)
     want = tree.to_dict(lora.merge(ours.transformer, getattr(state, item)))
     assert weights.keys() == want.keys()
@@ -350,21 +351,23 @@ def test_a_lora_run_holds_the_merged_model(lora_run, ours, item):
     np.testing.assert_allclose(part, want[name][1:2, 2:9, 3:5], rtol=0, atol=1e-6)
     np.testing.assert_allclose(weights[name].part(1), want[name][1], rtol=0, atol=1e-6)
     assert weights[name].read(dtype=jnp.bfloat16).dtype == jnp.bfloat16
-    assert located.weights("vae").keys() == runs.Located(path / runs.MODEL).weights("vae").keys()
+    assert located.weights("vae").keys() == locating.Located(path / paths.MODEL).weights("vae").keys()
 
 
 def test_exports_of_a_lora_run(lora_run, ours, theirs, base_config, tmp_path, capsys):
     """Alone, and merged into a pipeline: what diffusers makes of the first is the second."""
     path, state = lora_run
-    cli.main(["export", str(path), "--lora", "--out", str(tmp_path / "alone")])
+    main.main(["export", str(path), "--lora", "--out", str(tmp_path / "alone")])
     assert capsys.readouterr().out == f"{tmp_path / 'alone' / interop.FILE}\n"
-    cli.main(["export", str(path), "--lora", "--weights", "model", "--dtype", "bfloat16", "--out", str(tmp_path / "b")])
+    main.main(
+        ["export", str(path), "--lora", "--weights", "model", "--dtype", "bfloat16", "--out", str(tmp_path / "b")]
+    )
     for folder, adapter in (("alone", state.ema), ("b", state.model)):
         _, weights = interop.read_lora(tmp_path / folder, base_config)
         for name, leaf in tree.to_dict(adapter).items():
             want = leaf if folder == "alone" else leaf.astype(jnp.bfloat16)
             np.testing.assert_array_equal(weights[name].read(), want)
-    cli.main(["export", str(path), "--out", str(tmp_path / "merged")])
+    main.main(["export", str(path), "--out", str(tmp_path / "merged")])
     fused = tensors.scan_folder(tmp_path / "merged" / "transformer", TRANSFORMER.stem)
     try:
         theirs.load_lora_weights(tmp_path / "alone")
@@ -386,9 +389,9 @@ def test_a_lora_run_generates_with_its_adapter(lora_run, ours):
 
 def test_only_a_lora_run_has_an_adapter(imported, lora_run, tmp_path):
     with pytest.raises(SystemExit, match=r"holds no adapter; a run with lora.rank above 0 does"):
-        cli.main(["export", str(imported), "--lora", "--out", str(tmp_path / "out")])
+        main.main(["export", str(imported), "--lora", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="leave one of them out"):
-        cli.main(["export", str(lora_run[0]), "--lora", "--verify", "--out", str(tmp_path / "out")])
+        main.main(["export", str(lora_run[0]), "--lora", "--verify", "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(
@@ -407,4 +410,4 @@ def test_a_run_whose_config_does_not_fit_is_refused(lora_run, group, says, tmp_p
     (tmp_path / "run" / "config.json").unlink()
     files.write_json(tmp_path / "run" / "config.json", {"lora": group})
     with pytest.raises(ValueError, match=says):
-        runs.locate(tmp_path / "run").weights("transformer")
+        locating.locate(tmp_path / "run").weights("transformer")

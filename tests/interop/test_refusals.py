@@ -11,11 +11,10 @@ import shutil
 import numpy as np
 import pytest
 
-from qi2_jax import runs
 from qi2_jax.interop import components, files, folder, tensors
 from qi2_jax.interop import weights as storage
-
-from . import safetensors_bytes
+from qi2_jax.runs import locating
+from tests.interop import safetensors_bytes
 
 WEIGHTS = {
     name: f"{name}/{component.stem}.safetensors" for name, component in components.COMPONENTS.items()
@@ -431,7 +430,7 @@ def test_a_kill_leaves_a_folder_that_looks_unfinished_and_is_made_again(
     assert (out / files.UNFINISHED).is_file()
     assert not (out / folder.MARK).exists() and not (out / folder.INDEX).exists()
     with pytest.raises(ValueError, match="neither a run"):
-        runs.locate(out)
+        locating.locate(out)
     (out / "transformer" / "left_over.json").write_text("{}")
     CALLS[call][0](origin(call, source, imported), out)
     assert (out / CALLS[call][1]).is_file() and not (out / files.UNFINISHED).exists()

@@ -11,9 +11,8 @@ import torch
 from qi2_jax.interop import components, folder, tensors
 from qi2_jax.interop import weights as storage
 from qi2_torch.load import load_pipeline
-
-from .. import tiny_pipeline
-from . import safetensors_bytes
+from tests import tiny_pipeline
+from tests.interop import safetensors_bytes
 
 SHARDS, SHARD_BYTES = "50KB", 50_000
 

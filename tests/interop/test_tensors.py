@@ -8,8 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from qi2_jax.interop import tensors
 from qi2_jax.interop.tensors import Stored, Writer, scan
-
-from . import safetensors_bytes
+from tests.interop import safetensors_bytes
 
 ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),

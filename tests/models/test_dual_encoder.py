@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from qi2_jax import tree
-from qi2_jax.interop.dual_encoder import NAMES
+from qi2_jax.interop.clip import NAMES
 from qi2_jax.interop.names import stack
-from qi2_jax.models.dual_encoder import DualEncoder, DualEncoderConfig
+from qi2_jax.models import tree
+from qi2_jax.models.clip import DualEncoder, DualEncoderConfig
 
 VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4}
 TEXT = {"hidden_size": 20, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 5, "vocab_size": 90}

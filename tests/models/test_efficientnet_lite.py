@@ -10,8 +10,7 @@ import torch
 
 from qi2_jax.models import efficientnet_lite
 from qi2_torch.efficientnet_lite import fold, read_published
-
-from ..optional_packages import require_packages
+from tests.optional_packages import require_packages
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from qi2_jax import sharding, tree
-from qi2_jax.models import lora
+from qi2_jax import sharding
+from qi2_jax.models import lora, tree
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
-from qi2_jax.training.mmdit import compute_copy
-
-from .test_mmdit import Sample, batch, relative, run
+from qi2_jax.tasks.transformer.objective import compute_copy
+from tests.models.test_mmdit import Sample, batch, relative, run
 
 CONFIG = MMDiTConfig(2, 2, 16, 3, 64, 24, (4, 6, 6))
 ALL = LoRAConfig(4, 6.0, ("*",))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import QwenImage21Transformer2DModel
 
-from qi2_jax import tree
 from qi2_jax.interop import mmdit as interop
 from qi2_jax.interop import names
+from qi2_jax.models import tree
 from qi2_jax.models.mmdit import Conditioning, MMDiT, MMDiTConfig
 from qi2_jax.sequence import Layout, place
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from qi2_jax import tree
 from qi2_jax.interop import names
 from qi2_jax.interop.components import read_config
 from qi2_jax.interop.qwen3_vl import NAMES
+from qi2_jax.models import tree
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig, prepare_inputs
-
-from . import tiny_qwen3_vl as tiny
+from tests.models import tiny_qwen3_vl as tiny
 
 # Per prompt: sizes of its images in features, and lengths of the text around them.
 BATCHES = {

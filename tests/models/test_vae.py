@@ -10,10 +10,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage21
 
-from qi2_jax import tree
 from qi2_jax.interop import names
 from qi2_jax.interop import vae as interop
-from qi2_jax.models import vae_blocks
+from qi2_jax.models import tree, vae_blocks
 from qi2_jax.models.vae import VAE, Encoder, VAEConfig
 from qi2_jax.models.vae_blocks import ChannelNorm
 

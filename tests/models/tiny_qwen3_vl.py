@@ -9,9 +9,9 @@ import torch
 from transformers import Qwen3VLConfig as PublishedConfig
 from transformers import Qwen3VLForConditionalGeneration
 
-from qi2_jax import tree
 from qi2_jax.interop import names
 from qi2_jax.interop.qwen3_vl import NAMES
+from qi2_jax.models import tree
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 
 IMAGE, VIDEO, VISION_START, VISION_END = 60, 61, 62, 63  # ids in a vocabulary of 64 tokens

@@ -8,13 +8,13 @@ import re
 import jax
 import pytest
 
-from qi2_jax import config as configs
 from qi2_jax import sharding
-from qi2_jax.job import stages
+from qi2_jax.config import loading as configs
 from qi2_jax.models.mmdit import MMDiTConfig
-from qi2_jax.planning.chips import chip_of
 from qi2_jax.planning.compile import compile_train_step, topology_mesh
+from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
+from qi2_jax.tasks import stages
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install 'qi2[tpu]'"

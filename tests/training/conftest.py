@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from . import runs_of
+from tests.training import runs_of
 
 
 @pytest.fixture(scope="session")

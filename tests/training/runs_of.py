@@ -16,17 +16,19 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from data_pipeline import cache
-from data_pipeline.encode import preprocessing
 from data_pipeline.funnel import Tally
-from data_pipeline.samples import Sample, Text
-from qi2_jax import config as configs
-from qi2_jax import encoders
+from data_pipeline.samples import cache
+from data_pipeline.samples.encoding import preprocessing
+from data_pipeline.samples.schema import Sample, Text
+from qi2_jax.config import loading as configs
 from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.inference import encoders
 from qi2_jax.interop.weights import STEM
-from qi2_jax.job import models, stages, transformer
 from qi2_jax.models.vae import VAE, VAEConfig
-from qi2_jax.training import checkpoint, metrics
+from qi2_jax.runs import model_folder
+from qi2_jax.tasks.transformer import task
+from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.telemetry import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = "experiments/demo.py:tiny"
@@ -62,7 +64,7 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
     like = jax.eval_shape(lambda: VAE(VAEConfig(**{**fields, "latent_channels": CHANNELS}), key=jax.random.key(0)))
     rng = np.random.default_rng(1)
     vae = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.1).astype(leaf.dtype), like)
-    models.save_vae(folder, vae, (0.0,) * CHANNELS, (1.0,) * CHANNELS)
+    model_folder.save_vae(folder, vae, (0.0,) * CHANNELS, (1.0,) * CHANNELS)
     for name in (f"text_encoder/{STEM}.safetensors", "text_encoder/config.json", "processor/tokenizer.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"{}")
@@ -71,7 +73,9 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
 
 def finish_model(samples: pathlib.Path, folder: pathlib.Path) -> None:
     config = configs.load(EXPERIMENT, OVERRIDES).transformer
-    models.finish(folder, transformer.transformer_config(config, cache.Cache(samples)), Shift(**config.timesteps.shift))
+    model_folder.finish(
+        folder, config.transformer_config(config, cache.Cache(samples)), Shift(**config.timesteps.shift)
+    )
 
 
 def write_samples(
@@ -103,7 +107,7 @@ def write_samples(
 def command(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> list[str]:
     """Trains on the samples and the model in a folder."""
     return [
-        *(sys.executable, "-m", "qi2_jax.train", EXPERIMENT),
+        *(sys.executable, "-m", "qi2_jax", "train", EXPERIMENT),
         *("--samples", str(data / "samples"), "--model", str(data / "model"), "--out", str(out)),
         *(*OVERRIDES, f"transformer.train.steps={STEPS}", f"transformer.checkpoint.every={EVERY}"),
         *overrides,
@@ -214,7 +218,7 @@ def leaves(out: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
     return {
         f"{item}/{name}": weight.read()
         for item in ("model", "ema", "optimizer")
-        for name, weight in checkpoint.weights(out / "checkpoints" / str(step), item).items()
+        for name, weight in manager.weights(out / "checkpoints" / str(step), item).items()
     }
 
 
@@ -242,9 +246,9 @@ def assert_close(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS, l
 def mixture_of(data: pathlib.Path):
     """What a run reads, as one process reads all of it."""
     config = configs.load(EXPERIMENT, OVERRIDES)
-    return transformer.Mixture.of_cache(
+    return task.Mixture.of_cache(
         cache.Cache(data / "samples"),
-        stages.shares_of(config.data),
+        config.shares_of(config.data),
         [(2, 8)],
         seed=config.transformer.seed,
         dropout=config.transformer.dropout,

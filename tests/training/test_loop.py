@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qi2_jax import report, sharding, signals
-from qi2_jax.training import accounting, checkpoint, feeding, loop, metrics
-from qi2_jax.training import checkpoint_files as files
-from qi2_jax.training.checkpoint import Checkpoints
-
-from .test_step import OPTIMIZER, Toy, loss
+from qi2_jax import sharding
+from qi2_jax.reporting import run_report
+from qi2_jax.runtime import signals
+from qi2_jax.training import loop, reader
+from qi2_jax.training.checkpoints import files, manager
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.telemetry import accounting, metrics
+from tests.training.test_step import OPTIMIZER, Toy, loss
 
 
 def config(**train):
@@ -43,10 +45,10 @@ def task(spoilt=(), evaluate=None, draw=None):
     rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
 
     def feed(step):
-        return feeding.Feed(0, rows * np.float32("nan") if step in spoilt else rows, 8, {})
+        return reader.Feed(0, rows * np.float32("nan") if step in spoilt else rows, 8, {})
 
     def updates(start):
-        return (feeding.Update([feed(step)], 8) for step in itertools.count(start + 1))
+        return (reader.Update([feed(step)], 8) for step in itertools.count(start + 1))
 
     return loop.Task(
         "toy", Toy, loss, updates, lambda: [feed(0)], {}, frozen=np.float32(0.5), evaluate=evaluate, draw=draw
@@ -134,7 +136,7 @@ def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
     settings.train.steps = 18
     before = signal.getsignal(signal.SIGTERM)
     for name in ("contents", "check", "describe"):
-        original = getattr(checkpoint, name)
+        original = getattr(manager, name)
 
         def interrupted(*arguments, original=original):
             signal.raise_signal(signal.SIGTERM)
@@ -142,7 +144,7 @@ def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
 
         signals.listen(interruptible=True)
         with monkeypatch.context() as patch, pytest.raises(signals.Terminated):
-            patch.setattr(checkpoint, name, interrupted)
+            patch.setattr(manager, name, interrupted)
             train(task(), settings, tmp_path)
         assert kinds(tmp_path)[-1] == accounting.SIGTERM
         signal.signal(signal.SIGTERM, before)
@@ -168,13 +170,15 @@ def test_a_last_save_that_fails_is_an_error_and_no_end(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"saving step 12 in .* No space left"):
         train(task(), config(), tmp_path)
     assert kinds(tmp_path)[-1] == accounting.ERROR and accounting.END not in kinds(tmp_path)
-    assert report.write_report(tmp_path / "page.html", tmp_path)[0]["state"].startswith("failed: ValueError: saving")
+    assert run_report.write_report(tmp_path / "page.html", tmp_path)[0]["state"].startswith(
+        "failed: ValueError: saving"
+    )
 
 
 def test_a_finished_run_that_is_called_again_stays_finished(tmp_path):
     for _ in range(2):
         train(task(), config(), tmp_path)
-        assert report.write_report(tmp_path / "page.html", tmp_path)[0]["state"] == "finished"
+        assert run_report.write_report(tmp_path / "page.html", tmp_path)[0]["state"] == "finished"
 
 
 def evaluated(out):
@@ -287,14 +291,14 @@ def test_sigterm_before_the_first_step_saves_nothing_and_says_so(tmp_path, capsy
 def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypatch):
     """An update of three parts; the signal comes while the second of step 5 is put on the devices."""
     rows = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
-    feeds = [feeding.Feed(0, part, 8, {"batch/part": float(place)}, 16) for place, part in enumerate(rows)]
+    feeds = [reader.Feed(0, part, 8, {"batch/part": float(place)}, 16) for place, part in enumerate(rows)]
     parts = dataclasses.replace(
         task(evaluate=lambda state, _: {"validation_loss": float(state.model.up.weight.sum())}),
-        updates=lambda start: itertools.repeat(feeding.Update(feeds, 24)),
+        updates=lambda start: itertools.repeat(reader.Update(feeds, 24)),
         examples=lambda: feeds[:1],
         accumulate=True,
     )
-    settings, put, calls = config(ahead=0, log_every=3), feeding.put, itertools.count(1)
+    settings, put, calls = config(ahead=0, log_every=3), reader.put, itertools.count(1)
 
     def put_and_stop(mesh, feed):
         if next(calls) == 4 * 3 + 2:
@@ -302,7 +306,7 @@ def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypat
         return put(mesh, feed)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(feeding, "put", put_and_stop)
+        patch.setattr(reader, "put", put_and_stop)
         train(parts, settings, tmp_path / "cut")
     assert stopped.value.code == 0 and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
     assert files.steps(tmp_path / "cut" / "checkpoints") == [4]
@@ -321,7 +325,7 @@ def test_utilisation_is_that_of_one_chip(tmp_path):
     whole = task()
 
     def updates(start):
-        return (feeding.Update([feed._replace(flops=3e12) for feed in feeds], 8) for feeds, _ in whole.updates(start))
+        return (reader.Update([feed._replace(flops=3e12) for feed in feeds], 8) for feeds, _ in whole.updates(start))
 
     train(dataclasses.replace(whole, updates=updates, peak_flops=2e12), config(log_every=12), tmp_path)
     (line,) = metrics.lines(tmp_path / metrics.FILE)
@@ -396,5 +400,5 @@ def test_what_is_wrong_with_data_and_what_is_not(error, is_data, tmp_path):
         yield
 
     broken = dataclasses.replace(task(), updates=updates)
-    with pytest.raises(feeding.DataError if is_data else jax.errors.JaxRuntimeError, match=str(error.args[0])):
+    with pytest.raises(reader.DataError if is_data else jax.errors.JaxRuntimeError, match=str(error.args[0])):
         train(broken, config(), tmp_path)

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from data_pipeline.cache import Cache, write_cache
-from data_pipeline.encode import preprocessing
-from data_pipeline.samples import Sample, Text
-from qi2_jax import config as configs
-from qi2_jax.job import transformer
-from qi2_jax.training import metrics
-
-from .runs_of import VARYING
+from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.encoding import preprocessing
+from data_pipeline.samples.schema import Sample, Text
+from qi2_jax.config import loading as configs
+from qi2_jax.tasks.transformer import task
+from qi2_jax.training.telemetry import metrics
+from tests.training.runs_of import VARYING
 
 TINY = "experiments/demo.py:tiny"
 OVERRIDES = [
@@ -46,7 +45,7 @@ def samples(tmp_path_factory):
 
 def train(samples, out, steps, log_every=1):
     own = [f"transformer.train.steps={steps}", f"transformer.train.log_every={log_every}"]
-    transformer.train_transformer(configs.load(TINY, [*OVERRIDES, *own]), samples, out)
+    task.train_transformer(configs.load(TINY, [*OVERRIDES, *own]), samples, out)
     lines = metrics.read(out / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines]
 
@@ -104,18 +103,18 @@ def test_validation_reads_every_held_sample_once_however_many_rows_its_batches_h
     for batch in (4, 2):
         own = ["data.mixture.tasks=(1, 0)", "data.mixture.conditions=(1,)", f"transformer.batch_sizes=({batch},)"]
         config = configs.load(TINY, [*OVERRIDES, *own, held_out, "transformer.train.steps=1"])
-        transformer.train_transformer(config, Cache(tmp_path / "samples"), tmp_path / str(batch))
+        task.train_transformer(config, Cache(tmp_path / "samples"), tmp_path / str(batch))
         found.append(metrics.read(tmp_path / str(batch) / "metrics.jsonl")[0]["validation_loss/raw/64-0"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     with pytest.raises(ValueError, match="encoded from something else"):
-        transformer.check_samples(configs.load(TINY, OVERRIDES), Cache(tmp_path / "samples"))
+        config.check_samples(configs.load(TINY, OVERRIDES), Cache(tmp_path / "samples"))
 
 
 def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path):
     other = configs.load(TINY, [*OVERRIDES, "data.max_cropped=0.1"])
     with pytest.raises(ValueError, match="encoded from something else"):
-        transformer.train_transformer(other, samples, tmp_path / "run")
+        task.train_transformer(other, samples, tmp_path / "run")
     more = configs.load(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
     with pytest.raises(ValueError, match=r"no samples for \['64-1'\]"):
-        transformer.train_transformer(more, samples, tmp_path / "run")
+        task.train_transformer(more, samples, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.cache import Cache
-from data_pipeline.images import read_image
-from data_pipeline.records import Caption, Record
-from data_pipeline.samples import NOTHING, ONLINE, TEXT, TEXT_AND_IMAGES
-from data_pipeline.selection import INDEX, Kept, Selection, Thresholds, write_selection
-from data_pipeline.shards import digest_of, write_shards
-from qi2_jax import config as configs
+from data_pipeline.decoding.images import read_image
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.shards import digest_of, write_shards
+from data_pipeline.samples.cache import Cache
+from data_pipeline.samples.schema import NOTHING, ONLINE, TEXT, TEXT_AND_IMAGES
+from data_pipeline.selection.index import INDEX, Kept, Selection, write_selection
+from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax import sharding
-from qi2_jax.job import encode, inputs, transformer
-from qi2_jax.job.grids import drawing
-from qi2_jax.pipeline import Pipeline
-from qi2_jax.prompts import resize_condition
-from qi2_jax.training import metrics
+from qi2_jax.config import loading as configs
+from qi2_jax.inference.pipeline import Pipeline
+from qi2_jax.tasks.transformer import batches, start, task
+from qi2_jax.tasks.transformer.grids import drawing
+from qi2_jax.text.prompts import resize_condition
 from qi2_jax.training.compiled import Compiled
-
-from . import runs_of
+from qi2_jax.training.telemetry import metrics
+from qi2_jax.workflows import encode
+from tests.training import runs_of
 
 OVERRIDES = [
     "encode.mesh.data=2",
@@ -101,8 +102,8 @@ def cached(caches, imported, grids, tmp_path_factory):
 def train(cache, model, out, steps, *overrides):
     """Trains, or goes on; returns losses and validation losses by step so far, and grids by name."""
     config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
-    transformer.give_model(config.transformer, cache, model, out)
-    transformer.train_transformer(config, cache, out)
+    start.give_model(config.transformer, cache, model, out)
+    task.train_transformer(config, cache, out)
     found = {}
     for line in metrics.lines(out / metrics.FILE):
         for name in ("loss", "validation_loss"):
@@ -226,10 +227,10 @@ def test_encoders_that_samples_need_are_asked_for(caches, tmp_path):
     config = configs.load("experiments/demo.py:tiny").transformer
     model = tmp_path / "model"
     with pytest.raises(ValueError, match=r"encode.online=text, but .* lacks \['text_encoder'\]; name the encoders"):
-        inputs.Inputs(config, caches[TEXT], model, None)
+        batches.Inputs(config, caches[TEXT], model, None)
     (model / "text_encoder").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"encode.online=text_and_images, but .* lacks \['vae'\]"):
-        inputs.Inputs(config, caches[TEXT_AND_IMAGES], model, None)
+        batches.Inputs(config, caches[TEXT_AND_IMAGES], model, None)
 
 
 def test_other_records_and_settings_are_refused(caches, records, imported, tmp_path):
@@ -265,14 +266,14 @@ def test_items_are_made_ahead_and_an_error_comes_in_its_place():
         made.append(number)
         return number
 
-    items = inputs.ahead(map(make, range(9)), 2)
+    items = batches.ahead(map(make, range(9)), 2)
     assert next(items) == 0
     assert [next(items), next(items)] == [1, 2] and made == [0, 1, 2]
     with pytest.raises(ValueError, match="no third item"):
         next(items)
-    assert list(inputs.ahead(iter(range(5)), 2)) == list(range(5))
+    assert list(batches.ahead(iter(range(5)), 2)) == list(range(5))
     # Whoever stops asking leaves no thread behind.
-    begun = inputs.ahead(map(make, itertools.count(10)), 2)
+    begun = batches.ahead(map(make, itertools.count(10)), 2)
     next(begun)
     begun.close()
     assert len(made) <= 6

@@ -10,18 +10,19 @@ import pytest
 import safetensors.numpy
 import torch
 
-from data_pipeline.cache import Cache, write_cache
-from data_pipeline.encode import preprocessing
-from data_pipeline.samples import Sample, Text
-from qi2_jax import config as configs
-from qi2_jax import encoders, runs
+from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.encoding import preprocessing
+from data_pipeline.samples.schema import Sample, Text
+from qi2_jax.config import loading as configs
+from qi2_jax.inference import encoders
 from qi2_jax.interop import components, folder
 from qi2_jax.interop import lora as adapters
 from qi2_jax.interop import weights as storage
-from qi2_jax.job import transformer
-from qi2_jax.training import checkpoint, metrics
-
-from .. import tiny_pipeline
+from qi2_jax.runs import locating
+from qi2_jax.tasks.transformer import start, task
+from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.telemetry import metrics
+from tests import tiny_pipeline
 
 TINY = "experiments/demo.py:tiny"
 OVERRIDES = (
@@ -57,14 +58,15 @@ def samples(imported, tmp_path_factory):
 def train(samples, out, source, steps, overrides=OVERRIDES, model=None):
     given = [*overrides, f"transformer.start.folder={source}", f"transformer.train.steps={steps}"]
     config = configs.load(TINY, given)
-    transformer.give_model(config.transformer, samples, model, out)
-    transformer.train_transformer(config, samples, out)
+    start.give_model(config.transformer, samples, model, out)
+    task.train_transformer(config, samples, out)
     return out
 
 
 def weights_of(path, item="ema"):
     return {
-        name: weight.read(dtype=np.float32) for name, weight in runs.locate(path).weights("transformer", item).items()
+        name: weight.read(dtype=np.float32)
+        for name, weight in locating.locate(path).weights("transformer", item).items()
     }
 
 
@@ -80,7 +82,7 @@ def full(samples, imported, tmp_path_factory):
 
 def test_full_fine_tuning_begins_with_the_imported_weights_and_learns(full, imported):
     published = weights_of(imported)
-    first = {name: weight.read() for name, weight in checkpoint.weights(full / "checkpoints" / "2", "ema").items()}
+    first = {name: weight.read() for name, weight in manager.weights(full / "checkpoints" / "2", "ema").items()}
     last = weights_of(full)
     for name, leaf in published.items():
         assert np.abs(first[name] - leaf).max() < 1e-2, name  # two steps at the beginning of the warm-up
@@ -93,7 +95,7 @@ def test_a_run_continues_from_both_weights_of_another(samples, full, imported, t
     still = (*OVERRIDES, "transformer.optimizer.lr=1e-12")
     second = train(samples, tmp_path / "second", full, 1, still, model=imported)
     for item in ("model", "ema"):
-        begun = {name: w.read() for name, w in checkpoint.weights(second / "checkpoints" / "1", item).items()}
+        begun = {name: w.read() for name, w in manager.weights(second / "checkpoints" / "1", item).items()}
         for name, leaf in weights_of(full, item).items():
             moved = 0 if item == "model" else 1
             expected = leaf + 0.5 * moved * (weights_of(full, "model")[name] - leaf)  # the average moved once
@@ -107,9 +109,9 @@ def adapted(samples, imported, tmp_path_factory):
 
 
 def test_adapter_trains_alone_beside_the_imported_weights(adapted, imported):
-    located = runs.locate(adapted)
+    located = locating.locate(adapted)
     assert located.lora is not None and located.lora.rank == 4
-    held = checkpoint.describe(located.checkpoint, "model")
+    held = manager.describe(located.checkpoint, "model")
     assert held and all("lora_" in name for name in held)
     config = components.read_config(adapted / "model" / "transformer", "transformer")
     base, _ = storage.of_ours(adapted / "model" / "transformer", components.COMPONENTS["transformer"].expected(config))
@@ -123,7 +125,7 @@ def test_the_average_of_an_adapter_ramps_up_whatever_the_decay(samples, imported
     """Its B begins at zero: after one update the average is nine tenths of it."""
     short = (*ADAPTER, "transformer.ema_decay=0.9999", "transformer.checkpoint.every=1")
     out = train(samples, tmp_path / "short", imported, 1, short, imported)
-    raw, average = (checkpoint.weights(out / "checkpoints" / "1", item) for item in ("model", "ema"))
+    raw, average = (manager.weights(out / "checkpoints" / "1", item) for item in ("model", "ema"))
     for name in (name for name in raw if "lora_B" in name):
         np.testing.assert_allclose(average[name].read(), 0.9 * raw[name].read(), rtol=1e-5, err_msg=name)
         assert np.abs(raw[name].read()).max() > 0
@@ -134,7 +136,7 @@ def test_resume_of_an_adapter_is_exact(samples, adapted, imported, tmp_path):
     train(samples, out, imported, 4, ADAPTER, imported)
     train(samples, out, imported, 6, ADAPTER, imported)
     for item in ("model", "ema", "optimizer"):
-        ours, theirs = (checkpoint.weights(run / "checkpoints" / "6", item) for run in (out, adapted))
+        ours, theirs = (manager.weights(run / "checkpoints" / "6", item) for run in (out, adapted))
         assert ours.keys() == theirs.keys()
         for name, weight in ours.items():
             np.testing.assert_array_equal(weight.read(), theirs[name].read(), err_msg=name)
@@ -163,12 +165,12 @@ def test_diffusers_loads_the_trained_adapter(adapted, published, tmp_path):
     """The transformer with the adapter, in PyTorch, against the merged weights exported here."""
     from qi2_torch.load import load_pipeline
 
-    config, found = runs.locate(adapted).adapter()
+    config, found = locating.locate(adapted).adapter()
     adapters.export_lora(found, config, tmp_path / "adapter")
     folder.export_folder(
-        runs.locate(adapted).model,
+        locating.locate(adapted).model,
         tmp_path / "merged",
-        replace={"transformer": runs.locate(adapted).weights("transformer")},
+        replace={"transformer": locating.locate(adapted).weights("transformer")},
     )
     pipeline = load_pipeline(published, torch.float32)
     pipeline.load_lora_weights(str(tmp_path / "adapter"))
@@ -184,7 +186,7 @@ def test_diffusers_loads_the_trained_adapter(adapted, published, tmp_path):
 def test_a_start_that_is_nowhere_leaves_no_folder(samples, imported, tmp_path):
     out = tmp_path / "run"
     given = ["--samples", str(samples.folder), "--model", str(imported), "--start", "/nope", "--out", str(out)]
-    command = [sys.executable, "-m", "qi2_jax.train", TINY, *given, *OVERRIDES]
+    command = [sys.executable, "-m", "qi2_jax", "train", TINY, *given, *OVERRIDES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "/nope is neither a run" in done.stderr and not out.exists()
 
@@ -211,7 +213,7 @@ def test_a_run_that_is_given_its_models_late_can_sample_by_what_it_was_trained_w
     """Also where the first try has another time shift, which is refused."""
     out = train(samples, tmp_path / "run", "", 2)
     with pytest.raises(ValueError, match="neither a run"):
-        runs.locate(out)
+        locating.locate(out)
     shift = "transformer.timesteps.shift.max_shift=0.7"
     with pytest.raises(ValueError, match=r"timesteps\.shift\.max_shift: 0.9 -> 0.7"):
         train(samples, out, "", 2, (*OVERRIDES, shift), model=imported)
@@ -219,11 +221,11 @@ def test_a_run_that_is_given_its_models_late_can_sample_by_what_it_was_trained_w
     vae.rename(tmp_path / "vae")
     train(samples, out, "", 2)  # which must not take a half for a whole
     with pytest.raises(ValueError, match="neither a run"):
-        runs.locate(out)
+        locating.locate(out)
     (out / "model" / "processor" / "more.json").write_text("{}")
     with pytest.raises(ValueError, match=r"model holds files of other models, .* delete it"):
         train(samples, out, "", 2, model=imported)
     (out / "model" / "processor" / "more.json").unlink()
     train(samples, out, "", 2)  # all is there now
-    scheduler = runs.locate(out).model / "scheduler" / "scheduler_config.json"
+    scheduler = locating.locate(out).model / "scheduler" / "scheduler_config.json"
     assert json.loads(scheduler.read_text())["max_shift"] == 0.9

@@ -7,7 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from qi2_jax import sharding, tree
+from qi2_jax import sharding
+from qi2_jax.models import tree
 from qi2_jax.models.layers import Linear, RMSNorm, keys, stacked
 from qi2_jax.training import step as steps
 from qi2_jax.training.compiled import Compiled, Part

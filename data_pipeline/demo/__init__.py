@@ -1,0 +1,1 @@
+"""The embedded images of the demo."""

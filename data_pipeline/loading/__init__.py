@@ -1,0 +1,1 @@
+"""From encoded samples or images to training batches."""

@@ -1,0 +1,1 @@
+"""Records of images and captions, and the shards that store them."""

@@ -1,0 +1,169 @@
+"""Shards: records in ArrayRecord files, and the manifest that makes a folder of them complete.
+
+    DIR/manifest.json
+    DIR/records-00000-of-00003.arrayrecord ...
+
+The manifest is written last, so a folder without one is the rest of a run that was killed.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from data_pipeline.records.schema import SCHEMA, Record, decode_record, encode_record
+from qi2_jax.runtime.atomic import write_json_atomic
+
+MANIFEST = "manifest.json"
+_SHARD_NAME = re.compile(r"records-\d{5}-of-\d{5}\.arrayrecord")
+_MAX_MANIFEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of records. `digest` is the SHA-256 of its payloads in order: what scores are valid for."""
+
+    file: str
+    records: int
+    digest: str
+
+
+def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_shard: int) -> tuple[Shard, ...]:
+    """Writes records, in their order, to a new folder of shards.
+
+    Shards appear under temporary names, are renamed when all are written, and the manifest comes last. What a killed
+    run left behind is removed by the next one.
+
+    Raises:
+      ValueError: when `folder` already holds a manifest, or `records_per_shard` is below 1.
+      OSError: when the disk is full. The folder is not complete then.
+    """
+    folder = Path(folder)
+    if records_per_shard < 1:
+        raise ValueError(f"records_per_shard is {records_per_shard}; it must be at least 1")
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"{folder} already holds records; choose another folder or delete this one first")
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in [*folder.glob("records-*.partial"), *folder.glob("records-*.arrayrecord")]:
+        leftover.unlink()
+
+    records = iter(records)
+    written: list[tuple[Path, int, str]] = []
+    for first in records:
+        path = folder / f"records-{len(written):05d}.partial"
+        rest = itertools.islice(records, records_per_shard - 1)
+        written.append((path, *_write_shard(path, itertools.chain([first], rest))))
+
+    shards = []
+    for index, (path, count, hexdigest) in enumerate(written):
+        name = f"records-{index:05d}-of-{len(written):05d}.arrayrecord"
+        path.rename(folder / name)
+        shards.append(Shard(name, count, hexdigest))
+    write_json_atomic(folder / MANIFEST, {"schema": SCHEMA, "shards": [asdict(shard) for shard in shards]})
+    return tuple(shards)
+
+
+def _write_shard(path: Path, records: Iterable[Record]) -> tuple[int, str]:
+    writer, count, digest = ArrayRecordWriter(str(path), "group_size:1"), 0, hashlib.sha256()
+    try:
+        for record in records:
+            payload = encode_record(record)
+            writer.write(payload)
+            digest.update(hashlib.sha256(payload).digest())
+            count += 1
+        writer.close()
+    except RuntimeError as error:  # what the library makes of a full disk
+        raise OSError(f"{path} cannot be written: {error}") from None
+    finally:
+        if writer.is_open():
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return count, digest.hexdigest()
+
+
+def read_manifest(folder: Path | str) -> tuple[Shard, ...]:
+    """The shards of a folder, in order.
+
+    Raises:
+      ValueError: when the folder is not complete, or the manifest is malformed or names a file outside the folder.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {MANIFEST}: not a folder of records, or its ingestion was interrupted")
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes")
+    try:
+        content = json.loads(path.read_bytes())
+        schema, shards = content["schema"], tuple(Shard(**shard) for shard in content["shards"])
+        well_formed = all(_SHARD_NAME.fullmatch(shard.file) and shard.records > 0 for shard in shards)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is not a manifest: {error!r}") from None
+    if schema != SCHEMA:
+        raise ValueError(f"{path} has schema {schema!r}; this version reads schema {SCHEMA}")
+    if not well_formed:
+        raise ValueError(f"{path} names shards that are empty or not called records-NNNNN-of-NNNNN.arrayrecord")
+    return shards
+
+
+def digest_of(shards: Sequence[Shard]) -> str:
+    """Changes with any record of any of these shards, and with their order."""
+    return hashlib.sha256("".join(shard.digest for shard in shards).encode()).hexdigest()
+
+
+class RecordFolder:
+    """Random access to the records of a folder, by position in the order of ingestion; also iterable.
+
+    It can be pickled and shared with worker processes, each of which opens the files for itself.
+
+    Raises:
+      ValueError: as `read_manifest`, and on access when a shard is missing, corrupt, or does not match the manifest.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self.shards = read_manifest(folder)
+        self._ends = np.cumsum([shard.records for shard in self.shards], dtype=np.int64)
+        self._readers: dict[int, ArrayRecordReader] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self.shards else 0
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in {self.folder}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return self._read(shard, index - int(self._ends[shard]) + self.shards[shard].records)
+
+    def __iter__(self) -> Iterator[Record]:
+        for shard in range(len(self.shards)):
+            yield from self.read_shard(shard)
+
+    def read_shard(self, shard: int) -> Iterator[Record]:
+        """The records of one shard, by its number, in order."""
+        for position in range(self.shards[shard].records):
+            yield self._read(shard, position)
+
+    def __reduce__(self):
+        return RecordFolder, (self.folder,)
+
+    def _read(self, shard: int, position: int) -> Record:
+        path = self.folder / self.shards[shard].file
+        try:
+            if shard not in self._readers:
+                reader = ArrayRecordReader(str(path))
+                if reader.num_records() != self.shards[shard].records:
+                    raise ValueError(f"holds {reader.num_records()} records, not {self.shards[shard].records}")
+                self._readers[shard] = reader
+            return decode_record(self._readers[shard].read([position])[0])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}, record {position}: {error}") from None

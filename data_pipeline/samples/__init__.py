@@ -1,0 +1,1 @@
+"""Encoded samples: their format, the cache, and the encoding that fills it."""

@@ -1,0 +1,300 @@
+"""The cache of encoded samples: latents and text features, computed once and read by every step of training, or the
+pictures and prompts from which training computes them.
+
+    DIR/making.json                        fingerprint of what the samples are made from; written first
+    DIR/256-0/unit-00000.arrayrecord       samples of 256 x 256 pixels' area without condition images, one blob each
+    DIR/512-2/unit-00000.arrayrecord       edits at 512 with two condition images
+    DIR/512-2-held/unit-00000.arrayrecord  such edits that are held for validation, see `held`
+    DIR/units/unit-00000.json              written after the files of the unit: it is complete
+    DIR/empty.safetensors                  features of the empty prompt, for classifier-free dropout
+    DIR/manifest.json                      written last: the cache is complete
+
+A stream is what one compiled program trains on: one area, one number of condition images; or what it is validated on.
+A unit is what is encoded, stored, and done again after a kill, as a whole. What a host holds in memory is a name and a
+number per file, and the index of the files that are open.
+"""
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from data_pipeline.funnel import Tally
+from data_pipeline.samples.schema import (
+    NOTHING,
+    TEXT,
+    Sample,
+    Text,
+    decode_sample,
+    decode_text,
+    encode_sample,
+    encode_text,
+)
+from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
+
+# 2 had no pictures of targets, 3 no streams of held samples, 4 no prompts beside text features.
+SCHEMA, READABLE = 5, (2, 3, 4, 5)
+MANIFEST, MAKING, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
+MAX_OPEN = 128  # files of a stream; each holds 8 bytes per sample in memory
+_WRITING = "group_size:1,uncompressed"  # noise-like numbers do not compress, and reading is five times as fast
+_READING = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
+_NAME = re.compile(r"unit-\d{5,}\.arrayrecord")
+
+
+class StreamKey(NamedTuple):
+    """Side of the square whose area the targets have, in pixels, number of condition images, and whether the samples
+    are held for validation."""
+
+    side: int
+    conditions: int
+    held: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.side}-{self.conditions}" + "-held" * self.held
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Slots that hold every sample of a stream: tokens of the target, of each text segment, of each condition."""
+
+    target: int
+    text: tuple[int, ...]
+    conditions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sample: Sample) -> "Largest":
+        sizes = (latents.shape[0] * latents.shape[1] for latents in (sample.latents, *sample.conditions))
+        text = np.max([text.lengths for text in sample.all_texts], axis=0)
+        return cls(next(sizes), tuple(text.tolist()), tuple(sizes))
+
+    def __or__(self, other: "Largest") -> "Largest":
+        text, conditions = (
+            tuple(map(max, *pair)) for pair in ((self.text, other.text), (self.conditions, other.conditions))
+        )
+        return Largest(max(self.target, other.target), text, conditions)
+
+
+def begin(folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Records what a cache is made from, before anything is in it, or checks that it is continued with the same.
+
+    Raises:
+      ValueError: naming what differs.
+    """
+    path = folder / MAKING
+    if path.is_file():
+        check_fingerprint(folder, json.loads(path.read_bytes()), fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, fingerprint)
+
+
+def check_fingerprint(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises a ValueError that names every wanted value with which the samples of a folder were not made."""
+    wanted = json.loads(json.dumps(wanted))
+    differing = [
+        f"{key}: {made.get(key)!r}, expected {value!r}" for key, value in wanted.items() if made.get(key) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} was encoded from something else; take the change back, or encode into another folder. "
+            + "; ".join(differing)
+        )
+
+
+def has_unit(folder: Path, unit: int) -> bool:
+    return (folder / UNITS / f"unit-{unit:05d}.json").is_file()
+
+
+def write_unit(
+    folder: Path, unit: int, samples: Iterable[tuple[int, Sample] | tuple[int, Sample, bool]], left_out: Tally
+) -> None:
+    """Writes the samples of a unit, and then its marker.
+
+    Args:
+      samples: with their sides, and whether they are held; where that is not said, they are not.
+      left_out: what the unit's records lost on the way; filled when the samples have been drawn.
+    """
+    name = f"unit-{unit:05d}.arrayrecord"
+    writers: dict[StreamKey, Any] = {}
+    counts: dict[StreamKey, int] = {}
+    largest: dict[StreamKey, Largest] = {}
+    try:
+        for side, sample, *held in samples:
+            key = StreamKey(side, len(sample.conditions), *held)
+            if key not in writers:
+                (folder / str(key)).mkdir(parents=True, exist_ok=True)
+                writers[key] = ArrayRecordWriter(str(folder / str(key) / f"{name}.partial"), _WRITING)
+            writers[key].write(encode_sample(sample))
+            counts[key] = counts.get(key, 0) + 1
+            largest[key] = largest[key] | Largest.of(sample) if key in largest else Largest.of(sample)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    for key in writers:
+        path = folder / str(key) / name
+        path.with_name(f"{name}.partial").replace(path)
+    streams = [{**key._asdict(), "samples": counts[key], "largest": vars(largest[key])} for key in sorted(writers)]
+    (folder / UNITS).mkdir(exist_ok=True)
+    write_json_atomic(folder / UNITS / f"unit-{unit:05d}.json", {"streams": streams, "left_out": left_out.counts})
+
+
+def finish(folder: Path, units: int, empty: Text) -> bool:
+    """Completes a cache whose units are all written; returns False while some are missing (other processes write them).
+
+    Args:
+      empty: the empty prompt, " " in the published pipeline.
+
+    Raises:
+      ValueError: if there is not a single sample.
+    """
+    if not all(has_unit(folder, unit) for unit in range(units)):
+        return False
+    files: dict[StreamKey, list[dict]] = {}
+    largest: dict[StreamKey, Largest] = {}
+    left_out: dict[str, int] = {}
+    for unit in range(units):
+        marker = json.loads((folder / UNITS / f"unit-{unit:05d}.json").read_bytes())
+        for part in marker["streams"]:
+            key = _key(part)
+            files.setdefault(key, []).append({"file": f"unit-{unit:05d}.arrayrecord", "samples": part["samples"]})
+            found = _largest(part["largest"])
+            largest[key] = largest[key] | found if key in largest else found
+        for reason, count in marker["left_out"].items():
+            left_out[reason] = left_out.get(reason, 0) + count
+    if not files:
+        raise ValueError(f"there are no samples to write to {folder}; left out: {left_out or 'nothing'}")
+    write_atomic(folder / EMPTY, encode_text(empty))
+    streams = [{**key._asdict(), "largest": vars(largest[key]), "files": files[key]} for key in sorted(files)]
+    making = json.loads((folder / MAKING).read_bytes())
+    content = {"schema": SCHEMA, "fingerprint": making, "left_out": left_out, "streams": streams}
+    write_json_atomic(folder / MANIFEST, content)
+    return True
+
+
+def write_cache(
+    folder: Path,
+    samples: Iterable[tuple[int, Sample] | tuple[int, Sample, bool]],
+    empty: Text,
+    fingerprint: dict[str, Any],
+) -> None:
+    """Writes a whole cache of samples, given as to `write_unit`, as one unit; for data that is encoded elsewhere."""
+    begin(folder, fingerprint)
+    write_unit(folder, 0, samples, Tally())
+    finish(folder, 1, empty)
+
+
+def _key(fields: dict) -> StreamKey:
+    return StreamKey(fields["side"], fields["conditions"], fields.get("held", False))
+
+
+def _largest(fields: dict) -> Largest:
+    return Largest(int(fields["target"]), tuple(map(int, fields["text"])), tuple(map(int, fields["conditions"])))
+
+
+class Stream(Sequence):
+    """Samples of one area and one number of condition images, by index; safe to read from several threads.
+
+    Attributes:
+      key: which one.
+      largest: slots that hold every sample.
+    """
+
+    def __init__(self, folder: Path, key: StreamKey, largest: Largest, files: Sequence[tuple[str, int]]):
+        self.folder, self.key, self.largest = folder, key, largest
+        self._files = [name for name, _ in files]
+        self._ends = np.cumsum([samples for _, samples in files], dtype=np.int64)
+        self._open: OrderedDict[int, ArrayRecordReader] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its files, in order."""
+        return [self.folder / str(self.key) / name for name in self._files]
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} in {self.folder / str(self.key)}")
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[file - 1]) if file else 0
+        path = self.paths[file]
+        try:
+            return decode_sample(self._reader(file, path).read([index - start])[0])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}, sample {index - start}: {error}") from None
+
+    def _reader(self, file: int, path: Path) -> ArrayRecordReader:
+        with self._lock:
+            if file in self._open:
+                self._open.move_to_end(file)
+            else:
+                reader = ArrayRecordReader(str(path), _READING)
+                expected = int(self._ends[file] - (self._ends[file - 1] if file else 0))
+                if reader.num_records() != expected:
+                    raise ValueError(f"holds {reader.num_records()} samples, not {expected}")
+                self._open[file] = reader
+                if len(self._open) > MAX_OPEN:
+                    self._open.popitem(last=False)
+            return self._open[file]
+
+
+class Cache:
+    """A complete cache: its streams, in the order of their keys, and the empty prompt.
+
+    Args:
+      folder: made by `qi2 data cache`.
+      fingerprint: values with which its samples must have been made; None: anything.
+
+    Raises:
+      ValueError: if it is incomplete, of another schema, or made from something else (what differs is named).
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any] | None = None):
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no complete samples (no {MANIFEST}); encode the data first")
+        manifest = json.loads(path.read_bytes())
+        if manifest.get("schema") not in READABLE:
+            raise ValueError(f"{folder} has samples of schema {manifest.get('schema')!r}, this qi2 reads {READABLE}")
+        self.folder = folder
+        self.fingerprint: dict[str, Any] = manifest["fingerprint"]
+        self.left_out: dict[str, int] = manifest["left_out"]
+        if fingerprint is not None:
+            check_fingerprint(folder, self.fingerprint, fingerprint)
+        self.empty = decode_text((folder / EMPTY).read_bytes())
+        self.streams = tuple(self._stream(fields) for fields in manifest["streams"])
+
+    def _stream(self, fields: dict) -> Stream:
+        files = [(part["file"], int(part["samples"])) for part in fields["files"]]
+        if not all(_NAME.fullmatch(name) and samples > 0 for name, samples in files):
+            raise ValueError(
+                f"{self.folder / MANIFEST} names files that are empty or not called unit-NNNNN.arrayrecord"
+            )
+        return Stream(self.folder, _key(fields), _largest(fields["largest"]), files)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.streams))
+
+    @property
+    def held_out(self) -> float:
+        """The fraction of pictures whose samples are in streams of their own, see `held`; 0: there are none."""
+        return self.fingerprint.get("preprocessing", {}).get("held_out", 0.0)
+
+    @property
+    def online(self) -> str:
+        """What training computes instead of reading it here, see `samples.ONLINE`."""
+        of_schema_2 = TEXT if self.fingerprint.get("text") == "online" else NOTHING
+        return self.fingerprint.get("online", of_schema_2)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the files of all streams."""
+        return sum(path.stat().st_size for stream in self.streams for path in stream.paths)

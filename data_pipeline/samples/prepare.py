@@ -1,0 +1,34 @@
+"""Preparation: an upright image becomes exactly the pixels of its bucket."""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from data_pipeline.buckets import Bucket, crop_box
+from qi2_jax.pixels import over_white
+
+
+def prepare_image(image: Image.Image, bucket: Bucket, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
+    """Resizes an image to cover a bucket (Lanczos) and crops it to the centre.
+
+    Args:
+      image: upright, RGB or RGBA, as `images.decode_image` gives it.
+      channels: 3 puts transparent parts on white; 4 keeps alpha, which is 255 everywhere for an image without.
+
+    Returns:
+      Pixels [bucket.height, bucket.width, channels], 0..255. With alpha, pixels are resized with their weight in the
+      visible picture, so that nothing bleeds over the edges, and the colour of fully transparent pixels is white: a
+      model that takes a transparent place for an opaque one is then still right on white paper.
+
+    Raises:
+      ValueError: for other modes or channels.
+    """
+    if image.mode not in ("RGB", "RGBA") or channels not in (3, 4):
+        raise ValueError(f"mode {image.mode!r} with channels={channels}: give an RGB or RGBA image and ask for 3 or 4")
+    image = over_white(image) if channels == 3 else image.convert("RGBA")
+    box = crop_box(*image.size, bucket)
+    resized = image.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
+    pixels = np.array(resized)  # a copy that may be written to
+    if channels == 4:
+        pixels[pixels[..., 3] == 0] = (255, 255, 255, 0)
+    return pixels

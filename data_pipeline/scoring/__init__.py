@@ -1,0 +1,1 @@
+"""Scores of all filters and pairs of near duplicates: cascade, score tables, Beam."""

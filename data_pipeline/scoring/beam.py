@@ -1,0 +1,339 @@
+"""Scoring on Apache Beam, for folders that are too large for one machine: the same functions, hence the same bytes.
+
+Every shard is fetched to a worker's own disk, scored there as `cascade` does, and its scores are stored beside it; then
+`pairs` are found by grouping what is filed under the same keys. The folder may be on any file system that Beam knows
+(`gs://bucket/folder` with the extra `apache-beam[gcp]`). `docs/data_at_scale.md` says how to run it on Dataflow.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.filters import CASCADE, Filter
+from data_pipeline.filters.duplicates import DUPLICATES
+from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.records.shards import MANIFEST, RecordFolder, read_manifest
+from data_pipeline.scoring import pair_scores, score_tables
+from data_pipeline.scoring.cascade import ScoreReport, score_shard
+from data_pipeline.scoring.pair_scores import Pairs, fingerprints, first_equal, write_pairs
+from data_pipeline.scoring.pair_search import FILED_AT_ONCE, PairReport
+from data_pipeline.scoring.pairs import BANDS, MEMBER, NEAR, candidates, keys, near, partition
+
+try:
+    import apache_beam as beam
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError:
+    raise ValueError("a runner needs Apache Beam: pip install 'apache-beam>=2.77,<3', for Dataflow [gcp]") from None
+
+RUNNERS = ("DirectRunner", "DataflowRunner")
+_GROUP = 1 << 20  # records whose digests are compared at once
+_PLACE = np.dtype([("high", np.uint64), ("low", np.uint64), ("record", np.int64)])
+_CONTENT = np.dtype([*_PLACE.descr, ("trusted", bool), ("kind", np.uint64), ("phash", np.uint64), ("dhash", np.uint64)])
+
+
+def score_with_beam(
+    folder: str, runner: str, options: Sequence[str] = (), *, filters: Sequence[Filter] = CASCADE
+) -> ScoreReport:
+    """As `cascade.score`, on a runner of Beam.
+
+    Args:
+      folder: of records, a path or an address such as gs://bucket/folder.
+      runner: one of RUNNERS; DirectRunner works in this process, with everything in memory, for trials.
+      options: of the pipeline, such as `--project=NAME`.
+
+    Raises:
+      ValueError: for another runner, filters whose model lives on an accelerator, or a folder that is not complete.
+    """
+    if runner not in RUNNERS:
+        raise ValueError(f"runner is {runner!r}; choose one of {RUNNERS}")
+    asked = tuple(filter for filter in filters if filter.can_score)
+    if device := [filter.name for filter in asked if filter.on_device]:
+        raise ValueError(f"filters {device} run on an accelerator of this machine: score by them without a runner")
+    with tempfile.TemporaryDirectory() as local:
+        _fetch(folder, MANIFEST, local)
+        shards = read_manifest(local)
+        count = sum(shard.records for shard in shards)
+        pipeline = _pipeline(runner, options)
+        pipeline | beam.Create(range(len(shards))) | beam.Reshuffle() | beam.ParDo(_ScoreShard(folder, asked))
+        scored = dict.fromkeys([filter.name for filter in asked], 0)
+        for counter in _run(pipeline).metrics().query()["counters"]:
+            if counter.key.metric.namespace == _ScoreShard.NAMESPACE:
+                scored[counter.key.metric.name] += counter.result
+        needs = {filter.name: filter.needs for filter in filters if not filter.can_score}
+        found = None
+        if {DUPLICATES.name, ENTROPY.name} <= scored.keys() and not _pairs_are_complete(folder, local):
+            pipeline = _pipeline(runner, options)
+            _search(pipeline, folder, [shard.records for shard in shards])
+            counters = {c.key.metric.name: c.result for c in _run(pipeline).metrics().query()["counters"]}
+            found = PairReport(count, counters.get("contents", 0), counters.get("near", 0))
+    return ScoreReport(count, scored, needs, found)
+
+
+def _pipeline(runner: str, options: Sequence[str]) -> "beam.Pipeline":
+    if runner == "DirectRunner":  # by this name Beam would first try another one, whose program it downloads
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+        return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(list(options)))
+    return beam.Pipeline(runner=runner, options=PipelineOptions(list(options), save_main_session=False))
+
+
+def _run(pipeline: "beam.Pipeline"):
+    result = pipeline.run()
+    result.wait_until_finish()
+    return result
+
+
+class _OnLocalCopies(beam.DoFn):
+    """Works on files of the folder that are copied to the worker's disk."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def setup(self):
+        self.local = tempfile.mkdtemp(prefix="qi2-")
+        _fetch(self.folder, MANIFEST, self.local)
+        self.shards = read_manifest(self.local)
+
+    def teardown(self):
+        shutil.rmtree(self.local, ignore_errors=True)
+
+
+class _ScoreShard(_OnLocalCopies):
+    """Number of a shard -> its scores in the folder, as far as they are missing."""
+
+    NAMESPACE = "scored"
+
+    def __init__(self, folder: str, filters: tuple[Filter, ...]):
+        super().__init__(folder)
+        self.filters = filters
+
+    def process(self, number: int):
+        shard, missing = self.shards[number], []
+        for filter in self.filters:
+            names = [_name(self.local, path) for path in score_tables.paths(self.local, filter, shard)]
+            if all(_exists(self.folder, name) for name in names):
+                for name in names:
+                    _fetch(self.folder, name, self.local)
+            if not score_tables.is_complete(self.local, filter, shard):
+                missing.append(filter)
+        if missing:
+            _fetch(self.folder, shard.file, self.local)
+            for _ in score_shard(RecordFolder(self.local), number, tuple(missing)):
+                pass
+            os.unlink(Path(self.local, shard.file))
+        for filter in missing:
+            for path in score_tables.paths(self.local, filter, shard):  # the marker comes last
+                _store(self.folder, _name(self.local, path), self.local)
+            beam.metrics.Metrics.counter(self.NAMESPACE, filter.name).inc(shard.records)
+        shutil.rmtree(Path(self.local, "scores"), ignore_errors=True)
+
+
+def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> None:
+    """The search of `pair_search`, by keys."""
+    starts = np.concatenate([[0], np.cumsum(records)]).astype(np.int64)
+    seen = (
+        pipeline
+        | "shards" >> beam.Create(range(len(records)))
+        | beam.Reshuffle()
+        | beam.ParDo(_Fingerprints(folder, starts)).with_outputs(
+            "pictures", *(f"places{column}" for column in range(len(pair_scores.SAME)))
+        )
+    )
+    grouped = [
+        seen[f"places{column}"] | f"group by {name}" >> beam.GroupByKey()
+        for column, name in enumerate(pair_scores.SAME)
+    ]
+    blocks = [
+        groups | f"first of {name}" >> beam.MapTuple(partial(_first, column=column))
+        for column, (name, groups) in enumerate(zip(pair_scores.SAME, grouped, strict=True))
+    ]
+    contents = grouped[pair_scores.SAME.index("fingerprints")] | beam.FlatMapTuple(_contents)
+    confirmed = (
+        contents
+        | beam.FlatMap(partial(_file, total=int(starts[-1])))
+        | "group by key" >> beam.GroupByKey()
+        | beam.FlatMapTuple(_candidates)
+        | "by shard of the left" >> beam.FlatMap(partial(_by_shard, starts=starts))
+    )
+    confirmed = (
+        {"pairs": confirmed, "pictures": seen["pictures"]}
+        | "join left" >> beam.CoGroupByKey()
+        | beam.FlatMapTuple(partial(_attach, starts=starts))
+        | "by shard of the right" >> beam.FlatMap(partial(_by_shard_with_pictures, starts=starts))
+    )
+    confirmed = (
+        {"pairs": confirmed, "pictures": seen["pictures"]}
+        | "join right" >> beam.CoGroupByKey()
+        | beam.FlatMapTuple(partial(_confirm, starts=starts))
+    )
+    same = tuple(blocks) | beam.Flatten()
+    sides = (beam.pvalue.AsIter(same), beam.pvalue.AsIter(confirmed))
+    pipeline | "one writer" >> beam.Create([None]) | beam.ParDo(_Write(folder), *sides, total=int(starts[-1]))
+
+
+class _Fingerprints(_OnLocalCopies):
+    """Number of a shard -> its pictures, and where its digests are grouped."""
+
+    def __init__(self, folder: str, starts: np.ndarray):
+        super().__init__(folder)
+        self.starts = starts
+
+    def process(self, number: int):
+        shard = self.shards[number]
+        for filter in (DUPLICATES, ENTROPY):
+            for path in score_tables.paths(self.local, filter, shard):
+                _fetch(self.folder, _name(self.local, path), self.local)
+        found = fingerprints(self.local, shard)
+        shutil.rmtree(Path(self.local, "scores"))
+        yield beam.pvalue.TaggedOutput("pictures", (number, (found.pictures, found.picture)))
+        whole = np.flatnonzero(found.pictures)
+        places = np.empty(len(whole), _CONTENT)
+        places["record"] = self.starts[number] + whole
+        places["trusted"], places["kind"] = found.trusted[whole], found.kind[whole]
+        for name in ("phash", "dhash"):
+            places[name] = found.picture[name][found.first_picture[whole]]
+        parts = np.uint64(-(-int(self.starts[-1]) // _GROUP))
+        for column, name in enumerate(pair_scores.SAME):
+            places["high"], places["low"] = found.same[whole, column].T
+            part = places["low"] % parts
+            for group in np.unique(part):
+                some = places[part == group]
+                kept = some if name == "fingerprints" else some[list(_PLACE.names or ())].astype(_PLACE)
+                yield beam.pvalue.TaggedOutput(f"places{column}", (int(group), kept))
+
+
+def _together(blocks: Iterable[np.ndarray], dtype: np.dtype, *order: str) -> np.ndarray:
+    together = np.concatenate([np.empty(0, dtype), *blocks])
+    return together[np.lexsort(tuple(together[name] for name in order[::-1]))]
+
+
+def _firsts(places: np.ndarray) -> np.ndarray:
+    return places["record"][first_equal(np.stack([places["high"], places["low"]], 1))]
+
+
+def _first(_: int, blocks: Iterable[np.ndarray], *, column: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Of all records with digests of a part, the first with the same."""
+    blocks = list(blocks)
+    places = _together(blocks, blocks[0].dtype, "record")
+    return column, places["record"], _firsts(places)
+
+
+def _contents(_: int, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """What is to be compared: first records of fingerprints that at least one trusted record has."""
+    places = _together(blocks, _CONTENT, "record")
+    first = _firsts(places)
+    chosen = np.unique(first[places["trusted"]])
+    beam.metrics.Metrics.counter("pairs", "contents").inc(len(chosen))
+    yield places[np.searchsorted(places["record"], chosen)]
+
+
+def _file(contents: np.ndarray, *, total: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    for number, band in enumerate(BANDS):
+        under = keys(band, contents["phash"], contents["dhash"])
+        parts = max(1, -(-total * under.shape[1] // FILED_AT_ONCE))
+        place = partition(under, contents["kind"], parts)
+        for part in np.unique(place):
+            rows, columns = np.nonzero(place == part)
+            filed = np.empty(len(rows), MEMBER)
+            filed["key"], filed["picture"] = under[rows, columns], contents["record"][rows]
+            for name in ("kind", "phash", "dhash"):
+                filed[name] = contents[name][rows]
+            yield (number, int(part)), filed
+
+
+def _candidates(place: tuple[int, int], blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    yield from (pairs for pairs in candidates(BANDS[place[0]], np.concatenate(list(blocks))) if len(pairs))
+
+
+def _by_shard(pairs: np.ndarray, *, starts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    shard = np.searchsorted(starts, pairs["left"], side="right") - 1
+    for number in np.unique(shard):
+        yield int(number), pairs[shard == number]
+
+
+def _pictures_of(grouped: dict, records: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(number of pictures, positions, PICTURE [p, number]) of records of one shard."""
+    ((counts, picture),) = grouped["pictures"]
+    first, here = np.cumsum(counts) - counts, records - start
+    for number in np.unique(counts[here]):
+        at = np.flatnonzero(counts[here] == number)
+        yield int(number), at, picture[first[here[at]][:, None] + np.arange(number)]
+
+
+def _attach(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Candidates with the pictures of their left side."""
+    if grouped["pairs"]:
+        pairs = np.concatenate(list(grouped["pairs"]))
+        for _, at, pictures in _pictures_of(grouped, pairs["left"], int(starts[shard])):
+            yield pairs[at], pictures
+
+
+def _by_shard_with_pictures(attached: tuple[np.ndarray, np.ndarray], *, starts: np.ndarray):
+    pairs, pictures = attached
+    shard = np.searchsorted(starts, pairs["right"], side="right") - 1
+    for number in np.unique(shard):
+        yield int(number), (pairs[shard == number], pictures[shard == number])
+
+
+def _confirm(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[np.ndarray]:
+    for pairs, left in grouped["pairs"]:
+        for number, at, right in _pictures_of(grouped, pairs["right"], int(starts[shard])):
+            if number == left.shape[1]:
+                yield near(pairs[at], left[at], right)
+
+
+class _Write(_OnLocalCopies):
+    """All that was found -> the tables of the folder."""
+
+    def process(self, _, blocks, confirmed, *, total: int):
+        same = np.full((total, len(pair_scores.SAME)), -1, np.int64)
+        for column, record, first in blocks:
+            same[record, column] = first
+        found = _together(confirmed, NEAR, "left", "right")
+        beam.metrics.Metrics.counter("pairs", "near").inc(len(found))
+        write_pairs(self.local, Pairs(same, found))
+        for path in pair_scores.paths(self.local):  # the marker comes last
+            _store(self.folder, _name(self.local, path), self.local)
+
+
+def _pairs_are_complete(folder: str, local: str) -> bool:
+    names = [_name(local, path) for path in pair_scores.paths(local)]
+    if not all(_exists(folder, name) for name in names):
+        return False
+    for name in names:
+        _fetch(folder, name, local)
+    return pair_scores.are_complete(local)
+
+
+def _name(local: str, path: Path) -> str:
+    return path.relative_to(local).as_posix()
+
+
+def _exists(folder: str, name: str) -> bool:
+    return FileSystems.exists(FileSystems.join(folder, name))
+
+
+def _fetch(folder: str, name: str, local: str) -> None:
+    source, target = FileSystems.join(folder, name), Path(local, name)
+    if not FileSystems.exists(source):
+        raise ValueError(f"{source} does not exist; {folder} is no complete folder of records")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileSystems.open(source, "application/octet-stream", "uncompressed") as file, open(target, "wb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+
+
+def _store(folder: str, name: str, local: str) -> None:
+    """Copies a file so that it is whole or absent: under another name first."""
+    target = FileSystems.join(folder, name)
+    if "://" not in folder:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+    partial = f"{target}.{os.getpid()}.partial"
+    with open(Path(local, name), "rb") as file, FileSystems.create(partial, "application/octet-stream") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+    FileSystems.rename([partial], [target])

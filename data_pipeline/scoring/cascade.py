@@ -1,0 +1,171 @@
+"""The cascade: every filter over every shard, in worker processes, resumable at the grain of a shard and a filter."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipeline.decoding.images import MAX_PIXELS, Decoded, UndecodableImage, decode_image
+from data_pipeline.filters import CASCADE, Candidate, Filter
+from data_pipeline.filters.duplicates import DUPLICATES
+from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.records.schema import Record
+from data_pipeline.records.shards import RecordFolder
+from data_pipeline.scoring.pair_search import PairReport, score_pairs
+from data_pipeline.scoring.score_tables import is_complete, write_scores
+from data_pipeline.workers import process_pool
+
+BATCH_RECORDS = 32
+MAX_RECORD_PIXELS = 2 * MAX_PIXELS  # ten sources of 12 million and their target pass
+BATCH_PIXELS = 50_000_000  # a batch ends earlier when its pictures are large
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What a run did.
+
+    Attributes:
+      records: in the folder.
+      scored: for every filter, how many of them this run had to look at.
+      not_scored: filters without their model, and what they need.
+      pairs: what the comparison of all records found; None: nothing had to be compared.
+    """
+
+    records: int
+    scored: dict[str, int]
+    not_scored: dict[str, str] = field(default_factory=dict)
+    pairs: PairReport | None = None
+
+    def table(self):
+        """A `rich.table.Table` with a row per filter."""
+        from rich.table import Table
+
+        view = Table(title=f"scores of {self.records:,} records")
+        for column in ("filter", "there before", "scored now"):
+            view.add_column(column, justify="left" if column == "filter" else "right")
+        for name, count in self.scored.items():
+            view.add_row(name, f"{self.records - count:,}", f"{count:,}")
+        for name, needs in self.not_scored.items():
+            view.add_row(f"{name}: not scored", "", needs)
+        if self.pairs is not None:
+            view.add_row("pairs", "", f"{self.pairs.near:,} near among {self.pairs.contents:,} different")
+        return view
+
+    def to_dict(self) -> dict:
+        return {"records": self.records, "scored": self.scored, "not_scored": self.not_scored} | {
+            "pairs": self.pairs and self.pairs.to_dict()
+        }
+
+
+def score(
+    folder: Path | str,
+    *,
+    filters: Sequence[Filter] = CASCADE,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ScoreReport:
+    """Scores the records of a folder and writes the columns beside them (`scores`), then their pairs (`pair_scores`).
+
+    Only what is missing is computed: shards of a killed run, filters that are new or have another version. The result
+    does not depend on the number of workers.
+
+    Args:
+      workers: processes; 1: this process alone; None: one per core. Worker processes import the calling script, which
+        therefore needs the usual `if __name__ == "__main__":` around its work.
+
+    Raises:
+      ValueError: when the folder is not a complete folder of records, or a shard is corrupt.
+      ChildProcessError: when a worker process dies, naming what to do.
+      OSError: when the disk is full; finished shards are kept.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1, or None for one per core")
+    records = RecordFolder(folder)
+    not_scored = {filter.name: filter.needs for filter in filters if not filter.can_score}
+    scored = {filter.name: 0 for filter in filters if filter.can_score}
+    # A device is owned by one process: its filters come in a pass of their own, in this one.
+    for on_device, title in ((False, "score"), (True, "score on device")):
+        asked = [filter for filter in filters if filter.can_score and filter.on_device == on_device]
+        tasks = []
+        for number, shard in enumerate(records.shards):
+            missing = tuple(filter for filter in asked if not is_complete(folder, filter, shard))
+            if missing:
+                tasks.append((number, missing))
+            for filter in missing:
+                scored[filter.name] += shard.records
+        total = sum(records.shards[number].records for number, _ in tasks)
+        count = 1 if on_device else min(workers or os.cpu_count() or 1, len(tasks))
+        with tqdm(total=total, desc=title, unit="img", disable=not progress or not tasks, dynamic_ncols=True) as bar:
+            for done in _run(records, tasks, count):
+                bar.update(done)
+    pairs = None
+    if {DUPLICATES.name, ENTROPY.name} <= scored.keys():
+        pairs = score_pairs(folder, workers=workers or os.cpu_count() or 1, progress=progress)
+    return ScoreReport(len(records), scored, not_scored, pairs)
+
+
+def _run(records: RecordFolder, tasks: list[tuple[int, tuple[Filter, ...]]], workers: int) -> Iterator[int]:
+    """Yields numbers of finished records."""
+    if workers <= 1:
+        for number, filters in tasks:
+            yield from score_shard(records, number, filters)
+        return
+    with process_pool(workers, "scoring") as pool:
+        futures = [pool.submit(_score_whole_shard, records, number, filters) for number, filters in tasks]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def _score_whole_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> int:
+    return sum(score_shard(records, number, filters))
+
+
+def score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> Iterator[int]:
+    """Scores one shard by these filters and writes the columns; yields numbers of records on the way."""
+    keys: list[str] = []
+    rows: dict[str, list[dict]] = {filter.name: [] for filter in filters}
+    for batch in _batches(records.read_shard(number)):
+        keys += [candidate.record.key for candidate in batch]
+        for filter in filters:
+            rows[filter.name] += _score_batch(filter, batch)
+        yield len(batch)
+    for filter in filters:
+        write_scores(records.folder, filter, records.shards[number], keys, rows[filter.name])
+
+
+def _score_batch(filter: Filter, batch: list[Candidate]) -> list[dict]:
+    seen = [candidate for candidate in batch if filter.sees_broken or candidate.decoded is not None]
+    scores = iter(filter.score(seen))
+    nothing = dict.fromkeys(filter.columns)
+    return [next(scores) if filter.sees_broken or candidate.decoded is not None else nothing for candidate in batch]
+
+
+def _decode(record: Record) -> Candidate:
+    images: list[Decoded] = []
+    left = MAX_RECORD_PIXELS  # of all images together: they are held at the same time
+    for place, data in enumerate((record.image, *record.conditions)):
+        try:
+            images.append(decode_image(data, preview_first=True, max_pixels=min(left, MAX_PIXELS)))
+        except UndecodableImage as failure:
+            where = f"condition image {place - 1}: " if place else ""
+            return Candidate(record, None, UndecodableImage(failure.reason, where + failure.detail))
+        left -= math.prod(images[-1].size)
+    return Candidate(record, images[0], None, tuple(images[1:]))
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Candidate]]:
+    batch, pixels = [], 0
+    for record in records:
+        candidate = _decode(record)
+        for decoded in (candidate.decoded, *candidate.conditions):
+            pixels += math.prod(decoded.size) if decoded else 0
+        batch.append(candidate)
+        if len(batch) == BATCH_RECORDS or pixels >= BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch

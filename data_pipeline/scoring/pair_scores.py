@@ -1,0 +1,180 @@
+"""Scores of pairs on disk: which records are equal, and which are near to each other. Once per folder.
+
+    DIR/scores/pairs/same.parquet   a row per record: the first record with the same bytes, pixels, fingerprints
+    DIR/scores/pairs/near.parquet   a row per near pair of different fingerprints, by their first records
+    DIR/scores/pairs/done.json      versions, bounds and the digests of all shards: what both are valid for
+
+Records are numbered as in `RecordFolder`; -1 stands for a broken one. The bounds of what is near are wide (`pairs`):
+thresholds belong to `selection`. Another record in the folder makes all of it stale, since any two may be near.
+
+Memory is about 120 bytes per record, and 26 per near pair; thumbnails wait in a temporary file of 1.2 kB per record
+beside the result. A crowd of n pictures that are all near to each other makes n squared pairs.
+"""
+
+import base64
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int64, Shaped, UInt64
+
+from data_pipeline.filters.duplicates import DUPLICATES, HASH
+from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.records.shards import Shard, read_manifest
+from data_pipeline.scoring.pairs import MAX_DIFFERENCE, MAX_DISTANCE, MAX_GRADIENT, NEAR, PICTURE
+from data_pipeline.scoring.score_tables import read_shard_scores
+from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
+
+VERSION = 1
+MIN_ENTROPY = 2.0  # bits; flatter pictures are near to each other without meaning it
+SAME = ("bytes", "pixels", "fingerprints")
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Fingerprints of consecutive records.
+
+    Attributes:
+      pictures: how many each record has; a broken one has none.
+      kind: 0 for image-text pairs; of edits a hash of their instructions.
+      trusted: whether the picture has the entropy to be called near to another.
+      same: 128 bits for each of `SAME`.
+      picture: PICTURE, of all records one after the other.
+    """
+
+    pictures: Int64[np.ndarray, " n"]
+    kind: UInt64[np.ndarray, " n"]
+    trusted: Bool[np.ndarray, " n"]
+    same: UInt64[np.ndarray, "n 3 2"]
+    picture: Shaped[np.ndarray, " m"]
+
+    @property
+    def first_picture(self) -> Int64[np.ndarray, " n"]:
+        """Where the pictures of each record begin."""
+        return np.cumsum(self.pictures) - self.pictures
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is equal and what is near.
+
+    Attributes:
+      same: for every record the first that has the same of each of `SAME`, -1 for broken ones.
+      near: NEAR, sorted, between first records of the same fingerprints.
+    """
+
+    same: Int64[np.ndarray, "n 3"]
+    near: Shaped[np.ndarray, " p"]
+
+
+def fingerprints(folder: Path | str, shard: Shard) -> Fingerprints:
+    """Those of a shard, from its scores.
+
+    Raises:
+      ValueError: if the scores are missing.
+    """
+    bits = read_shard_scores(folder, ENTROPY, shard).column("entropy.bits").to_pylist()
+    table = read_shard_scores(folder, DUPLICATES, shard)
+    column = {name: table.column(f"duplicates.{name}").to_pylist() for name in DUPLICATES.columns}
+    seen = list(zip(*(column[name] for name in ("phash", "dhash", "edit_pixels", "thumbnail", "edit")), strict=True))
+    whole = [row for row in seen if row[0] is not None]
+    phash, dhash = (_words(row[place] for row in whole) for place in (0, 1))
+    picture = np.empty(len(phash), PICTURE)
+    picture["phash"], picture["dhash"] = phash, dhash
+    picture["pixels"] = _words(row[2] or "0" * HASH for row in whole)
+    picture["thumbnail"] = np.frombuffer(b"".join(base64.b64decode(row[3]) for row in whole), np.uint8).reshape(
+        picture["thumbnail"].shape
+    )
+    everything = (hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in seen)
+    digests = zip(column["bytes_sha256"], column["pixels_sha256"], everything, strict=True)
+    return Fingerprints(
+        np.array([len(row[0] or "") // HASH for row in seen], np.int64),
+        _words((row[4] or "0" * HASH)[:HASH] for row in seen),
+        np.array([found is not None and found >= MIN_ENTROPY for found in bits], bool),
+        _words((digest or "0" * 32)[:32] for digest in itertools.chain.from_iterable(digests)).reshape(-1, 3, 2),
+        picture,
+    )
+
+
+def _words(texts: Iterable[str]) -> UInt64[np.ndarray, " n"]:
+    return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)
+
+
+def first_equal(digests: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
+    """For each position the first with the same digest."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of a run comes first in the array too
+    new = np.ones(len(order), bool)
+    new[1:] = (digests[order[1:]] != digests[order[:-1]]).any(1)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[new][np.cumsum(new) - 1]
+    return first
+
+
+def are_complete(folder: Path | str) -> bool:
+    """Whether pairs are there and valid for the records and versions of today."""
+    same, near, marker = paths(folder)
+    try:
+        return same.is_file() and near.is_file() and json.loads(marker.read_bytes()) == _validity(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def write_pairs(folder: Path | str, pairs: Pairs) -> None:
+    """Writes the two tables, and then the marker."""
+    same, near, marker = paths(folder)
+    same.parent.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)  # it would vouch for half of the new files
+    write_atomic(same, _parquet({name: pairs.same[:, column] for column, name in enumerate(SAME)}))
+    write_atomic(near, _parquet({name: pairs.near[name] for name in NEAR.names or ()}))
+    write_json_atomic(marker, _validity(folder))
+
+
+def read_pairs(folder: Path | str) -> Pairs:
+    """The pairs of a folder.
+
+    Raises:
+      ValueError: when they are missing, stale or damaged.
+    """
+    if not are_complete(folder):
+        raise ValueError(f"{folder}: duplicates have not been compared since its records or filters changed; score it")
+    same, near, _ = paths(folder)
+    try:
+        tables = pq.read_table(same), pq.read_table(near)
+        columns = [{name: table.column(name).to_numpy() for name in table.column_names} for table in tables]
+        found = np.empty(tables[1].num_rows, NEAR)
+        for name in NEAR.names or ():
+            found[name] = columns[1][name]
+        pairs = Pairs(np.stack([columns[0][name] for name in SAME], 1), found)
+        if len(pairs.same) != sum(shard.records for shard in read_manifest(folder)):
+            raise ValueError(f"{len(pairs.same)} rows")
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{same.parent} is damaged; delete it, score again: {error}") from None
+    return pairs
+
+
+def _parquet(columns: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def paths(folder: Path | str) -> tuple[Path, Path, Path]:
+    """The two tables and the marker."""
+    root = Path(folder, "scores", "pairs")
+    return root / "same.parquet", root / "near.parquet", root / "done.json"
+
+
+def _validity(folder: Path | str) -> dict:
+    return {
+        "version": VERSION,
+        "filters": {filter.name: filter.version for filter in (DUPLICATES, ENTROPY)},
+        "bounds": [MAX_DISTANCE, MAX_GRADIENT, MAX_DIFFERENCE, MIN_ENTROPY],
+        "shards": {shard.file: shard.digest for shard in read_manifest(folder)},
+    }

@@ -1,0 +1,139 @@
+"""Scores on disk: one Parquet file per filter and shard, beside the records.
+
+    DIR/scores/<filter>/records-00000-of-00003.parquet     columns key, <filter>.<column>, ..; a row per record
+    DIR/scores/<filter>/records-00000-of-00003.done.json
+
+The second file is written after the first. It names the filter's version, the digest of its model and that of the
+shard, so it says both that the scores are complete and what they are valid for; anything else counts as missing and is
+computed again.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.filters import Filter
+from data_pipeline.records.shards import Shard, read_manifest
+from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
+
+_SCALARS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+_TYPES = _SCALARS | {list[kind]: pa.list_(arrow) for kind, arrow in _SCALARS.items()}  # type: ignore[valid-type]
+
+
+def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
+    """Whether the scores of this shard by this version of the filter are there."""
+    scores, marker = paths(folder, filter, shard)
+    try:
+        return scores.is_file() and json.loads(marker.read_bytes()) == _validity(filter, shard)
+    except (OSError, ValueError):
+        return False
+
+
+def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
+    """Optional filters whose scores are not there, and what they need.
+
+    Scores of another model than that of this machine count as there: the one that made them may run elsewhere.
+
+    Raises:
+      ValueError: if the shards were scored by different models.
+    """
+    shards, missing = read_manifest(folder), {}
+    for filter in (filter for filter in filters if filter.optional):
+        models = {_model(Path(folder), filter, shard) for shard in shards}
+        if None in models:
+            missing[filter.name] = filter.needs
+        elif len(models) > 1:
+            raise ValueError(f"{folder}: {filter.name!r} has scores of {len(models)} models; score the folder again")
+    return missing
+
+
+def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
+    """Digest of the model that scored a shard with this version of a filter; None: no scores."""
+    try:
+        found = json.loads(paths(folder, filter, shard)[1].read_bytes())
+        return found["model"] if found == _validity(filter, shard) | {"model": found["model"]} else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequence[str], rows: Sequence[dict]) -> None:
+    """Writes one dict of the filter's columns per record of the shard, and then the marker."""
+    assert len(keys) == len(rows) == shard.records, f"{filter.name} gave {len(rows)} scores for {shard.records} records"
+    scores, marker = paths(folder, filter, shard)
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        assert row.keys() == filter.columns.keys(), f"{filter.name} gave {sorted(row)}, not {sorted(filter.columns)}"
+    columns = {"key": pa.array(keys, pa.string())}
+    for name, (kind, _) in filter.columns.items():
+        columns[f"{filter.name}.{name}"] = pa.array([row[name] for row in rows], _TYPES[kind])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    write_atomic(scores, buffer.getvalue())
+    write_json_atomic(marker, _validity(filter, shard))
+
+
+def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]:
+    """Yields one dict per record, in the order of the records: its key and the columns of all filters.
+
+    Columns of optional filters that did not score are None.
+
+    Raises:
+      ValueError: when scores are missing or stale (naming the filter and the way out), or do not match the records.
+    """
+    shards, absent = read_manifest(folder), unscored(folder, filters)
+    nothing = {f"{f.name}.{column}": None for f in filters if f.name in absent for column in f.columns}
+    filters = [filter for filter in filters if filter.name not in absent]
+    for filter in (filter for filter in filters if not filter.optional):
+        missing = sum(not is_complete(folder, filter, shard) for shard in shards)
+        if missing:
+            raise ValueError(
+                f"{folder}: filter {filter.name!r} version {filter.version} has not scored {missing} of {len(shards)} "
+                "shards; run data_pipeline.cascade.score on the folder first"
+            )
+    for shard in shards:
+        tables = [_read(paths(folder, filter, shard)[0], filter, shard) for filter in filters]
+        keys = tables[0].column("key")
+        if not all(table.column("key").equals(keys) for table in tables):
+            raise ValueError(f"scores of {shard.file} disagree about the keys; delete {folder}/scores, score again")
+        for rows in zip(*(table.to_pylist() for table in tables), strict=True):
+            yield {name: value for row in rows for name, value in row.items()} | nothing
+
+
+def read_shard_scores(folder: Path | str, filter: Filter, shard: Shard) -> pa.Table:
+    """The columns of one filter for one shard, a row per record.
+
+    Raises:
+      ValueError: when they are missing, stale or damaged.
+    """
+    if not is_complete(folder, filter, shard):
+        raise ValueError(f"{folder}: filter {filter.name!r} has not scored {shard.file}; score the folder first")
+    return _read(paths(folder, filter, shard)[0], filter, shard)
+
+
+def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not readable; delete it, score again: {error}") from None
+    expected = ["key", *(f"{filter.name}.{column}" for column in filter.columns)]
+    if table.num_rows != shard.records or table.column_names != expected:
+        raise ValueError(
+            f"{path} has {table.num_rows} rows of {table.column_names}, not {shard.records} of {expected}; delete it, "
+            "score again"
+        )
+    return table
+
+
+def paths(folder: Path | str, filter: Filter, shard: Shard) -> tuple[Path, Path]:
+    """The table and the marker of a shard."""
+    stem = Path(folder, "scores", filter.name, shard.file.removesuffix(".arrayrecord"))
+    return stem.with_name(stem.name + ".parquet"), stem.with_name(stem.name + ".done.json")
+
+
+def _validity(filter: Filter, shard: Shard) -> dict:
+    scorer = {"filter": filter.name, "version": filter.version, "model": filter.model}
+    return scorer | {"shard": shard.file, "digest": shard.digest}

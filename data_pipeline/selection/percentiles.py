@@ -1,0 +1,66 @@
+"""Thresholds that follow the data: the lowest percentage of each group is left out, whatever the scale of the scores.
+
+Scores of different models, languages and kinds of pictures do not compare: a poster is seldom as beautiful to a head as
+a portrait, and a caption in a language that a CLIP saw little of seldom as near. So captions are compared within their
+language and class, pictures within their class. The class is the first part of a record's first tag: `design` of
+`design/slide`; None without tags.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.filters.aesthetic import AESTHETIC
+from data_pipeline.filters.alignment import ALIGNMENT
+from data_pipeline.filters.base import Filter
+from data_pipeline.filters.description import DESCRIPTION
+from data_pipeline.scoring.score_tables import read_scores
+
+Group = tuple[str | None, ...]  # (language, class) of a caption, (class,) of a picture
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The lowest score that stays in each group; without an entry nothing is asked."""
+
+    alignment: dict[Group, float]
+    aesthetic: dict[Group, float]
+
+
+def class_of(row: dict) -> str | None:
+    """The class of a record's score row."""
+    return row["description.tags"][0].split("/")[0] if row["description.tags"] else None
+
+
+def find_cuts(folder: Path | str, alignment: float, aesthetic: float, by: Filter = ALIGNMENT) -> Cuts:
+    """Reads the scores once and finds, for percentages above 0, the cut of every group.
+
+    Args:
+      alignment: percentage of the captions of each language and class that lies below the cut; edits, whose
+        instructions do not describe their pictures, are not among them.
+      aesthetic: percentage of the pictures of each class.
+      by: the filter whose cosines count as alignment.
+
+    Raises:
+      ValueError: if the scores that are asked for are not there.
+    """
+    captions: dict[Group, list[float]] = {}
+    pictures: dict[Group, list[float]] = {}
+    if alignment or aesthetic:
+        for row in read_scores(folder, (DESCRIPTION, by, AESTHETIC)):
+            if not row["description.conditions"]:
+                cosines = row[f"{by.name}.cosines"] or ()
+                for language, cosine in zip(row["description.languages"], cosines, strict=False):
+                    captions.setdefault((language, class_of(row)), []).append(cosine)
+            if row["aesthetic.score"] is not None:
+                pictures.setdefault((class_of(row),), []).append(row["aesthetic.score"])
+    return Cuts(_cut(folder, ALIGNMENT, captions, alignment), _cut(folder, AESTHETIC, pictures, aesthetic))
+
+
+def _cut(folder: Path | str, filter: Filter, groups: dict[Group, list[float]], percentage: float) -> dict[Group, float]:
+    if percentage and not groups:
+        raise ValueError(
+            f"{folder}: min_{filter.name}_percentile is {percentage}, but {filter.name} was not scored: {filter.needs}"
+        )
+    return {group: float(np.percentile(values, percentage)) for group, values in groups.items()} if percentage else {}

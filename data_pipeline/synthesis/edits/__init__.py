@@ -1,0 +1,1 @@
+"""Edit pairs made from images."""

@@ -1,0 +1,141 @@
+"""What the generators of edits share: the edit that they make, what they make it from, and places in a picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.records.schema import Caption
+from data_pipeline.records.shards import RecordFolder
+from data_pipeline.synthesis.edits.compositing import MAX_ENLARGED, Placement
+from data_pipeline.synthesis.edits.cutouts import Cutout, CutoutFile, Unsuitable, cutout_of_record
+from data_pipeline.synthesis.edits.scenes import MIN_SIDE, Scene, read_scene
+from data_pipeline.synthesis.lettering.fonts import FontLibrary
+
+ATTEMPTS = 8  # draws until a picture suits
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An exact pair.
+
+    Attributes:
+      sources, target: pictures, or files of pictures that are kept as they came.
+      instructions: wordings of one edit.
+      tags: the class of the edit, `edit/local` and the like, and its kind.
+      made_of: scenes and cut-outs in it.
+    """
+
+    sources: tuple[Image.Image | bytes, ...]
+    target: Image.Image | bytes
+    instructions: tuple[Caption, ...]
+    tags: tuple[str, ...]
+    made_of: tuple[Scene | Cutout, ...]
+
+
+@dataclass
+class Ingredients:
+    """Pictures to make edits from, drawn at random.
+
+    Attributes:
+      records: a records folder.
+      cutouts: files, or positions of records.
+      max_side: larger pictures are reduced to it.
+      fonts: of Latin and Chinese text; None: nothing is written.
+      refuse: is told the reason of every picture that was drawn in vain.
+    """
+
+    records: RecordFolder
+    cutouts: Sequence[CutoutFile | int]
+    max_side: int
+    fonts: FontLibrary | None
+    refuse: Callable[[str], None]
+
+    def scene(self, rng: np.random.Generator) -> Scene:
+        """Raises:
+        Unsuitable: if none of several pictures is one.
+        """
+        return self._draw(rng, len(self.records), lambda place: read_scene(self.records[place], self.max_side))
+
+    def cutout(self, rng: np.random.Generator, suits: Callable[[Cutout], str | None] = lambda _: None) -> Cutout:
+        """Args:
+          suits: gives the reason why a cut-out does not suit; None: it does.
+
+        Raises:
+          Unsuitable: if there are no cut-outs, or none of several suits.
+        """
+
+        def read(place: int) -> Cutout:
+            found = self.cutouts[place]
+            cutout = found.read() if isinstance(found, CutoutFile) else cutout_of_record(self.records[found])
+            if reason := suits(cutout):
+                raise Unsuitable(reason)
+            return cutout
+
+        if not self.cutouts:
+            raise Unsuitable("no_cutouts")
+        return self._draw(rng, len(self.cutouts), read)
+
+    def _draw(self, rng, count, read):
+        for attempt in range(ATTEMPTS):
+            try:
+                return read(int(rng.integers(count)))
+            except Unsuitable as reason:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                self.refuse(str(reason))
+
+
+def scene_for(scene: Scene, *cutouts: Cutout, share: float) -> Scene:
+    """Reduced until each of the objects, enlarged a little at most, can take a share of its shorter side."""
+    side = min(MAX_ENLARGED * max(cutout.image.size) / share for cutout in cutouts)
+    factor = max(MIN_SIDE, side) / min(scene.image.size)
+    if factor >= 1:
+        return scene
+    width, height = scene.image.size
+    return scene.resized((max(MIN_SIDE, round(width * factor)), max(MIN_SIDE, round(height * factor))))
+
+
+def place(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    cutout: Cutout,
+    *,
+    share: tuple[float, float],
+    across: tuple[float, float] = (0.0, 1.0),
+) -> Placement:
+    """Somewhere on the lower part of a picture, wholly inside it.
+
+    Args:
+      share: longest side of the object over the shorter side of the picture, from and to.
+      across: which part of the width it has to itself.
+    """
+    width, height = size
+    room = 0.94 * (across[1] - across[0]) * width
+    largest = min(MAX_ENLARGED * max(cutout.image.size), share[1] * min(size))
+    wanted = min(largest, max(share[0] * min(size), largest * float(rng.uniform(0.6, 1.0))))
+    factor = min(wanted / max(cutout.image.size), room / cutout.image.width, 0.9 * height / cutout.image.height)
+    own_width, own_height = (max(1, round(length * factor)) for length in cutout.image.size)
+    left = across[0] * width + rng.uniform(0.03, 0.97) * ((across[1] - across[0]) * width - own_width)
+    foot = min(height - 0.02 * height, max(own_height + 0.02 * height, rng.uniform(0.68, 0.96) * height))
+    return Placement(own_width, own_height, round(left), round(foot) - own_height, slant(rng))
+
+
+def slant(rng: np.random.Generator) -> float:
+    """Light from the side, so that a shadow is seen beside its object."""
+    return float(rng.choice((-1.0, 1.0)) * rng.uniform(0.4, 1.0))
+
+
+def where(placement: Placement, size: tuple[int, int]) -> tuple[str, str]:
+    """Where something stands, in English and Chinese."""
+    x = (placement.left + placement.width / 2) / size[0]
+    y = (placement.top + placement.height / 2) / size[1]
+    return WHERE[0 if y < 0.38 else 1 if y < 0.6 else 2][0 if x < 0.38 else 1 if x <= 0.62 else 2]
+
+
+WHERE = (
+    (("in the upper left", "左上方"), ("at the top", "上方"), ("in the upper right", "右上方")),
+    (("on the left", "左侧"), ("in the middle", "中间"), ("on the right", "右侧")),
+    (("in the lower left", "左下方"), ("at the bottom", "下方"), ("in the lower right", "右下方")),
+)

@@ -1,0 +1,225 @@
+"""Edits with objects: inserted, removed, recoloured, put before another background, brought together from sources."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.records.schema import Caption
+from data_pipeline.synthesis.edits.compositing import MAX_ENLARGED, Placement, put
+from data_pipeline.synthesis.edits.cutouts import Cutout, Unsuitable
+from data_pipeline.synthesis.edits.edit import Edit, Ingredients, place, scene_for, slant, where
+from data_pipeline.synthesis.edits.scenes import Scene
+from data_pipeline.synthesis.edits.wordings import instructions
+
+SHARE = (0.25, 0.6)  # size of an object in a picture
+MIN_CONTRAST = 16  # mean difference of the object's box, in levels of 255
+MIN_COLOUR = 0.3  # mean of saturation times brightness, as a vector of hue
+MIN_ONE_COLOUR = 0.93  # part of that mean that is left of the colours' own strengths: 1 where all hues are the same
+MAX_CAPTION_WORDS = 40  # of a background that an instruction describes
+COLOURS = {
+    "red": ("红色", 0, 0.0),
+    "orange": ("橙色", 30, 0.6),
+    "yellow": ("黄色", 56, 0.6),
+    "green": ("绿色", 120, 0.0),
+    "blue": ("蓝色", 220, 0.0),
+    "purple": ("紫色", 280, 0.0),
+    "pink": ("粉色", 325, 0.7),
+}  # hue in degrees, and the brightness 0..1 below which it has another name: dark orange is brown
+PLAIN = {
+    "white": ("白色", (255, 255, 255)),
+    "light grey": ("浅灰色", (214, 214, 214)),
+    "black": ("黑色", (18, 18, 18)),
+    "beige": ("米色", (236, 224, 200)),
+    "light blue": ("浅蓝色", (183, 212, 238)),
+    "dark green": ("深绿色", (28, 74, 48)),
+}
+
+
+def insertion(take: Ingredients, rng: np.random.Generator) -> Edit:
+    """A scene, and the same with an object."""
+    scene, cutout, placement, target = _object_in_scene(take, rng)
+    made = _instructions("insertion", rng, cutout, where(placement, scene.image.size))
+    return Edit((scene.stored or scene.image,), target, made, ("edit/local", "edit/insertion"), (scene, cutout))
+
+
+def removal(take: Ingredients, rng: np.random.Generator) -> Edit:
+    """The inverse of the insertion that is made from the same draws."""
+    scene, cutout, placement, source = _object_in_scene(take, rng)
+    made = _instructions("removal", rng, cutout, where(placement, scene.image.size))
+    return Edit((source,), scene.stored or scene.image, made, ("edit/local", "edit/removal"), (scene, cutout))
+
+
+def hue(take: Ingredients, rng: np.random.Generator) -> Edit:
+    """An object of a scene in another colour."""
+    scene, cutout, placement, source = _object_in_scene(
+        take, rng, lambda found: None if _hue(found) else "cutout_without_hue"
+    )
+    own, bright = _hue(cutout) or (0.0, 0.0)
+    far = [
+        name
+        for name, (_, degrees, least) in COLOURS.items()
+        if abs((degrees - own + 180) % 360 - 180) >= 60 and bright >= least
+    ]
+    name = far[int(rng.integers(len(far)))]
+    chinese, degrees, _ = COLOURS[name]
+    target = put(scene.image, _turned(cutout.image, degrees - own), placement)
+    made = _instructions("hue", rng, cutout, where(placement, scene.image.size), colour=(name, chinese))
+    return Edit((source,), target, made, ("edit/local", "edit/hue"), (scene, cutout))
+
+
+def background(take: Ingredients, rng: np.random.Generator) -> Edit:
+    """An object before another ground: a plain one, one that is described, or one that is given as an image."""
+    form = ("plain", "described", "source")[int(rng.integers(3))]
+    scene, cutout, placement, source = _object_in_scene(take, rng)
+    size = scene.image.size
+    tags = ("edit/background", f"edit/background/{form}")
+    if form == "plain":
+        name = list(PLAIN)[int(rng.integers(len(PLAIN)))]
+        chinese, rgb = PLAIN[name]
+        target = put(Image.new("RGB", size, rgb), cutout.image, placement)
+        made = _instructions("background/plain", rng, cutout, ("", ""), colour=(name, chinese))
+        return Edit((source,), target, made, tags, (scene, cutout))
+    other = take.scene(rng)
+    if other.name == scene.name:
+        raise Unsuitable("scene_drawn_twice")
+    captions = {language: _short_caption(other.captions, language) for language in ("en", "zh")}
+    if form == "described" and captions["en"]:
+        target = put(_behind(other, size).image, cutout.image, placement)
+        made = _instructions("background/described", rng, cutout, ("", ""), caption=(captions["en"], captions["zh"]))
+        return Edit((source,), target, made, tags, (scene, cutout, other))
+    tags = ("edit/background", "edit/background/source")
+    other = _behind(other, size)
+    target = put(other.image, cutout.image, placement)
+    first, second = (int(number) for number in rng.permutation(2) + 1)
+    ordered = dict(sorted({first: source, second: other.stored or other.image}.items()))
+    numbers = {"first": (first, first), "second": (second, second)}
+    made = _instructions("background/source", rng, cutout, ("", ""), **numbers)
+    return Edit(tuple(ordered.values()), target, made, tags, (scene, cutout, other))
+
+
+def compose2(take: Ingredients, rng: np.random.Generator) -> Edit:
+    """An object of one source in the scene of another."""
+    scene, cutout, placement, target = _object_in_scene(take, rng)
+    first, at = (int(number) for number in rng.permutation(2) + 1)
+    alone, made_of = _source_of(take, rng, cutout, scene)
+    ordered = dict(sorted({first: alone, at: scene.stored or scene.image}.items()))
+    numbers = {"first": (first, first), "scene": (at, at)}
+    made = _instructions("compose/2", rng, cutout, where(placement, scene.image.size), **numbers)
+    return Edit(tuple(ordered.values()), target, made, ("edit/compose", "edit/compose/2"), (scene, cutout, *made_of))
+
+
+def compose3(take: Ingredients, rng: np.random.Generator) -> Edit:
+    """Two objects of two sources side by side in the scene of a third."""
+    cutout = take.cutout(rng)
+    other = take.cutout(rng, lambda found: "cutout_drawn_twice" if found.english == cutout.english else None)
+    scene = scene_for(take.scene(rng), cutout, other, share=SHARE[0])
+    size = scene.image.size
+    halves = [(0.0, 0.5), (0.5, 1.0)]
+    rng.shuffle(halves)
+    light = slant(rng)  # one for both
+    spots = [
+        Placement(spot.width, spot.height, spot.left, spot.top, light)
+        for spot in (
+            place(rng, size, one, share=SHARE, across=half) for one, half in zip((cutout, other), halves, strict=True)
+        )
+    ]
+    target = scene.image
+    for one, spot in sorted(zip((cutout, other), spots, strict=True), key=lambda pair: pair[1].box[3]):
+        target = _put_visibly(target, one, spot)  # what stands farther down is nearer
+    first, second, at = (int(number) for number in rng.permutation(3) + 1)
+    alone, made_of = _source_of(take, rng, cutout, scene)
+    other_alone, more = _source_of(take, rng, other, scene)
+    ordered = dict(sorted({first: alone, second: other_alone, at: scene.stored or scene.image}.items()))
+    other_where = where(spots[1], size)
+    fields = {
+        "first": (first, first),
+        "second": (second, second),
+        "scene": (at, at),
+        "other": (other.definite, other.bare_chinese if other.chinese else None),
+        "other_where": other_where,
+    }
+    made = _instructions("compose/3", rng, cutout, where(spots[0], size), **fields)
+    tags = ("edit/compose", "edit/compose/3")
+    return Edit(tuple(ordered.values()), target, made, tags, (scene, cutout, other, *made_of, *more))
+
+
+def _object_in_scene(
+    take: Ingredients, rng: np.random.Generator, suits: Callable[[Cutout], str | None] = lambda _: None
+) -> tuple[Scene, Cutout, Placement, Image.Image]:
+    """A scene, an object, its place, and the scene with the object."""
+    cutout = take.cutout(rng, suits)
+    scene = scene_for(take.scene(rng), cutout, share=SHARE[0])
+    placement = place(rng, scene.image.size, cutout, share=SHARE)
+    return scene, cutout, placement, _put_visibly(scene.image, cutout, placement)
+
+
+def _put_visibly(scene: Image.Image, cutout: Cutout, placement: Placement) -> Image.Image:
+    """As `put`; Unsuitable where the object looks like what is behind it."""
+    shown = put(scene, cutout.image, placement)
+    before, after = (np.asarray(image.crop(placement.box), np.float32) for image in (scene, shown))
+    if float(np.abs(before - after).mean()) < MIN_CONTRAST:
+        raise Unsuitable("object_hardly_seen")
+    return shown
+
+
+def _source_of(
+    take: Ingredients, rng: np.random.Generator, cutout: Cutout, goal: Scene
+) -> tuple[Image.Image, tuple[Scene, ...]]:
+    """A picture that shows the object: alone on a plain ground, or in a scene that is not the one where it goes."""
+    if rng.random() < 0.5:
+        side = max(256, round(1.25 * max(cutout.image.size)))
+        white = Image.new("RGB", (side, side), "white")
+        width, height = cutout.image.size
+        spot = Placement(width, height, (side - width) // 2, (side - height) // 2, 0.0)
+        return put(white, cutout.image, spot, shadow=False), ()
+    scene = scene_for(take.scene(rng), cutout, share=0.4)
+    if scene.name == goal.name:
+        raise Unsuitable("scene_drawn_twice")
+    return _put_visibly(scene.image, cutout, place(rng, scene.image.size, cutout, share=(0.4, 0.7))), (scene,)
+
+
+def _behind(scene: Scene, size: tuple[int, int]) -> Scene:
+    """Cropped and scaled to a size."""
+    if max(size[0] / scene.image.width, size[1] / scene.image.height) > MAX_ENLARGED:
+        raise Unsuitable("background_too_small")
+    return scene.resized(size)
+
+
+def _instructions(kind, rng, cutout: Cutout, at: tuple[str, str], **fields: tuple) -> tuple[Caption, ...]:
+    """Wordings with the object's names; `fields` are pairs of English and Chinese."""
+    english = {"object": cutout.definite, "an_object": cutout.english, "where": at[0]}
+    english |= {name: pair[0] for name, pair in fields.items()}
+    if cutout.chinese is None or any(pair[1] is None for pair in fields.values()):
+        return instructions(kind, rng, english, None)
+    chinese = {"object": cutout.bare_chinese, "an_object": cutout.chinese, "where": at[1]}
+    return instructions(kind, rng, english, chinese | {name: pair[1] for name, pair in fields.items()})
+
+
+def _short_caption(captions: tuple[Caption, ...], language: str) -> str | None:
+    for caption in captions:
+        words = caption.text.split() if language == "en" else caption.text
+        limit = MAX_CAPTION_WORDS if language == "en" else 3 * MAX_CAPTION_WORDS
+        if (caption.language or "").startswith(language) and caption.kind == "general" and len(words) <= limit:
+            return caption.text
+    return None
+
+
+def _hue(cutout: Cutout) -> tuple[float, float] | None:
+    """Hue in degrees and brightness 0..1 of the object's colour; None: it has none that dominates."""
+    pixels = np.asarray(cutout.image.convert("RGB").convert("HSV"), np.float32)[np.asarray(cutout.image)[..., 3] > 128]
+    weights = pixels[:, 1] * pixels[:, 2] / 255**2
+    angles = pixels[:, 0] * (2 * np.pi / 255)
+    mean = complex(np.sum(weights * np.cos(angles)), np.sum(weights * np.sin(angles))) / len(pixels)
+    if abs(mean) < max(MIN_COLOUR, MIN_ONE_COLOUR * float(weights.mean())):
+        return None
+    return float(np.degrees(np.angle(mean)) % 360), float(np.average(pixels[:, 2], weights=weights)) / 255
+
+
+def _turned(cutout: Image.Image, degrees: float) -> Image.Image:
+    """All hues moved; brightness as the eye weighs it stays about the same."""
+    hsv = np.asarray(cutout.convert("RGB").convert("HSV")).copy()
+    hsv[..., 0] = (hsv[..., 0].astype(np.float32) + degrees * 255 / 360).round().astype(np.int32) % 256
+    turned = Image.fromarray(hsv, "HSV").convert("RGB")
+    turned.putalpha(cutout.getchannel("A"))
+    return turned

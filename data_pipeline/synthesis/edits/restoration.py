@@ -1,0 +1,90 @@
+"""Restoration: a picture that was made worse is the source, the picture itself the target."""
+
+import io
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageFilter
+
+from data_pipeline.decoding.images import decode_image
+from data_pipeline.synthesis.edits.cutouts import Unsuitable
+from data_pipeline.synthesis.edits.edit import Edit, Ingredients
+from data_pipeline.synthesis.edits.wordings import instructions
+
+MIN_CHANGE = 2.0  # mean difference in levels of 255: what is flat or blurred already shows no damage
+FORMS = ("noise", "blur", "jpeg", "rain", "low_light")
+
+
+def restoration(take: Ingredients, rng: np.random.Generator) -> Edit:
+    """A picture and its worse form."""
+    form = FORMS[int(rng.integers(len(FORMS)))]
+    scene = take.scene(rng)
+    source: Image.Image | bytes
+    if form == "jpeg":  # the real thing, in its own bytes
+        buffer = io.BytesIO()
+        scene.image.save(buffer, "JPEG", quality=int(rng.integers(8, 28)))
+        source = buffer.getvalue()
+    elif form == "blur":
+        source = blurred(scene.image, rng)
+    else:
+        pixels = np.asarray(scene.image, np.float32) / 255
+        worse = {"noise": noisy, "rain": rainy, "low_light": dark}[form](pixels, rng)
+        source = Image.fromarray((worse.clip(0, 1) * 255).round().astype(np.uint8))
+    seen = decode_image(source).image if isinstance(source, bytes) else source
+    if float(np.abs(np.asarray(seen, np.float32) - np.asarray(scene.image)).mean()) < MIN_CHANGE:
+        raise Unsuitable("picture_hardly_changes")
+    made = instructions(f"restoration/{form}", rng, {}, {})
+    tags = ("edit/global", "edit/restoration", f"edit/restoration/{form}")
+    return Edit((source,), scene.stored or scene.image, made, tags, (scene,))
+
+
+def noisy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
+    """Noise of a sensor: its variance grows with the light, plus what reading adds (Foi et al., IEEE TIP 2008)."""
+    gain, read = rng.uniform(0.004, 0.02), rng.uniform(0.02, 0.06)
+    deviation = np.sqrt(gain * pixels + read**2, dtype=np.float32)
+    return pixels + deviation * rng.standard_normal(pixels.shape, np.float32)
+
+
+def blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Out of focus, or moved along a line; as far as the picture is large."""
+    reach = max(image.size) * rng.uniform(0.004, 0.01)
+    if rng.random() < 0.5:
+        return image.filter(ImageFilter.GaussianBlur(max(1.5, 0.6 * reach)))
+    angle, steps = rng.uniform(0, np.pi), max(5, round(3 * reach))
+    total = np.zeros((image.height, image.width, 3), np.float32)
+    pad = steps
+    wide = np.pad(np.asarray(image, np.float32), ((pad, pad), (pad, pad), (0, 0)), "edge")
+    for step in range(steps):
+        offset = step - (steps - 1) / 2
+        down, right = pad + round(offset * np.sin(angle)), pad + round(offset * np.cos(angle))
+        total += wide[down : down + image.height, right : right + image.width]
+    return Image.fromarray((total / steps).round().astype(np.uint8))
+
+
+def rainy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
+    """Streaks of one direction in two distances, which scatter light, and a little haze."""
+    H, W, _ = pixels.shape
+    angle = rng.uniform(-0.35, 0.35)
+    light = np.zeros((H, W), np.float32)
+    for size, share, strength in ((1.0, 0.0016, 0.5), (0.5, 0.004, 0.3)):
+        length = max(9, round(size * max(H, W) * rng.uniform(0.025, 0.05)))
+        drops = rng.random((H + 2 * length, W + 2 * length)) < share
+        width = max(1, round(size * max(H, W) / 500))
+        drops = np.maximum.reduce([np.roll(drops, column, axis=1) for column in range(width)]).astype(np.float32)
+        streak = np.zeros((H, W), np.float32)
+        for step in range(length):
+            down, right = length // 2 + step, length + round((step - length / 2) * np.tan(angle))
+            weight = np.sin(np.pi * (step + 0.5) / length)
+            streak = np.maximum(streak, np.float32(weight) * drops[down : down + H, right : right + W])
+        soft = Image.fromarray((streak * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.4 + 0.3 * width))
+        light += np.float32(strength / 255) * np.asarray(soft, np.float32)
+    haze = rng.uniform(0.03, 0.12)
+    hazy = pixels * np.float32(1 - haze) + np.float32(0.75 * haze)
+    return hazy + (np.float32(0.95) - hazy) * np.minimum(light, 0.8)[..., None]
+
+
+def dark(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
+    """Two to three and a half stops less light, and the noise that comes with it."""
+    linear = pixels ** np.float32(2.2) * np.float32(2 ** -rng.uniform(2.0, 3.5))
+    deviation = np.sqrt(0.0006 * linear + 0.0015**2, dtype=np.float32)
+    return np.maximum(linear + deviation * rng.standard_normal(pixels.shape, np.float32), 0) ** np.float32(1 / 2.2)

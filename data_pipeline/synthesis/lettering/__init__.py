@@ -1,0 +1,1 @@
+"""Fonts, scripts, line breaks and typesetting."""

@@ -1,0 +1,213 @@
+"""Typesetting: text in a box, in lines or vertical columns, in one column or several, never cut off.
+
+Shaping is Pillow's (raqm: HarfBuzz and FriBidi). Lengths are pixels; a font's size is its em.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from data_pipeline.synthesis.lettering.fonts import FontFile, MissingGlyph, Typeface, at_size
+from data_pipeline.synthesis.lettering.linebreak import break_lines
+
+SHRINK = 0.9  # from one size tried to the next
+Colour = tuple[int, int, int]
+
+REASONS = {
+    "missing_glyph": "a character that no font of the typeface has",
+    "does_not_fit": "too long for its place at the smallest size",
+    "caption_too_long": "not one word of it fits into the caption",
+    "empty_corpus": "the corpus has no text of the script",
+    "broken_scene": "a scene picture that cannot be decoded or is too small",
+}
+
+
+class Unsuitable(Exception):
+    """A text or picture cannot be used; `reason` is one of REASONS, `text` what it was about."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(f"{reason}: {text[:80]}")
+        self.reason, self.text = reason, text
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a text is to look.
+
+    Attributes:
+      size, minimum: pixels per em wished for, and the least that will do.
+      align: `start` (left, or right in scripts from right to left), `centre`, `end`.
+      leading: distance of lines in heights of a line; of vertical columns in 1.3 em.
+      columns, gap: number of columns, and the pixels between them.
+      vertical: columns from top to bottom, right to left.
+    """
+
+    typeface: Typeface
+    size: int
+    minimum: int
+    align: str = "start"
+    leading: float = 1.0
+    columns: int = 1
+    gap: int = 0
+    vertical: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """A text divided into lines, ready to be drawn.
+
+    Attributes:
+      lines: without the spaces at which the text was broken.
+      style: with the `size` that was found.
+      pitch: pixels from one line, or vertical column, to the next.
+      rows: lines per column.
+      width, height: of the box in which it was set.
+    """
+
+    text: str
+    language: str
+    lines: tuple[str, ...]
+    style: Style
+    size: int
+    pitch: int
+    rows: int
+    width: int
+    height: int
+
+    @property
+    def extent(self) -> int:
+        """Pixels that the lines take from top to bottom, or the vertical columns from right to left."""
+        return self.pitch * min(self.rows, len(self.lines))
+
+
+def line_height(typeface: Typeface, size: int) -> int:
+    """Pixels from the highest ascender to the lowest descender of the fonts of a typeface."""
+    return sum(max(metrics) for metrics in zip(*(at_size(f, size).getmetrics() for f in typeface.files), strict=True))
+
+
+def length(text: str, typeface: Typeface, size: int, language: str, vertical: bool = False) -> float:
+    """Length of a line. Raises Unsuitable for a missing glyph."""
+    direction = _direction(typeface, vertical)
+    runs = _runs(text, typeface, language)
+    return sum(at_size(f, size).getlength(run, direction=direction, language=language) for f, run in runs)
+
+
+def set_text(text: str, language: str, style: Style, width: float, height: float) -> Block:
+    """Divides a text into lines that fit a box, at the largest size from `style.size` down to `style.minimum`.
+
+    Raises:
+      Unsuitable: `missing_glyph` or `does_not_fit`.
+    """
+    width, height = int(width), int(height)
+    columns = style.columns
+    column = (width - style.gap * (columns - 1)) // columns
+    along, across = (height, column) if style.vertical else (column, height)
+    reference = 100
+    lengths: dict[str, float] = {}
+
+    def measured(piece: str) -> float:
+        if piece not in lengths:
+            lengths[piece] = length(piece, style.typeface, reference, language, style.vertical)
+        return lengths[piece]
+
+    size = float(style.size)
+    while size >= style.minimum:
+        whole = int(size)
+        height_of_line = 1.3 * whole if style.vertical else line_height(style.typeface, whole)
+        pitch = round(style.leading * height_of_line)
+        rows = across // pitch
+        # Lengths grow with the size but for rounding, so one measurement serves all sizes and the lines are checked.
+        lines = break_lines(text, language, along * reference / whole, measured) if rows else None
+        if lines is not None and len(lines) <= rows * columns:
+            longest = max(length(line, style.typeface, whole, language, style.vertical) for line in lines)
+            if longest <= along:
+                return Block(text, language, tuple(lines), style, whole, pitch, rows, width, height)
+        size *= SHRINK
+    raise Unsuitable("does_not_fit", text)
+
+
+def set_paragraphs(
+    texts: list[str], language: str, style: Style, width: float, height: float, space: float
+) -> list[Block]:
+    """Sets paragraphs below each other in one box, all at the same size, the largest that fits.
+
+    Args:
+      space: between two paragraphs, in em.
+
+    Raises:
+      Unsuitable: `missing_glyph` or `does_not_fit`.
+    """
+    size = float(style.size)
+    while size >= style.minimum:
+        exact = dataclasses.replace(style, size=int(size), minimum=int(size))
+        try:
+            blocks = [set_text(text, language, exact, width, height) for text in texts]
+        except Unsuitable as unsuitable:
+            if unsuitable.reason != "does_not_fit":
+                raise
+        else:
+            if sum(block.extent for block in blocks) + space * int(size) * (len(texts) - 1) <= height:
+                return blocks
+        size *= SHRINK
+    raise Unsuitable("does_not_fit", texts[0])
+
+
+def draw_block(image: Image.Image, block: Block, left: float, top: float, colour: Colour | int) -> None:
+    """Draws a block with its box at (left, top).
+
+    Raises:
+      Unsuitable: `does_not_fit`, when ink would leave the picture; the picture is spoiled then.
+    """
+    draw = ImageDraw.Draw(image)
+    style, rtl = block.style, block.style.typeface.script.rtl
+    column = (block.width - style.gap * (style.columns - 1)) // style.columns
+    for number, line in enumerate(block.lines):
+        place, row = divmod(number, block.rows)
+        if rtl or style.vertical:  # columns follow the reading direction
+            place = style.columns - 1 - place
+        x = left + place * (column + style.gap)
+        if style.vertical:
+            _draw_vertical(draw, block, line, x + column - block.pitch * (row + 0.5), top, colour)
+            continue
+        slack = column - length(line, style.typeface, block.size, block.language)
+        at_right = (style.align == "end") != rtl
+        x += slack / 2 if style.align == "centre" else slack if at_right else 0
+        ascent = max(at_size(file, block.size).getmetrics()[0] for file in style.typeface.files)
+        _draw_line(draw, block, line, x, top + row * block.pitch + ascent, colour)
+
+
+def _draw_line(draw: ImageDraw.ImageDraw, block: Block, line: str, x: float, baseline: float, colour) -> None:
+    typeface = block.style.typeface
+    direction = _direction(typeface)
+    runs = _runs(line, typeface, block.language)
+    for file, run in reversed(runs) if typeface.script.rtl else runs:
+        _draw_run(draw, block, file, run, (round(x), round(baseline)), "ls", direction, colour)
+        x += at_size(file, block.size).getlength(run, direction=direction, language=block.language)
+
+
+def _draw_vertical(draw: ImageDraw.ImageDraw, block: Block, line: str, middle: float, top: float, colour) -> None:
+    if block.style.align == "end":
+        top += block.height - length(line, block.style.typeface, block.size, block.language, vertical=True)
+    ((file, run),) = _runs(line, block.style.typeface, block.language)
+    _draw_run(draw, block, file, run, (round(middle), round(top)), "st", "ttb", colour)
+
+
+def _draw_run(draw: ImageDraw.ImageDraw, block: Block, file: FontFile, run: str, at, anchor, direction, colour) -> None:
+    font, language = at_size(file, block.size), block.language
+    box = draw.textbbox(at, run, font=font, anchor=anchor, direction=direction, language=language)
+    width, height = draw.im.size
+    if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
+        raise Unsuitable("does_not_fit", block.text)
+    draw.text(at, run, fill=colour, font=font, anchor=anchor, direction=direction, language=language)
+
+
+def _direction(typeface: Typeface, vertical: bool = False) -> str:
+    return "ttb" if vertical else "rtl" if typeface.script.rtl else "ltr"
+
+
+def _runs(text: str, typeface: Typeface, language: str) -> tuple[tuple[FontFile, str], ...]:
+    try:
+        return typeface.runs(text, language)
+    except MissingGlyph as missing:
+        raise Unsuitable("missing_glyph", f"{missing} in {text}") from None

@@ -1,0 +1,1 @@
+"""Text-rich images with exact captions."""

@@ -1,0 +1,201 @@
+"""What every strategy needs to draw one sample: its random numbers, words, typefaces, and a canvas that remembers."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.buckets import Bucket
+from data_pipeline.synthesis.lettering.colours import COLOURS
+from data_pipeline.synthesis.lettering.fonts import FontLibrary, Typeface
+from data_pipeline.synthesis.lettering.linebreak import shorten
+from data_pipeline.synthesis.lettering.scripts import DISPLAY, Script, language_name
+from data_pipeline.synthesis.lettering.typesetting import Block, Colour, Style, Unsuitable, draw_block, set_text
+from data_pipeline.synthesis.text.corpus import Corpus
+from data_pipeline.synthesis.text.scenes import Scene, Scenes
+from qi2_jax.text.qwen_tokenizer import build_qwen_tokenizer
+
+MAX_CAPTION_TOKENS = 1024
+DESCRIPTION_TOKENS = 320  # of them for the words around the quotations
+LEAST_TOKENS = 6  # of a quotation; with less there is no word in most scripts
+
+
+@functools.cache
+def _tokenizer():
+    return build_qwen_tokenizer()
+
+
+def count_tokens(text: str) -> int:
+    """Tokens of Qwen's tokenizer."""
+    return len(_tokenizer()(text).input_ids)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A finished picture.
+
+    Attributes:
+      texts: everything that is written in it, in the reading order in which the caption quotes it.
+      licence: of a picture used in it, None without.
+    """
+
+    image: Image.Image
+    caption: str
+    texts: tuple[str, ...]
+    tags: tuple[str, ...]
+    licence: str | None = None
+
+
+@dataclass
+class Job:
+    """One sample in the making.
+
+    Attributes:
+      rng: its random numbers; everything random comes from here.
+      sizes: of pictures, from the tallest to the widest.
+      budget: tokens that may still be quoted.
+    """
+
+    rng: np.random.Generator
+    script: Script
+    language: str
+    corpus: Corpus
+    fonts: FontLibrary
+    sizes: tuple[Bucket, ...]
+    scenes: Scenes | None
+    budget: int = MAX_CAPTION_TOKENS - DESCRIPTION_TOKENS
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def pick(self, *choices):
+        return choices[self.rng.integers(len(choices))]
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def size(self, suits: Callable[[Bucket], bool] = lambda size: True) -> tuple[int, int]:
+        """(width, height) of a random size that suits."""
+        size = self.pick(*[size for size in self.sizes if suits(size)])
+        # Sides rounded to the grid can make 1:3 a little longer, and selection drops what is above 3.
+        return min(size.width, 3 * size.height), min(size.height, 3 * size.width)
+
+    def typeface(self, *, bold: bool | None = None, style: str | None = None, title: bool = False) -> Typeface:
+        """A random typeface of the script; for a title also one that is made for large sizes alone."""
+        return self.pick(
+            *[
+                typeface
+                for typeface in self.fonts.typefaces[self.script.code]
+                if bold in (None, typeface.bold)
+                and style in (None, typeface.style)
+                and (title or not typeface.style.endswith(DISPLAY))
+            ]
+        )
+
+    def paragraph(self, most: int = MAX_CAPTION_TOKENS) -> str:
+        """A paragraph of at most `most` tokens, shortened at a sentence or word. Raises Unsuitable."""
+        return self._spend(self.corpus.paragraph(self.rng, self.script.code, self.language), most)
+
+    def phrase(self) -> str:
+        """A title or label. Raises Unsuitable."""
+        return self._spend(self.corpus.phrase(self.rng, self.script.code, self.language), 60)
+
+    def _spend(self, text: str, most: int) -> str:
+        most = min(most, self.budget)
+        shortened = None
+        if most >= LEAST_TOKENS:
+            shortened = shorten(text, self.language, lambda beginning: count_tokens(beginning) <= most)
+        if shortened is None:
+            raise Unsuitable("caption_too_long", text)
+        self.budget -= count_tokens(shortened) + 2  # with its quotation marks
+        return shortened
+
+    def scene(self) -> Scene:
+        """A picture to write on or to place. Raises Unsuitable."""
+        assert self.scenes is not None
+        return self.scenes.draw(self.rng)
+
+    @property
+    def writing(self) -> str:
+        """The script and language in words, such as `Hebrew script` or `Cyrillic script (Russian)`."""
+        language = language_name(self.language)
+        if language is None or language.startswith(self.script.name):
+            return f"{self.script.name} script"
+        if language.split()[-1] in self.script.name:
+            return self.script.name
+        return f"{self.script.name} script ({language})"
+
+
+@dataclass
+class Canvas:
+    """A picture in the making that remembers, in order, what was written on it.
+
+    `small`: its text may be smaller than what can be read.
+    """
+
+    job: Job
+    image: Image.Image
+    texts: list[str] = field(default_factory=list)
+    small: bool = False
+
+    @classmethod
+    def plain(cls, job: Job, size: tuple[int, int], colour: str) -> "Canvas":
+        return cls(job, Image.new("RGB", size, COLOURS[colour]))
+
+    @property
+    def unit(self) -> float:
+        """Pixels of one thousandth of the side of a square with the picture's area: the measure of all sizes."""
+        return (self.image.width * self.image.height) ** 0.5 / 1000
+
+    def write(
+        self,
+        text: str,
+        box: tuple[float, float, float, float],
+        style: Style,
+        colour: str | Colour | int,
+        place: str = "top",
+    ) -> Block:
+        """Sets a text in the box (left, top, right, bottom), at its `top`, `middle` or `bottom`. Raises Unsuitable."""
+        left, top, right, bottom = box
+        block = set_text(text, self.job.language, self.legible(style), right - left, bottom - top)
+        if not style.vertical:
+            slack = (bottom - top) - block.extent
+            top += {"top": 0.0, "middle": slack / 2, "bottom": slack}[place]
+        self.draw(block, left, top, colour)
+        return block
+
+    def legible(self, style: Style) -> Style:
+        """The style with sizes that can be read on a small picture, unless it is small by intention."""
+        if self.small:
+            return style
+        least = self.job.script.legible
+        return replace(style, size=max(style.size, least), minimum=max(style.minimum, least))
+
+    def draw(self, block: Block, left: float, top: float, colour: str | Colour | int) -> None:
+        """Draws a block whose place is known. Raises Unsuitable."""
+        draw_block(self.image, block, left, top, COLOURS[colour] if isinstance(colour, str) else colour)
+        self.texts.append(block.text)
+
+
+def quote(text: str) -> str:
+    """A text as captions quote it."""
+    return f"“{text}”"
+
+
+def with_article(noun: str) -> str:
+    """A noun, such as `ivory ground`, behind its indefinite article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def listing(parts: list[str]) -> str:
+    """Parts of a sentence, separated by commas."""
+    return ", ".join(parts)
+
+
+def aligned(align: str, script: Script) -> str:
+    """An alignment in words."""
+    if align == "centre":
+        return "centred"
+    return "aligned to the " + ("right" if (align == "end") != script.rtl else "left")

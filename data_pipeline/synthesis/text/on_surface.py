@@ -1,0 +1,137 @@
+"""Text in real scenes: painted on a calm surface of a picture, or on a sheet before it, in perspective and its light.
+
+The picture's own brightness gives the light: blurred, it shades; the rest is the texture that shows through paint.
+Sharpness and noise are measured and matched (`surfaces`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from data_pipeline.synthesis.lettering.colours import COLOURS, readable_on
+from data_pipeline.synthesis.lettering.typesetting import Colour, Style
+from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, quote, with_article
+from data_pipeline.synthesis.text.surfaces import Window, find_window, grey_of, light_of, make_sheet, perspective, warp
+
+MIN_SIDE, MAX_SIDE = 640, 1536  # pixels of the shorter and of the longer side of a picture
+MAX_UPSCALE = 1.5
+CALM = 18.0  # roughness up to which a surface takes paint
+SHEETS = {
+    "paper": ("white", "ivory", "pale yellow", "pale blue", "pale pink"),
+    "wooden board": ("brown",),
+    "painted sign": ("yellow", "red", "dark blue", "dark green", "white", "black"),
+    "fabric banner": ("red", "purple", "turquoise", "ivory", "dark blue"),
+}
+_MARGIN = 40  # pixels
+_SMALLEST = 16  # pixels per em on the sheet, before the perspective
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A sheet seen from the front: its colours, where it covers what is behind, and how the text on it looks.
+
+    `beyond` is the colour with which the sheet goes on behind its edges, so that they do not fade into black; `on` says
+    in words what the text stands on.
+    """
+
+    front: Image.Image
+    cover: Image.Image
+    beyond: Colour
+    text: str
+    style: Style
+    ink: str
+    on: str
+
+
+def draw_scene(job: Job) -> Sample:
+    """A picture with text on a surface. Raises Unsuitable."""
+    scene = job.scene()
+    image = _fit(scene.image)
+    pixels = np.asarray(image, dtype=np.float32)
+    window = find_window(job.rng, grey_of(pixels))
+    painted = window.roughness < CALM and job.chance(0.5)
+    if painted:
+        writing = _paint(job, window, np.median(pixels[window.slices].reshape(-1, 3), axis=0))
+    else:
+        writing = _sheet(job, window)
+
+    # All that changes lies in the window and, for shadow and blur, a margin around it.
+    around = window.grown(_MARGIN, image.size)
+    size = (around.width, around.height)
+    corners = perspective(job.rng, writing.front.size, window) - np.asarray([around.left, around.top])
+    light, behind = light_of(pixels, around), pixels[around.slices]
+    blur = (light.blur, light.blur, 0)
+    front = ndimage.gaussian_filter(warp(writing.front, corners, size, writing.beyond), blur) * light.shade
+    cover = ndimage.gaussian_filter(warp(writing.cover, corners, size, 0)[..., None] / 255, blur)
+    if painted:
+        front, cover = front * light.texture, cover * 0.93
+    else:
+        shift = round(3 + window.width / 120)
+        shadow = ndimage.gaussian_filter(ndimage.shift(cover, (shift, shift, 0), order=0), (shift, shift, 0))
+        behind = behind * (1 - 0.45 * shadow)
+    noise = job.rng.normal(0.0, light.noise, behind.shape[:2]).astype(np.float32)[..., None]
+    out = behind * (1 - cover) + (front + noise) * cover
+    result = image.copy()
+    drawn = Image.fromarray(np.clip(np.round(out), 0, 255).astype(np.uint8))
+    result.paste(drawn, (around.left, around.top))
+    caption = _caption(job, writing, window, image.size)
+    return Sample(result, caption, (writing.text,), ("synthetic/text", "synthetic/scene"), scene.licence)
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    """The picture in a size at which text can be read."""
+    scale = min(max(1.0, MIN_SIDE / min(image.size)), MAX_UPSCALE)
+    scale = min(scale, MAX_SIDE / max(image.size))
+    if scale == 1.0:
+        return image
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _paint(job: Job, window: Window, ground) -> _Writing:
+    """Letters without a ground of their own."""
+    red, green, blue = (int(value) for value in ground)
+    ink = readable_on(job.rng, (red, green, blue))
+    letters = Image.new("L", (window.width, window.height), 0)
+    text, style = _write(job, letters, 255, bold=True)
+    front = Image.new("RGB", letters.size, COLOURS[ink])
+    return _Writing(front, letters, COLOURS[ink], text, style, ink, "painted on a surface")
+
+
+def _sheet(job: Job, window: Window) -> _Writing:
+    """Letters on a sheet of some material."""
+    material = job.pick(*SHEETS)
+    ground = job.pick(*SHEETS[material])
+    ink = readable_on(job.rng, COLOURS[ground])
+    front = make_sheet(job.rng, material, COLOURS[ground], (window.width, window.height))
+    text, style = _write(job, front, COLOURS[ink], bold=None)
+    kind = material if ground == "brown" else f"{ground} {material}"
+    on = f"on a sheet of {kind}" if material == "paper" else f"on {with_article(kind)}"
+    return _Writing(front, Image.new("L", front.size, 255), COLOURS[ground], text, style, ink, on)
+
+
+def _write(job: Job, image: Image.Image, colour: Colour | int, bold: bool | None) -> tuple[str, Style]:
+    canvas = Canvas(job, image)
+    width, height = image.size
+    style = Style(
+        job.typeface(bold=bold),
+        int(height * job.between(0.16, 0.36)),
+        _SMALLEST,
+        job.pick("start", "centre", "centre"),
+        job.between(1.0, 1.15),
+    )
+    text = job.phrase() if job.chance(0.4) else job.paragraph(job.pick(20, 40, 90))
+    canvas.write(text, (0.07 * width, 0.07 * height, 0.93 * width, 0.93 * height), style, colour, "middle")
+    return text, style
+
+
+def _caption(job: Job, writing: _Writing, window: Window, size: tuple[int, int]) -> str:
+    x, y = window.centre
+    across = "left" if x < size[0] * 0.4 else "right" if x > size[0] * 0.6 else "middle"
+    down = "upper" if y < size[1] * 0.4 else "lower" if y > size[1] * 0.6 else "central"
+    return (
+        f"A photograph with text {writing.on} in the {down} {across} of the picture, seen in perspective. The "
+        f"{writing.style.typeface.style} letters in {writing.ink}, {aligned(writing.style.align, job.script)}, "
+        f"in {job.writing}, read {quote(writing.text)}."
+    )

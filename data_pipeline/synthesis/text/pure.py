@@ -1,0 +1,101 @@
+"""Pure text: paragraphs on clean grounds, their layout different every time."""
+
+import unicodedata
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.synthesis.lettering.colours import COLOURS, choose, contrast, readable_on
+from data_pipeline.synthesis.lettering.linebreak import graphemes, sentences
+from data_pipeline.synthesis.lettering.typesetting import Style, set_paragraphs
+from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, quote, with_article
+
+_NUMBERS = ("", "one", "two", "three")
+
+
+def draw_pure(job: Job) -> Sample:
+    """A page with a title or without, one to three columns, horizontal or (Chinese, Japanese, Korean) vertical."""
+    size = job.size()
+    canvas, ground, colours = _ground(job, size)
+    unit = canvas.unit
+    texts = [job.paragraph(job.pick(60, 120, 300, 600))]
+    upright = _upright_sentences(job, texts[0]) if job.chance(0.5) else ""
+    vertical = bool(upright)
+    texts = [upright] if vertical else texts + [job.paragraph(200) for _ in range(int(job.rng.integers(3)))]
+    margin_x, margin_y = size[0] * job.between(0.05, 0.13), size[1] * job.between(0.05, 0.13)
+    left, top, right, bottom = margin_x, margin_y, size[0] - margin_x, size[1] - margin_y
+    bold = job.chance(0.25)
+    said = [f"A page of text on {with_article(ground)} ground."]
+
+    if job.chance(0.5) and not vertical:
+        colour = readable_on(job.rng, *colours)
+        align = job.pick("start", "centre")
+        style = Style(job.typeface(bold=True, title=True), round(unit * job.between(44, 80)), round(unit * 28), align)
+        block = canvas.write(job.phrase(), (left, top, right, top + 0.25 * (bottom - top)), style, colour)
+        top += block.extent + unit * job.between(16, 40)
+        said.append(f"The title at the top, {aligned(align, job.script)} in {colour}, reads {quote(block.text)}.")
+
+    colour, typeface = readable_on(job.rng, *colours), job.typeface(bold=bold)
+    align = "start" if vertical else job.pick("start", "start", "centre", "end")
+    # The size at which the text fills a share of the page; an average glyph takes 0.8 square em with its leading.
+    characters = sum(len(graphemes(text, job.language)) for text in texts)
+    filling = (job.between(0.2, 0.9) * (right - left) * (bottom - top) / (0.8 * characters)) ** 0.5
+    style = Style(
+        typeface, round(min(max(filling, 18 * unit), 110 * unit)), round(unit * 17), align, job.between(1, 1.35)
+    )
+    blocks, columns = _write(job, canvas, texts, style, (left, top, right, bottom), colour, vertical)
+    manner = "set in vertical columns that run from right to left" if vertical else aligned(align, job.script)
+    if columns > 1:
+        manner += f" in {_NUMBERS[columns]} columns"
+    height, weight = _height(blocks[0].size, unit), "bold " if bold else ""
+    amount = "reads" if len(texts) == 1 else f"makes {_NUMBERS[len(texts)]} paragraphs that read"
+    quoted = ", ".join(quote(text) for text in texts)
+    said.append(f"{height} {weight}{typeface.style} type in {colour}, {manner}, in {job.writing}, {amount} {quoted}.")
+    tags = ("synthetic/text", "vertical") if vertical else ("synthetic/text",)
+    return Sample(canvas.image, " ".join(said), tuple(canvas.texts), tags)
+
+
+def _write(job: Job, canvas: Canvas, texts: list[str], style: Style, box, colour: str, vertical: bool):
+    """Writes the paragraphs; returns (blocks, number of columns that they take)."""
+    left, top, right, bottom = box
+    unit, style = canvas.unit, canvas.legible(style)
+    if len(texts) > 1:
+        space = job.between(0.4, 1.2)
+        blocks = set_paragraphs(texts, job.language, style, right - left, bottom - top, space)
+        for block in blocks:
+            canvas.draw(block, left, top, colour)
+            top += block.extent + space * block.size
+        return blocks, 1
+    columns = 1
+    if not vertical and right - left > 24 * style.size:  # narrower ones hold too few words
+        columns = int(job.rng.integers(1, 1 + min(3, int((right - left) / (12 * style.size)))))
+    style = replace(style, columns=columns, gap=round(unit * 40), vertical=vertical)
+    block = canvas.write(texts[0], box, style, colour, job.pick("top", "middle"))
+    return [block], 1 if vertical else -(-len(block.lines) // block.rows)
+
+
+def _upright_sentences(job: Job, text: str) -> str:
+    """The sentences of a text that can stand in vertical columns: those of full-width characters alone."""
+    if not job.script.vertical:
+        return ""
+    found = [sentence.strip() for sentence in sentences(text, job.language)]
+    return "".join(s for s in found if all(unicodedata.east_asian_width(character) in "WF" for character in s))
+
+
+def _height(size: int, unit: float) -> str:
+    return "Small" if size < 26 * unit else "Large" if size > 50 * unit else "Medium-sized"
+
+
+def _ground(job: Job, size: tuple[int, int]):
+    """(canvas, its colours in words, its colours): plain, or one colour that fades into another of its kind."""
+    first = choose(job.rng)
+    alike = tuple(name for name in COLOURS if name != first and contrast(COLOURS[name], COLOURS[first]) < 1.4)
+    if not alike or job.chance(0.6):
+        return Canvas.plain(job, size, first), f"plain {first}", (COLOURS[first],)
+    second = choose(job.rng, alike)
+    a, b = (np.asarray(COLOURS[name], dtype=np.float32) for name in (first, second))
+    share = np.linspace(0, 1, size[1], dtype=np.float32)[:, None, None]
+    pixels = np.broadcast_to(a * (1 - share) + b * share, (size[1], size[0], 3))
+    image = Image.fromarray(np.round(pixels).astype(np.uint8))
+    return Canvas(job, image), f"{first} to {second}", (COLOURS[first], COLOURS[second])

@@ -1,0 +1,76 @@
+"""What a run of `qi2 data synth text` made and dropped, as tables and as figures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.synthesis.lettering.scripts import SCRIPTS
+
+
+@dataclass
+class TextReport:
+    """What a run made.
+
+    Attributes:
+      folder: of the records.
+      made: number of records by (strategy, script).
+      dropped: by strategy, texts and pictures that could not be used, with reasons.
+      given_up: numbers of samples for which no text was found, by (strategy, script).
+      refused, usable_lines: of the corpus file.
+    """
+
+    folder: str
+    made: dict[tuple[str, str], int] = field(default_factory=dict)
+    dropped: dict[str, Tally] = field(default_factory=dict)
+    given_up: dict[tuple[str, str], int] = field(default_factory=dict)
+    refused: Tally = field(default_factory=Tally)
+    usable_lines: int = 0
+
+    @property
+    def records(self) -> int:
+        return sum(self.made.values())
+
+    def tables(self) -> Iterator[Table]:
+        """Made per script and strategy; then what was dropped and why."""
+        strategies = list(dict.fromkeys(strategy for strategy, _ in (*self.made, *self.given_up)))
+        scripts = list(dict.fromkeys(script for _, script in (*self.made, *self.given_up)))
+        view = Table(title=f"{self.records:,} records of synthetic text in {self.folder}")
+        for name in ("script", *strategies, "given up"):
+            view.add_column(name, justify="left" if name == "script" else "right")
+        for script in scripts:
+            given_up = sum(self.given_up.get((strategy, script), 0) for strategy in strategies)
+            counts = [f"{self.made.get((strategy, script), 0):,}" for strategy in strategies]
+            view.add_row(f"{SCRIPTS[script].name} ({script})", *counts, f"{given_up:,}")
+        yield view
+        steps = [Step(f"texts of {strategy}", self._tried(strategy), tally) for strategy, tally in self.dropped.items()]
+        if self.refused.total:
+            steps.insert(0, Step("lines of the corpus", self._lines, self.refused))
+        if steps:
+            yield table("dropped", tuple(steps))
+
+    @property
+    def _lines(self) -> int:
+        return self.usable_lines + self.refused.total
+
+    def _tried(self, strategy: str) -> int:
+        return self.dropped[strategy].total + sum(n for (name, _), n in self.made.items() if name == strategy)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "folder": self.folder,
+            "records": self.records,
+            "made": _nested(self.made),
+            "given_up": _nested(self.given_up),
+            "dropped": {strategy: tally.to_dict() for strategy, tally in self.dropped.items()},
+            "corpus": {"usable": self.usable_lines, "refused": self.refused.to_dict()},
+        }
+
+
+def _nested(counts: dict[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (strategy, script), count in counts.items():
+        nested.setdefault(strategy, {})[script] = count
+    return nested

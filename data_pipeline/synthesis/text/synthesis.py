@@ -1,0 +1,198 @@
+"""Text-rich synthetic records: `qi2 data synth text`.
+
+Strategies, of which the first three are those of the first Qwen-Image report:
+
+| strategy | picture                                                                    |
+| -------- | -------------------------------------------------------------------------- |
+| pure     | paragraphs on clean grounds (`text_pure`)                                  |
+| scene    | text in real pictures, in perspective and their light (`text_scene`)       |
+| layout   | slides, posters, infographics, tables, comics (`text_layout`)              |
+| glyphs   | lines of 5 to 20 pixels on plain and real grounds, for the VAE             |
+
+Every caption (kind `text`, in English) quotes all that is written, in reading order, and says how it looks. A
+paragraph with a character that its typeface lacks is dropped, one that is too long for 1,024 tokens is shortened before
+it is drawn. Sample number i is a function of the seed and i alone.
+"""
+
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.buckets import Buckets
+from data_pipeline.funnel import Tally
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.shards import write_shards
+from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
+from data_pipeline.synthesis.lettering.scripts import SCRIPTS, Script, find_scripts
+from data_pipeline.synthesis.lettering.typesetting import Unsuitable
+from data_pipeline.synthesis.text.corpus import BuiltinCorpus, Corpus, read_corpus
+from data_pipeline.synthesis.text.glyphs import draw_glyphs
+from data_pipeline.synthesis.text.job import MAX_CAPTION_TOKENS, Job, Sample, count_tokens
+from data_pipeline.synthesis.text.layout import draw_layout
+from data_pipeline.synthesis.text.on_surface import draw_scene
+from data_pipeline.synthesis.text.pure import draw_pure
+from data_pipeline.synthesis.text.report import TextReport
+from data_pipeline.synthesis.text.scenes import Scenes
+from data_pipeline.workers import in_order
+
+STRATEGIES: dict[str, Callable[[Job], Sample]] = {
+    "pure": draw_pure,
+    "scene": draw_scene,
+    "layout": draw_layout,
+    "glyphs": draw_glyphs,
+}
+TRIES = 32  # texts drawn for a sample before it is given up
+SOURCE = "qi2-synthetic-text"
+_OWN = "rendered by qi2 (Apache-2.0) with Noto fonts (OFL-1.1)"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what sample number i looks like.
+
+    Attributes:
+      side: of the square whose area the pictures of `pure` and `layout` have; they come in many aspect ratios.
+    """
+
+    seed: int
+    strategies: tuple[str, ...]
+    scripts: tuple[Script, ...]
+    fonts: FontLibrary
+    corpus: Corpus
+    scenes: Scenes | None  # None: the strategies need none
+    side: int
+    source: str
+
+    def make(self, number: int) -> tuple[str, str, Record | None, list[tuple[str, str]]]:
+        """(strategy, script code, record or None, what was dropped on the way as (reason, text))."""
+        strategy = self.strategies[number % len(self.strategies)]
+        script = self.scripts[number // len(self.strategies) % len(self.scripts)]
+        dropped: list[tuple[str, str]] = []
+        for attempt in range(TRIES):
+            rng = np.random.default_rng([self.seed, number, attempt])
+            try:
+                return strategy, script.code, self._draw(rng, number, strategy, script), dropped
+            except Unsuitable as unsuitable:
+                dropped.append((unsuitable.reason, unsuitable.text[:80]))
+                if unsuitable.reason == "empty_corpus":
+                    break
+        return strategy, script.code, None, dropped
+
+    def _draw(self, rng: np.random.Generator, number: int, strategy: str, script: Script) -> Record:
+        languages = self.corpus.languages(script.code)
+        if not languages:
+            raise Unsuitable("empty_corpus", script.code)
+        language = languages[rng.integers(len(languages))]
+        sizes = Buckets.for_area(self.side).sizes
+        sample = STRATEGIES[strategy](Job(rng, script, language, self.corpus, self.fonts, sizes, self.scenes))
+        if count_tokens(sample.caption) > MAX_CAPTION_TOKENS:
+            raise Unsuitable("caption_too_long", sample.texts[0])
+        buffer = io.BytesIO()
+        if strategy == "scene":
+            sample.image.save(buffer, "JPEG", quality=95, subsampling=0)
+        else:
+            sample.image.save(buffer, "PNG")
+        suffix = "jpg" if strategy == "scene" else "png"
+        return Record(
+            key=f"{strategy}/{number:08d}.{suffix}",
+            image=buffer.getvalue(),
+            captions=(Caption(sample.caption, "text", "en"),),
+            source=self.source,
+            licence=self._licence(sample, strategy),
+            tags=(*sample.tags, f"script/{script.code}", f"language/{language}"),
+        )
+
+    def _licence(self, sample: Sample, strategy: str) -> str | None:
+        """None, which means unknown, unless that of every part is known."""
+        if self.corpus.licence is None:
+            return None
+        parts = [_OWN, self.corpus.licence]
+        if sample.licence is not None:
+            parts.append(f"picture: {sample.licence}")
+        return "; ".join(parts)
+
+
+def synthesize_text(
+    out: Path | str,
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    strategies: tuple[str, ...] = tuple(STRATEGIES),
+    scripts: tuple[str, ...] = tuple(SCRIPTS),
+    fonts: tuple[Path, ...] = FOLDERS,
+    corpus: Path | None = None,
+    licence: str | None = None,
+    scenes: Path | None = None,
+    side: int = 1024,
+    source: str = SOURCE,
+    workers: int | None = None,
+    records_per_shard: int = 256,
+    progress: bool = True,
+) -> TextReport:
+    """Writes synthetic records to the new folder `out`; strategies and scripts take turns.
+
+    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`.
+
+    Args:
+      count: samples to make; fewer come out where no text can be used.
+      fonts: folders of Noto fonts.
+      corpus: see `corpus.read_corpus`; None: the built-in phrases.
+      licence: of the texts in `corpus`.
+      scenes: folder of records whose pictures are written on; None: the photographs of scikit-image.
+      side: see `Recipe`.
+      workers: processes; 1: this one alone; None: one per core.
+
+    Raises:
+      ValueError: naming the argument that cannot work, or when nothing could be made; nothing is written then.
+      RuntimeError: when a worker process dies.
+    """
+    if workers is None:
+        workers = os.cpu_count() or 1
+    for name, value, least in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("side", side, 256)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    unknown = [name for name in strategies if name not in STRATEGIES]
+    if unknown or not strategies:
+        raise ValueError(f"strategies {unknown or strategies} are unknown; choose from {', '.join(STRATEGIES)}")
+    report, found = TextReport(str(out)), find_scripts(scripts)
+    texts: Corpus = BuiltinCorpus()
+    if corpus is not None:
+        texts = read_corpus(corpus, tuple(script.code for script in found), licence, report.refused)
+        report.usable_lines = texts.lines
+        found = tuple(script for script in found if texts.languages(script.code))
+    places = None if set(strategies) == {"pure"} else _scenes(scenes)
+    recipe = Recipe(
+        seed, tuple(dict.fromkeys(strategies)), found, FontLibrary(found, fonts), texts, places, side, source
+    )
+
+    def records(bar: tqdm) -> Iterator[Record]:
+        for strategy, script, record, dropped in in_order(recipe.make, count, workers, "making synthetic text"):
+            bar.update()
+            for reason, text in dropped:
+                report.dropped.setdefault(strategy, Tally()).add(reason, text)
+            counts = report.given_up if record is None else report.made
+            counts[strategy, script] = counts.get((strategy, script), 0) + 1
+            if record is not None:
+                yield record
+
+    with tqdm(total=count, desc="synth text", unit="img", disable=not progress, dynamic_ncols=True) as bar:
+        stream = records(bar)
+        first = next(stream, None)
+        if first is None:
+            reasons = {strategy: tally.counts for strategy, tally in report.dropped.items()}
+            raise ValueError(f"none of {count} samples could be made; dropped: {reasons}")
+        write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
+    return report
+
+
+def _scenes(folder: Path | None) -> Scenes:
+    try:
+        return Scenes(folder)
+    except ImportError as error:
+        raise ValueError(f"{error}, or name a folder of records with --scenes") from None

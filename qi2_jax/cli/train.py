@@ -1,0 +1,78 @@
+"""`qi2 train EXPERIMENT --samples DIR --out DIR`: only the transformer stage of a job, on samples encoded before."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from qi2_jax.cli import options
+from qi2_jax.config import loading as configs
+from qi2_jax.runtime import devices, processes, signals
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_arguments(parser)
+    parser.add_argument(
+        "--samples", type=pathlib.Path, required=True, help="encoded samples: of `qi2 data cache`, or a job's samples/"
+    )
+    parser.add_argument(
+        "--model",
+        type=pathlib.Path,
+        help="run, job or model folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` "
+        "need; default: that of the job which the samples belong to",
+    )
+    parser.add_argument(
+        "--start",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="run, checkpoint or imported folder with whose transformer a new run begins (default: random weights); "
+        "short for transformer.start.folder=DIR",
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="continue although config or data are others than at the run's beginning; what changed is recorded",
+    )
+    options.add_process_arguments(parser)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    signals.listen_to_signals()
+    overrides = list(arguments.overrides)
+    if arguments.start is not None:
+        overrides.append(f"transformer.start.folder={arguments.start.absolute()}")
+    config = configs.load(arguments.experiment, overrides)
+    if "transformer" not in config:
+        raise ValueError(
+            f"{arguments.experiment} has no group `transformer`; train with the config of a stage, such as "
+            "experiments/qwen_image_2/s1_256p_t2i.py, or run all of them with `qi2 run`"
+        )
+    count = options.check_processes(arguments, config.platform)
+    devices.set_platform(config, (config.transformer.mesh,), count)
+    with processes.joined(arguments):
+        devices.set_compilation_cache(config, arguments.out)
+        _train(config, arguments)
+
+
+def _train(config: Any, arguments: argparse.Namespace) -> None:
+    import jax
+
+    from data_pipeline.samples.cache import Cache
+    from qi2_jax.runs import locating, paths
+    from qi2_jax.runtime import lock
+    from qi2_jax.tasks.transformer import start, task
+    from qi2_jax.tasks.transformer.config import check_samples, check_transformer
+    from qi2_jax.training.checkpoints import manager
+
+    check_transformer(config.transformer, config.data)
+    samples = Cache(arguments.samples)
+    source = config.transformer.start.folder
+    with processes.agreed():  # before the lock, which makes the folder; a run that has begun needs it no more
+        if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
+            locating.locate(source)
+    with lock.hold(arguments.out):
+        with processes.agreed():
+            check_samples(config, samples)
+            if jax.process_index() == 0:
+                start.give_model(config.transformer, samples, arguments.model, arguments.out)
+        task.train_transformer(config, samples, arguments.out, accept_changes=arguments.accept_changes)

@@ -1,0 +1,187 @@
+"""The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Text
+from qi2_jax import sharding
+from qi2_jax.inference.latents import encode_images
+from qi2_jax.interop import components
+from qi2_jax.interop import weights as storage
+from qi2_jax.interop.weights import STEM
+from qi2_jax.models.qwen3_vl import EncoderInputs
+from qi2_jax.text import prompts
+
+LENGTH_MULTIPLE = 64  # tokens: prompts of similar length share compiled programs
+AREA = 256 * 256  # pixels of the images of which `batch_size` are encoded at once
+FEATURE_SIDE = 2  # latents per side of what one feature of the encoder sees
+
+
+def digests(model: pathlib.Path) -> dict[str, str]:
+    """What samples depend on in a model folder: both encoders and the prompts' processor, by their bytes."""
+    names = (f"{STEM}.safetensors", "config.json")
+    parts = {part: [model / part / name for name in names] for part in ("vae", "text_encoder")}
+    parts["processor"] = sorted(path for path in (model / "processor").iterdir() if path.is_file())
+    return {part: _digest(*paths) for part, paths in parts.items()}
+
+
+def _digest(*paths: pathlib.Path) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+class ImageEncoder:
+    """The encoding half of a model folder's autoencoder.
+
+    Args:
+      model: the folder.
+      mesh: devices of this process.
+      dtype: of weights and activations; latents are in fp32.
+      batch_size: images of 256 x 256 pixels at once, see `images_at_once`.
+    """
+
+    def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int):
+        self.mesh, self.dtype, self.batch_size = mesh, dtype, batch_size
+        self.vae = load(model, "vae", mesh, dtype)
+        del self.vae.decoder, self.vae.post_quant_conv  # most of the weights
+
+    def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
+        """Normalised latents of pictures; those of one size are encoded together, by one program for each size."""
+        running: list[tuple[list[int], jax.Array]] = []
+        for height, width in sorted({image.shape[:2] for image in images}):
+            places = [place for place, image in enumerate(images) if image.shape[:2] == (height, width)]
+            size = images_at_once(self.mesh, self.batch_size, width, height)
+            for start in range(0, len(places), size):
+                own = places[start : start + size]
+                filled = np.stack([images[place] for place in own + own[:1] * (size - len(own))])
+                pixels = sharding.put_batch(self.mesh, filled.astype(np.float32) / 127.5 - 1, size)
+                running.append((own, encode_images(self.vae, pixels, self.dtype)))
+        # Everything is on its way before the first result is waited for.
+        found = {place: row for own, made in running for place, row in zip(own, np.asarray(made), strict=False)}
+        return [found[place] for place in range(len(images))]
+
+
+def images_at_once(mesh: Mesh, batch_size: int, width: int, height: int) -> int:
+    """How many images of a size are encoded together: as many pixels as `batch_size` of the smallest area have."""
+    count, parts = batch_size * AREA // max(AREA, width * height), sharding.batch_parts(mesh)
+    return max(parts, count // parts * parts)
+
+
+class Encoders:
+    """Autoencoder and condition encoder of a model folder.
+
+    Args:
+      model: an imported folder, or that of a run.
+      mesh: devices of this process.
+      dtype: of weights and activations; text features are kept in it, latents in fp32.
+      batch_size: prompts, or images of 256 x 256 pixels, at once; of larger images fewer. The mesh's data axes must
+        divide it.
+      online: see `samples.ONLINE`: what is only measured here, as features without width and latents without channels.
+
+    Raises:
+      ValueError: if the batch cannot be split over the mesh.
+    """
+
+    def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int, online: str = NOTHING):
+        sharding.own_rows(mesh, batch_size)
+        self.mesh, self.batch_size, self.online = mesh, batch_size, online
+        self.images = None if online == TEXT_AND_IMAGES else ImageEncoder(model, mesh, dtype, batch_size)
+        self.encoder = load(model, "text_encoder", mesh, dtype) if online == NOTHING else None
+        config = components.read_config(model / "text_encoder", "text_encoder")
+        self.processor = prompts.PromptProcessor.from_folder(model / "processor", config)
+        vae = components.read_config(model / "vae", "vae")
+        self.factor, self.channels = vae.factor, vae.in_channels
+
+    def images_at_once(self, width: int, height: int) -> int:
+        """See the function of that name."""
+        return images_at_once(self.mesh, self.batch_size, width, height)
+
+    def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
+        """Normalised latents of pictures of any sizes."""
+        if self.images is None:
+            grids = [(image.shape[0] // self.factor, image.shape[1] // self.factor) for image in images]
+            return [np.zeros((*grid, 0), np.float32) for grid in grids]
+        return self.images.latents(images)
+
+    def texts(
+        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0
+    ) -> list[Text]:
+        """Features of prompts, each with its condition images, of which all have the same number.
+
+        Args:
+          max_patches: of 16 x 16 pixels in the largest condition image of all calls.
+
+        Raises:
+          ValueError: if the processor's limits would resize a condition image again.
+        """
+        found: list[Text] = []
+        for start in range(0, len(texts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            found += self._texts(texts[part], images[part], max_patches)
+        return found
+
+    def _texts(self, texts, images, max_patches) -> list[Text]:
+        missing = self.batch_size - len(texts)
+        pictures = [[Image.fromarray(pixels) for pixels in own] for own in images]
+        count = len(images[0])
+        batch = self.processor(
+            [*texts, *texts[:1] * missing],
+            [*pictures, *pictures[:1] * missing],
+            multiple=LENGTH_MULTIPLE,
+            enlarge=False,
+            patch_count=max_patches if count else None,
+        )
+        for own, segments in zip(images, batch.segments, strict=False):
+            for pixels, span in zip(own, segments.images, strict=True):
+                expected = pixels.shape[0] * pixels.shape[1] // (FEATURE_SIDE * self.factor) ** 2
+                if len(span) != expected:
+                    raise ValueError(
+                        f"the encoder sees {len(span)} features of a condition image of {pixels.shape[1]} x "
+                        f"{pixels.shape[0]} pixels, not {expected}: its processor resized it again, whose limits are "
+                        f"{self.processor.image_processor.size}"
+                    )
+        if self.encoder is None:
+            return [
+                Text(np.zeros((sum(map(len, segments.text)), 0), np.float32), tuple(map(len, segments.text)), text)
+                for text, segments in zip(texts, batch.segments, strict=False)
+            ]
+        inputs = jax.tree.map(jax.device_put, batch.inputs, self._places(batch.inputs))
+        placed = prompts.PromptBatch(inputs, batch.dropped, batch.segments)
+        rows = prompts.encode_prompts(self.encoder, placed, kernel=sharding.Attention(self.mesh))
+        return [
+            Text(
+                np.concatenate([row[span.start : span.stop] for span in segments.text]),
+                tuple(map(len, segments.text)),
+                text,
+            )
+            for row, text, segments in zip(rows, texts, batch.segments, strict=False)
+        ]
+
+    def _places(self, inputs: EncoderInputs) -> EncoderInputs:
+        """Shardings of a batch: prompts over the data axes, and their images likewise."""
+        axes = sharding.RULES["batch"]
+        split = NamedSharding(self.mesh, PartitionSpec(axes))
+        places = jax.tree.map(lambda _: split, inputs)
+        return EncoderInputs(
+            places.input_ids, places.valid, NamedSharding(self.mesh, PartitionSpec(None, axes)), places.vision
+        )
+
+
+def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:
+    """Loads one component of a model folder onto a mesh."""
+    component = components.COMPONENTS[name]
+    config = components.read_config(model / name, name)
+    like = component.abstract(config)
+    weights, _ = storage.of_ours(model / name, component.expected(config))
+    return storage.load(weights, like, sharding.shardings(like, mesh), dtype)

@@ -1,0 +1,92 @@
+"""Text features computed in the training step's place: prompts are prepared on the host, the frozen encoder runs on the
+mesh, and what comes out stands where cached features would.
+
+Dims: `B` batch, `S` tokens of the encoder, `T` text slots, `E` width of text features, `k` condition images of a
+sample, `P` patches and `M` features of an image.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from PIL import Image
+
+from data_pipeline.loading.loader import Rows
+from qi2_jax.attention import Kernel
+from qi2_jax.models.layers import AnyArray
+from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL
+from qi2_jax.models.qwen3_vl.inputs import VisionInputs
+from qi2_jax.sequence import Layout
+from qi2_jax.text.prompts import PromptProcessor, Segments
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptRows:
+    """Prompts ready for the encoder, every array with one row per sample, so that hosts and devices can split them.
+
+    Attributes:
+      input_ids, valid, positions: see `EncoderInputs`; positions are [B, S, 3].
+      slots: the place among the S tokens whose feature each text slot takes; S where it holds nothing.
+      vision: see `VisionInputs`, [B, k, ...]; `slots` of it count within their row. None without condition images.
+    """
+
+    input_ids: Int[AnyArray, "B S"]
+    valid: Any
+    positions: Int[AnyArray, "B S 3"]
+    slots: Int[AnyArray, "B T"]
+    vision: VisionInputs | None
+
+
+def prompt_rows(processor: PromptProcessor, layout: Layout, rows: Rows) -> PromptRows:
+    """Prepares the prompts of a batch on the host.
+
+    Raises:
+      ValueError: if the samples hold features instead of prompts.
+    """
+    if rows.prompts is None:
+        raise ValueError("these samples hold text features; encode them with encode.online=text to compute them here")
+    # Every segment of text, every image at a quarter of its latents, and the system turn, all filled.
+    most = sum(layout.text) + sum(layout.conditions) // 4 + processor.dropped
+    pictures = [[Image.fromarray(pixels) for pixels in own] for own in rows.pictures]
+    patches = max(layout.conditions, default=0)
+    batch = processor(rows.prompts, pictures, multiple=most, enlarge=False, patch_count=patches or None)
+    B, S = batch.inputs.input_ids.shape
+    slots = np.full((B, sum(layout.text)), S, np.int32)
+    for row, segments in enumerate(batch.segments):
+        slots[row] = _slots(layout, segments, S)
+    vision = batch.inputs.vision
+    if vision is not None:
+        vision = jax.tree.map(lambda leaf: leaf.reshape(B, -1, *leaf.shape[1:]), vision)
+        empty = vision.slots == B * S
+        vision = dataclasses.replace(vision, slots=np.where(empty, S, vision.slots % S).astype(np.int32))
+    positions = np.ascontiguousarray(batch.inputs.positions.transpose(1, 2, 0))
+    return PromptRows(batch.inputs.input_ids, batch.inputs.valid, positions, slots, vision)
+
+
+def _slots(layout: Layout, segments: Segments, S: int) -> np.ndarray:
+    """Where the feature of each text slot stands among S tokens that end with the prompt's last."""
+    slots, start = np.full(sum(layout.text), S, np.int32), 0
+    for count, span in zip(layout.text, segments.text, strict=True):
+        slots[start : start + len(span)] = np.arange(span.start, span.stop) + S - segments.length
+        start += count
+    return slots
+
+
+@functools.partial(jax.jit, static_argnames="kernel")
+def text_features(encoder: Qwen3VL, prompts: PromptRows, *, kernel: str | Kernel = "auto") -> Float[Array, "B T E"]:
+    """Features for every text slot, zero where it holds nothing, in the dtype of the encoder's embeddings."""
+    B, S = prompts.input_ids.shape
+    vision = prompts.vision
+    if vision is not None:
+        rows = jnp.arange(B, dtype=jnp.int32)[:, None, None] * S
+        slots = jnp.where(vision.slots == S, B * S, vision.slots + rows)
+        vision = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), dataclasses.replace(vision, slots=slots))
+    inputs = EncoderInputs(prompts.input_ids, prompts.valid, prompts.positions.transpose(2, 0, 1), vision)
+    hidden_BSE = encoder(inputs, kernel=kernel)
+    taken_BTE = jnp.take_along_axis(hidden_BSE, jnp.minimum(prompts.slots, S - 1)[..., None], axis=1)
+    return jnp.where((prompts.slots < S)[..., None], taken_BTE, jnp.zeros((), taken_BTE.dtype))

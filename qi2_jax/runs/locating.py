@@ -1,0 +1,129 @@
+"""Where things stand in the folder of a run, and what a path given by the user means.
+
+RUN/config.json  metrics.jsonl       what was run and how it went
+RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in checkpoints
+                                     (of a LoRA run, the adapter is there and the transformer that it adapts here)
+RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoints.manager`
+JOB/job.json  JOB/transformer/       a job (`qi2_jax.workflows.demo`) and its run
+DIR/curriculum.json  DIR/stages/NAME/transformer/
+                                     a curriculum (`qi2_jax.workflows.curriculum`) and the runs of its stages
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from qi2_jax.interop import components, files, folder
+from qi2_jax.interop import lora as adapters
+from qi2_jax.interop import weights as storage
+from qi2_jax.interop.names import Shapes
+from qi2_jax.interop.weights import Weights
+from qi2_jax.models.lora import LoRAConfig
+from qi2_jax.runs.paths import CHECKPOINTS, CONFIG, JOB, MODEL, run_of
+from qi2_jax.training.checkpoints import checksums, manager
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A model folder and, for a run, the checkpoint whose transformer replaces the folder's.
+
+    Attributes:
+      lora: where the checkpoint holds an adapter of the folder's transformer instead: its configuration.
+    """
+
+    model: pathlib.Path
+    checkpoint: pathlib.Path | None = None
+    lora: LoRAConfig | None = None
+
+    def weights(self, name: str, item: str = "ema") -> Weights:
+        """Weights of a component, an adapter merged into them; `item` chooses between a checkpoint's "ema" and "model".
+
+        Raises:
+          ValueError: if they are missing or do not match the component's configuration.
+        """
+        expected = components.COMPONENTS[name].expected(components.read_config(self.model / name, name))
+        if name == "transformer" and self.checkpoint is not None and self.lora is None:
+            return self._trained(expected, item)
+        stored = storage.of_ours(self.model / name, expected)[0]
+        if name == "transformer" and self.lora is not None:
+            return adapters.merged(stored, self.adapter(item)[1], self.lora)
+        return stored
+
+    def check(self) -> None:
+        """Compares the checkpoint's files with their checksums; to be called before its weights become others'.
+
+        Raises:
+          ValueError: if it is damaged, naming what is wrong.
+        """
+        if self.checkpoint is not None and (wrong := checksums.problems(self.checkpoint)):
+            raise ValueError(
+                f"checkpoint {self.checkpoint} is damaged: {'; '.join(wrong)}. Name an earlier one, or let its run go "
+                "on, which begins again from the one before"
+            )
+
+    def adapter(self, item: str = "ema") -> tuple[LoRAConfig, dict[str, np.ndarray]]:
+        """Configuration and leaves of a LoRA run's adapter, {our name: array}; it is small enough to be held.
+
+        Raises:
+          ValueError: if this is no LoRA run, or the checkpoint does not match its configuration.
+        """
+        if self.lora is None:
+            raise ValueError(f"{self.checkpoint or self.model} holds no adapter; a run with lora.rank above 0 does")
+        base_config = components.read_config(self.model / "transformer", "transformer")
+        found = self._trained(adapters.expected(base_config, self.lora), item)
+        return self.lora, {name: weight.read() for name, weight in found.items()}
+
+    def _trained(self, expected: Shapes, item: str) -> Weights:
+        assert self.checkpoint is not None
+        found = manager.weights(self.checkpoint, item)
+        storage.check_ours({name: weight.shape for name, weight in found.items()}, expected, str(self.checkpoint))
+        return found
+
+
+def model_of(path: pathlib.Path) -> pathlib.Path:
+    """The model folder of a job or a run; any other folder is taken for one itself."""
+    path = run_of(path)
+    return path / MODEL if (path / MODEL).is_dir() else path
+
+
+def lora_of(run: pathlib.Path) -> LoRAConfig | None:
+    """The adapter that a run trains, by the group `lora` of its configuration; None if it trains the whole model.
+
+    Raises:
+      ValueError: if the group does not describe one.
+    """
+    path = run / CONFIG
+    group = files.read_json(path).get("lora") if path.is_file() else None
+    try:
+        return LoRAConfig(group["rank"], group["alpha"], tuple(group["targets"])) if group and group["rank"] else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
+    """Finds the model in a run (its newest checkpoint), in a job's run, in one checkpoint, or in an imported folder.
+
+    Raises:
+      ValueError: if the path is none of these, saying what was looked for, or is a folder with one set of weights where
+        `item` asks for others.
+    """
+    path = run_of(pathlib.Path(path).absolute())
+    if (path / folder.MARK).is_file():
+        if item != "ema":
+            raise ValueError(f"{path} holds one set of weights, not those of a run: leave --weights {item} out")
+        return Located(path)
+    run = path.parent.parent if path.parent.name == CHECKPOINTS else path
+    if (run / MODEL / folder.MARK).is_file():
+        steps = manager.steps(run / CHECKPOINTS)
+        if run != path:
+            if path.name not in map(str, steps):
+                raise ValueError(f"{path} is not a complete checkpoint; {run} has those of the steps {steps}")
+            return Located(run / MODEL, path, lora_of(run))
+        if not steps:
+            raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
+        return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]), lora_of(run))
+    raise ValueError(
+        f"{path} is neither a run ({MODEL}/{folder.MARK}) or job ({JOB}), nor a checkpoint of one, nor an imported "
+        f"folder ({folder.MARK}); `qi2 import` turns a diffusers folder into one"
+    )

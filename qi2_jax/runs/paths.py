@@ -1,0 +1,39 @@
+"""Names of the files and folders of runs, jobs and curricula (see `qi2_jax.runs`): importable without JAX."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from qi2_jax.config import recorded
+from qi2_jax.training.checkpoints import files
+
+CONFIG, MODEL, CHECKPOINTS = "config.json", "model", "checkpoints"
+JOB, TRANSFORMER = "job.json", "transformer"
+CURRICULUM, STAGES, CORPUS, VAE, SAMPLES = "curriculum.json", "stages", "corpus", "vae", "samples"
+
+
+def order_of(path: pathlib.Path) -> list[str]:
+    """The stages of a curriculum's folder in the order in which they are trained; none if it is no such folder.
+
+    Raises:
+      ValueError: if what is recorded of it is damaged.
+    """
+    if not (path / CURRICULUM).is_file():
+        return []
+    return ordered(recorded.claimed(path / CURRICULUM))
+
+
+def ordered(record: Mapping[str, Any]) -> list[str]:
+    """The same of what is recorded of a curriculum."""
+    order, stages = record.get("order"), record.get("stages", {})
+    if not isinstance(stages, dict) or not isinstance(order, (list, type(None))):
+        raise ValueError(f"{CURRICULUM} is damaged: its order is {order!r} of {stages!r}; bring it back from a copy")
+    return [str(name) for name in order or sorted(stages)]  # older ones were trained in the order of the names
+
+
+def run_of(path: pathlib.Path) -> pathlib.Path:
+    """The run of a job, or of the latest stage of a curriculum that has a checkpoint; any other path as it is."""
+    if (path / JOB).is_file():
+        return path / TRANSFORMER
+    stages = (path / STAGES / name / TRANSFORMER for name in reversed(order_of(path)))
+    return next((stage for stage in stages if files.steps(stage / CHECKPOINTS)), path)

@@ -1,0 +1,1 @@
+"""What every process needs: files, locks, signals, other processes, devices, errors."""

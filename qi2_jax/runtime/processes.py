@@ -1,0 +1,152 @@
+"""Several processes as one program: how they join, how they agree, and how an error in one of them ends all."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from qi2_jax.runtime import errors, signals
+
+JOINING = 300  # seconds for which the processes wait for each other at the start
+HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
+LEAVING = 60  # seconds for which a process that ends waits for the others
+
+_PADDING = 1024  # texts are sent in multiples of so many bytes
+_STOPPED = "\0SIGTERM"  # what a process says of itself where it is no error's text
+
+
+@contextlib.contextmanager
+def joined(arguments: argparse.Namespace) -> Iterator[None]:
+    """Makes this process one of those that the arguments name, for a block; nothing happens where they name none.
+
+    JAX must not have been used yet. An error in the block is printed and ends this process with a status that is not 0,
+    without waiting for what only the others could finish; these are ended too, within `LEAVING` or `HEARTBEAT` seconds.
+
+    Raises:
+      ValueError: if the processes do not come together.
+    """
+    if not arguments.distributed and arguments.processes is None:
+        yield
+        return
+    # JAX would answer SIGTERM itself, and the second one would kill.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            arguments.coordinator,
+            arguments.processes,
+            arguments.process,
+            initialization_timeout=JOINING,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=LEAVING,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the processes did not come together: {error}") from error
+    signals.listen(interruptible=False)  # what one process gets, all must agree on
+    try:
+        yield
+        gather("")  # nobody waits at the door for those that still have work to do
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        _leave(arguments.verb, error)
+
+
+def _leave(verb: str, error: BaseException) -> None:
+    """Says what happened and ends this process, after the others if they end as well."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and not os.environ.get(errors.TRACEBACK):
+        error = ValueError(f"stopped, perhaps because another process did; look there first. {error}")
+    if text := errors.explain(verb, error):
+        print(text, file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The interpreter's own end would wait for threads that wait for other processes.
+    leaving = threading.Thread(target=_shut_down, daemon=True)
+    leaving.start()
+    leaving.join(LEAVING)
+    os._exit(1)
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(Exception):  # that of the others' absence
+        jax.distributed.shutdown()
+
+
+def gather(text: str) -> list[str]:
+    """What each process says, by index, for all of them. Every process must call it, from its main thread."""
+    if jax.process_count() == 1:
+        return [text]
+    said = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(said.size)).reshape(-1)
+    # Every length is a program of its own, which all would compile: there are to be few.
+    padded = np.zeros(_PADDING * max(-(-int(sizes.max()) // _PADDING), 1), np.uint8)
+    padded[: said.size] = said
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [bytes(row[:size]).decode(errors="replace") for row, size in zip(rows, sizes, strict=True)]
+
+
+def mean(values: Mapping[str, float]) -> dict[str, float]:
+    """Means over the processes, of values that all of them have."""
+    told = [json.loads(text) for text in gather(json.dumps(values))]
+    return {name: sum(own[name] for own in told) / len(told) for name in values}
+
+
+@contextlib.contextmanager
+def agreed(*, interruptible: bool = True) -> Iterator[None]:
+    """A block without communication that all processes leave together: what goes wrong in one is raised in all, and
+    SIGTERM to one ends all with status 0 when the others are done.
+
+    Args:
+      interruptible: False where SIGTERM must wait, as it does while steps are taken.
+
+    Raises:
+      ValueError: with what another process raised; each raises its own error as it is.
+      signals.Terminated: after SIGTERM.
+    """
+    guard = signals.interruptible if interruptible else contextlib.nullcontext
+    if jax.process_count() == 1:
+        with guard():
+            yield
+        return
+    own: BaseException | None = None
+    try:
+        with guard():
+            yield
+    except signals.Terminated as stopped:
+        own, text = stopped, _STOPPED
+    except Exception as error:
+        own, text = error, str(error) or type(error).__name__
+    told = gather("" if own is None else text)
+    if own is not None and text != _STOPPED:
+        raise own
+    for index, text in enumerate(told):
+        if text not in ("", _STOPPED):
+            raise ValueError(f"process {index}: {text}")
+    if _STOPPED in told:
+        say("SIGTERM: stopped; run again to continue")
+        raise signals.Terminated(told=True)
+
+
+def all_say(yes: bool) -> bool:
+    """Whether every process says yes. Every process must ask, from its main thread."""
+    return set(gather("yes" if yes else "no")) == {"yes"}
+
+
+def terminating() -> bool:
+    """Whether SIGTERM came to any process and waits. Every process must ask, from its main thread."""
+    return any(gather("SIGTERM" if signals.received() else ""))
+
+
+def say(text: str) -> None:
+    """Prints in process 0."""
+    if jax.process_index() == 0:
+        print(text)

@@ -1,0 +1,1 @@
+"""Training the autoencoder on crops of images."""

@@ -1,0 +1,1 @@
+"""Training the transformer (MMDiT) on encoded samples."""

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: saving, restoring, checksums, retention, and copies on local disks."""

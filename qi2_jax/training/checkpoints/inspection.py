@@ -1,0 +1,118 @@
+"""What a run has saved: listing, contents and verification of its checkpoints."""
+
+import datetime
+import pathlib
+from typing import Any
+
+from qi2_jax.training.checkpoints import checksums, files, retention
+
+_METRICS = ("loss", "validation_loss")
+
+_ATTEMPTS = 5
+
+
+def listing(directory: pathlib.Path) -> dict[str, Any]:
+    """The complete checkpoints of a folder as plain JSON, ascending, and the names of the damaged ones set aside."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return _listing(directory)
+        except FileNotFoundError:  # a run that trains in the folder deleted one while it was looked at
+            continue
+    return _listing(directory)
+
+
+def _listing(directory: pathlib.Path) -> dict[str, Any]:
+    steps = files.steps(directory)
+    policy = _policy(directory, steps)
+    why = retention.reasons(directory, policy) if policy else {}
+    marked = files.marked(directory)
+    listed = []
+    for step in steps:
+        path = directory / str(step)
+        listed.append(
+            {
+                "step": step,
+                "saved": datetime.datetime.fromtimestamp(files.saved_at(path), datetime.UTC).isoformat("T", "seconds"),
+                "bytes": sum(files.files(path).values()),
+                "metrics": {name: files.metric(path, name) for name in _METRICS},
+                "marked": step in marked,
+                "kept": why.get(step, ["marked"] if step in marked else []),
+                "verified": checksums.is_verified(path),
+            }
+        )
+    return {"checkpoints": listed, "damaged": files.aside(directory)}
+
+
+def _policy(directory: pathlib.Path, steps: list[int]) -> retention.Policy | None:
+    """The policy that the newest manifest speaks of; None where it does not."""
+    try:
+        return retention.Policy.of_config(files.manifest(directory / str(steps[-1]))["config"]["checkpoint"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def inspect(directory: pathlib.Path, step: int) -> dict[str, Any]:
+    """The items of a step with their leaves, parameters, bytes and dtypes; its manifest; what changed in the config.
+
+    Raises:
+      ValueError: if there is no such step.
+    """
+    _check(directory, [step])
+    import jax
+
+    from qi2_jax.config import recorded
+    from qi2_jax.training.checkpoints import contents
+
+    jax.config.update("jax_platforms", "cpu")  # Orbax asks for devices; those of a TPU belong to the run
+
+    path = directory / str(step)
+    items = {}
+    for item, leaves in contents.contents(path).items():
+        items[item] = {
+            "leaves": len(leaves),
+            "parameters": sum(leaf.size for leaf in leaves.values()),
+            "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()),
+            "dtypes": sorted({str(leaf.dtype) for leaf in leaves.values()}),
+        }
+    manifest = files.manifest(path)
+    before = [other for other in files.steps(directory) if other < step]
+    changes = None
+    if before and "config" in manifest:
+        earlier = files.manifest(directory / str(before[-1])).get("config")
+        changes = None if earlier is None else recorded.difference(earlier, manifest["config"])
+    return {
+        "step": step,
+        "items": items,
+        "manifest": manifest,
+        "compared_to": before[-1] if before else None,
+        "config_changes": changes,
+        "verified": checksums.is_verified(path),
+    }
+
+
+def verify(directory: pathlib.Path, steps: list[int]) -> dict[int, list[str] | None]:
+    """What is wrong with the files of each step (default: of all): [] if nothing, None where there are no checksums.
+
+    Steps that a run deletes while they are read are left out.
+
+    Raises:
+      ValueError: for a step that does not exist.
+    """
+    _check(directory, steps)
+    found: dict[int, list[str] | None] = {}
+    for step in steps or files.steps(directory):
+        path = directory / str(step)
+        try:
+            wrong = checksums.problems(path)
+            verified = checksums.is_verified(path)
+        except FileNotFoundError:
+            if path.is_dir():
+                raise
+        if path.is_dir():
+            found[step] = wrong if wrong or verified else None
+    return found
+
+
+def _check(directory: pathlib.Path, steps: list[int]) -> None:
+    if unknown := sorted(set(steps) - set(files.steps(directory))):
+        raise ValueError(f"{directory} has no checkpoints of the steps {unknown}, only {files.steps(directory)}")

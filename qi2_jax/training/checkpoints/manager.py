@@ -1,0 +1,308 @@
+"""Checkpoints of a run: atomic, asynchronous, checked against their checksums, in plain named leaves.
+
+`DIR/<step>/` holds four items: `model`, `ema`, `optimizer` (each a flat dict of named leaves) and `progress` (the
+scalars of the state); beside them `manifest.json` and checksums. All processes see the same DIR. Only this file and
+`checkpoint_contents.py`, which reads parts of a checkpoint, know Orbax.
+"""
+
+import concurrent.futures
+import logging
+import pathlib
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from qi2_jax.models import tree
+from qi2_jax.runtime.processes import gather
+from qi2_jax.training.checkpoints import checksums, files, retention
+from qi2_jax.training.checkpoints import local as local_checkpoints
+from qi2_jax.training.checkpoints.contents import CheckpointWeight as CheckpointWeight
+from qi2_jax.training.checkpoints.contents import check, contents, describe
+from qi2_jax.training.checkpoints.contents import weights as weights
+from qi2_jax.training.checkpoints.files import steps as steps
+from qi2_jax.training.checkpoints.local import LocalCheckpoints
+from qi2_jax.training.checkpoints.retention import Policy as Policy
+from qi2_jax.training.step import TrainState
+
+ITEMS = ("model", "ema", "optimizer", "progress")
+_PATIENCE = 300.0  # seconds for which process 0 waits for the checksums of the others before it deletes anything
+
+_log = logging.getLogger(__name__)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of a failed save from every thread that it passes, and raises it in ours after that."""
+    if "/orbax/" not in record.pathname or not record.exc_info:
+        return True
+    record.exc_info = None
+    return "_SignalingThread.run() raised" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_in_one_line)
+
+
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    trees = {name: tree.to_dict(getattr(state, name)) for name in ITEMS if name in state._fields}
+    return trees | {"progress": {name: getattr(state, name) for name in state._fields if name not in trees}}
+
+
+def _saving() -> ocp.Context:
+    """How Orbax is to save, for a `with` block."""
+    context = ocp.Context()
+    if jax.default_backend() == "cpu":
+        # Replicas share the writing by slicing their arrays on the device. On a CPU that copies in the caller's time
+        # what otherwise need not be copied: JAX does so by itself if a step wants the memory.
+        context.array.saving.use_replica_parallel = False
+    return context
+
+
+def _reason(error: BaseException) -> str:
+    """What happened, without TensorStore's list of source lines."""
+    return " ".join(str(error).split("[source locations=")[0].split()) or type(error).__name__
+
+
+def _leaves(state: TrainState) -> dict[str, Any]:
+    return {f"{item}/{name}": leaf for item, leaves in _items(state).items() for name, leaf in leaves.items()}
+
+
+def _state(like: TrainState, leaves: Mapping[str, Any]) -> TrainState:
+    """The state of `_leaves`."""
+    items: dict[str, dict[str, Any]] = {item: {} for item in ITEMS}
+    for name, leaf in leaves.items():
+        item, _, name = name.partition("/")
+        items[item][name] = leaf
+    trees = {name: tree.from_dict(getattr(like, name), items[name]) for name in ITEMS if name in like._fields}
+    return like._replace(**trees, **items["progress"])
+
+
+class Checkpoints:
+    """The checkpoints of one run. All processes of a program make the same calls, from their main threads.
+
+    Attributes:
+      directory: where they are.
+      policy: what is kept, whether there are checksums, and where local checkpoints are.
+      damaged: a line for each checkpoint that `restore` passed over, with what is wrong in it.
+      local: the local checkpoints, where the policy asks for them, after `restore` or `begin_locally`.
+    """
+
+    def __init__(self, directory: pathlib.Path | str, policy: Policy = Policy()):  # noqa: B008
+        self.directory = pathlib.Path(directory).resolve()
+        self.policy = policy
+        self.damaged: list[str] = []
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for name in files.clean(self.directory):
+                _log.info("removed %s: a killed process left it unfinished", self.directory / name)
+        self._newest = max(self._steps(), default=None)
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._saving: tuple[int, concurrent.futures.Future] | None = None
+        self.local: LocalCheckpoints | None = None
+
+    def latest(self) -> int | None:
+        """The newest complete step, whole or damaged, or None; not a local one, nor one whose save is under way."""
+        return self._newest
+
+    def save(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
+        """Copies the state off the devices; the rest happens in the background. An earlier save is awaited first.
+
+        The background writes and commits the arrays, then the manifest and checksums, then deletes what the policy does
+        not keep. A state whose step is the newest checkpoint's is not saved again.
+
+        Args:
+          state: its `step` names the checkpoint.
+          manifest: plain JSON; `metrics` in it is what the policy's `best_metric` refers to.
+
+        Raises:
+          ValueError: if this save cannot begin or an earlier one failed, as on a full disk, naming the directory.
+        """
+        step = int(state.step)
+        self.wait()
+        if step != self._newest:
+            told = files.plain({"step": step, **(manifest or {})})
+            path = self.directory / str(step)
+            try:
+                with _saving():
+                    written = ocp.save_checkpointables_async(path, _items(state), custom_metadata=told)
+            except Exception as error:
+                raise self._failed(step, error) from error
+            self._saving = step, self._background.submit(self._finish, written, path, told)
+
+    def begin_locally(self) -> None:
+        """From now on `save_locally` may be called, if the policy asks for it. Of earlier local checkpoints only those
+        stay from which `restore` went on."""
+        place = pathlib.Path(self.policy.local_folder), self.directory.parent
+        if not self.policy.local_every:
+            local_checkpoints.forget(*place)
+        elif self.local is None:
+            self.local = LocalCheckpoints(local_checkpoints.renew(*place))
+
+    def end_locally(self) -> None:
+        """Deletes the local checkpoints of a run that needs them no more."""
+        if self.local is not None:
+            self.local.wait()
+            local_checkpoints.forget(pathlib.Path(self.policy.local_folder), self.directory.parent)
+
+    def save_locally(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
+        """Copies this process's part of the state to its own disk, see `local_checkpoint`; the first save of a run,
+        which says that it has begun, is one for all processes instead.
+        """
+        assert self.local is not None
+        if self._newest is None:
+            self.wait()
+        if self._newest is None:
+            self.save(state, manifest)
+        else:
+            self.local.save(int(state.step), _leaves(state), manifest or {})
+
+    def _finish(self, written: Any, path: pathlib.Path, manifest: dict[str, Any]) -> None:
+        """What follows the copy, in a thread of its own."""
+        written.result()  # committed by all processes
+        process, processes = jax.process_index(), jax.process_count()
+        if process == 0:
+            files.write_manifest(path, manifest)
+        if self.policy.checksums:
+            checksums.record(path, process, processes)
+        if process == 0:
+            end = time.monotonic() + _PATIENCE
+            while self.policy.checksums and not checksums.is_recorded(path, processes) and time.monotonic() < end:
+                time.sleep(0.05)
+            retention.apply(self.directory, self.policy)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, in the shapes, dtypes and shardings of an abstract state; a local one
+        where that is newer than all others.
+
+        A checkpoint whose files differ from their checksums, or that cannot be read, is passed over: this is logged as
+        an error, added to `damaged`, and the checkpoint is renamed to `STEP.damaged` once an older one is restored.
+        Counters of the state that an older version did not save begin at zero.
+
+        Returns:
+          The state and its manifest ({} for checkpoints of older versions), or None if there is no checkpoint.
+
+        Raises:
+          ValueError: naming every leaf that the checkpoint lacks, has besides, or holds in another shape or dtype; or
+            if there are checkpoints, but none is whole.
+        """
+        self.wait()
+        if self.policy.local_every and self._newest is not None:
+            place = local_checkpoints.find(pathlib.Path(self.policy.local_folder), self.directory.parent)
+            local = None if place is None else LocalCheckpoints(place)
+            found = None if local is None else local.restore(_leaves(like), self._newest)
+            if local is not None and found is not None:
+                step, leaves, manifest = found
+                _log.warning("going on from the local checkpoint of step %d in %s", step, local.directory)
+                self.local = local
+                return _state(like, leaves), manifest
+        damaged: dict[int, list[str]] = {}
+        for step in sorted(self._steps(), reverse=True):
+            path = self.directory / str(step)
+            state, wrong = self._attempt(path, like)
+            if state is not None:
+                break
+            damaged[step] = [f"{path}: {line}" for line in wrong]
+        else:
+            if not damaged:
+                return None
+            told = "\n  ".join(line for lines in damaged.values() for line in lines)
+            raise ValueError(
+                f"no checkpoint in {self.directory} is whole; bring one back from a copy, or begin anew in another "
+                f"folder. What is wrong:\n  {told}"
+            )
+        for other, lines in damaged.items():
+            aside = files.set_aside(self.directory, other).name if jax.process_index() == 0 else ""
+            self.damaged.append(f"checkpoint {other} is damaged, now {gather(aside)[0]}: {'; '.join(lines)}")
+            _log.error("%s; going on from step %d", self.damaged[-1], step)
+        if self.policy.checksums and not checksums.is_verified(path):
+            _log.warning("checkpoint %s is unverified: it has no complete checksums", path)
+        self._newest = step
+        return state, files.manifest(path)
+
+    def close(self) -> None:
+        """Waits for a save under way.
+
+        Raises:
+          ValueError: if it failed, naming the directory.
+        """
+        try:
+            if self.local is not None:
+                self.local.close()
+            self.wait()
+        finally:
+            self._background.shutdown()
+
+    def _steps(self) -> list[int]:
+        """Complete steps as process 0 sees them."""
+        own = steps(self.directory) if jax.process_index() == 0 else []
+        return [int(step) for step in gather(" ".join(map(str, own)))[0].split()]
+
+    def wait(self) -> None:
+        """Waits for a save under way; raises as `close`."""
+        if self._saving is not None:
+            (step, saving), self._saving = self._saving, None
+            try:
+                saving.result()
+            except Exception as error:
+                raise self._failed(step, error) from error
+            self._newest = step
+
+    def _failed(self, step: int, error: Exception) -> ValueError:
+        """What a user needs to know of a save that failed; what it wrote is removed where possible."""
+        if jax.process_index() == 0:
+            for path in files.unfinished(self.directory, step):
+                shutil.rmtree(path, ignore_errors=True)
+        free = shutil.disk_usage(self.directory).free / 2**30
+        return ValueError(
+            f"saving step {step} in {self.directory} failed: {_reason(error)}. {free:.3f} GiB are left there. Earlier "
+            f"checkpoints {steps(self.directory)} are whole: mend the cause and run the same command to go on"
+        )
+
+    def _is_intact(self, path: pathlib.Path) -> bool:
+        """Whether files were compared and are those that were saved: what fails then has its cause elsewhere."""
+        return self.policy.checksums and checksums.is_verified(path)
+
+    def _attempt(self, path: pathlib.Path, like: TrainState) -> tuple[TrainState | None, list[str]]:
+        """The state of a step, or None and what is wrong with it; the same in all processes."""
+        wrong: list[str] = []
+        if self.policy.checksums:
+            wrong = checksums.problems(path, jax.process_index(), jax.process_count())
+        # Known to all before anything is read: one process may have compared what another reads.
+        if wrong := _agreed(wrong) or _agreed(self._unreadable(path)):
+            return None, wrong
+        wanted = _items(like)
+        known = describe(path, "progress")
+        added = {name: leaf for name, leaf in wanted["progress"].items() if name not in known and name != "step"}
+        wanted["progress"] = {name: leaf for name, leaf in wanted["progress"].items() if name not in added}
+        check(path, wanted)
+        try:
+            loaded: dict[str, Any] = ocp.load_checkpointables(path, wanted)
+        except Exception as error:
+            if self._is_intact(path):
+                raise
+            wrong = [_reason(error)]
+        if wrong := _agreed(wrong):
+            return None, wrong
+        zeros = {name: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding) for name, leaf in added.items()}
+        loaded["progress"] |= zeros
+        return _state(like, {f"{item}/{name}": leaf for item in ITEMS for name, leaf in loaded[item].items()}), []
+
+    def _unreadable(self, path: pathlib.Path) -> list[str]:
+        """What is wrong with the descriptions of a step's items, which are read before its arrays; an error where they
+        are known to be those that were saved."""
+        try:
+            files.manifest(path)
+            found = contents(path)
+        except Exception as error:  # whatever Orbax says to files that are damaged
+            if self._is_intact(path):
+                raise
+            return [_reason(error)]
+        return [f"{item} is missing" for item in ITEMS if item not in found]
+
+
+def _agreed(lines: list[str]) -> list[str]:
+    """What any process says."""
+    return sorted({line for text in gather("\n".join(lines)) for line in text.splitlines()})

@@ -1,0 +1,85 @@
+"""Which checkpoints are kept: the latest, those of every so many steps, the best, and the marked ones. Without JAX."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from qi2_jax.training.checkpoints import checksums, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What a run does with its checkpoints.
+
+    Attributes:
+      keep: how many of the latest are kept, at least 1.
+      keep_every: in steps; its multiples are kept for ever. 0: none.
+      keep_best: how many of those with the lowest `best_metric` are kept. 0: none.
+      best_metric: of the manifest's metrics; a checkpoint without it is never among the best. "validation_loss" is a
+        plain mean over streams, however many samples each holds.
+      checksums: of all files, written after each save and compared before each restore.
+      local_every: in steps, how often every process keeps its part of the state on its own disk in between; 0: never.
+      local_folder: where, the same path on every host; see `local_checkpoint`.
+    """
+
+    keep: int = 2
+    keep_every: int = 0
+    keep_best: int = 0
+    best_metric: str = "validation_loss"
+    checksums: bool = True
+    local_every: int = 0
+    local_folder: str = ""
+
+    def __post_init__(self):
+        for key, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("local_every", 0)):
+            if getattr(self, key) < least:
+                raise ValueError(f"checkpoint.{key} is {getattr(self, key)}; it must be at least {least}")
+        if self.keep_best and not self.best_metric:
+            raise ValueError(f"checkpoint.keep_best is {self.keep_best}, but checkpoint.best_metric names no metric")
+        if self.local_every and not pathlib.PurePath(self.local_folder).is_absolute():
+            raise ValueError(
+                f"checkpoint.local_every is {self.local_every}, but checkpoint.local_folder {self.local_folder!r} is "
+                "no absolute path; name a folder on each host's own disk"
+            )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Policy":
+        """The policy of a config's group `checkpoint`; its other keys are the loop's, keys it lacks have defaults.
+
+        Raises:
+          ValueError: for a value out of its range.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: config[name] for name in names if name in config})
+
+
+def reasons(directory: pathlib.Path, policy: Policy) -> dict[int, list[str]]:
+    """Why each complete step of a folder is kept; an empty list where nothing speaks for it.
+
+    The newest checkpoint with complete checksums is always kept: newer ones without may turn out to be damaged.
+    """
+    steps = files.steps(directory)
+    kept: dict[int, list[str]] = {step: [] for step in steps}
+    for step in steps[-policy.keep :]:
+        kept[step].append("latest")
+    for step in steps:
+        if policy.keep_every and step % policy.keep_every == 0:
+            kept[step].append(f"every {policy.keep_every}")
+    if policy.keep_best:
+        values = {step: files.metric(directory / str(step), policy.best_metric) for step in steps}
+        ranked = sorted((value, -step) for step, value in values.items() if value is not None)
+        for _, negative in ranked[: policy.keep_best]:
+            kept[-negative].append("best")
+    for step in files.marked(directory) & kept.keys():
+        kept[step].append("marked")
+    verified = next((step for step in reversed(steps) if checksums.is_verified(directory / str(step))), None)
+    if verified is not None and not kept[verified]:
+        kept[verified].append("newest verified")
+    return kept
+
+
+def apply(directory: pathlib.Path, policy: Policy) -> list[int]:
+    """Deletes the steps that nothing speaks for, oldest first, and returns them."""
+    doomed = [step for step, why in sorted(reasons(directory, policy).items()) if not why]
+    return [step for step in doomed if files.remove(directory, step)]

@@ -1,0 +1,250 @@
+"""What a run reports: JSON lines, TensorBoard, Weights & Biases, and a progress bar with time left.
+
+Names and formulas of all metrics stand in docs/monitoring.md.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from qi2_jax.training.telemetry.sinks import SAMPLES, TENSORBOARD, TensorBoard, WeightsAndBiases, check_sinks
+
+EVALUATION = "validation_loss"  # a line with it is one of an evaluation
+FILE = "metrics.jsonl"
+GRID, NOTES, WHOLE = ".png", ".json", ".full"  # the parts of a drawing: NAME-STEP and one of these
+LAST = ("skipped_total",)  # of several steps the last value counts, not the mean
+MOST = ("skipped",)  # of several steps the highest value counts
+
+_STEP = re.compile(rb'\{"step": (\d+)[,}]')
+_IMAGE_NAME = re.compile(r"[\w.-]+")
+_COMPRESSION = 1  # of PNG files, for which the steps wait: 6, the default, takes twice the time for an eighth less
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A picture of a run, and what belongs to it.
+
+    Attributes:
+      pixels: RGB or RGBA, 0..255.
+      notes: plain JSON values that tell what it shows.
+      whole: what it shows smaller than it is: at full size, by name; likewise pixels.
+    """
+
+    pixels: UInt8[np.ndarray, "H W c"]
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    whole: Mapping[str, UInt8[np.ndarray, "_ _ c"]] = dataclasses.field(default_factory=dict)
+
+
+class Metrics:
+    """Writes a run's metrics and drawings; only process 0 does.
+
+    `RUN/metrics.jsonl` takes a line `{"step": ..., "name": value, ...}` per call, null for what is not finite. What the
+    run will write again is dropped: the lines and drawings after `start`, or all from step 0, and these points in
+    TensorBoard. Weights & Biases keeps the first value of a step, which a resumed run repeats bit for bit.
+
+    Args:
+      directory: the run.
+      start: the step from which the run continues.
+      sinks: where to write beside the file, see `SINKS`.
+      config: plain JSON values, for sinks that show them.
+
+    Raises:
+      ValueError: for a sink that is unknown or not installed.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        start: int,
+        sinks: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ):
+        check_sinks(sinks)
+        self._samples, self.path = directory / SAMPLES, directory / FILE
+        self._sinks: list[TensorBoard | WeightsAndBiases] = []
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        _drop_after(self.path, start)
+        _drop_drawings(self._samples, start)
+        if "tensorboard" in sinks:
+            self._sinks.append(TensorBoard(directory / TENSORBOARD, start))
+        if "wandb" in sinks:
+            self._sinks.append(WeightsAndBiases(directory, start, config))
+
+    def names(self) -> list[str]:
+        """Of all scalars that were written so far; none where this process writes none."""
+        known = lines(self.path) if self._writes and self.path.exists() else ()
+        return sorted({name for line in known for name in line} - {"step"})
+
+    def looked(self, step: int) -> list[str]:
+        """Whether there is an evaluation ("evaluate") and a picture ("sample") of a step."""
+        found = []
+        if self.path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(self.path)):
+            found.append("evaluate")
+        if any(self._samples.glob(f"*-{step}{GRID}")):
+            found.append("sample")
+        return found
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes scalars of a step; a name must not come twice for a step.
+
+        Raises:
+          OSError: if the disk is full, naming the file or folder.
+        """
+        if not self._writes:
+            return
+        plain = {name: float(np.asarray(value)) for name, value in values.items()}
+        try:
+            with self.path.open("a") as file:
+                file.write(_line({"step": step, **plain}))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        for sink in self._sinks:
+            sink.scalars(step, plain)
+
+    def write_drawings(self, step: int, drawings: Mapping[str, Drawing]) -> None:
+        """Writes drawings, by name: pixels as `RUN/samples/NAME-STEP.png` and to the sinks, notes as `NAME-STEP.json`,
+        and what is smaller there than it is as `NAME-STEP.full/OWN_NAME.png`, to no sink.
+
+        Raises:
+          ValueError: for a name that is no file name.
+        """
+        for name in [*drawings, *(own for drawing in drawings.values() for own in drawing.whole)]:
+            if not _IMAGE_NAME.fullmatch(name):
+                raise ValueError(f"image name {name!r} must consist of letters, digits, '.', '-' and '_'")
+        if not self._writes:
+            return
+        self._samples.mkdir(exist_ok=True)
+        grids = {name: self._samples / f"{name}-{step}{GRID}" for name in drawings}
+        files = {grids[name].with_suffix(".partial"): drawing.pixels for name, drawing in drawings.items()}
+        for name, drawing in drawings.items():
+            if drawing.whole:
+                grids[name].with_suffix(WHOLE).mkdir(exist_ok=True)
+                files |= {grids[name].with_suffix(WHOLE) / f"{own}.png": of for own, of in drawing.whole.items()}
+            if drawing.notes:
+                text = json.dumps(drawing.notes, ensure_ascii=False, indent=1)
+                grids[name].with_suffix(NOTES).write_text(text + "\n", encoding="utf-8")
+        for path, pixels in files.items():
+            Image.fromarray(pixels).save(path, "PNG", compress_level=_COMPRESSION)
+        for path in grids.values():  # only now: one that is there says that everything was drawn
+            os.replace(path.with_suffix(".partial"), path)
+        for sink in self._sinks:
+            sink.images(step, grids)
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+
+def _drop_drawings(folder: pathlib.Path, start: int) -> None:
+    """Removes the drawings after step `start`, all of them for 0, and those of steps that a kill left unfinished."""
+    found = [
+        (path, path.stem.rpartition("-")[2])
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.suffix in (GRID, NOTES, WHOLE, ".partial")
+    ]
+    # A grid gets its name last, after those of all others are written.
+    unfinished = {step for path, step in found if path.suffix == ".partial" or not path.with_suffix(GRID).exists()}
+    for path, step in found:
+        if step.isdecimal() and (start == 0 or int(step) > start or step in unfinished):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _line(values: Mapping[str, float]) -> str:
+    """JSON has no NaN and no infinity."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"
+
+
+def _drop_after(path: pathlib.Path, start: int) -> None:
+    """Cuts the lines after step `start`, all lines for 0, and what a killed process left unfinished at the end."""
+    if not path.exists():
+        return
+    position = end = 0
+    with path.open("r+b") as file:
+        for line in file if start else ():
+            step = _step_of(line)
+            if step is not None and step > start:
+                break
+            position += len(line)
+            end = end if step is None else position
+        file.truncate(end)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line, None for an unfinished or foreign one; does not read a whole line that this module wrote."""
+    if not line.endswith(b"\n"):
+        return None
+    found = _STEP.match(line)
+    try:
+        step = int(found[1]) if found else json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
+
+
+def lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
+    """Lines of a metrics file, values that were not finite as NaN; lines cut by a kill, or foreign, are left out."""
+    with path.open(errors="replace") as file:
+        for line in file:
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(values, dict) and type(values.get("step")) is int:
+                numbers = {name: math.nan if value is None else value for name, value in values.items()}
+                yield {name: value for name, value in numbers.items() if type(value) in (int, float)}
+
+
+def read(path: pathlib.Path) -> list[dict[str, float]]:
+    """All `lines` of a metrics file."""
+    return list(lines(path))
+
+
+def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of one or several steps as numbers of the host, with one transfer.
+
+    A name's value is its mean over the steps that have it; those in `LAST` take the last one, those in `MOST`
+    the highest. `NAME_sum` and `NAME_count` become `NAME`, the sum of sums over the sum of counts, and are left out
+    where nothing was counted.
+    Values that are not finite, as of skipped steps, count only where there are no others.
+
+    Args:
+      steps: scalars by name: numbers, or arrays that are replicated over the devices of all processes.
+    """
+    fetched = jax.device_get([dict(step) for step in steps])
+    names = dict.fromkeys(name for step in fetched for name in step)
+    result = {}
+    for name in names:
+        values = [float(step[name]) for step in fetched if name in step]
+        finite = [value for value in values if math.isfinite(value)]
+        stem, _, kind = name.rpartition("_")
+        if kind == "count" and f"{stem}_sum" in names:
+            continue
+        if kind == "sum" and f"{stem}_count" in names:
+            pairs = [(float(step[name]), float(step[f"{stem}_count"])) for step in fetched if name in step]
+            good = [pair for pair in pairs if math.isfinite(pair[0])] or pairs
+            count = sum(count for _, count in good)
+            if count > 0:
+                result[stem] = sum(total for total, _ in good) / count
+        elif name in LAST:
+            result[name] = values[-1]
+        elif name in MOST:
+            result[name] = max(values)
+        else:
+            result[name] = float(np.mean(finite or values))
+    return result

@@ -1,0 +1,50 @@
+"""The progress bar of a training."""
+
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+
+class Progress:
+    """Steps with loss, samples per second and time left: a bar on a terminal, elsewhere a line per logged step."""
+
+    def __init__(self, name: str, start: int, total: int):
+        self._name, self._start, self._total = name, start, total
+        first = jax.process_index() == 0
+        self._lines = first and not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not first or self._lines,
+        )
+        self._samples, self._begun = 0, 0.0
+
+    def samples(self, count: int) -> None:
+        """Counts samples of the step under way."""
+        self._begun = self._begun or time.monotonic()  # before the first step, programs are compiled
+        self._samples += count
+
+    def advance(self) -> None:
+        """Counts one step."""
+        self._bar.update()
+
+    def show(self, step: int, loss: float) -> None:
+        """Shows the loss of the last logged interval, and the rate since the start."""
+        seconds = time.monotonic() - self._begun
+        told = f"loss {loss:.4f}, {self._samples / seconds:.1f} samples/s"
+        self._bar.set_postfix_str(told)
+        if self._lines:
+            each = seconds / (step - self._start)
+            left = tqdm.format_interval(each * (self._total - step))
+            print(f"{self._name} {step:,}/{self._total:,}: {told}, {each:.3g} s/step, {left} left", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        self._bar.write(text)
+
+    def close(self) -> None:
+        self._bar.close()

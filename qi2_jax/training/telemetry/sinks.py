@@ -1,0 +1,108 @@
+"""Where metrics go beside the file: TensorBoard and Weights & Biases."""
+
+import contextlib
+import importlib.util
+import math
+import os
+import pathlib
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+SAMPLES, TENSORBOARD, WANDB_ID = "samples", "tensorboard", "wandb_id"
+
+SINKS = ("tensorboard", "wandb")
+
+
+def check_sinks(sinks: Sequence[str]) -> None:
+    """Raises a ValueError for a sink that is unknown or not installed, in every process alike."""
+    if unknown := sorted(set(sinks) - set(SINKS)):
+        raise ValueError(f"metric sinks {unknown} are unknown; choose from {list(SINKS)} (metrics.jsonl always comes)")
+    if "wandb" in sinks:
+        found = importlib.util.find_spec("wandb")
+        if found is None or found.origin is None:  # a folder `wandb` of earlier runs is no package
+            raise ValueError("metric sink 'wandb' is not installed: pip install 'qi2[wandb]', or leave it out")
+
+
+class TensorBoard:
+    """Event files; points from the step after `start` on that an earlier process wrote are declared void.
+
+    Written in the caller's thread: that of tensorboardX dies on a full disk, and its queue then blocks for ever.
+    """
+
+    def __init__(self, directory: pathlib.Path, start: int):
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._directory, self._summary, self._event = directory, summary, event_pb2.Event
+        self._checksum = record_writer.masked_crc32c
+        directory.mkdir(parents=True, exist_ok=True)
+        # Event files have names of whole seconds: two processes within one would write the same.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (directory / name).open("wb")
+        void = start + 1 if start else 0
+        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(self._event(step=void, file_version="brain.Event:2"), self._event(step=void, session_log=begun))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._write(*(self._event(step=step, summary=self._summary.scalar(*point)) for point in finite.items()))
+
+    def images(self, step: int, images: Mapping[str, pathlib.Path]) -> None:
+        for name, path in images.items():
+            with Image.open(path) as image:
+                size = dict(height=image.height, width=image.width, colorspace=len(image.getbands()))
+            drawn = self._summary.Summary.Image(**size, encoded_image_string=path.read_bytes())
+            value = self._summary.Summary.Value(tag=f"{SAMPLES}/{name}", image=drawn)
+            self._write(self._event(step=step, summary=self._summary.Summary(value=[value])))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, *events: Any) -> None:
+        """Appends records: length, its checksum, event, its checksum."""
+        try:
+            for event in events:
+                event.wall_time = time.time()
+                data = event.SerializeToString()
+                for part in (struct.pack("<Q", len(data)), data):
+                    self._file.write(part + struct.pack("<I", self._checksum(part)))
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise OSError(error.errno, error.strerror, str(self._directory)) from error
+
+
+class WeightsAndBiases:
+    """One W&B run per run directory, continued by its id; WANDB_PROJECT, WANDB_MODE and the like apply."""
+
+    def __init__(self, directory: pathlib.Path, start: int, config: Mapping[str, Any] | None):
+        import wandb
+
+        path = directory / WANDB_ID
+        if start == 0 or not path.exists():
+            path.write_text(uuid.uuid4().hex[:12] + "\n")
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "qi2"),
+            name=os.environ.get("WANDB_NAME", directory.absolute().name),
+            id=path.read_text().strip(),
+            resume="allow",
+            dir=str(directory),
+            config=dict(config or {}),
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def images(self, step: int, images: Mapping[str, pathlib.Path]) -> None:
+        self._run.log({f"{SAMPLES}/{name}": self._image(str(path)) for name, path in images.items()}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

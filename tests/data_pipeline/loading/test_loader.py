@@ -1,0 +1,93 @@
+"""The loader is a pure function of (seed, step), whatever the number of hosts."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.loading.loader import Loader, Row, collate
+from data_pipeline.loading.mixture import Mixture, Stream
+from data_pipeline.samples.schema import Sample, Text
+from qi2_jax.sequence import Layout
+
+LAYOUT = Layout(text=(5,), target=12)
+EMPTY = Text(np.full((2, 3), -1, np.float32), (2,))
+
+
+def make(index: int) -> Sample:
+    """A sample whose every number tells which one it is."""
+    tokens = 3 + index % 3
+    latents = np.full(((2, 6), (6, 2), (3, 3))[index % 3] + (4,), index, np.float32)
+    return Sample(latents, (Text(np.full((tokens, 3), index, np.float32), (tokens,)),))
+
+
+def drawn(loader: Loader, start: int, steps: int) -> list[list[tuple[int, int]]]:
+    """(sample, text) of each row of some batches."""
+    batches = itertools.islice(Mixture((Stream("only", loader, 1),)).from_turn(start), steps)
+    return [[(int(a[0, 0]), int(b[0, 0])) for a, b in zip(x.latents_BNC, x.text_BTE, strict=True)] for _, x in batches]
+
+
+def loader(count: int, batch: int, seed: int = 0, **kwargs) -> Loader:
+    return Loader([make(index) for index in range(count)], EMPTY, LAYOUT, batch, seed, **kwargs)
+
+
+@given(st.integers(1, 9), st.sampled_from([8, 16]), st.integers(0, 5), st.integers(0, 20))
+@settings(max_examples=15, deadline=None)
+def test_global_batches_do_not_depend_on_hosts_or_on_where_reading_starts(count, batch, seed, start):
+    expected = drawn(loader(count, batch, seed, dropout=0.3), 0, start + 3)[start:]
+    for hosts in (1, 2, 4, 8):
+        parts = [
+            drawn(loader(count, batch, seed, dropout=0.3, rows=range(host, batch, hosts)), start, 3)
+            for host in range(hosts)
+        ]
+        for step, rows in enumerate(zip(*parts, strict=True)):
+            assert [rows[row % hosts][row // hosts] for row in range(batch)] == expected[step]
+
+
+def test_every_sample_is_seen_once_per_epoch_and_orders_differ():
+    rows = list(itertools.chain(*drawn(loader(7, 4), 0, 14)))
+    epochs = [[sample for sample, _ in rows[start : start + 7]] for start in range(0, 56, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_dropout_takes_the_empty_prompt_at_its_rate():
+    rows = list(itertools.chain(*drawn(loader(8, 8, dropout=0.25), 0, 50)))
+    assert all(text in (sample, -1) for sample, text in rows)
+    assert 0.17 < np.mean([text == -1 for _, text in rows]) < 0.33
+    assert not any(text == -1 for _, text in itertools.chain(*drawn(loader(8, 8), 0, 50)))
+
+
+def test_several_texts_of_a_sample_are_drawn_evenly_and_an_edit_drops_to_its_own_empty_prompt():
+    def text(value):
+        return Text(np.full((2, 3), value, np.float32), (1, 1))
+
+    edit = Sample(
+        np.zeros((2, 2, 4), np.float32), tuple(map(text, range(3))), (np.zeros((1, 1, 4), np.float32),), text(9)
+    )
+    batches = Loader([edit], EMPTY, Layout((1, 1), 4, (1,)), 400, 0, dropout=0.25).batches()
+    values, counts = np.unique(batches[0].text_BTE[:, 0, 0], return_counts=True)
+    assert values.tolist() == [0, 1, 2, 9] and all(70 < count < 130 for count in counts)
+    assert batches[0].composition["dropped"] == counts[3] / 400
+
+
+def test_collate_pads_at_the_end_and_marks_it():
+    rows = collate(LAYOUT, [Row(make(index), make(index).texts[0], index == 2) for index in (1, 2)])
+    expected = {"padding": 4 / 34, "padding_text": 1 / 10, "dropped": 0.5, "wide": 0.0, "tall": 0.5}
+    assert rows.composition == pytest.approx(expected)
+    assert rows.valid_BS.sum(axis=1).tolist() == [4 + 12, 5 + 9]
+    assert rows.valid_BS[1].tolist() == [True] * 14 + [False] * 3
+    assert rows.latents_BNC[1, :9].min() == 2 and not rows.latents_BNC[1, 9:].any()
+    assert rows.text_BTE[0, :4].min() == 1 and not rows.text_BTE[0, 4:].any()
+
+
+def test_condition_images_keep_their_order_and_place():
+    layout = Layout(text=(2, 1, 3), conditions=(4, 2), target=4)
+    conditions = (np.full((1, 3, 4), 7, np.float32), np.full((2, 1, 4), 8, np.float32))
+    text = Text(np.arange(5, dtype=np.float32)[:, None].repeat(3, 1), (1, 1, 3))
+    rows = collate(layout, [Row(Sample(np.zeros((2, 2, 4), np.float32), (text,), conditions, text), text)])
+    assert rows.conditions_BMC[0, :, 0].tolist() == [7, 7, 7, 0, 8, 8]
+    assert rows.text_BTE[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
+    assert rows.valid_BS[0].tolist() == [True, False, True, True, True, False, True, True, True] + [True] * 7

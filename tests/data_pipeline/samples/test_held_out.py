@@ -1,0 +1,99 @@
+"""A picture that is held for validation is trained on nowhere: in no stream, area or stage, by itself or in an edit."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.buckets import Resolutions
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.shards import write_shards
+from data_pipeline.samples.cache import Cache
+from data_pipeline.samples.encoding import encode, preprocessing
+from data_pipeline.samples.held_out import check_held_out, is_held, number
+from data_pipeline.samples.schema import NOTHING, Text
+from data_pipeline.selection.index import Kept, Selection, write_selection
+from data_pipeline.selection.thresholds import Thresholds
+from qi2_jax.config import loading as configs
+
+STAGES = [f"experiments/qwen_image_2/{name}.py:tiny" for name in ("s1_256p_t2i", "s3_512p_synthetic", "s4_1024p")]
+SIZES = [(64 + 48 * (index % 4), 64 + 48 * (index % 4)) for index in range(12)]  # in areas from 64 to 128
+
+
+class Encoders:
+    """Gives every picture and text the shape that an encoder gives it, and nothing else."""
+
+    channels, online = 3, NOTHING
+
+    def images_at_once(self, width, height):
+        return 3
+
+    def latents(self, images):
+        return [np.zeros((image.shape[0] // 16, image.shape[1] // 16, 4), np.float32) for image in images]
+
+    def texts(self, texts, images, max_patches=0):
+        lengths = [(1,) * (len(own) + 1) for own in images]
+        return [Text(np.zeros((sum(length), 2), np.float32), length) for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def pictures(picture, encoded):
+    return [encoded(picture(index, size)) for index, size in enumerate(SIZES)]
+
+
+# Of each record its target and its condition images, by their numbers.
+parts = st.lists(st.integers(0, len(SIZES) - 1), min_size=1, max_size=3)
+
+
+@given(st.lists(parts, min_size=1, max_size=12), st.sampled_from([0.0, 0.1, 0.3, 0.6]))
+@settings(max_examples=15, deadline=None)
+def test_no_held_picture_is_trained_on_in_any_stream_of_any_stage(pictures, made, held_out):
+    records, kept = [], []
+    for index, (target, *sources) in enumerate(made):
+        caption = Caption("a text", "instruction" if sources else "general")
+        conditions = tuple(pictures[source] for source in sources)
+        records.append(Record(f"{index}", pictures[target], (caption,), "test", conditions=conditions))
+        kept.append(Kept(f"{index}", index, *SIZES[target], (0,), len(sources)))
+    trained, held = set(), set()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shards(folder, records, records_per_shard=4)
+        for stage in STAGES:
+            data = configs.load(stage, [f"data.held_out={held_out}"]).data
+            index, out = folder / "selection.parquet", folder / Path(stage).stem
+            thresholds = Thresholds(**data.thresholds)
+            write_selection(index, Selection(thresholds, tuple(kept), {}, (), {}, {}, "of them"))
+            resolutions, how = Resolutions.of_config(data), {"records_per_unit": 3, "held_out": held_out}
+            try:
+                report = encode(folder, index, resolutions, Encoders(), out, preprocessing(data), **how, progress=False)
+            except ValueError as error:
+                assert "there are no samples" in str(error)  # all are too small for this stage
+                continue
+            for stream in Cache(out).streams:
+                assert report.streams[str(stream.key)] == len(stream)
+                (held if stream.key.held else trained).update(sample.record for sample in stream)
+    assert not trained & held
+    assert all(number(pictures[part]) >= held_out for record in trained for part in made[record])
+    assert all(any(number(pictures[part]) < held_out for part in made[record]) for record in held)
+    pairs = {pictures[made[record][0]] for record in held if len(made[record]) == 1}
+    assert not pairs & {pictures[part] for record in trained for part in made[record]}
+
+
+def test_numbers_are_uniform_and_a_larger_fraction_holds_what_a_smaller_one_holds():
+    numbers = [number(str(index).encode()) for index in range(4000)]
+    assert max(abs(np.sort(numbers) - np.linspace(0, 1, 4000))) < 0.04
+    caption = (Caption("a text"),)
+    held = [
+        {index for index in range(400) if is_held(Record("k", str(index).encode(), caption, "test"), fraction)}
+        for fraction in (0.0, 0.1, 0.5)
+    ]
+    assert held[0] == set() < held[1] < held[2]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_fractions_that_cannot_be_held_out_are_refused(fraction):
+    with pytest.raises(ValueError, match=r"data\.held_out is .*below 1"):
+        check_held_out(fraction)

@@ -1,0 +1,380 @@
+"""Near pairs: every one is found once, by any partition; groups are those of comparing everything with everything."""
+
+import base64
+import hashlib
+import itertools
+import tempfile
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from data_pipeline.filters.duplicates import DUPLICATES, THUMBNAIL, thumbnail
+from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.shards import read_manifest, write_shards
+from data_pipeline.scoring import pair_search
+from data_pipeline.scoring.cascade import score
+from data_pipeline.scoring.pair_scores import read_pairs
+from data_pipeline.scoring.pair_search import score_pairs
+from data_pipeline.scoring.pairs import (
+    BANDS,
+    MAX_DISTANCE,
+    MAX_GRADIENT,
+    MEMBER,
+    candidates,
+    differences,
+    keys,
+    partition,
+)
+from data_pipeline.scoring.score_tables import write_scores
+from data_pipeline.selection.index import Kept
+from data_pipeline.selection.select import _duplicates, select
+from data_pipeline.selection.thresholds import Thresholds
+
+HASHES = st.integers(0, 2**64 - 1)
+FLIPS = st.lists(st.integers(0, 63), max_size=10, unique=True).map(lambda places: sum(1 << place for place in places))
+
+
+def found(phash: list[int], dhash: list[int], kind: list[int], parts: int) -> list[tuple[int, int]]:
+    arrays = [np.array(values, np.uint64) for values in (phash, dhash, kind)]
+    pairs = []
+    for band in BANDS:
+        under = keys(band, *arrays[:2])
+        place = partition(under, arrays[2], parts)
+        for part in range(parts):
+            rows, columns = np.nonzero(place == part)
+            filed = np.empty(len(rows), MEMBER)
+            filed["key"], filed["picture"] = under[rows, columns], rows
+            for name, column in zip(("phash", "dhash", "kind"), arrays, strict=True):
+                filed[name] = column[rows]
+            pairs += [(int(p["left"]), int(p["right"])) for some in candidates(band, filed) for p in some]
+    return sorted(pairs)
+
+
+@settings(max_examples=80, deadline=None)
+@given(HASHES, HASHES, st.lists(st.tuples(FLIPS, FLIPS, st.sampled_from([0, 0, 7])), min_size=2, max_size=12))
+def test_every_candidate_is_found_exactly_once_by_any_partition(phash, dhash, changes):
+    p, d, kind = ([phash ^ a for a, _, _ in changes], [dhash ^ b for _, b, _ in changes], [k for _, _, k in changes])
+    expected = [
+        (i, j)
+        for i, j in itertools.combinations(range(len(p)), 2)
+        if kind[i] == kind[j]
+        and ((p[i] ^ p[j]).bit_count() <= MAX_DISTANCE or (d[i] ^ d[j]).bit_count() <= MAX_GRADIENT)
+    ]
+    assert found(p, d, kind, 1) == found(p, d, kind, 3) == expected
+
+
+def rows_of(choices) -> list[dict]:
+    """Score rows with few different hashes and thumbnails, so that all kinds of nearness occur."""
+    rows = []
+    for number, (hashes, shades, edit, bits, same) in enumerate(choices):
+        pictures = 2 if edit else 1
+        cells = b"".join(np.full(THUMBNAIL, 100, np.uint8).tobytes()[: -len(s)] + bytes(s) for s in shades[:pictures])
+        digest = hashlib.sha256(str(same if same < 3 else number).encode()).hexdigest()
+        rows.append(
+            {
+                "bytes_sha256": hashlib.sha256(str(same if same < 2 else number).encode()).hexdigest(),
+                "pixels_sha256": digest,
+                "phash": "".join(f"{phash:016x}" for phash, _ in hashes[:pictures]),
+                "dhash": "".join(f"{dhash:016x}" for _, dhash in hashes[:pictures]),
+                "thumbnail": base64.b64encode(cells).decode(),
+                "edit": f"{edit:064x}" if edit else None,
+                "edit_pixels": "".join(f"{shade[0]:016x}" for shade in shades[:pictures]) if edit else None,
+                "bits": bits,
+            }
+        )
+    return rows
+
+
+def all_pairs(keys: list[str], rows: list[dict], thresholds: Thresholds) -> dict[str, tuple[str, str]]:
+    """The plain way: every record against every other, and groups grown one by one."""
+    left = sorted(range(len(rows)), key=lambda i: keys[i])
+    drops = {}
+
+    def near(one: dict, other: dict) -> bool:
+        if one["edit"] != other["edit"] or min(one["bits"], other["bits"]) < thresholds.near_min_entropy:
+            return False
+        names = ("phash", "dhash", "thumbnail", "edit_pixels")
+        if all(one[name] == other[name] for name in names):
+            return True
+        count = len(one["phash"]) // 16
+        if one["edit"]:
+            places = [slice(16 * i, 16 * i + 16) for i in range(count)]
+            equal = [one["edit_pixels"][place] == other["edit_pixels"][place] for place in places]
+            if any(equal) and not all(equal):
+                return False
+        distance, gradient = (
+            max(
+                (int(one[name][16 * i : 16 * i + 16], 16) ^ int(other[name][16 * i : 16 * i + 16], 16)).bit_count()
+                for i in range(count)
+            )
+            for name in ("phash", "dhash")
+        )
+        cells = [np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8).reshape(count, -1) for row in (one, other)]
+        worst = max(differences(*cells))
+        return worst <= thresholds.near_difference and (
+            distance <= thresholds.near_distance or gradient <= thresholds.near_gradient
+        )
+
+    for reason, same in (
+        ("same_bytes", lambda a, b: a["bytes_sha256"] == b["bytes_sha256"]),
+        ("same_pixels", lambda a, b: a["pixels_sha256"] == b["pixels_sha256"]),
+        ("near", near),
+    ):
+        groups: list[list[int]] = []
+        for i in left:
+            touching = [group for group in groups if any(same(rows[i], rows[j]) for j in group)]
+            groups = [group for group in groups if group not in touching] + [[i, *itertools.chain(*touching)]]
+        for group in groups:
+            first, *others = sorted(group, key=lambda i: keys[i])
+            drops |= {keys[i]: (reason, keys[first]) for i in others}
+        left = [i for i in left if keys[i] not in drops]
+    for key, (reason, kept) in drops.items():
+        while kept in drops:
+            kept = drops[kept][1]
+        drops[key] = (reason, kept)
+    return drops
+
+
+def drawn(random) -> list[tuple]:
+    """What `rows_of` takes: few hashes, shades and instructions, so that everything is often near to something."""
+
+    def flipped(base: int, most: int) -> int:
+        return base ^ sum(1 << bit for bit in random.sample(range(64), random.randint(0, most)))
+
+    def hashes() -> tuple[int, int]:
+        far = random.random() < 0.3
+        dhash = random.getrandbits(64) if far else flipped(0xF0F0F0F0F0F0F0F0, 3)
+        return flipped(random.choice([0x0123456789ABCDEF, 0xFEDCBA9876543210]), 4), dhash
+
+    def shade() -> list[int]:
+        return [random.choice([60, 95, 100, 100, 103, 120]) for _ in range(3)]
+
+    return [
+        (
+            [hashes(), hashes()],
+            [shade(), shade()],
+            random.choice([0, 0, 5]),
+            random.choice([1.5, 2.5, 5.0, 5.0]),
+            random.randint(0, 30),
+        )
+        for _ in range(random.randint(8, 20))
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1 << 32).map(Random),
+    st.integers(0, MAX_DISTANCE),
+    st.integers(0, MAX_GRADIENT),
+    st.sampled_from([2.0, 3.0]),
+)
+def test_groups_are_those_of_comparing_all_with_all(random, distance, gradient, min_entropy):
+    rows = rows_of(drawn(random))
+    names = [f"k{i:02d}" for i in range(len(rows))]
+    random.shuffle(names)
+    thresholds = Thresholds(near_distance=distance, near_gradient=gradient, near_min_entropy=min_entropy)
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(folder, [Record(key, b"", (), "s") for key in names], records_per_shard=5)
+        start = 0
+        for shard in read_manifest(folder):
+            some = slice(start, start + shard.records)
+            for filter, columns in (
+                (DUPLICATES, [{name: row[name] for name in DUPLICATES.columns} for row in rows[some]]),
+                (ENTROPY, [{"bits": row["bits"], "edges": 0.1, "roughness": 0.1} for row in rows[some]]),
+            ):
+                write_scores(folder, filter, shard, names[some], columns)
+            start += shard.records
+        score_pairs(folder, progress=False)
+        left = [i for i in range(len(rows)) if random.random() < 0.8]  # others failed an earlier rule
+        survivors = [Kept(names[i], i, 1, 1, ()) for i in left]
+        bits = np.array([rows[i]["bits"] for i in left])
+        drops = _duplicates(folder, survivors, bits, thresholds)
+    expected = all_pairs([names[i] for i in left], [rows[i] for i in left], thresholds)
+    assert {key: (drop.reason, drop.duplicate_of) for key, drop in drops.items()} == expected
+    event(f"near: {sum(reason == 'near' for reason, _ in expected.values()) > 0}")
+
+
+@pytest.fixture
+def folder(tmp_path, picture, encoded):
+    """Nine records in three shards: five pictures, some of them smaller again, one broken."""
+    images = [encoded(picture(seed, (80, 60))) for seed in range(5)]
+    images += [encoded(picture(seed, (80, 60)).resize((76, 57))) for seed in (3, 1, 1)] + [b"broken"]
+    records = [Record(str(i), image, (Caption("a picture for a test"),), "s") for i, image in enumerate(images)]
+    write_shards(tmp_path, records, records_per_shard=3)
+    return tmp_path
+
+
+def table_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "scores/pairs").iterdir()}
+
+
+def test_pairs_do_not_depend_on_processes_and_partitions(folder, monkeypatch):
+    report = score(folder, workers=1, progress=False).pairs
+    assert (report.records, report.contents, report.near) == (9, 7, 2)
+    before = table_files(folder)
+    pairs = read_pairs(folder)
+    assert pairs.same[:, 2].tolist() == [0, 1, 2, 3, 4, 5, 6, 6, -1]
+    assert [(int(pair["left"]), int(pair["right"])) for pair in pairs.near] == [(1, 6), (3, 5)]
+    (folder / "scores/pairs/done.json").unlink()
+    monkeypatch.setattr(pair_search, "FILED_AT_ONCE", 16)
+    monkeypatch.setattr(pair_search, "IN_ONE_PROCESS", 0)
+    assert score_pairs(folder, workers=2, progress=False) == report
+    assert table_files(folder) == before and set(before) == {"same.parquet", "near.parquet", "done.json"}
+
+
+def test_stale_and_damaged_pairs_are_not_used(folder):
+    score(folder, workers=1, progress=False)
+    assert score(folder, workers=1, progress=False).pairs is None
+    kept = select(folder, Thresholds(min_side=30)).keys
+    leftover = folder / "scores/pairs/.work-killed"
+    leftover.mkdir()
+    (folder / "scores/pairs/done.json").write_text("{")
+    with pytest.raises(ValueError, match="duplicates have not been compared"):
+        select(folder, Thresholds(min_side=30))
+    assert score(folder, workers=1, progress=False).pairs is not None and not leftover.exists()
+    assert select(folder, Thresholds(min_side=30)).keys == kept
+    (folder / "scores/pairs/near.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="damaged; delete it"):
+        select(folder, Thresholds(min_side=30))
+    exact = Thresholds(min_side=30, drop_exact_duplicates=False, drop_near_duplicates=False)
+    assert len(select(folder, exact).keys) == 8
+
+
+def test_new_shard_makes_pairs_stale(folder):
+    score(folder, workers=1, progress=False)
+    records = [*(Record(str(i), b"", (), "s") for i in range(3))]
+    (folder / "manifest.json").unlink()
+    write_shards(folder, records, records_per_shard=3)
+    assert score(folder, workers=1, progress=False).pairs.records == 3
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    both = [np.frombuffer(thumbnail(image), np.uint8)[None] for image in (one, other)]
+    assert differences(*both) == differences(*both[::-1])
+    return float(differences(*both)[0])
+
+
+def word(image: Image.Image, text: str, opacity: float = 1.0) -> Image.Image:
+    written = image.copy()
+    font = ImageFont.load_default(image.width // 6)
+    ImageDraw.Draw(written).text((image.width / 2, image.height / 2), text, "white", font, "mm")
+    return Image.blend(image, written, opacity)
+
+
+def test_brightness_contrast_and_watermarks_are_near_and_other_words_and_colours_are_not(picture):
+    image = picture(1, (480, 400))
+    limit = Thresholds().near_difference
+    assert difference(image, image) == 0
+    for changed in (
+        ImageEnhance.Brightness(image).enhance(1.3),
+        ImageEnhance.Brightness(image).enhance(0.6),
+        ImageEnhance.Contrast(image).enhance(0.7),
+        word(image, "SAMPLE", 0.35),
+    ):
+        assert difference(image, changed) <= limit
+    assert difference(word(image, "SUMMER"), word(image, "WINTER")) > limit
+    assert difference(word(image, "SUMMER"), word(word(image, "SUMMER"), "SAMPLE", 0.3)) <= limit
+    red, green, blue = image.split()
+    assert difference(image, Image.merge("RGB", (blue, green, red))) > limit
+    assert difference(Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "black")) > limit
+
+
+def near_score(folder, records) -> dict[str, str | None]:
+    write_shards(folder, records, records_per_shard=4)
+    score(folder, workers=1, progress=False)
+    selection = select(folder, Thresholds(min_side=30))
+    return {
+        record.key: selection.dropped[record.key].reason if record.key in selection.dropped else None
+        for record in records
+    }
+
+
+def test_near_duplicates_survive_compression_scaling_and_turning(tmp_path, picture, encoded):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    first = picture(1)
+    turned = encoded(first.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    small = first.resize((150, 140), Image.Resampling.LANCZOS)
+    files = [encoded(picture(2)), encoded(first), encoded(small), encoded(first, "JPEG", quality=30), turned]
+    records = [Record(str(i), data, (Caption("a picture for a test"),), "s") for i, data in enumerate(files)]
+    expected = dict(zip("01234", (None, None, "near", "near", "same_pixels"), strict=True))
+    assert near_score(tmp_path, records) == expected
+
+
+def _page(text: str, noisy: bool) -> Image.Image:
+    image = Image.new("RGB", (512, 512), "white")
+    ImageDraw.Draw(image).text((256, 256), text, fill="black", font=ImageFont.load_default(90), anchor="mm")
+    if noisy:  # a scan: the same paper noise, and an entropy as high as a photograph's
+        noise = np.random.default_rng(0).integers(-25, 1, (512, 512, 1))
+        image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+    return image
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_pages_with_other_words_do_not_collide(tmp_path, encoded, noisy):
+    words = ("Room 204", "Room 205", "Room 2O4")
+    records = [Record(text, encoded(_page(text, noisy)), (Caption("a sign at a door"),), "s") for text in words]
+    assert set(near_score(tmp_path, records).values()) == {None}
+    rows = DUPLICATES.score([_candidate(record) for record in records])
+    hashes = [int(row["phash"], 16) for row in rows]  # these alone take them for one another
+    assert all((hashes[0] ^ other).bit_count() <= 6 for other in hashes)
+
+
+def test_flat_pictures_do_not_collide(tmp_path, encoded):
+    images = [Image.new("RGB", (64, 64), colour) for colour in ("white", "grey", "black")]
+    for image in images:
+        ImageDraw.Draw(image).line((5, 32, 59, 32), "red", 3)
+    records = [Record(str(i), encoded(image), (Caption("a thin red line"),), "s") for i, image in enumerate(images)]
+    assert set(near_score(tmp_path, records).values()) == {None}
+    assert read_pairs(tmp_path).near.size == 0
+
+
+def test_edits_are_compared_as_a_whole(tmp_path, picture, encoded):
+    clean, noisy = picture(1), picture(1).resize((200, 180)).resize((300, 280))
+    snow, night = Caption("let it snow", "instruction"), Caption("make it night", "instruction")
+
+    def edit(key, image, sources, instruction=snow, **options):
+        sources = tuple(encoded(source, **options) for source in sources)
+        return Record(
+            key, encoded(image, **options), (instruction, Caption("a picture for a test")), "s", conditions=sources
+        )
+
+    again = {"format": "JPEG", "quality": 60}
+    records = [
+        edit("a", clean, [picture(2)]),
+        edit("b copy", clean, [picture(2)]),
+        edit("c other words", clean, [picture(2)], night),
+        edit("d compressed", clean, [picture(2)], **again),
+        edit("e other source", clean, [picture(3)]),
+        edit("f two sources", clean, [picture(2), picture(3)]),
+        edit("g other order", clean, [picture(3), picture(2)]),
+        edit("h restored", picture(4), [noisy]),
+        edit("i restored otherwise", picture(4), [clean]),
+        edit("j lossless copy", clean, [picture(2)], compress_level=1),
+        Record("k no edit", encoded(clean), (Caption("a picture for a test"),), "s"),
+    ]
+    found = near_score(tmp_path, records)
+    assert {key: reason for key, reason in found.items() if reason} == {
+        "b copy": "same_bytes",
+        "d compressed": "near",
+        "j lossless copy": "same_pixels",
+    }
+
+
+def test_thresholds_cannot_be_looser_than_the_bounds():
+    for field in ({"near_distance": 9}, {"near_gradient": 5}, {"near_difference": 17.0}, {"near_min_entropy": 1.9}):
+        with pytest.raises(ValueError, match=f"{next(iter(field))} is"):
+            Thresholds(**field)
+
+
+def _candidate(record: Record):
+    from data_pipeline.decoding.images import decode_image
+    from data_pipeline.filters import Candidate
+
+    return Candidate(record, decode_image(record.image), None)

@@ -1,0 +1,172 @@
+import json
+import os
+
+import pytest
+
+from data_pipeline.records.schema import MAX_CAPTION_CHARS, Caption, Record
+from data_pipeline.records.shards import RecordFolder
+from data_pipeline.sources import REASONS, Options
+from data_pipeline.sources import ingest as ingestion
+from data_pipeline.sources.base import MAX_JSON_BYTES
+
+
+@pytest.fixture
+def src(tmp_path):
+    (tmp_path / "pets").mkdir()
+    return tmp_path / "pets"
+
+
+def put(folder, files: dict[str, bytes | str]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def ingest(src, **options):
+    report = ingestion.ingest(src, src.parent / "out", Options(**options), progress=False)
+    records = list(RecordFolder(src.parent / "out"))
+    assert report.records == len(records)
+    assert set(report.refused.counts) <= set(REASONS)
+    return records, report.refused.counts
+
+
+def test_captions_beside_images(src):
+    put(src, {"b.JPG": b"bytes", "b.txt": "\ufefftwo\nlines \n", "a/c.png": b"", "a/c.txt": "below", "notes.txt": "x"})
+    records, refused = ingest(src, licence="CC0")
+    assert records == [
+        Record("a/c.png", b"", (Caption("below"),), "pets", "CC0"),
+        Record("b.JPG", b"bytes", (Caption("two\nlines"),), "pets", "CC0"),
+    ]
+    assert refused == {}
+
+
+def test_hostile_folder(src, tmp_path):
+    put(tmp_path, {"secret.png": b"secret", "secret.txt": "secret", "elsewhere/x.png": b"x"})
+    put(src, {"good.png": b"1", "good.txt": "fine", "big.png": b"123456", "big.txt": "fine"})
+    captions = {
+        "bare": None,
+        "blank": " \n",
+        "long": "x" * 1_000_000,
+        "binary": b"\xff\xfe\0",
+        "link": None,
+        "pipe": "x",
+    }
+    for name, caption in captions.items():
+        put(src, {f"{name}.png": b"1"} | ({f"{name}.txt": caption} if caption is not None else {}))
+    put(src, {"long2.png": b"1", "long2.txt": "é" * (MAX_CAPTION_CHARS + 1)})
+    (src / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (src / "stolen.png").symlink_to(tmp_path / "secret.png")
+    put(src, {"stolen.txt": "fine"})
+    (src / "away").symlink_to(tmp_path / "elsewhere")
+    (src / "loop.png").symlink_to("loop.png")
+    (src / "inside.png").symlink_to("good.png")
+    put(src, {"inside.txt": "a link that stays inside"})
+    (src / "pipe.png").unlink()
+    os.mkfifo(src / "pipe.png")
+    with open(os.fsencode(src) + b"/\xff.png", "wb"):
+        pass
+    records, refused = ingest(src, max_image_bytes=5)
+    assert [record.key for record in records] == ["good.png", "inside.png"]
+    assert refused == {
+        "missing_caption": 2,
+        "caption_too_long": 2,
+        "not_utf8": 1,
+        "outside_folder": 2,
+        "linked_folder": 1,
+        "unreadable": 1,
+        "not_a_file": 1,
+        "bad_name": 1,
+        "too_large": 1,
+    }
+
+
+def test_metadata(src):
+    lines = [
+        {"file_name": "b.png", "text": "plain", "other": 1},
+        {
+            "file_name": "./a.png",
+            "captions": ["one", {"text": "two", "kind": "text", "language": "de"}],
+            "licence": "CC0",
+        },
+    ]
+    put(src, {"a.png": b"a", "b.png": b"b", "b.txt": "not read", "c.png": b"c", "c.txt": "not read"})
+    put(src, {"metadata.jsonl": "\n\n".join(json.dumps(line) for line in lines)})
+    records, refused = ingest(src, source="zoo")
+    assert records == [
+        Record("a.png", b"a", (Caption("one"), Caption("two", "text", "de")), "zoo", "CC0"),
+        Record("b.png", b"b", (Caption("plain"),), "zoo"),
+    ]
+    assert refused == {"not_listed": 1}
+
+
+def _line(**fields) -> bytes:
+    return json.dumps({"file_name": "x.png", "text": "fine"} | fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "bad_json"),
+        (b"[1]", "bad_json"),
+        (b"[" * 100_000, "bad_json"),
+        (b'{"file_name": "x.png", "text": ' + b"9" * 10_000 + b"}", "bad_json"),
+        (b'"' + b"x" * (2 * MAX_JSON_BYTES) + b'"', "bad_json"),
+        (b'{"file_name": "\xff.png"}', "not_utf8"),
+        (b'{"text": "no name"}', "bad_metadata"),
+        (_line(file_name=["x.png"]), "bad_metadata"),
+        (_line(text=3), "bad_metadata"),
+        (_line(licence={"a": 1}), "bad_metadata"),
+        (_line(captions=["both"]), "bad_metadata"),
+        (b'{"file_name": "x.png", "captions": "text"}', "bad_metadata"),
+        (b'{"file_name": "x.png", "captions": [{"text": "x", "kind": "poem"}]}', "bad_metadata"),
+        (b'{"file_name": "x.png", "captions": [{"text": "x", "more": 1}]}', "bad_metadata"),
+        (_line(text="\ud800"), "bad_metadata"),
+        (b'{"file_name": "x.png"}', "missing_caption"),
+        (b'{"file_name": "x.png", "captions": []}', "missing_caption"),
+        (_line(text="\t"), "missing_caption"),
+        (_line(text="x" * (MAX_CAPTION_CHARS + 1)), "caption_too_long"),
+        (b'{"file_name": "x.png", "captions": ' + json.dumps(["x"] * 65).encode() + b"}", "caption_too_long"),
+        (_line(file_name="absent.png"), "missing_file"),
+        (_line(file_name="good.png"), "duplicate_key"),
+        (_line(file_name=".//good.png"), "duplicate_key"),
+        (_line(file_name="../pets/x.png"), "outside_folder"),
+        (_line(file_name="a/../x.png"), "outside_folder"),
+        (_line(file_name="/etc/passwd"), "outside_folder"),
+        (_line(file_name="x\0.png"), "bad_name"),
+        (_line(file_name="\ud800.png"), "bad_name"),
+        (_line(file_name="x" * 2000), "bad_name"),
+        (_line(file_name="x" * 1000), "unreadable"),
+        (_line(file_name="."), "not_a_file"),
+    ],
+)
+def test_hostile_line_is_counted_and_the_rest_goes_on(src, line, reason):
+    good, last = _line(file_name="good.png"), _line(file_name="last.png")
+    put(src, {"good.png": b"g", "x.png": b"x", "last.png": b"l", "metadata.jsonl": b"\n".join([good, line, last])})
+    records, refused = ingest(src)
+    assert [record.key for record in records] == ["good.png", "last.png"]
+    refused.pop("not_listed", None)  # x.png, where the bad line does not name it
+    assert refused == {reason: 1}
+
+
+def test_metadata_that_leaves_the_folder_is_refused(src, tmp_path):
+    put(tmp_path, {"metadata.jsonl": _line()})
+    (src / "metadata.jsonl").symlink_to(tmp_path / "metadata.jsonl")
+    with pytest.raises(ValueError, match="leaves the folder"):
+        ingest(src)
+
+
+def test_nothing_usable_names_the_folder_and_what_was_looked_for(src):
+    put(src, {"cat.png": b"x"})
+    with pytest.raises(ValueError, match=r"pets: looked for a metadata.jsonl.*\.jpeg.*\.txt.*missing_caption"):
+        ingest(src)
+    assert not (src.parent / "out").exists()
+    with pytest.raises(ValueError, match="not a folder"):
+        ingest(src / "cat.png")
+
+
+def test_ingestion_is_deterministic(demo, tmp_path):
+    images, _, folder, report = demo
+    again = ingestion.ingest(images, tmp_path / "again", records_per_shard=10, progress=False)
+    assert RecordFolder(tmp_path / "again").shards == RecordFolder(folder).shards
+    assert again.refused == report.refused

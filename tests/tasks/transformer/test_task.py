@@ -1,0 +1,45 @@
+"""A run gets the encoders that made its samples, and no others."""
+
+import numpy as np
+import pytest
+
+from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.schema import Sample, Text
+from qi2_jax.config import loading as configs
+from qi2_jax.inference import encoders
+from qi2_jax.interop import folder
+from qi2_jax.runs import paths
+from qi2_jax.tasks.transformer import start
+
+CONFIG = configs.load("experiments/demo.py:tiny").transformer
+
+
+def samples(path, made_from):
+    def text(length):
+        return Text(np.ones((length, 16), np.float32), (length,))
+
+    write_cache(path, [(64, Sample(np.ones((2, 3, 64), np.float32), (text(4),)))], text(1), made_from)
+    return Cache(path)
+
+
+def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
+    made = samples(tmp_path / "samples", encoders.digests(imported))
+    for _ in range(2):  # again, as after an interruption
+        start.give_model(CONFIG, made, imported, tmp_path / "run")
+        model = tmp_path / "run" / paths.MODEL
+        assert (model / folder.MARK).is_file()
+        assert encoders.digests(model) == encoders.digests(imported)
+
+
+def test_other_encoders_are_refused(imported, tmp_path):
+    made = samples(tmp_path / "samples", {**encoders.digests(imported), "vae": "of another one"})
+    with pytest.raises(ValueError, match=r"\['vae'\] of .* did not make the samples"):
+        start.give_model(CONFIG, made, imported, tmp_path / "run")
+    with pytest.raises(ValueError, match="not a complete model folder"):
+        start.give_model(CONFIG, made, tmp_path, tmp_path / "run")
+
+
+def test_run_without_encoders_says_so(tmp_path, capsys):
+    start.give_model(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
+    assert "can train, but not sample" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
