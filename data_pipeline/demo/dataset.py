@@ -1,6 +1,6 @@
 """The demo set: a folder of clean pictures with every kind of bad one planted in it, made without a network.
 
-    from data_pipeline.demo_set import write_demo_folder
+    from data_pipeline.demo.dataset import write_demo_folder
     summary = write_demo_folder("runs/demo")
 
 Needs `pip install qi2[demo]`: the photographs are read from inside those packages.

@@ -1,4 +1,4 @@
-"""Duplicates: fingerprints of every picture. What is near to what is a score of its own (`data_pipeline.scoring.pairs`).
+"""Duplicates: fingerprints of every picture. Pairs of near duplicates are scored in `data_pipeline.scoring.pairs`.
 
 An edit is fingerprinted as a whole: its result, its sources in their order, and its instructions. So it never equals an
 image-text pair, nor an edit of the same pictures with another instruction.

@@ -29,7 +29,7 @@ from qi2_jax.runtime import lock
 from qi2_jax.runtime.atomic import leftovers, write_json_atomic
 from qi2_jax.tasks.autoencoder.config import check_vae
 from qi2_jax.tasks.autoencoder.task import train_vae
-from qi2_jax.tasks.transformer.config import check_transformer
+from qi2_jax.tasks.transformer.config import check_transformer, transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import manager
@@ -112,7 +112,7 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
     console.print(encoded.table())
     samples = Cache(out / "samples")
     model_folder.finish(
-        model, config.transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
+        model, transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
     )
 
     console.rule("4 transformer")

@@ -17,13 +17,14 @@ from data_pipeline.sources.ingest import ingest
 
 SCORE = """
 import sys
-from data_pipeline.cascade import score
+from data_pipeline.scoring.cascade import score
 if __name__ == "__main__":
     score(sys.argv[1], workers=2, progress=False)
 """
 INGEST = """
 import sys, time
-from data_pipeline import ingest, shards
+from data_pipeline.records import shards
+from data_pipeline.sources import ingest
 written = shards._write_shard
 def slowly(path, records):
     time.sleep(0.2)

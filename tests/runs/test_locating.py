@@ -187,7 +187,7 @@ def test_a_run_whose_model_folder_is_not_complete(copied):
 FULL_DISK = """
 import pathlib, resource, sys
 import jax.numpy as jnp
-from qi2_jax.training.checkpoint import Checkpoints
+from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.step import TrainState
 model = {"weight": jnp.arange(100_000) % 7919}
 checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))

@@ -103,7 +103,7 @@ def test_a_handler_that_was_there_before_gets_it_after_the_block():
 
 PROGRAM = """
 import signal
-from qi2_jax import signals
+from qi2_jax.runtime import signals
 signals.listen(interruptible=True)
 with signals.ending():
     try:

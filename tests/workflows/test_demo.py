@@ -82,7 +82,7 @@ def test_a_folder_in_which_a_job_was_killed_at_once_is_that_jobs(tmp_path):
 def test_one_process_at_a_time_works_in_a_folder(tmp_path):
     program = f"""
 import pathlib, sys
-from qi2_jax import lock
+from qi2_jax.runtime import lock
 with lock.hold(pathlib.Path({str(tmp_path)!r})):
     print("held", flush=True)
     sys.stdin.read()

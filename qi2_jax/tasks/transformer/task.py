@@ -26,7 +26,7 @@ from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
 from qi2_jax.tasks.transformer import objective as training
 from qi2_jax.tasks.transformer.batches import Inputs, ahead
-from qi2_jax.tasks.transformer.config import check_samples, transformer_config
+from qi2_jax.tasks.transformer.config import check_samples, law_of, lora_of, shares_of, transformer_config
 from qi2_jax.tasks.transformer.start import base_of_adapter, made_samples, started_from
 from qi2_jax.tasks.transformer.validation import held_out_batches
 from qi2_jax.training import loop
@@ -60,7 +60,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     check_samples(config, samples)
     data, config = config.data, config.transformer
     data_of_run = samples.fingerprint | {"mixture": configs.to_dict(data.mixture)}
-    adapter = config.lora_of(config)
+    adapter = lora_of(config)
     model_config = transformer_config(config, samples)
 
     def accepted() -> None:
@@ -97,7 +97,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         )
         base, data_of_run["base_transformer"] = base_of_adapter(like, source, out, adapter.rank, mesh, run.dtype)
         frozen = Frozen(inputs.encoder, base)
-    shares = config.shares_of(data)
+    shares = shares_of(data)
     mixture = Mixture.of_cache(
         samples,
         shares,
@@ -149,7 +149,7 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         held = {
             stream.name: held_out_batches(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams
         }
-    law = config.law_of(config)
+    law = law_of(config)
     validate = validation.make_validation(law, objective, config.seed + 1)
 
     def evaluate(state: TrainState, unless_terminating: Callable[[], None]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Scoring on Apache Beam gives the bytes of the local executor."""
 
+import importlib
 import json
 import sys
 
@@ -71,5 +72,5 @@ def test_without_the_package_the_way_to_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "data_pipeline.scoring.beam", raising=False)
     with pytest.raises(ValueError, match="pip install 'apache-beam"):
-        pass
+        importlib.import_module("data_pipeline.scoring.beam")
     assert CASCADE

@@ -190,7 +190,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from qi2_jax.training import accounting, metrics
+from qi2_jax.training.telemetry import accounting, metrics
 
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 rows = jax.make_array_from_callback((8,), NamedSharding(mesh, PartitionSpec("data")), lambda at: np.arange(8.0)[at])
