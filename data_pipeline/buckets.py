@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from data_pipeline.funnel import Step, Tally, table
 
@@ -149,13 +148,6 @@ class Resolutions:
         sides = [side for side, _ in self.areas]
         if not sides or sides != sorted(set(sides)):
             raise ValueError(f"sides {sides} must be one or more, ascending")
-
-    @classmethod
-    def of_config(cls, config: Any) -> "Resolutions":
-        """From a config with `sides`, `ratios`, `max_upscale`, `max_cropped` and `smaller_too`; see `Buckets`."""
-        settings = {"max_upscale": config.max_upscale, "max_cropped": config.max_cropped}
-        areas = tuple((side, Buckets.for_area(side, tuple(config.ratios), **settings)) for side in config.sides)
-        return cls(areas, config.smaller_too)
 
     def buckets(self, side: int) -> Buckets:
         """The buckets of the area of that side."""

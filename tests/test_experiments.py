@@ -10,11 +10,10 @@ import re
 
 import pytest
 
-from data_pipeline.buckets import Resolutions
-from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.config import loading
 from qi2_jax.tasks.transformer import fixed_prompts
-from qi2_jax.tasks.transformer.config import check_transformer
+from qi2_jax.tasks.transformer.config import check
+from qi2_jax.workflows import config as configs
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -46,12 +45,10 @@ def test_resolved_config_is_the_recorded_one(name, form):
 @pytest.mark.parametrize("name", [*STAGES, "demo"])
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_data_of_every_form_is_valid(name, form):
-    data = loading.load(f"{EXPERIMENTS[name]}{form}").data
-    thresholds = Thresholds(**data.thresholds)
-    resolutions = Resolutions.of_config(data)
-    smallest, largest = resolutions.areas[0][0], resolutions.areas[-1][0]
-    assert thresholds.min_side <= max(2 * smallest, largest)
-    assert resolutions.fits(smallest, smallest)[0][1].left_out is None
+    data = configs.load(f"{EXPERIMENTS[name]}{form}").data
+    assert data.thresholds.min_side <= max(2 * data.sides[0], data.sides[-1])
+    smallest = data.sides[0]
+    assert data.resolutions.fits(smallest, smallest)[0][1].left_out is None
 
 
 def test_resolution_filters_are_the_reports():
@@ -63,10 +60,10 @@ def test_resolution_filters_are_the_reports():
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_a_stage_draws_fixed_edits_where_it_trains_on_edits(name, form):
-    stage = loading.load(f"{EXPERIMENTS[name]}{form}")
+    stage = configs.load(f"{EXPERIMENTS[name]}{form}")
     edits = stage.transformer.samples.edits
     assert bool(edits) == (stage.data.mixture.tasks[1] > 0)
-    fixed_prompts.check(stage.transformer.samples, max(stage.data.sides))
+    fixed_prompts.check_images(stage.transformer.samples, max(stage.data.sides))
     assert not form or len({len(edit) for edit in edits}) <= 1, "another number of images is another program"
 
 
@@ -119,8 +116,7 @@ def test_stages_have_the_steps_batches_and_rates_of_the_report():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tiny_stages_can_train_here(name):
-    stage = loading.load(f"{EXPERIMENTS[name]}:tiny")
-    check_transformer(stage.transformer, stage.data)
+    check(configs.load(f"{EXPERIMENTS[name]}:tiny"))
 
 
 if __name__ == "__main__":

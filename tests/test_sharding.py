@@ -52,7 +52,7 @@ def test_fsdp_and_tensor_stay_within_a_slice(shape, slices, expected):
     assert set(mesh.devices.flat) == set(devices)
     # The order in which a job lists its chips decides nothing.
     assert slices_by_data(sharding.make_mesh(shape, devices[::-1])) == expected
-    assert slices_by_data(stages.mesh_of(dataclasses.asdict(shape), devices)) == expected
+    assert slices_by_data(stages.make_mesh(shape, devices)) == expected
 
 
 def test_chips_of_one_slice_of_a_job_of_several():

@@ -161,14 +161,14 @@ class Shares:
 
     def __post_init__(self):
         if len(self.of_sides) != len(self.sides):
-            raise ValueError(f"data.mixture.sides {self.of_sides} needs a share for each of data.sides {self.sides}")
+            raise ValueError(f"mixture.sides {self.of_sides} needs a share for each of data.sides {self.sides}")
         if len(self.of_tasks) != 2:
-            raise ValueError(f"data.mixture.tasks {self.of_tasks} needs two shares: of pairs, and of edits")
+            raise ValueError(f"mixture.tasks {self.of_tasks} needs two shares: of pairs, and of edits")
         shares = (*self.of_sides, *self.of_tasks, *self.of_conditions)
         if min(shares) < 0 or not any(self.of_sides) or not any(self.of_tasks):
-            raise ValueError(f"data.mixture has negative shares, or none at all: {self}")
+            raise ValueError(f"mixture has negative shares, or none at all: {self}")
         if self.of_tasks[1] and not any(self.of_conditions):
-            raise ValueError("data.mixture.tasks has edits, but data.mixture.conditions has no share for them")
+            raise ValueError("mixture.tasks has edits, but data.mixture.conditions has no share for them")
 
     def weights(self) -> dict[StreamKey, int]:
         """Batches of each stream in a cycle, without a common divisor."""

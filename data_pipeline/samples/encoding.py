@@ -81,7 +81,8 @@ def preprocessing(data: Any) -> dict[str, Any]:
     """
     check_held_out(data.held_out)
     keys = ("sides", "ratios", "max_upscale", "max_cropped", "smaller_too")
-    found = {key: list(data[key]) if isinstance(data[key], (tuple, list)) else data[key] for key in keys}
+    values = {key: getattr(data, key) for key in keys}
+    found = {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in values.items()}
     if data.held_out:  # without it a cache is what it was before there was the key
         found["held_out"] = data.held_out
     return {"preprocessing": {"version": PREPROCESSING, **found}}

@@ -10,8 +10,7 @@ def check_held_out(fraction: float) -> None:
     """Raises a ValueError for a fraction of pictures that cannot be held out."""
     if not 0 <= fraction < 1:
         raise ValueError(
-            f"data.held_out is {fraction}; it is the fraction of pictures kept from training, at least 0 (none) and "
-            "below 1"
+            f"held_out is {fraction}; it is the fraction of pictures kept from training, at least 0 (none) and below 1"
         )
 
 

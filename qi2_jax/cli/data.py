@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from data_pipeline import filters
-from data_pipeline.buckets import Resolutions
+from data_pipeline.config import DataConfig
 from data_pipeline.filters.cluster import fit_centroids
 from data_pipeline.filters.label_alignment import CAVEAT
 from data_pipeline.records.schema import MAX_IMAGE_BYTES
@@ -17,11 +17,11 @@ from data_pipeline.scoring import cascade
 from data_pipeline.selection.index import INDEX, write_selection
 from data_pipeline.selection.report import write_report
 from data_pipeline.selection.select import select
-from data_pipeline.selection.thresholds import Thresholds
 from data_pipeline.sources import LOOKED_FOR, Options
 from data_pipeline.sources.ingest import ingest
 from qi2_jax.cli import synth
-from qi2_jax.config import loading as configs
+from qi2_jax.config import loading
+from qi2_jax.config.parsing import parse
 from qi2_jax.runtime import devices
 from qi2_jax.runtime.atomic import write_json_atomic
 
@@ -151,9 +151,16 @@ def _score(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     return report.to_dict()
 
 
+def _data_config(arguments: argparse.Namespace) -> DataConfig:
+    """The group `data` of the experiment that the arguments name."""
+    config = loading.to_dict(loading.load(arguments.experiment, arguments.overrides))
+    if "data" not in config:
+        raise ValueError(f"{arguments.experiment} has no group 'data'; name the config of a stage")
+    return parse(DataConfig, config["data"], "data")
+
+
 def _select(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    config = configs.load(arguments.experiment, arguments.overrides)
-    selection = select(arguments.folder, Thresholds(**config.data.thresholds))
+    selection = select(arguments.folder, _data_config(arguments).thresholds)
     console.print(selection.table())
     out = arguments.out or arguments.folder / INDEX
     write_selection(out, selection)
@@ -162,9 +169,13 @@ def _select(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _cache(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    config = configs.load(arguments.experiment, arguments.overrides)
-    devices.set_platform(config, (config.encode.mesh,))
+    from qi2_jax.workflows import config as configs
     from qi2_jax.workflows import encode
+
+    config = configs.load(arguments.experiment, arguments.overrides)
+    if not isinstance(config, configs.StageExperiment):
+        raise ValueError(f"{arguments.experiment} is a curriculum; encode with the config of one of its stages")
+    devices.set_platform(config, (config.encode.mesh,))
 
     report = encode.encode(
         config,
@@ -181,10 +192,10 @@ def _cache(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    data = configs.load(arguments.experiment, arguments.overrides).data
-    selection = select(arguments.folder, Thresholds(**data.thresholds))
+    data = _data_config(arguments)
+    selection = select(arguments.folder, data.thresholds)
     out = arguments.out or arguments.folder / "report.html"
-    figures = write_report(out, arguments.folder, selection, Resolutions.of_config(data))
+    figures = write_report(out, arguments.folder, selection, data.resolutions)
     console.print(selection.table())
     console.print(f"page: {out}")
     return selection.to_dict() | figures

@@ -9,7 +9,7 @@ import pathlib
 from qi2_jax.interop import folder, lora
 from qi2_jax.interop.weights import Weights
 from qi2_jax.runs import locating
-from qi2_jax.workflows.verify import CODES, check_installed, verify
+from qi2_jax.workflows.verify import CODES, check_installed, compare_export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,4 +42,12 @@ def main(arguments: argparse.Namespace) -> None:
         replace["transformer"] = located.weights("transformer", arguments.weights)
     print(folder.describe(folder.export_folder(located.model, arguments.out, replace=replace, code=code)))
     if arguments.verify:
-        verify(arguments)
+        _verify(arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    comparisons = compare_export(arguments.model, arguments.out, weights=arguments.weights, dtype=arguments.dtype)
+    for name, comparison in comparisons.items():
+        print(f"{name}: {comparison.describe()}")
+    if not all(comparison.is_equal for comparison in comparisons.values()):
+        raise ValueError(f"{arguments.out} does not generate the same images as {arguments.model}")

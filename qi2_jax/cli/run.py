@@ -2,10 +2,15 @@
 
 import argparse
 import pathlib
+from typing import TYPE_CHECKING
 
-from qi2_jax.cli import options
-from qi2_jax.config import loading as configs
+from rich.console import Console
+
+from qi2_jax.cli import options, tables
 from qi2_jax.runtime import devices, processes, signals
+
+if TYPE_CHECKING:
+    from qi2_jax.workflows.config import CurriculumExperiment, DemoExperiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,31 +33,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     signals.listen_to_signals()
+    from qi2_jax.workflows import config as configs
+
     config = configs.load(arguments.experiment, arguments.overrides)
-    if "stages" in config:
-        from qi2_jax.tasks import keys
-
-        keys.check("", config, keys.CURRICULUM, ("compilation_cache",))
-        count = options.check_processes(arguments, config.platform)
-        parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]
-        devices.set_platform(config, [part.mesh for part in (config.vae, *parts)], count)
-        with processes.joined(arguments):
-            from qi2_jax.workflows import curriculum
-
-            devices.set_compilation_cache(config, arguments.out)
-            curriculum.run(config, arguments.out, arguments.data, accept_changes=arguments.accept_changes)
-        return
-    if arguments.accept_changes:
+    if isinstance(config, configs.CurriculumExperiment):
+        _run_curriculum(config, arguments)
+    elif arguments.accept_changes:
         raise ValueError(f"--accept-changes is for a curriculum, which {arguments.experiment} is not")
-    if arguments.distributed or options.check_processes(arguments, config.platform) > 1:
-        raise ValueError(f"{arguments.experiment} is a job of one process; a curriculum and `qi2 train` take several")
-    if not {"encode", "vae", "transformer"} <= {*config}:
+    elif isinstance(config, configs.DemoExperiment):
+        _run_demo(config, arguments)
+    else:
         raise ValueError(
-            f"{arguments.experiment} is no whole job: it lacks {sorted({'encode', 'vae', 'transformer'} - {*config})}. "
-            "A stage is trained by `qi2 train`, or in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`"
+            f"{arguments.experiment} is a single stage, not a whole job: train it with `qi2 train`, or as part of "
+            "`qi2 run experiments/qwen_image_2/curriculum.py`"
         )
+
+
+def _run_curriculum(config: "CurriculumExperiment", arguments: argparse.Namespace) -> None:
+    count = options.check_processes(arguments, config.platform)
+    parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]
+    devices.set_platform(config, [part.mesh for part in (config.vae, *parts)], count)
+    with processes.joined(arguments):
+        from qi2_jax.workflows import curriculum
+
+        devices.set_compilation_cache(config, arguments.out)
+        curriculum.run(
+            config,
+            arguments.out,
+            arguments.data,
+            accept_changes=arguments.accept_changes,
+            show=tables.shown_on(Console()),
+        )
+
+
+def _run_demo(config: "DemoExperiment", arguments: argparse.Namespace) -> None:
+    if arguments.distributed or options.check_processes(arguments, config.platform) > 1:
+        raise ValueError(f"{arguments.experiment} runs in one process; a curriculum and `qi2 train` can use several")
     devices.set_platform(config, (config.encode.mesh, config.vae.mesh, config.transformer.mesh))
-    from qi2_jax.workflows import demo as job
+    from qi2_jax.workflows import demo
 
     devices.set_compilation_cache(config, arguments.out)
-    job.run(config, arguments.out, arguments.data)
+    demo.run(config, arguments.out, arguments.data, show=tables.shown_on(Console()))

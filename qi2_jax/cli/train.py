@@ -2,11 +2,13 @@
 
 import argparse
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qi2_jax.cli import options
-from qi2_jax.config import loading as configs
 from qi2_jax.runtime import devices, processes, signals
+
+if TYPE_CHECKING:
+    from qi2_jax.workflows.config import StageExperiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +43,12 @@ def main(arguments: argparse.Namespace) -> None:
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")
+    from qi2_jax.workflows import config as configs
+
     config = configs.load(arguments.experiment, overrides)
-    if "transformer" not in config:
+    if not isinstance(config, configs.StageExperiment):
         raise ValueError(
-            f"{arguments.experiment} has no group `transformer`; train with the config of a stage, such as "
+            f"{arguments.experiment} is a curriculum; train with the config of a stage, such as "
             "experiments/qwen_image_2/s1_256p_t2i.py, or run all of them with `qi2 run`"
         )
     count = options.check_processes(arguments, config.platform)
@@ -54,17 +58,17 @@ def main(arguments: argparse.Namespace) -> None:
         _train(config, arguments)
 
 
-def _train(config: Any, arguments: argparse.Namespace) -> None:
+def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     import jax
 
     from data_pipeline.samples.cache import Cache
     from qi2_jax.runs import locating, paths
     from qi2_jax.runtime import lock
     from qi2_jax.tasks.transformer import start, task
-    from qi2_jax.tasks.transformer.config import check_samples, check_transformer
+    from qi2_jax.tasks.transformer.config import check, check_samples
     from qi2_jax.training.checkpoints import manager
 
-    check_transformer(config.transformer, config.data)
+    check(config)
     samples = Cache(arguments.samples)
     source = config.transformer.start.folder
     with processes.agreed():  # before the lock, which makes the folder; a run that has begun needs it no more

@@ -1,1 +1,6 @@
-"""Experiment configs: loading, overriding, and comparing them with the config a folder was created with."""
+"""Experiment configs.
+
+`loading` reads an experiment file and applies overrides, `parsing` turns the result into frozen dataclasses, `fields`
+declares what a dataclass says about its keys, `changes` compares two configs, and `recorded` keeps the config that a
+folder was created with.
+"""

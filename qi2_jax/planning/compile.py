@@ -22,8 +22,9 @@ from qi2_jax.runtime.chips import Chip, chip_of
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer import objective as transformer_training
 from qi2_jax.training import step as steps
+from qi2_jax.training.optimizer import Optimizer
 
-OPTIMIZER = dict(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, clip=1.0, warmup=1000, decay_steps=0)
+OPTIMIZER = Optimizer(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, clip=1.0, warmup=1000, decay_steps=0)
 GIB = 2**30
 
 

@@ -21,7 +21,7 @@ from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE
 from qi2_jax.text.prompts import PromptProcessor
 from qi2_jax.text.qwen_tokenizer import save_qwen_processor
-from qi2_jax.training import loop
+from qi2_jax.training.config import MAX_SEED
 
 QWEN_VOCABULARY = 151_936
 FINAL_NORM = "model.language_model.norm.weight"  # a published tensor that our encoder does not use
@@ -64,8 +64,8 @@ def check_encoder(config: Any, model: pathlib.Path) -> None:
             raise ValueError(f"encoder.folder: {error}") from error
     else:
         tiny_encoder_config(config.width, config.layers, config.heads)
-        if not 0 <= config.seed < loop.MAX_SEED:
-            raise ValueError(f"encoder.seed is {config.seed}; it must be at least 0 and below {loop.MAX_SEED}")
+        if not 0 <= config.seed < MAX_SEED:
+            raise ValueError(f"encoder.seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
 
 
 def _is_made(model: pathlib.Path) -> bool:

@@ -20,7 +20,7 @@ def order_of(path: pathlib.Path) -> list[str]:
     """
     if not (path / CURRICULUM).is_file():
         return []
-    return ordered(recorded.claimed(path / CURRICULUM))
+    return ordered(recorded.read(path / CURRICULUM))
 
 
 def ordered(record: Mapping[str, Any]) -> list[str]:

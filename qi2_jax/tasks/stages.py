@@ -1,4 +1,4 @@
-"""What the stages of a job share: reading and checking their configs; and the first of them, the autoencoder."""
+"""What the training runs of a job share: meshes, microbatches, and the dtypes that a config names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,43 +8,48 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
-from qi2_jax.training import loop
+from qi2_jax.sharding import MeshShape
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
 
-def mesh_of(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a stage; on fake CPU devices a stage may use fewer than the job has, spread over all processes.
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a run; with fake CPU devices it may have fewer than the job, spread over all processes.
 
     Args:
-      devices: to use; None: those of all processes.
+      shape: number of devices along each axis.
+      devices: devices to use; None: those of all processes.
 
     Raises:
-      ValueError: if there are other devices than the mesh needs, or a process would have none of them.
+      ValueError: if the number of devices differs from the mesh's, or a process would have none of them.
     """
-    shape, devices = sharding.MeshShape(**config), jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
     if jax.default_backend() == "cpu" and shape.size < len(devices):
         owners = {device.process_index for device in devices}
         devices = devices[:: len(devices) // shape.size][: shape.size]
         if without := sorted(owners - {device.process_index for device in devices}):
-            raise ValueError(f"a mesh of {shape.size} devices leaves processes {without} without any; make it larger")
+            raise ValueError(
+                f"a mesh of {shape.size} devices leaves the processes {without} without a device; make it larger"
+            )
     return sharding.make_mesh(shape, devices)
 
 
-def check_training(name: str, stage: Any, batch_sizes: Sequence[int]) -> None:
+def check_batch_sizes(name: str, shape: MeshShape, batch_sizes: Sequence[int]) -> None:
+    """Raises a ValueError, with the name of the config's group, if batches do not split over the mesh."""
     try:
         for size in batch_sizes:
-            sharding.own_rows(mesh_of(stage.mesh), size)
-        loop.check(stage)
+            sharding.own_rows(make_mesh(shape), size)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
 def parts_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tuple[int, int]:
-    """In how many equal parts a batch is computed, and the global images of one part.
+    """The number of equal microbatches of a batch, and the images of one microbatch over all devices.
 
     Args:
-      images_per_device: at most so many at once on each device along `data` and `fsdp`; 0: the whole batch.
+      mesh: devices of the run.
+      batch_size: images of the batch.
+      images_per_device: most images of a microbatch on each device along `data` and `fsdp`; 0: the whole batch.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
@@ -55,8 +60,13 @@ def parts_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tuple[int, 
     return rows // at_once, at_once * sharding.batch_parts(mesh)
 
 
-def dtype_of(name: str) -> Any:
-    """The dtype of that name; raises a ValueError for others than `DTYPES`."""
+def encoder_dtype(fingerprint: dict[str, Any]) -> jnp.dtype:
+    """The dtype in which the encoders made samples, by the samples' fingerprint; float32 if it does not name one.
+
+    Raises:
+      ValueError: for a dtype that the encoders do not have.
+    """
+    name = fingerprint.get("dtype", "float32")
     if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is unknown; choose one of {sorted(DTYPES)}")
+        raise ValueError(f"samples were encoded in dtype {name!r}, which is unknown; encode them again in {[*DTYPES]}")
     return DTYPES[name]

@@ -10,40 +10,22 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from qi2_jax.config import loading as configs
 from qi2_jax.config import recorded
+from qi2_jax.config.changes import Change, is_changeable
 from qi2_jax.runtime import lock, processes, signals
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoints import checksums, manager
-from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.compiled import Compiled, Part
+from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.reader import Feed as Feed
 from qi2_jax.training.reader import Reader, put
 from qi2_jax.training.reader import Update as Update
 from qi2_jax.training.stopping import LastStep
-from qi2_jax.training.telemetry import accounting, metrics, sinks
+from qi2_jax.training.telemetry import accounting, metrics
 from qi2_jax.training.telemetry.journal import SLOW, Journal
-from qi2_jax.training.telemetry.profiling import check_window
 from qi2_jax.training.telemetry.watchdog import Watchdog
-
-MOST_AHEAD = 16  # updates; see `in_flight` for what happens from 32 on
-MAX_SEED = 1 << 32  # random keys know no more bits
-# Keys that may change between the runs of one directory: they move the end, the reporting, the machines or the parts in
-# which an update is computed, not the mathematics; and where a run began no longer matters to one that has begun.
-MAY_CHANGE = (
-    *("train.", "checkpoint.", "validation.every", "samples.", "profile."),
-    *("mesh.", "images_per_device"),
-    "start.",
-)
-
-ACCEPT = ", or go on with the new ones by --accept-changes, where the command has it"
-
-LEAST = {
-    "train": {"steps": 1, "ahead": 0, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
-    "validation": {"every": 1},
-    "checkpoint": {"every": 1},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +81,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def train(
-    task: Task, config: Any, directory: pathlib.Path, mesh: Mesh, *, accept_changes: bool = False
+    task: Task, config: TrainingConfig, directory: pathlib.Path, mesh: Mesh, *, accept_changes: bool = False
 ) -> steps.TrainState:
     """Trains to `config.train.steps`, continuing from the newest whole checkpoint in `directory` if there is one.
 
@@ -108,8 +90,7 @@ def train(
 
     Args:
       task: what to train.
-      config: a stage's config with `seed`, `ema_decay`, `optimizer`, `train`, `validation`, `samples`, `checkpoint` and
-        `profile`.
+      config: of the run, as far as the loop reads it.
       directory: the run.
       mesh: devices of this and the other processes.
       accept_changes: continue although the config is another one, and record what changed.
@@ -123,27 +104,32 @@ def train(
       NonFiniteError: at the first logged step after `train.max_skipped` steps in a row that were not finite; the state
         is saved first.
     """
-    optimizer = check(config)
+    optimizer = steps.make_optimizer(config.optimizer)
     # Nothing is broken off here: SIGTERM within Orbax would look like a damaged checkpoint.
     with signals.deferred(), lock.hold(directory), Watchdog(config.train.watchdog_seconds, directory) as watchdog:
         watchdog.beat("the start", SLOW * config.train.watchdog_seconds)
         return _train(task, config, directory, mesh, optimizer, accept_changes, watchdog)
 
 
-def _asked(config: Any, data: dict[str, Any]) -> dict[str, Any]:
+def _asked(config: TrainingConfig, data: dict[str, Any]) -> dict[str, Any]:
     """What a run is recorded to be made with."""
-    return {**configs.to_dict(config), "data": data}
+    return {**config.as_typed, "data": data}
 
 
 def _claim(
-    config: Any, data: dict[str, Any], directory: pathlib.Path, *, free: bool = False, write: bool = False
-) -> list[str]:
-    """`config.claim` of a run, in which all may change where it is `free`, as before there is a checkpoint."""
-    may_change = ("",) if free else MAY_CHANGE
-    return recorded.claim(directory / "config.json", _asked(config, data), may_change, write=write, more=ACCEPT)
+    config: TrainingConfig, data: dict[str, Any], directory: pathlib.Path, *, free: bool = False, write: bool = False
+) -> list[Change]:
+    """`recorded.claim` of a run; every key may change where it is `free`, as before there is a checkpoint."""
+    return recorded.claim(
+        directory / "config.json",
+        _asked(config, data),
+        lambda key: free or is_changeable(type(config), key),
+        write=write,
+        hint=recorded.ACCEPT_HINT,
+    )
 
 
-def is_finished(config: Any, data: dict[str, Any], directory: pathlib.Path) -> bool:
+def is_finished(config: TrainingConfig, data: dict[str, Any], directory: pathlib.Path) -> bool:
     """Whether `train` would have nothing to do in a run: it is at its end, with its last checkpoint whole and nothing
     left to mend or to tell. No array is restored. Every process must ask.
 
@@ -178,7 +164,7 @@ class _Run:
     def __init__(
         self,
         task: Task,
-        config: Any,
+        config: TrainingConfig,
         state: steps.TrainState,
         checkpoints: Checkpoints,
         journal: Journal,
@@ -246,7 +232,7 @@ class _Run:
 
 def _train(
     task: Task,
-    config: Any,
+    config: TrainingConfig,
     directory: pathlib.Path,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
@@ -254,7 +240,7 @@ def _train(
     watchdog: Watchdog,
 ) -> steps.TrainState:
     # --- where we are: nothing is written before everything is known to fit
-    checkpoints = Checkpoints(directory / "checkpoints", Policy.of_config(config.checkpoint))
+    checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint)
     begun = checkpoints.latest() is not None
     free = accept_changes or not begun
     changes = _claim(config, task.data, directory, free=free)
@@ -284,7 +270,7 @@ def _train(
         if restored is not None:
             local = start != checkpoints.latest()
             known = restored[1].get("metrics", {})
-            journal.restored(start, restoring, checkpoints.damaged, changes, known, local=local)
+            journal.restored(start, restoring, checkpoints.damaged, list(map(str, changes)), known, local=local)
 
         # --- what a new run begins with, or SIGTERM kept an earlier process from
         run = _Run(task, config, state, checkpoints, journal)
@@ -343,41 +329,7 @@ def _train(
         return run.end()
 
 
-def check(config: Any) -> optax.GradientTransformation:
-    """The optimizer of a stage's config, after checking everything in the config that the loop, its journal and its
-    checkpoints read.
-
-    Raises:
-      ValueError: naming a value out of its range, or a sink that is unknown or not installed.
-    """
-    for group, keys in LEAST.items():
-        for key, least in keys.items():
-            if config[group][key] < least:
-                raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {least}")
-    if config.train.ahead > MOST_AHEAD:
-        raise ValueError(f"train.ahead is {config.train.ahead}; it must be at most {MOST_AHEAD}")
-    policy = Policy.of_config(config.checkpoint)
-    if policy.local_every and policy.local_every % config.checkpoint.every == 0:
-        raise ValueError(
-            f"checkpoint.local_every is {policy.local_every}, but every {config.checkpoint.every} steps are saved for "
-            "good anyway: nothing would be saved locally. Make it smaller than checkpoint.every, or 0"
-        )
-    check_window(config.profile.start, config.profile.steps)
-    sinks.check_sinks(config.train.sinks)
-    if not 0 <= config.seed < MAX_SEED:
-        raise ValueError(f"seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
-    if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"ema_decay is {config.ema_decay}; it must be at least 0 and below 1")
-    if 0 < config.optimizer.decay_steps < config.train.steps:
-        raise ValueError(
-            f"train.steps {config.train.steps} goes beyond optimizer.decay_steps {config.optimizer.decay_steps}, where "
-            "the learning rate has come to zero: take fewer steps, or in a new run more decay_steps or 0, which keeps "
-            "the rate"
-        )
-    return steps.make_optimizer(config.optimizer)
-
-
-def _is_lost(state: steps.TrainState, config: Any) -> bool:
+def _is_lost(state: steps.TrainState, config: TrainingConfig) -> bool:
     return int(state.skipped) >= config.train.max_skipped
 
 

@@ -9,7 +9,7 @@ Dims: `B` images of a batch, `L` layers.
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from qi2_jax import sharding
 from qi2_jax.models import tree
+from qi2_jax.training.optimizer import Optimizer
 
 # (model, frozen, static, batch, keys_B) -> (mean loss over the images, further scalars, means over the images too).
 # `frozen` is what training reads and never changes; `static` decides the compiled program, e.g. a layout.
@@ -48,39 +49,18 @@ class Sums(NamedTuple):
     scalars: dict[str, Float[Array, ""]]
 
 
-MAX_SETTING = 1e12  # of an optimizer: beyond it a number is a mistake, and fp32 ends at 3e38
-
-
-def make_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay on matrices, linear warm-up, and clipping by the global norm.
-
-    Args:
-      config: `lr`, `betas`, `eps`, `weight_decay`, `clip`, `warmup` (steps), `decay_steps` (0: constant; otherwise
-        cosine to zero over that many steps, the warm-up included).
-
-    Raises:
-      ValueError: for a value out of its range.
-    """
-    for key in ("lr", "eps", "weight_decay", "clip", "warmup", "decay_steps"):
-        least = "above" if key in ("lr", "eps", "clip") else "at least"
-        if not (config[key] > 0 or (config[key] == 0 and least == "at least")) or config[key] > MAX_SETTING:
-            raise ValueError(f"optimizer.{key} is {config[key]}; it must be {least} 0 and at most {MAX_SETTING:g}")
-    if len(config["betas"]) != 2 or not all(0 <= beta < 1 for beta in config["betas"]):
-        raise ValueError(f"optimizer.betas are {config['betas']}; two numbers in [0, 1) are needed")
-    if 0 < config["decay_steps"] <= config["warmup"]:
-        raise ValueError(
-            f"optimizer.warmup is {config['warmup']}; it must end before optimizer.decay_steps {config['decay_steps']}"
-        )
-    b1, b2 = config["betas"]
+def make_optimizer(config: Optimizer) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay on matrices, linear warm-up, and clipping by the global norm."""
+    b1, b2 = config.betas
     rate = learning_rate(config)
-    adam = optax.adamw(rate, b1, b2, config["eps"], weight_decay=config["weight_decay"], mask=_is_matrix)
-    return optax.chain(optax.clip_by_global_norm(config["clip"]), adam)
+    adam = optax.adamw(rate, b1, b2, config.eps, weight_decay=config.weight_decay, mask=_is_matrix)
+    return optax.chain(optax.clip_by_global_norm(config.clip), adam)
 
 
-def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
+def learning_rate(config: Optimizer) -> optax.Schedule:
     """The rate of update n, from 0: `lr * (n + 1) / warmup` at first, then constant or a cosine, which is zero only at
-    `decay_steps`, after the last update; see `make_optimizer`."""
-    rate, warmup, end = config["lr"], config["warmup"], config["decay_steps"]
+    `decay_steps`, after the last update."""
+    rate, warmup, end = config.lr, config.warmup, config.decay_steps
     after = optax.cosine_decay_schedule(rate, end - warmup) if end else optax.constant_schedule(rate)
     if not warmup:
         return after

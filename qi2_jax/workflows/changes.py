@@ -1,133 +1,167 @@
-"""What may change in the config of a curriculum that goes on."""
+"""Which keys of a curriculum's config may change when it continues, and what must be deleted for others."""
 
+import dataclasses
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qi2_jax.config import recorded
+from qi2_jax.config.changes import is_changeable, is_within
 from qi2_jax.inference.encoders import digests
 from qi2_jax.runs import locating, paths
-from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import manager
+from qi2_jax.workflows.config import CurriculumExperiment
 
-# Paths and machines: what they lead to is checked by digests where it is read. Where the first stage begins no longer
-# matters when it has begun.
-ALWAYS_FREE = ("compilation_cache", "records", "start.", "corpus.workers")
-
-FREE_OF_A_STAGE = (
-    "compilation_cache",
-    "encode.batch_size",
-    "encode.mesh.",
-    *(f"transformer.{key}" for key in loop.MAY_CHANGE),
-)
-
-# Groups of a stage's config on which its samples depend, and of its `transformer` those on which the model does.
+# Groups of a stage's config on which its samples depend, and of its `transformer` those on which the model depends.
 MAKES_SAMPLES, MAKES_A_MODEL = ("data", "encode"), ("model", "timesteps.shift", "lora")
+RECORDS = "records"  # recorded beside the config; records that moved are the same ones, which digests check
 
-# Where a stage ends cannot change when the next one has begun from there.
-FROZEN_BY_THE_NEXT = "transformer.train."
+
+@dataclasses.dataclass(frozen=True)
+class MayChange:
+    """Whether a key may change: no result depends on it, or nothing was made from it yet.
+
+    Attributes:
+      free: keys and groups that may change, beyond those whose fields are declared changeable.
+      frozen: groups that may not, although their fields are declared changeable.
+    """
+
+    free: tuple[str, ...]
+    frozen: tuple[str, ...] = ()
+
+    def __call__(self, key: str) -> bool:
+        if _is_within_any(key, self.free):
+            return True
+        return not _is_within_any(key, self.frozen) and is_changeable(CurriculumExperiment, key)
+
+
+def is_started(out: pathlib.Path, name: str) -> bool:
+    """Whether the stage of that name has a checkpoint."""
+    return bool(manager.steps(_run_of(out, name) / paths.CHECKPOINTS))
+
+
+def may_change(config: CurriculumExperiment, out: pathlib.Path) -> MayChange:
+    """The keys that may differ from the recorded config of a curriculum.
+
+    Raises:
+      ValueError: if a stage has a checkpoint, but the stage before it has none.
+    """
+    free, frozen = [RECORDS], []
+    if not (out / paths.CORPUS).exists():
+        free.append("corpus")
+    if not (out / paths.MODEL).exists():
+        free += ["encoder", "model"]
+    elif config.model.folder:
+        free += ["encoder", "vae"]  # which are not read
+        if _is_moved(config, out):
+            free.append("model")
+    if not manager.steps(out / paths.VAE / paths.CHECKPOINTS) and not (out / paths.MODEL / "vae").exists():
+        free.append("vae")
+    started = started_stages(config, out)
+    for name, next_started in zip(started, [*list(started.values())[1:], False], strict=True):
+        if not (out / paths.STAGES / name).exists():
+            free.append(f"stages.{name}")
+        if not started[name]:
+            free.append(f"stages.{name}.transformer")
+        elif next_started:  # from the end of this one, which therefore cannot move
+            frozen.append(f"stages.{name}.transformer.train")
+    count = sum(started.values())
+    if count == 0 or paths.order_of(out)[:count] == list(config.order[:count]):  # other stages may follow those
+        free.append("order")
+    return MayChange(tuple(free), tuple(frozen))
+
+
+def started_stages(config: CurriculumExperiment, out: pathlib.Path) -> dict[str, bool]:
+    """Whether each stage has a checkpoint, by name, in the order in which they are trained.
+
+    Raises:
+      ValueError: if a stage has a checkpoint, but the stage before it has none: it started from weights that are gone,
+        or from those of another stage.
+    """
+    started = {name: is_started(out, name) for name in config.order}
+    count = next((number for number, is_one in enumerate(started.values()) if not is_one), len(started))
+    later = ", ".join(str(_run_of(out, name)) for name in config.order[count:] if started[name])
+    if not later:
+        return started
+    old, new, lost = paths.order_of(out), list(config.order), config.order[count]
+    if old[: count + 1] != new[: count + 1] and old:
+        raise ValueError(
+            f"order: {old} -> {new}: {lost}, which has no checkpoint, would come before stages that have one; restore "
+            f"the order, or let those stages start again (delete {later})"
+        )
+    raise ValueError(
+        f"stage {lost} has no checkpoint, but later stages have, which started from its weights (delete {later}, or "
+        f"bring back {_run_of(out, lost)} from a copy)"
+    )
+
+
+def check_accepted(config: CurriculumExperiment, out: pathlib.Path, typed: dict[str, Any], allowed: MayChange) -> None:
+    """Checks changes that the user accepts before they are recorded.
+
+    Args:
+      config: new config.
+      out: folder of the curriculum.
+      typed: the new config as it will be recorded.
+      allowed: keys that may change even without being accepted.
+
+    Raises:
+      ValueError: if what is made could not continue with the changes, or its parts would not form one model; it says
+        what to delete for each.
+    """
+    made = _made_from(config, out)
+    shares = tuple(f"stages.{name}.data.mixture" for name in config.order)  # which samples do not depend on
+    refused = [
+        f"{change} (delete {', '.join(map(str, folders))})"
+        for change in recorded.changes_since(out / paths.CURRICULUM, typed)
+        for group, folders in made.items()
+        if is_within(change.key, group) and not allowed(change.key) and not _is_within_any(change.key, shares)
+    ]
+    if refused:
+        raise ValueError(
+            f"{out} cannot continue with these changes; revert them, or delete what was made with the old values:\n  "
+            + "\n  ".join(refused)
+        )
+
+
+def _made_from(config: CurriculumExperiment, out: pathlib.Path) -> dict[str, Sequence[pathlib.Path]]:
+    """The folders that were made from a group or key of the config, and from these in turn."""
+    old, new = paths.order_of(out), list(config.order)
+    same = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+
+    def trained(names: Iterable[str]) -> list[pathlib.Path]:
+        return [run for name in dict.fromkeys(names) if (run := _run_of(out, name)).exists()]
+
+    made: dict[str, Sequence[pathlib.Path]] = {
+        "corpus": [out / paths.CORPUS, out / paths.STAGES],
+        "encoder": [out / paths.MODEL, out / paths.STAGES],
+        "model": [out / paths.MODEL, out / paths.STAGES],
+        "vae.model": [out / paths.VAE, out / paths.MODEL, out / paths.STAGES],
+        "vae.channels": [out / paths.VAE, out / paths.MODEL, out / paths.STAGES],
+        "order": trained([*old[same:], *new[same:]]),
+    }
+    for number, name in enumerate(new, start=1):
+        later = trained(new[number:])
+        made |= {f"stages.{name}.{group}": [out / paths.STAGES / name, *later] for group in MAKES_SAMPLES}
+        made |= {f"stages.{name}.transformer.{group}": [_run_of(out, name), *later] for group in MAKES_A_MODEL}
+        if later:
+            made[f"stages.{name}.transformer.train.steps"] = later
+    return made
+
+
+def _is_moved(config: CurriculumExperiment, out: pathlib.Path) -> bool:
+    """Whether `model.folder` changed, but contains the same models as the folder that is used."""
+    record = recorded.read(out / paths.CURRICULUM) if (out / paths.CURRICULUM).is_file() else {}
+    if record.get("model", {}).get("folder") == config.model.folder:
+        return False  # without digests, which take hundreds of seconds for a large encoder
+    try:
+        return digests(locating.model_of(pathlib.Path(config.model.folder))) == digests(out / paths.MODEL)
+    except OSError:  # a file is missing
+        return False
 
 
 def _run_of(out: pathlib.Path, name: str) -> pathlib.Path:
     return out / paths.STAGES / name / paths.TRANSFORMER
 
 
-def is_begun(out: pathlib.Path, name: str) -> bool:
-    return bool(manager.steps(_run_of(out, name) / paths.CHECKPOINTS))
-
-
-def _begun(config: Any, out: pathlib.Path) -> dict[str, bool]:
-    """Which stages have a checkpoint.
-
-    Raises:
-      ValueError: if one has, and one before it has none: it began with other weights, or such that are no more.
-    """
-    begun = {name: is_begun(out, name) for name in config.order}
-    count = next((number for number, own in enumerate(begun.values()) if not own), len(begun))
-    if later := ", ".join(str(_run_of(out, name)) for name in config.order[count:] if begun[name]):
-        old, new, lost = paths.order_of(out), list(config.order), config.order[count]
-        if old[: count + 1] != new[: count + 1] and old:
-            raise ValueError(
-                f"order: {old} -> {new}: {lost}, which has no checkpoint, would stand before stages that have; take "
-                f"this back, or let them begin anew (delete {later})"
-            )
-        raise ValueError(
-            f"stage {lost} has no checkpoint, but later ones have, which began with its weights (delete {later}, or "
-            f"bring back {_run_of(out, lost)} from a copy)"
-        )
-    return begun
-
-
-def _is_moved(config: Any, out: pathlib.Path) -> bool:
-    """Whether `model.folder` is another than before, and holds the same models as those that are used."""
-    record = recorded.claimed(out / paths.CURRICULUM) if (out / paths.CURRICULUM).is_file() else {}
-    if record.get("model", {}).get("folder") == config.model.folder:
-        return False  # hundreds of seconds for a large encoder
-    try:
-        return digests(locating.model_of(pathlib.Path(config.model.folder))) == digests(out / paths.MODEL)
-    except OSError:  # of files that are not there
-        return False
-
-
-def allowed_changes(config: Any, out: pathlib.Path) -> tuple[str, ...]:
-    """Beginnings of the keys that another call may change: those from which nothing is made yet, and what no result
-    depends on."""
-    free = [*ALWAYS_FREE, *(f"vae.{key}" for key in loop.MAY_CHANGE)]
-    if not (out / paths.CORPUS).exists():
-        free += ["corpus."]
-    if not (out / paths.MODEL).exists():
-        free += ["encoder.", "model."]
-    elif config.model.folder:
-        free += ["encoder.", "vae."]  # which nothing reads
-        if _is_moved(config, out):
-            free += ["model."]
-    if not manager.steps(out / paths.VAE / paths.CHECKPOINTS) and not (out / paths.MODEL / "vae").exists():
-        free += ["vae."]
-    begun = _begun(config, out)
-    for name, later in zip(begun, [*list(begun.values())[1:], False], strict=True):
-        own = [key for key in FREE_OF_A_STAGE if not later or key != FROZEN_BY_THE_NEXT]
-        if not begun[name]:
-            own += ["transformer."]
-        if not (out / paths.STAGES / name).exists():
-            own += [""]
-        free += [f"stages.{name}.{key}" for key in own]
-    count = sum(begun.values())
-    if count == 0 or paths.order_of(out)[:count] == list(config.order[:count]):  # more may follow, or others
-        free += ["order:"]
-    return tuple(free)
-
-
-def check_accepted(config: Any, out: pathlib.Path, asked: dict[str, Any], free: tuple[str, ...]) -> None:
-    """Refuses changes with which what is made could not go on, or would not be of one model, before they are noted."""
-    old, new = paths.order_of(out), list(config.order)
-    same = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-
-    def trained(names: list[str]) -> list[pathlib.Path]:
-        return [place for name in dict.fromkeys(names) if (place := _run_of(out, name)).exists()]
-
-    # {beginning of keys: what was made with them, and from that}
-    redo = {
-        "corpus.": [out / paths.CORPUS, out / paths.STAGES],
-        "encoder.": [out / paths.MODEL, out / paths.STAGES],
-        "model.": [out / paths.MODEL, out / paths.STAGES],
-        "vae.model.": [out / paths.VAE, out / paths.MODEL, out / paths.STAGES],
-        "vae.channels:": [out / paths.VAE, out / paths.MODEL, out / paths.STAGES],
-        "order:": trained([*old[same:], *new[same:]]),
-    }
-    for number, name in enumerate(new, start=1):
-        later = trained(new[number:])
-        redo |= {f"stages.{name}.{key}.": [out / paths.STAGES / name, *later] for key in MAKES_SAMPLES}
-        redo |= {f"stages.{name}.transformer.{key}.": [_run_of(out, name), *later] for key in MAKES_A_MODEL}
-        if later:
-            redo[f"stages.{name}.transformer.train.steps:"] = later
-    free += tuple(f"stages.{name}.data.mixture." for name in new)
-    refused = [
-        f"{line} (delete {', '.join(map(str, made))})"
-        for line in recorded.changes(out / paths.CURRICULUM, asked)
-        for begins, made in redo.items()
-        if line.startswith(begins) and not line.startswith(free)
-    ]
-    if refused:
-        raise ValueError(
-            f"what is made in {out} cannot go on with these changes; take them back, or delete what was made with "
-            "others:\n  " + "\n  ".join(refused)
-        )
+def _is_within_any(key: str, groups: Iterable[str]) -> bool:
+    return any(is_within(key, group) for group in groups)

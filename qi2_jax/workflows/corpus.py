@@ -1,9 +1,6 @@
-"""The corpus that a curriculum makes where no data is named."""
+"""The records that a curriculum makes if it is not given any."""
 
 import pathlib
-from typing import Any
-
-from rich.console import Console
 
 from data_pipeline.demo.cutouts import write_cutouts
 from data_pipeline.demo.dataset import write_demo_folder
@@ -14,54 +11,69 @@ from data_pipeline.synthesis.edits.synthesis import synthesize_edits
 from data_pipeline.synthesis.lettering.fonts import FontLibrary
 from data_pipeline.synthesis.lettering.scripts import find_scripts
 from data_pipeline.synthesis.text.synthesis import synthesize_text
+from qi2_jax.workflows.config import CorpusConfig
+from qi2_jax.workflows.reports import Show
 
-SCRIPTS = ("Latn", "Hans")  # of the texts in pictures that are made here
+SCRIPTS = ("Latn", "Hans")  # of the text-rich images
+CUTOUTS_LICENCE = "drawn by qi2 (Apache-2.0)"
 
 
-def check_fonts(config: Any, out: pathlib.Path) -> None:
-    """Refuses a corpus that is still to be made where the fonts of its texts are missing; edits write texts, too."""
-    asked = {"edits": config.edits, "texts": config.texts}
+def check_fonts(config: CorpusConfig, out: pathlib.Path) -> None:
+    """Raises a ValueError if fonts are missing for images with text that are still to be made; edits write text too."""
+    counts = {"edits": config.edits, "texts": config.texts}
     made = (out / "records" / MANIFEST).is_file()
-    if not made and any(count and not (out / name / MANIFEST).is_file() for name, count in asked.items()):
+    if not made and any(count and not (out / name / MANIFEST).is_file() for name, count in counts.items()):
         more = (
-            " (`make test-data` does), bring records of your own with --data, or make none with corpus.edits=0 "
-            "corpus.texts=0, where no stage gives edits a share"
+            " (`make test-data` does), give your own records with --data, or make no such images with corpus.edits=0 "
+            "corpus.texts=0, if no stage trains on edits"
         )
         FontLibrary(find_scripts(SCRIPTS), more=more)
 
 
-def make_corpus(config: Any, out: pathlib.Path, console: Console) -> None:
-    """Scored records of the embedded pictures, of edits made from them, and of text-rich pictures."""
+def make_corpus(config: CorpusConfig, out: pathlib.Path, show: Show) -> None:
+    """Makes scored records of the demo set, of synthetic edits of its images, and of text-rich images.
+
+    Args:
+      config: how many of each.
+      out: folder that receives `records/`, and what they are made of; what an earlier call made is used again.
+      show: function that receives the reports.
+    """
     records = out / "records"
-    workers = config.workers or None
     if not (records / MANIFEST).is_file():
-        sources = [
-            out / "pictures",
-            *([out / "edits"] if config.edits else []),
-            *([out / "texts"] if config.texts else []),
-        ]
+        sources = [out / "pictures"]
         if not (sources[0] / MANIFEST).is_file():
             if not (out / "demo_set" / "metadata.jsonl").is_file():
                 write_demo_folder(out / "demo_set")
-            console.print(ingest(out / "demo_set", sources[0]).table())
-        if config.edits and not (out / "edits" / MANIFEST).is_file():
-            write_cutouts(out / "cutouts")
-            licence = "drawn by qi2 (Apache-2.0)"
-            edits = synthesize_edits(
-                sources[0],
-                out / "edits",
-                count=config.edits,
-                cutouts=out / "cutouts",
-                cutouts_licence=licence,
-                max_side=config.side,
-                workers=workers,
-            )
-            console.print(edits.table())
-        if config.texts and not (out / "texts" / MANIFEST).is_file():
-            texts = synthesize_text(
-                out / "texts", count=config.texts, side=config.side, scripts=SCRIPTS, workers=workers
-            )
-            for table in texts.tables():
-                console.print(table)
-        console.print(ingest(sources, records).table())
-    cascade.score(records, workers=workers)
+            show(ingest(out / "demo_set", sources[0]))
+        if config.edits:
+            sources.append(out / "edits")
+            _make_edits(config, sources[0], out, show)
+        if config.texts:
+            sources.append(out / "texts")
+            _make_texts(config, sources[-1], show)
+        show(ingest(sources, records))
+    cascade.score(records, workers=config.workers or None)
+
+
+def _make_edits(config: CorpusConfig, images: pathlib.Path, out: pathlib.Path, show: Show) -> None:
+    if (out / "edits" / MANIFEST).is_file():
+        return
+    write_cutouts(out / "cutouts")
+    show(
+        synthesize_edits(
+            images,
+            out / "edits",
+            count=config.edits,
+            cutouts=out / "cutouts",
+            cutouts_licence=CUTOUTS_LICENCE,
+            max_side=config.side,
+            workers=config.workers or None,
+        )
+    )
+
+
+def _make_texts(config: CorpusConfig, out: pathlib.Path, show: Show) -> None:
+    if not (out / MANIFEST).is_file():
+        show(
+            synthesize_text(out, count=config.texts, side=config.side, scripts=SCRIPTS, workers=config.workers or None)
+        )

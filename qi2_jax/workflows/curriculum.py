@@ -1,289 +1,210 @@
-"""Runs a curriculum: a corpus, the models around the transformer, then stage after stage, each from the last one's
-weights; what an earlier, interrupted run finished is not done again.
+"""Runs a curriculum: a corpus, the models around the transformer, then one stage after another, each starting from the
+weights of the stage before it. What an earlier, interrupted call finished is not done again.
 
-    OUT/curriculum.json                 what was asked for
-    OUT/corpus/                         records that were made here, where no data is named
+    OUT/curriculum.json                 the config
+    OUT/corpus/                         records that are made here if none are given
     OUT/vae/  OUT/model/                the autoencoder's run, and the models around the transformer
-    OUT/stages/NAME/selection.parquet   which records a stage trains on
-    OUT/stages/NAME/samples/            the same, encoded
-    OUT/stages/NAME/transformer/        the stage's run
-    OUT/diffusers/  OUT/report.json     the last stage's model, and the figures of all
+    OUT/stages/NAME/selection.parquet   the records on which a stage trains
+    OUT/stages/NAME/samples/            these records, encoded
+    OUT/stages/NAME/transformer/        the run of the stage
+    OUT/diffusers/  OUT/report.json     the model of the last stage, and the metrics of all stages
 """
 
+import logging
 import pathlib
 import time
 from typing import Any
 
 import jax
-import ml_collections
-from rich.console import Console
-from rich.table import Table
 
-from data_pipeline.buckets import Resolutions
-from data_pipeline.records.shards import MANIFEST, RecordFolder
-from data_pipeline.samples.cache import Cache, StreamKey
-from data_pipeline.samples.held_out import is_held
-from data_pipeline.selection.index import INDEX, read_selection, write_selection
-from data_pipeline.selection.select import select
-from data_pipeline.selection.thresholds import Thresholds
+from data_pipeline.records.shards import MANIFEST
+from data_pipeline.samples.cache import Cache
+from data_pipeline.selection.index import INDEX, read_selection
 from qi2_jax import sequence
-from qi2_jax.config import loading as configs
 from qi2_jax.config import recorded
-from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import lock, processes
 from qi2_jax.runtime.atomic import write_json_atomic
-from qi2_jax.tasks.autoencoder.config import check_vae
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.tasks.transformer import start
-from qi2_jax.tasks.transformer.config import check_transformer, shares_of, transformer_config
+from qi2_jax.tasks.transformer.config import transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
-from qi2_jax.training import loop
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import data, demo, encode, export
-from qi2_jax.workflows.changes import allowed_changes, check_accepted, is_begun
+from qi2_jax.workflows import changes, data, encode, job_folder, reports
+from qi2_jax.workflows.checks import check_curriculum
+from qi2_jax.workflows.config import CurriculumExperiment, StageExperiment
 from qi2_jax.workflows.corpus import check_fonts, make_corpus
+from qi2_jax.workflows.export import NOT_EXPORTED, export
+from qi2_jax.workflows.reports import Show, Table
+from qi2_jax.workflows.selection import select_stage
+
+log = logging.getLogger(__name__)
 
 
 def run(
-    config: Any, out: pathlib.Path, records: pathlib.Path | None = None, *, accept_changes: bool = False
+    config: CurriculumExperiment,
+    out: pathlib.Path,
+    records: pathlib.Path | None = None,
+    *,
+    accept_changes: bool = False,
+    show: Show = reports.ignore,
 ) -> dict[str, Any]:
-    """Trains all stages of a curriculum and exports the last one's model.
+    """Trains all stages of a curriculum and exports the model of the last one.
 
     Args:
       config: see `experiments/qwen_image_2/curriculum.py`.
-      out: receives everything, see above.
+      out: folder that receives everything, see above.
       records: folder of scored records; None: `config.corpus` says what is made instead.
-      accept_changes: continue although the config is another one; what is made already stays as it is.
+      accept_changes: whether to continue although the config changed; what is already made stays as it is.
+      show: function that receives the reports of all steps, in process 0.
 
     Returns:
-      The figures of the report.
+      The metrics of `report.json`.
 
     Raises:
-      ValueError: if `out` was begun with another config or other data, a stage has nothing to train on, or a value
-        cannot work; as far as possible before anything is done.
+      ValueError: if `out` was created with another config or other data, a stage has nothing to train on, or a value
+        cannot work; if possible before anything is made.
     """
-    if not demo.is_ours(out, paths.CURRICULUM, config.get("compilation_cache", "")):
-        raise ValueError(f"{out} holds something that no curriculum made; choose an empty or new folder")
+    if not job_folder.is_usable(out, paths.CURRICULUM, config.compilation_cache):
+        raise ValueError(f"{out} contains files that no curriculum made; choose an empty or new folder")
     if records is not None and not (records / MANIFEST).is_file():
         raise ValueError(
-            f"{records} is no folder of records: `qi2 data ingest` makes one, and `qi2 data score` scores it"
+            f"{records} is not a folder of records: `qi2 data ingest` makes one, and `qi2 data score` scores it"
         )
-    _check(config, out)
+    check_curriculum(config, out)
     with processes.agreed():
         if jax.process_index() == 0 and records is None:
             check_fonts(config.corpus, out / paths.CORPUS)
     with lock.hold(out):
-        return _run(config, out, records, accept_changes)
+        return _run(config, out, records, accept_changes, show if jax.process_index() == 0 else reports.ignore)
 
 
-def _ordered(config: Any) -> dict[str, Any]:
-    """The stages by name, in the order in which they are trained; a config does not keep that of its keys."""
-    return {name: config.stages[name] for name in config.order}
-
-
-def _check(config: Any, out: pathlib.Path) -> None:
-    if not config.order or sorted(config.order) != sorted(config.stages):
-        raise ValueError(f"order is {config.order}; it must name each of the stages {sorted(config.stages)} once")
-    for name, stage in config.stages.items():
-        try:
-            encode.check(stage.encode)
-            check_transformer(stage.transformer, stage.data)
-            Resolutions.of_config(stage.data)
-            Thresholds(**stage.data.thresholds)
-        except ValueError as error:
-            raise ValueError(f"stages.{name}: {error}") from None
-        if begins := stage.transformer.start.folder:
-            raise ValueError(
-                f"stages.{name}.transformer.start.folder is {begins}, but a stage begins with the weights of the one "
-                "before it; name those of the first stage with start.folder"
-            )
-    first = config.stages[config.order[0]].transformer
-    if not is_begun(out, config.order[0]):  # else it needs its beginning no more
-        if first.lora.rank and not config.start.folder:
-            raise ValueError(
-                f"stages.{config.order[0]}.transformer.lora.rank is {first.lora.rank}: name the transformer to adapt "
-                "with start.folder"
-            )
-        if config.start.folder:
-            locating.locate(config.start.folder)
-    fractions = {name: stage.data.held_out for name, stage in config.stages.items()}
-    if len(set(fractions.values())) > 1:
-        raise ValueError(f"data.held_out differs: {fractions}; a stage would train on what another holds out")
-    _check_one_model(_ordered(config))
-    if config.model.folder:
-        if not (locating.model_of(pathlib.Path(config.model.folder)) / folder.MARK).is_file():
-            here = (
-                f", or go on with model.folder={out / paths.MODEL}"
-                if (out / paths.MODEL / folder.MARK).is_file()
-                else ""
-            )
-            raise ValueError(f"model.folder {config.model.folder} is no model folder; `qi2 import` makes one{here}")
-    elif config.platform != "cpu" and not config.encoder.folder:
-        raise ValueError(
-            "name the condition encoder with model.folder or encoder.folder: a random one is for CPUs only"
-        )
-    else:
-        model_folder.check_encoder(config.encoder, out / paths.MODEL)
-        check_vae(config.vae)
-
-
-def _check_one_model(all_stages: Any) -> None:
-    """Refuses stages of other models or time shifts: each begins with the last one's weights, and one shift is
-    exported with them."""
-
-    def of(stage: Any) -> dict[str, Any]:
-        transformer = configs.to_dict(stage.transformer)
-        return {"model": transformer["model"], "timesteps": {"shift": transformer["timesteps"]["shift"]}}
-
-    (first, expected), *others = [(name, of(stage)) for name, stage in all_stages.items()]
-    for name, found in others:
-        if differing := recorded.difference(expected, found):
-            raise ValueError(
-                f"stages.{name}.transformer differs from stages.{first}: {'; '.join(differing)}. All stages train one "
-                "model with one time shift; give them the same"
-            )
-
-
-def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool) -> dict[str, Any]:
-    begun, console = time.monotonic(), Console(quiet=jax.process_index() != 0)
-    first_process = jax.process_index() == 0
-    asked = {"records": str(records.absolute()) if records else "made here", **configs.to_dict(config)}
-    ordered = _ordered(config)
+def _run(
+    config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool, show: Show
+) -> dict[str, Any]:
+    started = time.monotonic()
+    _claim(config, out, records, accept_changes)
+    log.info("data")
     with processes.agreed():
-        may_change = allowed_changes(config, out)
-        if accept_changes:
-            check_accepted(config, out, asked, may_change)
-            may_change = ("",)
-        more = "" if accept_changes else loop.ACCEPT
-        changes = recorded.claim(out / paths.CURRICULUM, asked, may_change, write=first_process, more=more)
-    if changes:
-        told = "this curriculum goes on with another config; what is made already stays as it is:\n  "
-        console.print(told + "\n  ".join(changes))
-
-    console.rule("data")
-    name, first = next(iter(ordered.items()))
-    with processes.agreed():
-        if first_process:
+        if jax.process_index() == 0:
             if records is None:
-                make_corpus(config.corpus, out / paths.CORPUS, console)
-            for stage_name, stage in ordered.items():  # now: what the last lacks would cost all before it
-                console.print(f"data of stage {stage_name}")
-                _select(stage, records or out / paths.CORPUS / "records", out / paths.STAGES / stage_name, console)
+                make_corpus(config.corpus, out / paths.CORPUS, show)
+            for name, stage in config.ordered.items():  # now: what the last lacks would cost all before it
+                log.info("data of stage %s", name)
+                select_stage(stage, records or out / paths.CORPUS / "records", out / paths.STAGES / name, show)
     records = records or out / paths.CORPUS / "records"
+    log.info("models around the transformer")
+    _make_models(config, out, records, accept_changes)
 
-    console.rule("models around the transformer")
+    source = str(pathlib.Path(config.start.folder)) if config.start.folder else ""
+    figures: dict[str, Any] = {}
+    for number, (name, stage) in enumerate(config.ordered.items(), start=1):
+        log.info("stage %d of %d: %s", number, len(config.order), name)
+        figures[name] = _run_stage(stage, records, out, out / paths.STAGES / name, source, show, accept_changes)
+        source = str(out / paths.STAGES / name / paths.TRANSFORMER)
+
+    log.info("export")
+    report = {"stages": figures, "minutes": (time.monotonic() - started) / 60}
+    with processes.agreed():
+        if jax.process_index() == 0:
+            write_json_atomic(out / "report.json", report)
+            if stage.transformer.model.attention == sequence.BLOCK_CAUSAL:
+                export(pathlib.Path(source), out / "diffusers")
+            else:
+                log.info("%s; `qi2 sample %s` generates images with it", NOT_EXPORTED, out)
+    show(_table(report, out))
+    return report
+
+
+def _claim(config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool) -> None:
+    """Records the config, or compares it with the recorded one."""
+    typed = {changes.RECORDS: str(records.absolute()) if records else "made here", **config.as_typed}
+    with processes.agreed():
+        allowed = changes.may_change(config, out)
+        if accept_changes:
+            changes.check_accepted(config, out, typed, allowed)
+        changed = recorded.claim(
+            out / paths.CURRICULUM,
+            typed,
+            lambda key: accept_changes or allowed(key),
+            write=jax.process_index() == 0,
+            hint="" if accept_changes else recorded.ACCEPT_HINT,
+        )
+    if changed:
+        text = "\n  ".join(map(str, changed))
+        log.info("this curriculum continues with another config; what is already made stays as it is:\n  %s", text)
+
+
+def _make_models(config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Path, accept_changes: bool) -> None:
+    """Makes the condition encoder and trains the autoencoder, or takes both from `model.folder`."""
     model = out / paths.MODEL
     with processes.agreed():
-        if first_process and config.model.folder:
+        if jax.process_index() == 0 and config.model.folder:
             model_folder.adopt(locating.model_of(pathlib.Path(config.model.folder)), model)
-        elif first_process:
+        elif jax.process_index() == 0:
             model_folder.make_encoder(config.encoder, model)
     if not config.model.folder:
+        name, first = next(iter(config.ordered.items()))
         index = out / paths.STAGES / name / INDEX
         kept = [row for row in read_selection(index) if not row.conditions]
-        pictures = data.pictures(records, kept, Resolutions.of_config(first.data), config.vae.channels)
-        train_vae(config.vae, pictures, out / paths.VAE, model, accept_changes=accept_changes)
-
-    source = pathlib.Path(config.start.folder) if config.start.folder else None
-    figures: dict[str, Any] = {}
-    for number, (name, stage) in enumerate(ordered.items(), start=1):
-        console.rule(f"stage {number} of {len(ordered)}: {name}")
-        place = out / paths.STAGES / name
-        source, figures[name] = _stage(stage, records, model, place, source, console, accept_changes)
-    assert source is not None
-
-    console.rule("export")
-    figures = {"stages": figures, "minutes": (time.monotonic() - begun) / 60}
-    with processes.agreed():
-        if first_process:
-            write_json_atomic(out / "report.json", figures)
-            if stage.transformer.model.attention == sequence.BLOCK_CAUSAL:
-                export.export(source, out / "diffusers")
-            else:
-                console.print(f"{export.NOT_EXPORTED}; `qi2 sample {out}` draws with it")
-    console.print(_table(figures, out))
-    return figures
+        images = data.images_of(records, kept, first.data.resolutions, config.vae.channels)
+        train_vae(config.vae, images, out / paths.VAE, model, accept_changes=accept_changes)
 
 
-def _select(stage: Any, records: pathlib.Path, out: pathlib.Path, console: Console) -> None:
-    """The selection of a stage; one that is there is used again."""
-    index = out / INDEX
-    if not index.is_file():
-        selection = select(records, Thresholds(**stage.data.thresholds))
-        console.print(selection.table())
-        out.mkdir(parents=True, exist_ok=True)
-        write_selection(index, selection)
-    missing, held_out = set(shares_of(stage.data).weights()), stage.data.held_out
-    missing |= {key._replace(held=True) for key in missing if held_out}
-    resolutions, stored = Resolutions.of_config(stage.data), RecordFolder(records)
-    for row in read_selection(index):
-        if not missing:
-            return
-        fits = resolutions.fits(row.width, row.height)
-        keys = {StreamKey(side, row.conditions) for side, fit in fits if fit.left_out is None}
-        if missing & {*keys, *(key._replace(held=True) for key in keys)}:  # else its pictures need not be read
-            held = held_out > 0 and is_held(stored[row.index], held_out)
-            missing -= {key._replace(held=held) for key in keys}
-    if missing:
-        raise ValueError(
-            f"{index} has nothing for {sorted(map(str, missing))} (side-conditions, held for validation), to which "
-            f"data.mixture gives steps; give these no share, bring such records, or change data.held_out ({held_out})"
-        )
-
-
-def _stage(
-    stage: Any,
+def _run_stage(
+    stage: StageExperiment,
     records: pathlib.Path,
-    model: pathlib.Path,
     out: pathlib.Path,
-    source: pathlib.Path | None,
-    console: Console,
+    place: pathlib.Path,
+    source: str,
+    show: Show,
     accept_changes: bool,
-) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Selects, encodes and trains; returns the stage's run and its figures."""
-    begun, run = time.monotonic(), out / paths.TRANSFORMER
-    for _ in range(2):  # after the first time every process has written its units, and the cache can be completed
+) -> dict[str, Any]:
+    """Encodes and trains a stage.
+
+    Args:
+      stage: config of the stage.
+      records: folder of scored records.
+      out: folder of the curriculum.
+      place: folder of the stage.
+      source: run or folder whose transformer the stage starts from; "": random weights.
+      show: function that receives the report of encoding.
+      accept_changes: see `loop.train`.
+
+    Returns:
+      The metrics of the stage.
+    """
+    started, run, model = time.monotonic(), place / paths.TRANSFORMER, out / paths.MODEL
+    for _ in range(2):  # after the first pass every process has written its units, and the cache can be completed
         with processes.agreed():
-            encoded = encode.encode(stage, records, out / INDEX, model, out / paths.SAMPLES)
+            encoded = encode.encode(stage, records, place / INDEX, model, place / paths.SAMPLES)
     assert encoded is not None
-    console.print(encoded.table())
-    samples = Cache(out / paths.SAMPLES)
+    show(encoded)
+    samples = Cache(place / paths.SAMPLES)
     with processes.agreed():
         if jax.process_index() == 0:
             if not (model / folder.MARK).is_file():
-                model_folder.finish(
-                    model,
-                    transformer_config(stage.transformer, samples),
-                    Shift(**stage.transformer.timesteps.shift),
-                )
+                shape = transformer_config(stage.transformer, samples)
+                model_folder.finish(model, shape, stage.transformer.timesteps.shift)
             start.give_model(stage.transformer, samples, model, run)
-    # Of a stage that is trained, this makes sure that its last checkpoint is whole and no end of a failure.
-    train_transformer(_started(stage, source), samples, run, accept_changes=accept_changes)
+    # For a stage that is trained, this verifies that its last checkpoint is whole and does not end a failed run.
+    train_transformer(stage.started_from(source), samples, run, accept_changes=accept_changes)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
-    return run, {
+    return {
         "samples": len(samples),
         "steps": stage.transformer.train.steps,
         "validation_loss_before": losses[0] if losses else None,
         "validation_loss_after": losses[-1] if losses else None,
-        "minutes": (time.monotonic() - begun) / 60,
+        "minutes": (time.monotonic() - started) / 60,
     }
 
 
-def _started(stage: Any, source: pathlib.Path | None) -> Any:
-    """A stage that begins with the weights of a run."""
-    changed = ml_collections.ConfigDict(stage)
-    changed.transformer.start.folder = str(source) if source else ""
-    return ml_collections.FrozenConfigDict(changed)
-
-
-def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
-    table = Table(title=f"curriculum in {out}, {figures['minutes']:.1f} min for this call")
-    for column in ("stage", "samples", "steps", "validation loss, before -> after", "min"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for name, own in figures["stages"].items():
-        losses = own["validation_loss_before"], own["validation_loss_after"]
+def _table(report: dict[str, Any], out: pathlib.Path) -> Table:
+    rows = []
+    for name, figures in report["stages"].items():
+        losses = figures["validation_loss_before"], figures["validation_loss_after"]
         loss = " -> ".join("unknown" if value is None else f"{value:.3f}" for value in losses)
-        table.add_row(name, f"{own['samples']:,}", f"{own['steps']:,}", loss, f"{own['minutes']:.1f}")
-    return table
+        rows.append((name, f"{figures['samples']:,}", f"{figures['steps']:,}", loss, f"{figures['minutes']:.1f}"))
+    columns = ("stage", "samples", "steps", "validation loss, before -> after", "min")
+    return Table(f"curriculum in {out}, {report['minutes']:.1f} min for this call", columns, tuple(rows))

@@ -1,265 +1,266 @@
-"""Runs a whole job, step by step; what an earlier, interrupted run finished is not done again."""
+"""The demo: a few captioned images become a tiny model that reproduces them, exported to diffusers.
 
+What an earlier, interrupted call finished is not done again.
+"""
+
+import dataclasses
+import logging
 import pathlib
 import resource
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-from data_pipeline.buckets import Resolutions
+from data_pipeline.loading.crops import Pictures
 from data_pipeline.samples.cache import Cache
 from data_pipeline.selection.index import INDEX
-from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax import sequence, sharding
-from qi2_jax.config import loading as configs
 from qi2_jax.config import recorded
-from qi2_jax.diffusion.timesteps import Shift
+from qi2_jax.config.changes import is_changeable, is_within
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.pixels import to_pixels
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import lock
-from qi2_jax.runtime.atomic import leftovers, write_json_atomic
-from qi2_jax.tasks.autoencoder.config import check_vae
+from qi2_jax.runtime.atomic import write_json_atomic
+from qi2_jax.tasks.autoencoder import config as autoencoder
 from qi2_jax.tasks.autoencoder.task import train_vae
-from qi2_jax.tasks.transformer.config import check_transformer, transformer_config
+from qi2_jax.tasks.transformer import config as transformer
 from qi2_jax.tasks.transformer.task import train_transformer
-from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import data, encode, results
+from qi2_jax.workflows import data, encode, job_folder, reports, results
+from qi2_jax.workflows.config import CompareConfig, DemoExperiment, ExpectConfig, SampleConfig
+from qi2_jax.workflows.data import Caption
 from qi2_jax.workflows.export import NOT_EXPORTED, export
+from qi2_jax.workflows.reports import Show, Table
 from qi2_jax.workflows.verify import check_installed, compare
 
-# Of a job that was begun, only the last training and what follows it may change.
-MAY_CHANGE = (
-    *(f"transformer.{key}" for key in loop.MAY_CHANGE),
-    "sample.",
-    "compare.",
-    "expect.",
-    "data.workers",
-    "compilation_cache",
-)
-
-LEAST = {"data": {"workers": 0}, "sample": {"batch_size": 1, "steps": 1, "captions": 0, "seed": 0}}
+log = logging.getLogger(__name__)
 
 
-def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> dict[str, Any]:
-    """From a folder of captioned images to a trained model and a diffusers pipeline.
+def run(
+    config: DemoExperiment, out: pathlib.Path, source: pathlib.Path | None = None, *, show: Show = reports.ignore
+) -> dict[str, Any]:
+    """Makes a trained model and a diffusers folder from a folder of captioned images.
 
     Args:
       config: see `experiments/demo.py`.
-      out: receives everything: `job.json` (what was asked for), `records/`, `vae/`, `samples/`, the run
-        `transformer/` and the folder `diffusers/`, `samples.png`, `report.json`.
-      source: images beside `.txt` captions, or with a `metadata.jsonl`; None: the embedded demo set.
+      out: folder that receives everything: `job.json` (the config), `records/`, `vae/`, `samples/`, the run
+        `transformer/`, the export `diffusers/`, `samples.png` and `report.json`.
+      source: images with `.txt` captions, or with a `metadata.jsonl`; None: the embedded demo set.
+      show: function that receives the reports of all steps.
 
     Returns:
-      The figures of the report.
+      The metrics of `report.json`.
 
     Raises:
-      ValueError: if `out` was begun with another source or config, no picture is left to train on, or a figure is worse
-        than `config.expect`.
+      ValueError: if `out` was created from another source or config, no image is left to train on, or a metric misses
+        `config.expect`.
     """
     if source is not None and not source.is_dir():
         raise ValueError(f"{source} is not a folder of images")
-    if not is_ours(out, paths.JOB, config.get("compilation_cache", "")):
-        raise ValueError(f"{out} holds something that no job made; choose an empty or new folder")
-    check_config(config)
+    if not job_folder.is_usable(out, paths.JOB, config.compilation_cache):
+        raise ValueError(f"{out} contains files that no job made; choose an empty or new folder")
+    check(config)
     model_folder.check_encoder(config.encoder, out / paths.TRANSFORMER / paths.MODEL)
     with lock.hold(out):
-        return _run(config, out, source)
+        return _run(config, out, source, show)
 
 
-def is_ours(out: pathlib.Path, mark: str = paths.JOB, compiled: str = "") -> bool:
-    """Whether a job may work in `out`: it is missing or empty, or a job was begun there, if only just.
+def check(config: DemoExperiment) -> None:
+    """Checks a config against this machine.
 
-    Args:
-      mark: the file with what a job was asked for.
-      compiled: the config's `compilation_cache`.
+    Raises:
+      ValueError: naming what a later step would refuse.
     """
-    if (out / mark).is_file() or not out.exists():
-        return True
-    # Compiled programs: of a start that was refused, or of another process of this one.
-    programs = out / compiled
-    return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, programs, *programs.parents, *leftovers(out / mark)}
-
-
-def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[str, Any]:
-    begun, console = time.monotonic(), Console()
-    run_folder = out / paths.TRANSFORMER
-    model = run_folder / paths.MODEL
-    asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
-    recorded.claim(out / paths.JOB, asked, may_change(out, asked.keys()))
-
-    console.rule("1 data: ingest, filter, bucket")
-    pictures = data.prepare(config.data, out, source, console)
-    captions = data.captions(pictures)
-
-    console.rule("2 autoencoder")
-    model_folder.make_encoder(config.encoder, model)
-    train_vae(config.vae, pictures, out / "vae", model)
-
-    console.rule("3 encode: latents and text features, once")
-    encoded = encode.encode(config, out / "records", out / "records" / INDEX, model, out / "samples")
-    assert encoded is not None, "a job is one process"
-    console.print(encoded.table())
-    samples = Cache(out / "samples")
-    model_folder.finish(
-        model, transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
-    )
-
-    console.rule("4 transformer")
-    train_transformer(config, samples, run_folder)
-
-    console.rule("5 sample every caption")
-    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
-    pipeline = Pipeline.load(run_folder, dtype=jnp.float32, mesh=mesh)
-    drawn = captions[: config.sample.captions or None]
-    texts = [caption.text for caption in drawn]
-    sizes = [(caption.width, caption.height) for caption in drawn]
-    size, seed = config.sample.batch_size, config.sample.seed
-    drawing = pipeline.in_batches(texts, sizes=sizes, batch_size=size, steps=config.sample.steps, seed=seed)
-    images = list(tqdm(drawing, total=len(drawn), desc="sample", unit="image", dynamic_ncols=True))
-    owners = [caption.picture for caption in drawn]
-    originals = {picture: pictures[picture] for picture in set(owners)}
-    places = {pictures.chosen[picture].index: picture for picture in originals}
-    used = (sample for stream in samples.streams for sample in stream if sample.record in places)
-    rebuilt = {}
-    for sample in used:
-        latents = sample.latents if sample.target is None else pipeline.encode(Image.fromarray(sample.target))
-        rebuilt[places[sample.record]] = pipeline.decode(latents)
-    own = results.nearest_is_own(images, pictures, owners)
-    triples = [(originals[i], rebuilt[i], image) for i, image in zip(owners, images, strict=True)]
-    results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))
-
-    console.rule("6 export and compare with PyTorch")
-    count, difference = min(config.compare.images, len(texts)), None
-    exportable = pipeline.transformer.config.attention == sequence.BLOCK_CAUSAL
-    if exportable:
-        export(run_folder, out / "diffusers")
-    else:
-        console.print(f"{NOT_EXPORTED}, nothing compared")
-    if exportable and count:
-        both = compare(pipeline, out / "diffusers", texts[:count], sizes[:count], steps=config.compare.steps)
-        difference = both.largest_difference
-        for index, (ours, theirs) in enumerate(zip(both.ours, both.theirs, strict=True)):
-            Image.fromarray(np.concatenate([ours, theirs], axis=1)).save(out / f"jax_and_pytorch_{index}.png")
-
-    validation = [
-        line["validation_loss"] for line in metrics.read(run_folder / "metrics.jsonl") if "validation_loss" in line
-    ]
-    error = np.mean(
-        [
-            np.mean((to_pixels(Image.fromarray(originals[i]), 3) - to_pixels(Image.fromarray(rebuilt[i]), 3)) ** 2)
-            for i in originals
-        ]
-    )
-    # This process and the largest of its children, PyTorch's, as if both had their peaks at once.
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    figures = {
-        "pictures": len(pictures),
-        "captions": len(captions),
-        "sampled_captions": len(drawn),
-        "autoencoder_psnr": float(10 * np.log10(4 / error)),
-        "validation_loss_before": validation[0],
-        "validation_loss_after": validation[-1],
-        "samples_nearest_to_own_image": float(np.mean(own)) if len(pictures) > 1 else None,
-        "largest_difference_to_pytorch": difference,
-        "minutes": (time.monotonic() - begun) / 60,
-        "peak_memory_gib": peak / 2**20,
-    }
-    write_json_atomic(out / "report.json", figures)
-    console.print(_table(figures, out))
-    check(figures, config.expect)
-    return figures
-
-
-def may_change(out: pathlib.Path, keys: Collection[str]) -> tuple[str, ...]:
-    """Beginnings of the keys that another call may change: those from which nothing is made yet, never the source."""
-    run = out / paths.TRANSFORMER
-    if manager.steps(run / paths.CHECKPOINTS):
-        return MAY_CHANGE
-    if manager.steps(out / "vae" / paths.CHECKPOINTS):
-        return (*MAY_CHANGE, "transformer.")
-    made = {"source", "encoder"} if (run / paths.MODEL / "text_encoder").exists() else {"source"}
-    return tuple(key for key in keys if key not in made)
-
-
-def check_config(config: Any) -> None:
-    """Raises a ValueError for a value that any step would refuse, before the first of them has begun."""
-    check_stages(config)
-    encode.check(config.encode)
-    Resolutions.of_config(config.data)
-    Thresholds(**config.data.thresholds)
-    for group, keys in LEAST.items():
-        for key, at_least in keys.items():
-            if config[group][key] < at_least:
-                raise ValueError(f"{group}.{key} is {config[group][key]}; it must be at least {at_least}")
-    if config.sample.seed >= loop.MAX_SEED:
-        raise ValueError(f"sample.seed is {config.sample.seed}; it must be below {loop.MAX_SEED}")
-    if config.compare.images < 0 or config.compare.steps < 1:
-        raise ValueError(f"compare.images is {config.compare.images}, compare.steps {config.compare.steps}")
+    autoencoder.check(config.vae)
+    transformer.check(config)
+    config.encode.check()
     if config.compare.images:
         try:
             check_installed()
         except ValueError as error:
-            raise ValueError(f"{error}, or leave the comparison out with compare.images=0") from None
+            raise ValueError(f"{error}, or skip the comparison with compare.images=0") from None
 
 
-def check(figures: dict[str, Any], expect: Any) -> None:
-    """Raises a ValueError that names every figure which is worse than expected."""
-    own, difference = figures["samples_nearest_to_own_image"], figures["largest_difference_to_pytorch"]
+def may_change(out: pathlib.Path) -> Callable[[str], bool]:
+    """Whether a key may differ from the recorded config: nothing is made from it yet, or no result depends on it."""
+    model = out / paths.TRANSFORMER / paths.MODEL
+    if manager.steps(out / paths.TRANSFORMER / paths.CHECKPOINTS):
+        return lambda key: is_changeable(DemoExperiment, key)
+    if manager.steps(out / paths.VAE / paths.CHECKPOINTS):
+        return lambda key: is_within(key, "transformer") or is_changeable(DemoExperiment, key)
+    made = ("source", "encoder") if (model / "text_encoder").exists() else ("source",)
+    return lambda key: not any(is_within(key, group) for group in made)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generated:
+    """What the trained model generates from the captions.
+
+    Attributes:
+      captions: captions, and their images as generated.
+      originals, rebuilt: training images by number, as they are and as the autoencoder reconstructs them.
+      is_nearest: whether the nearest training image is the caption's, for each caption.
+    """
+
+    pipeline: Pipeline
+    captions: Sequence[Caption]
+    images: Sequence[UInt8[np.ndarray, "H W c"]]
+    originals: dict[int, UInt8[np.ndarray, "H W c"]]
+    rebuilt: dict[int, UInt8[np.ndarray, "H W c"]]
+    is_nearest: Sequence[bool]
+
+
+def _run(config: DemoExperiment, out: pathlib.Path, source: pathlib.Path | None, show: Show) -> dict[str, Any]:
+    started = time.monotonic()
+    typed = {"source": str(source.absolute()) if source else "demo set", **config.as_typed}
+    recorded.claim(out / paths.JOB, typed, may_change(out))
+    log.info("1 data: ingest, filter, bucket")
+    images = data.prepare(config.data, out, source, show)
+    captions = data.captions_of(images)
+    samples = _train(config, images, out, show)
+    log.info("5 generate an image for every caption")
+    generated = _generate(config.sample, captions, images, samples, out)
+    log.info("6 export and compare with PyTorch")
+    difference = _export_and_compare(config.compare, generated, out)
+    figures = {
+        "pictures": len(images),
+        "captions": len(captions),
+        "sampled_captions": len(generated.captions),
+        "autoencoder_psnr": _psnr(generated),
+        **_losses(out / paths.TRANSFORMER),
+        "samples_nearest_to_own_image": float(np.mean(generated.is_nearest)) if len(images) > 1 else None,
+        "largest_difference_to_pytorch": difference,
+        "minutes": (time.monotonic() - started) / 60,
+        "peak_memory_gib": _peak_memory_gib(),
+    }
+    write_json_atomic(out / "report.json", figures)
+    show(_table(figures, out))
+    check_expected(figures, config.expect)
+    return figures
+
+
+def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, show: Show) -> Cache:
+    """Trains the autoencoder, encodes the samples, and trains the transformer on them; returns the samples."""
+    run_folder = out / paths.TRANSFORMER
+    model = run_folder / paths.MODEL
+    log.info("2 autoencoder")
+    model_folder.make_encoder(config.encoder, model)
+    train_vae(config.vae, images, out / paths.VAE, model)
+    log.info("3 encode: latents and text features, once")
+    encoded = encode.encode(config, out / "records", out / "records" / INDEX, model, out / paths.SAMPLES)
+    assert encoded is not None, "the demo is one process"
+    show(encoded)
+    samples = Cache(out / paths.SAMPLES)
+    shape = transformer.transformer_config(config.transformer, samples)
+    model_folder.finish(model, shape, config.transformer.timesteps.shift)
+    log.info("4 transformer")
+    train_transformer(config, samples, run_folder)
+    return samples
+
+
+def _generate(
+    config: SampleConfig, captions: Sequence[Caption], images: Pictures, samples: Cache, out: pathlib.Path
+) -> _Generated:
+    """Generates an image for every caption, and draws them beside the originals as `samples.png`."""
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    pipeline = Pipeline.load(out / paths.TRANSFORMER, dtype=jnp.float32, mesh=mesh)
+    captions = captions[: config.captions or None]
+    texts = [caption.text for caption in captions]
+    sizes = [(caption.width, caption.height) for caption in captions]
+    batches = pipeline.in_batches(
+        texts, sizes=sizes, batch_size=config.batch_size, steps=config.steps, seed=config.seed
+    )
+    generated = list(tqdm(batches, total=len(captions), desc="sample", unit="image", dynamic_ncols=True))
+    owners = [caption.image for caption in captions]
+    originals = {index: images[index] for index in set(owners)}
+    numbers = {images.chosen[index].index: index for index in originals}
+    rebuilt = {}
+    for sample in (sample for stream in samples.streams for sample in stream if sample.record in numbers):
+        latents = sample.latents if sample.target is None else pipeline.encode(Image.fromarray(sample.target))
+        rebuilt[numbers[sample.record]] = pipeline.decode(latents)
+    triples = [(originals[owner], rebuilt[owner], image) for owner, image in zip(owners, generated, strict=True)]
+    results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))
+    nearest = results.nearest_is_own(generated, images, owners)
+    return _Generated(pipeline, captions, generated, originals, rebuilt, nearest)
+
+
+def _export_and_compare(config: CompareConfig, generated: _Generated, out: pathlib.Path) -> int | None:
+    """The largest difference of a pixel to diffusers, of 255; None if nothing is compared."""
+    if generated.pipeline.transformer.config.attention != sequence.BLOCK_CAUSAL:
+        log.info("%s, nothing is compared", NOT_EXPORTED)
+        return None
+    export(out / paths.TRANSFORMER, out / "diffusers")
+    captions = generated.captions[: config.images]
+    if not captions:
+        return None
+    texts = [caption.text for caption in captions]
+    sizes = [(caption.width, caption.height) for caption in captions]
+    both = compare(generated.pipeline, out / "diffusers", texts, sizes, steps=config.steps)
+    for index, (ours, theirs) in enumerate(zip(both.ours, both.theirs, strict=True)):
+        Image.fromarray(np.concatenate([ours, theirs], axis=1)).save(out / f"jax_and_pytorch_{index}.png")
+    return both.largest_difference
+
+
+def _psnr(generated: _Generated) -> float:
+    """The autoencoder's PSNR in decibels over the training images of the captions."""
+    errors = []
+    for index, original in generated.originals.items():
+        rebuilt = to_pixels(Image.fromarray(generated.rebuilt[index]), 3)
+        errors.append(np.mean((to_pixels(Image.fromarray(original), 3) - rebuilt) ** 2))
+    return float(10 * np.log10(4 / np.mean(errors)))
+
+
+def _losses(run_folder: pathlib.Path) -> dict[str, float]:
+    lines = metrics.read(run_folder / metrics.FILE)
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    return {"validation_loss_before": losses[0], "validation_loss_after": losses[-1]}
+
+
+def _peak_memory_gib() -> float:
+    """An upper bound: the peaks of this process and of its largest child, PyTorch's, added."""
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+
+
+def check_expected(figures: dict[str, Any], expect: ExpectConfig) -> None:
+    """Raises a ValueError that names every metric which misses what is expected."""
+    nearest, difference = figures["samples_nearest_to_own_image"], figures["largest_difference_to_pytorch"]
     problems = []
-    if own is not None and own < expect.nearest_to_own:
+    if nearest is not None and nearest < expect.nearest_to_own:
         problems.append(
-            f"only {own:.0%} of the samples are nearest to their own image, less than expect.nearest_to_own="
-            f"{expect.nearest_to_own}; train longer or larger in a new --out (transformer.train.steps with "
-            "optimizer.decay_steps, transformer.model), or expect less"
+            f"only {nearest:.0%} of the generated images are nearest to their own image, less than "
+            f"expect.nearest_to_own={expect.nearest_to_own}; train a larger model or longer in a new --out "
+            "(transformer.model; transformer.train.steps with optimizer.decay_steps), or lower the expectation"
         )
     if difference is not None and difference > expect.difference_to_pytorch:
-        problems.append(f"diffusers generates other images, up to {difference} of 255 apart")
+        problems.append(f"diffusers generates other images, which differ by up to {difference} of 255")
     if problems:
         raise ValueError("; ".join(problems))
 
 
 def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
-    table = Table(title="result", show_header=False)
-    own, difference = figures["samples_nearest_to_own_image"], figures["largest_difference_to_pytorch"]
+    nearest, difference = figures["samples_nearest_to_own_image"], figures["largest_difference_to_pytorch"]
+    before, after = figures["validation_loss_before"], figures["validation_loss_after"]
     rows = {
-        "pictures, captions": f"{figures['pictures']}, {figures['captions']}",
+        "images, captions": f"{figures['pictures']}, {figures['captions']}",
         "autoencoder PSNR": f"{figures['autoencoder_psnr']:.1f} dB",
-        "validation loss, before -> after": (
-            f"{figures['validation_loss_before']:.3f} -> {figures['validation_loss_after']:.3f}"
-        ),
-        "samples nearest to their own image": "n/a (one picture)" if own is None else f"{own:.0%}",
+        "validation loss, before -> after": f"{before:.3f} -> {after:.3f}",
+        "generated images nearest to their own image": "n/a (one image)" if nearest is None else f"{nearest:.0%}",
         "largest difference to PyTorch": "not compared" if difference is None else f"{difference} of 255",
         "time of this call": f"{figures['minutes']:.1f} min",
         "peak memory, at most": f"{figures['peak_memory_gib']:.1f} GiB",
-        "original, autoencoder, sample": str(out / "samples.png"),
+        "original, autoencoder, generated": str(out / "samples.png"),
     }
     if difference is not None:
         rows["JAX beside PyTorch"] = str(out / "jax_and_pytorch_0.png")
     if (out / "diffusers").is_dir():
-        rows["diffusers pipeline"] = str(out / "diffusers")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def check_stages(config: Any) -> None:
-    """Checks what both stages read in a config, as far as that is possible without data.
-
-    Raises:
-      ValueError: naming a value that training would refuse, now rather than after hours of the stages before.
-    """
-    model = check_vae(config.vae)
-    if config.data.channels != model.in_channels:
-        raise ValueError(f"data.channels is {config.data.channels}; the autoencoder reads {model.in_channels}")
-    check_transformer(config.transformer, config.data)
+        rows["diffusers folder"] = str(out / "diffusers")
+    return Table("result", (), tuple(rows.items()))

@@ -6,14 +6,14 @@ import shutil
 from qi2_jax.interop import folder
 from qi2_jax.runs import locating
 
-NOT_EXPORTED = "diffusers cannot run bidirectional attention: nothing is exported"
+NOT_EXPORTED = "nothing is exported, because diffusers cannot run bidirectional attention"
 
 
 def export(run_folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Exports beside an earlier export and then takes its place."""
+    """Exports the model of a run. An earlier export in `out` is replaced when the new one is complete."""
     located, fresh = locating.locate(run_folder), out.with_name(f"{out.name}.new")
     located.check()
-    shutil.rmtree(fresh, ignore_errors=True)  # of a killed attempt
+    shutil.rmtree(fresh, ignore_errors=True)  # of an attempt that was killed
     folder.export_folder(located.model, fresh, replace={"transformer": located.weights("transformer")})
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)

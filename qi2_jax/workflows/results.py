@@ -1,4 +1,4 @@
-"""What a job shows in the end: one picture of all samples, and how near each lies to its training image."""
+"""What the demo shows at its end: one drawing of all generated images, and how near each is to its training image."""
 
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -10,33 +10,36 @@ from PIL import Image, ImageOps
 from qi2_jax.pixels import over_white
 from qi2_jax.reporting import sheet
 
-THUMB = 64  # pixels per side at which pictures are compared, whatever their shape
-CELL, COLUMNS = 136, 3  # pixels of the longer side of a picture; samples beside each other
+THUMBNAIL = 64  # pixels per side at which images are compared, whatever their shape
+CELL, COLUMNS = 136, 3  # pixels of the longer side of an image; captions beside each other
 
 
 def nearest_is_own(
-    samples: Sequence[UInt8[np.ndarray, "H W c"]],
-    pictures: Iterable[UInt8[np.ndarray, "H W c"]],
+    generated: Sequence[UInt8[np.ndarray, "H W c"]],
+    images: Iterable[UInt8[np.ndarray, "H W c"]],
     owners: Sequence[int],
 ) -> list[bool]:
-    """For each sample, whether its own training picture is the nearest of all: mean squared error of RGB thumbnails.
+    """Whether the nearest of all training images is the own one, for each generated image.
+
+    The distance is the mean squared error of RGB thumbnails.
 
     Args:
-      samples, pictures: pixels 0..255, of any sizes; alpha is laid over white. Pictures are looked at one by one.
-      owners: for each sample the index of its own picture.
+      generated: pixels 0..255, of any sizes; alpha is laid over white.
+      images: training images, likewise; they are read one by one.
+      owners: for each generated image the index of its own training image.
     """
-    ours = np.stack([_thumb(sample) for sample in samples])
-    nearest, least = np.zeros(len(samples), int), np.full(len(samples), np.inf)
-    for index, picture in enumerate(pictures):
-        distances = np.mean((ours - _thumb(picture)) ** 2, axis=(1, 2, 3))
+    ours = np.stack([_thumbnail(image) for image in generated])
+    nearest, least = np.zeros(len(generated), int), np.full(len(generated), np.inf)
+    for index, image in enumerate(images):
+        distances = np.mean((ours - _thumbnail(image)) ** 2, axis=(1, 2, 3))
         nearest[distances < least] = index
         least = np.minimum(least, distances)
     return (nearest == np.asarray(owners)).tolist()
 
 
-def _thumb(pixels) -> Float[np.ndarray, "64 64 3"]:
+def _thumbnail(pixels) -> Float[np.ndarray, "64 64 3"]:
     image = over_white(Image.fromarray(pixels))
-    return np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX), np.float32)
+    return np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float32)
 
 
 def draw(
@@ -45,12 +48,19 @@ def draw(
     triples: Sequence[tuple[UInt8[np.ndarray, "H W c"], ...]],
     titles: Sequence[str],
 ) -> None:
-    """Writes one picture: for each text its images side by side, with `titles` above each column of images."""
+    """Writes a drawing with the images of each text side by side.
+
+    Args:
+      path: file to write.
+      texts: a text for each row of images.
+      triples: images of each text, 0..255.
+      titles: heads of the columns of images.
+    """
     cells = [
         [
             ImageOps.contain(over_white(Image.fromarray(pixels)), (CELL, CELL), Image.Resampling.LANCZOS)
-            for pixels in own
+            for pixels in images
         ]
-        for own in triples
+        for images in triples
     ]
     sheet.lay_out(cells, titles, [sheet.in_ascii(text) for text in texts], COLUMNS).save(path)

@@ -1,6 +1,5 @@
 """Compares generation here with generation by diffusers and PyTorch on the exported folder, from the same noise."""
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -8,14 +7,21 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.text import prompts
+
+CODES = {"bfloat16": "BF16", "float32": "F32"}  # dtypes of an export: safetensors' names for them
+TEXTS, SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
+MAX_PIXEL_DIFFERENCE, MAX_LATENT_ERROR = 1, 1e-4  # of 255; relative
+MAX_ERROR_TEXT = 3000  # characters of what a failed process printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +29,10 @@ class Comparison:
     """What both sides generated.
 
     Attributes:
-      ours, theirs: images 0..255.
-      latent_error: largest difference of the latents before decoding, relative to their largest value.
-      moved: largest difference of the latents to the noise they began as: 0 for a transformer that predicts nothing,
-        which leaves nothing to compare.
+      ours, theirs: images, 0..255.
+      latent_error: largest difference of the latents before decoding, relative to the largest latent.
+      moved: largest difference between the latents and the noise they started as. It is 0 for a transformer that
+        predicts nothing, which leaves nothing to compare.
     """
 
     ours: list[UInt8[np.ndarray, "H W c"]]
@@ -36,8 +42,27 @@ class Comparison:
 
     @property
     def largest_difference(self) -> int:
+        """The largest difference of a pixel, of 255."""
         pairs = zip(self.ours, self.theirs, strict=True)
         return max(int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max()) for a, b in pairs)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both sides generated the same, up to rounding."""
+        return self.largest_difference <= MAX_PIXEL_DIFFERENCE and self.latent_error <= MAX_LATENT_ERROR
+
+    def describe(self) -> str:
+        """The differences, in one or two lines."""
+        text = (
+            f"largest difference to diffusers over {len(self.ours)} images: {self.largest_difference} of 255; "
+            f"of the latents, relative: {self.latent_error:.1e}"
+        )
+        if self.moved == 0:
+            text += (
+                "\nthe transformer predicts nothing yet, as an untrained one does: only the other components were "
+                "compared"
+            )
+        return text
 
 
 def check_installed() -> None:
@@ -60,114 +85,108 @@ def compare(
     steps: int = 20,
     seed: int = 0,
 ) -> Comparison:
-    """Generates every text on both sides, in fp32 and one by one there, from the same noise.
+    """Generates an image for every text on both sides, in fp32 and from the same noise; diffusers one by one.
 
     Args:
-      pipeline: loaded in float32.
-      exported: the published folder, which a Python process with torch and diffusers reads.
+      pipeline: pipeline loaded in float32.
+      exported: diffusers folder, which a Python process with torch and diffusers reads.
       texts, sizes, images, resolution, negative, guidance, steps: as in `Pipeline.denoise`.
-      seed: of the noise.
+      seed: seed of the noise.
 
     Raises:
-      ValueError: if torch or diffusers are not installed, or their process fails (with the end of what it printed).
+      ValueError: if torch or diffusers are not installed, or their process fails.
     """
     check_installed()
     if sizes is None:
         size = prompts.resize_condition(images[-1], resolution).size if images else (resolution, resolution)
         sizes = [size] * len(texts)
-    rng, channels = np.random.default_rng(seed), pipeline.transformer.config.latent_channels
-    tokens = [width * height // pipeline.vae.config.factor**2 for width, height in sizes]
-    noise = [rng.normal(size=(count, channels)).astype(np.float32) for count in tokens]
-    padded = np.stack([np.pad(row, ((0, max(tokens) - len(row)), (0, 0))) for row in noise])
+    noise = _noise(pipeline, sizes, seed)
+    longest = max(map(len, noise))
     latents = pipeline.denoise(
         texts,
         sizes=sizes,
         images=images,
         resolution=resolution,
-        latents=padded,
+        latents=np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in noise]),
         steps=steps,
         guidance=guidance,
         negative=negative,
     )
-    ours = [pipeline.decode(own) for own in latents]
-    flat = [own.reshape(-1, channels) for own in latents]
+    request = {
+        "prompts": list(texts),
+        "sizes": [list(size) for size in sizes],
+        "negative": negative,
+        "guidance": guidance,
+        "steps": steps,
+        "resolution": resolution,
+        "dtype": "float32",
+    }
+    theirs, their_latents = _generate_with_diffusers(exported, request, noise, images)
+    flat = [own.reshape(len(row), -1) for own, row in zip(latents, noise, strict=True)]
+    return Comparison(
+        [pipeline.decode(own) for own in latents],
+        theirs,
+        max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(flat, their_latents, strict=True)),
+        max(float(np.abs(a - b).max()) for a, b in zip(flat, noise, strict=True)),
+    )
+
+
+def _noise(pipeline: Pipeline, sizes: Sequence[tuple[int, int]], seed: int) -> list[Float[np.ndarray, "_ C"]]:
+    rng, channels = np.random.default_rng(seed), pipeline.transformer.config.latent_channels
+    tokens = [width * height // pipeline.vae.config.factor**2 for width, height in sizes]
+    return [rng.normal(size=(count, channels)).astype(np.float32) for count in tokens]
+
+
+def _generate_with_diffusers(
+    exported: pathlib.Path,
+    request: Mapping[str, Any],
+    noise: Sequence[Float[np.ndarray, "_ C"]],
+    images: Sequence[Image.Image],
+) -> tuple[list[UInt8[np.ndarray, "H W c"]], list[Float[np.ndarray, "_ C"]]]:
+    """The images and latents that another process generates, see `qi2_torch.generate`."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.savez(folder / "latents.npz", **{str(index): row for index, row in enumerate(noise)})  # type: ignore[arg-type]
         paths = [str(folder / f"{index}.png") for index in range(len(images))]
         for image, path in zip(images, paths, strict=True):
             image.save(path)
-        request = {
-            "folder": str(exported.resolve()),
-            "prompts": list(texts),
-            "sizes": [list(size) for size in sizes],
-            "negative": negative,
-            "guidance": guidance,
-            "steps": steps,
-            "latents": str(folder / "latents.npz"),
-            "images": paths,
-            "resolution": resolution,
-            "dtype": "float32",
-        }
-        (folder / "request.json").write_text(json.dumps(request))
+        files = {"folder": str(exported.resolve()), "latents": str(folder / "latents.npz"), "images": paths}
+        (folder / "request.json").write_text(json.dumps({**request, **files}))
         command = [sys.executable, "-m", "qi2_torch.generate", str(folder / "request.json"), str(folder / "out.npz")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f"diffusers could not run {exported}:\n{done.stderr[-3000:]}")
+            raise ValueError(f"diffusers could not run {exported}:\n{done.stderr[-MAX_ERROR_TEXT:]}")
         with np.load(folder / "out.npz", allow_pickle=False) as out:
-            theirs = [out[str(index)] for index in range(len(texts))]
-            other = [out[f"latents_{index}"] for index in range(len(texts))]
-    return Comparison(
-        ours,
-        theirs,
-        max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(flat, other, strict=True)),
-        max(float(np.abs(a - b).max()) for a, b in zip(flat, noise, strict=True)),
-    )
+            indices = range(len(noise))
+            return [out[str(index)] for index in indices], [out[f"latents_{index}"] for index in indices]
 
 
-CODES = {"bfloat16": "BF16", "float32": "F32"}
+def compare_export(
+    model: pathlib.Path, exported: pathlib.Path, *, weights: str = "ema", dtype: str | None = None
+) -> dict[str, Comparison]:
+    """Compares a model with its export; our weights are rounded as the export rounded them.
 
-VERIFY_TEXTS, VERIFY_SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
+    Args:
+      model: run, checkpoint or model folder.
+      exported: diffusers folder that was exported from it.
+      weights: weights of a run, "ema" or "model".
+      dtype: dtype of the export; None: the dtype of the stored weights.
 
-MAX_PIXEL_DIFFERENCE, MAX_LATENT_ERROR = 1, 1e-4  # of 255; relative
-
-
-def verify(arguments: argparse.Namespace) -> None:
-    """Prints the largest difference between both sides, ours with weights rounded as the export rounded them.
-
-    Raises:
-      ValueError: if it is more than rounding.
+    Returns:
+      The comparison of generation from texts; with an autoencoder of four channels also that of an edit.
     """
-    import jax.numpy as jnp
-    import numpy as np
-    from PIL import Image
-
-    from qi2_jax.inference.pipeline import Pipeline
-
-    code = CODES.get(arguments.dtype)
-    pipeline = Pipeline.load(arguments.model, dtype=jnp.float32, item=arguments.weights, code=code)
-    comparisons = {"texts": compare(pipeline, arguments.out, VERIFY_TEXTS, VERIFY_SIZES, steps=4)}
-    if pipeline.vae.config.in_channels == 4:  # diffusers edits with no other
+    pipeline = Pipeline.load(model, dtype=jnp.float32, item=weights, code=CODES.get(dtype or ""))
+    comparisons = {"texts": compare(pipeline, exported, TEXTS, SIZES, steps=4)}
+    if pipeline.vae.config.in_channels == 4:  # diffusers cannot edit with another autoencoder
         gradient = np.linspace(0, 255, 96 * 64 * 4).reshape(64, 96, 4).astype(np.uint8)
         comparisons["an edit with guidance"] = compare(
             pipeline,
-            arguments.out,
-            VERIFY_TEXTS[:1],
+            exported,
+            TEXTS[:1],
             images=[Image.fromarray(gradient)],
             resolution=256,
             negative="",
             guidance=4.0,
             steps=4,
         )
-    for name, both in comparisons.items():
-        print(
-            f"{name}: largest difference to diffusers over {len(both.ours)} images: {both.largest_difference} of 255; "
-            f"of the latents, relative: {both.latent_error:.1e}"
-        )
-        if both.moved == 0:
-            print("the transformer predicts nothing yet (an untrained one ends in zeros): only the rest was compared")
-    if not all(
-        both.largest_difference <= MAX_PIXEL_DIFFERENCE and both.latent_error <= MAX_LATENT_ERROR
-        for both in comparisons.values()
-    ):
-        raise ValueError(f"{arguments.out} does not generate the same images as {arguments.model}")
+    return comparisons

@@ -19,10 +19,10 @@ import numpy as np
 from data_pipeline.samples.cache import Cache, write_cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.config import loading as configs
 from qi2_jax.runtime import devices
 from qi2_jax.tasks.transformer import task
 from qi2_jax.training.compiled import Compiled
+from qi2_jax.workflows import config as configs
 
 TEXT, WIDTH, CHANNELS = 64, 256, 64
 OVERRIDES = (

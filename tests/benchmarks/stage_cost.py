@@ -13,15 +13,12 @@ models; no figure for image transformers on TPU is published.
 import argparse
 import pathlib
 
-from data_pipeline.buckets import Resolutions
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
 from qi2_jax.models.flops import flops_per_step
-from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.compile import GIB, compile_train_step, topology_mesh
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.sequence import Layout
-from qi2_jax.tasks.transformer.config import shares_of
+from qi2_jax.workflows import config as configs
 
 CHIP, UTILISATION = CHIPS["TPU v6 lite"], 0.4
 SLICE, SLICE_CHIPS = "v6e:16x16", 256
@@ -42,10 +39,9 @@ def main() -> None:
         raise SystemExit(f"stages {unknown} are unknown; choose among {list(paths)}")
     for path in [paths[name] for name in arguments.stages or paths]:
         config = configs.load(str(path))
-        transformer, shares = config.transformer, shares_of(config.data)
-        model = MMDiTConfig(**configs.dataclass_fields(transformer.model))
-        weights, chips = shares.weights(), sharding.MeshShape(**transformer.mesh).size
-        tokens = {side: buckets.max_tokens for side, buckets in Resolutions.of_config(config.data).areas}
+        transformer, model = config.transformer, config.transformer.model
+        weights, chips = config.data.shares.weights(), transformer.mesh.size
+        tokens = {side: buckets.max_tokens for side, buckets in config.data.resolutions.areas}
         sizes = dict(zip(config.data.sides, transformer.batch_sizes, strict=True))
         seconds = sum(
             weight
@@ -58,7 +54,7 @@ def main() -> None:
         if not arguments.compile:
             continue
         at_once = dict(zip(config.data.sides, transformer.images_per_device, strict=True))
-        mesh = topology_mesh(SLICE, sharding.MeshShape(**transformer.mesh), num_slices=chips // SLICE_CHIPS)
+        mesh = topology_mesh(SLICE, transformer.mesh, num_slices=chips // SLICE_CHIPS)
         conditions = max(key.conditions for key in weights)
         for side in config.data.sides:
             images = at_once[side] * sharding.batch_parts(mesh)

@@ -1,19 +1,18 @@
 """Commands refuse what cannot work before they work for minutes, and say the way out."""
 
+import argparse
 import os
 import shutil
 
-import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
 
-from qi2_jax.cli import main
+from qi2_jax.cli import export, main
 from qi2_jax.interop import folder
 from qi2_jax.runtime import errors
 from qi2_jax.text.prompts import PromptProcessor
-from qi2_jax.workflows import verify
 
 
 @pytest.mark.parametrize(
@@ -146,8 +145,6 @@ def test_verify_rounds_as_the_export_did_and_finds_one_wrong_tensor(imported, tm
     (path,) = (tmp_path / "spoiled" / "transformer").glob("*.safetensors")
     tensors = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file({**tensors, "proj_out.weight": tensors["proj_out.weight"] * 1.01}, path)
-    arguments = ml_collections.ConfigDict(
-        {"model": imported, "out": tmp_path / "spoiled", "weights": "ema", "dtype": None}
-    )
+    arguments = argparse.Namespace(model=imported, out=tmp_path / "spoiled", weights="ema", dtype=None)
     with pytest.raises(ValueError, match="does not generate the same images"):
-        verify.verify(arguments)
+        export._verify(arguments)

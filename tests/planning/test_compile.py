@@ -9,12 +9,12 @@ import jax
 import pytest
 
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.compile import compile_train_step, topology_mesh
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks import stages
+from qi2_jax.workflows import config as configs
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install 'qi2[tpu]'"
@@ -52,14 +52,14 @@ CURRICULUM = pathlib.Path(__file__).parents[2] / "experiments" / "qwen_image_2" 
 def test_meshes_of_the_curriculum_on_four_slices(part):
     config = configs.load(str(CURRICULUM))
     asked = config.vae.mesh if part == "vae" else config.stages[part].transformer.mesh
-    mesh = topology_mesh("v6e:16x16", sharding.MeshShape(**asked), num_slices=4)
-    assert dict(mesh.shape) == asked.to_dict()
+    mesh = topology_mesh("v6e:16x16", asked, num_slices=4)
+    assert dict(mesh.shape) == dataclasses.asdict(asked)
     assert [{chip.slice_index for chip in row.flat} for row in mesh.devices] == [{0}, {1}, {2}, {3}]
     if mesh.shape["tensor"] > 1:  # those that share an image are neighbours
         for together in mesh.devices.reshape(-1, mesh.shape["tensor"]):
             x, y = ({chip.coords[axis] for chip in together} for axis in (0, 1))
             assert len(x) * len(y) == len(together) and max(max(x) - min(x), max(y) - min(y)) < len(together)
-    assert stages.mesh_of(asked, list(mesh.devices.flat)) == mesh
+    assert stages.make_mesh(asked, list(mesh.devices.flat)) == mesh
 
 
 @needs_libtpu

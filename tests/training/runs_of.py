@@ -3,6 +3,7 @@
 A mesh of 8 fake devices, two batches to an update, each read in two parts: every path that a step can take.
 """
 
+import dataclasses
 import pathlib
 import shutil
 import socket
@@ -20,16 +21,15 @@ from data_pipeline.funnel import Tally
 from data_pipeline.samples import cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.config import loading as configs
-from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.inference import encoders
 from qi2_jax.interop.weights import STEM
-from qi2_jax.models.vae import VAE, VAEConfig
+from qi2_jax.models.vae import VAE
 from qi2_jax.runs import model_folder
 from qi2_jax.tasks.transformer import task
-from qi2_jax.tasks.transformer.config import shares_of, transformer_config
+from qi2_jax.tasks.transformer.config import transformer_config
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.telemetry import metrics
+from qi2_jax.workflows import config as configs
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = "experiments/demo.py:tiny"
@@ -61,8 +61,8 @@ PATIENCE = 300.0  # seconds
 
 def write_model(folder: pathlib.Path) -> pathlib.Path:
     """A model folder with a random autoencoder, which draws the grids of a training, and nothing that reads texts."""
-    fields = configs.dataclass_fields(configs.load(EXPERIMENT).vae.model)
-    like = jax.eval_shape(lambda: VAE(VAEConfig(**{**fields, "latent_channels": CHANNELS}), key=jax.random.key(0)))
+    config = dataclasses.replace(configs.load(EXPERIMENT).vae.model, latent_channels=CHANNELS)
+    like = jax.eval_shape(lambda: VAE(config, key=jax.random.key(0)))
     rng = np.random.default_rng(1)
     vae = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.1).astype(leaf.dtype), like)
     model_folder.save_vae(folder, vae, (0.0,) * CHANNELS, (1.0,) * CHANNELS)
@@ -74,7 +74,7 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
 
 def finish_model(samples: pathlib.Path, folder: pathlib.Path) -> None:
     config = configs.load(EXPERIMENT, OVERRIDES).transformer
-    model_folder.finish(folder, transformer_config(config, cache.Cache(samples)), Shift(**config.timesteps.shift))
+    model_folder.finish(folder, transformer_config(config, cache.Cache(samples)), config.timesteps.shift)
 
 
 def write_samples(
@@ -247,7 +247,7 @@ def mixture_of(data: pathlib.Path):
     config = configs.load(EXPERIMENT, OVERRIDES)
     return task.Mixture.of_cache(
         cache.Cache(data / "samples"),
-        shares_of(config.data),
+        config.data.shares,
         [(2, 8)],
         seed=config.transformer.seed,
         dropout=config.transformer.dropout,

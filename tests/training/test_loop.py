@@ -14,21 +14,26 @@ import pytest
 from PIL import Image
 
 from qi2_jax import sharding
+from qi2_jax.config import loading
+from qi2_jax.config.parsing import parse
 from qi2_jax.reporting import run_report
 from qi2_jax.runtime import signals
 from qi2_jax.training import loop, reader
 from qi2_jax.training.checkpoints import files, manager
 from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.telemetry import accounting, metrics
 from tests.training.test_step import OPTIMIZER, Toy, loss
 
 
 def config(**train):
-    return ml_collections.FrozenConfigDict(
+    return ml_collections.ConfigDict(
         {
             "seed": 3,
             "ema_decay": 0.9,
-            "optimizer": OPTIMIZER,
+            "ema_ramp": False,
+            "mesh": {"data": 8, "fsdp": 1, "tensor": 1},
+            "optimizer": dataclasses.asdict(OPTIMIZER),
             "train": {
                 **{"steps": 12, "ahead": 2, "log_every": 1, "max_skipped": 10, "watchdog_seconds": 0.0, "sinks": ()},
                 **train,
@@ -55,8 +60,12 @@ def task(spoilt=(), evaluate=None, draw=None):
     )
 
 
+def parsed(config):
+    return parse(TrainingConfig, loading.to_dict(config))
+
+
 def train(task, config, out):
-    return loop.train(task, config, out, sharding.make_mesh(sharding.MeshShape(8, 1, 1)))
+    return loop.train(task, parsed(config), out, sharding.make_mesh(sharding.MeshShape(8, 1, 1)))
 
 
 def kinds(out):
@@ -77,7 +86,7 @@ def test_a_shorter_streak_does_not_end_it(tmp_path):
 
 
 def test_a_manifest_holds_only_what_was_evaluated_at_its_step(tmp_path):
-    every = ml_collections.ConfigDict(config())
+    every = config()
     every.checkpoint.every = 3
     train(task(evaluate=lambda state, _: {"validation_loss": float(state.step)}), every, tmp_path)
     found = {step: files.metric(tmp_path / "checkpoints" / str(step), "validation_loss") for step in (3, 6, 9, 12)}
@@ -87,15 +96,15 @@ def test_a_manifest_holds_only_what_was_evaluated_at_its_step(tmp_path):
 @pytest.mark.parametrize(
     ("group", "values", "message"),
     [
-        ("train", {"sinks": ("foo",)}, r"metric sinks \['foo'\] are unknown"),
+        ("train", {"sinks": ("foo",)}, r"train.sinks \['foo'\] are unknown"),
         ("profile", {"steps": 0}, "profile.steps is 0"),
         ("train", {"ahead": 32}, "train.ahead is 32; it must be at most 16"),
         ("checkpoint", {"local_every": 200, "local_folder": "/disk"}, "nothing would be saved locally"),
-        ("checkpoint", {"keep_best": 2, "best_metric": ""}, "keep_best is 2, but checkpoint.best_metric names no"),
+        ("checkpoint", {"keep_best": 2, "best_metric": ""}, "keep_best is 2, but best_metric names no"),
     ],
 )
 def test_a_run_that_is_refused_writes_nothing(group, values, message, tmp_path):
-    wrong = ml_collections.ConfigDict(config())
+    wrong = config()
     wrong[group].update(values)
     with pytest.raises(ValueError, match=message):
         train(task(), wrong, tmp_path / "new")
@@ -103,7 +112,7 @@ def test_a_run_that_is_refused_writes_nothing(group, values, message, tmp_path):
 
 
 def test_a_best_metric_that_the_run_does_not_write_is_refused_at_the_first_logged_step(tmp_path):
-    wrong = ml_collections.ConfigDict(config(log_every=2))
+    wrong = config(log_every=2)
     wrong.checkpoint.update(every=1, keep_best=1, best_metric="validation_los")
     evaluated = task(evaluate=lambda state, _: {"validation_loss": float(state.step)})
     with pytest.raises(ValueError, match=r"best_metric is 'validation_los', .* one of .*'loss', .*'validation_loss'"):
@@ -115,7 +124,7 @@ def test_a_best_metric_that_the_run_does_not_write_is_refused_at_the_first_logge
 
 
 def test_a_best_metric_that_was_never_written_is_refused_before_anything_is_deleted(tmp_path):
-    kept = ml_collections.ConfigDict(config())
+    kept = config()
     kept.checkpoint.update(every=3, keep=1, keep_best=1, best_metric="loss")
     train(task(), kept, tmp_path)
     before = files.steps(tmp_path / "checkpoints")
@@ -130,7 +139,7 @@ def test_a_best_metric_that_was_never_written_is_refused_before_anything_is_dele
 
 def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
     """Wherever it comes: the newest checkpoint stays what it is, and the run ends before another step."""
-    settings = ml_collections.ConfigDict(config())
+    settings = config()
     settings.checkpoint.update(checksums=True, every=6)
     train(task(), settings, tmp_path)
     settings.train.steps = 18
@@ -154,11 +163,11 @@ def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
 
 
 def test_a_run_in_a_folder_with_signs_of_a_url_is_known_as_finished(tmp_path):
-    ended = ml_collections.ConfigDict(config())
+    ended = config()
     ended.checkpoint.checksums = True
     for name in ("run#7", "50%", "why?", "a%20b"):
         train(task(), ended, tmp_path / name)
-        assert loop.is_finished(ended, {}, tmp_path / name)
+        assert loop.is_finished(parsed(ended), {}, tmp_path / name)
 
 
 def test_a_last_save_that_fails_is_an_error_and_no_end(tmp_path, monkeypatch):
@@ -186,32 +195,32 @@ def evaluated(out):
 
 
 def test_a_finished_run_is_known_by_its_files(tmp_path):
-    ended = ml_collections.ConfigDict(config())
+    ended = config()
     ended.checkpoint.update(checksums=True, every=6)
     spoilt = ml_collections.ConfigDict(ended).copy_and_resolve_references()
     spoilt.train.max_skipped = 1
     looks = {"evaluate": lambda state, _: {"validation_loss": 1.0}}
     train(task(**looks), ended, tmp_path)
-    assert loop.is_finished(ended, {}, tmp_path)
-    assert not loop.is_finished(ended, {}, tmp_path / "elsewhere")
+    assert loop.is_finished(parsed(ended), {}, tmp_path)
+    assert not loop.is_finished(parsed(ended), {}, tmp_path / "elsewhere")
     for key, value in (("ema_decay", 0.5), ("ema_ramp", True)):
         with pytest.raises(ValueError, match=key):
-            loop.is_finished(ml_collections.ConfigDict({**ended, key: value}), {}, tmp_path)
+            loop.is_finished(parsed(ml_collections.ConfigDict({**ended, key: value})), {}, tmp_path)
     with pytest.raises(ValueError, match="data"):
-        loop.is_finished(ended, {"other": 1}, tmp_path)
+        loop.is_finished(parsed(ended), {"other": 1}, tmp_path)
     longer = ended.copy_and_resolve_references()
     longer.train.steps = 18
-    assert not loop.is_finished(longer, {}, tmp_path)
+    assert not loop.is_finished(parsed(longer), {}, tmp_path)
     told = (tmp_path / accounting.EVENTS).read_text()
     accounting.Events(tmp_path).write(accounting.SIGTERM, 12)
-    assert not loop.is_finished(ended, {}, tmp_path)  # something may be left to do
+    assert not loop.is_finished(parsed(ended), {}, tmp_path)  # something may be left to do
     (tmp_path / accounting.EVENTS).write_text(told)
-    assert loop.is_finished(ended, {}, tmp_path)
+    assert loop.is_finished(parsed(ended), {}, tmp_path)
     (tmp_path / "checkpoints" / "12" / "manifest.json").write_text("{}")
-    assert not loop.is_finished(ended, {}, tmp_path)
+    assert not loop.is_finished(parsed(ended), {}, tmp_path)
     with pytest.raises(loop.NonFiniteError):
         train(task((12,), **looks), spoilt, tmp_path / "spoilt")
-    assert not loop.is_finished(spoilt, {}, tmp_path / "spoilt")  # saved at its end all the same
+    assert not loop.is_finished(parsed(spoilt), {}, tmp_path / "spoilt")  # saved at its end all the same
 
 
 @pytest.mark.parametrize(
@@ -234,16 +243,16 @@ def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(whe
         unless_terminating()
         return {"toy": metrics.Drawing(np.full((2, 2, 3), int(state.step), np.uint8))}
 
-    settings = ml_collections.ConfigDict(config(ahead=ahead, log_every=5))
+    settings = config(ahead=ahead, log_every=5)
     settings.checkpoint.checksums = True
     with pytest.raises(SystemExit) as stopped:
         train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
     assert stopped.value.code == 0 and asked
     assert files.steps(tmp_path / "cut" / "checkpoints") == [at] and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
     assert [step for step, _ in evaluated(tmp_path / "cut")] == list(range(0, at + (where == "draw"), 6))
-    assert not loop.is_finished(settings, {}, tmp_path / "cut")
+    assert not loop.is_finished(parsed(settings), {}, tmp_path / "cut")
     cut = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
-    assert loop.is_finished(settings, {}, tmp_path / "cut")
+    assert loop.is_finished(parsed(settings), {}, tmp_path / "cut")
     whole = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, cut, whole)
     assert evaluated(tmp_path / "cut") == evaluated(tmp_path / "whole")
@@ -253,7 +262,7 @@ def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(whe
 
 def test_a_state_from_the_hosts_own_disks_becomes_persistent_where_a_run_stops(tmp_path, capsys):
     """SIGTERM before another step is taken, and an end that was brought forward."""
-    settings = ml_collections.ConfigDict(config(ahead=0))
+    settings = config(ahead=0)
     settings.checkpoint.update(local_every=1, local_folder=str(tmp_path / "disk"))
 
     class Crash(Exception):

@@ -18,15 +18,14 @@ from data_pipeline.records.shards import digest_of, write_shards
 from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.schema import NOTHING, ONLINE, TEXT, TEXT_AND_IMAGES
 from data_pipeline.selection.index import INDEX, Kept, Selection, write_selection
-from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.tasks.transformer import batches, start, task
 from qi2_jax.tasks.transformer.grids import drawing
 from qi2_jax.text.prompts import resize_condition
 from qi2_jax.training.compiled import Compiled
 from qi2_jax.training.telemetry import metrics
+from qi2_jax.workflows import config as configs
 from qi2_jax.workflows import encode
 from tests.training import runs_of
 
@@ -62,7 +61,7 @@ def records(tmp_path_factory):
         made.append(Record(f"{index}", encoded(index, size), (caption,), "test", conditions=sources))
         kept.append(Kept(f"{index}", index, *size, (0,), len(sources)))
     shards = write_shards(folder, made, records_per_shard=4)
-    thresholds = Thresholds(**configs.load("experiments/demo.py:tiny").data.thresholds)
+    thresholds = configs.load("experiments/demo.py:tiny").data.thresholds
     write_selection(folder / INDEX, Selection(thresholds, tuple(kept), {}, (), {}, {}, digest_of(shards)))
     return folder
 

@@ -13,7 +13,6 @@ import torch
 from data_pipeline.samples.cache import Cache, write_cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.config import loading as configs
 from qi2_jax.inference import encoders
 from qi2_jax.interop import components, folder
 from qi2_jax.interop import lora as adapters
@@ -22,6 +21,7 @@ from qi2_jax.runs import locating
 from qi2_jax.tasks.transformer import start, task
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.telemetry import metrics
+from qi2_jax.workflows import config as configs
 from tests import tiny_pipeline
 
 TINY = "experiments/demo.py:tiny"

@@ -1,5 +1,7 @@
 """The training step on a toy model: what a bad batch may change, weight decay, the average, placement."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,9 @@ from qi2_jax.models import tree
 from qi2_jax.models.layers import Linear, RMSNorm, keys, stacked
 from qi2_jax.training import step as steps
 from qi2_jax.training.compiled import Compiled, Part
+from qi2_jax.training.optimizer import Optimizer
 
-OPTIMIZER = dict(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.5, clip=1.0, warmup=2, decay_steps=0)
+OPTIMIZER = Optimizer(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.5, clip=1.0, warmup=2, decay_steps=0)
 
 
 class Toy(nnx.Module):
@@ -92,7 +95,7 @@ def test_step_equals_optax_on_one_device(mesh, optimizer, train_step, state):
 @pytest.mark.parametrize("warmup", [0, 1, 4])
 @pytest.mark.parametrize("decay_steps", [0, 10])
 def test_the_rate_rises_from_the_first_update_on_and_no_update_is_without(warmup, decay_steps):
-    rate = steps.learning_rate({**OPTIMIZER, "warmup": warmup, "decay_steps": decay_steps})
+    rate = steps.learning_rate(dataclasses.replace(OPTIMIZER, warmup=warmup, decay_steps=decay_steps))
     found = [float(rate(update)) for update in range(10)]
     assert found[:warmup] == pytest.approx([0.1 * (update + 1) / warmup for update in range(warmup)])
     share = (np.arange(10) - warmup)[warmup:] / (10 - warmup)

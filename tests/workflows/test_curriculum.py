@@ -16,11 +16,13 @@ import pytest
 
 from data_pipeline.samples.cache import Cache
 from data_pipeline.synthesis.lettering import fonts
-from qi2_jax.config import loading as configs
-from qi2_jax.config import recorded
+from qi2_jax.config import loading, recorded
+from qi2_jax.config.changes import Change
+from qi2_jax.config.parsing import parse
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.workflows import changes, curriculum
+from qi2_jax.workflows import config as configs
 
 SECOND = "stages.s2_256p_edits.transformer"
 TINY = "experiments/qwen_image_2/curriculum.py:tiny"
@@ -150,13 +152,13 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
     ("override", "message"),
     [
         ("stages.s2_256p_edits.transformer.batch_sizes=(6,)", "stages.s2_256p_edits: .*batch of 6 does not split"),
-        ("stages.s2_256p_edits.data.held_out=1.0", "stages.s2_256p_edits: data.held_out is 1.0"),
+        ("stages.s2_256p_edits.data.held_out=1.0", "stages.s2_256p_edits.data.held_out is 1.0"),
         ("stages.s2_256p_edits.data.held_out=0.5", "data.held_out differs: .*'s2_256p_edits': 0.5"),
-        (f"{SECOND}.train.sinks=('foo',)", r"s2_256p_edits: transformer: metric sinks \['foo'\] are unknown"),
-        (f"{SECOND}.profile.steps=0", "s2_256p_edits: transformer: .*profile.steps is 0, at least 1"),
-        (f"{SECOND}.profile.start=-1", "s2_256p_edits: transformer: profile.start is -1, at least 0"),
+        (f"{SECOND}.train.sinks=('foo',)", r"s2_256p_edits.transformer.train.sinks \['foo'\] are unknown"),
+        (f"{SECOND}.profile.steps=0", "s2_256p_edits.transformer.profile.steps is 0; it must be at least 1"),
+        (f"{SECOND}.profile.start=-1", "s2_256p_edits.transformer.profile.start is -1; it must be at least 0"),
         (f"{SECOND}.checkpoint.keep_best=2 {SECOND}.checkpoint.best_metric=", "keep_best is 2, but .* names no metric"),
-        (f"{SECOND}.checkpoint.local_every=2", "checkpoint.local_folder '' is no absolute path"),
+        (f"{SECOND}.checkpoint.local_every=2", "local_every is 2, but local_folder '' is not an absolute path"),
         (f"{SECOND}.lora.rank=2 {SECOND}.lora.targets=('nope',)", r"s2_256p_edits: lora.targets \['nope'\] match no"),
         (f"{SECOND}.model.layers=3", r"stages.s2_256p_edits.transformer differs from .*: model.layers: 2 -> 3"),
         (f"{SECOND}.timesteps.shift.max_shift=0.7", "differs from .*: timesteps.shift.max_shift: .* -> 0.7"),
@@ -164,9 +166,9 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
         ("stages.s1_256p_t2i.transformer.lora.rank=2", "name the transformer to adapt with start.folder"),
         ("order=('s2_256p_edits','s1_256p_t2i')", "order is .*; it must name each of the stages .* once"),
         ("stages.s2_256p_edits.data.mixture.tasks=(1,1,1)", r"data.mixture.tasks \(1, 1, 1\) needs two shares"),
-        ("vae.train.sinks=('foo',)", r"vae: metric sinks \['foo'\] are unknown"),
-        ("vae.profile.steps=0", "vae: .*profile.steps is 0"),
-        ("model.folder=/nope", "model.folder /nope is no model folder"),
+        ("vae.train.sinks=('foo',)", r"vae.train.sinks \['foo'\] are unknown"),
+        ("vae.profile.steps=0", "vae.profile.steps is 0"),
+        ("model.folder=/nope", "model.folder /nope is not a model folder"),
         ("start.folder=/nope", "/nope is neither a run"),
         ("vae.crop=40", "vae.crop is 40"),
     ],
@@ -187,7 +189,7 @@ def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, t
 
 def write_made(out, order, begun, changes=()) -> ml_collections.ConfigDict:
     """A curriculum of which some stages have a checkpoint, but for all contents; its config."""
-    config = ml_collections.ConfigDict(configs.load(TINY))
+    config = ml_collections.ConfigDict(loading.load(TINY))
     config.stages = {name: config.stages.s1_256p_t2i.copy_and_resolve_references() for name in order}
     config.order = order
     config.update_from_flattened_dict(dict(changes))
@@ -198,8 +200,12 @@ def write_made(out, order, begun, changes=()) -> ml_collections.ConfigDict:
         *(f"stages/{name}/transformer/checkpoints/1" for name in begun),
     ):
         (out / folder).mkdir(parents=True)
-    (out / paths.CURRICULUM).write_text(json.dumps({"records": "made here", **configs.to_dict(config)}))
+    (out / paths.CURRICULUM).write_text(json.dumps({"records": "made here", **loading.to_dict(config)}))
     return config
+
+
+def parsed(config) -> configs.CurriculumExperiment:
+    return parse(configs.CurriculumExperiment, loading.to_dict(config))
 
 
 @pytest.mark.parametrize(
@@ -227,10 +233,11 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
         config.stages[name] = config.stages.a.copy_and_resolve_references()
     config.order = tuple(new)
     config.update_from_flattened_dict(change)
-    asked = {"records": "made here", **configs.to_dict(config)}
+    config = parsed(config)
+    asked = {"records": "made here", **config.as_typed}
 
     def check() -> None:
-        changes._check_accepted(config, tmp_path, asked, changes._may_change(config, tmp_path))
+        changes.check_accepted(config, tmp_path, asked, changes.may_change(config, tmp_path))
 
     with pytest.raises(ValueError, match=r"\(delete ") as caught:
         check()
@@ -249,7 +256,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
     everything = any(key.startswith(("vae.", "encoder.", "model.", "corpus.")) for key in change)
     kept = [] if everything else [name for name in new[: min(first, unlike)] if name in begun]
     kept += ["a"] if "stages.a.transformer.train.steps" in change else []  # which goes on
-    assert [name for name, own in changes._begun(config, tmp_path).items() if own] == kept
+    assert [name for name, own in changes.started_stages(config, tmp_path).items() if own] == kept
     assert (tmp_path / "vae").exists() != any(key.startswith("vae.") for key in change)
 
 
@@ -269,11 +276,12 @@ def test_what_changes_nothing_that_is_made_goes_on_by_itself(change, imported, t
     if "model.folder" in change:
         change = change | {"model.folder": str(tmp_path / "moved")}
     config.update_from_flattened_dict(change)
-    asked = {"records": "made here", **configs.to_dict(config)}
+    config = parsed(config)
+    asked = {"records": "made here", **config.as_typed}
 
-    def claim() -> list[str]:
-        free = changes._may_change(config, tmp_path / "out")
-        changes._check_accepted(config, tmp_path / "out", asked, free)
+    def claim() -> list[Change]:
+        free = changes.may_change(config, tmp_path / "out")
+        changes.check_accepted(config, tmp_path / "out", asked, free)
         return recorded.claim(tmp_path / "out" / paths.CURRICULUM, asked, free, write=False)
 
     assert len(claim()) == len(change)
@@ -287,20 +295,20 @@ def test_what_changes_nothing_that_is_made_goes_on_by_itself(change, imported, t
 def test_an_autoencoder_that_is_used_does_not_change_when_its_run_is_gone(tmp_path):
     config = write_made(tmp_path, ("a",), ("a",))
     shutil.rmtree(tmp_path / "vae")
-    assert "vae." in changes._may_change(config, tmp_path)
+    assert changes.may_change(parsed(config), tmp_path)("vae.crop")
     (tmp_path / "model" / "vae").mkdir()
-    assert "vae." not in changes._may_change(config, tmp_path)
+    assert not changes.may_change(parsed(config), tmp_path)("vae.crop")
 
 
 def test_a_stage_whose_beginning_is_lost_is_told(tmp_path):
     config = write_made(tmp_path, ("a", "b", "c"), ("b", "c"))
     message = r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* bring back .*/a/transf"
     with pytest.raises(ValueError, match=message):
-        changes._may_change(config, tmp_path)
+        changes.may_change(parsed(config), tmp_path)
     config.stages.d = config.stages.c.copy_and_resolve_references()
     config.order = ("a", "b", "c", "d")  # which is not what is wrong
     with pytest.raises(ValueError, match=message):
-        changes._may_change(config, tmp_path)
+        changes.may_change(parsed(config), tmp_path)
 
 
 def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupted):

@@ -1,26 +1,47 @@
 """The autoencoder's config."""
 
-from typing import Any
+import dataclasses
 
-from qi2_jax.config import loading as configs
+from qi2_jax.config.fields import check_at_least, check_one_of
 from qi2_jax.models.vae import VAEConfig
-from qi2_jax.tasks import keys
-from qi2_jax.tasks.autoencoder import objective as vae_training
-from qi2_jax.tasks.stages import check_training
+from qi2_jax.tasks.autoencoder.objective import ERRORS
+from qi2_jax.tasks.stages import check_batch_sizes
+from qi2_jax.training.config import TrainingConfig
 
 
-def check_vae(vae: Any) -> VAEConfig:
-    """The autoencoder's configuration, after checking everything that its training reads in a config.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(TrainingConfig):
+    """Config of a run that trains the autoencoder.
+
+    Attributes:
+      model: shape of the autoencoder.
+      crop: side of the square crops on which it trains, in pixels.
+      loss: error of the reconstruction, "absolute" or "squared".
+      batch_size: crops of a batch.
+      statistics_batches: batches from which the mean and deviation of the latents are measured.
+      channels: channels of the training images, 3 (RGB) or 4 (RGBA); the curriculum reads it.
 
     Raises:
-      ValueError: naming a value that training would refuse.
+      ValueError: for a value out of its range.
     """
-    keys.check("vae", vae, keys.VAE, ("channels",))
-    model = VAEConfig(**configs.dataclass_fields(vae.model))
-    vae_training.make_loss(vae.loss)
-    if vae.statistics_batches < 1:
-        raise ValueError(f"vae.statistics_batches is {vae.statistics_batches}; it must be at least 1")
-    if vae.crop < 1 or vae.crop % model.factor:
-        raise ValueError(f"vae.crop is {vae.crop}; it must be a multiple of {model.factor}, the pixels of a latent")
-    check_training("vae", vae, (vae.batch_size,))
-    return model
+
+    model: VAEConfig
+    crop: int
+    loss: str
+    batch_size: int
+    statistics_batches: int
+    channels: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_one_of(self, "loss", ERRORS)
+        check_at_least(self, statistics_batches=1)
+        if self.crop < 1 or self.crop % self.model.factor:
+            raise ValueError(
+                f"crop is {self.crop}; it must be a multiple of {self.model.factor}, the pixels of a latent"
+            )
+
+
+def check(config: AutoencoderConfig) -> None:
+    """Raises a ValueError if the devices of this job cannot train the autoencoder with this config."""
+    check_batch_sizes("vae", config.mesh, (config.batch_size,))

@@ -10,13 +10,13 @@ import jax
 
 from data_pipeline.loading.crops import Crops, Pictures
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
 from qi2_jax.interop import weights
-from qi2_jax.models.vae import VAE, VAEConfig
+from qi2_jax.models.vae import VAE
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
+from qi2_jax.tasks import stages
 from qi2_jax.tasks.autoencoder import objective as vae_training
-from qi2_jax.tasks.stages import mesh_of
+from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.reader import Feed, Update
@@ -25,7 +25,12 @@ MAX_HELD_BYTES = 1 << 30
 
 
 def train_vae(
-    config: Any, pictures: Pictures, out: pathlib.Path, model: pathlib.Path, *, accept_changes: bool = False
+    config: AutoencoderConfig,
+    pictures: Pictures,
+    out: pathlib.Path,
+    model: pathlib.Path,
+    *,
+    accept_changes: bool = False,
 ) -> None:
     """Trains the autoencoder and puts its EMA weights, with latent statistics, into the model folder.
 
@@ -34,8 +39,7 @@ def train_vae(
     """
     if (model / "vae" / f"{weights.STEM}.safetensors").is_file():
         return
-    vae_config = VAEConfig(**configs.dataclass_fields(config.model))
-    mesh = mesh_of(config.mesh)
+    mesh = stages.make_mesh(config.mesh)
     # Every picture is cropped again and again: where there is room, decoded once.
     smallest = min(min(picture.bucket.width, picture.bucket.height) for picture in pictures.chosen)
     if not 0 < config.crop <= smallest:
@@ -52,7 +56,7 @@ def train_vae(
 
     task = loop.Task(
         "autoencoder",
-        lambda key: VAE(vae_config, key=key),
+        lambda key: VAE(config.model, key=key),
         vae_training.make_loss(config.loss),
         updates,
         lambda: [feed(next(crops.from_step(0)))],
@@ -64,7 +68,7 @@ def train_vae(
     with processes.agreed():
         if jax.process_index() == 0:
             trained = manager.weights(out / paths.CHECKPOINTS / str(step), "ema")
-            vae = weights.load(trained, jax.eval_shape(lambda: VAE(vae_config, key=jax.random.key(0))))
+            vae = weights.load(trained, jax.eval_shape(lambda: VAE(config.model, key=jax.random.key(0))))
             fresh = dataclasses.replace(crops, rows=None).from_step(config.train.steps)
             crops_of_all = itertools.islice(fresh, config.statistics_batches)
             model_folder.save_vae(model, vae, *vae_training.latent_statistics(vae, crops_of_all))

@@ -22,6 +22,7 @@ from qi2_jax.interop import components
 from qi2_jax.models.mmdit import Conditioning
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks import stages
+from qi2_jax.tasks.transformer.config import TransformerConfig
 from qi2_jax.tasks.transformer.objective import Batch
 from qi2_jax.text.prompts import PromptProcessor
 
@@ -45,7 +46,7 @@ class Inputs:
     encoder: Any = None  # of text; the compiled program reads it, see `complete`
     images: encoders.ImageEncoder | None = None
 
-    def __init__(self, config: Any, samples: Cache, model: pathlib.Path, mesh: Mesh):
+    def __init__(self, config: TransformerConfig, samples: Cache, model: pathlib.Path, mesh: Mesh):
         self.online = samples.online
         if self.online == NOTHING:
             return
@@ -55,7 +56,7 @@ class Inputs:
                 f"{samples.folder} was encoded with encode.online={self.online}, but {model} lacks {missing}; name the "
                 "encoders' folder with --model"
             )
-        dtype = stages.dtype_of(samples.fingerprint["dtype"])
+        dtype = stages.encoder_dtype(samples.fingerprint)
         self.encoder = encoders.load(model, "text_encoder", mesh, dtype)
         self.processor = PromptProcessor.from_folder(
             model / "processor", components.read_config(model / "text_encoder", "text_encoder")

@@ -1,99 +1,212 @@
 """The transformer's config."""
 
-from typing import Any
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 
-from data_pipeline.loading.mixture import Shares, streams_of
+from data_pipeline.config import DataConfig
+from data_pipeline.loading.mixture import streams_of
 from data_pipeline.samples import encoding
 from data_pipeline.samples.cache import Cache, check_fingerprint
-from data_pipeline.samples.held_out import check_held_out
 from qi2_jax import attention, sharding
-from qi2_jax.config import loading as configs
+from qi2_jax.config.fields import changeable, check_at_least, check_one_of, choice
 from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
-from qi2_jax.tasks import keys
-from qi2_jax.tasks.stages import check_training, dtype_of, mesh_of
+from qi2_jax.tasks.stages import DTYPES, check_batch_sizes, make_mesh
 from qi2_jax.tasks.transformer import fixed_prompts
-from qi2_jax.training import loop
+from qi2_jax.tasks.transformer.samples_config import Samples
+from qi2_jax.training import config as training
+from qi2_jax.training.config import TrainingConfig
 
 
-def shares_of(data: Any) -> Shares:
-    """The shares of areas and tasks in a config's `data.mixture`."""
-    mixture = data.mixture
-    return Shares(tuple(data.sides), tuple(mixture.sides), tuple(mixture.tasks), tuple(mixture.conditions))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How the transformer is computed.
 
-
-def check_transformer(config: Any, data: Any) -> None:
-    """Raises a ValueError for a key or value in a transformer stage's config that it cannot be trained with."""
-    keys.check("data", data, keys.DATA, ("channels", "workers"))
-    keys.check("transformer", config, keys.TRANSFORMER)
-    shares_of(data).weights()
-    check_held_out(data.held_out)
-    for name in ("batch_sizes", "images_per_device"):
-        if len(config[name]) != len(data.sides):
-            raise ValueError(f"{name} {config[name]} needs one for each of data.sides {data.sides}")
-    if min(config.images_per_device) < 0:
-        raise ValueError(f"images_per_device {config.images_per_device} are at least 0, which is the whole batch")
-    if config.batches_per_update < 1:
-        raise ValueError(f"batches_per_update is {config.batches_per_update}; it must be at least 1")
-    model = MMDiTConfig(**configs.dataclass_fields(config.model))
-    dtype_of(config.execution.dtype)
-    attention.choose(config.execution.kernel, jax.default_backend())
-    law_of(config)
-    like = jax.eval_shape(lambda: MMDiT(model, key=jax.random.key(0)))  # but for the widths of the samples
-    if adapter := lora_of(config):
-        lora.targets(like, adapter)
-    Shift(**config.timesteps.shift)
-    if not 0 <= config.dropout <= 1:
-        raise ValueError(f"dropout is {config.dropout}; it is a probability")
-    if config.validation.samples < 1:
-        raise ValueError(f"validation.samples is {config.validation.samples}; it must be at least 1")
-    drawn = config.samples
-    wrong = min(drawn.every, drawn.count) < 0 or drawn.steps < 2 or drawn.guidance < 1
-    if wrong or not 0 <= drawn.seed < loop.MAX_SEED:
-        raise ValueError(
-            f"samples has every {drawn.every} and count {drawn.count} (at least 0), steps {drawn.steps} (at least 2), "
-            f"guidance {drawn.guidance} (at least 1), seed {drawn.seed} (from 0 to {loop.MAX_SEED - 1})"
-        )
-    fixed_prompts.check(drawn, max(data.sides))
-    check_training("transformer", config, config.batch_sizes)
-    sharding.left_whole(like, mesh_of(config.mesh))
-
-
-def lora_of(config: Any) -> LoRAConfig | None:
-    """The adapter that a transformer stage trains, None if it trains the whole model.
+    Attributes:
+      dtype: dtype of activations, "float32" or "bfloat16".
+      kernel: attention kernel, see `qi2_jax.attention`; "auto": the fastest on these devices.
+      remat: whether blocks are computed again in the backward pass, which saves memory.
 
     Raises:
-      ValueError: for a value that no adapter can have.
+      ValueError: for an unknown kernel.
     """
-    return LoRAConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets)) if config.lora.rank else None
+
+    dtype: jnp.dtype = choice(DTYPES)
+    kernel: str
+    remat: bool
+
+    def __post_init__(self):
+        check_one_of(self, "kernel", [*attention.KERNELS, "auto"])
 
 
-def law_of(config: Any) -> TimestepLaw:
-    """The timestep law, with the arguments of its own group in the config."""
-    if config.timesteps.law not in LAWS:
-        raise ValueError(f"timesteps.law {config.timesteps.law!r} is unknown; choose one of {sorted(LAWS)}")
-    return LAWS[config.timesteps.law](**config.timesteps[config.timesteps.law])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimestepConfig:
+    """The times at which the transformer trains.
+
+    Attributes:
+      law: distribution of training times; its arguments stand in the group of its name.
+      shift: shift of times with resolution, shared by training, validation and sampling.
+    """
+
+    law: TimestepLaw = choice(LAWS)
+    shift: Shift
 
 
-def transformer_config(config: Any, samples: Cache) -> MMDiTConfig:
-    """The transformer's configuration, with the widths that the encoded samples have."""
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Where the weights of a new run come from.
+
+    Attributes:
+      folder: run, checkpoint or imported folder whose transformer the run starts from; "": random weights.
+    """
+
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """The low-rank adapter that is trained instead of the whole transformer, see `LoRAConfig`.
+
+    Attributes:
+      rank: rank of the adapter; 0: no adapter.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self):
+        _ = self.adapter
+
+    @property
+    def adapter(self) -> LoRAConfig | None:
+        """The adapter, None if the whole transformer is trained."""
+        return LoRAConfig(self.rank, self.alpha, self.targets) if self.rank else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation(training.Validation):
+    """When and on what a run is validated.
+
+    Attributes:
+      samples: held-out samples of each stream on which the loss is measured.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    samples: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, samples=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(TrainingConfig):
+    """Config of a run that trains the transformer.
+
+    Attributes:
+      model: shape of the transformer; the widths of latents and text are those of the samples.
+      batch_sizes: images of a batch, for each of `data.sides`.
+      images_per_device: most images that a device computes at once, for each of `data.sides`; larger batches are split
+        into microbatches. 0: the whole batch.
+      batches_per_update: batches whose gradients are accumulated for an update.
+      dropout: probability of replacing a text by the empty prompt.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    model: MMDiTConfig
+    execution: ExecutionConfig
+    batch_sizes: tuple[int, ...]
+    images_per_device: tuple[int, ...] = changeable()
+    batches_per_update: int
+    dropout: float
+    timesteps: TimestepConfig
+    start: StartConfig = changeable()
+    lora: AdapterConfig
+    validation: Validation
+    samples: Samples = changeable()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, batches_per_update=1)
+        if min(self.images_per_device, default=0) < 0:
+            raise ValueError(f"images_per_device is {self.images_per_device}; it must be >= 0 (0 = whole batch)")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be a probability")
+
+    @property
+    def adapter(self) -> LoRAConfig | None:
+        """The adapter that the run trains, None if it trains the whole transformer."""
+        return self.lora.adapter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What training the transformer reads of a stage's config.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    data: DataConfig
+    transformer: TransformerConfig
+
+    def __post_init__(self):
+        for name in ("batch_sizes", "images_per_device"):
+            if len(values := getattr(self.transformer, name)) != len(self.data.sides):
+                raise ValueError(
+                    f"transformer.{name} is {values}; it needs one number for each of data.sides {self.data.sides}"
+                )
+
+    def started_from(self, folder: str) -> "StageConfig":
+        """The same stage with another `transformer.start.folder`."""
+        typed = {**self.transformer.as_typed, "start": {"folder": folder}}
+        transformer = dataclasses.replace(self.transformer, start=StartConfig(folder), as_typed=typed)
+        return dataclasses.replace(self, transformer=transformer)
+
+
+def check(config: StageConfig) -> None:
+    """Checks a config against the devices of this job, the transformer's layers, and the images that it names.
+
+    Raises:
+      ValueError: naming what cannot work.
+    """
+    transformer = config.transformer
+    attention.choose(transformer.execution.kernel, jax.default_backend())
+    like = jax.eval_shape(lambda: MMDiT(transformer.model, key=jax.random.key(0)))  # but for the widths of the samples
+    if transformer.adapter is not None:
+        lora.targets(like, transformer.adapter)
+    fixed_prompts.check_images(transformer.samples, max(config.data.sides))
+    check_batch_sizes("transformer", transformer.mesh, transformer.batch_sizes)
+    sharding.left_whole(like, make_mesh(transformer.mesh))
+
+
+def transformer_config(config: TransformerConfig, samples: Cache) -> MMDiTConfig:
+    """The shape of the transformer, with the widths of latents and text that the encoded samples have."""
     sample = samples.streams[0][0]
-    return MMDiTConfig(
-        **configs.dataclass_fields(config.model),
+    return dataclasses.replace(
+        config.model,
         latent_channels=sample.latents.shape[-1] or samples.fingerprint["latent_channels"],
         text_width=sample.texts[0].features.shape[-1] or samples.fingerprint["text_width"],
     )
 
 
-def check_samples(config: Any, samples: Cache) -> None:
-    """Checks that a config's `data` group describes encoded samples.
+def check_samples(config: StageConfig, samples: Cache) -> None:
+    """Checks that a config's group `data` describes encoded samples.
 
     Raises:
       ValueError: if they were prepared in another way, or lack a stream that has a share.
     """
     check_fingerprint(samples.folder, samples.fingerprint, encoding.preprocessing(config.data))
-    streams_of(samples, shares_of(config.data))
+    streams_of(samples, config.data.shares)

@@ -23,10 +23,9 @@ from qi2_jax.inference.pipeline import check_size
 from qi2_jax.interop import components
 from qi2_jax.pixels import over_white
 from qi2_jax.sequence import Layout
+from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.text.prompts import condition_size, resize_condition
-from qi2_jax.text.qwen_tokenizer import RESERVED
 
-MAX_CONDITIONS = 3  # images of an edit, as in the report's training
 EMPTY = ""  # what guidance leads away from
 PACKAGED = "scikit-image:"  # before the name of a picture that the installed scikit-image brings
 
@@ -45,44 +44,22 @@ class Panel(NamedTuple):
     empty: Text
 
 
-def check(config: Any, side: int) -> None:
-    """Checks `prompts` and `edits` of a stage's `samples`, images included.
+def check_images(config: Samples, side: int) -> None:
+    """Checks that the condition images of a stage's `samples.edits` can be read, if any images are generated.
 
     Args:
-      side: of the square whose area the pictures get, in pixels.
+      config: group `samples` of the stage.
+      side: side of the square whose area the images get, in pixels.
 
     Raises:
-      ValueError: naming what cannot be drawn.
+      ValueError: naming the edit whose image cannot be read.
     """
-    for name in ("prompts", "edits"):
-        if not isinstance(config[name], (tuple, list)):
-            raise ValueError(f"samples.{name} is {config[name]!r}; it must be a tuple, with a comma after a single one")
-    for place, text in enumerate(config.prompts):
-        _check_text(f"samples.prompts[{place}]", text)
-    for place, edit in enumerate(config.edits):
-        name = f"samples.edits[{place}]"
-        if not isinstance(edit, (tuple, list)) or not 2 <= len(edit) <= 1 + MAX_CONDITIONS:
-            raise ValueError(
-                f"{name} is {edit!r}; an edit is a tuple of an instruction and the paths of one to {MAX_CONDITIONS} "
-                "condition images"
-            )
-        _check_text(name, edit[0])
-        for path in edit[1:] if config.every else ():  # else nothing is drawn
-            if not isinstance(path, str):
-                raise ValueError(f"{name} has the image {path!r}; it must be a path, as a string")
+    for place, (_, *paths) in enumerate(config.edits if config.every else ()):
+        for path in paths:
             try:
                 _condition(path, side)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-
-
-def _check_text(name: str, text: Any) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{name} has the text {text!r}; it must be a string that is not empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"{name} has the text {text!r}, which is not UTF-8")
-    if found := [token for token in RESERVED if token in text]:
-        raise ValueError(f"{name} has the text {text!r} with {found[0]}, which stands for pixels; remove it")
+                raise ValueError(f"samples.edits[{place}]: {error}") from error
 
 
 def _condition(path: str, side: int) -> Image.Image:
@@ -112,7 +89,7 @@ def _packaged(path: str) -> pathlib.Path:
     return folder / name
 
 
-def encode(config: Any, side: int, model: pathlib.Path, mesh: Mesh, dtype: Any) -> dict[str, Panel]:
+def encode(config: Samples, side: int, model: pathlib.Path, mesh: Mesh, dtype: Any) -> dict[str, Panel]:
     """What is drawn of a stage's `samples.prompts` and `samples.edits`, by the names of the grids.
 
     Both encoders are loaded onto the devices of this process, and have left them when this returns: to be called before

@@ -32,6 +32,7 @@ from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.batches import Inputs
 from qi2_jax.tasks.transformer.fixed_prompts import Panel
 from qi2_jax.tasks.transformer.objective import Objective
+from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.telemetry.metrics import Drawing
 
@@ -40,7 +41,7 @@ COLUMNS = 4  # of pictures, which several samples with few pictures share
 
 
 def drawer(
-    config: Any,
+    config: Samples,
     mixture: Mixture,
     fixed: Mapping[str, Panel],
     objective: Objective,

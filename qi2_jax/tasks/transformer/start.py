@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
-from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.inference import encoders
 from qi2_jax.interop import folder
 from qi2_jax.interop import weights as storage
@@ -19,12 +18,12 @@ from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.tasks.transformer.config import transformer_config
+from qi2_jax.tasks.transformer.config import TransformerConfig, transformer_config
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.step import TrainState
 
 
-def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pathlib.Path) -> None:
+def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path | None, out: pathlib.Path) -> None:
     """Puts the encoders that made the samples into a run, so that it can sample and be exported.
 
     Args:
@@ -58,7 +57,7 @@ def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pa
             raise ValueError(f"{model} holds files of other models, from a call that was refused; delete it")
     # The config may still change where nothing is trained yet; else it is compared first, see `train_transformer`.
     if not manager.steps(out / paths.CHECKPOINTS):
-        model_folder.finish(model, transformer_config(config, samples), Shift(**config.timesteps.shift))
+        model_folder.finish(model, transformer_config(config, samples), config.timesteps.shift)
 
 
 def made_samples(model: pathlib.Path, samples: Cache) -> bool:

@@ -1,5 +1,6 @@
 """The transformer stage: encoded samples, a start, and what training, validation and pictures read of them."""
 
+import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -8,13 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data_pipeline.buckets import Resolutions
 from data_pipeline.loading.loader import Rows
 from data_pipeline.loading.mixture import Mixture, Stream
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
-from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
 from qi2_jax.models import lora
 from qi2_jax.models.flops import flops_per_step
@@ -26,7 +24,7 @@ from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
 from qi2_jax.tasks.transformer import objective as training
 from qi2_jax.tasks.transformer.batches import Inputs, ahead
-from qi2_jax.tasks.transformer.config import check_samples, law_of, lora_of, shares_of, transformer_config
+from qi2_jax.tasks.transformer.config import StageConfig, check_samples, transformer_config
 from qi2_jax.tasks.transformer.start import base_of_adapter, made_samples, started_from
 from qi2_jax.tasks.transformer.validation import held_out_batches
 from qi2_jax.training import loop
@@ -45,59 +43,59 @@ class Frozen(NamedTuple):
     base: MMDiT | None = None
 
 
-def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False) -> None:
+def train_transformer(stage: StageConfig, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False) -> None:
     """Trains the transformer on encoded samples; continues where an earlier call stopped.
 
     Args:
-      config: with the groups `data` and `transformer`.
+      stage: config of the stage.
       out: the run. A new one begins with the weights of `transformer.start.folder`, or random ones where that is empty.
       accept_changes: see `loop.train`.
 
     Raises:
-      ValueError: if the samples were prepared in another way than `config.data` says, or lack a stream that it asks
+      ValueError: if the samples were prepared in another way than `stage.data` says, or lack a stream that it asks
         for, and as `loop.train`.
     """
-    check_samples(config, samples)
-    data, config = config.data, config.transformer
-    data_of_run = samples.fingerprint | {"mixture": configs.to_dict(data.mixture)}
-    adapter = lora_of(config)
+    check_samples(stage, samples)
+    data, config = stage.data, stage.transformer
+    data_of_run = samples.fingerprint | {"mixture": dataclasses.asdict(data.mixture)}
+    adapter = config.adapter
     model_config = transformer_config(config, samples)
 
     def accepted() -> None:
         """What the run trains by holds for sampling and export, too: of an accepted change, or of a late `--model`."""
         if (out / paths.MODEL / folder.MARK).is_file() or made_samples(out / paths.MODEL, samples):
-            model_folder.finish(out / paths.MODEL, model_config, Shift(**config.timesteps.shift))
+            model_folder.finish(out / paths.MODEL, model_config, config.timesteps.shift)
 
     if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):
         with processes.agreed():
             if jax.process_index() == 0:
                 accepted()
         return
-    mesh = stages.mesh_of(config.mesh)
+    mesh = stages.make_mesh(config.mesh)
     like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
     for line in sharding.left_whole(like, mesh):
         processes.say(line)
     run = Execution(
-        stages.dtype_of(config.execution.dtype),
+        config.execution.dtype,
         sharding.Attention(mesh, config.execution.kernel),
         config.execution.remat,
         sharding.Constrain(mesh),
     )
     with processes.agreed():  # before anything else is on the devices
-        encoded_in = stages.dtype_of(samples.fingerprint.get("dtype", "float32"))
+        encoded_in = stages.encoder_dtype(samples.fingerprint)
         fixed = fixed_prompts.encode(config.samples, max(data.sides), out / paths.MODEL, mesh, encoded_in)
     inputs = Inputs(config, samples, out / paths.MODEL, mesh)
     source = pathlib.Path(config.start.folder) if config.start.folder else None
     if adapter is None:
-        objective = training.Objective(Shift(**config.timesteps.shift), run, complete=inputs.complete)
+        objective = training.Objective(config.timesteps.shift, run, complete=inputs.complete)
         frozen = Frozen(inputs.encoder)
     else:
         objective = training.Objective(
-            Shift(**config.timesteps.shift), run, lambda frozen, model: lora.join(frozen.base, model), inputs.complete
+            config.timesteps.shift, run, lambda frozen, model: lora.join(frozen.base, model), inputs.complete
         )
         base, data_of_run["base_transformer"] = base_of_adapter(like, source, out, adapter.rank, mesh, run.dtype)
         frozen = Frozen(inputs.encoder, base)
-    shares = shares_of(data)
+    shares = data.shares
     mixture = Mixture.of_cache(
         samples,
         shares,
@@ -141,15 +139,14 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
 
     def examples() -> list[Feed]:
         areas = {key.side for key in shares.weights()}
-        resolutions = Resolutions.of_config(data)
-        inputs.compile(bucket for side in areas for bucket in resolutions.buckets(side).sizes)
+        inputs.compile(bucket for side in areas for bucket in data.resolutions.buckets(side).sizes)
         return [feed((stream, stream.loader.batches()[0])) for stream in mixture.streams]
 
     with processes.agreed():
         held = {
             stream.name: held_out_batches(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams
         }
-    law = law_of(config)
+    law = config.timesteps.law
     validate = validation.make_validation(law, objective, config.seed + 1)
 
     def evaluate(state: TrainState, unless_terminating: Callable[[], None]) -> dict[str, float]:

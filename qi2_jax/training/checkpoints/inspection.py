@@ -4,6 +4,8 @@ import datetime
 import pathlib
 from typing import Any
 
+from qi2_jax.config.changes import differences
+from qi2_jax.config.parsing import config_fields, parse
 from qi2_jax.training.checkpoints import checksums, files, retention
 
 _METRICS = ("loss", "validation_loss")
@@ -46,7 +48,9 @@ def _listing(directory: pathlib.Path) -> dict[str, Any]:
 def _policy(directory: pathlib.Path, steps: list[int]) -> retention.Policy | None:
     """The policy that the newest manifest speaks of; None where it does not."""
     try:
-        return retention.Policy.of_config(files.manifest(directory / str(steps[-1]))["config"]["checkpoint"])
+        group = files.manifest(directory / str(steps[-1]))["config"]["checkpoint"]
+        known = {field.name: group[field.name] for field in config_fields(retention.Policy) if field.name in group}
+        return parse(retention.Policy, known)
     except (IndexError, KeyError, TypeError, ValueError):
         return None
 
@@ -60,7 +64,6 @@ def inspect(directory: pathlib.Path, step: int) -> dict[str, Any]:
     _check(directory, [step])
     import jax
 
-    from qi2_jax.config import recorded
     from qi2_jax.training.checkpoints import contents
 
     jax.config.update("jax_platforms", "cpu")  # Orbax asks for devices; those of a TPU belong to the run
@@ -79,7 +82,7 @@ def inspect(directory: pathlib.Path, step: int) -> dict[str, Any]:
     changes = None
     if before and "config" in manifest:
         earlier = files.manifest(directory / str(before[-1])).get("config")
-        changes = None if earlier is None else recorded.difference(earlier, manifest["config"])
+        changes = None if earlier is None else list(map(str, differences(earlier, manifest["config"])))
     return {
         "step": step,
         "items": items,

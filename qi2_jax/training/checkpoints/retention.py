@@ -2,8 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from qi2_jax.training.checkpoints import checksums, files
 
@@ -34,24 +32,14 @@ class Policy:
     def __post_init__(self):
         for key, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("local_every", 0)):
             if getattr(self, key) < least:
-                raise ValueError(f"checkpoint.{key} is {getattr(self, key)}; it must be at least {least}")
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least {least}")
         if self.keep_best and not self.best_metric:
-            raise ValueError(f"checkpoint.keep_best is {self.keep_best}, but checkpoint.best_metric names no metric")
+            raise ValueError(f"keep_best is {self.keep_best}, but best_metric names no metric")
         if self.local_every and not pathlib.PurePath(self.local_folder).is_absolute():
             raise ValueError(
-                f"checkpoint.local_every is {self.local_every}, but checkpoint.local_folder {self.local_folder!r} is "
-                "no absolute path; name a folder on each host's own disk"
+                f"local_every is {self.local_every}, but local_folder {self.local_folder!r} is not an absolute path; "
+                "name a folder on each host's own disk"
             )
-
-    @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> "Policy":
-        """The policy of a config's group `checkpoint`; its other keys are the loop's, keys it lacks have defaults.
-
-        Raises:
-          ValueError: for a value out of its range.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: config[name] for name in names if name in config})
 
 
 def reasons(directory: pathlib.Path, policy: Policy) -> dict[int, list[str]]:

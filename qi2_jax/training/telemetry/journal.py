@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qi2_jax.config import loading as configs
 from qi2_jax.runtime import processes
 from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.telemetry import accounting
 from qi2_jax.training.telemetry.accounting import Events, Goodput, Idle, Stopwatch
@@ -30,7 +30,7 @@ class Journal(contextlib.ExitStack):
       name: shown in front of the progress bar.
       directory: the run.
       state: from which it continues.
-      config: of the stage, with `train`, `validation`, `checkpoint` and `profile`.
+      config: of the run.
       mesh: the devices.
       peak_flops: see `loop.Task`.
       watchdog: is told what goes on.
@@ -41,7 +41,7 @@ class Journal(contextlib.ExitStack):
         name: str,
         directory: pathlib.Path,
         state: TrainState,
-        config: Any,
+        config: TrainingConfig,
         mesh: Mesh,
         peak_flops: float | None,
         watchdog: Watchdog,
@@ -50,7 +50,7 @@ class Journal(contextlib.ExitStack):
         start, total = int(state.step), config.train.steps
         self._config, self._chips, self._writes = config.train, mesh.size, jax.process_index() == 0
         self._peak = peak_flops
-        self._metrics = Metrics(directory, start, tuple(config.train.sinks), configs.to_dict(config))
+        self._metrics = Metrics(directory, start, config.train.sinks, config.as_typed)
         self.callback(self._metrics.close)
         self._events, self._program = Events(directory), accounting.program()
         self._events.write(accounting.START, start, **self._program)
@@ -64,7 +64,7 @@ class Journal(contextlib.ExitStack):
         self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # the last evaluation and its step
         self._skipped = float(state.skipped_total)
         # By which checkpoints are kept: known from before, or the first logged step must know it.
-        self._unseen = config.checkpoint.get("best_metric", "") if config.checkpoint.get("keep_best", 0) else ""
+        self._unseen = config.checkpoint.best_metric if config.checkpoint.keep_best else ""
         self._forget()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
         axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from qi2_jax.training.telemetry.sinks import SAMPLES, TENSORBOARD, TensorBoard, WeightsAndBiases, check_sinks
+from qi2_jax.training.config import check_sinks
+from qi2_jax.training.telemetry.sinks import SAMPLES, TENSORBOARD, TensorBoard, WeightsAndBiases
 
 EVALUATION = "validation_loss"  # a line with it is one of an evaluation
 FILE = "metrics.jsonl"

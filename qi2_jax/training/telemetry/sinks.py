@@ -1,7 +1,6 @@
 """Where metrics go beside the file: TensorBoard and Weights & Biases."""
 
 import contextlib
-import importlib.util
 import math
 import os
 import pathlib
@@ -9,24 +8,12 @@ import socket
 import struct
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
 SAMPLES, TENSORBOARD, WANDB_ID = "samples", "tensorboard", "wandb_id"
-
-SINKS = ("tensorboard", "wandb")
-
-
-def check_sinks(sinks: Sequence[str]) -> None:
-    """Raises a ValueError for a sink that is unknown or not installed, in every process alike."""
-    if unknown := sorted(set(sinks) - set(SINKS)):
-        raise ValueError(f"metric sinks {unknown} are unknown; choose from {list(SINKS)} (metrics.jsonl always comes)")
-    if "wandb" in sinks:
-        found = importlib.util.find_spec("wandb")
-        if found is None or found.origin is None:  # a folder `wandb` of earlier runs is no package
-            raise ValueError("metric sink 'wandb' is not installed: pip install 'qi2[wandb]', or leave it out")
 
 
 class TensorBoard:

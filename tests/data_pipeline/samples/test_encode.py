@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.buckets import Resolutions
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.loading.loader import Row, collate
 from data_pipeline.loading.mixture import layout_of
@@ -22,13 +21,12 @@ from data_pipeline.samples.held_out import is_held, number
 from data_pipeline.samples.prepare import prepare_image
 from data_pipeline.samples.schema import NOTHING, TEXT, TEXT_AND_IMAGES, encode_sample
 from data_pipeline.selection.index import Kept, Selection, read_selection, selection_facts, write_selection
-from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
 from qi2_jax.inference import encoders, online
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.interop import components
 from qi2_jax.text.prompts import PromptProcessor
+from qi2_jax.workflows import config as configs
 
 STAGE = "experiments/qwen_image_2/s3_512p_synthetic.py:tiny"
 SIZES = [(200, 150), (150, 200), (140, 140), (70, 70), (400, 130)]
@@ -58,7 +56,7 @@ def folder(tmp_path_factory, picture, encoded):
         size = decode_image(record.image).image.size
         used = (1, 2) if record.conditions else tuple(range(len(record.captions)))
         kept.append(Kept(record.key, index, *size, used, len(record.conditions)))
-    thresholds = Thresholds(**configs.load(STAGE).data.thresholds)
+    thresholds = configs.load(STAGE).data.thresholds
     write_selection(out / "selection.parquet", Selection(thresholds, tuple(kept), {}, (), {}, {}, "of them"))
     return out
 
@@ -78,7 +76,7 @@ def run(folder, model, out, online=NOTHING, held_out=0.0, **changes):
     return encoding.encode(
         folder,
         folder / "selection.parquet",
-        Resolutions.of_config(data),
+        data.resolutions,
         encoders.Encoders(model, mesh, jnp.float32, 4, online),
         out,
         {**encoding.preprocessing(data), **encoders.digests(model), "online": online},
@@ -132,7 +130,7 @@ def test_samples_are_what_the_pipeline_computes(whole, folder, imported):
     )
     (sample,) = Cache(out).streams[3]
     record, data = RecordFolder(folder)[sample.record], configs.load(STAGE).data
-    buckets = Resolutions.of_config(data).buckets(128)
+    buckets = data.resolutions.buckets(128)
     images = []
     for image in (*record.conditions, record.image):
         upright = decode_image(image).image

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.buckets import Resolutions
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.samples.cache import Cache
@@ -17,7 +16,7 @@ from data_pipeline.samples.held_out import check_held_out, is_held, number
 from data_pipeline.samples.schema import NOTHING, Text
 from data_pipeline.selection.index import Kept, Selection, write_selection
 from data_pipeline.selection.thresholds import Thresholds
-from qi2_jax.config import loading as configs
+from qi2_jax.workflows import config as configs
 
 STAGES = [f"experiments/qwen_image_2/{name}.py:tiny" for name in ("s1_256p_t2i", "s3_512p_synthetic", "s4_1024p")]
 SIZES = [(64 + 48 * (index % 4), 64 + 48 * (index % 4)) for index in range(12)]  # in areas from 64 to 128
@@ -66,7 +65,7 @@ def test_no_held_picture_is_trained_on_in_any_stream_of_any_stage(pictures, made
             index, out = folder / "selection.parquet", folder / Path(stage).stem
             thresholds = Thresholds(**data.thresholds)
             write_selection(index, Selection(thresholds, tuple(kept), {}, (), {}, {}, "of them"))
-            resolutions, how = Resolutions.of_config(data), {"records_per_unit": 3, "held_out": held_out}
+            resolutions, how = data.resolutions, {"records_per_unit": 3, "held_out": held_out}
             try:
                 report = encode(folder, index, resolutions, Encoders(), out, preprocessing(data), **how, progress=False)
             except ValueError as error:
@@ -95,5 +94,5 @@ def test_numbers_are_uniform_and_a_larger_fraction_holds_what_a_smaller_one_hold
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_fractions_that_cannot_be_held_out_are_refused(fraction):
-    with pytest.raises(ValueError, match=r"data\.held_out is .*below 1"):
+    with pytest.raises(ValueError, match=r"held_out is .*below 1"):
         check_held_out(fraction)

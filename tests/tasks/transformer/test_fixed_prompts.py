@@ -1,23 +1,27 @@
 """Fixed prompts and edits: what is refused, and what is left of the encoders."""
 
+import dataclasses
 import gc
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
+from qi2_jax.config.parsing import parse
 from qi2_jax.tasks.transformer import fixed_prompts
-from qi2_jax.tasks.transformer.config import check_transformer
+from qi2_jax.tasks.transformer.config import check
+from qi2_jax.tasks.transformer.samples_config import Samples
+from qi2_jax.workflows import config as configs
 
 
 def asked(**changes):
-    config = ml_collections.ConfigDict(configs.load("experiments/demo.py:tiny"))
-    config.transformer.samples.update(every=1, **changes)
-    return config
+    """The demo's stage with other fixed prompts and edits."""
+    config = configs.load("experiments/demo.py:tiny")
+    values = {**config.transformer.as_typed["samples"], **{"every": 1, **changes}}
+    samples = parse(Samples, values, "transformer.samples")
+    return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, samples=samples))
 
 
 def picture(path, width, height):
@@ -28,14 +32,14 @@ def picture(path, width, height):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompts": ("a cat", 3)}, r"samples.prompts\[1\] has the text 3; it must be a string that is not empty"),
-        ({"prompts": (" ",)}, r"samples.prompts\[0\] has the text ' '; it must be a string that is not empty"),
+        ({"prompts": ("a cat", 3)}, r"samples.prompts\[1\] is 3; it must be a string"),
+        ({"prompts": (" ",)}, r"samples.prompts\[0\] has the text ' '; it must not be empty"),
         ({"prompts": ("a \udc80",)}, "which is not UTF-8"),
         ({"prompts": ("a <|image_pad|>",)}, r"with <\|image_pad\|>, which stands for pixels; remove it"),
         ({"edits": (("make it night",),)}, r"samples.edits\[0\] is \('make it night',\); an edit is a tuple of an"),
         ({"edits": (("join", *("a.png",) * 4),)}, "the paths of one to 3 condition images"),
-        ({"edits": ("make it night",)}, "is 'make it night'; an edit is a tuple"),
-        ({"edits": (("make it night", 3),)}, "has the image 3; it must be a path, as a string"),
+        ({"edits": ("make it night",)}, "is 'make it night'; it must be a tuple"),
+        ({"edits": (("make it night", 3),)}, r"edits\[0\]\[1\] is 3; it must be a string"),
         ({"edits": (("make it night", "nowhere/a.png"),)}, r"samples.edits\[0\]: image nowhere/a.png is no file"),
         ({"edits": (("make it night", "x" * 300),)}, "cannot be read: File name too long"),
         ({"edits": (("make it night", "README.md"),)}, "image README.md: unknown_format"),
@@ -49,34 +53,29 @@ def picture(path, width, height):
     ],
 )
 def test_what_cannot_be_drawn_is_named_before_training(changes, message):
-    config = asked(**changes)
     with pytest.raises(ValueError, match=message):
-        check_transformer(config.transformer, config.data)
+        check(asked(**changes))
 
 
 def test_a_single_text_is_no_tuple_and_a_strip_no_condition(tmp_path):
-    config = asked().transformer.samples
-    with config.ignore_type():
-        config.prompts = "a cat"
     with pytest.raises(ValueError, match=r"samples\.prompts is 'a cat'; it must be a tuple"):
-        fixed_prompts.check(config, 64)
+        asked(prompts="a cat")
     strip = picture(tmp_path / "strip.png", 2000, 2)
     with pytest.raises(ValueError, match=r"strip\.png: an image of 2000 x 2 has no side left at resolution 64"):
-        fixed_prompts.check(asked(edits=(("make it night", strip),)).transformer.samples, 64)
+        fixed_prompts.check_images(asked(edits=(("make it night", strip),)).transformer.samples, 64)
 
 
 def test_pictures_of_scikit_image_are_found_in_the_package(monkeypatch):
     config = asked(edits=(("make it blue", "scikit-image:coffee.png"),)).transformer.samples
-    fixed_prompts.check(config, 64)
+    fixed_prompts.check_images(config, 64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or let"):
-        fixed_prompts.check(config, 64)
+        fixed_prompts.check_images(config, 64)
 
 
 def test_what_is_not_drawn_need_not_be_there():
-    config = asked(edits=(("make it night", "nowhere/a.png"),)).transformer.samples
-    config.every = 0
-    fixed_prompts.check(config, 64)
+    config = asked(every=0, edits=(("make it night", "nowhere/a.png"),)).transformer.samples
+    fixed_prompts.check_images(config, 64)
 
 
 def test_encoders_that_are_missing_are_asked_for(tmp_path):
@@ -85,7 +84,7 @@ def test_encoders_that_are_missing_are_asked_for(tmp_path):
     message = r"lacks \['text_encoder', 'processor'\]; name .* with --model, or draw neither with transformer.samples"
     with pytest.raises(ValueError, match=message):
         fixed_prompts.encode(config, 64, tmp_path, None, np.float32)
-    config.every = 0
+    config = asked(every=0, prompts=("a cat",)).transformer.samples
     assert fixed_prompts.encode(config, 64, tmp_path, None, np.float32) == {}
 
 
@@ -96,7 +95,7 @@ def test_edits_are_drawn_by_their_number_of_images_and_no_encoder_stays(imported
     )
     square, wide = picture(tmp_path / "square.png", 70, 70), picture(tmp_path / "wide.png", 100, 60)
     config = asked(edits=(("darker", square), ("darker", wide), ("join them", square, wide)))
-    check_transformer(config.transformer, config.data)
+    check(config)
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
     mesh = sharding.make_mesh(sharding.MeshShape(tensor=2), jax.devices()[:2])

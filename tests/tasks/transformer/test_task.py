@@ -5,11 +5,11 @@ import pytest
 
 from data_pipeline.samples.cache import Cache, write_cache
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.config import loading as configs
 from qi2_jax.inference import encoders
 from qi2_jax.interop import folder
 from qi2_jax.runs import paths
 from qi2_jax.tasks.transformer import start
+from qi2_jax.workflows import config as configs
 
 CONFIG = configs.load("experiments/demo.py:tiny").transformer
 

@@ -294,7 +294,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def test_a_local_folder_must_be_named():
-    with pytest.raises(ValueError, match="local_folder 'disk' is no absolute path"):
+    with pytest.raises(ValueError, match="local_folder 'disk' is not an absolute path"):
         Policy(local_every=5, local_folder="disk")
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from qi2_jax.training.config import check_sinks
 from qi2_jax.training.telemetry import metrics, sinks
 from tests.training import runs_of
 
@@ -156,7 +157,7 @@ def test_sinks_that_cannot_be_are_refused(tmp_path, monkeypatch):
         metrics.Metrics(tmp_path, 0, ("mlflow",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'qi2\[wandb\]', or leave it out"):
-        sinks.check_sinks(("wandb",))
+        check_sinks(("wandb",))
 
 
 def test_fetch_averages_steps():

@@ -1,0 +1,75 @@
+"""What a config dataclass declares about its fields, and the range checks that these dataclasses share."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+_CHANGE, _CHOICES, _TYPED = "change", "choices", "typed"
+
+
+class Change(enum.Enum):
+    """Whether a field, and everything below it, may differ when a run or job continues."""
+
+    ALLOWED = "allowed"
+    REFUSED = "refused"
+
+
+def changeable(**options: Any) -> Any:
+    """A field that may change when a run continues: it moves the end, the reports or the machines, not the results.
+
+    Args:
+      options: arguments of `dataclasses.field`, such as `default`.
+    """
+    return dataclasses.field(metadata={_CHANGE: Change.ALLOWED}, **options)
+
+
+def fixed(**options: Any) -> Any:
+    """A group whose keys may not change when a job continues, whatever the group itself declares."""
+    return dataclasses.field(metadata={_CHANGE: Change.REFUSED}, **options)
+
+
+def choice(table: Mapping[str, Any], **options: Any) -> Any:
+    """A field that names an entry of a table and receives that entry.
+
+    Where the entry is a dataclass, the group may also have a key with the entry's name, which holds its arguments:
+    `law="uniform"` beside `uniform=dict(low=0.0, high=1.0)` becomes `Uniform(0.0, 1.0)`.
+
+    Args:
+      table: what each name stands for.
+      options: arguments of `dataclasses.field`.
+    """
+    return dataclasses.field(metadata={_CHOICES: table}, **options)
+
+
+def as_typed() -> Any:
+    """A field that receives the plain JSON from which its dataclass was parsed, for the record of a run or job."""
+    return dataclasses.field(default_factory=dict, compare=False, repr=False, metadata={_TYPED: True})
+
+
+def change_of(field: dataclasses.Field) -> Change | None:
+    """What the field declares about changes; None if it leaves that to the fields below it."""
+    return field.metadata.get(_CHANGE)
+
+
+def choices_of(field: dataclasses.Field) -> Mapping[str, Any] | None:
+    """The table of a field made by `choice`, else None."""
+    return field.metadata.get(_CHOICES)
+
+
+def is_as_typed(field: dataclasses.Field) -> bool:
+    """Whether the field was made by `as_typed`."""
+    return _TYPED in field.metadata
+
+
+def check_at_least(config: Any, **minimums: float) -> None:
+    """Raises a ValueError that names the first field below its minimum, as `check_at_least(self, steps=1)`."""
+    for name, minimum in minimums.items():
+        if not getattr(config, name) >= minimum:  # also NaN
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {minimum}")
+
+
+def check_one_of(config: Any, name: str, choices: Any) -> None:
+    """Raises a ValueError if a field has a value other than these."""
+    if getattr(config, name) not in choices:
+        raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {sorted(choices)}")
