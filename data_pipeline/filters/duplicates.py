@@ -58,7 +58,7 @@ def _score(candidate: Candidate) -> dict:
 
 
 def _pixels(decoded: Decoded) -> str:
-    if decoded.format == "JPEG":
+    if decoded.format == "JPEG" and decoded.colour != "converted":  # then the profile belongs to the pixels
         return _digest([jpeg.coded_digest(decoded.data), decoded.transform])
     image = decoded.image
     digest = hashlib.sha256(f"{image.mode} {image.width} {image.height}".encode())
@@ -99,7 +99,7 @@ def _digest(parts: list) -> str:
 
 DUPLICATES = Filter(
     name="duplicates",
-    version=4,
+    version=5,
     columns={
         "bytes_sha256": (str, "of the file; of an edit, of all its files and instructions"),
         "pixels_sha256": (
