@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.instruction import INSTRUCTION_TEXT
+from data_pipeline.filters.quality import TWO_LEVEL
 from data_pipeline.records.schema import INSTRUCTION
 from data_pipeline.selection.edit_rules import edit_reason, instruction_reason
 
@@ -40,7 +41,9 @@ def _resolution(row: dict, thresholds: "Thresholds") -> str | None:
 
 
 def _entropy(row: dict, thresholds: "Thresholds") -> str | None:
-    if row["entropy.bits"] < thresholds.min_bits and row["entropy.edges"] < thresholds.min_edges:
+    low = (row[f"entropy.{name}bits"] < thresholds.min_bits for name in ("", "colour_"))
+    plain = (row[f"entropy.{name}edges"] < thresholds.min_edges for name in ("", "colour_"))
+    if all((*low, *plain)):
         return "empty"
     return "noise" if row["entropy.roughness"] > thresholds.max_roughness else None
 
@@ -86,7 +89,7 @@ def _flat(row: dict, thresholds: "Thresholds") -> bool:
 
 
 def _quality(row: dict, thresholds: "Thresholds") -> str | None:
-    if row["quality.noise"] > thresholds.max_noise:
+    if row["quality.noise"] > thresholds.max_noise and row["quality.two_level"] < TWO_LEVEL:
         return "noisy"
     if _flat(row, thresholds):
         return None
