@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter, within
+from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.exemptions import DESIGN, FLAT
 
 SIDE = 512  # pixels of the longer side to which images are reduced, so that borders of a few pixels vanish
 TOLERANCE = 6  # grey levels of 255 by which a border may vary, because of JPEG compression
@@ -89,6 +90,8 @@ def _bars(uniform: Bool[np.ndarray, " n"]) -> tuple[int, int]:
     return int(np.argmin(uniform)), int(np.argmin(uniform[::-1]))
 
 
+_NO_BARS = Exemption("images without a pair of opposite straight bars", lambda row, _: not row["border.bars"])
+
 BORDER = Filter(
     name="border",
     version=3,
@@ -102,4 +105,17 @@ BORDER = Filter(
         "area": (float, "share of the image that straight bars cover"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "max_border",
+            1.0,
+            "share of the image that straight bars on opposite sides cover",
+            low=0,
+            high=1,
+            column="area",
+            keeps="below",
+            reason="border",
+            exempt=(_NO_BARS, FLAT, DESIGN),
+        ),
+    ),
 )

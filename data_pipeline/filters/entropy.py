@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 
 EDGE = 24  # levels between neighbours
 WINDOW = 1024  # pixels per side of the central part in which edges and roughness are measured
@@ -115,6 +115,14 @@ def _variance(values: Int32[np.ndarray, "H W"]) -> float:
     return float(np.square(exact, out=exact).sum() / exact.size - mean**2)
 
 
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    plain = (row[f"entropy.{name}bits"] < chosen.min_bits for name in ("", "colour_"))
+    smooth = (row[f"entropy.{name}edges"] < chosen.min_edges for name in ("", "colour_"))
+    if all((*plain, *smooth)):
+        return "empty"
+    return "noise" if row["entropy.roughness"] > chosen.max_roughness else None
+
+
 ENTROPY = Filter(
     name="entropy",
     version=3,
@@ -126,4 +134,17 @@ ENTROPY = Filter(
         "roughness": (float, "how little a pixel's neighbours predict it, dots of print excepted: white noise 1.25"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "min_bits",
+            1.0,
+            "bits; an image is empty if grey levels and colours have less entropy and fewer edges than `min_edges`",
+            low=0,
+            high=8,
+            column="bits",
+        ),
+        Threshold("min_edges", 0.0005, "share of pixels on an edge, see `min_bits`", low=0, high=1, column="edges"),
+        Threshold("max_roughness", 0.8, "a rougher image is noise", low=0, high=2, column="roughness", keeps="below"),
+    ),
+    drops=_drops,
 )

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int16
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter, within
+from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.exemptions import FLAT
 
 SIDE = 1024
 DARK, BRIGHT = 8, 247  # grey levels up to which, and from which, no detail can be seen
@@ -89,6 +90,10 @@ def _noise(pixels: Int16[np.ndarray, "H W"]) -> float:
     return float(np.searchsorted(below, middle, side="right").mean()) / (0.6745 * math.sqrt(36))
 
 
+_BLACK_AND_WHITE = Exemption(
+    f"images with a `two_level` of at least {TWO_LEVEL}", lambda row, _: row["quality.two_level"] >= TWO_LEVEL
+)
+
 QUALITY = Filter(
     name="quality",
     version=3,
@@ -101,4 +106,49 @@ QUALITY = Filter(
         "two_level": (float, f"1: every pixel is black or white; above {TWO_LEVEL} `noise` means nothing"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "max_noise",
+            255.0,
+            "grey levels",
+            low=0,
+            high=255,
+            column="noise",
+            keeps="below",
+            reason="noisy",
+            exempt=(_BLACK_AND_WHITE,),
+        ),
+        Threshold(
+            "min_clarity",
+            0.0,
+            "variance of the Laplacian at full exposure",
+            low=0,
+            high=1e6,
+            column="clarity",
+            reason="blurred",
+            exempt=(FLAT,),
+            logarithmic=True,
+        ),
+        Threshold(
+            "min_brightness",
+            0.0,
+            "mean grey level, 0..1",
+            low=0,
+            high=1,
+            column="brightness",
+            reason="too_dark",
+            exempt=(FLAT,),
+        ),
+        Threshold(
+            "max_brightness",
+            1.0,
+            "mean grey level, 0..1",
+            low=0,
+            high=1,
+            column="brightness",
+            keeps="below",
+            reason="too_bright",
+            exempt=(FLAT,),
+        ),
+    ),
 )

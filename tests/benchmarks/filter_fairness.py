@@ -61,6 +61,7 @@ def blurred(image: Image.Image) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(max(image.size) / 180))
 
 
+SHIRT = ((0.3, 0), (0.7, 0), (1, 0.3), (0.85, 0.4), (0.8, 0.3), (0.8, 1), (0.2, 1), (0.2, 0.3), (0.15, 0.4), (0, 0.3))
 SHAPES: dict[str, Callable[[ImageDraw.ImageDraw, int], object]] = {
     "plate": lambda draw, side: draw.ellipse((0, side * 0.1, side - 1, side * 0.9), fill=255),
     "bottle": lambda draw, side: (
@@ -68,11 +69,7 @@ SHAPES: dict[str, Callable[[ImageDraw.ImageDraw, int], object]] = {
         draw.rounded_rectangle((side * 0.25, side * 0.3, side * 0.75, side - 1), side * 0.08, fill=255),
     ),
     "shirt": lambda draw, side: draw.polygon(
-        [
-            (side * x, side * y)
-            for x, y in ((0.3, 0), (0.7, 0), (1, 0.3), (0.85, 0.4), (0.8, 0.3))
-            + ((0.8, 1), (0.2, 1), (0.2, 0.3), (0.15, 0.4), (0, 0.3))
-        ],
+        [(side * x, side * y) for x, y in SHIRT],
         fill=255,
     ),
     "phone": lambda draw, side: draw.rounded_rectangle((side * 0.25, 0, side * 0.75, side - 1), side * 0.08, fill=255),
