@@ -1,8 +1,7 @@
-"""Decoding of images from outside, under limits, into upright 8-bit RGB or RGBA.
+"""Decodes untrusted image files, under size limits, to upright 8-bit sRGB with or without alpha.
 
-Pillow decodes. Of ordinary JPEG files the picture at half size and the grey levels can be had alone and faster, by
-simplejpeg, which is strict about damage; what it refuses is Pillow's to judge, so that what decodes does not depend on
-the way.
+Pillow decodes. For ordinary JPEG files, simplejpeg decodes the half size or the grey levels alone, which is faster.
+simplejpeg is strict about damage. Files that it refuses go to Pillow, so both ways accept the same files.
 """
 
 import functools
@@ -16,21 +15,21 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
-from data_pipeline.decoding import jpeg
+from data_pipeline.decoding import colour, depths, jpeg
 from data_pipeline.records.schema import MAX_IMAGE_BYTES
 from qi2_jax.pixels import over_white
 
 MAX_PIXELS = 100_000_000
-HALVED = 640  # pixels of the longer side from which half the size shows all that filters look for at first
-# What the web serves, and only decoders that run inside this process. JPEG 2000 and HEIF hardly occur there; icons are
-# too small to train on; the others (PSD, DDS, PPM, ..) belong to programs and can be converted by who has them.
+HALVED = 640  # pixels of the longer side; from this size on, the cheap filters look at half the size
+# Formats of the web whose decoders run inside this process. JPEG 2000 and HEIF are rare there, and icons are too small
+# to train on. The others (PSD, DDS, PPM, ..) are working formats of programs, which can convert them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # every worker process has a core of its own
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one core per worker process
 
-_UINT16, _UINT32 = 2**16 - 1, 2**32 - 1  # the largest orientation and length that EXIF can state
+_UINT16, _UINT32 = 2**16 - 1, 2**32 - 1  # largest orientation and length in EXIF
 _ORIENTATION_TAG, _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
-# EXIF 2.32, tag Orientation: what has to be done to the stored pixels to see the picture upright.
+# EXIF 2.32, tag Orientation: the transform that turns the stored pixels upright.
 TRANSFORMS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,11 +41,11 @@ TRANSFORMS: dict[int | None, Image.Transpose] = {
 }
 QUARTER_TURNS = (5, 6, 7, 8)
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)\s*(\d{1,3})')
-_TO_RGB = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 
 
 class UndecodableImage(ValueError):
-    """An image that cannot be used. `reason` is one of REASONS, the message says more."""
+    """An image cannot be decoded. `reason` is one of REASONS; `detail` is the decoder's message."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -56,27 +55,29 @@ class UndecodableImage(ValueError):
 REASONS = {
     "empty": "the file has no bytes",
     "unknown_format": f"not an image in one of {FORMATS}",
-    "too_many_pixels": f"a header announces over {MAX_PIXELS:,} pixels, or those of an edit over twice as many",
+    "too_many_pixels": f"the header announces more than {MAX_PIXELS:,} pixels, or an edit more than twice as many",
     "undecodable": "truncated or corrupt",
-    "unsupported_mode": "pixels without an agreed meaning as 8-bit colour (32-bit integers, floats, Lab)",
+    "unsupported_mode": "pixels without an agreed conversion to 8-bit colour (32-bit integers, floats, Lab)",
 }
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded image and what its file said about itself.
+    """A decoded image and the metadata of its file.
 
     Attributes:
-      size: (width, height) upright.
-      format, mode: of the file, as Pillow names them; several pictures in one JPEG file (MPO) are a JPEG too.
+      size: (width, height) of the upright image.
+      format, mode: Pillow's names for the file's format and pixel mode. A JPEG file with several images (MPO) counts as
+        JPEG.
       stored_size: (width, height) before turning.
-      orientation: the tag that was found after decoding (the TIFF decoder turns by itself and leaves none), or None;
-        any number that the tag's 16 bits cannot hold is 65535, which means as little.
-      exif_size: (width, height) of the picture that EXIF claims, or None.
-      xmp_orientation: the orientation that XMP claims, or None.
-      data: the file.
-      whole: the upright picture, or None when so far only its half size was wanted.
-      half: of a JPEG of which only that was wanted, the upright picture at half size.
+      orientation: EXIF tag, or None without one. The TIFF decoder turns by itself and leaves no tag. A number that
+        does not fit into the tag's 16 bits is reported as 65535, which is as invalid.
+      exif_size: (width, height) according to EXIF, or None.
+      xmp_orientation: orientation according to XMP, or None.
+      data: bytes of the file.
+      whole: upright image, or None if only the half size was decoded so far.
+      half: upright image at half size, of a JPEG file of which only that was requested.
+      colour: what the embedded colour profile led to, a key of `colour.OUTCOMES`.
     """
 
     size: tuple[int, int]
@@ -89,21 +90,22 @@ class Decoded:
     data: bytes
     whole: Image.Image | None
     half: Image.Image | None = None
+    colour: str = "untagged"
 
     @property
     def transform(self) -> str:
-        """What was done to the stored pixels, as Pillow names it in lower case; `none`."""
+        """Pillow's name, in lower case, of the transform that turned the stored pixels upright, or `none`."""
         turn = TRANSFORMS.get(self.orientation)
         return "none" if turn is None else turn.name.lower()
 
     @functools.cached_property
     def image(self) -> Image.Image:
-        """Upright, mode RGB, or RGBA when at least one pixel is not opaque. The first frame of an animation."""
+        """Upright sRGB image, mode RGB, or RGBA if at least one pixel is not opaque; first frame of an animation."""
         return self.whole or decode_image(self.data).image
 
     @functools.cached_property
     def preview(self) -> Image.Image:
-        """Upright, RGB, as on white paper, and at half size when its longer side has `HALVED` pixels or more."""
+        """Upright RGB image over white, at half size if the longer side has at least `HALVED` pixels."""
         if self.half is not None:
             return self.half
         image = over_white(self.image)
@@ -111,13 +113,13 @@ class Decoded:
 
     @functools.cached_property
     def preview_grey(self) -> Image.Image:
-        """`preview` in grey levels, mode L."""
+        """Grey levels of `preview`, mode L."""
         return self.preview.convert("L")
 
     @functools.cached_property
     def grey(self) -> Image.Image:
-        """Grey levels of all pixels as on white paper, mode L."""
-        if self.half is None:
+        """Grey levels of the whole image over white, mode L."""
+        if self.half is None or self.colour == "converted":  # the luma of the file belongs to another colour space
             return over_white(self.image).convert("L")
         grey = jpeg.decode_grey(self.data)
         assert grey is not None, "the half size was decoded from the same file"
@@ -125,62 +127,71 @@ class Decoded:
 
 
 def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Decodes an image file completely, applies its orientation, and brings it to RGB or RGBA.
+    """Decodes an image file completely and converts it to upright sRGB, mode RGB or RGBA.
 
-    The outcome does not depend on Pillow's global switches (`Image.MAX_IMAGE_PIXELS`,
-    `ImageFile.LOAD_TRUNCATED_IMAGES`). Colour profiles are not applied.
+    Embedded colour profiles are applied (`colour`). Pillow's global switches (`Image.MAX_IMAGE_PIXELS`,
+    `ImageFile.LOAD_TRUNCATED_IMAGES`) do not change the result.
 
     Args:
-      preview_first: of a JPEG that is large enough, decode its half size alone, for which all of the file has to be
-        in order; `Decoded.grey` and `Decoded.image` follow when they are asked for.
-      max_pixels: an image whose header announces more is refused before any pixel is decoded.
+      preview_first: whether to decode only the half size of a large JPEG. Damage anywhere in the file is still found.
+        `Decoded.grey` and `Decoded.image` are decoded on access.
+      max_pixels: limit on the pixels that the header announces, checked before any pixel is decoded.
 
     Raises:
-      UndecodableImage: with one of REASONS; whatever the bytes, no other error leaves this function.
+      UndecodableImage: with one of REASONS. No other error leaves this function, whatever the bytes.
     """
     if not data:
         raise UndecodableImage("empty", "0 bytes")
     with _strict_pillow:
-        try:
-            file: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise UndecodableImage("unknown_format", f"begins with {data[:16]!r}") from None
-        except Exception as error:  # decoders meet hostile bytes with errors of any type
-            raise UndecodableImage("undecodable", _detail(error)) from None
+        file = _open(data, max_pixels)
         width, height = stored_size = file.size
-        if width * height > max_pixels:
-            raise UndecodableImage("too_many_pixels", f"{width} x {height} of {max_pixels:,} allowed")
         kind = "JPEG" if file.format == "MPO" else file.format or ""
         halves = preview_first and kind == "JPEG" and file.mode in ("L", "RGB") and max(stored_size) >= HALVED
         half = jpeg.decode_half(data) if halves else None
+        profile = colour.embedded(file)
         try:
-            image = _load(file) if half is None else None
+            image = _load(file, profile) if half is None else None
         except UndecodableImage:
             raise
         except Exception as error:
             raise UndecodableImage("undecodable", _detail(error)) from None
         orientation, exif_size, xmp_orientation = _claims(file)
+        if half is not None:
+            half = _turned(profile.to_rgb(half), orientation)
     if image is not None:
         image = _turned(image, orientation)
         size = image.size
     else:
-        assert half is not None
-        half = _turned(half, orientation)
         size = (height, width) if orientation in QUARTER_TURNS else stored_size
-    return Decoded(size, kind, file.mode, stored_size, orientation, exif_size, xmp_orientation, data, image, half)
+    claims = orientation, exif_size, xmp_orientation
+    return Decoded(size, kind, file.mode, stored_size, *claims, data, image, half, profile.outcome)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        file: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UndecodableImage("unknown_format", f"begins with {data[:16]!r}") from None
+    except Exception as error:  # decoders raise errors of any type on hostile bytes
+        raise UndecodableImage("undecodable", _detail(error)) from None
+    width, height = file.size
+    if width * height > max_pixels:
+        raise UndecodableImage("too_many_pixels", f"{width} x {height} of {max_pixels:,} allowed")
+    return file
 
 
 def read_image(path: pathlib.Path) -> Image.Image:
-    """The picture in a file that a user names: upright, mode RGB, or RGBA when at least one pixel is not opaque.
+    """Reads the image file that a user names: upright sRGB, mode RGB, or RGBA if at least one pixel is not opaque.
 
     Raises:
-      ValueError: naming the path, if it is no file, larger than `records.MAX_IMAGE_BYTES`, or holds no image.
+      ValueError: if the path is not a file, the file is larger than `records.MAX_IMAGE_BYTES`, or it does not decode.
+        The message names the path.
     """
     try:
         if not path.is_file():
-            raise ValueError(f"image {path} is no file")
+            raise ValueError(f"image {path} is not a file")
         if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
-            raise ValueError(f"image {path} has {size} bytes; at most {MAX_IMAGE_BYTES} are read")
+            raise ValueError(f"image {path} has {size} bytes; the limit is {MAX_IMAGE_BYTES}")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"image {path} cannot be read: {error.strerror}") from None
@@ -195,20 +206,24 @@ def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _load(image: Image.Image) -> Image.Image:
+def _load(image: Image.Image, profile: colour.Profile) -> Image.Image:
+    raw = depths.raw_mode(image)
     image.load()
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    deep = image.mode.startswith("I;16")
+    image = depths.to_eight_bits(image, raw, profile.curve if deep else None)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return image if bool(np.any(np.asarray(image.getchannel("A")) < 255)) else image.convert("RGB")
-    if image.mode not in _TO_RGB:
+        if bool(np.all(np.asarray(image.getchannel("A")) == 255)):
+            image = image.convert("RGB")
+    elif image.mode not in _OPAQUE_MODES:
         raise UndecodableImage("unsupported_mode", image.mode)
-    return image.convert("RGB")
+    if deep:  # its curve has been applied at full depth
+        return image if image.mode == "RGBA" else image.convert("RGB")
+    return profile.to_rgb(image)
 
 
 def _claims(image: Image.Image) -> tuple[int | None, tuple[int, int] | None, int | None]:
-    """Orientation, size, and XMP orientation; metadata that cannot be read claims nothing."""
+    """EXIF orientation, EXIF size and XMP orientation; None for what is missing or unreadable."""
     try:
         exif = image.getexif()
         details = exif.get_ifd(_EXIF_IFD)
@@ -219,7 +234,7 @@ def _claims(image: Image.Image) -> tuple[int | None, tuple[int, int] | None, int
     found = _XMP_ORIENTATION.search(xmp.encode(errors="replace") if isinstance(xmp, str) else bytes(xmp))
     if not isinstance(orientation, int):
         orientation = None
-    elif not 0 <= orientation <= _UINT16:  # a file may store the tag in 64 bits
+    elif not 0 <= orientation <= _UINT16:  # the tag may be stored with 64 bits
         orientation = _UINT16
     size = None
     if isinstance(width, int) and isinstance(height, int) and 0 < width <= _UINT32 and 0 < height <= _UINT32:
@@ -228,14 +243,14 @@ def _claims(image: Image.Image) -> tuple[int | None, tuple[int, int] | None, int
 
 
 def _detail(error: Exception) -> str:
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", f"{type(error).__name__}: {error}")  # addresses differ from run to run
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", f"{type(error).__name__}: {error}")  # addresses change between runs
     return text[:200].encode(errors="replace").decode()
 
 
 class _StrictPillow:
-    """Sets Pillow's global switches for the time of a decode; threads may decode at the same time.
+    """Sets Pillow's global switches while at least one thread decodes.
 
-    Warnings are silenced too: bad files are counted by their reasons, and a million of them need no line each.
+    Warnings are silenced too, because bad files are counted by reason.
     """
 
     def __init__(self):
@@ -248,7 +263,7 @@ class _StrictPillow:
             if self._depth == 0:
                 self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
                 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-                self._warnings = warnings.catch_warnings()  # an object of this kind is entered once
+                self._warnings = warnings.catch_warnings()  # can be entered only once
                 self._warnings.__enter__()
                 warnings.simplefilter("ignore")
             self._depth += 1

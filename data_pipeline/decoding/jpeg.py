@@ -1,4 +1,4 @@
-"""JPEG files: their grey levels, or the picture at half size, at speed, and what identifies the coded picture."""
+"""Fast partial decoding of JPEG files, and a digest of their coded pixels."""
 
 import hashlib
 
@@ -10,18 +10,22 @@ _APPLICATION = range(0xE0, 0xF0)
 
 
 def decode_grey(data: bytes) -> Image.Image | None:
-    """The grey picture (mode L) of an undamaged file of one or three components, as the file stores it: its luma.
+    """Decodes the luma channel (mode L) of an undamaged file of one or three components.
 
-    None: damaged in any way, or of other components.
+    Returns:
+      The luma as the file stores it, without colour management, or None for a damaged file or other components.
     """
     return _decode(data, "GRAY", 1)
 
 
 def decode_half(data: bytes) -> Image.Image | None:
-    """The picture (mode RGB) at half of its width and height, rounded up, or None.
+    """Decodes the image (mode RGB) at half its width and height, rounded up.
 
-    All of the file is read, so damage anywhere is found; but what is left out of the transform to pixels, and of all
-    that follows, saves three quarters of their time.
+    The whole file is read, so damage anywhere is found. The inverse DCT and all later steps take a quarter of their
+    usual time.
+
+    Returns:
+      The image, without colour management, or None as `decode_grey`.
     """
     small = _decode(data, "RGBX", 2)
     return small and small.convert("RGB")
@@ -39,9 +43,10 @@ def _decode(data: bytes, colours: str, factor: int) -> Image.Image | None:
 
 
 def coded_digest(data: bytes) -> str:
-    """SHA-256 of the coded picture: of everything in the file but its metadata (APPn, save Adobe's, and comments).
+    """SHA-256 of a file without its metadata: without comments and all APPn segments except Adobe's.
 
-    Files of equal digest have equal pixels before turning. A file that is no sequence of segments is taken whole.
+    Files with equal digests have equal pixels before turning and colour management. A file that does not consist of
+    segments is hashed as a whole.
     """
     digest, position = hashlib.sha256(), 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _SCAN:

@@ -1,10 +1,10 @@
-"""The filters in the order in which they are asked and applied, cheapest first."""
+"""All filters, in the order in which they score and in which selection applies them."""
 
 from pathlib import Path
 
 from data_pipeline.filters.aesthetic import AESTHETIC, with_head
 from data_pipeline.filters.alignment import ALIGNMENT, with_model
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Filter
 from data_pipeline.filters.border import BORDER
 from data_pipeline.filters.broken import BROKEN
 from data_pipeline.filters.caption_length import CAPTION_LENGTH
@@ -23,25 +23,25 @@ from data_pipeline.filters.resolution import RESOLUTION
 from data_pipeline.filters.watermark import WATERMARK
 
 CASCADE = (
-    DESCRIPTION,
     BROKEN,
+    DESCRIPTION,
     ORIENTATION,
     RESOLUTION,
     DUPLICATES,
     ENTROPY,
     CAPTION_LENGTH,
     INSTRUCTION_TEXT,
-    COMPRESSION,
-    QUALITY,
-    BORDER,
     EDIT_PAIR,
+    QUALITY,
+    COMPRESSION,
+    BORDER,
     WATERMARK,
     NSFW,
     ALIGNMENT,
     AESTHETIC,
     CLUSTER,
 )
-TRIALS = (LABEL_ALIGNMENT,)  # stand in for a filter whose model is absent; asked and believed only when named
+TRIALS = (LABEL_ALIGNMENT,)  # stand in for a filter whose model is absent, if a config names them
 
 
 def cascade(
@@ -50,30 +50,27 @@ def cascade(
     centroids: Path | None = None,
     labels: Path | None = None,
 ) -> tuple[Filter, ...]:
-    """`CASCADE` with the models that the user has, and at its end what stands in for others.
+    """`CASCADE` with the user's models, followed by the trial filters that have one.
 
     Args:
       clip: folder of a CLIP or SigLIP for `alignment`.
-      aesthetic: safetensors file of a head on its embeddings.
-      centroids: file that `cluster.fit_centroids` wrote for it.
-      labels: folder that `qi2_torch.efficientnet_lite` wrote, for `label_alignment`.
+      aesthetic: safetensors file of a head on the embeddings of this CLIP.
+      centroids: file of `cluster.fit_centroids` for this CLIP.
+      labels: folder of `qi2_torch.efficientnet_lite`, for `label_alignment`.
 
     Raises:
-      ValueError: if a folder does not hold such a model.
+      ValueError: if a folder does not contain such a model.
     """
     if aesthetic is not None and clip is None:
-        raise ValueError(f"{aesthetic} is a head on the embeddings of a CLIP, whose folder is missing")
+        raise ValueError(f"{aesthetic} is a head on the embeddings of a CLIP, so --clip FOLDER is required")
     if centroids is not None and clip is None:
-        raise ValueError(f"{centroids} were fitted on the embeddings of a CLIP, whose folder is missing")
-    given = {}
+        raise ValueError(f"{centroids} were fitted on the embeddings of a CLIP, so --clip FOLDER is required")
+    models = {}
     if clip is not None:
-        given[ALIGNMENT.name] = with_model(ALIGNMENT, clip)
+        models[ALIGNMENT.name] = with_model(ALIGNMENT, clip)
         if aesthetic is not None:
-            given[AESTHETIC.name] = with_head(AESTHETIC, clip, aesthetic)
+            models[AESTHETIC.name] = with_head(AESTHETIC, clip, aesthetic)
         if centroids is not None:
-            given[CLUSTER.name] = with_centroids(CLUSTER, clip, centroids)
+            models[CLUSTER.name] = with_centroids(CLUSTER, clip, centroids)
     trials = () if labels is None else (with_labels(LABEL_ALIGNMENT, labels),)
-    return (*(given.get(filter.name, filter) for filter in CASCADE), *trials)
-
-
-__all__ = ["CASCADE", "TRIALS", "Candidate", "Filter", "cascade"]
+    return (*(models.get(filter.name, filter) for filter in CASCADE), *trials)

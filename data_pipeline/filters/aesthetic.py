@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.filters.alignment import embed_images, model_digest, no_model
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 
 MAX_HEAD_BYTES = 64 << 20
+LOWEST_AESTHETIC = "aesthetic.lowest"  # of a record's row: what selection requires of its class
 
 
 def with_head(filter: Filter, clip: Path | str, head: Path | str) -> Filter:
@@ -66,11 +67,35 @@ def _load(head: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers if bias is not None]
 
 
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    value = row["aesthetic.score"]
+    return "not_beautiful" if value is not None and value < row[LOWEST_AESTHETIC] else None
+
+
 AESTHETIC = Filter(
     name="aesthetic",
-    version=1,
+    version=2,
     columns={"score": (float, "of the head: LAION's goes from 1 to 10, ordinary pictures lie around 5")},
     score=no_model,
+    thresholds=(
+        Threshold(
+            "min_aesthetic",
+            0.0,
+            "score on the scale of the head; 0: no requirement",
+            low=0,
+            high=100,
+            column="score",
+            by_group=True,
+        ),
+        Threshold(
+            "min_aesthetic_percentile",
+            0.0,
+            "percentage of the images of each class that is dropped, those with the lowest scores",
+            low=0,
+            high=100,
+        ),
+    ),
+    drops=_drops,
     optional=True,
     on_device=True,
     needs="score with --clip FOLDER and --aesthetic FILE.safetensors, a head on its embeddings",

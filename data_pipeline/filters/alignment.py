@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
 
 BATCH = 32  # images or texts at once, always filled up, so that each tower is compiled once
 TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # a folder may only choose among these
 DECIMALS = 4
+UNRELATED = "alignment.unrelated"  # of a record's row: for each caption, whether selection finds its cosine too low
 
 
 def with_model(filter: Filter, folder: Path | str) -> Filter:
@@ -141,11 +142,41 @@ def _load(folder: Path) -> Encoder:
     return Encoder(folder)
 
 
+def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
+    return "unrelated" if row[UNRELATED][number] else None
+
+
 ALIGNMENT = Filter(
     name="alignment",
-    version=1,
+    version=2,
     columns={"cosines": (list[float], "of each caption with the picture, -1..1; unrelated texts lie near 0")},
     score=no_model,
+    thresholds=(
+        Threshold(
+            "alignment_by",
+            "alignment",
+            "filter whose cosines are compared: `alignment`, or for a trial without a CLIP `label_alignment`",
+        ),
+        Threshold(
+            "min_alignment",
+            -1.0,
+            "cosine of a caption with its image; depends on the model",
+            low=-1,
+            high=1,
+            column="cosines",
+            asked="pairs",
+            by_group=True,
+        ),
+        Threshold(
+            "min_alignment_percentile",
+            0.0,
+            "percentage of the captions of each language and class that is dropped, those with the lowest cosines",
+            low=0,
+            high=100,
+        ),
+    ),
+    step="captions",
+    drops_caption=_drops_caption,
     optional=True,
     on_device=True,
     needs="score with --clip FOLDER of a CLIP or SigLIP",

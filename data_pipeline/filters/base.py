@@ -1,24 +1,27 @@
-"""What a filter is: a name, a version, and a pure function from a batch of candidates to score columns."""
+"""What a filter is: a pure function from records to score columns, and the thresholds that a stage may set on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
 from data_pipeline.decoding.images import Decoded, UndecodableImage
 from data_pipeline.records.schema import Record
 
+Row = dict[str, Any]  # of one record: {"<filter>.<column>": score} of all filters
+Chosen = Any  # values of all thresholds, as attributes: `selection.thresholds.Thresholds`
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A record on its way through the cascade: decoded once, shared by all filters.
+    """A record with its decoded images, which all filters share.
 
     Attributes:
-      record: as it is stored.
-      decoded: its image; None: this one or a condition image does not decode.
-      failure: why it does not.
-      conditions: of an edit, its decoded condition images.
+      record: the stored record.
+      decoded: its image; None if this image or a condition image does not decode.
+      failure: why it does not decode.
+      conditions: decoded condition images of an edit.
     """
 
     record: Record
@@ -28,7 +31,7 @@ class Candidate:
 
     @property
     def whole(self) -> Decoded:
-        """The decoded image, for filters that are not asked about broken ones."""
+        """The decoded image, for filters that never see broken ones."""
         assert self.decoded is not None
         return self.decoded
 
@@ -39,26 +42,81 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Exemption:
+    """Records that a threshold does not apply to.
+
+    Attributes:
+      meaning: which records, for the documentation.
+      applies: whether a record is exempt.
+    """
+
+    meaning: str
+    applies: Callable[[Row, Chosen], bool]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number or switch of a stage's config, `data.thresholds.<name>`.
+
+    Attributes:
+      default: value where a config says nothing.
+      meaning: what is required, for the documentation.
+      low, high: smallest and largest valid value; None for switches and names.
+      column: the filter's column that is compared with it; None if the rule needs more than one comparison and the
+        report has nothing to draw.
+      keeps: the side of the threshold on which records stay.
+      reason: why records are dropped that fail the comparison; "": the filter's `drops` or selection itself decides.
+      exempt: records for which it is not asked.
+      asked: the records that it is asked of.
+      values: the scores that are compared with it, if not simply those of the column.
+      logarithmic: whether the report's histogram is.
+      by_group: whether a percentile (`<name>_percentile`) may raise it for groups of records.
+    """
+
+    name: str
+    default: bool | int | float | str
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    column: str | None = None
+    keeps: Literal["above", "below"] = "above"
+    reason: str = ""
+    exempt: tuple[Exemption, ...] = ()
+    asked: Literal["all", "pairs", "edits"] = "all"
+    values: Callable[[Row, Chosen], list] | None = None
+    logarithmic: bool = False
+    by_group: bool = False
+
+
+@dataclass(frozen=True)
 class Filter:
-    """A rule or model that scores images. A score is never a deletion: thresholds are applied by `selection`.
+    """A rule or model that scores images. Scores delete nothing: selection applies a stage's thresholds to them.
 
     Attributes:
       name: prefix of its columns, as in `resolution.width`.
-      version: raised whenever the same image would get another score; then, and only then, it is computed again.
-      columns: {name: (type, meaning)} of every column it gives: int, float, bool, str or, for what is said of captions,
-        lists of these in the order of the captions; None when there is none.
-      score: candidates -> one dict of these columns per candidate, in order. Pure, and importable by name.
-      sees_broken: whether it is asked about images that do not decode; otherwise their columns are None.
-      model: digest of the weights behind the scores; other weights, other scores.
-      optional: its model may be absent (`model` None). Then it scores nothing, and selection says so.
-      needs: what to do to have its model.
-      on_device: its model runs in JAX: one process asks it, which owns the accelerator.
+      version: raised whenever the same image would get another score, which makes stored scores stale.
+      columns: {name: (type, meaning)} of every column: int, float, bool, str, or lists of these with one entry per
+        caption. A value is None where there is no score.
+      score: function from candidates to one dict of these columns per candidate, in order. Pure and picklable.
+      thresholds: those that a stage may set for its scores.
+      step: step of the selection funnel that its reasons belong to; "": its name.
+      drops: why a record is dropped, or None; without it, the first threshold with a reason that the record fails.
+      drops_caption: why a record's caption of this number is dropped, or None.
+      sees_broken: whether it also scores images that do not decode. Otherwise their columns are None.
+      model: digest of the weights behind the scores. Other weights make stored scores stale.
+      optional: whether its model may be absent (`model` None). Then it scores nothing, and selection warns.
+      needs: what to do to get its model.
+      on_device: whether its model runs in JAX, in the one process that owns the accelerator.
     """
 
     name: str
     version: int
     columns: dict[str, tuple[Any, str]]
     score: Callable[[Sequence[Candidate]], list[dict]]
+    thresholds: tuple[Threshold, ...] = ()
+    step: str = ""
+    drops: Callable[[Row, Chosen], str | None] | None = None
+    drops_caption: Callable[[Row, int, Chosen], str | None] | None = None
     sees_broken: bool = False
     model: str | None = None
     optional: bool = False
@@ -69,9 +127,22 @@ class Filter:
     def can_score(self) -> bool:
         return not self.optional or self.model is not None
 
+    def reason(self, row: Row, chosen: Chosen) -> str | None:
+        """Why a record is dropped for this filter's scores; None: it stays."""
+        if self.drops is not None:
+            return self.drops(row, chosen)
+        failed = (one.reason for one in self.thresholds if one.reason and self._fails(one, row, chosen))
+        return next(failed, None)
+
+    def _fails(self, threshold: Threshold, row: Row, chosen: Chosen) -> bool:
+        value, cut = row[f"{self.name}.{threshold.column}"], getattr(chosen, threshold.name)
+        if value is None or any(exemption.applies(row, chosen) for exemption in threshold.exempt):
+            return False
+        return value < cut if threshold.keeps == "above" else value > cut
+
 
 def within(grey: Image.Image, side: int) -> Image.Image:
-    """A grey picture, averaged down to at most `side` pixels wide and high; a smaller one stays as it is."""
+    """Averages a grey image down to at most `side` pixels wide and high; a smaller one stays as it is."""
     factor = side / max(grey.size)
     if factor >= 1:
         return grey

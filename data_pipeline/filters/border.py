@@ -1,4 +1,11 @@
-"""Borders: bars and frames of one colour around the picture, which a model would learn to draw."""
+"""Borders: bars and frames of one colour around an image, which a model would learn to draw.
+
+The plain ground around a product also has rows and columns of one colour. It differs from a frame in its inner edge: a
+photograph fills its frame up to the corners, while a product touches its bounding box in places only. So bars count
+only if their inner edges are straight up to their ends (`straight`). Measured on 20 photographs in white and black
+frames this is 0.7 to 1, on products with round outlines at most 0.1. A rectangular box on a plain ground is taken for
+a framed image.
+"""
 
 from collections.abc import Sequence
 
@@ -6,10 +13,14 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter, within
+from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.exemptions import DESIGN, FLAT
 
-SIDE = 512  # the picture is reduced to it: a border of a few pixels is none
-TOLERANCE = 6  # grey levels of 255 by which a border may vary, as JPEG makes it
+SIDE = 512  # pixels of the longer side to which images are reduced, so that borders of a few pixels vanish
+TOLERANCE = 6  # grey levels of 255 by which a border may vary, because of JPEG compression
+DEPTH = 2  # rows behind a bar in which its inner edge must lie
+END = 16  # the first and last sixteenth of an inner edge are its ends
+STRAIGHT = 0.25  # share of these ends from which the inner edges count as straight
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -22,20 +33,45 @@ def _score(grey: Image.Image) -> dict:
     top, bottom = _bars(_uniform(pixels))
     left, right = _bars(_uniform(np.ascontiguousarray(pixels.T)))
     H, W = pixels.shape
+    straight = (
+        _straight(pixels[:, left : W - right], (top, bottom)),
+        _straight(pixels[top : H - bottom].T, (left, right)),
+    )
+    ends = [*straight[0], *straight[1]]
+    share = float(np.mean(ends)) if ends else 0.0
     inside = max(0, H - top - bottom) * max(0, W - left - right)
     sides = [top / H, bottom / H, left / W, right / W]
+    framed = share >= STRAIGHT
     return {
         "top": round(sides[0], 4),
         "bottom": round(sides[1], 4),
         "left": round(sides[2], 4),
         "right": round(sides[3], 4),
-        "bars": sum(pair > 0.02 for pair in (min(sides[:2]), min(sides[2:]))),
-        "area": round(1 - inside / (H * W), 4),
+        "straight": round(share, 4),
+        "bars": framed * sum(pair > 0.02 for pair in (min(sides[:2]), min(sides[2:]))),
+        "area": round(framed * (1 - inside / (H * W)), 4),
     }
 
 
+def _straight(pixels: UInt8[np.ndarray, "n w"], bars: tuple[int, int]) -> list[float]:
+    """Share of the pixels at both ends of an inner edge that differ from the bar, for the bars above and below.
+
+    Args:
+      pixels: the image, without the bars at its left and right.
+      bars: rows of the bars; one without rows has no inner edge.
+    """
+    found = []
+    for rows, bar in zip((pixels, pixels[::-1]), bars, strict=True):
+        if bar:
+            behind = rows[bar : bar + DEPTH].astype(np.int16)
+            differs = (np.abs(behind - np.median(rows[0])) > TOLERANCE).any(axis=0)
+            end = max(1, len(differs) // END)
+            found += [float(differs[:end].mean()), float(differs[-end:].mean())]
+    return found
+
+
 def _uniform(pixels: UInt8[np.ndarray, "n w"]) -> Bool[np.ndarray, " n"]:
-    """Which rows are of one level, and of that of the first or the last row."""
+    """Which rows have a single level that is also the level of the first or the last row."""
     ends = np.median(pixels[[0, -1]], axis=1)
     flat = pixels.max(axis=1) - pixels.min(axis=1) <= 2 * TOLERANCE
     found = np.zeros(len(pixels), bool)
@@ -48,22 +84,38 @@ def _uniform(pixels: UInt8[np.ndarray, "n w"]) -> Bool[np.ndarray, " n"]:
 
 
 def _bars(uniform: Bool[np.ndarray, " n"]) -> tuple[int, int]:
-    """Length of the runs at both ends; a picture without content has none."""
+    """Lengths of the runs at both ends; 0 for an image that is uniform throughout."""
     if uniform.all():
         return 0, 0
     return int(np.argmin(uniform)), int(np.argmin(uniform[::-1]))
 
 
+_NO_BARS = Exemption("images without a pair of opposite straight bars", lambda row, _: not row["border.bars"])
+
 BORDER = Filter(
     name="border",
-    version=2,
+    version=3,
     columns={
-        "top": (float, "height of the bar at the top, as a share of the picture's"),
-        "bottom": (float, "of the bar at the bottom"),
-        "left": (float, "width of the bar at the left, as a share of the picture's"),
-        "right": (float, "of the bar at the right"),
-        "bars": (int, "pairs of opposite bars above 2%: 1 letterbox or pillarbox, 2 a frame"),
-        "area": (float, "share of the picture that all bars take"),
+        "top": (float, "height of the bar at the top, as a share of the image"),
+        "bottom": (float, "height of the bar at the bottom"),
+        "left": (float, "width of the bar at the left, as a share of the image"),
+        "right": (float, "width of the bar at the right"),
+        "straight": (float, f"share of the inner edges' ends where the image begins; below {STRAIGHT} a plain ground"),
+        "bars": (int, "pairs of opposite straight bars above 2%: 1 letterbox or pillarbox, 2 a frame"),
+        "area": (float, "share of the image that straight bars cover"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "max_border",
+            1.0,
+            "share of the image that straight bars on opposite sides cover",
+            low=0,
+            high=1,
+            column="area",
+            keeps="below",
+            reason="border",
+            exempt=(_NO_BARS, FLAT, DESIGN),
+        ),
+    ),
 )

@@ -1,7 +1,8 @@
-"""Broken files: what does not decode completely under the limits of `images`."""
+"""Broken files, which do not decode completely within the limits of `images`, and what decoding found."""
 
 from collections.abc import Sequence
 
+from data_pipeline.decoding.colour import OUTCOMES
 from data_pipeline.decoding.images import REASONS
 from data_pipeline.filters.base import Candidate, Filter
 
@@ -16,20 +17,24 @@ def _score(candidate: Candidate) -> dict:
     if candidate.decoded is None:
         failure = candidate.failure
         assert failure is not None
-        return {"reason": failure.reason, "detail": failure.detail, "format": None, "mode": None} | size
-    return {"reason": None, "detail": None, "format": candidate.decoded.format, "mode": candidate.decoded.mode} | size
+        return {"reason": failure.reason, "detail": failure.detail, "format": None, "mode": None, "colour": None} | size
+    decoded = candidate.decoded
+    found = {"format": decoded.format, "mode": decoded.mode, "colour": decoded.colour}
+    return {"reason": None, "detail": None} | found | size
 
 
 BROKEN = Filter(
     name="broken",
-    version=3,
+    version=4,
     columns={
         "reason": (str, f"why the image or a condition image does not decode, one of {sorted(REASONS)}; None: it does"),
-        "detail": (str, "the decoder's words, at most 200 characters"),
+        "detail": (str, "the decoder's message, at most 200 characters"),
         "format": (str, "file format, such as JPEG"),
         "mode": (str, "pixel mode of the file, such as RGB, L, CMYK"),
+        "colour": (str, f"what the embedded colour profile led to, one of {sorted(OUTCOMES)}"),
         "bytes": (int, "size of the file"),
     },
     score=score,
+    drops=lambda row, _: row["broken.reason"],
     sees_broken=True,
 )

@@ -1,18 +1,21 @@
-"""Captions: their length in tokens of the real tokenizer, refusals, and text that repeats itself."""
+"""Captions: length in tokens of the real tokenizer, refusals, text that repeats itself, and text that is none."""
 
 import functools
 import re
 import zlib
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from data_pipeline.filters.refusals import is_refusal
 from data_pipeline.records.schema import Caption
 from qi2_jax.text.qwen_tokenizer import SPECIAL_TOKENS, build_qwen_tokenizer
 
-# Text that Qwen's tokenizer takes for its own tokens, which end turns or stand for images; no caption may hold it.
-CONTROL = re.compile("|".join(re.escape(token) for token, _ in SPECIAL_TOKENS))
+# Text that Qwen's tokenizer reads as its special tokens, which end turns or stand for images.
+RESERVED = re.compile("|".join(re.escape(token) for token, _ in SPECIAL_TOKENS))
 RUN = re.compile(r"(.)\1*", re.DOTALL)
+# Control characters, except white space: left-overs of UTF-16 text or binary data that was read as UTF-8.
+CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f\ufffe\uffff]")
+MIN_LETTERS = 2  # of an instruction: "上色" and "zoom in" are complete ones, of two tokens
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -32,28 +35,117 @@ def _score(captions: tuple[Caption, ...], counts) -> dict:
     return {
         "tokens": [next(counts) for _ in texts],
         "refusal": [is_refusal(text) for text in texts],
-        "reserved": [CONTROL.search(text) is not None for text in texts],
+        "reserved": [RESERVED.search(text) is not None for text in texts],
+        "letters": [sum(map(str.isalnum, text)) for text in texts],
+        "control": [CONTROL.search(text) is not None for text in texts],
         "longest_run": [max(len(run[0]) for run in RUN.finditer(text)) for text in texts],
         "compressed": [round(len(zlib.compress(text.encode(), 9)) / len(text.encode()), 4) for text in texts],
     }
 
 
+def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
+    caption = {name: row[f"caption_length.{name}"][number] for name in CAPTION_LENGTH.columns}
+    edit, tokens = bool(row["description.conditions"]), caption["tokens"]
+    if caption["reserved"]:
+        return "reserved_token"
+    if caption["control"]:
+        return "control_character"
+    if caption["letters"] < MIN_LETTERS if edit else tokens < chosen.min_tokens:
+        return "too_short"
+    if tokens > chosen.max_tokens or (edit and tokens > chosen.max_instruction_tokens):
+        return "too_many_tokens"
+    if caption["refusal"]:
+        return "refusal"
+    repetitive = tokens >= chosen.repetitive_tokens and caption["compressed"] < chosen.min_compressed
+    return "repeats_itself" if repetitive or caption["longest_run"] > chosen.max_run else None
+
+
+def _compressed(row: Row, chosen: Chosen) -> list[float]:
+    pairs = zip(row["caption_length.compressed"], row["caption_length.tokens"], strict=True)
+    return [ratio for ratio, tokens in pairs if tokens >= chosen.repetitive_tokens]
+
+
 CAPTION_LENGTH = Filter(
     name="caption_length",
-    version=2,
+    version=3,
     columns={
-        "tokens": (list[int], "of each caption, by Qwen's tokenizer"),
-        "refusal": (list[bool], "of each caption, whether a captioning model refused to write it (`refusals`)"),
+        "tokens": (list[int], "tokens of each caption, by Qwen's tokenizer"),
+        "refusal": (list[bool], "for each caption, whether it is a captioning model's refusal (`refusals`)"),
         "reserved": (
             list[bool],
-            "of each caption, whether it holds a token of the tokenizer's own, such as <|im_end|>",
+            "for each caption, whether it contains a special token of the tokenizer, such as <|im_end|>",
         ),
-        "longest_run": (list[int], "of each caption, how often it repeats one character in a row at most"),
+        "letters": (list[int], "letters and digits of each caption"),
+        "control": (list[bool], "for each caption, whether it contains control characters, as misread UTF-16 does"),
+        "longest_run": (list[int], "longest run of one character in each caption"),
         "compressed": (
             list[float],
-            "of each caption, size after compression over size: below 0.2 a text repeats itself",
+            "size of each caption after compression over its size: below 0.2 a text repeats itself",
         ),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "min_tokens",
+            3,
+            "tokens of a caption; a pair stays if one of its captions does, an edit if one of its instructions does. "
+            f"Instructions need {MIN_LETTERS} letters instead",
+            low=0,
+            high=1 << 20,
+            column="tokens",
+            asked="pairs",
+            logarithmic=True,
+        ),
+        Threshold(
+            "max_tokens",
+            1024,
+            "tokens of a caption or instruction",
+            low=1,
+            high=1 << 20,
+            column="tokens",
+            keeps="below",
+            logarithmic=True,
+        ),
+        Threshold(
+            "max_instruction_tokens",
+            512,
+            "tokens of an instruction",
+            low=1,
+            high=1 << 20,
+            column="tokens",
+            keeps="below",
+            asked="edits",
+            logarithmic=True,
+        ),
+        Threshold(
+            "max_run",
+            20,
+            "longest run of one character in a caption",
+            low=1,
+            high=1 << 20,
+            column="longest_run",
+            keeps="below",
+            logarithmic=True,
+        ),
+        Threshold(
+            "min_compressed",
+            0.2,
+            "ratio of compression of a caption with at least `repetitive_tokens` tokens; text that repeats itself "
+            "compresses further",
+            low=0,
+            high=1,
+            column="compressed",
+            values=_compressed,
+        ),
+        Threshold(
+            "repetitive_tokens",
+            50,
+            "tokens from which a caption's compression is judged; shorter captions compress too little",
+            low=0,
+            high=1 << 20,
+        ),
+    ),
+    step="captions",
+    drops_caption=_drops_caption,
     sees_broken=True,
 )

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 
 from data_pipeline.decoding.images import UndecodableImage, decode_image
 from data_pipeline.filters.alignment import embed_images, embed_pictures, model_digest, no_model
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Filter, Threshold
 from data_pipeline.records.shards import RecordFolder
 from qi2_jax.pixels import over_white
 from qi2_jax.runtime.atomic import write_atomic
@@ -142,7 +142,7 @@ def _cached(path: Path, changed: int) -> tuple[np.ndarray, dict[str, str]]:
         with safe_open(path, "np") as file:
             return file.get_tensor("centroids").astype(np.float32), dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} holds no centroids: {error}") from None
+        raise ValueError(f"{path} contains no centroids: {error}") from None
 
 
 def _read(path: Path) -> tuple[np.ndarray, dict[str, str]]:
@@ -153,12 +153,21 @@ def _read(path: Path) -> tuple[np.ndarray, dict[str, str]]:
 
 CLUSTER = Filter(
     name="cluster",
-    version=1,
+    version=2,
     columns={
-        "id": (int, "0..K-1: the nearest of the centroids beside the scores"),
-        "cosine": (float, "of the picture with its centroid"),
+        "id": (int, "0..K-1: nearest of the centroids beside the scores"),
+        "cosine": (float, "cosine of the image with its centroid"),
     },
     score=no_model,
+    thresholds=(
+        Threshold(
+            "max_per_cluster",
+            0,
+            "records of one cluster that are kept, drawn by the hash of their keys; 0: all",
+            low=0,
+            high=1 << 62,
+        ),
+    ),
     optional=True,
     on_device=True,
     needs="score with --clip FOLDER and --clusters K",

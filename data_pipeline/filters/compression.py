@@ -1,4 +1,4 @@
-"""Compression: how much of the picture the file format threw away."""
+"""Compression: how much of the image the file format has lost."""
 
 import io
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold
+from data_pipeline.filters.exemptions import FLAT
 
-# Luminance table of JPEG (ITU-T T.81, table K.1), of which encoders use a multiple.
+# Luminance table of JPEG (ITU-T T.81, table K.1), which encoders scale.
 LUMINANCE = np.array(
     [
         *(16, 11, 10, 16, 24, 40, 51, 61),
@@ -38,7 +39,7 @@ def _score(candidate: Candidate) -> dict:
 
 
 def _jpeg_quality(data: bytes) -> float | None:
-    """The setting 1..100 with which libjpeg would have made the file's luminance table; None without a table.
+    """libjpeg's quality setting, 1..100, for the file's luminance table; None without a table.
 
     libjpeg scales the standard table by 5000 / q percent below 50, and by 200 - 2 q percent from there on.
     """
@@ -47,19 +48,43 @@ def _jpeg_quality(data: bytes) -> float | None:
     if 0 not in tables:
         return None
     table = np.asarray(tables[0], dtype=np.float64)
-    free = table < 255  # a baseline file cannot say more: these tell nothing of the scale
+    free = table < 255  # a baseline file cannot state more, so these do not show the scale
     if not free.any():
         return 1.0
     percent = 100 * float(table[free].sum() / LUMINANCE[free].sum())
     return round(min(100.0, max(1.0, 5000 / percent if percent > 100 else (200 - percent) / 2)), 1)
 
 
+_OTHER_FORMAT = Exemption("files that are not JPEG", lambda row, _: row["compression.jpeg_quality"] is None)
+
 COMPRESSION = Filter(
     name="compression",
     version=2,
     columns={
-        "jpeg_quality": (float, "1..100 as libjpeg counts, from the quantisation tables; None: no JPEG"),
-        "bits_per_pixel": (float, "size of the file over its pixels"),
+        "jpeg_quality": (float, "libjpeg quality 1..100, from the quantisation tables; None: not a JPEG"),
+        "bits_per_pixel": (float, "bits of the file per pixel"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "min_jpeg_quality",
+            0.0,
+            "quality of JPEG files, 1..100",
+            low=0,
+            high=100,
+            column="jpeg_quality",
+            reason="compressed_too_much",
+        ),
+        Threshold(
+            "min_bits_per_pixel",
+            0.0,
+            "bits per pixel of JPEG files",
+            low=0,
+            high=1e3,
+            column="bits_per_pixel",
+            reason="compressed_too_much",
+            exempt=(_OTHER_FORMAT, FLAT),
+            logarithmic=True,
+        ),
+    ),
 )

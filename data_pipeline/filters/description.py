@@ -1,8 +1,12 @@
-"""What a record says of itself: columns by which selection can tell tasks, classes and languages apart."""
+"""What a record states about itself: columns that separate tasks, classes and languages."""
 
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.exemptions import SYNTHETIC
+from data_pipeline.records.schema import INSTRUCTION, Record
+
+DESCRIBES = "describes"  # why a caption of an edit that is not an instruction is dropped
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -10,7 +14,7 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
     return [_score(candidate.record) for candidate in candidates]
 
 
-def _score(record) -> dict:
+def _score(record: Record) -> dict:
     return {
         "conditions": len(record.conditions),
         "kinds": [caption.kind for caption in record.captions],
@@ -20,16 +24,46 @@ def _score(record) -> dict:
     }
 
 
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    if row["description.conditions"]:
+        return None if chosen.edits else "edit"
+    if not chosen.synthetic and any(tag.startswith(SYNTHETIC) for tag in row["description.tags"]):
+        return "synthetic"
+    return None if chosen.pairs else "pair"
+
+
+def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
+    """Only instructions are used for an edit."""
+    edit = bool(row["description.conditions"])
+    return DESCRIBES if edit and row["description.kinds"][number] != INSTRUCTION else None
+
+
 DESCRIPTION = Filter(
     name="description",
     version=1,
     columns={
         "conditions": (int, "condition images of an edit; 0: an image-text pair"),
-        "kinds": (list[str], "of each caption, one of `records.KINDS`"),
-        "languages": (list[str], "of each caption, as the data set says; None: it does not"),
-        "tags": (list[str], "classes of the picture"),
+        "kinds": (list[str], "kind of each caption, one of `records.KINDS`"),
+        "languages": (list[str], "language of each caption according to the data set, or None"),
+        "tags": (list[str], "classes of the image"),
         "source": (str, "name of the data set"),
     },
     score=score,
+    thresholds=(
+        Threshold("pairs", True, "whether image-text pairs are kept"),
+        Threshold("edits", True, "whether edits are kept"),
+        Threshold("synthetic", True, "whether image-text pairs tagged `synthetic/..` are kept"),
+        Threshold(
+            "max_per_class",
+            0,
+            "records of one class (tag) that are kept, drawn by the hash of their keys; 0: all. A record of several "
+            "classes needs room in each; records without a class always stay",
+            low=0,
+            high=1 << 62,
+        ),
+    ),
+    step="task",
+    drops=_drops,
+    drops_caption=_drops_caption,
     sees_broken=True,
 )

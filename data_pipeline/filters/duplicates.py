@@ -1,4 +1,4 @@
-"""Duplicates: fingerprints of every picture. Pairs of near duplicates are scored in `data_pipeline.scoring.pairs`.
+"""Duplicates: fingerprints of every image. `data_pipeline.scoring.pairs` compares them.
 
 An edit is fingerprinted as a whole: its result, its sources in their order, and its instructions. So it never equals an
 image-text pair, nor an edit of the same pictures with another instruction.
@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_pipeline.decoding import jpeg
 from data_pipeline.decoding.images import Decoded
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Filter, Threshold
 from data_pipeline.records.schema import INSTRUCTION
 
 SIDE, COLOUR_SIDE = 32, 8  # cells of the thumbnail, in brightness and in each of the two colour channels
@@ -58,7 +58,7 @@ def _score(candidate: Candidate) -> dict:
 
 
 def _pixels(decoded: Decoded) -> str:
-    if decoded.format == "JPEG":
+    if decoded.format == "JPEG" and decoded.colour != "converted":  # then the profile belongs to the pixels
         return _digest([jpeg.coded_digest(decoded.data), decoded.transform])
     image = decoded.image
     digest = hashlib.sha256(f"{image.mode} {image.width} {image.height}".encode())
@@ -99,7 +99,7 @@ def _digest(parts: list) -> str:
 
 DUPLICATES = Filter(
     name="duplicates",
-    version=4,
+    version=5,
     columns={
         "bytes_sha256": (str, "of the file; of an edit, of all its files and instructions"),
         "pixels_sha256": (
@@ -114,4 +114,11 @@ DUPLICATES = Filter(
         "edit_pixels": (str, f"of an edit, {HASH} digits of the pixel hash of every picture"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "drop_exact_duplicates",
+            True,
+            "whether to keep only one of several files with the same bytes or the same pixels",
+        ),
+    ),
 )

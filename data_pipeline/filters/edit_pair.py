@@ -1,9 +1,17 @@
 """Edit pairs: whether source and target show one scene in one place, how much changes, and whether the rest stays.
 
 What is right depends on the edit: a change of style touches every pixel, a change of one word must leave the others
-alone. So everything is a column, and `selection` asks of each class of edits what fits it.
+alone. So everything is a column, and the thresholds apply to classes of edits, which their tags name:
 
-The target is compared with the source that it resembles most (of one source: with that one), brought to its size.
+| tag               | the target must                                                                     |
+| ----------------- | ----------------------------------------------------------------------------------- |
+| `edit/local`      | show the source's scene, in its place, changed in some part and equal in the rest   |
+| `edit/global`     | show the source's scene, in its place, changed anywhere                             |
+| `edit/background` | have the source's shape                                                             |
+| `edit/compose`    | have instructions that name all of several sources (`instruction`)                  |
+| none of these     | differ from its source, since nothing more is known                                 |
+
+The target is compared with the source that it resembles most, resized to the target.
 
 - `shared` tells another scene. Both pictures are reduced to `SIDE`, what is coarser than `COARSE` pixels is taken off
   (skies and floors look alike everywhere), and every block of the target that has something in it is correlated with
@@ -23,7 +31,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
 
 SIDE, BLOCK, COARSE = 256, 16, 8
@@ -165,4 +173,98 @@ COLUMNS = {
     "unchanged_psnr": (float, "decibels away from the change, 99: equal; None: all changes, or the rest is flat"),
     "repeated_source": (bool, "whether two of the sources are the same picture"),
 }
-EDIT_PAIR = Filter(name="edit_pair", version=1, columns=COLUMNS, score=score)
+
+
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    if not row["description.conditions"]:
+        return None
+    local, whole, ground = (f"edit/{name}" in row["description.tags"] for name in ("local", "global", "background"))
+    pair = {name: row[f"edit_pair.{name}"] for name in COLUMNS}
+    if pair["changed"] < chosen.min_changed and (local or pair["difference"] < chosen.min_difference):
+        return "nothing_changes"
+    if pair["repeated_source"]:
+        return "repeated_source"
+    if (local or whole or ground) and pair["aspect"] > chosen.max_edit_aspect:
+        return "other_shape"
+    if (local or whole) and pair["shared"] is not None:
+        if pair["shared"] < chosen.min_shared:
+            return "other_scene"
+        if pair["shift"] > chosen.max_shift:
+            return "shifted"
+    if local and pair["changed"] > chosen.max_changed:
+        return "everything_changes"
+    psnr = pair["unchanged_psnr"]
+    return "unchanged_region_differs" if local and psnr is not None and psnr < chosen.min_unchanged_psnr else None
+
+
+EDIT_PAIR = Filter(
+    name="edit_pair",
+    version=2,
+    columns=COLUMNS,
+    score=score,
+    thresholds=(
+        Threshold(
+            "max_edit_aspect",
+            1.03,
+            "ratio of the aspects of source and target of local, global and background edits",
+            low=1,
+            high=1e6,
+            column="aspect",
+            keeps="below",
+        ),
+        Threshold(
+            "min_shared",
+            0.2,
+            "share of the target's blocks that the source shows too, of local and global edits",
+            low=0,
+            high=1,
+            column="shared",
+        ),
+        Threshold(
+            "max_shift",
+            0.004,
+            "shift of the target of local and global edits, as a share of its longer side",
+            low=0,
+            high=1,
+            column="shift",
+            keeps="below",
+        ),
+        Threshold(
+            "min_changed",
+            0.0005,
+            "share of the image that an edit changes strongly",
+            low=0,
+            high=1,
+            column="changed",
+            logarithmic=True,
+        ),
+        Threshold(
+            "max_changed",
+            0.7,
+            "share of the image that a local edit changes",
+            low=0,
+            high=1,
+            column="changed",
+            keeps="below",
+        ),
+        Threshold(
+            "min_difference",
+            1.0,
+            "mean change in grey levels that any but a local edit may show instead of `min_changed`",
+            low=0,
+            high=255,
+            column="difference",
+            logarithmic=True,
+        ),
+        Threshold(
+            "min_unchanged_psnr",
+            32.0,
+            "decibels, of what a local edit leaves alone",
+            low=0,
+            high=99,
+            column="unchanged_psnr",
+        ),
+    ),
+    step="edit",
+    drops=_drops,
+)

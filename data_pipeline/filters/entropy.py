@@ -1,87 +1,150 @@
-"""Entropy: pictures with nothing in them, and pictures that are nothing but noise.
+"""Entropy: images that show nothing, and images that are nothing but noise.
 
-The entropy of grey levels alone decides neither. A page of text on white has less than most flat drawings (0.1 to 1.6
-bits, one word 0.02), a gradient has the most (8.0) and noise hardly more than a photograph (7.6 against 7.7). So two
-more columns go with it: `edges` tells a page of text (0.0009 and above) from an empty one (0), and `roughness` tells
-noise (0.9 to 1.3) from photographs, grass and gravel included (at most 0.53), and from text (at most 0.52). Measured on
-the photographs of scikit-image, rendered pages, and noise that was blurred, enlarged or compressed as JPEG.
+The entropy of the grey levels decides neither. A page of text on white has less than most flat drawings (0.1 to 1.6
+bits, a single word 0.02), a gradient has the most (8.0), and noise hardly more than a photograph (7.6 and 7.7). Further
+columns decide:
+
+- `edges` separates a page of text (0.0009 and more) from an empty one (0).
+- `colour_bits` and `colour_edges` find what grey levels hide: shapes of equal luma.
+- `roughness` separates noise (0.9 to 1.4) from photographs, grass and gravel included (at most 0.53), from text (at
+  most 0.52), and from dithered or screened pages (at most 0.8). Their dots are as rough as noise, but average out to an
+  ordinary image a few scales down, where noise is still noise.
+
+Measured on the photographs of scikit-image, rendered and dithered pages, and noise that was blurred, enlarged, dithered
+or compressed as JPEG (`tests/benchmarks/filter_fairness.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 
-EDGE = 24  # grey levels between neighbours
-WINDOW = 1024  # pixels per side of the central part that edges and roughness look at
-SCALES = 3  # 1, 1/2, 1/4: noise that was enlarged or blurred is noise again when it is made smaller
+EDGE = 24  # levels between neighbours
+WINDOW = 1024  # pixels per side of the central part in which edges and roughness are measured
+COLOUR_SIDE = 256  # pixels of the longer side to which colour is reduced, which evens out its coarser sampling in JPEG
+FINE_SCALES = (0, 1, 2)  # 1, 1/2, 1/4: enlarged or blurred noise is noise again at a smaller scale
+COARSE_SCALES = (2, 3)  # 1/4, 1/8: dots of dither and screens have averaged out
+_LEAST_SIDE = 12  # pixels below which a coarse scale is not measured
+_GREY_VARIANCE = 16.0  # below this, colour may vary more than the grey levels, and roughness is measured there
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `ENTROPY` for each candidate."""
-    return [_score(candidate.whole.preview_grey) for candidate in candidates]
+    return [_score(candidate.whole.preview) for candidate in candidates]
 
 
-def _score(grey: Image.Image) -> dict:
-    pixels = np.asarray(grey)
-    histogram = np.asarray(Image.fromarray(pixels[::2]).histogram(), dtype=np.float64)
-    shares = histogram[histogram > 0] / histogram.sum()
-    top, left = (max(0, (size - WINDOW) // 2) for size in pixels.shape)
-    window = pixels[top : top + WINDOW, left : left + WINDOW]
+def _score(preview: Image.Image) -> dict:
+    grey = np.asarray(preview.convert("L"))
+    window = _window(grey)
+    colours = [np.asarray(channel) for channel in _reduced(preview).convert("YCbCr").split()[1:]]
+    rough = window
+    if _variance(window[::2].astype(np.int32)) < _GREY_VARIANCE:
+        channels = [_window(np.asarray(channel)) for channel in preview.convert("YCbCr").split()]
+        rough = max(channels, key=lambda channel: _variance(channel[::2].astype(np.int32)))
     return {
-        "bits": round(float(-np.sum(shares * np.log2(shares))), 4) + 0.0,  # + 0.0: no negative zero
+        "bits": _bits(grey[::2]),
         "edges": round(_edges(window), 6),
-        "roughness": round(_roughness(window.astype(np.int16)), 4),
+        "colour_bits": max(map(_bits, colours)),
+        "colour_edges": round(max(map(_edges, colours)), 6),
+        "roughness": round(_roughness(rough.astype(np.int32)), 4),
     }
 
 
+def _reduced(image: Image.Image) -> Image.Image:
+    factor = max(image.size) // COLOUR_SIDE
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _window(pixels: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "h w"]:
+    top, left = (max(0, (size - WINDOW) // 2) for size in pixels.shape)
+    return pixels[top : top + WINDOW, left : left + WINDOW]
+
+
+def _bits(pixels: UInt8[np.ndarray, "H W"]) -> float:
+    histogram = np.asarray(Image.fromarray(pixels).histogram(), dtype=np.float64)
+    shares = histogram[histogram > 0] / histogram.sum()
+    return round(float(-np.sum(shares * np.log2(shares))), 4) + 0.0  # + 0.0: no negative zero
+
+
 def _edges(pixels: UInt8[np.ndarray, "H W"]) -> float:
-    """Share of the pixels of every second row that differ from the one to the right or below by `EDGE` grey levels."""
+    """Share of the pixels of every second row that differ from the one to the right or below by `EDGE` levels."""
     if min(pixels.shape) < 2:
         return 0.0
     here, right, below = pixels[:-1:2, :-1], pixels[:-1:2, 1:], pixels[1::2, :-1]
-    # Unsigned differences of bytes: four times as fast as those of wider types.
+    # Unsigned differences of bytes take a quarter of the time of wider types.
     right, below = (np.maximum(here, there) - np.minimum(here, there) for there in (right, below))
     return np.count_nonzero(np.maximum(right, below) >= EDGE) / here.size
 
 
-def _roughness(pixels: Int16[np.ndarray, "H W"]) -> float:
-    """Variance of a pixel less the mean of its four neighbours, over the variance of the picture; 1.25 for white noise.
+def _roughness(pixels: Int32[np.ndarray, "H W"]) -> float:
+    """The largest ratio of the fine scales, but no more than the least of the coarse ones; see `_ratios`.
 
-    The worst of the picture's scales, each from every second row; 0 for one that is less than 3 pixels wide or high,
-    or of a single level.
+    0 for an image that is less than 3 pixels wide or high, or of a single level.
     """
-    worst = 0.0
-    for scale in range(SCALES):  # pixels are sums of 4 ** scale grey levels, of which 32 * 255 fit
-        if min(pixels.shape) < 3:
-            break
+    ratios = dict(_ratios(pixels))
+    fine = max((ratio for scale, ratio in ratios.items() if scale in FINE_SCALES), default=0.0)
+    coarse = min((ratio for scale, ratio in ratios.items() if scale in COARSE_SCALES), default=fine)
+    return min(fine, coarse)
+
+
+def _ratios(pixels: Int32[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
+    """(scale, ratio) for every scale that is large enough and not of a single level.
+
+    The ratio is the variance of a pixel minus the mean of its four neighbours, divided by the variance of the image:
+    1.25 for white noise. It is computed from every second row.
+    """
+    for scale in range(max(COARSE_SCALES) + 1):  # pixels are sums of 4 ** scale levels
+        if min(pixels.shape) < (3 if scale in FINE_SCALES else _LEAST_SIDE):
+            return
         around = pixels[:-2:2, 1:-1] + pixels[2::2, 1:-1] + pixels[1:-1:2, :-2] + pixels[1:-1:2, 2:]
         variance = _variance(pixels[::2])
         if variance > 1e-3 * 16**scale:
-            worst = max(worst, _variance(4 * pixels[1:-1:2, 1:-1] - around) / 16 / variance)
+            yield scale, _variance(4 * pixels[1:-1:2, 1:-1] - around) / 16 / variance
         H, W = (size // 2 * 2 for size in pixels.shape)
         rows = pixels[0:H:2, :W] + pixels[1:H:2, :W]
         pixels = rows[:, 0::2] + rows[:, 1::2]
-    return worst
 
 
-def _variance(values: Int16[np.ndarray, "H W"]) -> float:
-    """Computed of integers that double precision holds exactly, in whatever order: the same on every machine."""
+def _variance(values: Int32[np.ndarray, "H W"]) -> float:
+    """Variance from integers that double precision holds exactly: the same on every machine, in any order."""
     exact = values.astype(np.float64)
     mean = exact.sum() / exact.size
     return float(np.square(exact, out=exact).sum() / exact.size - mean**2)
 
 
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    plain = (row[f"entropy.{name}bits"] < chosen.min_bits for name in ("", "colour_"))
+    smooth = (row[f"entropy.{name}edges"] < chosen.min_edges for name in ("", "colour_"))
+    if all((*plain, *smooth)):
+        return "empty"
+    return "noise" if row["entropy.roughness"] > chosen.max_roughness else None
+
+
 ENTROPY = Filter(
     name="entropy",
-    version=2,
+    version=3,
     columns={
         "bits": (float, "Shannon entropy of the grey-level histogram: solid 0, photographs 4..8"),
         "edges": (float, f"share of pixels that differ from a neighbour by {EDGE} of 255 grey levels"),
-        "roughness": (float, "how little neighbours tell of a pixel, the worst of three scales: white noise 1.25"),
+        "colour_bits": (float, "entropy of the colour channel (Cb or Cr) with more of it"),
+        "colour_edges": (float, "the same as `edges` for the colour channels of the reduced image"),
+        "roughness": (float, "how little a pixel's neighbours predict it, dots of print excepted: white noise 1.25"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "min_bits",
+            1.0,
+            "bits; an image is empty if grey levels and colours have less entropy and fewer edges than `min_edges`",
+            low=0,
+            high=8,
+            column="bits",
+        ),
+        Threshold("min_edges", 0.0005, "share of pixels on an edge, see `min_bits`", low=0, high=1, column="edges"),
+        Threshold("max_roughness", 0.8, "a rougher image is noise", low=0, high=2, column="roughness", keeps="below"),
+    ),
+    drops=_drops,
 )

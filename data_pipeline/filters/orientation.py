@@ -1,15 +1,15 @@
-"""Orientation: how the pixels were turned to be upright, and whether the file contradicts itself about it."""
+"""Orientation: how the pixels were turned upright, and whether the file contradicts itself about it."""
 
 from collections.abc import Sequence
 
 from data_pipeline.decoding.images import TRANSFORMS, Decoded
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Filter, Threshold
 
 CONTRADICTIONS = {
     "invalid_value": "the tag is not in 0..8 (0 is common and means unknown)",
     "xmp_disagrees": "EXIF and XMP name different orientations",
     "already_turned": "the tag asks for a quarter turn, but the stored size is the EXIF size with width and height "
-    "swapped: a program turned the pixels and left the tag, so that turning again lays the picture on its side",
+    "swapped: a program turned the pixels and left the tag, so a second turn lays the image on its side",
 }
 
 
@@ -29,7 +29,7 @@ def _contradiction(decoded: Decoded) -> str | None:
     tag, xmp = decoded.orientation or 1, decoded.xmp_orientation or 1
     if not 1 <= tag <= 8:
         return "invalid_value"
-    # The TIFF decoder has consumed the tag, so there is nothing left to compare.
+    # The TIFF decoder has removed the tag, so there is nothing to compare.
     if decoded.format != "TIFF" and decoded.xmp_orientation is not None and xmp != tag:
         return "xmp_disagrees"
     width, height = decoded.stored_size
@@ -42,12 +42,20 @@ ORIENTATION = Filter(
     name="orientation",
     version=2,
     columns={
-        "exif": (int, "the orientation tag, 1..8 by EXIF, 65535: beyond 16 bits; None: there is none"),
+        "exif": (int, "orientation tag, 1..8 in EXIF; 65535: beyond 16 bits; None: no tag"),
         "transform": (
             str,
-            f"done to the stored pixels: none, {', '.join(t.name.lower() for t in TRANSFORMS.values())}",
+            f"transform of the stored pixels: none, {', '.join(t.name.lower() for t in TRANSFORMS.values())}",
         ),
-        "contradiction": (str, f"one of {sorted(CONTRADICTIONS)}; None: the file agrees with itself"),
+        "contradiction": (str, f"one of {sorted(CONTRADICTIONS)}; None: no contradiction"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "drop_contradictory_orientation",
+            True,
+            "whether to drop files that contradict themselves about which side is up",
+        ),
+    ),
+    drops=lambda row, chosen: row["orientation.contradiction"] if chosen.drop_contradictory_orientation else None,
 )

@@ -1,36 +1,70 @@
 """Image quality: clarity, exposure and noise.
 
-Of the grey picture reduced to at most `SIDE` pixels per side, so that scores of different resolutions compare.
+They are measured on grey levels reduced to at most `SIDE` pixels per side, so that scores of different resolutions are
+comparable.
+
+- `clarity` is the variance of the Laplacian at full exposure. The same scene three stops darker has a sixth of its
+  variance, and a bright, pale one no more, though both are as sharp. So what comes from rounding to whole levels is
+  taken off, and the rest is scaled to the span of levels of a daylight photograph.
+- `noise` means nothing where every pixel is black or white, as in dithered and screened pages, line art and text.
+  `two_level` tells how near an image is to that.
 """
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int16
+from jaxtyping import Float, Int16
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter, within
+from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.exemptions import FLAT
 
 SIDE = 1024
-DARK, BRIGHT = 8, 247  # grey levels up to which, and from which, nothing can be told apart any more
+DARK, BRIGHT = 8, 247  # grey levels up to which, and from which, no detail can be seen
+SPAN = 0.75  # of all levels: what a daylight photograph covers between its darkest or brightest end and the other one
+OUTLIERS = 0.005  # share of the pixels at each end that does not count for the span
+MAX_GAIN = 6.0  # about three stops; beyond, noise would pass for detail
+ROUNDING = 20 / 12  # variance of the Laplacian of rounding errors, which are uniform in +-1/2
+TWO_LEVEL = 0.8  # of `two_level`, from which noise is not asked about
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `QUALITY` for each candidate."""
-    return [_score(within(candidate.whole.grey, SIDE)) for candidate in candidates]
+    return [_score(candidate.whole.grey) for candidate in candidates]
 
 
-def _score(grey: Image.Image) -> dict:
+def _score(whole: Image.Image) -> dict:
+    grey = within(whole, SIDE)
     levels = np.asarray(grey.histogram(), dtype=np.float64) / (grey.width * grey.height)
     pixels = np.asarray(grey).astype(np.int16)
     return {
-        "clarity": round(_laplacian_variance(pixels), 4),
+        "clarity": round(_clarity(pixels, levels), 4),
         "brightness": round(float(levels @ np.arange(256)) / 255, 4),
         "dark": round(float(levels[: DARK + 1].sum()), 4),
         "bright": round(float(levels[BRIGHT:].sum()), 4),
         "noise": round(_noise(pixels), 4),
+        "two_level": round(_two_level(whole), 4),
     }
+
+
+def _clarity(pixels: Int16[np.ndarray, "H W"], levels: Float[np.ndarray, "256"]) -> float:
+    below = np.cumsum(levels)
+    darkest, brightest = np.searchsorted(below, (OUTLIERS, 1 - OUTLIERS))
+    span = max(1, min(brightest, 255 - darkest)) / 255
+    variance = _laplacian_variance(pixels)
+    return max(variance, (variance - ROUNDING) * min(MAX_GAIN, (SPAN / span) ** 2))
+
+
+def _two_level(grey: Image.Image) -> float:
+    """Variance of the grey levels over the largest that is possible with their mean, that of black and white alone.
+
+    It is measured before the image is reduced, since reducing turns black and white dots into grey.
+    """
+    levels = np.asarray(grey.histogram(), dtype=np.float64) / (grey.width * grey.height)
+    mean = float(levels @ np.arange(256))
+    variance = float(levels @ np.square(np.arange(256) - mean))
+    return variance / max(1e-6, mean * (255 - mean))
 
 
 def _laplacian_variance(pixels: Int16[np.ndarray, "H W"]) -> float:
@@ -42,29 +76,79 @@ def _laplacian_variance(pixels: Int16[np.ndarray, "H W"]) -> float:
 
 
 def _noise(pixels: Int16[np.ndarray, "H W"]) -> float:
-    """Standard deviation of white noise in grey levels (Immerkaer, CVIU 1996), by the median, which edges do not move.
+    """Standard deviation of white noise (Immerkaer, CVIU 1996), from the median, which edges do not move.
 
-    The kernel [[1, -2, 1], [-2, 4, -2], [1, -2, 1]] removes what is smooth; on white noise of deviation s its response
+    The kernel [[1, -2, 1], [-2, 4, -2], [1, -2, 1]] removes what is smooth. On white noise of deviation s its response
     is normal with deviation 6 s, whose absolute value has the median 0.6745 * 6 s.
     """
     if min(pixels.shape) < 3:
         return 0.0
     rows = pixels[:-2] - 2 * pixels[1:-1] + pixels[2:]
     response = np.abs(rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:])
-    below = np.cumsum(np.bincount(response.ravel()))  # the median of whole numbers, ten times as fast as by sorting
+    below = np.cumsum(np.bincount(response.ravel()))  # a median of integers in a tenth of the time of sorting
     middle = (response.size - 1) // 2, response.size // 2
     return float(np.searchsorted(below, middle, side="right").mean()) / (0.6745 * math.sqrt(36))
 
 
+_BLACK_AND_WHITE = Exemption(
+    f"images with a `two_level` of at least {TWO_LEVEL}", lambda row, _: row["quality.two_level"] >= TWO_LEVEL
+)
+
 QUALITY = Filter(
     name="quality",
-    version=2,
+    version=3,
     columns={
-        "clarity": (float, f"variance of the Laplacian at {SIDE} pixels: below 4..10 blurred, flat designs excepted"),
+        "clarity": (float, f"variance of the Laplacian at {SIDE} pixels and full exposure: below 4..10 blurred"),
         "brightness": (float, "mean grey level, 0..1"),
         "dark": (float, f"share of pixels of at most {DARK} of 255"),
         "bright": (float, f"share of pixels of at least {BRIGHT} of 255"),
-        "noise": (float, "standard deviation of noise, in grey levels of 255"),
+        "noise": (float, "standard deviation of white noise, in grey levels of 255"),
+        "two_level": (float, f"1: every pixel is black or white; above {TWO_LEVEL} `noise` means nothing"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "max_noise",
+            255.0,
+            "grey levels",
+            low=0,
+            high=255,
+            column="noise",
+            keeps="below",
+            reason="noisy",
+            exempt=(_BLACK_AND_WHITE,),
+        ),
+        Threshold(
+            "min_clarity",
+            0.0,
+            "variance of the Laplacian at full exposure",
+            low=0,
+            high=1e6,
+            column="clarity",
+            reason="blurred",
+            exempt=(FLAT,),
+            logarithmic=True,
+        ),
+        Threshold(
+            "min_brightness",
+            0.0,
+            "mean grey level, 0..1",
+            low=0,
+            high=1,
+            column="brightness",
+            reason="too_dark",
+            exempt=(FLAT,),
+        ),
+        Threshold(
+            "max_brightness",
+            1.0,
+            "mean grey level, 0..1",
+            low=0,
+            high=1,
+            column="brightness",
+            keeps="below",
+            reason="too_bright",
+            exempt=(FLAT,),
+        ),
+    ),
 )

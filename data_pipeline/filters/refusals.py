@@ -1,14 +1,19 @@
 """Refusals: what captioning models write instead of a caption.
 
-The opening words alone do not tell: "Sorry, we are closed, says a sign" describes a picture. So a refusal begins with
-an apology, or with the first person, and says soon after that this person cannot do what a captioner does.
+The first words do not decide: "Sorry, we are closed, says a sign" describes an image. So in every language a refusal is
+an apology, or the first person, soon followed by words for being unable, and those by a word for what a captioner does.
+Quotation marks end the search, since what follows is written in the image.
 """
 
 import re
 
-REACH = 300  # characters of the beginning that are looked at
+REACH = 300  # characters at the beginning that are searched
+
+_QUOTES = r"\"“”«»„「」"
+_GAP = rf"[^{_QUOTES}]"
 
 _IMAGE = r"(?:images?|pictures?|photos?|photographs?|attachments?|files?)"
+_SENT = r"(?:provided|attached|available|visible|uploaded|given|found|shared|included)"
 _ENGLISH_APOLOGY = (
     r"(?:(?:i['’]?m|i am)\s+)?(?:(?:very|so|really|truly|terribly)\s+)?(?:sorry|afraid)|(?:my\s+)?apologies|"
     r"i\s+apologi[sz]e|unfortunately|regrettably"
@@ -19,49 +24,154 @@ _ENGLISH_CANNOT = (
 )
 _ENGLISH_TASK = (
     r"(?:describe|assist|provide|generate|identify|recogni[sz]e|caption|comply|fulfil+|interpret|transcribe|analy[sz]e|"
-    rf"help\s+(?:you\b|with\b|$)|help(?=[.,!])|(?:see|view|access|process|create|open)\s+(?:\w+\s+){{0,3}}{_IMAGE}|"
+    rf"determine|discern|help\s+(?:you\b|with\b|$)|help(?=[.,!])|"
+    rf"(?:see|view|access|process|create|open)\s+(?:\w+\s+){{0,3}}{_IMAGE}|"
     r"have\s+(?:the\s+ability|the\s+capability|access|enough\s+information))"
 )
-_CHINESE_CANNOT = r"(?:[无無]法|不能|不可以|[没沒]有?[办辦]?法|不便)"
-_CHINESE_TASK = r"描述|[协協]助|[识識][别別]|辨[认認識]|生成|查看|回答|分析|看到|看[见見]"
-
-_REFUSALS = re.compile(
-    r"\W*(?:"
-    + "|".join(
-        (
-            rf"(?:(?:{_ENGLISH_APOLOGY})\b[^\"“”]{{0,60}}?\b)?"
-            rf"i(?:['’]?m|\s+am)?\s+(?:{_ENGLISH_CANNOT})\s+(?:\w+\s+){{0,2}}{_ENGLISH_TASK}",
-            rf"(?:{_ENGLISH_APOLOGY})\b[^\"“”]{{0,60}}?\bi(?:['’]?m|\s+am)?\s+(?:{_ENGLISH_CANNOT})"
-            r"(?:\W*\Z|\s+do\s+(?:that|this|so)\b)",  # cut short
-            rf"(?:{_ENGLISH_APOLOGY})\b[^\"“”]{{0,40}}?\bno\s+{_IMAGE}\s+(?:(?:was|is|were|has\s+been)\s+)?"
-            r"(?:provided|attached|available|visible|uploaded|given|found|shared)\b",
-            r"as\s+an?\s+(?:ai|artificial\s+intelligence)\b[^\"“”.]{0,60}?\b(?:i|my)\b",
-            r"(?:(?:很|非常|[实實]在|十分)?(?:抱歉|[对對]不起|[遗遺]憾|不好意思)[^“”「」\"]{0,12}?)?"
-            rf"我(?![们們])[^“”「」\"]{{0,6}}?{_CHINESE_CANNOT}[^“”「」\"]{{0,10}}?(?:{_CHINESE_TASK}|提供|[帮幫])",
-            rf"(?:很|非常|[实實]在|十分)?(?:抱歉|[对對]不起|[遗遺]憾|不好意思)[\W但]{{0,3}}{_CHINESE_CANNOT}"
-            rf"[^“”「」\"]{{0,6}}?(?:{_CHINESE_TASK})",
-            r"作[为為](?:一[个個名款])?\s*(?:ai|人工智[能慧])[^“”「」\"]{0,15}?我",
-            r"(?:大変|誠に)?(?:申し訳|すみません|ごめんなさい)[^「」“”]{0,40}?"
-            r"(?:説明|描写|画像|お手伝い|お答え|回答|識別|特定|生成|リクエスト)[^「」“”]{0,20}?"
-            r"(?:できません|出来ません|できかね|いたしかね|ありません|見えません)",
-            r"(?:죄송|미안)[^“”\"]{0,30}?(?:이미지|설명|묘사|도와|도움을|답변|식별|생성)[^“”\"]{0,20}?(?:수\s?없|못|어렵)",
-            r"(?:lo\s+siento|lo\s+lamento|lamento|disculp\w+)\b[^\"“”«]{0,40}?\bno\s+(?:puedo|podr[ée]|soy\s+capaz\s+de)\s+"
-            r"(?:\w+\s+){0,2}?(?:describir|ayudar|proporcionar|identificar|generar|analizar|asistir|responder|procesar|"
-            r"reconocer|ver\s+(?:la\s+|esta\s+|ninguna\s+)?(?:imagen|foto))",
-            r"(?:je\s+suis\s+)?(?:vraiment\s+|sincèrement\s+)?(?:désolée?|navrée?)\b[^\"“”«]{0,40}?\bje\s+ne\s+"
-            r"(?:peux|pourrais?|saurais|suis)\s+(?:malheureusement\s+)?(?:pas\s+)?(?:en\s+mesure\s+d(?:e\s+|['’])|"
-            r"capable\s+d(?:e\s+|['’]))?(?:vous\s+)?(?:décrire|aider|fournir|identifier|générer|analyser|répondre|"
-            r"reconnaître|traiter|voir\s+(?:l['’]|cette\s+|d['’])image)",
-            r"(?:извините|простите|к\s+сожалению|прошу\s+прощения)\b[^\"“”«]{0,40}?\bя\s+не\s+"
-            r"(?:могу|смогу|в\s+состоянии|способ\w+)\s+(?:\w+\s+){0,3}?(?:опис|помо|предостав|определ|сгенер|"
-            r"распозна|проанализ|ответ|просм|увидеть\s+(?:это\s+)?изображ)\w*",
-        )
-    )
-    + ")",
-    re.IGNORECASE,
+_ENGLISH_MODEL = (
+    r"(?:(?:language|vision|visual|text|image|text-based|virtual)[\s-]*)*(?:model|assistant|system|chatbot|bot)?"
 )
+_ENGLISH = (
+    rf"(?:(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,60}}?\b)?"
+    rf"i(?:['’]?m|\s+am)?\s+(?:{_ENGLISH_CANNOT})\s+(?:\w+\s+){{0,2}}{_ENGLISH_TASK}",
+    rf"(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,60}}?\bi(?:['’]?m|\s+am)?\s+(?:{_ENGLISH_CANNOT})"
+    r"(?:\W*\Z|\s+do\s+(?:that|this|so)\b)",  # cut short
+    rf"(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,40}}?\bno\s+{_IMAGE}\s+(?:(?:was|is|were|has\s+been)\s+)?{_SENT}\b",
+    rf"(?:(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,30}}?\b)?i\s+(?:must|have\s+to|need\s+to)\s+(?:\w+ly\s+)?"
+    r"(?:decline|refuse)\s+(?:to\b|this\s+request|your\s+request|$|[.,])",
+    # nothing to describe
+    r"(?:it\s+(?:seems|looks|appears)\s+(?:like\s+|that\s+|as\s+if\s+)?)?there(?:['’]s|\s+is|\s+are|\s+was)\s+no\s+"
+    rf"{_IMAGE}\s+{_SENT}\b",
+    rf"no\s+{_IMAGE}\s+(?:(?:was|is|were|has\s+been)\s+)?(?:provided|attached|uploaded|shared)\b",
+    r"(?:it\s+(?:seems|looks|appears)\s+(?:like\s+|that\s+|as\s+if\s+)?)?you\s+"
+    r"(?:have\s?n['’]?t|have\s+not|did\s?n['’]?t|did\s+not|forgot\s+to)\s+"
+    rf"(?:attach|upload|provid|shar|includ|send|sent)\w*\s+(?:\w+\s+){{0,2}}{_IMAGE}",
+    rf"the\s+{_IMAGE}\s+(?:that\s+)?you\s+(?:have\s+)?(?:\w+ed|sent)\s+{_GAP}{{0,30}}?"
+    r"(?:empty|blank|missing|corrupt\w*|broken|unavailable|inaccessible)\b(?=\W*(?:[.,;]|$|\s(?:or|and|so)\s))",
+    rf"please\s+(?:upload|attach|share|provide|send)\s+(?:\w+\s+){{0,3}}{_IMAGE}\b"
+    r"(?=\W*$|\.|\s(?:so|again|and\s+i\b|for\s+me\b|to\s+describe))",
+    # "As an AI artist I painted" is no refusal
+    rf"as\s+an?\s+(?:ai|artificial\s+intelligence)\b\s*{_ENGLISH_MODEL}\W+{_GAP}{{0,20}}?\bi(?:['’]?m|\s+am)?\s+"
+    rf"(?:\w+\s+)?(?:{_ENGLISH_CANNOT}|not)\b",
+)
+
+_CHINESE_SORRY = r"(?:很|非常|[实實]在|十分)?(?:抱歉|[对對]不起|[遗遺]憾|不好意思)"
+_CHINESE_CANNOT = r"(?:[无無]法|不能|不可以|[没沒]有?[办辦]?法|不便|未能)"
+_CHINESE_TASK = r"描述|[协協]助|[识識][别別]|辨[认認識]|生成|查看|回答|分析|看到|看[见見]"
+_CHINESE = (
+    rf"(?:{_CHINESE_SORRY}{_GAP}{{0,12}}?)?"
+    rf"我(?![们們]){_GAP}{{0,6}}?{_CHINESE_CANNOT}{_GAP}{{0,10}}?(?:{_CHINESE_TASK}|提供|[帮幫])",
+    rf"{_CHINESE_SORRY}[\W但]{{0,3}}{_CHINESE_CANNOT}{_GAP}{{0,6}}?(?:{_CHINESE_TASK})",
+    rf"(?:{_CHINESE_SORRY}{_GAP}{{0,8}}?)?(?:[图圖][片像]|照片){_CHINESE_CANNOT}(?:正常)?"
+    r"(?:[显顯]示|加[载載]|[载載]入|打[开開]|[识識][别別]|查看)",
+    rf"作[为為](?:一[个個名款])?\s*(?:ai|人工智[能慧]){_GAP}{{0,15}}?我",
+)
+
+# Language: (apology, unable, what a captioner does), in this order with short gaps between.
+_OTHERS = {
+    "ja": (
+        r"(?:大変|誠に)?(?:申し訳|すみません|ごめんなさい)",
+        r"説明|描写|画像|お手伝い|お答え|回答|識別|特定|生成|リクエスト",  # Japanese says the verb last
+        r"できません|出来ません|できかね|いたしかね|ありません|見えません",
+    ),
+    "ko": (r"죄송|미안", r"이미지|설명|묘사|도와|도움을|답변|식별|생성", r"수\s?없|못|어렵"),
+    "es": (
+        r"lo\s+siento|lo\s+lamento|lamento|disculp\w+|lamentablemente|desafortunadamente",
+        r"\bno\s+(?:puedo|podr[ée]|soy\s+capaz\s+de|me\s+es\s+posible)\s",
+        r"\b(?:describir|ayudar|proporcionar|identificar|generar|analizar|asistir|responder|procesar|reconocer|"
+        r"ver\s+(?:la\s+|esta\s+|ninguna\s+)?(?:imagen|foto))",
+    ),
+    "fr": (
+        r"(?:je\s+suis\s+)?(?:vraiment\s+|sincèrement\s+)?(?:désolée?|navrée?)\b|malheureusement|je\s+regrette",
+        r"\bje\s+ne\s+(?:peux|pourrais?|saurais|suis)\s",
+        r"\b(?:décrire|aider|fournir|identifier|générer|analyser|répondre|reconnaître|traiter|"
+        r"voir\s+(?:l['’]|cette\s+|d['’])image)",
+    ),
+    "ru": (
+        r"извините|простите|к\s+сожалению|прошу\s+прощения",
+        r"\bне\s+(?:могу|смогу|в\s+состоянии|способ\w+)\s",
+        r"\b(?:опис|помо|предостав|определ|сгенер|распозна|проанализ|ответ|просм|увидеть\s+(?:это\s+)?изображ)",
+    ),
+    "uk": (
+        r"вибачте|пробачте|на\s+жаль|перепрошую",
+        r"\bне\s+(?:можу|зможу|в\s+змозі)\s",
+        r"\b(?:опис|допомо|визнач|розпізна|згенер|проаналіз|відпов|надати|побачити)",
+    ),
+    "de": (
+        r"(?:es\s+)?tut\s+mir\s+(?:sehr\s+)?leid|entschuldig\w+|leider|ich\s+bedauere",
+        rf"\b(?:ich\s+(?:kann|bin|darf)|(?:kann|bin|darf)\s+ich)\b{_GAP}{{0,40}}?\bnicht\b",
+        r"\b(?:beschreib|helfen|identifizier|erkenn|bereitstell|generier|erstellen|analysier|beantwort|unterstütz|"
+        r"in\s+der\s+lage|sehen)",
+    ),
+    "it": (
+        r"mi\s+(?:di)?spiace|spiacente|scus\w+|purtroppo",
+        r"\bnon\s+(?:posso|sono\s+in\s+grado\s+di|riesco\s+a)\s",
+        r"\b(?:descriver|aiutar|fornir|identificar|generar|analizzar|assister|risponder|riconoscer|vedere\s+\w*immag)",
+    ),
+    "pt": (
+        r"desculp\w+|lamento|sinto\s+muito|infelizmente|peço\s+desculpas?",
+        r"\bnão\s+(?:consigo|posso|sou\s+capaz\s+de|é\s+possível)\s",
+        r"\b(?:descrever|ajudar|ajudá|fornecer|identificar|gerar|analisar|responder|reconhecer|ver\s+(?:a|esta)\s+imag)",
+    ),
+    "nl": (
+        r"sorry|het\s+spijt\s+me|helaas|excuses",
+        rf"\b(?:ik\s+kan|kan\s+ik|ik\s+ben|ben\s+ik)\b{_GAP}{{0,40}}?\bniet\b",
+        r"\b(?:beschrijven|helpen|identificeren|herkennen|verstrekken|genereren|analyseren|beantwoorden|in\s+staat|zien)",
+    ),
+    "sv": (
+        r"tyvärr|förlåt|jag\s+är\s+ledsen|jag\s+beklagar",
+        rf"\b(?:jag\s+kan|kan\s+jag)\b{_GAP}{{0,30}}?\binte\b",
+        r"\b(?:beskriva|hjälpa|identifiera|känna\s+igen|generera|analysera|svara|se\s+bilden)",
+    ),
+    "pl": (
+        r"przepraszam|przykro\s+mi|niestety",
+        r"\bnie\s+(?:mogę|jestem\s+w\s+stanie|potrafię)\s",
+        r"\b(?:opisa|pomóc|zidentyfik|rozpozna|wygener|przeanaliz|odpowied|zobaczy)",
+    ),
+    "tr": (
+        r"üzgünüm|özür\s+dilerim|maalesef|ne\s+yazık\s+ki",
+        r"resm|resim|görsel|görüntü|fotoğraf|yardım|açıkla|tanımla|betimle",  # Turkish says the verb last
+        r"[ae]m[ıi]yorum\b|[ae]m[ae]m\b|mümkün\s+değil",
+    ),
+    "ar": (
+        r"عذر|آسف|أعتذر|للأسف",
+        r"لا\s*(?:أستطيع|يمكنني|أقدر)|غير\s+قادر|لست\s+قادر",
+        r"وصف|مساعد|تحديد|التعرف|تقديم|إنشاء|تحليل|رؤية",
+    ),
+    "hi": (r"क्षमा|माफ|खेद|दुर्भाग्य", r"वर्णन|मदद|सहायता|पहचान|विश्लेषण|उत्तर", r"नहीं|असमर्थ"),
+    "vi": (
+        r"xin\s+lỗi|rất\s+tiếc|tiếc\s+là",
+        r"không\s+thể",
+        r"mô\s+tả|giúp|hỗ\s+trợ|xác\s+định|nhận\s+dạng|cung\s+cấp|phân\s+tích|xem\s|trả\s+lời",
+    ),
+    "id": (
+        r"(?:mohon\s+)?maaf|sayangnya",
+        r"tidak\s+(?:dapat|bisa|mampu)\s",
+        r"\b(?:mendeskripsikan|menjelaskan|membantu|mengidentifikasi|memberikan|menganalisis|melihat|menggambarkan)",
+    ),
+}
+# These also refuse without an apology, but then name the image.
+_PLAIN = {
+    "de": r"bild|foto",
+    "it": r"immagin|foto",
+    "pt": r"image[mn]|foto",
+    "es": r"imagen|foto",
+    "fr": r"image|photo",
+}
+
+
+def _patterns() -> list[str]:
+    found = [*_ENGLISH, *_CHINESE]
+    for language, (apology, cannot, task) in _OTHERS.items():
+        found.append(rf"(?:{apology}){_GAP}{{0,50}}?(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
+        if language in _PLAIN:
+            found.append(rf"(?={_GAP}{{0,120}}?(?:{_PLAIN[language]}))(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
+    return found
+
+
+_REFUSALS = re.compile(rf"\W*(?:{'|'.join(_patterns())})", re.IGNORECASE)
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text says, at its beginning, that its author cannot describe a picture or help with it."""
+    """Whether a text says, at its beginning, that its author cannot describe an image or help with it."""
     return _REFUSALS.match(text.lstrip()[:REACH]) is not None

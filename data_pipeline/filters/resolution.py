@@ -1,8 +1,8 @@
-"""Resolution: the size of the upright picture."""
+"""Resolution: size and shape of the upright image."""
 
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Filter, Threshold
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -26,4 +26,27 @@ RESOLUTION = Filter(
         "aspect": (float, "longer side over shorter side, >= 1"),
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "min_side",
+            256,
+            "pixels of the shorter side",
+            low=1,
+            high=1 << 20,
+            column="short_side",
+            reason="too_small",
+            logarithmic=True,
+        ),
+        Threshold(
+            "max_aspect",
+            3.0,
+            "longer side over shorter side",
+            low=1,
+            high=1e6,
+            column="aspect",
+            keeps="below",
+            reason="too_long",
+            logarithmic=True,
+        ),
+    ),
 )

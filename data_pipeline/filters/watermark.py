@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Filter, Threshold
+from data_pipeline.filters.exemptions import FLAT
 
 WINDOW = 512  # pixels per side of the central part of `Decoded.preview` that is looked at
 CELL = 16  # pixels per side of the cells in which the structure is brought to one strength
@@ -59,7 +60,7 @@ def _fine_structure(pixels: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "
 
 WATERMARK = Filter(
     name="watermark",
-    version=1,
+    version=2,
     columns={
         "repetition": (
             float,
@@ -68,4 +69,17 @@ WATERMARK = Filter(
         )
     },
     score=score,
+    thresholds=(
+        Threshold(
+            "max_repetition",
+            1.0,
+            "repetition of fine structure at a distance, as in tiled watermarks",
+            low=0,
+            high=1,
+            column="repetition",
+            keeps="below",
+            reason="repeats",
+            exempt=(FLAT,),
+        ),
+    ),
 )

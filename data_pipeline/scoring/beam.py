@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.filters import CASCADE, Filter
+from data_pipeline.filters import CASCADE
+from data_pipeline.filters.base import Filter
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import MANIFEST, RecordFolder, read_manifest

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipeline.decoding.images import MAX_PIXELS, Decoded, UndecodableImage, decode_image
-from data_pipeline.filters import CASCADE, Candidate, Filter
+from data_pipeline.filters import CASCADE
+from data_pipeline.filters.base import Candidate, Filter
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.schema import Record

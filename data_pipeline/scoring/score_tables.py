@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.filters import Filter
+from data_pipeline.filters.base import Filter
 from data_pipeline.records.shards import Shard, read_manifest
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 

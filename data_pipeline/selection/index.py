@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from data_pipeline.funnel import Step, table
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.runtime.atomic import write_atomic
 
-INDEX = "selection.parquet"  # of a folder of records, unless it is called otherwise
+INDEX = "selection.parquet"  # default name in a folder of records
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Kept:
     """A kept record.
 
     Attributes:
-      key, index: its name, and its position in the `RecordFolder`.
+      key: name of the record.
+      index: position in the `RecordFolder`.
       width, height: upright size in pixels.
-      captions: which of its captions to use: of an edit the instructions.
+      captions: numbers of the captions to use; of an edit, of its instructions.
       conditions: number of condition images.
     """
 
@@ -38,7 +39,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Why a record was dropped: the step, the reason, and for duplicates the key of the record kept in its place."""
+    """Why a record was dropped: step, reason, and for a duplicate the key of the record that was kept instead."""
 
     step: str
     reason: str
@@ -47,16 +48,17 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome.
+    """The result of a selection.
 
     Attributes:
-      thresholds: what was asked.
-      kept: records in the order of the folder.
-      dropped: the others, by key.
-      steps: the funnel of counts.
-      not_scored: filters that could drop nothing because their model was absent, and what they need.
+      thresholds: thresholds that were applied.
+      kept: kept records in the order of the folder.
+      dropped: the other records, by key.
+      steps: funnel of counts.
+      not_scored: filters that dropped nothing because their model was absent, and what they need.
       trials: filters whose scores are for trials only, and what this selection did with them.
       records: digest of the records, see `shards.digest_of`.
+      colours: number of images by the outcome of colour management (`decoding.colour.OUTCOMES`).
     """
 
     thresholds: Thresholds
@@ -66,38 +68,43 @@ class Selection:
     not_scored: dict[str, str]
     trials: dict[str, str]
     records: str
+    colours: dict[str, int] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(record.key for record in self.kept)
 
     def table(self):
-        """The funnel as a `rich.table.Table`, which says below what was not scored, and what is for trials only."""
+        """The funnel as a `rich.table.Table`, with warnings and the counts of colour profiles below."""
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
-        if lines:
-            view.caption, view.caption_style = "\n".join(lines), "bold red"
+        view.caption_style = "bold red" if lines else "dim"
+        profiles = {name: count for name, count in self.colours.items() if name in ("converted", "ignored")}
+        if profiles:
+            lines.append("colour profiles: " + ", ".join(f"{count:,} {name}" for name, count in profiles.items()))
+        view.caption = "\n".join(lines) or None
         return view
 
     def to_dict(self) -> dict:
-        """Thresholds, filter versions and funnel, for JSON; without the list of keys, which may be long."""
+        """Thresholds, filter versions, funnel and counts for JSON, without the list of keys, which may be long."""
         return {
             "records": self.records,
             "thresholds": asdict(self.thresholds),
             "filters": {filter.name: filter.version for filter in (*CASCADE, *TRIALS)},
             "not_scored": self.not_scored,
             "trials": self.trials,
+            "colours": self.colours,
             "kept": len(self.kept),
             "funnel": [step.to_dict() for step in self.steps],
         }
 
 
 def write_selection(path: Path, selection: Selection) -> None:
-    """Writes the kept records as Parquet, a row each, with thresholds and funnel as JSON in the file's metadata."""
+    """Writes one Parquet row per kept record, with `Selection.to_dict` as JSON in the file's metadata."""
     rows = [asdict(kept) | {"captions": list(kept.captions)} for kept in selection.kept]
     types = {"key": pa.string(), "captions": pa.list_(pa.int64())}
-    schema = pa.schema([(field.name, types.get(field.name, pa.int64())) for field in fields(Kept)])
+    schema = pa.schema([(one.name, types.get(one.name, pa.int64())) for one in fields(Kept)])
     rows_table = pa.Table.from_pylist(rows, schema.with_metadata({"selection": json.dumps(selection.to_dict())}))
     buffer = io.BytesIO()
     pq.write_table(rows_table, buffer, compression="zstd")
@@ -106,10 +113,10 @@ def write_selection(path: Path, selection: Selection) -> None:
 
 
 def read_selection(path: Path) -> Iterator[Kept]:
-    """Kept records in the order of their folder, read piece by piece.
+    """Yields kept records in the order of their folder, without reading the whole file at once.
 
     Raises:
-      ValueError: if the file is missing or no selection.
+      ValueError: if the file is missing or is not a selection.
     """
     try:
         for batch in _open_selection(path).iter_batches():
@@ -120,7 +127,7 @@ def read_selection(path: Path) -> Iterator[Kept]:
 
 
 def selection_facts(path: Path) -> dict:
-    """What a selection says of itself, as `Selection.to_dict`; raises as `read_selection`."""
+    """The `Selection.to_dict` stored in a selection file; raises as `read_selection` does."""
     file = _open_selection(path)
     try:
         return json.loads(file.schema_arrow.metadata[b"selection"])

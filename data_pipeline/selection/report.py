@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 from data_pipeline.buckets import BucketReport, Resolutions
 from data_pipeline.decoding.images import UndecodableImage, decode_image
 from data_pipeline.filters import CASCADE, TRIALS
+from data_pipeline.filters.base import Threshold
 from data_pipeline.funnel import Step
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import RecordFolder
@@ -44,53 +45,21 @@ SOURCES = 3  # of an edit, shown before its target
 
 @dataclass(frozen=True)
 class Limit:
-    """A threshold and the score column that it cuts.
-
-    Attributes:
-      keeps: on which side records stay, "above" or "below".
-      logarithmic: whether its histogram is.
-      asked: of "all" records, or of "pairs" or "edits" alone.
-      by_group: whether a percentile (`THRESHOLD_percentile`) may raise it for groups of records.
-    """
+    """A threshold and the full name of the score column that it cuts."""
 
     column: str
-    threshold: str
-    keeps: str
-    logarithmic: bool = False
-    asked: str = "all"
-    by_group: bool = False
+    declared: Threshold
+
+    @property
+    def threshold(self) -> str:
+        return self.declared.name
 
 
-LIMITS = (
-    Limit("resolution.short_side", "min_side", "above", True),
-    Limit("resolution.aspect", "max_aspect", "below", True),
-    Limit("entropy.bits", "min_bits", "above"),
-    Limit("entropy.edges", "min_edges", "above"),
-    Limit("entropy.roughness", "max_roughness", "below"),
-    Limit("caption_length.tokens", "min_tokens", "above", True),
-    Limit("caption_length.tokens", "max_tokens", "below", True),
-    Limit("caption_length.tokens", "max_instruction_tokens", "below", True, asked="edits"),
-    Limit("caption_length.longest_run", "max_run", "below", True),
-    Limit("caption_length.compressed", "min_compressed", "above"),
-    Limit("instruction.script", "min_script", "above", asked="edits"),
-    Limit("edit_pair.aspect", "max_edit_aspect", "below"),
-    Limit("edit_pair.shared", "min_shared", "above"),
-    Limit("edit_pair.shift", "max_shift", "below"),
-    Limit("edit_pair.changed", "min_changed", "above", True),
-    Limit("edit_pair.changed", "max_changed", "below"),
-    Limit("edit_pair.difference", "min_difference", "above", True),
-    Limit("edit_pair.unchanged_psnr", "min_unchanged_psnr", "above"),
-    Limit("quality.clarity", "min_clarity", "above", True),
-    Limit("quality.brightness", "min_brightness", "above"),
-    Limit("quality.brightness", "max_brightness", "below"),
-    Limit("quality.noise", "max_noise", "below"),
-    Limit("compression.jpeg_quality", "min_jpeg_quality", "above"),
-    Limit("compression.bits_per_pixel", "min_bits_per_pixel", "above", True),
-    Limit("border.area", "max_border", "below"),
-    Limit("watermark.repetition", "max_repetition", "below"),
-    Limit("nsfw.score", "max_nsfw", "below"),
-    Limit("alignment.cosines", "min_alignment", "above", asked="pairs", by_group=True),
-    Limit("aesthetic.score", "min_aesthetic", "above", by_group=True),
+LIMITS = tuple(
+    Limit(f"{filter.name}.{one.column}", one)
+    for filter in CASCADE
+    for one in filter.thresholds
+    if one.column is not None
 )
 
 
@@ -146,7 +115,7 @@ def write_report(
         "<h2>Scores and thresholds</h2>",
         *(_limit(limit, scan, records, thresholds) for limit in limits if scan.values.get(limit.threshold)),
         "<h2>Sizes, languages, classes</h2>",
-        *_tables(scan, fit),
+        *_tables(scan, fit, Counter(selection.colours)),
         "<h2>Captions</h2>",
         _captions(records, selection),
     ]
@@ -156,6 +125,7 @@ def write_report(
         "languages": dict(scan.languages.most_common()),
         "kinds": dict(scan.kinds.most_common()),
         "classes": dict(scan.tags.most_common()),
+        "colours": selection.colours,
         "groups": {
             name: [
                 {**_name_group(group), "lowest": lowest, "scores": count, "below": below}
@@ -178,7 +148,7 @@ def _scan(folder: Path, thresholds: Thresholds, limits: Sequence[Limit], cuts: C
             if index % every == 0:
                 scan.values.setdefault(limit.threshold, []).extend(values)
             for value, (group, cut) in zip(values, _cuts(limit, row, len(values), thresholds, cuts), strict=True):
-                inside = value >= cut if limit.keeps == "above" else value <= cut
+                inside = value >= cut if limit.declared.keeps == "above" else value <= cut
                 if group is not None:
                     counted = scan.groups.setdefault(limit.threshold, {}).setdefault(group, [cut, 0, 0])
                     counted[1] += 1
@@ -193,20 +163,17 @@ def _scan(folder: Path, thresholds: Thresholds, limits: Sequence[Limit], cuts: C
 
 def _values(limit: Limit, row: dict, thresholds: Thresholds) -> list[float]:
     """The scores of a record that a threshold is asked about."""
-    if limit.asked not in ("all", "edits" if row["description.conditions"] else "pairs"):
+    if limit.declared.asked not in ("all", "edits" if row["description.conditions"] else "pairs"):
         return []
-    found = row[limit.column]
+    found = row[limit.column] if limit.declared.values is None else limit.declared.values(row, thresholds)
     values = found if isinstance(found, list) else [found]
-    if limit.threshold == "min_compressed":  # shorter captions compress too little to tell
-        tokens = row["caption_length.tokens"]
-        values = [one for one, n in zip(values, tokens, strict=True) if n >= thresholds.repetitive_tokens]
     return [value for value in values if value is not None]
 
 
 def _cuts(limit: Limit, row: dict, count: int, thresholds: Thresholds, cuts: Cuts) -> list[tuple[Group | None, float]]:
     """Where a threshold lies for each of a record's scores, and the group for which it does; None: for all records."""
     cut = getattr(thresholds, limit.threshold)
-    if not limit.by_group or not _percentile(limit, thresholds):
+    if not limit.declared.by_group or not _percentile(limit, thresholds):
         return [(None, cut)] * count
     name = limit.threshold.removeprefix("min_")
     classes = [class_of(row)] * count
@@ -225,7 +192,7 @@ def _name_group(group: Group) -> dict[str, str | None]:
 
 
 def _scale(value: float, limit: Limit) -> float:
-    return math.log(max(value, 1e-6)) if limit.logarithmic else value
+    return math.log(max(value, 1e-6)) if limit.declared.logarithmic else value
 
 
 def _funnel(steps: Sequence[Step]) -> str:
@@ -251,7 +218,7 @@ def _limit(limit: Limit, scan: _Scan, records: RecordFolder, thresholds: Thresho
         for title, side in ((f"kept side, {asked}", kept), ("other side", other))
     )
     columns = {f"{f.name}.{name}": text for f in (*CASCADE, *TRIALS) for name, (_, text) in f.columns.items()}
-    of = "" if limit.asked == "all" else f" (of {limit.asked} alone)"
+    of = "" if limit.declared.asked == "all" else f" (of {limit.declared.asked} alone)"
     return (
         f"<section><h3>{limit.column} <small>{_text(columns[limit.column])}{of}</small></h3>"
         f"{_histogram(scan.values[limit.threshold], cuts, limit)}{_groups(groups or {})}"
@@ -291,8 +258,8 @@ def _histogram(values: Sequence[float], cuts: Iterable[float], limit: Limit) -> 
     lines = "".join(
         f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{height}"/>' for place in places if 0 <= place <= width
     )
-    ends = [f"{math.exp(end) if limit.logarithmic else end:.4g}" for end in (low, high)]
-    scale = ", logarithmic" if limit.logarithmic else ""
+    ends = [f"{math.exp(end) if limit.declared.logarithmic else end:.4g}" for end in (low, high)]
+    scale = ", logarithmic" if limit.declared.logarithmic else ""
     return (
         f'<svg viewBox="0 0 {width} {height + 16}" width="{width}">{bars}{lines}<text x="0" y="{height + 13}">{ends[0]}'
         f'</text><text x="{width}" y="{height + 13}" text-anchor="end">{ends[1]}{scale}</text></svg>'
@@ -321,17 +288,22 @@ def _picture(data: bytes, unsafe: bool) -> str:
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _tables(scan: _Scan, report: BucketReport | None) -> Iterator[str]:
+def _tables(scan: _Scan, report: BucketReport | None, colours: Counter[str]) -> Iterator[str]:
     if report is not None:
         rows = [[name, f"{count:,}"] for name, count in report.counts.items()]
         rows += [[f"left out: {_text(reason)}", f"{count:,}"] for reason, count in report.left_out.counts.items()]
         yield _table(
             [f"bucket (mean crop {report.mean_cropped:.1%}, enlarged {report.upscaled:,})", "kept records"], rows
         )
-    for title, counts in (("language", scan.languages), ("kind of caption", scan.kinds), ("class", scan.tags)):
+    for title, counts in (
+        ("language", scan.languages),
+        ("kind of caption", scan.kinds),
+        ("class", scan.tags),
+        ("colour profile", colours),
+    ):
         if counts:
             rows = [[_text(str(name)), f"{count:,}"] for name, count in counts.most_common(ROWS)]
-            yield _table([title, "captions" if title != "class" else "records"], rows)
+            yield _table([title, "records" if title in ("class", "colour profile") else "captions"], rows)
 
 
 def _captions(records: RecordFolder, selection: Selection) -> str:

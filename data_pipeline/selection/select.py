@@ -1,13 +1,17 @@
-"""Selection: thresholds turn scores into the list of kept records. A cheap second step: no image is read."""
+"""Selection: thresholds turn scores into the list of kept records. It is cheap, since it reads no image."""
 
 import hashlib
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from data_pipeline.filters import CASCADE, TRIALS
+from data_pipeline.filters.aesthetic import LOWEST_AESTHETIC
+from data_pipeline.filters.alignment import UNRELATED
+from data_pipeline.filters.base import Row
 from data_pipeline.filters.cluster import CLUSTER
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.label_alignment import CAVEAT
@@ -18,73 +22,98 @@ from data_pipeline.scoring.pair_scores import SAME, read_pairs
 from data_pipeline.scoring.score_tables import read_scores, unscored
 from data_pipeline.selection.index import Dropped, Kept, Selection
 from data_pipeline.selection.percentiles import Cuts, class_of, find_cuts
-from data_pipeline.selection.rules import LOWEST_AESTHETIC, RULES, UNRELATED, caption_reasons
+from data_pipeline.selection.rules import RULES, caption_reasons
 from data_pipeline.selection.thresholds import ALIGNMENTS, Thresholds
 
 
-def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selection:
-    """Applies thresholds to the scores of a folder.
+@dataclass
+class _Survivors:
+    """Records that passed the rules of single records, and what the rules about all records need of them."""
 
-    Every step sees only what the steps before it kept, so a broken or too small copy never stands for its group.
+    kept: list[Kept] = field(default_factory=list)
+    tags: list[list[str]] = field(default_factory=list)
+    clusters: list[list[str]] = field(default_factory=list)
+    bits: list[float] = field(default_factory=list)
+
+    def add(self, row: Row, kept: Kept) -> None:
+        self.kept.append(kept)
+        self.tags.append(row["description.tags"])
+        self.clusters.append([str(row["cluster.id"])])
+        self.bits.append(row["entropy.bits"])
+
+    def left(self, groups: list[list[str]], dropped: dict[str, Dropped]) -> dict[str, list[str]]:
+        """{key: groups} of the records that were not dropped since."""
+        return {one.key: found for one, found in zip(self.kept, groups, strict=True) if one.key not in dropped}
+
+
+def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selection:
+    """Applies thresholds to the scores of a folder; reads no image.
+
+    Every step sees only records that the steps before it kept. So a broken or too small copy never stands for its
+    group of duplicates.
 
     Raises:
-      ValueError: when scores are missing (run `cascade.score` first).
+      ValueError: if scores are missing (run `qi2 data score` first).
     """
-    not_scored = unscored(folder, CASCADE)
-    if missing := {name: needs for name, needs in not_scored.items() if name in thresholds.require}:
-        raise ValueError(
-            f"{folder} lacks scores that data.thresholds.require names: {missing}; score again, or require less"
-        )
-    if thresholds.max_per_cluster and CLUSTER.name in not_scored:
-        raise ValueError(f"{folder}: max_per_cluster asks for clusters, which were not scored: {CLUSTER.needs}")
+    not_scored = _not_scored(folder, thresholds)
     trials, by = _trials(folder, thresholds), ALIGNMENTS[thresholds.alignment_by]
     cuts = find_cuts(folder, thresholds.min_alignment_percentile, thresholds.min_aesthetic_percentile, by)
-    tallies = {name: Tally() for name in [*RULES, "duplicates", "distribution"]}
     dropped: dict[str, Dropped] = {}
-    survivors: list[Kept] = []
-    tags: list[list[str]] = []
-    clusters: list[list[str]] = []
-    bits: list[float] = []
-
-    def drop(key: str, why: Dropped) -> None:
-        dropped[key] = why
-        tallies[why.step].add(why.reason, key)
-
-    count = 0
+    survivors, colours, count = _Survivors(), Counter[str](), 0
     for row in read_scores(folder, [filter for filter in (*CASCADE, *TRIALS) if filter is not DUPLICATES]):
         row[UNRELATED] = _unrelated(row, thresholds, cuts)
         row[LOWEST_AESTHETIC] = max(thresholds.min_aesthetic, cuts.aesthetic.get((class_of(row),), 0.0))
+        if row["broken.colour"] is not None:
+            colours[row["broken.colour"]] += 1
         reasons = ((name, rule(row, thresholds)) for name, rule in RULES.items())
         failed = next(((name, reason) for name, reason in reasons if reason is not None), None)
         if failed:
-            drop(row["key"], Dropped(*failed))
+            dropped[row["key"]] = Dropped(*failed)
         else:
             captions = tuple(i for i, reason in enumerate(caption_reasons(row, thresholds)) if reason is None)
             size = row["resolution.width"], row["resolution.height"]
-            survivors.append(Kept(row["key"], count, *size, captions, row["description.conditions"]))
-            tags.append(row["description.tags"])
-            clusters.append([str(row["cluster.id"])])
-            bits.append(row["entropy.bits"])
+            survivors.add(row, Kept(row["key"], count, *size, captions, row["description.conditions"]))
         count += 1
-    late = _duplicates(folder, survivors, np.array(bits, np.float64), thresholds)
-    left = {record.key: own for record, own in zip(survivors, tags, strict=True) if record.key not in late}
-    late |= _crowded(left, thresholds.max_per_class, "class_is_full")
-    left = {record.key: own for record, own in zip(survivors, clusters, strict=True) if record.key not in late}
-    late |= _crowded(left, thresholds.max_per_cluster, "cluster_is_full")
-    for key in sorted(late):
-        drop(key, late[key])
+    late = _duplicates(folder, survivors.kept, np.array(survivors.bits, np.float64), thresholds)
+    late |= _crowded(survivors.left(survivors.tags, late), thresholds.max_per_class, "class_is_full")
+    late |= _crowded(survivors.left(survivors.clusters, late), thresholds.max_per_cluster, "cluster_is_full")
+    dropped |= {key: late[key] for key in sorted(late)}
+    kept = tuple(record for record in survivors.kept if record.key not in late)
+    records = digest_of(read_manifest(folder))
+    steps = _funnel(count, dropped)
+    return Selection(thresholds, kept, dropped, steps, not_scored, trials, records, dict(sorted(colours.items())))
 
+
+def _not_scored(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
+    """Filters without scores, and what they need.
+
+    Raises:
+      ValueError: if the thresholds require scores of one of them.
+    """
+    found = unscored(folder, CASCADE)
+    if missing := {name: needs for name, needs in found.items() if name in thresholds.require}:
+        raise ValueError(
+            f"{folder} lacks scores that data.thresholds.require names: {missing}; score again, or require less"
+        )
+    if thresholds.max_per_cluster and CLUSTER.name in found:
+        raise ValueError(f"{folder}: max_per_cluster requires clusters, which were not scored: {CLUSTER.needs}")
+    return found
+
+
+def _funnel(count: int, dropped: dict[str, Dropped]) -> tuple[Step, ...]:
+    """The counts of all steps, for a number of records."""
+    tallies = {name: Tally() for name in [*RULES, "duplicates", "distribution"]}
+    for key, why in dropped.items():
+        tallies[why.step].add(why.reason, key)
     steps = []
     for name, tally in tallies.items():
         steps.append(Step(name, count, tally))
         count -= tally.total
-    kept = tuple(record for record in survivors if record.key not in late)
-    records = digest_of(read_manifest(folder))
-    return Selection(thresholds, kept, dropped, tuple(steps), not_scored, trials, records)
+    return tuple(steps)
 
 
 def _trials(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
-    """For every filter of `TRIALS` that scored, what its scores do here."""
+    """What the scores of each filter of `TRIALS` do in this selection."""
     absent = unscored(folder, TRIALS)
     if needs := absent.get(thresholds.alignment_by):
         raise ValueError(f"{folder}: alignment_by names {thresholds.alignment_by}, which was not scored: {needs}")
@@ -93,8 +122,8 @@ def _trials(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
     return {name: f"{decides.get(name, 'drops nothing')}, {CAVEAT}" for name in scored}
 
 
-def _unrelated(row: dict, thresholds: Thresholds, cuts: Cuts) -> list[bool]:
-    """For every caption whether its alignment is too low; an instruction of an edit does not describe its picture."""
+def _unrelated(row: Row, thresholds: Thresholds, cuts: Cuts) -> list[bool]:
+    """For every caption, whether its alignment is too low. Instructions of edits do not describe their images."""
     cosines = row[f"{thresholds.alignment_by}.cosines"]
     if cosines is None or row["description.conditions"]:
         return [False] * len(row["description.kinds"])
@@ -104,7 +133,7 @@ def _unrelated(row: dict, thresholds: Thresholds, cuts: Cuts) -> list[bool]:
 
 
 def _crowded(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str, Dropped]:
-    """Which keys to drop so that no group has more than its number; a pure function of keys and groups."""
+    """Keys to drop so that no group has more than `limit` records; a pure function of keys and groups."""
     drops: dict[str, Dropped] = {}
     counts: Counter[str] = Counter()
     if limit:
@@ -119,7 +148,7 @@ def _crowded(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str,
 def _duplicates(
     folder: Path | str, survivors: list[Kept], bits: Float[np.ndarray, " n"], thresholds: Thresholds
 ) -> dict[str, Dropped]:
-    """Which keys to drop: for same bytes, then same pixels, then nearness among those that are left."""
+    """Keys to drop: for the same bytes, then the same pixels, then as near duplicates of those that are left."""
     drops: dict[str, Dropped] = {}
     if not (thresholds.drop_exact_duplicates or thresholds.drop_near_duplicates):
         return drops
@@ -145,7 +174,7 @@ def _duplicates(
         near = near[proposed & (near["difference"] <= thresholds.near_difference)]
         content = pairs.same[record[left], SAME.index("fingerprints")]
         keep_first("near", group_near(content, bits[left] >= thresholds.near_min_entropy, near["left"], near["right"]))
-    for key, why in drops.items():  # the copy of a copy stands for the one that was kept
+    for key, why in drops.items():  # a copy of a copy names the one that was kept
         while why.duplicate_of in drops:
             why = Dropped(why.step, why.reason, drops[why.duplicate_of].duplicate_of)
         drops[key] = why

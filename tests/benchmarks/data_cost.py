@@ -17,7 +17,8 @@ from PIL import Image
 from skimage import data
 
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.filters import CASCADE, Candidate
+from data_pipeline.filters import CASCADE
+from data_pipeline.filters.base import Candidate
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.scoring.pairs import differences
 

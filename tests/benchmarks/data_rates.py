@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.filters import CASCADE, Candidate
+from data_pipeline.filters import CASCADE
+from data_pipeline.filters.base import Candidate
 from data_pipeline.records.schema import Caption, Record
 from tests.data_pipeline import real_pictures
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.filters import CASCADE, Candidate
+from data_pipeline.filters import CASCADE
+from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.watermark import WATERMARK
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards

@@ -1,6 +1,6 @@
-"""Decodes the test pictures of Pillow's source, by our decoder and by plain Pillow: a line of JSON for each.
+"""Decodes the test images of Pillow's source with our decoder and with plain Pillow, and prints a JSON line for each.
 
-A process of its own, because a decoder may crash: `python decode_all.py pillow-12.3.0.tar.gz`.
+It runs in its own process, because a decoder may crash: `python decode_all.py pillow-12.3.0.tar.gz`.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from data_pipeline.decoding import images
 from data_pipeline.decoding.images import UndecodableImage, decode_image
@@ -25,11 +25,12 @@ def ours(data: bytes, preview_first: bool) -> dict:
     except UndecodableImage as error:
         return {"reason": error.reason, "detail": error.detail}
     image = decoded.image
-    return {"reason": None, "format": decoded.format, "mode": image.mode, "size": decoded.size, "pixels": digest(image)}
+    found = {"format": decoded.format, "mode": image.mode, "size": decoded.size, "pixels": digest(image)}
+    return {"reason": None, "colour": decoded.colour} | found
 
 
 def plain(data: bytes) -> dict:
-    """What a few lines of Pillow make of a file: pixels after `exif_transpose`, or the error."""
+    """What a few lines of Pillow decode: pixels after `exif_transpose`, `managed` in sRGB, or the error."""
     try:
         image = Image.open(io.BytesIO(data), formats=images.FORMATS)
         size = image.size
@@ -41,7 +42,11 @@ def plain(data: bytes) -> dict:
         if mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         found = {"format": form, "mode": mode, "size": upright.size}
-        return found if mode in ("I", "F", "LAB") else found | {kind: digest(upright.convert(kind)) for kind in KINDS}
+        if mode in ("I", "F", "LAB"):
+            return found
+        if profile := image.info.get("icc_profile"):
+            found["managed"] = {kind: managed(upright, profile, kind) for kind in KINDS}
+        return found | {kind: digest(upright.convert(kind)) for kind in KINDS}
     except UnidentifiedImageError:
         return {"error": None}
     except Exception as error:
@@ -51,12 +56,25 @@ def plain(data: bytes) -> dict:
 KINDS = ("RGB", "RGBA")
 
 
+def managed(image: Image.Image, profile: bytes, kind: str) -> str | None:
+    """Digest of the pixels in sRGB; None if the profile is not for RGB pixels."""
+    try:
+        space, flags = ImageCms.createProfile("sRGB"), ImageCms.Flags.BLACKPOINTCOMPENSATION
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        rgb = ImageCms.profileToProfile(image.convert("RGB"), source, space, outputMode="RGB", flags=flags)
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    if kind == "RGBA":
+        rgb.putalpha(image.convert("RGBA").getchannel("A"))
+    return digest(rgb)
+
+
 def digest(image: Image.Image) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def any_format(data: bytes) -> str | None:
-    """What Pillow takes a file for when all of its decoders may look at it."""
+    """The format that Pillow finds when all of its decoders are allowed."""
     try:
         return Image.open(io.BytesIO(data)).format
     except Exception:
@@ -76,7 +94,7 @@ def main(path: str) -> None:
                 if found["ours"]["reason"] == "unknown_format":
                     found["any_format"] = any_format(data)
                 print(json.dumps({"name": name} | found), flush=True)
-    # Not by getrusage, which counts in the process that started this one.
+    # getrusage would include the peak of the parent process.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(json.dumps({"peak_bytes": int(peak[1]) * 1024}))
 

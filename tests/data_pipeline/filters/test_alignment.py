@@ -174,5 +174,5 @@ def test_aesthetic_scores_are_selected_by(clip, records, tmp_path):
 def test_heads_that_do_not_fit_are_refused(clip, tmp_path, widths, more, message):
     with pytest.raises(ValueError, match=message):
         filters.cascade(clip, write_head(tmp_path / "head.safetensors", widths, **more))
-    with pytest.raises(ValueError, match="whose folder is missing"):
+    with pytest.raises(ValueError, match="so --clip FOLDER is required"):
         filters.cascade(None, tmp_path / "head.safetensors")

@@ -64,7 +64,7 @@ def test_what_cannot_be_clustered_is_refused(clip, records, tmp_path):  # noqa: 
     for path in (tmp_path / "absent", tmp_path / "centroids.safetensors"):
         with pytest.raises(ValueError, match="centroids"):
             filters.cascade(clip, None, path)
-    with pytest.raises(ValueError, match="whose folder is missing"):
+    with pytest.raises(ValueError, match="so --clip FOLDER is required"):
         filters.cascade(None, None, tmp_path / "absent")
     shutil.copytree(clip, tmp_path / "clip")
     (tmp_path / "clip/config.json").write_text(

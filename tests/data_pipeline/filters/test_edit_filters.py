@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.filters import Candidate
+from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.edit_pair import COLUMNS, EDIT_PAIR
 from data_pipeline.filters.instruction import named_sources, script_share
 from data_pipeline.records.schema import Caption, Record

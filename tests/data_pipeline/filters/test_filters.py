@@ -6,7 +6,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from data_pipeline.decoding.images import UndecodableImage, decode_image
-from data_pipeline.filters import CASCADE, Candidate
+from data_pipeline.filters import CASCADE
+from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.border import BORDER
 from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.compression import COMPRESSION

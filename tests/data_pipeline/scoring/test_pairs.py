@@ -375,6 +375,6 @@ def test_thresholds_cannot_be_looser_than_the_bounds():
 
 def _candidate(record: Record):
     from data_pipeline.decoding.images import decode_image
-    from data_pipeline.filters import Candidate
+    from data_pipeline.filters.base import Candidate
 
     return Candidate(record, decode_image(record.image), None)

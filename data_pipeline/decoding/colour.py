@@ -1,0 +1,135 @@
+"""Colour management: what an embedded ICC profile asks for, and pixels brought to sRGB.
+
+Profiles come from outside and are read by LittleCMS. One that is too large, broken, or made for another kind of pixels
+is ignored, and the pixels then mean what they mean in a file without a profile: sRGB. `Decoded.colour` says which of
+`OUTCOMES` happened, so that a folder's files can be counted by it.
+"""
+
+import functools
+import io
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageCms
+
+MAX_PROFILE_BYTES = 4 << 20  # profiles of printing presses have 0.5 to 3 MB
+OUTCOMES = {
+    "untagged": "no profile: the pixels are sRGB",
+    "srgb": "a profile that equals sRGB: the pixels stay as they are",
+    "converted": "a profile of another colour space: the pixels were converted to sRGB",
+    "ignored": f"a profile that is broken, larger than {MAX_PROFILE_BYTES:,} bytes, or made for other pixels: the "
+    "pixels are taken for sRGB",
+}
+
+_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile, and the mode whose pixels it describes
+_DEVICES = ("scnr", "mntr", "prtr", "spac")  # classes of profiles that describe pixels
+_SAME = 2  # levels by which a profile may differ from sRGB and still count as sRGB; roundings make 1
+_LEAST_RANGE = 64  # levels between black and white below which a profile cannot be right
+_KEPT_PROFILES = 16  # a data set has few different ones
+
+
+class Profile:
+    """What to do with the pixels of one image.
+
+    Attributes:
+      outcome: a key of OUTCOMES.
+      transform: converts RGB or CMYK pixels to sRGB; None: there is nothing to convert, or `curve` does it.
+      curve: of grey pixels, the sRGB level 0..255 of each of 256 evenly spaced levels.
+    """
+
+    def __init__(
+        self,
+        outcome: str,
+        transform: ImageCms.ImageCmsTransform | None = None,
+        curve: Float[np.ndarray, "256"] | None = None,
+    ):
+        self.outcome, self.transform, self.curve = outcome, transform, curve
+
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """Pixels in sRGB: mode RGB, or RGBA for an image of this mode.
+
+        Args:
+          image: of any mode that `convert("RGB")` accepts. If the profile describes grey pixels: grey levels in mode
+            L, or in mode RGB or RGBA with three equal channels.
+        """
+        alpha = image.getchannel("A") if image.mode == "RGBA" else None
+        if self.transform is not None:
+            pixels = image if image.mode == "CMYK" else image.convert("RGB")
+            converted = ImageCms.applyTransform(pixels, self.transform)
+            assert converted is not None
+        elif self.curve is not None:
+            table = np.round(self.curve).astype(np.uint8).tolist()
+            grey = image if image.mode == "L" else image.getchannel(0)
+            converted = grey.point(table).convert("RGB")
+        else:
+            return image if alpha is not None else image.convert("RGB")
+        if alpha is not None:
+            converted.putalpha(alpha)
+        return converted
+
+
+def embedded(image: Image.Image) -> Profile:
+    """The profile of an image that was opened and need not be loaded yet."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return _UNTAGGED
+    if not isinstance(data, bytes) or len(data) > MAX_PROFILE_BYTES:
+        return _IGNORED
+    return _read(data, _kind(image.mode))
+
+
+def _kind(mode: str) -> str:
+    """The mode, of `_SPACES`, that describes an image's pixels."""
+    if mode in ("1", "L", "LA") or mode.startswith("I;16"):
+        return "L"
+    return "CMYK" if mode == "CMYK" else "RGB"
+
+
+@functools.lru_cache(_KEPT_PROFILES)
+def _read(data: bytes, kind: str) -> Profile:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        about = source.profile
+        if _SPACES.get(about.xcolor_space.strip()) != kind or about.device_class not in _DEVICES:
+            return _IGNORED
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            kind,
+            "RGB",
+            renderingIntent=ImageCms.Intent.PERCEPTUAL,
+            # LittleCMS would approximate grey by few points, coarsely in the shadows; its table is computed only once.
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if kind == "L" else 0),
+        )
+        black, white = (_probe(transform, kind, colour).mean() for colour in _black_and_white(kind))
+        if white - black < _LEAST_RANGE:
+            return _IGNORED
+        if kind == "L":
+            levels = np.arange(256, dtype=np.uint8)
+            # One channel, the same for all three: a grey pixel stays grey.
+            curve = _probe(transform, kind, levels[None])[0, :, 1].astype(np.float64)
+            return _SRGB if np.abs(curve - levels).max() <= _SAME else Profile("converted", curve=curve)
+        if kind == "RGB" and np.abs(_probe(transform, kind, _GRID).astype(int) - _GRID).max() <= _SAME:
+            return _SRGB
+    except Exception:  # LittleCMS and its binding meet hostile profiles with errors of several types
+        return _IGNORED
+    return Profile("converted", transform)
+
+
+def _probe(
+    transform: ImageCms.ImageCmsTransform, kind: str, colours: UInt8[np.ndarray, "h w ..."]
+) -> UInt8[np.ndarray, "h w 3"]:
+    image = Image.frombytes(kind, colours.shape[1::-1], colours.tobytes())
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None
+    return np.asarray(converted)
+
+
+def _black_and_white(kind: str) -> tuple[UInt8[np.ndarray, "1 1 ..."], UInt8[np.ndarray, "1 1 ..."]]:
+    low, high = (np.full((1, 1) if kind == "L" else (1, 1, len(kind)), level, np.uint8) for level in (0, 255))
+    return (high, low) if kind == "CMYK" else (low, high)  # ink darkens
+
+
+_LEVELS = np.arange(0, 256, 15, dtype=np.uint8)
+_GRID = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS), axis=-1).reshape(1, -1, 3)  # 5,832 colours
+_UNTAGGED, _SRGB, _IGNORED = Profile("untagged"), Profile("srgb"), Profile("ignored")
