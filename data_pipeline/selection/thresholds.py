@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from data_pipeline.filters import CASCADE
 from data_pipeline.filters.alignment import ALIGNMENT
 from data_pipeline.filters.label_alignment import LABEL_ALIGNMENT
+from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT
 from data_pipeline.scoring.pair_scores import MIN_ENTROPY
-from data_pipeline.scoring.pairs import MAX_DIFFERENCE, MAX_DISTANCE, MAX_GRADIENT
+from data_pipeline.scoring.pairs import MAX_DIFFERENCE
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Thresholds:
         `near_min_entropy` bits are exempt.
       max_border: share of the picture that bars on opposite sides take; exempt are pictures below `near_min_entropy`
         bits, such as pages of text, and those tagged `design/..` or `synthetic/..`.
-      drop_exact_duplicates: keep only the first, by key, of files with the same bytes or the same pixels.
-      drop_near_duplicates: keep only the first, by key, of each group of near duplicates (`pairs`): two whose hashes
+      drop_exact_duplicates: keep only the best of files with the same bytes or the same pixels: the one with most
+        pixels, then the best quality, then the first key.
+      drop_near_duplicates: likewise keep only the best of each group of near duplicates (`pairs`): two whose hashes
         are within one of the next two bounds, and whose thumbnails are within the third.
       near_distance: largest distance of the 64-bit perceptual hashes.
       near_gradient: largest distance of the 64-bit gradient hashes.

@@ -17,7 +17,7 @@ from data_pipeline.sources.ingest import ingest
 
 SCORE = """
 import sys
-from data_pipeline.cascade import score
+from data_pipeline.scoring.cascade import score
 if __name__ == "__main__":
     score(sys.argv[1], workers=2, progress=False)
 """
