@@ -20,10 +20,12 @@ from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import MANIFEST, RecordFolder, read_manifest
 from data_pipeline.scoring import pair_scores, score_tables
+from data_pipeline.scoring.candidates import BANDS, candidates, distinct, members, partition
 from data_pipeline.scoring.cascade import ScoreReport, score_shard
 from data_pipeline.scoring.pair_scores import Pairs, fingerprints, first_equal, write_pairs
 from data_pipeline.scoring.pair_search import FILED_AT_ONCE, PairReport
-from data_pipeline.scoring.pairs import BANDS, MEMBER, NEAR, candidates, keys, near, partition
+from data_pipeline.scoring.pairs import NEAR, near
+from data_pipeline.scoring.windows import WINDOWS
 
 try:
     import apache_beam as beam
@@ -35,7 +37,8 @@ except ImportError:
 RUNNERS = ("DirectRunner", "DataflowRunner")
 _GROUP = 1 << 20  # records whose digests are compared at once
 _PLACE = np.dtype([("high", np.uint64), ("low", np.uint64), ("record", np.int64)])
-_CONTENT = np.dtype([*_PLACE.descr, ("trusted", bool), ("kind", np.uint64), ("phash", np.uint64), ("dhash", np.uint64)])
+_HASHES = [("phash", np.uint64), ("dhash", np.uint64), ("windows", np.uint64, len(WINDOWS))]
+_CONTENT = np.dtype([*_PLACE.descr, ("trusted", bool), ("kind", np.uint64), *_HASHES])
 
 
 def score_with_beam(
@@ -197,8 +200,8 @@ class _Fingerprints(_OnLocalCopies):
         places = np.empty(len(whole), _CONTENT)
         places["record"] = self.starts[number] + whole
         places["trusted"], places["kind"] = found.trusted[whole], found.kind[whole]
-        for name in ("phash", "dhash"):
-            places[name] = found.picture[name][found.first_picture[whole]]
+        for (name, *_), hashes in zip(_HASHES, found.hashes(), strict=True):
+            places[name] = hashes[whole]
         parts = np.uint64(-(-int(self.starts[-1]) // _GROUP))
         for column, name in enumerate(pair_scores.SAME):
             places["high"], places["low"] = found.same[whole, column].T
@@ -236,20 +239,17 @@ def _contents(_: int, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _file(contents: np.ndarray, *, total: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     for number, band in enumerate(BANDS):
-        under = keys(band, contents["phash"], contents["dhash"])
-        parts = max(1, -(-total * under.shape[1] // FILED_AT_ONCE))
-        place = partition(under, contents["kind"], parts)
+        entries = members(band, *(contents[name] for name in ("record", "kind", "phash", "dhash", "windows")))
+        place = partition(entries, max(1, -(-total * band.keys // FILED_AT_ONCE)))
         for part in np.unique(place):
-            rows, columns = np.nonzero(place == part)
-            filed = np.empty(len(rows), MEMBER)
-            filed["key"], filed["picture"] = under[rows, columns], contents["record"][rows]
-            for name in ("kind", "phash", "dhash"):
-                filed[name] = contents[name][rows]
-            yield (number, int(part)), filed
+            yield (number, int(part)), entries[place == part]
 
 
 def _candidates(place: tuple[int, int], blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    yield from (pairs for pairs in candidates(BANDS[place[0]], np.concatenate(list(blocks))) if len(pairs))
+    entries = np.concatenate(list(blocks))
+    pairs = candidates(BANDS[place[0]], entries[np.lexsort((entries["window"], entries["picture"]))])
+    if len(pairs):
+        yield pairs
 
 
 def _by_shard(pairs: np.ndarray, *, starts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -270,7 +270,7 @@ def _pictures_of(grouped: dict, records: np.ndarray, start: int) -> Iterator[tup
 def _attach(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Candidates with the pictures of their left side."""
     if grouped["pairs"]:
-        pairs = np.concatenate(list(grouped["pairs"]))
+        pairs = distinct(np.concatenate(list(grouped["pairs"])))  # several bands may propose the same pair
         for _, at, pictures in _pictures_of(grouped, pairs["left"], int(starts[shard])):
             yield pairs[at], pictures
 

@@ -1,14 +1,16 @@
-"""Scores of pairs on disk: which records are equal, and which are near to each other. Once per folder.
+"""Equal and near records of a folder, on disk. They are found once per folder.
 
     DIR/scores/pairs/same.parquet   a row per record: the first record with the same bytes, pixels, fingerprints
-    DIR/scores/pairs/near.parquet   a row per near pair of different fingerprints, by their first records
-    DIR/scores/pairs/done.json      versions, bounds and the digests of all shards: what both are valid for
+    DIR/scores/pairs/near.parquet   a row per near pair of different fingerprints, named by their first records
+    DIR/scores/pairs/done.json      versions, bounds and the digests of all shards: what both tables are valid for
 
-Records are numbered as in `RecordFolder`; -1 stands for a broken one. The bounds of what is near are wide (`pairs`):
-thresholds belong to `selection`. Another record in the folder makes all of it stale, since any two may be near.
+Records are numbered as in `RecordFolder`; -1 stands for a broken record. The bounds of nearness are wide (`candidates`,
+`pairs`): selection applies its thresholds to what they let through. A new record in the folder makes both tables stale,
+since any two records may be near.
 
-Memory is about 120 bytes per record, and 26 per near pair; thumbnails wait in a temporary file of 1.2 kB per record
-beside the result. A crowd of n pictures that are all near to each other makes n squared pairs.
+Of a crowd of records that are all near to each other, the table lists some pairs of each record and not all pairs
+(`candidates`). Memory is about 230 bytes per record and 30 per near pair. Thumbnails wait in a temporary file beside
+the result, which takes 4.3 kB per record.
 """
 
 import base64
@@ -25,15 +27,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64, Shaped, UInt64
 
-from data_pipeline.filters.duplicates import DUPLICATES, HASH
+from data_pipeline.filters.duplicates import DUPLICATES, FINE_SIDE, HASH, coarse
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import Shard, read_manifest
-from data_pipeline.scoring.pairs import MAX_DIFFERENCE, MAX_DISTANCE, MAX_GRADIENT, NEAR, PICTURE
+from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT
+from data_pipeline.scoring.pairs import MAX_DIFFERENCE, NEAR, PICTURE
 from data_pipeline.scoring.score_tables import read_shard_scores
+from data_pipeline.scoring.windows import WINDOWS, window_hashes
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
-VERSION = 1
-MIN_ENTROPY = 2.0  # bits; flatter pictures are near to each other without meaning it
+VERSION = 2
+MIN_ENTROPY = 2.0  # bits; flatter pictures look alike without being copies
 SAME = ("bytes", "pixels", "fingerprints")
 
 
@@ -42,9 +46,9 @@ class Fingerprints:
     """Fingerprints of consecutive records.
 
     Attributes:
-      pictures: how many each record has; a broken one has none.
-      kind: 0 for image-text pairs; of edits a hash of their instructions.
-      trusted: whether the picture has the entropy to be called near to another.
+      pictures: Number of pictures of each record, 0 for a broken one.
+      kind: 0 for image-text pairs; for edits a hash of their instructions.
+      trusted: Whether the picture has enough entropy to be called near to another.
       same: 128 bits for each of `SAME`.
       picture: PICTURE, of all records one after the other.
     """
@@ -55,18 +59,24 @@ class Fingerprints:
     same: UInt64[np.ndarray, "n 3 2"]
     picture: Shaped[np.ndarray, " m"]
 
-    @property
-    def first_picture(self) -> Int64[np.ndarray, " n"]:
-        """Where the pictures of each record begin."""
-        return np.cumsum(self.pictures) - self.pictures
+    def hashes(self) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.ndarray, " n"], UInt64[np.ndarray, "n w"]]:
+        """Perceptual and gradient hash of each record's first picture, and the hashes of its windows; 0 if broken."""
+        whole = self.pictures > 0
+        first = self.picture[(np.cumsum(self.pictures) - self.pictures)[whole]]
+        phash, dhash = np.zeros((2, len(whole)), np.uint64)
+        windows = np.zeros((len(whole), len(WINDOWS)), np.uint64)
+        phash[whole], dhash[whole] = first["phash"], first["dhash"]
+        fine = first["thumbnail"][:, : FINE_SIDE**2].reshape(-1, FINE_SIDE, FINE_SIDE)
+        windows[whole] = window_hashes(coarse(fine))
+        return phash, dhash, windows
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What is equal and what is near.
+    """Equal and near records.
 
     Attributes:
-      same: for every record the first that has the same of each of `SAME`, -1 for broken ones.
+      same: For every record the first that has the same of each of `SAME`, -1 for broken ones.
       near: NEAR, sorted, between first records of the same fingerprints.
     """
 
@@ -75,7 +85,7 @@ class Pairs:
 
 
 def fingerprints(folder: Path | str, shard: Shard) -> Fingerprints:
-    """Those of a shard, from its scores.
+    """The fingerprints of a shard's records, from its scores.
 
     Raises:
       ValueError: if the scores are missing.
@@ -108,7 +118,7 @@ def _words(texts: Iterable[str]) -> UInt64[np.ndarray, " n"]:
 
 
 def first_equal(digests: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
-    """For each position the first with the same digest."""
+    """For each position, the first position with the same digest."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of a run comes first in the array too
     new = np.ones(len(order), bool)
     new[1:] = (digests[order[1:]] != digests[order[:-1]]).any(1)
@@ -118,7 +128,7 @@ def first_equal(digests: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
 
 
 def are_complete(folder: Path | str) -> bool:
-    """Whether pairs are there and valid for the records and versions of today."""
+    """Whether the tables exist and are valid for the present records and versions."""
     same, near, marker = paths(folder)
     try:
         return same.is_file() and near.is_file() and json.loads(marker.read_bytes()) == _validity(folder)
@@ -127,7 +137,7 @@ def are_complete(folder: Path | str) -> bool:
 
 
 def write_pairs(folder: Path | str, pairs: Pairs) -> None:
-    """Writes the two tables, and then the marker."""
+    """Writes the two tables and then the marker."""
     same, near, marker = paths(folder)
     same.parent.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)  # it would vouch for half of the new files
@@ -137,13 +147,16 @@ def write_pairs(folder: Path | str, pairs: Pairs) -> None:
 
 
 def read_pairs(folder: Path | str) -> Pairs:
-    """The pairs of a folder.
+    """The equal and near records of a folder.
 
     Raises:
-      ValueError: when they are missing, stale or damaged.
+      ValueError: if the tables are missing, stale or damaged.
     """
     if not are_complete(folder):
-        raise ValueError(f"{folder}: duplicates have not been compared since its records or filters changed; score it")
+        raise ValueError(
+            f"{folder}: duplicates have not been compared since its records or filters changed; run "
+            f"`qi2 data score {folder}`"
+        )
     same, near, _ = paths(folder)
     try:
         tables = pq.read_table(same), pq.read_table(near)
@@ -155,7 +168,9 @@ def read_pairs(folder: Path | str) -> Pairs:
         if len(pairs.same) != sum(shard.records for shard in read_manifest(folder)):
             raise ValueError(f"{len(pairs.same)} rows")
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{same.parent} is damaged; delete it, score again: {error}") from None
+        raise ValueError(
+            f"{same.parent} is damaged; delete it and run `qi2 data score {folder}` again: {error}"
+        ) from None
     return pairs
 
 

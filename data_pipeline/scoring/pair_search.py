@@ -1,9 +1,11 @@
-"""The search for pairs in one folder, in worker processes: the second phase of scoring."""
+"""The search for equal and near records of one folder, in worker processes: the second phase of scoring."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,26 @@ from jaxtyping import Int64, Shaped, UInt64
 from tqdm import tqdm
 
 from data_pipeline.records.shards import read_manifest
+from data_pipeline.scoring.candidates import BANDS, MEMBER, PAIR, candidates, distinct, members, partition
 from data_pipeline.scoring.pair_scores import Pairs, are_complete, fingerprints, first_equal, write_pairs
-from data_pipeline.scoring.pairs import BANDS, MEMBER, NEAR, PICTURE, candidates, keys, near, partition
+from data_pipeline.scoring.pairs import NEAR, PICTURE, near
 from data_pipeline.workers import process_pool
 
-FILED_AT_ONCE = 1 << 21  # members of a partition, 40 bytes each
-IN_ONE_PROCESS = 50_000  # contents that are not worth starting processes for
-_BLOCK, _CONFIRMED_AT_ONCE = 1 << 16, 1 << 13
+FILED_AT_ONCE = 1 << 20  # entries of a partition; each takes some 150 bytes while it is compared
+IN_ONE_PROCESS = 20_000  # contents for which starting processes takes longer than the work
+_BLOCK, _CONFIRMED_AT_ONCE = 1 << 16, 1 << 12
 _WORK = ".work-"
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """How many records there are, how many different ones by their fingerprints, and how many near pairs of these."""
+    """What a search found.
+
+    Attributes:
+      records: Number of records.
+      contents: Number of different records by their fingerprints, without pictures of little entropy.
+      near: Number of near pairs among these.
+    """
 
     records: int
     contents: int
@@ -35,12 +44,12 @@ class PairReport:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is compared: the different fingerprints among records that are trusted.
+    """What is compared: the different fingerprints of trusted records.
 
     Attributes:
-      record: number of the first record with these.
-      start, pictures: where its pictures stand in `picture`, and how many.
-      kind, phash, dhash: `pair_scores.Fingerprints`, the hashes of the first picture.
+      record: Number of the first record with these fingerprints.
+      start, pictures: Position of its first picture in `picture`, and number of its pictures.
+      kind, phash, dhash, windows: See `pair_scores.Fingerprints`; the hashes of the first picture.
       picture: PICTURE of all records, in a file.
     """
 
@@ -50,6 +59,7 @@ class Contents:
     kind: UInt64[np.ndarray, " n"]
     phash: UInt64[np.ndarray, " n"]
     dhash: UInt64[np.ndarray, " n"]
+    windows: UInt64[np.ndarray, "n w"]
     picture: Shaped[np.ndarray, " m"]
 
     def save(self, folder: Path) -> None:
@@ -66,11 +76,14 @@ class Contents:
 
 
 def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) -> PairReport | None:
-    """Finds equal and near records of a folder whose duplicates and entropy are scored; None: it was done before.
+    """Finds equal and near records of a folder whose duplicates and entropy are scored.
+
+    Returns:
+      What was found; None if the folder was searched before.
 
     Raises:
-      ValueError: when scores are missing.
-      ChildProcessError: when a worker process dies.
+      ValueError: if scores are missing.
+      ChildProcessError: if a worker process dies.
     """
     if are_complete(folder):
         return None
@@ -80,42 +93,80 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
         same, contents = _collect(folder, Path(work))
-        tasks = [
-            (band, part, parts)
-            for band in range(len(BANDS))
-            for parts in [_parts(band, contents)]
-            for part in range(parts)
-        ]
-        found = [np.empty(0, NEAR)]
-        with tqdm(total=len(tasks), desc="pairs", disable=not progress, dynamic_ncols=True) as bar:
-            for pairs in _run(Path(work), contents, tasks, workers):
-                found.append(pairs)
-                bar.update()
-    everything = np.concatenate(found)
-    everything = everything[np.lexsort((everything["right"], everything["left"]))]
-    write_pairs(folder, Pairs(same, everything))
-    return PairReport(len(same), len(contents.record), len(everything))
+        found = search(contents, Path(work), workers, progress)
+    write_pairs(folder, Pairs(same, found))
+    return PairReport(len(same), len(contents.record), len(found))
+
+
+def search(contents: Contents, work: Path, workers: int = 1, progress: bool = False) -> Shaped[np.ndarray, " p"]:
+    """The near pairs of contents, sorted.
+
+    Args:
+      contents: What is compared.
+      work: Folder with the file of its pictures, for worker processes.
+      workers: Number of processes.
+      progress: Whether to show bars.
+    """
+    if workers > 1 and len(contents.record) > IN_ONE_PROCESS:
+        contents.save(work)
+        with process_pool(workers, "comparing pictures") as pool:
+            return _search(contents, partial(_map_saved, pool, work), progress)
+    return _search(contents, lambda function, tasks: (function(contents, *task) for task in tasks), progress)
+
+
+def _search(contents: Contents, run: Callable[..., Iterable[np.ndarray]], progress: bool) -> Shaped[np.ndarray, " p"]:
+    """Proposes pairs, partition by partition, and confirms them.
+
+    Args:
+      contents: What is compared.
+      run: Takes a function and tasks; yields `function(contents, *task)` for each task, in any process.
+      progress: Whether to show bars.
+    """
+    partitions = [
+        (band, part, parts) for band in range(len(BANDS)) for parts in [_parts(band, contents)] for part in range(parts)
+    ]
+    proposed, waiting = np.empty(0, PAIR), 0
+    blocks = []
+    for pairs in _shown(run(_propose, partitions), "pairs: propose", len(partitions), progress):
+        blocks.append(pairs)
+        waiting += len(pairs)
+        if waiting > max(_BLOCK, len(proposed)):
+            proposed, blocks, waiting = distinct(np.concatenate([proposed, *blocks])), [], 0
+    proposed = distinct(np.concatenate([proposed, *blocks]))
+    starts = range(0, len(proposed), _CONFIRMED_AT_ONCE)
+    tasks = [(proposed[start : start + _CONFIRMED_AT_ONCE],) for start in starts]
+    confirmed = [np.empty(0, NEAR), *_shown(run(_confirm, tasks), "pairs: confirm", len(tasks), progress)]
+    found = np.concatenate(confirmed)
+    return found[np.lexsort((found["right"], found["left"]))]
+
+
+def _shown(results: Iterable[np.ndarray], title: str, total: int, progress: bool) -> Iterable[np.ndarray]:
+    return tqdm(results, desc=title, total=total, disable=not progress or not total, dynamic_ncols=True)
+
+
+def _map_saved(pool: Executor, work: Path, function: Callable, tasks: list[tuple]) -> Iterator[np.ndarray]:
+    return pool.map(partial(_call_saved, work, function), tasks)
+
+
+def _call_saved(work: Path, function: Callable, task: tuple) -> np.ndarray:
+    return function(Contents.load(work), *task)
 
 
 def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], Contents]:
-    """What is the same, and what is to be compared, of all shards; pictures go to a file on the way."""
+    """Equal records and what is to be compared, of all shards. Pictures go to a file on the way."""
     columns = []
     with open(work / "picture", "wb") as file:
         for shard in read_manifest(folder):
             found = fingerprints(folder, shard)
             file.write(found.picture.tobytes())
-            hashes = np.zeros((2, len(found.pictures)), np.uint64)
-            whole = found.pictures > 0
-            for row, name in zip(hashes, ("phash", "dhash"), strict=True):
-                row[whole] = found.picture[name][found.first_picture[whole]]
-            columns.append((found.pictures, found.kind, found.trusted, found.same, *hashes))
-    pictures, kind, trusted, digests, phash, dhash = map(np.concatenate, zip(*columns, strict=True))
+            columns.append((found.pictures, found.kind, found.trusted, found.same, *found.hashes()))
+    pictures, kind, trusted, digests, phash, dhash, windows = map(np.concatenate, zip(*columns, strict=True))
     same = np.stack([first_equal(digests[:, column]) for column in range(digests.shape[1])], 1)
     record = np.unique(same[trusted, -1])
     same[pictures == 0] = -1
     start = np.cumsum(pictures) - pictures
-    start, pictures, kind, phash, dhash = (column[record] for column in (start, pictures, kind, phash, dhash))
-    return same, Contents(record, start, pictures, kind, phash, dhash, _pictures(work))
+    chosen = (column[record] for column in (start, pictures, kind, phash, dhash, windows))
+    return same, Contents(record, *chosen, _pictures(work))
 
 
 def _pictures(work: Path) -> Shaped[np.ndarray, " m"]:
@@ -124,62 +175,31 @@ def _pictures(work: Path) -> Shaped[np.ndarray, " m"]:
 
 
 def _parts(band: int, contents: Contents) -> int:
-    """Into how many partitions a band is cut; pairs do not depend on it."""
-    filed = len(contents.record) * (1 + BANDS[band].width * BANDS[band].flips)
-    return max(1, -(-filed // FILED_AT_ONCE))
+    """Number of partitions of a band; the pairs do not depend on it."""
+    return max(1, -(-len(contents.record) * BANDS[band].keys // FILED_AT_ONCE))
 
 
-def _run(
-    work: Path, contents: Contents, tasks: list[tuple[int, int, int]], workers: int
-) -> Iterator[Shaped[np.ndarray, " p"]]:
-    if workers <= 1 or len(contents.record) <= IN_ONE_PROCESS:
-        for task in tasks:
-            yield _search(contents, *task)
-        return
-    contents.save(work)
-    with process_pool(workers, "comparing pictures") as pool:
-        yield from pool.map(_search_saved, [work] * len(tasks), *zip(*tasks, strict=True))
-
-
-def _search_saved(work: Path, band: int, part: int, parts: int) -> Shaped[np.ndarray, " p"]:
-    return _search(Contents.load(work), band, part, parts)
-
-
-def _search(contents: Contents, band: int, part: int, parts: int) -> Shaped[np.ndarray, " p"]:
-    """Near pairs among the keys of one partition of a band."""
-    filed = []
+def _propose(contents: Contents, band: int, part: int, parts: int) -> Shaped[np.ndarray, " p"]:
+    """Pairs of positions in `contents` that one partition of a band proposes."""
+    filed = [np.empty(0, MEMBER)]
     for start in range(0, len(contents.record), _BLOCK):
         block = slice(start, start + _BLOCK)
-        filed_under = keys(BANDS[band], contents.phash[block], contents.dhash[block])
-        rows, columns = np.nonzero(partition(filed_under, contents.kind[block], parts) == part)
-        chosen = np.empty(len(rows), MEMBER)
-        chosen["key"], chosen["picture"] = filed_under[rows, columns], rows + start
-        for name in ("kind", "phash", "dhash"):
-            chosen[name] = getattr(contents, name)[block][rows]
-        filed.append(chosen)
-    found, waiting, count = [np.empty(0, NEAR)], [], 0
-    for pairs in candidates(BANDS[band], np.concatenate([np.empty(0, MEMBER), *filed])):
-        waiting.append(pairs)
-        count += len(pairs)
-        if count >= _CONFIRMED_AT_ONCE:
-            found.append(_confirm(contents, np.concatenate(waiting)))
-            waiting, count = [], 0
-    if count:
-        found.append(_confirm(contents, np.concatenate(waiting)))
-    return np.concatenate(found)
+        columns = (getattr(contents, name)[block] for name in ("kind", "phash", "dhash", "windows"))
+        kind, *hashes = columns
+        entries = members(BANDS[band], np.arange(start, start + len(kind)), kind, *hashes)
+        filed.append(entries[partition(entries, parts) == part])
+    return candidates(BANDS[band], np.concatenate(filed))
 
 
 def _confirm(contents: Contents, pairs: Shaped[np.ndarray, " p"]) -> Shaped[np.ndarray, " q"]:
-    """Candidates, by their positions, that all pictures confirm, by their records."""
+    """The pairs of positions that all pictures confirm, as pairs of records."""
     found = [np.empty(0, NEAR)]
     number, others = contents.pictures[pairs["left"]], contents.pictures[pairs["right"]]
     for pictures in np.unique(number):
         some = pairs[(number == pictures) & (others == pictures)]
-        for start in range(0, len(some), _CONFIRMED_AT_ONCE):
-            part = some[start : start + _CONFIRMED_AT_ONCE]
-            places = np.arange(pictures)
-            sides = (contents.picture[contents.start[part[side]][:, None] + places] for side in ("left", "right"))
-            found.append(near(part, *sides))
+        places = np.arange(pictures)
+        sides = (contents.picture[contents.start[some[side]][:, None] + places] for side in ("left", "right"))
+        found.append(near(some, *sides))
     confirmed = np.concatenate(found)
     for side in ("left", "right"):
         confirmed[side] = contents.record[confirmed[side]]

@@ -25,6 +25,8 @@ from data_pipeline.selection.percentiles import Cuts, class_of, find_cuts
 from data_pipeline.selection.rules import RULES, caption_reasons
 from data_pipeline.selection.thresholds import ALIGNMENTS, Thresholds
 
+LOSSLESS = 101.0  # quality of files that are not JPEG, above the 100 of the best JPEG
+
 
 @dataclass
 class _Survivors:
@@ -34,12 +36,14 @@ class _Survivors:
     tags: list[list[str]] = field(default_factory=list)
     clusters: list[list[str]] = field(default_factory=list)
     bits: list[float] = field(default_factory=list)
+    qualities: list[float] = field(default_factory=list)
 
     def add(self, row: Row, kept: Kept) -> None:
         self.kept.append(kept)
         self.tags.append(row["description.tags"])
         self.clusters.append([str(row["cluster.id"])])
         self.bits.append(row["entropy.bits"])
+        self.qualities.append(row["compression.jpeg_quality"] or LOSSLESS)
 
     def left(self, groups: list[list[str]], dropped: dict[str, Dropped]) -> dict[str, list[str]]:
         """{key: groups} of the records that were not dropped since."""
@@ -74,7 +78,7 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
             size = row["resolution.width"], row["resolution.height"]
             survivors.add(row, Kept(row["key"], count, *size, captions, row["description.conditions"]))
         count += 1
-    late = _duplicates(folder, survivors.kept, np.array(survivors.bits, np.float64), thresholds)
+    late = _duplicates(folder, survivors.kept, survivors.qualities, np.array(survivors.bits, np.float64), thresholds)
     late |= _crowded(survivors.left(survivors.tags, late), thresholds.max_per_class, "class_is_full")
     late |= _crowded(survivors.left(survivors.clusters, late), thresholds.max_per_cluster, "cluster_is_full")
     dropped |= {key: late[key] for key in sorted(late)}
@@ -146,35 +150,47 @@ def _crowded(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str,
 
 
 def _duplicates(
-    folder: Path | str, survivors: list[Kept], bits: Float[np.ndarray, " n"], thresholds: Thresholds
+    folder: Path | str,
+    survivors: list[Kept],
+    qualities: list[float],
+    bits: Float[np.ndarray, " n"],
+    thresholds: Thresholds,
 ) -> dict[str, Dropped]:
-    """Keys to drop: for the same bytes, then the same pixels, then as near duplicates of those that are left."""
+    """Which keys to drop: for the same bytes, then the same pixels, then nearness among those that are left.
+
+    The best copy of each group is kept: the one with most pixels, then the best quality, then the first key.
+    """
     drops: dict[str, Dropped] = {}
     if not (thresholds.drop_exact_duplicates or thresholds.drop_near_duplicates):
         return drops
     pairs = read_pairs(folder)
-    left = np.array(sorted(range(len(survivors)), key=lambda position: survivors[position].key), np.int64)
+
+    def rank(position: int) -> tuple[int, float, str]:
+        record = survivors[position]
+        return -record.width * record.height, -qualities[position], record.key
+
+    left = np.array(sorted(range(len(survivors)), key=rank), np.int64)
     record = np.array([survivor.index for survivor in survivors], np.int64)
 
-    def keep_first(reason: str, group: Int64[np.ndarray, " n"]) -> None:
+    def keep_best(reason: str, group: Int64[np.ndarray, " n"]) -> None:
         nonlocal left
-        _, first, own = np.unique(group, return_index=True, return_inverse=True)
-        first = first[own]
-        for position in np.flatnonzero(first != np.arange(len(left))):
-            kept = survivors[left[first[position]]].key
+        _, best, member = np.unique(group, return_index=True, return_inverse=True)
+        best = best[member]  # `left` is sorted: the first of a group is its best
+        for position in np.flatnonzero(best != np.arange(len(left))):
+            kept = survivors[left[best[position]]].key
             drops[survivors[left[position]].key] = Dropped("duplicates", reason, kept)
-        left = left[first == np.arange(len(left))]
+        left = left[best == np.arange(len(left))]
 
     if thresholds.drop_exact_duplicates:
         for name in ("bytes", "pixels"):
-            keep_first(f"same_{name}", pairs.same[record[left], SAME.index(name)])
+            keep_best(f"same_{name}", pairs.same[record[left], SAME.index(name)])
     if thresholds.drop_near_duplicates:
         near = pairs.near
         proposed = (near["distance"] <= thresholds.near_distance) | (near["gradient"] <= thresholds.near_gradient)
         near = near[proposed & (near["difference"] <= thresholds.near_difference)]
         content = pairs.same[record[left], SAME.index("fingerprints")]
-        keep_first("near", group_near(content, bits[left] >= thresholds.near_min_entropy, near["left"], near["right"]))
-    for key, why in drops.items():  # a copy of a copy names the one that was kept
+        keep_best("near", group_near(content, bits[left] >= thresholds.near_min_entropy, near["left"], near["right"]))
+    for key, why in drops.items():  # the copy of a copy stands for the one that was kept
         while why.duplicate_of in drops:
             why = Dropped(why.step, why.reason, drops[why.duplicate_of].duplicate_of)
         drops[key] = why

@@ -7,8 +7,9 @@ from data_pipeline.filters import CASCADE
 from data_pipeline.filters.alignment import ALIGNMENT
 from data_pipeline.filters.base import Threshold
 from data_pipeline.filters.label_alignment import LABEL_ALIGNMENT
+from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT
 from data_pipeline.scoring.pair_scores import MIN_ENTROPY
-from data_pipeline.scoring.pairs import MAX_DIFFERENCE, MAX_DISTANCE, MAX_GRADIENT
+from data_pipeline.scoring.pairs import MAX_DIFFERENCE
 
 ALIGNMENTS = {filter.name: filter for filter in (ALIGNMENT, LABEL_ALIGNMENT)}
 

@@ -127,7 +127,7 @@ def test_large_pictures_make_small_batches(folder, monkeypatch):
 
 
 def test_worker_processes_start_light_and_the_calling_script_needs_its_guard(folder):
-    program = "import sys, data_pipeline.cascade; print(sorted({'jax', 'torch', 'scipy'} & set(sys.modules)))"
+    program = "import sys, data_pipeline.scoring.cascade; print(sorted({'jax', 'torch', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     program = f"from data_pipeline.scoring.cascade import score; score({str(folder)!r}, workers=2, progress=False)"

@@ -17,21 +17,15 @@ from data_pipeline.filters.duplicates import DUPLICATES, THUMBNAIL, thumbnail
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import read_manifest, write_shards
+from data_pipeline.scoring import candidates as proposing
 from data_pipeline.scoring import pair_search
+from data_pipeline.scoring.candidates import BANDS, MAX_DISTANCE, MAX_GRADIENT, candidates, members, partition
 from data_pipeline.scoring.cascade import score
 from data_pipeline.scoring.pair_scores import read_pairs
 from data_pipeline.scoring.pair_search import score_pairs
-from data_pipeline.scoring.pairs import (
-    BANDS,
-    MAX_DISTANCE,
-    MAX_GRADIENT,
-    MEMBER,
-    candidates,
-    differences,
-    keys,
-    partition,
-)
+from data_pipeline.scoring.pairs import compare, differences
 from data_pipeline.scoring.score_tables import write_scores
+from data_pipeline.scoring.windows import WINDOWS
 from data_pipeline.selection.index import Kept
 from data_pipeline.selection.select import _duplicates, select
 from data_pipeline.selection.thresholds import Thresholds
@@ -40,25 +34,26 @@ HASHES = st.integers(0, 2**64 - 1)
 FLIPS = st.lists(st.integers(0, 63), max_size=10, unique=True).map(lambda places: sum(1 << place for place in places))
 
 
+WITHOUT_WINDOWS = 0x5555555555555555  # far from the hashes of the tests
+
+
 def found(phash: list[int], dhash: list[int], kind: list[int], parts: int) -> list[tuple[int, int]]:
-    arrays = [np.array(values, np.uint64) for values in (phash, dhash, kind)]
-    pairs = []
+    columns = [np.array(values, np.uint64) for values in (kind, phash, dhash)]
+    windows = np.full((len(phash), len(WINDOWS)), WITHOUT_WINDOWS, np.uint64) ^ columns[1][:, None]
+    pairs = set()
     for band in BANDS:
-        under = keys(band, *arrays[:2])
-        place = partition(under, arrays[2], parts)
+        entries = members(band, np.arange(len(phash)), *columns, windows)
+        place = partition(entries, parts)
         for part in range(parts):
-            rows, columns = np.nonzero(place == part)
-            filed = np.empty(len(rows), MEMBER)
-            filed["key"], filed["picture"] = under[rows, columns], rows
-            for name, column in zip(("phash", "dhash", "kind"), arrays, strict=True):
-                filed[name] = column[rows]
-            pairs += [(int(p["left"]), int(p["right"])) for some in candidates(band, filed) for p in some]
+            proposed = candidates(band, entries[place == part])
+            assert len(np.unique(proposed)) == len(proposed)
+            pairs |= {(int(pair["left"]), int(pair["right"])) for pair in proposed}
     return sorted(pairs)
 
 
 @settings(max_examples=80, deadline=None)
 @given(HASHES, HASHES, st.lists(st.tuples(FLIPS, FLIPS, st.sampled_from([0, 0, 7])), min_size=2, max_size=12))
-def test_every_candidate_is_found_exactly_once_by_any_partition(phash, dhash, changes):
+def test_every_pair_of_a_small_group_is_proposed_by_any_partition(phash, dhash, changes):
     p, d, kind = ([phash ^ a for a, _, _ in changes], [dhash ^ b for _, b, _ in changes], [k for _, _, k in changes])
     expected = [
         (i, j)
@@ -66,7 +61,9 @@ def test_every_candidate_is_found_exactly_once_by_any_partition(phash, dhash, ch
         if kind[i] == kind[j]
         and ((p[i] ^ p[j]).bit_count() <= MAX_DISTANCE or (d[i] ^ d[j]).bit_count() <= MAX_GRADIENT)
     ]
-    assert found(p, d, kind, 1) == found(p, d, kind, 3) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proposing, "LINKS", 12)
+        assert found(p, d, kind, 1) == found(p, d, kind, 3) == expected
 
 
 def rows_of(choices) -> list[dict]:
@@ -116,7 +113,7 @@ def all_pairs(keys: list[str], rows: list[dict], thresholds: Thresholds) -> dict
             for name in ("phash", "dhash")
         )
         cells = [np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8).reshape(count, -1) for row in (one, other)]
-        worst = max(differences(*cells))
+        worst = max(compare(*cells)[0])
         return worst <= thresholds.near_difference and (
             distance <= thresholds.near_distance or gradient <= thresholds.near_gradient
         )
@@ -190,11 +187,13 @@ def test_groups_are_those_of_comparing_all_with_all(random, distance, gradient, 
             ):
                 write_scores(folder, filter, shard, names[some], columns)
             start += shard.records
-        score_pairs(folder, progress=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(proposing, "LINKS", 20)
+            score_pairs(folder, progress=False)
         left = [i for i in range(len(rows)) if random.random() < 0.8]  # others failed an earlier rule
         survivors = [Kept(names[i], i, 1, 1, ()) for i in left]
         bits = np.array([rows[i]["bits"] for i in left])
-        drops = _duplicates(folder, survivors, bits, thresholds)
+        drops = _duplicates(folder, survivors, [90.0] * len(left), bits, thresholds)
     expected = all_pairs([names[i] for i in left], [rows[i] for i in left], thresholds)
     assert {key: (drop.reason, drop.duplicate_of) for key, drop in drops.items()} == expected
     event(f"near: {sum(reason == 'near' for reason, _ in expected.values()) > 0}")
