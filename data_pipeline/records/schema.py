@@ -37,6 +37,11 @@ _CAPTION_FIELDS = {"text", "kind", "language"}
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
+def is_language(value: object) -> bool:
+    """Whether a value is a language tag such as `en` or `zh-Hans`."""
+    return isinstance(value, str) and _LANGUAGE.fullmatch(value) is not None
+
+
 @dataclass(frozen=True)
 class Caption:
     """One description of an image.
@@ -59,7 +64,7 @@ class Caption:
         _check_text("caption", self.text, MAX_CAPTION_CHARS)
         if self.kind not in KINDS:
             raise ValueError(f"caption kind {self.kind!r} is unknown; choose one of {KINDS}")
-        if self.language is not None and not (isinstance(self.language, str) and _LANGUAGE.fullmatch(self.language)):
+        if self.language is not None and not is_language(self.language):
             raise ValueError(f"caption language {self.language!r} is not a language tag such as 'en' or 'zh-Hans'")
 
 

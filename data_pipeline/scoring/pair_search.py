@@ -1,5 +1,7 @@
 """The search for pairs in one folder, in worker processes: the second phase of scoring."""
 
+import contextlib
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -78,7 +80,7 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{_WORK}*"):  # of a killed run
         shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
+    with _naming(root), tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
         same, contents = _collect(folder, Path(work))
         tasks = [
             (band, part, parts)
@@ -95,6 +97,19 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
     everything = everything[np.lexsort((everything["right"], everything["left"]))]
     write_pairs(folder, Pairs(same, everything))
     return PairReport(len(same), len(contents.record), len(everything))
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Lets the error of a failed write, as on a full disk, name the folder if it names no file."""
+    try:
+        yield
+    except ChildProcessError:
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(folder)) from None
 
 
 def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], Contents]:

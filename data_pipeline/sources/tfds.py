@@ -6,21 +6,21 @@ ones with slashes (`objects/label`): of images the stored bytes, of a class its 
 `pip install qi2[tfds]`.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import MAX_CONDITIONS, Record
-from data_pipeline.sources.base import MAX_JSON_BYTES, Options, Refused
+from data_pipeline.sources.base import Ledger, Options, Refused
+from data_pipeline.sources.fields import MAX_JSON_BYTES
+from data_pipeline.sources.layouts import values_of
 from data_pipeline.sources.parquet import columns_of, record_of_row
 
 SCHEME = "tfds:"
 
 
-def read_tfds(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
+def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
     """Records of one split, in its order; keys are NAME/CONFIG/VERSION/SPLIT/NUMBER.
 
     Args:
@@ -36,22 +36,24 @@ def read_tfds(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterat
     parse = _parser(columns, readers)
     name = f"{builder.info.full_name}/{options.split}"
     raw = _split(builder, options.split)
-    bar.total = (bar.total or 0) + len(raw)
+    ledger.bar.total = (ledger.bar.total or 0) + len(raw)
     limit = (1 + MAX_CONDITIONS) * options.max_image_bytes + MAX_JSON_BYTES
     for number in range(len(raw)):
-        bar.update()
+        ledger.bar.update()
         key = f"{name}/{number:08d}"
         try:
             data = raw[number]
         except (RuntimeError, ValueError, OSError, IndexError) as error:
-            refused.add("broken_file", f"{key}: {str(error)[:200]}")
+            ledger.refuse("broken_file", f"{key}: {str(error)[:200]}")
             return
         try:
             if len(data) > limit:
                 raise Refused("too_large")
-            yield record_of_row(parse(data), key, options, builder.info.name)
+            record, described = record_of_row(parse(data), key, options, builder.info.name)
+            ledger.lose(described.lost, key)
+            yield record
         except Refused as error:
-            refused.add(str(error), key)
+            ledger.refuse(error, key)
 
 
 def _open(name: str, data_dir: Path | None):
@@ -125,7 +127,7 @@ def _reader(feature) -> Callable[[Any], Any] | None:
     return None
 
 
-def _parser(columns: dict[str, str], readers: dict[str, Callable[[Any], Any] | None]):
+def _parser(columns: dict[str, tuple[str, ...]], readers: dict[str, Callable[[Any], Any] | None]):
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -135,12 +137,12 @@ def _parser(columns: dict[str, str], readers: dict[str, Callable[[Any], Any] | N
             stored = tf_example_pb2.Example.FromString(data).features.feature
         except DecodeError:
             raise Refused("bad_metadata") from None
-        found = {}
-        for field, column in columns.items():
+        row = {}
+        for column in itertools.chain.from_iterable(columns.values()):
             reader = readers[column]
             if reader is not None and column in stored:
-                found[field] = reader(stored[column])
-        return {field: value for field, value in found.items() if value is not None and value != []}
+                row[column] = reader(stored[column])
+        return values_of({column: value for column, value in row.items() if value != []}, columns)
 
     return parse
 

@@ -1,6 +1,7 @@
 """Real processes, killed and starved: what comes out in the end are the bytes of a run that nobody disturbed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from data_pipeline.sources.ingest import ingest
 
 SCORE = """
 import sys
-from data_pipeline.cascade import score
+from data_pipeline.scoring.cascade import score
 if __name__ == "__main__":
     score(sys.argv[1], workers=2, progress=False)
 """
 INGEST = """
 import sys, time
-from data_pipeline import ingest, shards
+from data_pipeline.records import shards
+from data_pipeline.sources import ingest
 written = shards._write_shard
 def slowly(path, records):
     time.sleep(0.2)
@@ -127,6 +129,25 @@ def test_full_disk_while_ingesting(undisturbed, tmp_path):
     assert "File too large" in errors and "Traceback" not in errors
     with pytest.raises(ValueError, match="its ingestion was interrupted"):
         read_manifest(out)
+
+
+def test_two_ingestions_into_one_folder(undisturbed, tmp_path):
+    out = tmp_path / "records"
+    process = start(tmp_path, INGEST, undisturbed[0], out)
+    wait_for(lambda: list(out.glob("*.partial")), process)
+    with pytest.raises(ValueError, match=rf"another process works in .*records \(process {process.pid} of"):
+        ingest(undisturbed[0], out, records_per_shard=3, progress=False)
+    assert process.wait(timeout=60) == 0
+    expected = {name: content for name, content in files(undisturbed[1]).items() if not name.startswith("scores/")}
+    assert files(out) == expected
+
+
+def test_full_disk_while_pairing(undisturbed, unscored, tmp_path):
+    score(unscored, workers=1, progress=False)
+    shutil.rmtree(unscored / "scores" / "pairs")
+    process = start(tmp_path, FULL, 100, "data", "score", unscored, "--workers", 1)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "File too large" in errors and "scores/pairs" in errors, errors
 
 
 def test_full_disk_while_scoring(undisturbed, unscored, tmp_path):
