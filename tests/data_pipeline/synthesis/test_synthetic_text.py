@@ -213,7 +213,7 @@ def test_the_command_prints_its_tables_and_writes_its_figures(tmp_path, capsys):
     asked = ["--count", "4", "--strategy", "pure", "layout", "--scripts", "Grek", "Kore", "--workers", "1"]
     main.main(["data", "synth", "text", "--out", str(out), "--json", str(figures), "--side", "320", *asked])
     printed = capsys.readouterr()
-    assert "4 records of synthetic text" in printed.out and "Greek (Grek)" in printed.out
+    assert "4 of 4 records of synthetic text" in printed.out and "Greek (Grek)" in printed.out
     assert "img/s" in printed.err
     content = json.loads(figures.read_text())
     assert content["made"] == {"pure": {"Grek": 1, "Kore": 1}, "layout": {"Grek": 1, "Kore": 1}}
