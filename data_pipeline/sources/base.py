@@ -153,9 +153,11 @@ Reader = Callable[[Path, Options, Ledger], Iterator[Record]]
 
 def suffix_of(name: str) -> str:
     """The suffix of a file name in lower case, such as `.jpg` or `.tar.gz`."""
-    suffixes = [part.lower() for part in PurePosixPath(name).suffixes[-2:]]
-    joined = "".join(suffixes)
-    return joined if joined in UNREAD_SET_SUFFIXES else "".join(suffixes[-1:])
+    stem, dot, last = name.lower().rpartition(".")
+    if not stem or not dot:
+        return ""
+    joined = f".{stem.rpartition('.')[2]}.{last}"
+    return joined if joined in UNREAD_SET_SUFFIXES else f".{last}"
 
 
 def is_name(name: object) -> bool:

@@ -224,10 +224,11 @@ def merge(first: Described, second: Described) -> Described:
     tags = tuple(dict.fromkeys((*first.tags, *second.tags)))
     if captions == first.captions and tags == first.tags:
         raise Refused("duplicate_key")
-    lost = (*first.lost, *second.lost)
-    lost += ("too_many_captions",) * (len(captions) > MAX_CAPTIONS) + ("too_many_tags",) * (len(tags) > MAX_TAGS)
+    lost = dict.fromkeys((*first.lost, *second.lost))
+    lost |= {"too_many_captions": None} if len(captions) > MAX_CAPTIONS else {}
+    lost |= {"too_many_tags": None} if len(tags) > MAX_TAGS else {}
     licence = first.licence or second.licence
-    return Described(captions[:MAX_CAPTIONS], first.conditions, tags[:MAX_TAGS], licence, lost)
+    return Described(captions[:MAX_CAPTIONS], first.conditions, tags[:MAX_TAGS], licence, tuple(lost))
 
 
 def name_of(options: Options, default: str) -> str:

@@ -76,7 +76,7 @@ def _edit(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
 
 
 def _pair(keys: Collection[str], table: bool) -> dict[str, tuple[str, ...]]:
-    found = {field: (field,) for field in FIELDS if field in keys and field != "image"}
+    found: dict[str, tuple[str, ...]] = {field: (field,) for field in FIELDS if field in keys and field != "image"}
     image = next((key for key in (("image",) if table else _IMAGES) if key in keys), None)
     if image is not None:
         found["image"] = (image,)

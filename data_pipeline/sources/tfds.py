@@ -1,9 +1,9 @@
 """TensorFlow Datasets: any data set that is prepared on this disk as ArrayRecord, read without TensorFlow.
 
-`tfds:NAME[/CONFIG][:VERSION]`, with `Options.split` and `Options.data_dir`. Nothing is downloaded and no code of the
-data set is run: its files say what they hold. Features are columns, as in Parquet (`sources.parquet`), those of nested
-ones with slashes (`objects/label`): of images the stored bytes, of a class its name, of a sequence the list of both.
-`pip install qi2[tfds]`.
+The source is `tfds:NAME[/CONFIG][:VERSION]`, with `Options.split` and `Options.data_dir`. Nothing is downloaded and no
+code of the data set runs; its files describe their content. Features are columns, as in Parquet (`sources.parquet`), and
+nested features have names with slashes (`objects/label`). The value of an image is its stored bytes, of a class its
+name, and of a sequence the list of these. It needs `pip install qi2[tfds]`.
 """
 
 import itertools
@@ -24,11 +24,11 @@ def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
     """Records of one split, in its order; keys are NAME/CONFIG/VERSION/SPLIT/NUMBER.
 
     Args:
-      path: the name behind `tfds:`.
+      path: the part of the source after `tfds:`.
 
     Raises:
-      ValueError: if tensorflow-datasets is not installed, there is no such data set, split or column, or its files are
-        not ArrayRecord.
+      ValueError: if tensorflow-datasets is not installed, the data set, split or column does not exist, or its files
+        are not ArrayRecord.
     """
     builder = _open(str(path), options.data_dir)
     readers = {name: _reader(feature) for name, feature in _flatten(builder.info.features)}
@@ -65,9 +65,9 @@ def _open(name: str, data_dir: Path | None):
     try:
         builder = read_only_builder.builder_from_files(name, **where)
         if builder.info.features is None:
-            raise ValueError("it does not say what it holds")
+            raise ValueError("it has no description of its features")
         return builder
-    except Exception as error:  # the library meets absent and damaged descriptions with errors of any type
+    except Exception as error:  # absent and damaged descriptions raise errors of any type
         place = data_dir or "the default folder of tensorflow-datasets; name it with --data-dir"
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"no prepared data set {name!r} in {place}: {reason}") from None
@@ -101,14 +101,14 @@ def _flatten(features, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class _Many:
-    """A sequence of a feature."""
+    """A sequence of features of one kind."""
 
     def __init__(self, feature):
         self.feature = feature
 
 
 def _reader(feature) -> Callable[[Any], Any] | None:
-    """What makes a value of a stored feature; None: it is neither an image, nor text, nor a class."""
+    """A function that decodes a stored feature; None for features other than images, text and classes."""
     from tensorflow_datasets.core import features as kinds
 
     if isinstance(feature, kinds.Image):
@@ -132,7 +132,7 @@ def _parser(columns: dict[str, tuple[str, ...]], readers: dict[str, Callable[[An
     from tensorflow_datasets.proto import tf_example_pb2
 
     def parse(data: bytes) -> dict[str, Any]:
-        """{field: value} of a stored example."""
+        """Decodes a stored example to {field: value}."""
         try:
             stored = tf_example_pb2.Example.FromString(data).features.feature
         except DecodeError:
@@ -155,13 +155,13 @@ def _one(values):
 
 def _text(value: bytes | None) -> str | None:
     try:
-        return value.decode() if value else None  # it stores no None, but an empty text
+        return value.decode() if value else None  # an empty text stands for None
     except UnicodeDecodeError:
         raise Refused("not_utf8") from None
 
 
 def _class(feature, value: int | None) -> str | None:
-    if value is None or value == -1:  # "no label", as test splits have it
+    if value is None or value == -1:  # "no label", as in test splits
         return None
     if not 0 <= value < feature.num_classes:
         raise Refused("bad_metadata")

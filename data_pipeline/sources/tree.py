@@ -19,6 +19,8 @@ from data_pipeline.sources.base import (
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json")
 ARCHIVE_SUFFIXES = (".tar", ".parquet")
 _COMPANIONS = (".json", *CAPTION_SUFFIXES)
+_KNOWN = frozenset((*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXES, *ARCHIVE_SUFFIXES))
+_LISTS = (".jsonl", ".csv")
 _HIDDEN = ("__MACOSX", "@eaDir")  # what macOS and Synology add; other hidden names begin with a dot
 
 
@@ -67,7 +69,7 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
     images = []
     for name in names:
         suffix = suffix_of(name)
-        known = suffix in (*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXES, *ARCHIVE_SUFFIXES)
+        known = suffix in _KNOWN
         if hidden_place or name.startswith("."):
             ledger.meet("hidden")
             if known:
@@ -83,7 +85,8 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
         elif suffix in ARCHIVE_SUFFIXES:
             tree.archives.append(place + name)
         elif known:
-            ledger.refuse("not_read", place + name)
+            way_out = "name it as the source if it lists images" if suffix in _LISTS else ""
+            ledger.refuse(Refused("not_read", way_out), place + name)
     # `.txt` comes before `.TXT`, `.caption` and `.json`, whatever the order of the file system.
     order = {suffix: number for number, suffix in enumerate((*CAPTION_SUFFIXES, ".json"))}
     for name in images:

@@ -28,7 +28,7 @@ _Sample = dict[str, bytes | Refused]
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers, which are read into memory, are of bounded size."""
+    """A member whose extended headers have a bounded size, since the library reads them into memory."""
 
     def _proc_member(self, tar):
         if self.type in _HEADERS and self.size > MAX_JSON_BYTES:
@@ -107,7 +107,7 @@ def _place(member: tarfile.TarInfo, path: Path, ledger: Ledger, prefix: str) -> 
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """The library takes a damaged header, and a file that ends early, for the end of the archive."""
+    """Raises an error if the archive is damaged or cut off, which the library takes for its end."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     block = tar.fileobj.read(tarfile.BLOCKSIZE)

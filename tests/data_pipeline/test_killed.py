@@ -1,4 +1,4 @@
-"""Real processes, killed and starved: what comes out in the end are the bytes of a run that nobody disturbed."""
+"""Real processes that are killed or run out of disk space: the final bytes equal those of an undisturbed run."""
 
 import os
 import shutil
@@ -56,13 +56,13 @@ def wait_for(happened, process: subprocess.Popen) -> None:
     end = time.monotonic() + 120
     while not happened():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "it never happened"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(picture, encoded, tmp_path_factory):
-    """(images, records and their scores) of runs in peace."""
+    """Images, and records with their scores, of undisturbed runs."""
     root = tmp_path_factory.mktemp("undisturbed")
     (root / "images").mkdir()
     for i in range(24):

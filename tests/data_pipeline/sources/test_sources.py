@@ -1,4 +1,4 @@
-"""Tar files, tables and edits become records; what is hostile in them is counted."""
+"""Tar files, tables and edits become records; hostile parts are counted."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Generated edit pairs are exact, say what they are, and depend on the seed alone."""
+"""Generated edit pairs are exact, describe themselves, and depend on the seed alone."""
 
 import json
 import re
@@ -96,7 +96,7 @@ def take(demo, cutouts):
 
 
 def succeed(make, take, seed):
-    """The first edit of a row of draws that succeeds, and its random numbers."""
+    """The first edit that succeeds in a series of draws, and its random numbers."""
     for attempt in range(20):
         try:
             return make(take, np.random.default_rng([seed, attempt])), attempt
@@ -170,7 +170,7 @@ def test_tones_do_what_they_say():
 
 
 def test_named_sources_are_where_they_are_said_to_be(edits, tmp_path):
-    """The source that the target resembles is the one whose scene the instructions say it is."""
+    """The target resembles the source whose scene the instructions name."""
     records = [record for record in RecordFolder(edits[0]) if "edit/compose/2" in record.tags]
     write_shards(tmp_path, records, records_per_shard=99)
     score(tmp_path, filters=(EDIT_PAIR,), workers=1, progress=False)

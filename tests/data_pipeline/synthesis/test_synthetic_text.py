@@ -1,4 +1,4 @@
-"""Synthetic text: captions that hold exactly what is drawn, the same bytes for any number of workers, counted drops."""
+"""Synthetic text: captions quote exactly what is drawn, bytes do not depend on the workers, drops are counted."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def fonts():
 
 @pytest.fixture(scope="module")
 def make(fonts):
-    """make(draw, script, seed): one sample, tried with further random numbers until a text suits."""
+    """make(draw, script, seed): one sample, retried with other random numbers until a text suits."""
     library, corpus, scenes = FontLibrary(tuple(SCRIPTS.values())), BuiltinCorpus(), Scenes()
     sizes = Buckets.for_area(512).sizes
 
