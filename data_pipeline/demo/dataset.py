@@ -68,7 +68,7 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
         json.dumps({"file_name": "planted/uncaptioned.png"}),
         json.dumps({"file_name": "planted/absent.png", "text": "This file does not exist."}),
         json.dumps({"file_name": "../outside.png", "text": "This path leaves the folder."}),
-        json.dumps({"file_name": clean[0], "text": "This file was named before."}),
+        lines[0],  # the same line again
         "this line is not JSON",
     ]
     refused = dict.fromkeys(("missing_caption", "missing_file", "outside_folder", "duplicate_key", "bad_json"), 1)

@@ -1,8 +1,8 @@
 """TensorFlow Datasets: any data set that is prepared on this disk as ArrayRecord, read without TensorFlow.
 
 The source is `tfds:NAME[/CONFIG][:VERSION]`, with `Options.split` and `Options.data_dir`. Nothing is downloaded and no
-code of the data set runs; its files describe their content. Features are columns, as in Parquet (`sources.parquet`), and
-nested features have names with slashes (`objects/label`). The value of an image is its stored bytes, of a class its
+code of the data set runs; its files describe their content. Features are columns, as in Parquet (`sources.parquet`).
+Nested features have names with slashes (`objects/label`). The value of an image is its stored bytes, of a class its
 name, and of a sequence the list of these. It needs `pip install qi2[tfds]`.
 """
 
