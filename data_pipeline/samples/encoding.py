@@ -10,47 +10,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from data_pipeline.buckets import Bucket, Resolutions
-from data_pipeline.decoding.images import decode_image
+from data_pipeline.buckets import Resolutions
 from data_pipeline.funnel import Step, Tally, table
 from data_pipeline.records.shards import RecordFolder, digest_of
 from data_pipeline.samples import cache
 from data_pipeline.samples.cache import Cache
-from data_pipeline.samples.held_out import check_held_out, is_held
-from data_pipeline.samples.prepare import prepare_image
-from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Sample, Text
+from data_pipeline.samples.held_out import check_held_out
+from data_pipeline.samples.items import Encoders, Item, Pictures, Pixels
+from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Sample
 from data_pipeline.selection.index import Kept, read_selection
 from qi2_jax.runtime import lock
 
 PREPROCESSING = 1  # to be raised whenever the same record would become other pixels or another prompt
 AHEAD = 2  # batches that are decoded while another is encoded
 DECODERS = 4  # threads; decoding and resizing release Python's lock
-
-
-class Encoders(Protocol):
-    """Encoders of images and prompts; see `qi2_jax.inference.encoders`.
-
-    Attributes:
-      channels: image channels that the autoencoder reads.
-      online: what training computes itself, see `schema.ONLINE`; samples then hold prompts and pixels instead.
-    """
-
-    channels: int
-    online: str
-
-    def images_at_once(self, width: int, height: int) -> int: ...
-
-    def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]: ...
-
-    def texts(
-        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0
-    ) -> list[Text]: ...
 
 
 @dataclass(frozen=True)
@@ -118,32 +95,6 @@ def fingerprint(records: RecordFolder, index: Path, data: Any, encoders: dict[st
     }
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A selected record that is to be encoded for one area."""
-
-    kept: Kept
-    side: int
-    bucket: Bucket
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """An item with its images as the encoders read them.
-
-    Attributes:
-      held: whether it is held out for validation.
-      left_out: why it cannot be used; None if it can.
-    """
-
-    item: _Item
-    target: UInt8[np.ndarray, "H W c"] | None
-    conditions: tuple[UInt8[np.ndarray, "H W c"], ...]
-    texts: tuple[str, ...]
-    held: bool
-    left_out: str | None = None
-
-
 def encode(
     folder: Path | str,
     index: Path,
@@ -182,14 +133,14 @@ def encode(
     with lock.hold(out):
         cache.begin(out, made_from)
         missing = [number for number in range(process[0], len(units), process[1]) if not cache.has_unit(out, number)]
-        pictures = _Pictures(records, resolutions, encoders, held_out)
+        pictures = Pictures(records, resolutions, encoders, held_out)
         _write_units(pictures, index, units, missing, out, progress)
         (empty,) = encoders.texts([""], [()])
         return report(out, len(records)) if cache.finish(out, len(units), empty) else None
 
 
 def _write_units(
-    pictures: "_Pictures", index: Path, units: Sequence[range], missing: Sequence[int], out: Path, progress: bool
+    pictures: Pictures, index: Path, units: Sequence[range], missing: Sequence[int], out: Path, progress: bool
 ) -> None:
     total = sum(len(units[number]) for number in missing)
     hidden = not progress or not missing
@@ -236,7 +187,7 @@ def _by_unit(kept: Iterable[Kept], units: Sequence[range]) -> Iterator[tuple[int
 
 
 def _encode_unit(
-    pictures: "_Pictures", selected: Sequence[Kept], left_out: Tally, bar: tqdm, size: int
+    pictures: Pictures, selected: Sequence[Kept], left_out: Tally, bar: tqdm, size: int
 ) -> Iterator[tuple[int, Sample, bool]]:
     """Samples of a unit with their sides, and whether they are held out.
 
@@ -244,7 +195,7 @@ def _encode_unit(
       bar: progress bar, which advances by `size` records, evenly over the batches.
     """
     start = bar.n
-    batches = _batches(pictures, selected, left_out)
+    batches = pictures.batches(selected, left_out)
     for done, batch in enumerate(_ahead(pictures.prepare, batches)):
         bar.update(start + size * done // len(batches) - bar.n)
         for pixels in batch:
@@ -254,57 +205,7 @@ def _encode_unit(
             yield from _encode_batch(usable, pictures.resolutions, pictures.encoders)
 
 
-def _batches(pictures: "_Pictures", selected: Sequence[Kept], left_out: Tally) -> list[list[_Item]]:
-    """Batches with one target shape and one number of condition images each."""
-    items = []
-    for row in selected:
-        fits = pictures.resolutions.fits(row.width, row.height)
-        items += [_Item(row, side, fit.bucket) for side, fit in fits if fit.left_out is None]
-        for _, fit in fits:
-            if fit.left_out is not None:
-                left_out.add(fit.left_out, row.key)
-    items.sort(key=lambda item: (item.side, item.kept.conditions, str(item.bucket), item.kept.index))
-    batches: list[list[_Item]] = []
-    for _, group in itertools.groupby(items, key=lambda item: (item.side, item.kept.conditions, item.bucket)):
-        alike = list(group)
-        size = pictures.encoders.images_at_once(alike[0].bucket.width, alike[0].bucket.height)
-        batches += [alike[i : i + size] for i in range(0, len(alike), size)]
-    return batches
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """Reads the images of records and fits them into buckets."""
-
-    records: RecordFolder
-    resolutions: Resolutions
-    encoders: Encoders
-    held_out: float
-
-    def prepare(self, batch: Sequence[_Item]) -> list[_Pixels]:
-        return [self._prepare(item) for item in batch]
-
-    def _prepare(self, item: _Item) -> _Pixels:
-        record = self.records[item.kept.index]
-        if record.key != item.kept.key:
-            raise ValueError(
-                f"{self.records.folder}: record {item.kept.index} is {record.key!r}, but {item.kept.key!r} was "
-                "selected; select again"
-            )
-        texts = tuple(record.captions[position].text for position in item.kept.captions)
-        held = is_held(record, self.held_out)
-        target = prepare_image(decode_image(record.image).image, item.bucket, self.encoders.channels)
-        conditions = []
-        for data in record.conditions:
-            image = decode_image(data).image
-            fit = self.resolutions.buckets(item.side).fit(*image.size)
-            if fit.left_out is not None:
-                return _Pixels(item, None, (), texts, held, f"condition_{fit.left_out}")
-            conditions.append(prepare_image(image, fit.bucket, self.encoders.channels))
-        return _Pixels(item, target, tuple(conditions), texts, held)
-
-
-def _ahead(prepare, batches: Sequence[list[_Item]]) -> Iterator[list[_Pixels]]:
+def _ahead(prepare, batches: Sequence[list[Item]]) -> Iterator[list[Pixels]]:
     """Prepared batches in order; threads prepare a few of them ahead of their use."""
     with ThreadPoolExecutor(DECODERS) as pool:
         futures = [pool.submit(prepare, batch) for batch in batches[:AHEAD]]
@@ -316,7 +217,7 @@ def _ahead(prepare, batches: Sequence[list[_Item]]) -> Iterator[list[_Pixels]]:
 
 
 def _encode_batch(
-    batch: Sequence[_Pixels], resolutions: Resolutions, encoders: Encoders
+    batch: Sequence[Pixels], resolutions: Resolutions, encoders: Encoders
 ) -> Iterator[tuple[int, Sample, bool]]:
     side, count = batch[0].item.side, len(batch[0].conditions)
     images: list[Any] = [image for pixels in batch for image in (pixels.target, *pixels.conditions)]

@@ -5,11 +5,12 @@ of their captions; rows of one image with other condition images are records of 
 """
 
 import codecs
+import contextlib
 import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.sources import layouts
@@ -84,8 +85,8 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
                 ledger.refuse(error, where)
     if found.keys:
         layouts.check_columns(options.columns, found.keys, str(files.root / name))
-    for where, error in unknown if found.names_images else unknown[:1]:
-        ledger.refuse(error, where)
+    for where, refusal in unknown if found.names_images else unknown[:1]:
+        ledger.refuse(refusal, where)
     taken: dict[str, int] = {}
     for (image, _), described in grouped.items():
         taken[image] = number = taken.get(image, 0) + 1
@@ -112,9 +113,11 @@ def _entry(row: dict[str, Any], root: Path, place: str, options: Options, found:
 
 
 def _inside(name: Any, root: Path, place: str) -> str:
-    """A file that metadata names, relative to the root; trainers write absolute paths, too."""
-    if isinstance(name, str) and PurePosixPath(name).is_relative_to(root):
-        return inner_path(str(PurePosixPath(name).relative_to(root)))
+    """A file that metadata names, relative to the root; trainers also write absolute paths."""
+    if isinstance(name, str) and name.startswith("/"):
+        with contextlib.suppress(ValueError):  # a path that leaves the root, or that no file can have
+            path = Path(name)
+            return inner_path(str((path.parent.resolve() / path.name).relative_to(root)))
     inner = inner_path(name)
     return f"{place}/{inner}" if place else inner
 

@@ -36,10 +36,12 @@ def test_musubi_tuner(tmp_path):
         {"image_path": "b.jpg", "control_path": str(src / "a.jpg"), "caption": "make it night"},
         {"image_path": "c.jpg", "control_path_1": "b.jpg", "control_path_0": "a.jpg", "caption": "make it night"},
     ]
+    (tmp_path / "link").symlink_to("musubi")
+    lines.append({"image_path": str(tmp_path / "link" / "images" / "1.png"), "caption": "hills"})
     write(src, "pairs.jsonl", "\n".join(map(json.dumps, lines)))
     records = read(src / "pairs.jsonl")
-    assert [record.captions for record in records] == [(Caption("hills"),), (NIGHT,), (NIGHT,)]
-    assert [record.conditions for record in records] == [(), (b"a.jpg",), (b"a.jpg", b"b.jpg")]
+    assert [record.captions for record in records] == [(Caption("hills"),), (NIGHT,), (NIGHT,), (Caption("hills"),)]
+    assert [record.conditions for record in records] == [(), (b"a.jpg",), (b"a.jpg", b"b.jpg"), ()]
 
 
 @pytest.mark.parametrize(
