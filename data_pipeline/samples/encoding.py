@@ -130,7 +130,7 @@ def encode(
     if next(read_selection(index), None) is None:
         raise ValueError(f"{index} selects no record; loosen data.thresholds and select again")
     units = _units(records, records_per_unit)
-    with lock.hold(out):
+    with lock.hold(out, remove=True):
         cache.begin(out, made_from)
         missing = [number for number in range(process[0], len(units), process[1]) if not cache.has_unit(out, number)]
         pictures = Pictures(records, resolutions, encoders, held_out)

@@ -14,10 +14,13 @@ _held: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path) -> Iterator[None]:
+def hold(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
     """Keeps other programs from working in `folder`, which is created if missing.
 
     Within a process the lock may be taken again. If several processes form one program, the first takes it for all.
+
+    Args:
+      remove: see `exclusive`.
 
     Raises:
       ValueError: if another program holds the lock, in all processes of this one; the message names that program.
@@ -33,7 +36,7 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with processes.agreed():
             if jax.process_index() == 0:
-                stack.enter_context(exclusive(folder))
+                stack.enter_context(exclusive(folder, remove=remove))
         _held.add(folder)
         try:
             yield
