@@ -33,13 +33,13 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Fit:
-    """How an image meets its bucket.
+    """How an image fits its bucket.
 
     Attributes:
-      bucket: the one of the nearest aspect ratio.
+      bucket: the bucket with the nearest aspect ratio.
       scale: factor of the resize that covers the bucket; above 1 enlarges.
-      cropped: fraction of the image's area that is cut off, 0..1.
-      left_out: None when the image can be used; else `upscaled_too_much` or `cropped_too_much`.
+      cropped: fraction of the image's area that is cropped, 0..1.
+      left_out: None if the image can be used; otherwise `upscaled_too_much` or `cropped_too_much`.
     """
 
     bucket: Bucket
@@ -50,11 +50,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Buckets:
-    """The buckets of a resolution stage, from the tallest to the widest, and what an image may suffer to enter one.
+    """The buckets of a resolution stage, from the tallest to the widest, and how far an image may be changed to fit.
 
     Attributes:
-      max_upscale: largest factor by which an image is enlarged; 1: never.
-      max_cropped: largest fraction of an image's area that is cut off.
+      max_upscale: largest factor by which an image is enlarged; 1 means never.
+      max_cropped: largest fraction of an image's area that is cropped.
     """
 
     sizes: tuple[Bucket, ...]
@@ -78,14 +78,14 @@ class Buckets:
         max_upscale: float = 1.0,
         max_cropped: float = 0.25,
     ) -> "Buckets":
-        """Buckets of about `side` x `side` pixels: per ratio the exact sides, rounded to the grid; equal ones merge.
+        """Buckets of about `side` x `side` pixels: the exact sides of every ratio, rounded to the grid, once each.
 
         Args:
-          ratios: width to height, such as "16:9".
+          ratios: ratios of width to height, such as "16:9".
           multiple: grid of both sides in pixels; a multiple of 16, the size of a token.
 
         Raises:
-          ValueError: for a malformed ratio, a grid that cuts tokens, or a side below the grid.
+          ValueError: for a malformed ratio, a grid that splits tokens, or a side below the grid.
         """
         if multiple < PATCH or multiple % PATCH:
             raise ValueError(f"multiple {multiple} must be a multiple of {PATCH}, the pixels of one token")
@@ -100,14 +100,14 @@ class Buckets:
 
     @property
     def max_tokens(self) -> int:
-        """Token count of the largest bucket: what every image of the stage is padded to."""
+        """Token count of the largest bucket, to which every image of the stage is padded."""
         return max(size.tokens for size in self.sizes)
 
     def assign(self, width: int, height: int) -> Bucket:
-        """The bucket of the nearest aspect ratio, on a logarithmic scale; of two equally near, the squarer one.
+        """The bucket with the nearest aspect ratio, on a logarithmic scale; the squarer one of two equally near.
 
         Raises:
-          ValueError: when a side is not positive.
+          ValueError: if a side is not positive.
         """
         if width < 1 or height < 1:
             raise ValueError(f"an image of {width} x {height} pixels has no aspect ratio")
@@ -115,7 +115,7 @@ class Buckets:
         return min(self.sizes, key=lambda size: (abs(size.log_aspect - aspect), abs(size.log_aspect)))
 
     def fit(self, width: int, height: int) -> Fit:
-        """The bucket of an image and what it costs to enter it. Raises as `assign`."""
+        """How an image fits its bucket. Raises as `assign`."""
         bucket = self.assign(width, height)
         scale = max(bucket.width / width, bucket.height / height)
         left, top, right, bottom = crop_box(width, height, bucket)
@@ -128,7 +128,7 @@ class Buckets:
         return Fit(bucket, scale, cropped, left_out)
 
     def report(self, sizes: Iterable[tuple[int, int]]) -> "BucketReport":
-        """What becomes of images of the given (width, height)."""
+        """Counts how images of the given (width, height) fit."""
         return Resolutions(((0, self),)).report(sizes)
 
 
@@ -137,8 +137,8 @@ class Resolutions:
     """The buckets of one or several areas. An image goes to the largest area that it fills.
 
     Attributes:
-      areas: (side, its buckets), by ascending side.
-      smaller_too: it also goes to every smaller area, so that small areas do not see small originals alone.
+      areas: pairs of a side and its buckets, by ascending side.
+      smaller_too: whether an image also goes to every smaller area, so that these see large originals, too.
     """
 
     areas: tuple[tuple[int, Buckets], ...]
@@ -150,18 +150,20 @@ class Resolutions:
             raise ValueError(f"sides {sides} must be one or more, ascending")
 
     def buckets(self, side: int) -> Buckets:
-        """The buckets of the area of that side."""
+        """The buckets of one area."""
         return dict(self.areas)[side]
 
     def fits(self, width: int, height: int) -> list[tuple[int, Fit]]:
-        """The sides and buckets that an image goes to, from the largest; one that fits nowhere is left out of the
-        smallest."""
+        """The sides and buckets that an image goes to, largest first.
+
+        For an image that fits nowhere, this is the smallest area alone, with the reason in `left_out`.
+        """
         fits = [(side, buckets.fit(width, height)) for side, buckets in reversed(self.areas)]
         fitting = [found for found in fits if found[1].left_out is None]
         return (fitting if self.smaller_too else fitting[:1]) or fits[-1:]
 
     def report(self, sizes: Iterable[tuple[int, int]]) -> "BucketReport":
-        """What becomes of images of the given (width, height)."""
+        """Counts how images of the given (width, height) fit."""
         counts = {str(size): 0 for _, buckets in self.areas for size in buckets.sizes}
         cropped, upscaled, left_out, seen = 0.0, 0, Tally(), 0
         for width, height in sizes:
@@ -179,7 +181,15 @@ class Resolutions:
 
 @dataclass(frozen=True)
 class BucketReport:
-    """`counts`: used images per bucket; `mean_cropped`: mean fraction cut off these; `upscaled`: how many enlarged."""
+    """How a set of images fits.
+
+    Attributes:
+      seen: number of images.
+      counts: number of used images per bucket.
+      mean_cropped: mean fraction of the area that is cropped from the used images.
+      upscaled: number of used images that are enlarged.
+      left_out: images that fit no bucket, by reason.
+    """
 
     seen: int
     counts: dict[str, int]

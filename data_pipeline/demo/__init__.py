@@ -1,1 +1,1 @@
-"""The embedded images of the demo."""
+"""The demo data set: photographs from installed packages, drawn signs and cut-outs."""

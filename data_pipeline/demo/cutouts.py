@@ -1,5 +1,4 @@
-"""A few simple objects with transparency around them, drawn here: what edits of objects need where no cut-outs are at
-hand. Each is a PNG beside a text with its name in English and Chinese."""
+"""Drawn cut-outs for edits of objects: PNG files with transparency beside texts with English and Chinese names."""
 
 import math
 from pathlib import Path
@@ -7,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 SIDE = 192  # pixels
-# File -> (English name, Chinese name, fill, outline, corners of a polygon in the unit square; none: an ellipse).
+# File -> (English name, Chinese name, fill, outline, corners of a polygon in the unit square, or none for an ellipse).
 _STAR = [
     (0.5 + r * math.sin(a), 0.5 - r * math.cos(a))
     for i in range(10)
@@ -30,10 +29,10 @@ OBJECTS: dict[str, tuple[str, str, str, str, list[tuple[float, float]]]] = {
 
 
 def write_cutouts(folder: Path) -> None:
-    """Writes the objects; what is there is written again."""
+    """Writes the objects; existing files are overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (english, chinese, fill, outline, corners) in OBJECTS.items():
-        large = 4 * SIDE  # drawn larger and reduced, for smooth edges
+        large = 4 * SIDE  # drawn large, then reduced, for smooth edges
         image = Image.new("RGBA", (large, large), (0, 0, 0, 0))
         draw = ImageDraw.Draw(image)
         if corners:

@@ -1,9 +1,9 @@
-"""The demo set: a folder of clean pictures with every kind of bad one planted in it, made without a network.
+"""The demo set: a folder of good pictures with every kind of bad one planted in it, made without network access.
 
     from data_pipeline.demo.dataset import write_demo_folder
     summary = write_demo_folder("runs/demo")
 
-Needs `pip install qi2[demo]`: the photographs are read from inside those packages.
+It needs `pip install qi2[demo]`, because the photographs come from inside those packages.
 """
 
 import importlib.util
@@ -19,17 +19,17 @@ from data_pipeline.records.schema import Caption
 from data_pipeline.selection.index import Dropped
 
 _ORIENTATION, _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
-_QUARTER_TURN = 6  # EXIF: turn the stored pixels clockwise by 90 degrees to see the picture
+_QUARTER_TURN = 6  # EXIF: viewers rotate the stored pixels clockwise by 90 degrees
 
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What a demo folder holds.
+    """Content of a demo folder.
 
     Attributes:
       clean: keys that a selection with default thresholds keeps, in order.
-      dropped: keys that it drops, and why.
-      refused: how many entries ingestion refuses, by reason.
+      dropped: keys that such a selection drops, and why.
+      refused: number of entries that ingestion refuses, by reason.
     """
 
     clean: tuple[str, ...]
@@ -41,8 +41,8 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
     """Writes the demo set: `clean/`, `planted/` and a `metadata.jsonl` with captions and licences.
 
     Raises:
-      ValueError: when `out` exists and is not empty.
-      ImportError: when the packages that carry the photographs are not installed.
+      ValueError: if `out` exists and is not empty.
+      ImportError: if the packages with the photographs are not installed.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -68,7 +68,7 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
         json.dumps({"file_name": "planted/uncaptioned.png"}),
         json.dumps({"file_name": "planted/absent.png", "text": "This file does not exist."}),
         json.dumps({"file_name": "../outside.png", "text": "This path leaves the folder."}),
-        json.dumps({"file_name": clean[0], "text": "This file was named before."}),
+        lines[0],  # the same line again
         "this line is not JSON",
     ]
     refused = dict.fromkeys(("missing_caption", "missing_file", "outside_folder", "duplicate_key", "bad_json"), 1)
@@ -77,10 +77,10 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies. Raises ImportError, with the way out, if it is not installed."""
+    """The folder of an installed package. Raises an ImportError with the pip command if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"there are photographs inside {package}, which is not installed: pip install 'qi2[demo]'")
+        raise ImportError(f"the demo photographs are inside {package}, which is not installed: pip install 'qi2[demo]'")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -114,7 +114,7 @@ def _render(sign: Sign) -> Image.Image:
 
 
 def _plant_pictures(out: Path) -> dict[str, Dropped]:
-    """Writes the bad pictures. Keys sort after the clean ones, so that the copies are the ones to leave."""
+    """Writes the bad pictures. Their keys sort after the clean ones, so that selection drops the copies."""
     clean, planted = out / "clean", out / "planted"
 
     flower = (clean / "flower.jpg").read_bytes()

@@ -1,4 +1,4 @@
-"""The pictures of the demo set: photographs that ship inside the scikit-image and scikit-learn wheels, and signs.
+"""The pictures of the demo set: photographs from the scikit-image and scikit-learn wheels, and drawn signs.
 
 Captions are written by hand. Licences are those that `skimage.data` and scikit-learn's image folder state per file.
 """
@@ -15,15 +15,15 @@ OWN = "Apache-2.0, rendered by qi2"
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph: the file inside the wheel, the part of it to use, and how it is stored.
+    """A photograph: a part of a file inside a wheel, and how it is stored.
 
     Attributes:
       name: file name in the demo set; the suffix chooses the format.
-      package, path: where the original lies.
-      captions: what it shows.
-      licence: with credit.
-      box: (left, top, right, bottom) in pixels of the original; None: all of it.
-      turned: store the pixels lying on their side, with the EXIF orientation that sets them upright.
+      package: package that the original comes from.
+      path: path of the original inside the package.
+      licence: licence with credit.
+      box: (left, top, right, bottom) in pixels of the original; None for the whole picture.
+      turned: whether the pixels are stored sideways, with the EXIF orientation that sets them upright.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Photo:
 
 @dataclass(frozen=True)
 class Sign:
-    """Words on a plain ground, rendered with Pillow's own font.
+    """Words on a plain background, rendered with Pillow's built-in font.
 
     Attributes:
       size: (width, height) in pixels.
-      ground: colour, or "transparent".
-      lines: (text, letter height in pixels, colour, centre as fractions of width and height).
-      angle: degrees, counter-clockwise.
-      frame: colour of a border line, or None.
+      ground: colour of the background, or "transparent".
+      lines: tuples of text, letter height in pixels, colour, and centre as fractions of width and height.
+      angle: rotation in degrees, counter-clockwise.
+      frame: colour of a border line; None for no border.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Records: one image with its captions, or an edit, and the bytes in which it is stored.
+"""Records: one image with its captions, or an edit, and how a record is stored.
 
 Schema 2, one msgpack map per record with exactly these fields:
 
@@ -6,15 +6,15 @@ Schema 2, one msgpack map per record with exactly these fields:
 | ---------- | ------------ | --------------------------------------------------------------------------- |
 | schema     | int          | 2                                                                           |
 | key        | str          | unique name: path in its folder, archive or table, with forward slashes     |
-| image      | bin          | the image file as it came: still encoded, not turned, never re-compressed   |
-| conditions | array of bin | of an edit, one to ten source image files in the order of the instruction   |
+| image      | bin          | the original image file: still encoded, not rotated, never re-compressed    |
+| conditions | array of bin | for an edit, one to ten source image files in the order of the instruction  |
 | captions   | array of map | {text: str, kind: str, language: str or nil}; may be empty for an image     |
-| tags       | array of str | classes of the picture such as `design/slide`, for quotas; may be empty     |
+| tags       | array of str | classes of the image such as `design/slide`, for quotas; may be empty       |
 | source     | str          | name of the data set                                                        |
 | licence    | str or nil   | licence and credit as free text; nil when unknown                           |
 
-An edit has at least one caption of the kind `instruction`; `image` is what the instruction asks for. A reader refuses
-schema numbers and fields that it does not know.
+An edit has at least one caption of the kind `instruction`; its `image` is the result of the instruction. A reader
+refuses schema numbers and fields that it does not know.
 """
 
 import re
@@ -30,11 +30,16 @@ MAX_TAGS, MAX_TAG_CHARS = 16, 64
 MAX_IMAGE_BYTES = 64 << 20
 MAX_CAPTION_CHARS = 20_000  # a caption of 1,024 tokens has about 5,000; structured ones are longer
 MAX_CAPTIONS = 64
-MAX_NAME_CHARS = 1024  # key, source, licence
+MAX_NAME_CHARS = 1024  # for key, source and licence
 
 _FIELDS = {"schema", "key", "image", "conditions", "captions", "tags", "source", "licence"}
 _CAPTION_FIELDS = {"text", "kind", "language"}
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+def is_language(value: object) -> bool:
+    """Whether a value is a language tag such as `en` or `zh-Hans`."""
+    return isinstance(value, str) and _LANGUAGE.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,9 @@ class Caption:
 
     Attributes:
       text: up to MAX_CAPTION_CHARS characters, not blank.
-      kind: `general` (what is seen), `text` (quotes the writing in the image), `knowledge` (names and facts),
-        `structured` (fields, JSON), `instruction` (of an edit).
-      language: BCP 47 tag such as `en` or `zh-Hans`; None: unknown.
+      kind: `general` (describes what is visible), `text` (quotes the writing in the image), `knowledge` (names and
+        facts), `structured` (fields, JSON), `instruction` (for an edit).
+      language: BCP 47 tag such as `en` or `zh-Hans`; None if unknown.
 
     Raises:
       ValueError: for a blank or overlong text, an unknown kind, a malformed language tag.
@@ -59,7 +64,7 @@ class Caption:
         _check_text("caption", self.text, MAX_CAPTION_CHARS)
         if self.kind not in KINDS:
             raise ValueError(f"caption kind {self.kind!r} is unknown; choose one of {KINDS}")
-        if self.language is not None and not (isinstance(self.language, str) and _LANGUAGE.fullmatch(self.language)):
+        if self.language is not None and not is_language(self.language):
             raise ValueError(f"caption language {self.language!r} is not a language tag such as 'en' or 'zh-Hans'")
 
 
@@ -68,8 +73,8 @@ class Record:
     """One image with its captions, or an edit; the fields are those of the schema above.
 
     Raises:
-      ValueError: naming the field that is missing, of the wrong type, or above its limit, or for an edit without an
-        instruction, or an instruction without condition images.
+      ValueError: if a field has the wrong type or exceeds its limit (the message names it), for an edit without an
+        instruction, and for an instruction without condition images.
     """
 
     key: str
@@ -89,7 +94,9 @@ class Record:
             if not isinstance(image, bytes) or len(image) > MAX_IMAGE_BYTES:
                 raise ValueError(f"record {self.key!r}: the image must be at most {MAX_IMAGE_BYTES} bytes")
         if len(self.conditions) > MAX_CONDITIONS:
-            raise ValueError(f"record {self.key!r} has {len(self.conditions)} condition images of {MAX_CONDITIONS}")
+            raise ValueError(
+                f"record {self.key!r} has {len(self.conditions)} condition images; at most {MAX_CONDITIONS} are kept"
+            )
         if bool(self.conditions) != any(caption.kind == INSTRUCTION for caption in self.captions):
             raise ValueError(
                 f"record {self.key!r}: condition images need an instruction, and an instruction needs them"
@@ -103,7 +110,7 @@ class Record:
 
 
 def encode_record(record: Record) -> bytes:
-    """The stored form of a record. Equal records give equal bytes."""
+    """Encodes a record for storage. Equal records give equal bytes."""
     captions = [{"text": c.text, "kind": c.kind, "language": c.language} for c in record.captions]
     fields = {"schema": SCHEMA, "key": record.key, "image": record.image, "conditions": list(record.conditions)}
     fields |= {"captions": captions, "tags": list(record.tags), "source": record.source, "licence": record.licence}
@@ -111,10 +118,10 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(payload: bytes) -> Record:
-    """Reads one stored record; safe for bytes from outside.
+    """Decodes a stored record; safe for untrusted bytes.
 
     Raises:
-      ValueError: when the payload is not a map of exactly the fields of the schema, within its limits.
+      ValueError: if the payload is not a map with exactly the fields of the schema, within their limits.
     """
     try:
         fields = msgpack.unpackb(
@@ -122,9 +129,9 @@ def decode_record(payload: bytes) -> Record:
             raw=False,
             strict_map_key=True,
             max_bin_len=MAX_IMAGE_BYTES,
-            max_str_len=4 * MAX_CAPTION_CHARS,  # this one counts bytes of UTF-8
+            max_str_len=4 * MAX_CAPTION_CHARS,  # counted in bytes of UTF-8
             max_array_len=MAX_CAPTIONS,
-            max_map_len=len(_FIELDS) + 8,  # a later schema has a few fields more and deserves the clear message below
+            max_map_len=len(_FIELDS) + 8,  # a later schema with a few more fields gets the clear message below
             max_ext_len=0,
         )
     except (ValueError, RecursionError, msgpack.UnpackException) as error:

@@ -3,7 +3,7 @@
     DIR/manifest.json
     DIR/records-00000-of-00003.arrayrecord ...
 
-The manifest is written last, so a folder without one is the rest of a run that was killed.
+The manifest is written last, so a folder without one is what an interrupted run left behind.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_pipeline.records.schema import SCHEMA, Record, decode_record, encode_record
+from qi2_jax.runtime import lock
 from qi2_jax.runtime.atomic import write_json_atomic
 
 MANIFEST = "manifest.json"
@@ -29,7 +30,7 @@ _MAX_MANIFEST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of records. `digest` is the SHA-256 of its payloads in order: what scores are valid for."""
+    """One file of records. `digest` is the SHA-256 over the hashes of its payloads; scores are valid for one digest."""
 
     file: str
     records: int
@@ -39,23 +40,25 @@ class Shard:
 def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_shard: int) -> tuple[Shard, ...]:
     """Writes records, in their order, to a new folder of shards.
 
-    Shards appear under temporary names, are renamed when all are written, and the manifest comes last. What a killed
-    run left behind is removed by the next one.
+    Shards are written under temporary names and renamed together; the manifest comes last. The files of an interrupted
+    run are removed first.
 
     Raises:
-      ValueError: when `folder` already holds a manifest, or `records_per_shard` is below 1.
-      OSError: when the disk is full. The folder is not complete then.
+      ValueError: if `folder` already holds a manifest, another process writes to it, or `records_per_shard` is below 1.
+      OSError: if the disk is full. The folder is not complete then.
     """
     folder = Path(folder)
     if records_per_shard < 1:
         raise ValueError(f"records_per_shard is {records_per_shard}; it must be at least 1")
-    if (folder / MANIFEST).exists():
-        raise ValueError(f"{folder} already holds records; choose another folder or delete this one first")
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob("records-*.partial"), *folder.glob("records-*.arrayrecord")]:
-        leftover.unlink()
+    with lock.exclusive(folder, remove=True):
+        if (folder / MANIFEST).exists():
+            raise ValueError(f"{folder} already holds records; choose another folder or delete this one first")
+        for leftover in [*folder.glob("records-*.partial"), *folder.glob("records-*.arrayrecord")]:
+            leftover.unlink()
+        return _write_shards(folder, iter(records), records_per_shard)
 
-    records = iter(records)
+
+def _write_shards(folder: Path, records: Iterator[Record], records_per_shard: int) -> tuple[Shard, ...]:
     written: list[tuple[Path, int, str]] = []
     for first in records:
         path = folder / f"records-{len(written):05d}.partial"
@@ -80,7 +83,7 @@ def _write_shard(path: Path, records: Iterable[Record]) -> tuple[int, str]:
             digest.update(hashlib.sha256(payload).digest())
             count += 1
         writer.close()
-    except RuntimeError as error:  # what the library makes of a full disk
+    except RuntimeError as error:  # the library's error for a full disk
         raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         if writer.is_open():
@@ -92,10 +95,10 @@ def _write_shard(path: Path, records: Iterable[Record]) -> tuple[int, str]:
 
 
 def read_manifest(folder: Path | str) -> tuple[Shard, ...]:
-    """The shards of a folder, in order.
+    """Reads the shards of a folder, in order.
 
     Raises:
-      ValueError: when the folder is not complete, or the manifest is malformed or names a file outside the folder.
+      ValueError: if the folder is not complete, or the manifest is malformed or names a file outside the folder.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -116,17 +119,18 @@ def read_manifest(folder: Path | str) -> tuple[Shard, ...]:
 
 
 def digest_of(shards: Sequence[Shard]) -> str:
-    """Changes with any record of any of these shards, and with their order."""
+    """A hash that changes with any record of these shards, and with their order."""
     return hashlib.sha256("".join(shard.digest for shard in shards).encode()).hexdigest()
 
 
 class RecordFolder:
     """Random access to the records of a folder, by position in the order of ingestion; also iterable.
 
-    It can be pickled and shared with worker processes, each of which opens the files for itself.
+    A folder can be pickled for worker processes, which open the files for themselves. Reading a shard as a whole also
+    compares its digest with the manifest.
 
     Raises:
-      ValueError: as `read_manifest`, and on access when a shard is missing, corrupt, or does not match the manifest.
+      ValueError: as `read_manifest`, and on access if a shard is missing, corrupt, or does not match the manifest.
     """
 
     def __init__(self, folder: Path | str):
@@ -142,21 +146,27 @@ class RecordFolder:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.folder}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        return self._read(shard, index - int(self._ends[shard]) + self.shards[shard].records)
+        return self._read(shard, index - int(self._ends[shard]) + self.shards[shard].records)[1]
 
     def __iter__(self) -> Iterator[Record]:
         for shard in range(len(self.shards)):
             yield from self.read_shard(shard)
 
     def read_shard(self, shard: int) -> Iterator[Record]:
-        """The records of one shard, by its number, in order."""
+        """The records of one shard, by its number; a ValueError at the end if they do not match the manifest."""
+        digest = hashlib.sha256()
         for position in range(self.shards[shard].records):
-            yield self._read(shard, position)
+            payload, record = self._read(shard, position)
+            digest.update(hashlib.sha256(payload).digest())
+            yield record
+        if digest.hexdigest() != self.shards[shard].digest:
+            path = self.folder / self.shards[shard].file
+            raise ValueError(f"{path}: its records are not those of {MANIFEST}; make {self.folder} again")
 
     def __reduce__(self):
         return RecordFolder, (self.folder,)
 
-    def _read(self, shard: int, position: int) -> Record:
+    def _read(self, shard: int, position: int) -> tuple[bytes, Record]:
         path = self.folder / self.shards[shard].file
         try:
             if shard not in self._readers:
@@ -164,6 +174,7 @@ class RecordFolder:
                 if reader.num_records() != self.shards[shard].records:
                     raise ValueError(f"holds {reader.num_records()} records, not {self.shards[shard].records}")
                 self._readers[shard] = reader
-            return decode_record(self._readers[shard].read([position])[0])
+            payload = self._readers[shard].read([position])[0]
+            return payload, decode_record(payload)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}, record {position}: {error}") from None

@@ -1,1 +1,1 @@
-"""Encoded samples: their format, the cache, and the encoding that fills it."""
+"""Encoded samples: their format, the cache, and the encoding that writes it."""

@@ -1,17 +1,16 @@
-"""The cache of encoded samples: latents and text features, computed once and read by every step of training, or the
-pictures and prompts from which training computes them.
+"""The cache of encoded samples: latents and text features, or the pixels and prompts that training computes them from.
 
-    DIR/making.json                        fingerprint of what the samples are made from; written first
-    DIR/256-0/unit-00000.arrayrecord       samples of 256 x 256 pixels' area without condition images, one blob each
+    DIR/making.json                        fingerprint of everything that samples depend on; written first
+    DIR/256-0/unit-00000.arrayrecord       samples with the area of 256 x 256 pixels, no condition image
     DIR/512-2/unit-00000.arrayrecord       edits at 512 with two condition images
-    DIR/512-2-held/unit-00000.arrayrecord  such edits that are held for validation, see `held`
-    DIR/units/unit-00000.json              written after the files of the unit: it is complete
+    DIR/512-2-held/unit-00000.arrayrecord  such edits that are held out for validation, see `held_out`
+    DIR/units/unit-00000.json              marks a complete unit; written after the files of the unit
     DIR/empty.safetensors                  features of the empty prompt, for classifier-free dropout
-    DIR/manifest.json                      written last: the cache is complete
+    DIR/manifest.json                      marks a complete cache; written last
 
-A stream is what one compiled program trains on: one area, one number of condition images; or what it is validated on.
-A unit is what is encoded, stored, and done again after a kill, as a whole. What a host holds in memory is a name and a
-number per file, and the index of the files that are open.
+A stream has one area and one number of condition images, so one compiled program trains or validates on it. A unit is
+encoded and stored as a whole, and after a kill encoded again as a whole. A host keeps in memory a name and a number per
+file, and the index of the files that are open.
 """
 
 import json
@@ -39,18 +38,23 @@ from data_pipeline.samples.schema import (
 )
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
-# 2 had no pictures of targets, 3 no streams of held samples, 4 no prompts beside text features.
+# Schema 2 had no pixels of targets, 3 no streams of held-out samples, 4 no prompts beside text features.
 SCHEMA, READABLE = 5, (2, 3, 4, 5)
 MANIFEST, MAKING, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
-MAX_OPEN = 128  # files of a stream; each holds 8 bytes per sample in memory
-_WRITING = "group_size:1,uncompressed"  # noise-like numbers do not compress, and reading is five times as fast
+MAX_OPEN = 128  # open files of a stream; each takes 8 bytes per sample in memory
+_WRITING = "group_size:1,uncompressed"  # latents do not compress, and reading is five times as fast
 _READING = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
 _NAME = re.compile(r"unit-\d{5,}\.arrayrecord")
 
 
 class StreamKey(NamedTuple):
-    """Side of the square whose area the targets have, in pixels, number of condition images, and whether the samples
-    are held for validation."""
+    """Identifies a stream.
+
+    Attributes:
+      side: side in pixels of the square whose area the targets have.
+      conditions: number of condition images.
+      held: whether the samples are held out for validation.
+    """
 
     side: int
     conditions: int
@@ -62,7 +66,7 @@ class StreamKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Largest:
-    """Slots that hold every sample of a stream: tokens of the target, of each text segment, of each condition."""
+    """The largest number of tokens in a stream: of the target, of each text segment, of each condition image."""
 
     target: int
     text: tuple[int, ...]
@@ -82,10 +86,10 @@ class Largest:
 
 
 def begin(folder: Path, fingerprint: dict[str, Any]) -> None:
-    """Records what a cache is made from, before anything is in it, or checks that it is continued with the same.
+    """Writes the fingerprint of a new cache, or checks that an interrupted one has the same fingerprint.
 
     Raises:
-      ValueError: naming what differs.
+      ValueError: naming the values that differ.
     """
     path = folder / MAKING
     if path.is_file():
@@ -95,19 +99,20 @@ def begin(folder: Path, fingerprint: dict[str, Any]) -> None:
 
 
 def check_fingerprint(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises a ValueError that names every wanted value with which the samples of a folder were not made."""
+    """Raises a ValueError that names every value in which the fingerprint of a folder differs from the wanted one."""
     wanted = json.loads(json.dumps(wanted))
     differing = [
         f"{key}: {made.get(key)!r}, expected {value!r}" for key, value in wanted.items() if made.get(key) != value
     ]
     if differing:
         raise ValueError(
-            f"{folder} was encoded from something else; take the change back, or encode into another folder. "
-            + "; ".join(differing)
+            f"{folder} was encoded from other data or with other settings; revert the change, or encode into another "
+            "folder. " + "; ".join(differing)
         )
 
 
 def has_unit(folder: Path, unit: int) -> bool:
+    """Whether a unit is complete."""
     return (folder / UNITS / f"unit-{unit:05d}.json").is_file()
 
 
@@ -117,8 +122,8 @@ def write_unit(
     """Writes the samples of a unit, and then its marker.
 
     Args:
-      samples: with their sides, and whether they are held; where that is not said, they are not.
-      left_out: what the unit's records lost on the way; filled when the samples have been drawn.
+      samples: tuples of the side, the sample and optionally whether it is held out (default: it is not).
+      left_out: records that were left out; complete when `samples` is exhausted.
     """
     name = f"unit-{unit:05d}.arrayrecord"
     writers: dict[StreamKey, Any] = {}
@@ -145,13 +150,13 @@ def write_unit(
 
 
 def finish(folder: Path, units: int, empty: Text) -> bool:
-    """Completes a cache whose units are all written; returns False while some are missing (other processes write them).
+    """Completes a cache; returns False while units of other processes are missing.
 
     Args:
-      empty: the empty prompt, " " in the published pipeline.
+      empty: features of the empty prompt, which is " " in the published pipeline.
 
     Raises:
-      ValueError: if there is not a single sample.
+      ValueError: if there are no samples.
     """
     if not all(has_unit(folder, unit) for unit in range(units)):
         return False
@@ -183,7 +188,7 @@ def write_cache(
     empty: Text,
     fingerprint: dict[str, Any],
 ) -> None:
-    """Writes a whole cache of samples, given as to `write_unit`, as one unit; for data that is encoded elsewhere."""
+    """Writes a complete cache with one unit, for data that is encoded elsewhere; arguments as in `write_unit`."""
     begin(folder, fingerprint)
     write_unit(folder, 0, samples, Tally())
     finish(folder, 1, empty)
@@ -198,11 +203,11 @@ def _largest(fields: dict) -> Largest:
 
 
 class Stream(Sequence):
-    """Samples of one area and one number of condition images, by index; safe to read from several threads.
+    """Samples of one area and one number of condition images, by index. Several threads may read it.
 
     Attributes:
-      key: which one.
-      largest: slots that hold every sample.
+      key: what identifies the stream.
+      largest: token counts that no sample exceeds.
     """
 
     def __init__(self, folder: Path, key: StreamKey, largest: Largest, files: Sequence[tuple[str, int]]):
@@ -217,7 +222,7 @@ class Stream(Sequence):
 
     @property
     def paths(self) -> list[Path]:
-        """Its files, in order."""
+        """The files of the stream, in order."""
         return [self.folder / str(self.key) / name for name in self._files]
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
@@ -250,20 +255,22 @@ class Cache:
     """A complete cache: its streams, in the order of their keys, and the empty prompt.
 
     Args:
-      folder: made by `qi2 data cache`.
-      fingerprint: values with which its samples must have been made; None: anything.
+      folder: a folder that `qi2 data cache` wrote.
+      fingerprint: values that the cache must have been made with; None accepts any.
 
     Raises:
-      ValueError: if it is incomplete, of another schema, or made from something else (what differs is named).
+      ValueError: if the cache is incomplete, has another schema, or was made with other values, which are named.
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any] | None = None):
         path = folder / MANIFEST
         if not path.is_file():
-            raise ValueError(f"{folder} holds no complete samples (no {MANIFEST}); encode the data first")
+            raise ValueError(f"{folder} has no complete samples (no {MANIFEST}); run `qi2 data cache` first")
         manifest = json.loads(path.read_bytes())
         if manifest.get("schema") not in READABLE:
-            raise ValueError(f"{folder} has samples of schema {manifest.get('schema')!r}, this qi2 reads {READABLE}")
+            raise ValueError(
+                f"{folder} has samples of schema {manifest.get('schema')!r}; this version reads {READABLE}"
+            )
         self.folder = folder
         self.fingerprint: dict[str, Any] = manifest["fingerprint"]
         self.left_out: dict[str, int] = manifest["left_out"]
@@ -285,16 +292,16 @@ class Cache:
 
     @property
     def held_out(self) -> float:
-        """The fraction of pictures whose samples are in streams of their own, see `held`; 0: there are none."""
+        """The fraction of images whose samples are in separate streams, see `held_out`; 0 if there are none."""
         return self.fingerprint.get("preprocessing", {}).get("held_out", 0.0)
 
     @property
     def online(self) -> str:
-        """What training computes instead of reading it here, see `samples.ONLINE`."""
+        """What training computes instead of reading it here, see `schema.ONLINE`."""
         of_schema_2 = TEXT if self.fingerprint.get("text") == "online" else NOTHING
         return self.fingerprint.get("online", of_schema_2)
 
     @property
     def nbytes(self) -> int:
-        """Of the files of all streams."""
+        """Size of the files of all streams."""
         return sum(path.stat().st_size for stream in self.streams for path in stream.paths)

@@ -1,4 +1,4 @@
-"""Preparation: an upright image becomes exactly the pixels of its bucket."""
+"""Preparation: resizes and crops an upright image to exactly the size of its bucket."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,13 +12,13 @@ def prepare_image(image: Image.Image, bucket: Bucket, channels: int = 3) -> UInt
     """Resizes an image to cover a bucket (Lanczos) and crops it to the centre.
 
     Args:
-      image: upright, RGB or RGBA, as `images.decode_image` gives it.
-      channels: 3 puts transparent parts on white; 4 keeps alpha, which is 255 everywhere for an image without.
+      image: an upright RGB or RGBA image, as `decoding.images.decode_image` returns it.
+      channels: 3 composites transparent parts over white; 4 keeps alpha, which is 255 for opaque images.
 
     Returns:
-      Pixels [bucket.height, bucket.width, channels], 0..255. With alpha, pixels are resized with their weight in the
-      visible picture, so that nothing bleeds over the edges, and the colour of fully transparent pixels is white: a
-      model that takes a transparent place for an opaque one is then still right on white paper.
+      Pixels [bucket.height, bucket.width, channels], 0..255. Resizing weights colours by alpha, so hidden colours do
+      not bleed over edges. Fully transparent pixels are white: a model that mistakes them for opaque ones is still
+      right on white paper.
 
     Raises:
       ValueError: for other modes or channels.

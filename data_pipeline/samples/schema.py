@@ -20,16 +20,16 @@ DTYPES = {
 }
 
 
-# What training computes in every step instead of reading it from the samples: text features, and latents too.
+# What training computes in every step instead of reading it from the samples: text features, or also latents.
 NOTHING, TEXT, TEXT_AND_IMAGES = ONLINE = "nothing", "text", "text_and_images"
 
 
 @dataclass(frozen=True)
 class Text:
-    """Features of a prompt's kept tokens, all segments one after the other, and the tokens of each segment.
+    """Features of the tokens of a prompt that are kept, and the number of tokens in each segment.
 
-    Features without width are computed by training from the prompt. Caches of schema 4 and before have the prompt only
-    then.
+    If the features have no width, training computes them from the prompt. Caches up to schema 4 store the prompt only
+    in that case.
     """
 
     features: Float[np.ndarray, "T E"]
@@ -42,13 +42,14 @@ class Sample:
     """One training sample.
 
     Attributes:
-      latents: normalised, of the target. With pixels in `target`, all latents have no channels: training computes them.
-      texts: one per selected caption or instruction.
+      latents: normalised latents of the target. If `target` holds pixels, no latents have channels: training computes
+        them.
+      texts: one text per selected caption or instruction.
       conditions: latents of the condition images, in order.
-      empty: of an edit, the empty prompt beside the same condition images, for classifier-free dropout.
-      record: position of its record in the folder that it was made from.
-      pictures: where training computes text features, the condition images as the encoders read them, 0..255.
-      target: the target as the autoencoder reads it, 0..255.
+      empty: for an edit, the empty prompt beside the same condition images, for classifier-free dropout.
+      record: position of the record in its folder.
+      pictures: pixels of the condition images as the encoders read them, 0..255, if training computes text features.
+      target: pixels of the target as the autoencoder reads it, 0..255, if training computes latents.
     """
 
     latents: Float[np.ndarray, "h w C"]
@@ -70,7 +71,7 @@ class Sample:
 
 
 def encode_sample(sample: Sample) -> bytes:
-    """The stored form of a sample. Equal samples give equal bytes."""
+    """Encodes a sample for storage. Equal samples give equal bytes."""
     arrays = {"latents": sample.latents, "record": np.asarray([sample.record], np.int64)}
     arrays |= {f"condition.{index}": latents for index, latents in enumerate(sample.conditions)}
     arrays |= {f"text.{index}": text.features for index, text in enumerate(sample.all_texts)}
@@ -83,10 +84,10 @@ def encode_sample(sample: Sample) -> bytes:
 
 
 def decode_sample(payload: bytes) -> Sample:
-    """Reads a stored sample; its arrays are views of one buffer.
+    """Decodes a stored sample; its arrays are views of one buffer.
 
     Raises:
-      ValueError: if the payload is no stored sample.
+      ValueError: if the payload is not a stored sample.
     """
     arrays = decode_arrays(payload)
     try:
@@ -101,7 +102,7 @@ def decode_sample(payload: bytes) -> Sample:
         record, target = arrays["record"].item(), arrays.get("target")
         return Sample(arrays["latents"], tuple(texts), conditions, empty, record, pictures, target)
     except (KeyError, IndexError) as error:
-        raise ValueError(f"a stored sample lacks {error}: made by another version, or not a sample") from None
+        raise ValueError(f"a stored sample lacks {error}: another version wrote it, or it is not a sample") from None
 
 
 def encode_text(text: Text) -> bytes:
@@ -128,10 +129,10 @@ def encode_arrays(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def decode_arrays(payload: bytes) -> dict[str, np.ndarray]:
-    """Arrays of a safetensors blob, bfloat16 included, which `safetensors.numpy` does not read.
+    """Decodes the arrays of a safetensors blob, including bfloat16, which `safetensors.numpy` does not read.
 
     Raises:
-      ValueError: if it is not one, or holds another dtype than `DTYPES`.
+      ValueError: if the payload is not safetensors, or has a dtype outside `DTYPES`.
     """
     try:
         found = safetensors.deserialize(payload)

@@ -1,5 +1,7 @@
 """The search for equal and near records of one folder, in worker processes: the second phase of scoring."""
 
+import contextlib
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -91,7 +93,7 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{_WORK}*"):  # of a killed run
         shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
+    with _naming(root), tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
         same, contents = _collect(folder, Path(work))
         found = search(contents, Path(work), workers, progress)
     write_pairs(folder, Pairs(same, found))
@@ -150,6 +152,19 @@ def _map_saved(pool: Executor, work: Path, function: Callable, tasks: list[tuple
 
 def _call_saved(work: Path, function: Callable, task: tuple) -> np.ndarray:
     return function(Contents.load(work), *task)
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Lets the error of a failed write, as on a full disk, name the folder if it names no file."""
+    try:
+        yield
+    except ChildProcessError:
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(folder)) from None
 
 
 def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], Contents]:

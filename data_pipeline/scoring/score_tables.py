@@ -92,7 +92,7 @@ def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]
         if missing:
             raise ValueError(
                 f"{folder}: filter {filter.name!r} version {filter.version} has not scored {missing} of {len(shards)} "
-                "shards; run data_pipeline.cascade.score on the folder first"
+                f"shards; run `qi2 data score {folder}` first"
             )
     for shard in shards:
         tables = [_read(paths(folder, filter, shard)[0], filter, shard) for filter in filters]

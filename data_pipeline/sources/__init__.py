@@ -1,55 +1,78 @@
 """Where records come from: one file per kind of source, each a reader that counts what it refuses."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import read_manifest
-from data_pipeline.sources.base import DEFAULTS, IMAGE_SUFFIXES, REASONS, Options, Reader
-from data_pipeline.sources.folder import METADATA, count_unread, read_folder, read_json_lines
+from data_pipeline.sources.base import (
+    CAPTION_SUFFIXES,
+    DEFAULTS,
+    IMAGE_SUFFIXES,
+    LOST,
+    REASONS,
+    Ledger,
+    Options,
+    Reader,
+)
+from data_pipeline.sources.folder import open_folder, open_metadata
+from data_pipeline.sources.metadata import SUFFIXES
 from data_pipeline.sources.parquet import read_parquet
 from data_pipeline.sources.records import PATTERNS, read_records
 from data_pipeline.sources.tfds import SCHEME, read_tfds
+from data_pipeline.sources.tree import METADATA
 from data_pipeline.sources.webdataset import read_tar
 
-__all__ = ["DEFAULTS", "LOOKED_FOR", "REASONS", "TABLES", "Options", "Reader", "open_source", "source_names"]
+__all__ = ["DEFAULTS", "LOOKED_FOR", "LOST", "REASONS", "Ledger", "Options", "Source", "open_source", "source_names"]
 
 LOOKED_FOR = (
-    f"a {METADATA}, images ({', '.join(IMAGE_SUFFIXES)}) with a .txt or .json of the same name, .tar or .parquet "
-    f"files, records that were made before, or {SCHEME}NAME[/CONFIG][:VERSION]"
+    f"a {', '.join(METADATA[:-1])} or {METADATA[-1]}, images ({', '.join(IMAGE_SUFFIXES)}) with a "
+    f"{', '.join(CAPTION_SUFFIXES)} or .json of the same name, .tar or .parquet files, a folder of records, or "
+    f"{SCHEME}NAME[/CONFIG][:VERSION]"
 )
-TABLES: tuple[Reader, ...] = (read_parquet, read_tfds)  # what has columns
-_FILES: dict[str, Reader] = {".tar": read_tar, ".parquet": read_parquet, ".jsonl": read_json_lines}
+_FILES: dict[str, Reader] = {".tar": read_tar, ".parquet": read_parquet}
 
 
-def open_source(src: Path | str) -> list[tuple[Reader, Path]]:
-    """What to read, in order: a folder of images, of .tar or .parquet files, or of records, such a file, .jsonl, tfds:.
+@dataclass(frozen=True)
+class Source:
+    """A source whose files have been found.
+
+    Attributes:
+      records: its records in order, read as they are asked for.
+      has_columns: whether `Options.columns` mean anything here.
+    """
+
+    records: Iterator[Record]
+    has_columns: bool
+
+
+def open_source(src: Path | str, options: Options, ledger: Ledger) -> Source:
+    """Opens a folder at any depth of images, metadata, tars and tables; one such file; a folder of records; or `tfds:`.
 
     Raises:
-      ValueError: if there is nothing of the kind, several kinds in one folder, or the records are not complete.
+      ValueError: if there is no such source, its metadata cannot be used, or the folder of records is incomplete.
     """
     if str(src).startswith(SCHEME):
-        return [(read_tfds, Path(str(src).removeprefix(SCHEME)))]
+        return Source(read_tfds(Path(str(src).removeprefix(SCHEME)), options, ledger), True)
     path = Path(src)
-    if path.is_file() and path.suffix in _FILES:
-        return [(_FILES[path.suffix], path)]
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in _FILES:
+        return Source(_FILES[suffix](path, options, ledger), suffix == ".parquet")
+    if path.is_file() and suffix in SUFFIXES:
+        return Source(open_metadata(path, options, ledger).read(options, ledger), True)
     if not path.is_dir():
-        raise ValueError(f"{src} is not a folder and not a {', '.join(_FILES)} file")
+        raise ValueError(f"{src} is not a folder and not a {', '.join((*_FILES, *SUFFIXES))} file")
     if any(next(path.glob(pattern), None) for pattern in PATTERNS):
         read_manifest(path)  # before anything is written
-        return [(read_records, path)]
-    kinds = [pattern for pattern in (METADATA, "*.tar", "*.parquet") if next(path.glob(pattern), None)]
-    if len(kinds) > 1:
-        choices = " or ".join(f"{path}/{kind}" for kind in kinds)
-        raise ValueError(f"{path} holds {' and '.join(kinds)}, which may be the same samples twice; name {choices}")
-    if not kinds or kinds == [METADATA]:
-        return [(read_folder, path)]
-    found = sorted(path.glob(kinds[0]))
-    return [(count_unread, path), *((_FILES[file.suffix], file) for file in found)]
+        return Source(read_records(path, options, ledger), False)
+    folder = open_folder(path, options, ledger)
+    return Source(folder.read(options, ledger), folder.has_columns)
 
 
 def source_names(sources: Sequence[Path | str]) -> list[str]:
-    """A name for each of several sources: that of its file or folder, with a number where an earlier one has it."""
+    """A name for each source: that of its file or folder, followed by a number if an earlier source has it."""
     names: list[str] = []
     for source in sources:
         path = Path(str(source).removeprefix(SCHEME)).absolute()

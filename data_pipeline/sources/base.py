@@ -1,55 +1,93 @@
-"""What all sources share: reasons for a refusal, and what metadata may say of a sample."""
+"""What all sources share: file suffixes, reasons for a refusal, options, and the ledger of a source."""
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tqdm import tqdm
 
 from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import (
-    INSTRUCTION,
     MAX_CAPTION_CHARS,
     MAX_CAPTIONS,
-    MAX_CONDITIONS,
     MAX_IMAGE_BYTES,
     MAX_NAME_CHARS,
     MAX_TAG_CHARS,
     MAX_TAGS,
-    Caption,
     Record,
 )
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
-MAX_JSON_BYTES = 1 << 20  # of the metadata of one sample
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
+)
+CAPTION_SUFFIXES = (".txt", ".caption")
+# Formats that people keep images and data sets in and that no reader here knows.
+UNREAD_IMAGE_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".psd", ".psb", ".svg", ".tga", ".ico"),
+    *(".exr", ".hdr", ".ppm", ".pgm", ".pnm", ".qoi", ".dds", ".eps", ".pdf", ".xcf"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+    *(".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"),
+)
+UNREAD_SET_SUFFIXES = (
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar", ".gz", ".zst"),
+    *(".arrow", ".feather", ".h5", ".hdf5", ".npz", ".npy", ".lmdb", ".mdb", ".tfrecord", ".arrayrecord", ".beton"),
+    *(".jsonl", ".csv", ".tsv"),  # those that are called metadata are read
+)
+MAX_TEXT_FILE_BYTES = 4 * (MAX_CAPTION_CHARS + 1)  # of one caption: four bytes a character, and a byte-order mark
+MAX_SUFFIXES = 100  # distinct suffixes that are counted by name
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 REASONS = {
-    "missing_file": "metadata names a file that does not exist",
+    "missing_file": "the metadata names a file that does not exist",
     "missing_image": "a sample without an image",
-    "missing_caption": "no caption file, no caption keys, or a blank caption",
+    "missing_caption": "a sample without a caption file, without a key for captions, or with blank captions alone",
     "missing_instruction": "condition images without an instruction",
     "missing_condition": "an instruction without condition images, or a gap in their numbers",
     "duplicate_key": "an earlier sample has the same name",
-    "not_listed": "an image in the folder that the metadata does not name",
-    "not_read": "an image beside tars or tables, or one of those beside images or in a folder below",
-    "outside_folder": "the path, or the link behind it, leaves the folder",
-    "linked_folder": "a link to a folder, which is not followed",
+    "unknown_keys": "metadata or a table in which no known key names the image; --column image=NAME says which does",
+    "not_listed": "an image that the metadata of its folder does not name",
+    "not_read": "an image, archive or table in a format that is not read, such as .heic, .zip or .arrow",
+    "hidden": "a hidden file, or a file in a hidden folder such as .thumbnails or .ipynb_checkpoints",
+    "lfs_pointer": "a pointer of Git LFS instead of the image; `git lfs pull` fetches the image",
+    "outside_folder": "a path, or the link behind it, that leaves the folder",
+    "linked_folder": "a link to a folder; such links are not followed",
     "not_a_file": "a folder, link, pipe or device instead of a file",
-    "unreadable": "the system refused to read the file",
-    "broken_file": "an archive or table that cannot be read on; what came before it is kept",
+    "unreadable": "a file that the operating system refused to read",
+    "broken_file": "an archive or table that is damaged; the samples before the damage are kept",
     "bad_name": "a name that is blank, not UTF-8 or too long",
     "too_large": "an image file above the size limit",
-    "caption_too_long": f"a caption above {MAX_CAPTION_CHARS} characters, or more than {MAX_CAPTIONS} captions",
-    "not_utf8": "a caption or metadata that is not UTF-8",
-    "bad_json": "metadata that is not a JSON object or longer than a megabyte",
+    "caption_too_long": f"a caption above {MAX_CAPTION_CHARS} characters",
+    "not_utf8": "text that is neither UTF-8 nor UTF-16 with a byte-order mark, or that contains U+0000",
+    "bad_json": "metadata that is not a JSON object or is longer than a megabyte",
     "bad_metadata": "metadata with keys that contradict each other, or with values of the wrong type",
+}
+# Parts that a record can do without. The record is kept; the report counts the records that lost such a part.
+LOST = {
+    **{
+        reason: f"{REASONS[reason]}, beside a caption that could be used"
+        for reason in ("missing_caption", "caption_too_long", "not_utf8", "bad_json", "bad_metadata")
+    },
+    "too_many_captions": f"captions beyond the first {MAX_CAPTIONS}",
+    "bad_language": "a language that is not a tag such as en or zh-Hans; the caption is kept without it",
+    "unknown_kind": "a kind of caption that is not known; the caption is kept as a general one",
+    "too_many_tags": f"tags beyond the first {MAX_TAGS}",
+    "bad_tag": f"tags that are blank, no text, or longer than {MAX_TAG_CHARS} characters",
+    "bad_licence": "a licence that is no text or too long; the record counts as without a licence",
 }
 
 
 class Refused(Exception):
-    """A sample cannot become a record; carries one of REASONS."""
+    """A sample, or a part of one, cannot be used.
+
+    Attributes:
+      reason: a key of REASONS.
+      detail: what else helps the user, such as the keys that were there.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -57,11 +95,12 @@ class Options:
     """How a source is read.
 
     Attributes:
-      source: name of the data set in every record; None: after the file or folder.
-      licence: of the samples whose metadata gives none.
+      source: name of the data set in every record; None: the name of the file or folder.
+      licence: licence of samples whose metadata gives none.
       max_image_bytes: larger image files are refused.
-      columns: of a table, which column holds which field (`image`, `text`, ...).
-      split, data_dir: of a data set of tensorflow-datasets, which part of it, and the folder of all data sets.
+      columns: {field: column} for tables and metadata files; the fields are `layouts.FIELDS`.
+      split: part of a tensorflow-datasets data set.
+      data_dir: folder of all tensorflow-datasets data sets.
     """
 
     source: str | None = None
@@ -74,116 +113,51 @@ class Options:
 
 DEFAULTS = Options()
 
-# (path, options, refusals to count, progress bar to advance by a sample each) -> records
-Reader = Callable[[Path, Options, Tally, tqdm], Iterator[Record]]
 
+@dataclass
+class Ledger:
+    """What became of the files and samples of one source.
 
-@dataclass(frozen=True)
-class Described:
-    """What metadata says of one sample; `conditions` are names of files."""
-
-    captions: tuple[Caption, ...]
-    conditions: tuple[str, ...]
-    tags: tuple[str, ...]
-    licence: str | None
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      Refused: for anything else, or more than a megabyte of it.
+    Attributes:
+      bar: progress bar, which advances by one per sample.
+      refused: samples that could not become records.
+      lost: optional parts that records had to do without, see LOST.
+      files: number of files (and members of archives) by lower-case suffix.
     """
-    if len(data) > MAX_JSON_BYTES:
-        raise Refused("bad_json")
-    try:
-        fields = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise Refused("not_utf8") from None
-    except (ValueError, RecursionError):
-        raise Refused("bad_json") from None
-    if not isinstance(fields, dict):
-        raise Refused("bad_json")
-    return fields
+
+    bar: tqdm
+    refused: Tally = field(default_factory=Tally)
+    lost: Tally = field(default_factory=Tally)
+    files: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, refusal: Refused | str, name: str) -> None:
+        """Counts a refusal; `name` may hold bytes that are not UTF-8."""
+        detail = "" if isinstance(refusal, str) else refusal.detail
+        reason = refusal if isinstance(refusal, str) else refusal.reason
+        printable = name.encode(errors="replace").decode()
+        self.refused.add(reason, f"{printable} ({detail})" if detail else printable)
+
+    def lose(self, reasons: tuple[str, ...], name: str) -> None:
+        """Counts the parts that a record lost, once per record and reason."""
+        for reason in dict.fromkeys(reasons):
+            self.lost.add(reason, name)
+
+    def meet(self, suffix: str) -> None:
+        """Counts a file by its suffix; rare suffixes beyond a limit are counted together."""
+        suffix = suffix.encode(errors="replace").decode() or "no suffix"
+        self.files[suffix if suffix in self.files or len(self.files) < MAX_SUFFIXES else "others"] += 1
 
 
-def describe(fields: dict[str, Any], licence: str | None, *, texts: tuple[Caption, ...] = ()) -> Described:
-    """Reads the keys that we know; others are ignored.
-
-    Args:
-      fields: either `text` (one general caption) or `captions` (a list of strings or of {text, kind, language}); for an
-        edit `instruction` (a string, or a list like that of captions) and `conditions` (a list of file names), where
-        captions may be missing; `tags` (a list of strings); `licence`.
-      licence: where the fields give none.
-      texts: captions found elsewhere, such as in a text file.
-
-    Raises:
-      Refused: for values of the wrong type or above their limits.
-    """
-    if "text" in fields and "captions" in fields:
-        raise Refused("bad_metadata")
-    given = fields["captions"] if "captions" in fields else [fields["text"]] if "text" in fields else []
-    instruction = fields.get("instruction", [])
-    instructions = [instruction] if isinstance(instruction, str) else instruction
-    conditions, tags = fields.get("conditions", []), fields.get("tags", [])
-    lists = (given, instructions, conditions, tags)
-    if not all(isinstance(values, list) for values in lists):
-        raise Refused("bad_metadata")
-    if len(given) + len(instructions) + len(texts) > MAX_CAPTIONS:
-        raise Refused("caption_too_long")
-    captions = tuple(caption(value, INSTRUCTION) for value in instructions) + texts
-    captions += tuple(caption(value) for value in given)
-    if not captions:
-        raise Refused("missing_caption")
-    if len(conditions) > MAX_CONDITIONS or not all(isinstance(name, str) for name in conditions):
-        raise Refused("bad_metadata")
-    if len(tags) > MAX_TAGS or not all(is_name(tag) and len(tag) <= MAX_TAG_CHARS for tag in tags):
-        raise Refused("bad_metadata")
-    found = fields.get("licence", licence)
-    if not (found is None or is_name(found)):
-        raise Refused("bad_metadata")
-    return Described(captions, tuple(conditions), tuple(tags), found)
+Reader = Callable[[Path, Options, Ledger], Iterator[Record]]
 
 
-def caption(value: object, kind: str | None = None) -> Caption:
-    """A caption from a string or from {text, kind, language}; `kind`: what it must be."""
-    fields = {"text": value} if isinstance(value, str) else value
-    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-        raise Refused("bad_metadata")
-    if not fields["text"].strip():
-        raise Refused("missing_caption")
-    if len(fields["text"]) > MAX_CAPTION_CHARS:
-        raise Refused("caption_too_long")
-    fields = {
-        name: found for name, found in fields.items() if found is not None
-    }  # tables hold nulls for what is absent
-    if kind is not None:
-        fields = {"kind": kind} | fields
-    try:
-        found = Caption(**(fields | {"text": fields["text"].strip()}))
-    except (ValueError, TypeError):  # an unknown kind, a malformed language, a lone surrogate, an unknown key
-        raise Refused("bad_metadata") from None
-    if (found.kind == INSTRUCTION) != (kind == INSTRUCTION):
-        raise Refused("bad_metadata")
-    return found
-
-
-def caption_of_file(data: bytes, kind: str | None = None) -> Caption:
-    """A caption that is a whole text file."""
-    try:
-        return caption(data.decode("utf-8-sig"), kind)
-    except UnicodeDecodeError:
-        raise Refused("not_utf8") from None
-
-
-def record(key: str, image: bytes, conditions: tuple[bytes, ...], described: Described, source: str) -> Record:
-    """A record of parts whose limits have been checked."""
-    has_instruction = any(found.kind == INSTRUCTION for found in described.captions)
-    if conditions and not has_instruction:
-        raise Refused("missing_instruction")
-    if has_instruction and not conditions:
-        raise Refused("missing_condition")
-    return Record(key, image, described.captions, source, described.licence, conditions, described.tags)
+def suffix_of(name: str) -> str:
+    """The suffix of a file name in lower case, such as `.jpg` or `.tar.gz`."""
+    stem, dot, last = name.lower().rpartition(".")
+    if not stem or not dot:
+        return ""
+    joined = f".{stem.rpartition('.')[2]}.{last}"
+    return joined if joined in UNREAD_SET_SUFFIXES else f".{last}"
 
 
 def is_name(name: object) -> bool:
@@ -200,7 +174,7 @@ def inner_path(name: object) -> str:
     """A path inside a folder or archive, in one spelling for `a//b` and `./a/b`.
 
     Raises:
-      Refused: if it leaves the folder, or is no name.
+      Refused: if the path leaves the folder, or cannot be a name.
     """
     if not isinstance(name, str) or not name:
         raise Refused("bad_metadata")
@@ -210,3 +184,16 @@ def inner_path(name: object) -> str:
     if not is_name(key):
         raise Refused("bad_name")
     return key
+
+
+def check_image(data: bytes, limit: int) -> bytes:
+    """The bytes of an image file within the limit.
+
+    Raises:
+      Refused: if they are too many, or a pointer of Git LFS.
+    """
+    if len(data) > limit:
+        raise Refused("too_large")
+    if data.startswith(_LFS_POINTER):
+        raise Refused("lfs_pointer")
+    return data

@@ -1,185 +1,165 @@
-"""Folders: images beside captions, or listed by a file of JSON lines.
+"""Folders: images beside captions, images that metadata files list, and archives and tables, at any depth.
 
-- Images beside captions: `a/cat.jpg` and `a/cat.txt`, at any depth; the whole text file is one general caption. Or
-  `a/cat.json` with the keys of `base.describe`.
-- JSON lines, as `metadata.jsonl` in the folder or as the source itself: `file_name` (path inside the folder that holds
-  the file) and the keys of `base.describe`. Where there is such a file, it alone says what belongs to the set.
+- Images beside captions: `a/cat.jpg` and `a/cat.txt` or `a/cat.caption`, whose whole text is one general caption; also
+  `a/cat.json` with the keys of `fields.describe`.
+- Metadata files (`metadata.jsonl`, `.csv` or `.json`): they alone say which images below their folder belong to the
+  data set.
+- Tars and Parquet tables: each by its own reader.
 """
 
-import os
-import stat
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from tqdm import tqdm
-
-from data_pipeline.funnel import Tally
-from data_pipeline.records.schema import MAX_CAPTION_CHARS, Record
-from data_pipeline.sources import base
-from data_pipeline.sources.base import IMAGE_SUFFIXES, MAX_JSON_BYTES, REASONS, Described, Options, Refused
-
-METADATA = "metadata.jsonl"
-ARCHIVE_SUFFIXES = (".tar", ".parquet")
+from data_pipeline.records.schema import Record
+from data_pipeline.sources import base, layouts
+from data_pipeline.sources.base import CAPTION_SUFFIXES, Ledger, Options, Refused
+from data_pipeline.sources.beside import describe_files
+from data_pipeline.sources.fields import MAX_JSON_BYTES, Described, Text, make_record, name_of, text_of_file
+from data_pipeline.sources.metadata import Entry, Listing, read_metadata
+from data_pipeline.sources.parquet import NoImageColumn, read_parquet
+from data_pipeline.sources.tree import Files, Image, Tree, walk
+from data_pipeline.sources.webdataset import read_tar
 
 
 @dataclass(frozen=True)
-class _Entry:
-    key: str
-    described: Described | None  # None: by the file beside the image
+class Folder:
+    """A folder whose files and metadata have been found, but no image read yet.
+
+    Attributes:
+      entries: images to read, in the order of their keys, as metadata describes them or with the files beside them.
+    """
+
+    files: Files
+    entries: list[Entry | Image]
+    archives: list[str]
+    prefixes: list[str]
+    has_columns: bool
+
+    def read(self, options: Options, ledger: Ledger) -> Iterator[Record]:
+        """Records: first of the images, then of every archive and table."""
+        yield from read_entries(self.files, self.entries, options, ledger)
+        for name, prefix in zip(self.archives, self.prefixes, strict=True):
+            path = self.files.root / name
+            if not path.is_file():
+                ledger.refuse("not_a_file", name)
+            elif name.lower().endswith(".tar"):
+                yield from read_tar(path, options, ledger, prefix)
+            else:
+                yield from _read_table(path, name, options, ledger, prefix)
 
 
-def read_folder(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    """Records of a folder, in the order of their keys."""
-    root = path.resolve()
-    if (root / METADATA).is_file():
-        entries, named = _listed(root, METADATA, options, refused)
-        for key in _images(root, refused):
-            if key not in named:
-                refused.add("not_listed", key.encode(errors="replace").decode())
-    else:
-        entries = _beside(root, refused)
-    return _read_entries(root, entries, options, refused, bar)
+def open_folder(path: Path, options: Options, ledger: Ledger) -> Folder:
+    """Walks a folder and reads its metadata.
+
+    Raises:
+      ValueError: if a metadata file leaves the folder, or lacks a column that the options name.
+    """
+    tree = walk(path, ledger)
+    files = Files(tree.root)
+    listings = {name: read_metadata(files, name, options, ledger) for name in tree.metadata}
+    # A file in which no row names an image describes something else.
+    listings = {name: listing for name, listing in listings.items() if listing.names_images or not listing.keys}
+    entries: list[Entry | Image] = list(_listed(listings, ledger))
+    entries += _unlisted(tree, listings, ledger)
+    entries.sort(key=lambda entry: entry.key)
+    has_tables = any(name.lower().endswith(".parquet") for name in tree.archives)
+    return Folder(files, entries, tree.archives, _prefixes(tree), has_tables or bool(listings))
 
 
-def read_json_lines(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    """Records that a file of JSON lines names, in the order of their keys."""
-    root = path.resolve().parent
-    return _read_entries(root, _listed(root, path.name, options, refused)[0], options, refused, bar)
+def open_metadata(path: Path, options: Options, ledger: Ledger) -> Folder:
+    """Reads a metadata file; the images that it names are beside it or below. Raises a ValueError as `open_folder`."""
+    ledger.meet(base.suffix_of(path.name))
+    files = Files(path.parent.resolve())
+    listing = read_metadata(files, path.name, options, ledger)
+    return Folder(files, sorted(listing.entries, key=lambda entry: entry.key), [], [], True)
 
 
-def count_unread(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    """No record: counts what stands beside the tars or tables of a folder, or in folders below it, and is not read."""
-    root = path.resolve()
-    for key in sorted(_files(root, (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES), refused)):
-        if "/" in key or not key.endswith(ARCHIVE_SUFFIXES):
-            refused.add("not_read", key.encode(errors="replace").decode())
-    yield from ()
+def _listed(listings: dict[str, Listing], ledger: Ledger) -> Iterator[Entry]:
+    """The entries of all metadata files; what two of them describe is taken from the first."""
+    seen: set[str] = set()
+    for name, listing in listings.items():
+        for entry in listing.entries:
+            if entry.key in seen:
+                ledger.refuse("duplicate_key", f"{name}: {entry.key}")
+            else:
+                seen.add(entry.key)
+                yield entry
 
 
-def _read_entries(root: Path, entries: list[_Entry], options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    bar.total = (bar.total or 0) + len(entries)
-    limit = options.max_image_bytes
-    for entry in entries:
-        try:
-            image = _read(root, entry.key, limit, "too_large")
-            described = _described_beside(root, entry.key, options) if entry.described is None else entry.described
-            conditions = tuple(_read(root, base.inner_path(name), limit, "too_large") for name in described.conditions)
-            yield base.record(entry.key, image, conditions, described, options.source or root.name)
-        except Refused as error:
-            refused.add(str(error), entry.key)
-        bar.update()
-
-
-def _images(root: Path, refused: Tally) -> Iterator[str]:
-    """Keys of all files that are called like images, in order; tars and tables among them are counted as not read."""
-    for key in sorted(_files(root, (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES), refused)):
-        if key.lower().endswith(IMAGE_SUFFIXES):
-            yield key
+def _unlisted(tree: Tree, listings: dict[str, Listing], ledger: Ledger) -> Iterator[Image]:
+    """Images outside the folders of all metadata files; those inside that no file names are refused."""
+    named = set(itertools.chain.from_iterable(listing.named for listing in listings.values()))
+    claimed = {name.rpartition("/")[0] for name in listings}
+    for image in tree.images:
+        parents = itertools.accumulate(image.key.split("/")[:-1], "{}/{}".format)
+        if "" in claimed or any(parent in claimed for parent in parents):
+            if image.key not in named:
+                ledger.refuse("not_listed", image.key)
+        elif base.is_name(image.key):
+            yield image
         else:
-            refused.add("not_read", key.encode(errors="replace").decode())
+            ledger.refuse("bad_name", image.key)
 
 
-def _files(root: Path, suffixes: tuple[str, ...], refused: Tally) -> Iterator[str]:
-    for folder, subfolders, files in os.walk(root):
-        for name in subfolders:
-            if os.path.islink(os.path.join(folder, name)):
-                refused.add("linked_folder", _key(root, folder, name))
-        for name in files:
-            if name.lower().endswith(suffixes):
-                yield _key(root, folder, name)
+def _prefixes(tree: Tree) -> list[str]:
+    """What the keys of every archive begin with: its path, without the suffix unless that names something else."""
+    taken = {image.key.rpartition("/")[0] for image in tree.images}
+    taken |= {"/".join(parts[:end]) for place in taken for parts in [place.split("/")] for end in range(1, len(parts))}
+    prefixes = []
+    for name in tree.archives:
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        choices = itertools.chain([name.rpartition(".")[0], name], numbered)
+        prefixes.append(next(choice for choice in choices if choice not in taken))
+        taken.add(prefixes[-1])
+    return prefixes
 
 
-def _key(root: Path, folder: str, name: str) -> str:
-    return Path(folder, name).relative_to(root).as_posix()
-
-
-def _beside(root: Path, refused: Tally) -> list[_Entry]:
-    entries = []
-    for key in _images(root, refused):
-        if base.is_name(key):
-            entries.append(_Entry(key, None))
-        else:
-            refused.add("bad_name", key.encode(errors="replace").decode())
-    return entries
-
-
-def _listed(root: Path, name: str, options: Options, refused: Tally) -> tuple[list[_Entry], set[str]]:
-    """What the lines of a file describe, and every file that they name, also where a line is refused."""
-    named: set[str] = set()
-    conditions: set[str] = set()
-    entries = []
-    for number, line in _lines(root, name, refused):
-        try:
-            fields = base.parse_json(line)
-            key = base.inner_path(fields.get("file_name"))
-            if key in named:
-                raise Refused("duplicate_key")
-            named.add(key)
-            described = base.describe(fields, options.licence)
-            conditions.update(str(PurePosixPath(condition)) for condition in described.conditions)
-            entries.append(_Entry(key, described))
-        except Refused as error:
-            refused.add(str(error), f"{name}:{number}")
-    return sorted(entries, key=lambda entry: entry.key), named | conditions
-
-
-def _lines(root: Path, name: str, refused: Tally) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank, in bounded memory whatever the length of a line."""
+def _read_table(path: Path, name: str, options: Options, ledger: Ledger, prefix: str) -> Iterator[Record]:
     try:
-        path = _inside(root, name)
-    except Refused as error:
-        raise ValueError(f"{root / name} is refused: {REASONS[str(error)]}") from None
-    with open(path, "rb") as file:
-        number = 0
-        while line := file.readline(MAX_JSON_BYTES + 1):
-            number += 1
-            if len(line) > MAX_JSON_BYTES:
-                refused.add("bad_json", f"{name}:{number}")
-                while not line.endswith(b"\n") and (line := file.readline(MAX_JSON_BYTES)):
-                    pass
-            elif line.strip():
-                yield number, line
-
-
-def _described_beside(root: Path, key: str, options: Options) -> Described:
-    for suffix, limit in ((".json", MAX_JSON_BYTES), (".txt", 4 * MAX_CAPTION_CHARS)):
-        try:
-            name = str(PurePosixPath(key).with_suffix(suffix))
-            data = _read(root, name, limit, "bad_json" if suffix == ".json" else "caption_too_long")
-        except Refused as error:
-            if str(error) == "missing_file":
-                continue
+        yield from read_parquet(path, options, ledger, prefix)
+    except NoImageColumn as error:  # such as the table of URLs that img2dataset writes beside every tar
+        if options.columns:
             raise
-        if suffix == ".json":
-            return base.describe(base.parse_json(data), options.licence)
-        return base.describe({}, options.licence, texts=(base.caption_of_file(data),))
-    raise Refused("missing_caption")
+        ledger.refuse(Refused("unknown_keys", f"columns {layouts.listing(error.columns)}"), name)
 
 
-def _inside(root: Path, key: str) -> Path:
-    """The real path of a file of the folder; links are followed only as long as they stay inside."""
-    try:
-        path = (root / key).resolve(strict=True)
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise Refused("missing_file") from None
-    except (OSError, RuntimeError):  # no permission, a loop of links
-        raise Refused("unreadable") from None
-    if not path.is_relative_to(root):
-        raise Refused("outside_folder")
-    if not stat.S_ISREG(mode):
-        raise Refused("not_a_file")
-    return path
+def read_entries(files: Files, entries: Iterable[Entry | Image], options: Options, ledger: Ledger) -> Iterator[Record]:
+    """Records of images whose names are known."""
+    known = list(entries)
+    ledger.bar.total = (ledger.bar.total or 0) + len(known)
+    read = functools.partial(files.read, limit=options.max_image_bytes, too_large="too_large")
+    for entry in known:
+        try:
+            key, described = (entry.image, entry.described) if isinstance(entry, Entry) else (entry.key, None)
+            image = base.check_image(read(key), options.max_image_bytes)
+            if isinstance(entry, Image):
+                described = _described_beside(files, entry, options)
+            assert described is not None
+            conditions = tuple(base.check_image(read(name), options.max_image_bytes) for name in described.conditions)
+            record = make_record(entry.key, image, conditions, described, name_of(options, files.root.name))
+            ledger.lose(described.lost, entry.key)
+            yield record
+        except Refused as error:
+            ledger.refuse(error, entry.key)
+        ledger.bar.update()
 
 
-def _read(root: Path, key: str, limit: int, too_large: str) -> bytes:
-    path = _inside(root, key)
-    try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)  # the limit holds even for a file that grows
-    except OSError:
-        raise Refused("unreadable") from None
-    if len(data) > limit:
-        raise Refused(too_large)
-    return data
+def _described_beside(files: Files, image: Image, options: Options) -> Described:
+    texts: list[Text] = []
+    json_file: bytes | Refused | None = None
+    for name in image.beside:
+        is_text = base.suffix_of(name) in CAPTION_SUFFIXES
+        limit, too_large = (base.MAX_TEXT_FILE_BYTES, "caption_too_long") if is_text else (MAX_JSON_BYTES, "bad_json")
+        content: bytes | Refused
+        try:
+            content = files.read(name, limit, too_large)
+        except Refused as refusal:
+            content = refusal
+        if is_text:
+            texts.append(text_of_file(content))
+        else:
+            json_file = content
+    return describe_files(json_file, texts, options)

@@ -1,12 +1,13 @@
 """Ingestion: image-text pairs and edits from outside become shards of records.
 
-Image bytes are copied as they are; whether they decode is for the filters to say. Everything that cannot become a
-record is counted with its reason and never stops the run. `data_pipeline.sources` says what can be read: also folders
-of records, so that what was made apart can be joined.
+Image bytes are copied as they are; filters decide later whether they decode. Everything that cannot become a record is
+counted with its reason and never stops the run. `data_pipeline.sources` says what can be read. That includes folders
+of records, so data sets can be joined.
 """
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,33 +17,48 @@ from tqdm import tqdm
 from data_pipeline.funnel import Step, Tally, table
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
 from data_pipeline.records.shards import write_shards
-from data_pipeline.sources import DEFAULTS, LOOKED_FOR, TABLES, Options, base, open_source, source_names
+from data_pipeline.sources import DEFAULTS, LOOKED_FOR, Ledger, Options, Source, base, open_source, source_names
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of the sources: samples that each of them had, and how many were refused for which reason."""
+    """What became of the sources.
+
+    Attributes:
+      folder: folder of the records.
+      sources: number of samples in each source, and how many were refused for which reason.
+      lost: records that were made without an optional part, by reason (`sources.LOST`).
+      files: number of files that were met, by suffix.
+    """
 
     folder: str
     sources: tuple[Step, ...]
+    lost: Tally
+    files: dict[str, int]
 
     @property
     def records(self) -> int:
-        """Records written to `folder`."""
+        """Number of records written to `folder`."""
         return sum(source.entered - source.dropped.total for source in self.sources)
 
     @property
     def refused(self) -> Tally:
-        """What all sources together were refused for."""
+        """Refusals of all sources together."""
         return sum((source.dropped for source in self.sources), Tally())
 
     def table(self):
-        """A `rich.table.Table` of what was refused and why, for each source."""
-        return table(f"ingested into {self.folder}", self.sources)
+        """A `rich.table.Table` of what was refused and why, for each source, and of what records lost."""
+        files = ", ".join(f"{count:,} {suffix}" for suffix, count in self.files.items())
+        lost = (f"{count:,} {reason}" for reason, count in self.lost.counts.items())
+        title = f"ingested into {self.folder}" + (f"; files: {files}" if files else "")
+        if self.lost.total:
+            title += f"; records without an optional part: {', '.join(lost)}"
+        return table(title, self.sources)
 
     def to_dict(self) -> dict:
         sources = [source.to_dict() for source in self.sources]
-        return {"folder": self.folder, "records": self.records, "refused": self.refused.to_dict(), "sources": sources}
+        parts = {"refused": self.refused.to_dict(), "lost": self.lost.to_dict(), "files": self.files}
+        return {"folder": self.folder, "records": self.records, **parts, "sources": sources}
 
 
 def ingest(
@@ -55,52 +71,66 @@ def ingest(
 ) -> IngestReport:
     """Writes the samples of one or several sources, in their order, as shards to the new folder `out`.
 
-    Of several sources every key begins with the name of its own (`sources.source_names`), so that keys stay unique.
+    With several sources, every key begins with the name of its source (`sources.source_names`), so keys stay unique.
 
     Memory does not grow with the size of a tar or Parquet file. A run that was killed leaves a folder without manifest,
-    which the next run starts over: what it costs is reading and writing the bytes, since nothing is decoded here.
+    which the next run starts over. That costs reading and writing the bytes, since nothing is decoded here.
 
     Args:
       src: one source or several; see `sources.open_source`.
-      records_per_shard: a shard is the unit of work of everything that follows.
+      records_per_shard: records in a file; shards are the units of work of the later steps.
 
     Raises:
-      ValueError: when `src` is no source, or is named twice, nothing in it is usable, `out` already holds records, or a
-        limit is wrong.
-      OSError: when the disk is full. The folder is not complete then.
+      ValueError: if `src` is not a source or is named twice, nothing in it is usable, `out` already holds records or
+        another process writes there, or a limit is wrong.
+      OSError: if the disk is full. The folder is not complete then.
     """
     if not 0 < options.max_image_bytes <= MAX_IMAGE_BYTES:
         raise ValueError(f"max_image_bytes is {options.max_image_bytes}; choose between 1 and {MAX_IMAGE_BYTES}")
     sources = [src] if isinstance(src, str | Path) else list(src)
-    parts = [open_source(source) for source in sources]
     if len({str(source) for source in sources}) < len(sources):
-        raise ValueError(f"a source is named twice in {sources}; all of its records would be there twice")
-    if options.columns and not any(reader in TABLES for part in parts for reader, _ in part):
-        raise ValueError(f"columns {options.columns} are of a table; none of {sources} is Parquet or tfds:")
+        raise ValueError(f"a source is named twice in {sources}; its records would be duplicated")
     names = source_names(sources)
-    refused = [Tally() for _ in sources]
-    written = [0] * len(sources)
-
-    def records(bar: tqdm) -> Iterator[Record]:
-        for number, name in enumerate(names):
-            for reader, path in parts[number]:
-                for record in reader(path, options, refused[number], bar):
-                    key = record.key if len(sources) == 1 else f"{name}/{record.key}"
-                    if not base.is_name(key):
-                        refused[number].add("bad_name", record.key)
-                        continue
-                    written[number] += 1
-                    yield record if key == record.key else dataclasses.replace(record, key=key)
-
     with tqdm(desc="ingest", unit="img", disable=not progress, dynamic_ncols=True) as bar:
-        stream = records(bar)
+        ledgers = [Ledger(bar) for _ in sources]
+        opened = [open_source(source, options, ledger) for source, ledger in zip(sources, ledgers, strict=True)]
+        if options.columns and not any(source.has_columns for source in opened):
+            raise ValueError(
+                f"--column {options.columns} names columns of tables and keys of metadata files; {sources} have neither"
+            )
+        written = [0] * len(sources)
+        stream = _records(opened, names, ledgers, written)
         first = next(stream, None)
         if first is None:
-            where, found = ", ".join(map(str, sources)), sum(refused, Tally()).counts or "nothing"
-            raise ValueError(f"no usable image-caption pair in {where}: looked for {LOOKED_FOR}; refused: {found}")
+            raise ValueError(_nothing(sources, ledgers))
         write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
     labels = names if len(sources) > 1 else ["ingest"]
+    refused = [ledger.refused for ledger in ledgers]
     steps = (
         Step(label, count + tally.total, tally) for label, count, tally in zip(labels, written, refused, strict=True)
     )
-    return IngestReport(str(out), tuple(steps))
+    files = sum((ledger.files for ledger in ledgers), Counter())
+    lost = sum((ledger.lost for ledger in ledgers), Tally())
+    return IngestReport(str(out), tuple(steps), lost, dict(sorted(files.items())))
+
+
+def _records(
+    opened: Sequence[Source], names: Sequence[str], ledgers: Sequence[Ledger], written: list[int]
+) -> Iterator[Record]:
+    """The records of all sources; counts them in `written`."""
+    for number, (source, name, ledger) in enumerate(zip(opened, names, ledgers, strict=True)):
+        for record in source.records:
+            key = record.key if len(names) == 1 else f"{name}/{record.key}"
+            if not base.is_name(key):
+                ledger.refuse("bad_name", record.key)
+                continue
+            written[number] += 1
+            yield record if key == record.key else dataclasses.replace(record, key=key)
+
+
+def _nothing(sources: Sequence[Path | str], ledgers: Sequence[Ledger]) -> str:
+    """The message for sources without a single usable sample: what was looked for, and what was found instead."""
+    refused = sum((ledger.refused for ledger in ledgers), Tally())
+    found = [f"{count:,} {reason}, such as {refused.examples[reason][0]}" for reason, count in refused.counts.items()]
+    where = ", ".join(map(str, sources))
+    return f"no usable image-caption pair in {where}: looked for {LOOKED_FOR}; refused: {'; '.join(found) or 'nothing'}"

@@ -1,81 +1,124 @@
 """Parquet: one sample per row, images as bytes or as {bytes, path}, the form of Hugging Face datasets.
 
-Columns are named like the keys of `base.describe`, and `image`, `conditions` (a list of images, or one) and `key`;
-`Options.columns` says which other column holds one of them.
+`layouts` says which column holds which field.
 """
 
-from collections.abc import Collection, Iterator
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import MAX_CONDITIONS, Record
-from data_pipeline.sources import base
-from data_pipeline.sources.base import Options, Refused
+from data_pipeline.sources import layouts
+from data_pipeline.sources.base import Ledger, Options, Refused, check_image, inner_path, is_name
+from data_pipeline.sources.fields import Described, describe, make_record, merge, name_of
+from data_pipeline.sources.layouts import values_of
 
-FIELDS = ("image", "text", "captions", "instruction", "conditions", "tags", "licence", "key")
 BATCH_ROWS = 16
-MAX_VALUES = 4096  # in one row, those in lists counted: a few hundred are the most that a record can hold
+MAX_VALUES = 4096  # in one row, with those in lists: a record can hold a few hundred at most
 MAX_GROUP_VALUES = 20_000_000  # of one column in a row group: nulls take no bytes in a file, but memory
 
 
-def read_parquet(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    """Records of one file, in its order.
+class NoImageColumn(ValueError):
+    """A table without a column of images."""
+
+    def __init__(self, where: str, columns: list[str]):
+        names = layouts.listing(columns)
+        super().__init__(f"{where} has no column `image`, only {names}; name one with --column image=NAME")
+        self.columns = columns
+
+
+def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | None = None) -> Iterator[Record]:
+    """Records of one file, in its order. Consecutive rows with one key, image and conditions become one record.
+
+    Args:
+      prefix: what all keys begin with; None: the name of the file.
 
     Raises:
-      ValueError: if it has no column of images, or a column that the options name is missing.
+      NoImageColumn: if the file has no column of images.
+      ValueError: if a column that the options name is missing.
     """
+    if prefix is None:
+        ledger.meet(".parquet")
+        prefix = path.stem
     done: set[str] = set()
+    waiting: tuple[Record, Described] | None = None
     try:
         with pq.ParquetFile(path) as file:
             columns = columns_of(file.schema_arrow.names, options, str(path))
-            bar.total = (bar.total or 0) + file.metadata.num_rows
-            number = 0
-            for group in range(file.num_row_groups):
-                rows, values = _size(file.metadata.row_group(group), columns.values())
-                if values > MAX_GROUP_VALUES:
-                    refused.add("broken_file", f"{path.name}: row group {group} holds {values} values in one column")
-                    number += rows
-                    bar.update(rows)
-                    continue
-                for batch in file.iter_batches(BATCH_ROWS, [group], sorted(set(columns.values()))):
-                    for row in _rows(batch):
-                        bar.update()
-                        name = f"{path.stem}/{number:08d}"
-                        number += 1
-                        try:
-                            if isinstance(row, Refused):
-                                raise row
-                            found = {field: row[column] for field, column in columns.items() if row[column] is not None}
-                            made = record_of_row(found, name, options, path.stem)
-                            if made.key in done:
-                                raise Refused("duplicate_key")
-                            done.add(made.key)
-                            yield made
-                        except Refused as error:
-                            refused.add(str(error), name)
+            ledger.bar.total = (ledger.bar.total or 0) + file.metadata.num_rows
+            for number, row in _file_rows(file, columns, path.name, ledger):
+                ledger.bar.update()
+                name = f"{prefix}/{number:08d}"
+                try:
+                    if isinstance(row, Refused):
+                        raise row
+                    made, described = record_of_row(values_of(row, columns), name, options, path.stem)
+                    if waiting is not None and waiting[0].key == made.key and _same_images(waiting[0], made):
+                        waiting = _merged(*waiting, described)
+                        continue
+                    if made.key in done:
+                        raise Refused("duplicate_key")
+                    done.add(made.key)
+                    if waiting is not None:
+                        ledger.lose(waiting[1].lost, waiting[0].key)
+                        yield waiting[0]
+                    waiting = made, described
+                except Refused as error:
+                    ledger.refuse(error, name)
     except (pa.ArrowException, OSError) as error:
-        refused.add("broken_file", f"{path.name}: {str(error)[:200]}")
+        ledger.refuse("broken_file", f"{path.name}: {str(error)[:200]}")
+    if waiting is not None:
+        ledger.lose(waiting[1].lost, waiting[0].key)
+        yield waiting[0]
+
+
+def _same_images(first: Record, second: Record) -> bool:
+    return first.image == second.image and first.conditions == second.conditions
+
+
+def _merged(record: Record, described: Described, more: Described) -> tuple[Record, Described]:
+    both = merge(described, more)
+    return dataclasses.replace(record, captions=both.captions, tags=both.tags, licence=both.licence), both
+
+
+def _file_rows(
+    file: pq.ParquetFile, columns: Mapping[str, tuple[str, ...]], name: str, ledger: Ledger
+) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
+    """Numbered rows of all row groups of bounded size."""
+    names = sorted(set(itertools.chain.from_iterable(columns.values())))
+    number = 0
+    for group in range(file.num_row_groups):
+        rows, values = _size(file.metadata.row_group(group), names)
+        if values > MAX_GROUP_VALUES:
+            ledger.refuse("broken_file", f"{name}: row group {group} holds {values} values in one column")
+            number += rows
+            ledger.bar.update(rows)
+            continue
+        for batch in file.iter_batches(BATCH_ROWS, [group], names):
+            for row in _rows(batch):
+                yield number, row
+                number += 1
 
 
 def _size(group: pq.RowGroupMetaData, columns: Collection[str]) -> tuple[int, int]:
-    """Rows, and the most values that any part of these columns announces."""
+    """The number of rows, and the largest number of values that any part of these columns announces."""
     parts = [group.column(index) for index in range(group.num_columns)]
     read = [part for part in parts if any(f"{part.path_in_schema}.".startswith(f"{name}.") for name in columns)]
     return group.num_rows, max((part.num_values for part in read), default=0)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Refused]:
-    """The rows as Python objects; one that cannot be converted costs itself alone."""
+    """The rows of a batch as Python objects; a row that cannot be converted costs itself alone."""
     if sum(map(_count_values, batch.columns)) <= BATCH_ROWS * MAX_VALUES:
         try:
             yield from batch.to_pylist()
             return
-        except Exception:  # which row it was is found out below
+        except Exception:  # the loop below finds the row
             pass
     for number in range(batch.num_rows):
         row = batch.slice(number, 1)
@@ -93,7 +136,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Refused]:
 
 
 def _count_values(array: pa.Array) -> int:
-    """How many Python objects an array becomes: a list of nulls takes no bytes in a file, but as many objects."""
+    """The number of Python objects that an array becomes; a list of nulls takes no bytes in a file."""
     if isinstance(array, pa.ExtensionArray):
         return _count_values(array.storage)
     kind, count = array.type, len(array)
@@ -107,52 +150,42 @@ def _count_values(array: pa.Array) -> int:
     return count
 
 
-def columns_of(present: list[str], options: Options, where: str) -> dict[str, str]:
-    """{field: column} of a table.
+def columns_of(present: list[str], options: Options, where: str) -> dict[str, tuple[str, ...]]:
+    """{field: columns} of a table.
 
     Raises:
-      ValueError: for fields that we do not know, columns that are not there, or no image.
+      NoImageColumn: if no column holds images.
+      ValueError: for fields that do not exist and columns that are not there.
     """
-    unknown = sorted(set(options.columns) - set(FIELDS))
-    absent = sorted(set(options.columns.values()) - set(present))
-    if unknown or absent:
-        raise ValueError(f"{where} has the columns {present}, without {absent}; fields are {FIELDS}, without {unknown}")
-    columns = {field: field for field in FIELDS if field in present} | options.columns
+    layouts.check_columns(options.columns, present, where)
+    columns = layouts.fields_of(present, options.columns, table=True)
     if "image" not in columns:
-        raise ValueError(f"{where} has no column `image`, only {present}; name one with --column image=NAME")
-    if "text" in options.columns:
-        columns.pop("captions", None)
+        raise NoImageColumn(where, present)
     return columns
 
 
-def record_of_row(found: dict[str, Any], name: str, options: Options, source: str) -> Record:
-    """A record from the fields of a row.
+def record_of_row(found: dict[str, Any], name: str, options: Options, source: str) -> tuple[Record, Described]:
+    """A record from the fields of a row, and what they say.
 
     Raises:
       Refused: with a reason of `base.REASONS`.
     """
     limit = options.max_image_bytes
     images = found.pop("conditions", [])
-    images = images if isinstance(images, list) else [images]
     if len(images) > MAX_CONDITIONS:
         raise Refused("bad_metadata")
     image, conditions = _image(found.pop("image", None), limit), tuple(_image(value, limit) for value in images)
     key = found.pop("key", None)
     if key is not None:
-        name = f"{name.rpartition('/')[0]}/{base.inner_path(str(key))}"  # unique among files
-        if not base.is_name(name):
+        name = f"{name.rpartition('/')[0]}/{inner_path(str(key))}"  # unique among files
+        if not is_name(name):
             raise Refused("bad_name")
-    if isinstance(found.get("tags"), str):
-        found["tags"] = [found["tags"]]
-    if isinstance(found.get("text"), list):
-        found["captions"] = found.pop("text")
-    return base.record(name, image, conditions, base.describe(found, options.licence), options.source or source)
+    described = describe(found, options.licence)
+    return make_record(name, image, conditions, described, name_of(options, source)), described
 
 
 def _image(value: object, limit: int) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise Refused("missing_image")
-    if len(data) > limit:
-        raise Refused("too_large")
-    return data
+    return check_image(data, limit)

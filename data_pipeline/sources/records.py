@@ -4,41 +4,39 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
-from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import RecordFolder
-from data_pipeline.sources.base import Options
+from data_pipeline.sources.base import Ledger, Options
 
 PATTERNS = ("records-*.arrayrecord", "records-*.partial")  # the latter: an ingestion that was interrupted
 
 
-def read_records(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    """Records of a folder, in its order; a damaged shard costs what lies behind the damage.
+def read_records(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
+    """Records of a folder, in its order; a damaged shard costs the records after the damage.
 
-    `Options.licence` is given to those without a licence; `Options.source` is for samples that have none yet.
+    `Options.licence` is given to records without a licence; `Options.source` does not change their source.
 
     Raises:
       ValueError: if the folder is not complete.
     """
     records = RecordFolder(path)
-    bar.total = (bar.total or 0) + len(records)
+    ledger.bar.total = (ledger.bar.total or 0) + len(records)
     done: set[str] = set()
     for number in range(len(records.shards)):
-        for record in _readable(records, number, refused):
-            bar.update()
+        ledger.meet(".arrayrecord")
+        for record in _readable(records, number, ledger):
+            ledger.bar.update()
             if max(map(len, (record.image, *record.conditions))) > options.max_image_bytes:
-                refused.add("too_large", record.key)
+                ledger.refuse("too_large", record.key)
             elif record.key in done:
-                refused.add("duplicate_key", record.key)
+                ledger.refuse("duplicate_key", record.key)
             else:
                 done.add(record.key)
                 yield dataclasses.replace(record, licence=record.licence or options.licence)
 
 
-def _readable(records: RecordFolder, shard: int, refused: Tally) -> Iterator[Record]:
+def _readable(records: RecordFolder, shard: int, ledger: Ledger) -> Iterator[Record]:
     try:
         yield from records.read_shard(shard)
     except ValueError as error:
-        refused.add("broken_file", str(error)[:200])
+        ledger.refuse("broken_file", str(error)[:200])

@@ -1,34 +1,34 @@
 """TensorFlow Datasets: any data set that is prepared on this disk as ArrayRecord, read without TensorFlow.
 
-`tfds:NAME[/CONFIG][:VERSION]`, with `Options.split` and `Options.data_dir`. Nothing is downloaded and no code of the
-data set is run: its files say what they hold. Features are columns, as in Parquet (`sources.parquet`), those of nested
-ones with slashes (`objects/label`): of images the stored bytes, of a class its name, of a sequence the list of both.
-`pip install qi2[tfds]`.
+The source is `tfds:NAME[/CONFIG][:VERSION]`, with `Options.split` and `Options.data_dir`. Nothing is downloaded and no
+code of the data set runs; its files describe their content. Features are columns, as in Parquet (`sources.parquet`).
+Nested features have names with slashes (`objects/label`). The value of an image is its stored bytes, of a class its
+name, and of a sequence the list of these. It needs `pip install qi2[tfds]`.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import MAX_CONDITIONS, Record
-from data_pipeline.sources.base import MAX_JSON_BYTES, Options, Refused
+from data_pipeline.sources.base import Ledger, Options, Refused
+from data_pipeline.sources.fields import MAX_JSON_BYTES
+from data_pipeline.sources.layouts import values_of
 from data_pipeline.sources.parquet import columns_of, record_of_row
 
 SCHEME = "tfds:"
 
 
-def read_tfds(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
+def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
     """Records of one split, in its order; keys are NAME/CONFIG/VERSION/SPLIT/NUMBER.
 
     Args:
-      path: the name behind `tfds:`.
+      path: the part of the source after `tfds:`.
 
     Raises:
-      ValueError: if tensorflow-datasets is not installed, there is no such data set, split or column, or its files are
-        not ArrayRecord.
+      ValueError: if tensorflow-datasets is not installed, the data set, split or column does not exist, or its files
+        are not ArrayRecord.
     """
     builder = _open(str(path), options.data_dir)
     readers = {name: _reader(feature) for name, feature in _flatten(builder.info.features)}
@@ -36,22 +36,24 @@ def read_tfds(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterat
     parse = _parser(columns, readers)
     name = f"{builder.info.full_name}/{options.split}"
     raw = _split(builder, options.split)
-    bar.total = (bar.total or 0) + len(raw)
+    ledger.bar.total = (ledger.bar.total or 0) + len(raw)
     limit = (1 + MAX_CONDITIONS) * options.max_image_bytes + MAX_JSON_BYTES
     for number in range(len(raw)):
-        bar.update()
+        ledger.bar.update()
         key = f"{name}/{number:08d}"
         try:
             data = raw[number]
         except (RuntimeError, ValueError, OSError, IndexError) as error:
-            refused.add("broken_file", f"{key}: {str(error)[:200]}")
+            ledger.refuse("broken_file", f"{key}: {str(error)[:200]}")
             return
         try:
             if len(data) > limit:
                 raise Refused("too_large")
-            yield record_of_row(parse(data), key, options, builder.info.name)
+            record, described = record_of_row(parse(data), key, options, builder.info.name)
+            ledger.lose(described.lost, key)
+            yield record
         except Refused as error:
-            refused.add(str(error), key)
+            ledger.refuse(error, key)
 
 
 def _open(name: str, data_dir: Path | None):
@@ -63,9 +65,9 @@ def _open(name: str, data_dir: Path | None):
     try:
         builder = read_only_builder.builder_from_files(name, **where)
         if builder.info.features is None:
-            raise ValueError("it does not say what it holds")
+            raise ValueError("it has no description of its features")
         return builder
-    except Exception as error:  # the library meets absent and damaged descriptions with errors of any type
+    except Exception as error:  # absent and damaged descriptions raise errors of any type
         place = data_dir or "the default folder of tensorflow-datasets; name it with --data-dir"
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"no prepared data set {name!r} in {place}: {reason}") from None
@@ -99,14 +101,14 @@ def _flatten(features, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class _Many:
-    """A sequence of a feature."""
+    """A sequence of features of one kind."""
 
     def __init__(self, feature):
         self.feature = feature
 
 
 def _reader(feature) -> Callable[[Any], Any] | None:
-    """What makes a value of a stored feature; None: it is neither an image, nor text, nor a class."""
+    """A function that decodes a stored feature; None for features other than images, text and classes."""
     from tensorflow_datasets.core import features as kinds
 
     if isinstance(feature, kinds.Image):
@@ -125,22 +127,22 @@ def _reader(feature) -> Callable[[Any], Any] | None:
     return None
 
 
-def _parser(columns: dict[str, str], readers: dict[str, Callable[[Any], Any] | None]):
+def _parser(columns: dict[str, tuple[str, ...]], readers: dict[str, Callable[[Any], Any] | None]):
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
     def parse(data: bytes) -> dict[str, Any]:
-        """{field: value} of a stored example."""
+        """Decodes a stored example to {field: value}."""
         try:
             stored = tf_example_pb2.Example.FromString(data).features.feature
         except DecodeError:
             raise Refused("bad_metadata") from None
-        found = {}
-        for field, column in columns.items():
+        row = {}
+        for column in itertools.chain.from_iterable(columns.values()):
             reader = readers[column]
             if reader is not None and column in stored:
-                found[field] = reader(stored[column])
-        return {field: value for field, value in found.items() if value is not None and value != []}
+                row[column] = reader(stored[column])
+        return values_of({column: value for column, value in row.items() if value != []}, columns)
 
     return parse
 
@@ -153,13 +155,13 @@ def _one(values):
 
 def _text(value: bytes | None) -> str | None:
     try:
-        return value.decode() if value else None  # it stores no None, but an empty text
+        return value.decode() if value else None  # an empty text stands for None
     except UnicodeDecodeError:
         raise Refused("not_utf8") from None
 
 
 def _class(feature, value: int | None) -> str | None:
-    if value is None or value == -1:  # "no label", as test splits have it
+    if value is None or value == -1:  # "no label", as in test splits
         return None
     if not 0 <= value < feature.num_classes:
         raise Refused("bad_metadata")

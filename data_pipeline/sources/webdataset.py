@@ -1,19 +1,19 @@
-"""WebDataset: tar files in which the members of one sample stand together and share their name up to the first dot.
+"""WebDataset: tar files in which the members of one sample follow each other and share their name up to the first dot.
 
-shard/000.jpg  shard/000.txt  shard/000.json               an image and its caption, or the keys of `base.describe`
-7.png  7.condition_0.png  7.condition_1.png  7.instruction.txt   an edit: result, sources in order, instruction
+shard/000.jpg  shard/000.txt  shard/000.json    an image, its caption, and the keys of `fields.describe`
+7.png  7.condition_0.png  7.condition_1.png  7.instruction.txt    an edit: target, condition images, instruction
 """
 
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
-from data_pipeline.funnel import Tally
-from data_pipeline.records.schema import INSTRUCTION, MAX_CAPTION_CHARS, MAX_CONDITIONS, Record
+from data_pipeline.records.schema import INSTRUCTION, MAX_CONDITIONS, Record
 from data_pipeline.sources import base
-from data_pipeline.sources.base import IMAGE_SUFFIXES, MAX_JSON_BYTES, Options, Refused
+from data_pipeline.sources.base import CAPTION_SUFFIXES, IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES, Ledger, Options, Refused
+from data_pipeline.sources.beside import describe_files
+from data_pipeline.sources.fields import MAX_JSON_BYTES, Described, make_record, name_of, text_of_file
 
 _HEADERS = (
     tarfile.XHDTYPE,
@@ -24,10 +24,11 @@ _HEADERS = (
 )
 _CONDITION = "condition_"
 _MAX_MEMBERS = 32  # of one sample
+_Sample = dict[str, bytes | Refused]
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers, which are read into memory, are of bounded size."""
+    """A member whose extended headers have a bounded size, since the library reads them into memory."""
 
     def _proc_member(self, tar):
         if self.type in _HEADERS and self.size > MAX_JSON_BYTES:
@@ -35,57 +36,78 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
-def read_tar(path: Path, options: Options, refused: Tally, bar: tqdm) -> Iterator[Record]:
-    """Records of one tar file, in its order; a damaged end costs what lies behind the damage."""
+def read_tar(path: Path, options: Options, ledger: Ledger, prefix: str | None = None) -> Iterator[Record]:
+    """Records of one tar file, in its order; a damaged end costs the samples after the damage.
+
+    Args:
+      prefix: what all keys begin with; None: the name of the file.
+    """
+    if prefix is None:
+        ledger.meet(".tar")
+        prefix = path.stem
     done: set[str] = set()
-    sample: dict[str, bytes | Refused] = {}
+    samples = _samples(path, options, ledger, prefix)
+    for name, sample in samples:
+        ledger.bar.update()
+        key = f"{prefix}/{name}"
+        try:
+            if name in done:
+                raise Refused("duplicate_key")
+            done.add(name)
+            record, described = _record(key, sample, options, path)
+            ledger.lose(described.lost, key)
+            yield record
+        except Refused as error:
+            ledger.refuse(error, key)
+
+
+def _samples(path: Path, options: Options, ledger: Ledger, prefix: str) -> Iterator[tuple[str, _Sample]]:
+    """The names of samples with their members by suffix."""
+    sample: _Sample = {}
     current = ""
-
-    def finish() -> Iterator[Record]:
-        if current:
-            bar.update()
-            key = f"{path.stem}/{current}"
-            try:
-                if current in done:
-                    raise Refused("duplicate_key")
-                done.add(current)
-                yield _record(key, sample, options, path)
-            except Refused as error:
-                refused.add(str(error), key)
-
     try:
         with tarfile.open(path, "r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # the library would remember every member
-                if member.isdir():
+                if (place := _place(member, path, ledger, prefix)) is None:
                     continue
-                try:
-                    name = base.inner_path(member.name)
-                except Refused as error:
-                    refused.add(str(error), f"{path.name}:{member.name[:80]!r}")
-                    continue
-                folder, _, file = name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                if file.startswith("._"):
-                    continue  # macOS puts one before every file, for what its own file system stores beside it
-                if not stem:
-                    if file.lower().endswith(IMAGE_SUFFIXES):
-                        refused.add("bad_name", f"{path.stem}/{name}")
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                if key != current or suffix.lower() in sample:  # the latter: a second sample of this name
-                    yield from finish()
+                key, suffix = place
+                if key != current or suffix in sample:  # the latter: a second sample of this name
+                    if current:
+                        yield current, sample
                     sample, current = {}, key
                 if len(sample) < _MAX_MEMBERS:
-                    sample[suffix.lower()] = _content(tar, member, suffix.lower(), options.max_image_bytes)
+                    sample[suffix] = _content(tar, member, suffix, options.max_image_bytes)
             _check_end(tar)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        refused.add("broken_file", f"{path.name}: {error}")
-    yield from finish()
+        ledger.refuse("broken_file", f"{path.name}: {error}")
+    if current:
+        yield current, sample
+
+
+def _place(member: tarfile.TarInfo, path: Path, ledger: Ledger, prefix: str) -> tuple[str, str] | None:
+    """The sample that a member belongs to, and its suffix; None if it belongs to none."""
+    if member.isdir():
+        return None
+    try:
+        name = base.inner_path(member.name)
+    except Refused as error:
+        ledger.refuse(error, f"{path.name}:{member.name[:80]!r}")
+        return None
+    folder, _, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    if file.startswith("._"):
+        return None  # macOS puts one before every file, for what its own file system stores beside it
+    ledger.meet(base.suffix_of(file))
+    if not stem:
+        if file.lower().endswith(IMAGE_SUFFIXES):
+            ledger.refuse("bad_name", f"{prefix}/{name}")
+        return None
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """The library takes a damaged header, and a file that ends early, for the end of the archive."""
+    """Raises an error if the archive is damaged or cut off, which the library takes for its end."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     block = tar.fileobj.read(tarfile.BLOCKSIZE)
@@ -94,15 +116,21 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_image_bytes: int) -> bytes | Refused:
-    """The bytes of a member, or why they are not there; unknown kinds of members are not read."""
-    limits = {"txt": 4 * MAX_CAPTION_CHARS, "json": MAX_JSON_BYTES}
-    last = suffix.rpartition(".")[2]
-    if f".{last}" not in IMAGE_SUFFIXES and last not in limits:
+    """The bytes of a member, or why they are missing; members of unknown kinds are not read."""
+    last = f".{suffix.rpartition('.')[2]}"
+    if last in UNREAD_IMAGE_SUFFIXES:
+        return Refused("not_read")
+    limit, too_large = max_image_bytes, "too_large"
+    if last in CAPTION_SUFFIXES:
+        limit, too_large = base.MAX_TEXT_FILE_BYTES, "caption_too_long"
+    elif last == ".json":
+        limit, too_large = MAX_JSON_BYTES, "bad_json"
+    elif last not in IMAGE_SUFFIXES:
         return b""
     if not member.isreg():
         return Refused("not_a_file")
-    if member.size > limits.get(last, max_image_bytes):
-        return Refused({"txt": "caption_too_long", "json": "bad_json"}.get(last, "too_large"))
+    if member.size > limit:
+        return Refused(too_large)
     file = tar.extractfile(member)
     data = b"" if file is None else file.read()
     if len(data) != member.size:
@@ -110,32 +138,43 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_ima
     return data
 
 
-def _record(key: str, sample: dict[str, bytes | Refused], options: Options, path: Path) -> Record:
-    for content in sample.values():
+def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Record, Described]:
+    images: dict[str, bytes | Refused] = {}
+    texts = []
+    for suffix, content in sample.items():
+        last = f".{suffix.rpartition('.')[2]}"
+        if last in (*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES):
+            images[suffix] = content
+        elif f".{suffix}" in CAPTION_SUFFIXES:
+            texts.append(text_of_file(content))
+        elif suffix.startswith("instruction.") and last in CAPTION_SUFFIXES:
+            texts.insert(0, text_of_file(content, INSTRUCTION))
+    target, conditions = _images(images, options)
+    described = describe_files(sample.get("json"), texts, options)
+    if described.conditions:  # the conditions of a tar are its members
+        described = replace(described, conditions=())
+    if not base.is_name(key):
+        raise Refused("bad_name")
+    return make_record(key, target, conditions, described, name_of(options, path.stem)), described
+
+
+def _images(images: dict[str, bytes | Refused], options: Options) -> tuple[bytes, tuple[bytes, ...]]:
+    """The target, which has no second suffix, and the numbered condition images."""
+    read = {}
+    for suffix, content in images.items():
         if isinstance(content, Refused):
             raise content
-    parts = {suffix: content for suffix, content in sample.items() if isinstance(content, bytes)}
-    images = {suffix: content for suffix, content in parts.items() if f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES}
-    targets = [content for suffix, content in images.items() if "." not in suffix]
+        read[suffix] = base.check_image(content, options.max_image_bytes)
+    targets = [content for suffix, content in read.items() if "." not in suffix]
     if len(targets) != 1:
         raise Refused("missing_image" if not targets else "bad_metadata")
     numbered = {
         PurePosixPath(suffix).stem.removeprefix(_CONDITION): content
-        for suffix, content in images.items()
+        for suffix, content in read.items()
         if suffix.startswith(_CONDITION)
     }
     if len(numbered) > MAX_CONDITIONS:
         raise Refused("bad_metadata")
     if numbered.keys() != {str(index) for index in range(len(numbered))}:
         raise Refused("missing_condition")
-    texts = []
-    if "instruction.txt" in parts:
-        texts.append(base.caption_of_file(parts["instruction.txt"], INSTRUCTION))
-    if "txt" in parts:
-        texts.append(base.caption_of_file(parts["txt"]))
-    fields = base.parse_json(parts["json"]) if "json" in parts else {}
-    described = base.describe({**fields, "conditions": []}, options.licence, texts=tuple(texts))
-    conditions = tuple(numbered[str(index)] for index in range(len(numbered)))
-    if not base.is_name(key):
-        raise Refused("bad_name")
-    return base.record(key, targets[0], conditions, described, options.source or path.stem)
+    return targets[0], tuple(numbered[str(index)] for index in range(len(numbered)))

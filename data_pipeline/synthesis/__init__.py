@@ -1,1 +1,1 @@
-"""Synthetic records with exact captions: one module per kind, each with its arguments and its command."""
+"""Synthetic records with exact captions: text in pictures, and edit pairs."""

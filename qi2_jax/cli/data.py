@@ -205,3 +205,5 @@ def main(arguments: argparse.Namespace) -> None:
     figures = arguments.run(arguments, Console())
     if arguments.json is not None:
         write_json_atomic(arguments.json, figures)
+    if figures.get("shortfall"):
+        raise ValueError(figures["shortfall"])

@@ -27,7 +27,12 @@ def add_edits_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cutouts-licence", metavar="TEXT", help="of the files of --cutouts")
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="edits to make (default 1000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
-    parser.add_argument("--kinds", nargs="+", default=list(edits.KINDS), metavar="KIND", help=", ".join(edits.KINDS))
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help=f"{', '.join(edits.KINDS)} (default: all for which there are pictures)",
+    )
     parser.add_argument(
         "--max-side", type=int, default=1024, metavar="N", help="of a picture, in pixels (default 1024)"
     )
@@ -44,7 +49,7 @@ def run_edits(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
         arguments.out,
         count=arguments.count,
         seed=arguments.seed,
-        kinds=tuple(arguments.kinds),
+        kinds=None if arguments.kinds is None else tuple(arguments.kinds),
         cutouts=arguments.cutouts,
         cutouts_licence=arguments.cutouts_licence,
         fonts=tuple(arguments.fonts),

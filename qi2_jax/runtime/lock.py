@@ -1,4 +1,4 @@
-"""One process at a time in a folder that is trained or made in."""
+"""An exclusive lock on an output folder."""
 
 import contextlib
 import errno
@@ -7,25 +7,28 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
-
-import jax
-
-from qi2_jax.runtime import processes
+from typing import TextIO
 
 NAME = ".lock"
 _held: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from working in `folder`, which is made if missing.
+def hold(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
+    """Keeps other programs from working in `folder`, which is created if missing.
 
-    The system drops the lock with the process, however that ends; the file `.lock` stays and means nothing by itself.
-    Within a process it may be held again. Of the processes of one program the first holds it for all.
+    Within a process the lock may be taken again. If several processes form one program, the first takes it for all.
+
+    Args:
+      remove: see `exclusive`.
 
     Raises:
-      ValueError: if another process holds it, saying which; in all processes of the program.
+      ValueError: if another program holds the lock, in all processes of this one; the message names that program.
     """
+    import jax  # a lock for one process needs neither JAX nor its devices
+
+    from qi2_jax.runtime import processes
+
     folder = folder.resolve()
     if folder in _held:
         yield
@@ -33,7 +36,7 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with processes.agreed():
             if jax.process_index() == 0:
-                _lock(folder, stack)
+                stack.enter_context(exclusive(folder, remove=remove))
         _held.add(folder)
         try:
             yield
@@ -41,9 +44,37 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
             _held.remove(folder)
 
 
-def _lock(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
+@contextlib.contextmanager
+def exclusive(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
+    """Keeps other processes from working in `folder`, which is created if missing.
+
+    The operating system drops the lock when the process ends, however it ends.
+
+    Args:
+      remove: whether to delete the lock file at the end. A lock file that stays means nothing by itself.
+
+    Raises:
+      ValueError: if another process holds the lock; the message names that process.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context(open(folder / NAME, "a+"))  # noqa: SIM115
+    path = folder / NAME
+    while True:
+        with open(path, "a+") as file:
+            _lock(file, folder)
+            if not _is_at(file, path):  # its holder deleted it between our two calls
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                if remove:
+                    path.unlink(missing_ok=True)
+            return
+
+
+def _lock(file: TextIO, folder: pathlib.Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -55,6 +86,10 @@ def _lock(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
             ) from None
         error.filename = str(folder / NAME)
         raise
-    file.truncate(0)
-    file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
-    file.flush()
+
+
+def _is_at(file: TextIO, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,6 +1,7 @@
-"""Real processes, killed and starved: what comes out in the end are the bytes of a run that nobody disturbed."""
+"""Real processes that are killed or run out of disk space: the final bytes equal those of an undisturbed run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,13 +56,13 @@ def wait_for(happened, process: subprocess.Popen) -> None:
     end = time.monotonic() + 120
     while not happened():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "it never happened"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(picture, encoded, tmp_path_factory):
-    """(images, records and their scores) of runs in peace."""
+    """Images, and records with their scores, of undisturbed runs."""
     root = tmp_path_factory.mktemp("undisturbed")
     (root / "images").mkdir()
     for i in range(24):
@@ -128,6 +129,25 @@ def test_full_disk_while_ingesting(undisturbed, tmp_path):
     assert "File too large" in errors and "Traceback" not in errors
     with pytest.raises(ValueError, match="its ingestion was interrupted"):
         read_manifest(out)
+
+
+def test_two_ingestions_into_one_folder(undisturbed, tmp_path):
+    out = tmp_path / "records"
+    process = start(tmp_path, INGEST, undisturbed[0], out)
+    wait_for(lambda: list(out.glob("*.partial")), process)
+    with pytest.raises(ValueError, match=rf"another process works in .*records \(process {process.pid} of"):
+        ingest(undisturbed[0], out, records_per_shard=3, progress=False)
+    assert process.wait(timeout=60) == 0
+    expected = {name: content for name, content in files(undisturbed[1]).items() if not name.startswith("scores/")}
+    assert files(out) == expected
+
+
+def test_full_disk_while_pairing(undisturbed, unscored, tmp_path):
+    score(unscored, workers=1, progress=False)
+    shutil.rmtree(unscored / "scores" / "pairs")
+    process = start(tmp_path, FULL, 100, "data", "score", unscored, "--workers", 1)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "File too large" in errors and "scores/pairs" in errors, errors
 
 
 def test_full_disk_while_scoring(undisturbed, unscored, tmp_path):

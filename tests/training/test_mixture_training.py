@@ -107,13 +107,13 @@ def test_validation_reads_every_held_sample_once_however_many_rows_its_batches_h
         task.train_transformer(config, Cache(tmp_path / "samples"), tmp_path / str(batch))
         found.append(metrics.read(tmp_path / str(batch) / "metrics.jsonl")[0]["validation_loss/raw/64-0"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
-    with pytest.raises(ValueError, match="encoded from something else"):
+    with pytest.raises(ValueError, match="encoded from other data or with other settings"):
         check_samples(configs.load(TINY, OVERRIDES), Cache(tmp_path / "samples"))
 
 
 def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path):
     other = configs.load(TINY, [*OVERRIDES, "data.max_cropped=0.1"])
-    with pytest.raises(ValueError, match="encoded from something else"):
+    with pytest.raises(ValueError, match="encoded from other data or with other settings"):
         task.train_transformer(other, samples, tmp_path / "run")
     more = configs.load(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
     with pytest.raises(ValueError, match=r"no samples for \['64-1'\]"):

@@ -1,1 +1,1 @@
-"""Edit pairs made from images."""
+"""Exact edit pairs made from real pictures."""

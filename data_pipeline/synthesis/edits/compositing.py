@@ -1,18 +1,18 @@
-"""Objects with alpha put into pictures: scaled, with a soft shadow on the ground, without halos."""
+"""Composites objects with alpha into pictures: scaled, with a soft shadow on the ground, without halos."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-MAX_ENLARGED = 1.3  # a small cut-out is enlarged up to this: more looks blurred
-CAST, CONTACT = 0.55, 0.6  # alpha of black in the darkest part of the shadow, and right under the object
-FLAT, REACH = 0.25, 0.6  # height of a shadow on the ground over that of its object, and how far it reaches aside
+MAX_ENLARGED = 1.3  # largest enlargement of a small cut-out; more looks blurred
+CAST, CONTACT = 0.55, 0.6  # alpha of the shadow: darkest part of the cast shadow, and directly under the object
+FLAT, REACH = 0.25, 0.6  # height and sideways reach of a shadow, over the height of its object
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an object stands: its size and its top left corner in pixels, and its shadow's way, -1 left .. 1 right."""
+    """Size and top left corner of an object in pixels, and the direction of its shadow, -1 (left) .. 1 (right)."""
 
     width: int
     height: int
@@ -26,12 +26,12 @@ class Placement:
 
 
 def scaled(cutout: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An RGBA picture in another size; colours are weighted with alpha, so what is hidden does not bleed over edges."""
+    """Resizes an RGBA picture; colours are weighted by alpha, so hidden colours do not bleed over edges."""
     return cutout.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 
 def put(scene: Image.Image, cutout: Image.Image, placement: Placement, *, shadow: bool = True) -> Image.Image:
-    """The RGB scene with the object in it."""
+    """Composites an object into an RGB scene."""
     layer = Image.new("RGBA", scene.size)
     layer.paste(scaled(cutout, (placement.width, placement.height)), placement.box[:2])
     under = scene.convert("RGBA")
@@ -41,10 +41,10 @@ def put(scene: Image.Image, cutout: Image.Image, placement: Placement, *, shadow
 
 
 def _shadow(layer: Image.Image, placement: Placement) -> Image.Image:
-    """The object's silhouette laid on the ground behind its feet, fading with the distance, and a dark rim below it."""
+    """The object's silhouette, projected on the ground behind it and fading with distance, and a dark rim below it."""
     alpha = layer.getchannel("A")
     height, foot = placement.height, placement.top + placement.height
-    # What lies at (x, y) of the shadow is cast by the silhouette at (x + slope * (y - foot), foot + (y - foot) / FLAT).
+    # Point (x, y) of the shadow comes from the silhouette at (x + slope * (y - foot), foot + (y - foot) / FLAT).
     slope = placement.slant * REACH / FLAT
     matrix = (1, slope, -slope * foot, 0, 1 / FLAT, foot - foot / FLAT)
     cast = alpha.transform(alpha.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)

@@ -1,7 +1,7 @@
 """Cut-outs: pictures of one object with transparency around it, and the object's name in several languages.
 
-They come from a folder, of PNG or WebP files beside texts (`teapot.png`, `teapot.txt`), or from the records that have
-transparency. The first line of a text is the English name; lines such as `zh_CN.utf8=一个茶壶。` give it in other
+They come from a folder of PNG or WebP files beside texts (`teapot.png`, `teapot.txt`), or from the records that have
+transparency. The first line of a text is the English name; lines such as `zh_CN.utf8=一个茶壶。` give the name in other
 languages, as in Debian's `tuxpaint-stamps-default`.
 """
 
@@ -16,12 +16,13 @@ from PIL import Image
 
 from data_pipeline.decoding.images import UndecodableImage, decode_image
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
+from qi2_jax.runtime.text_files import read_text
 
 MIN_SIDE = 48  # pixels of the object's longer side
 MAX_ASPECT = 4.0
-MIN_SOLID = 0.75  # share of what is visible that is opaque: the rest is a glow, a shadow, glass
-MIN_COVERED = 0.15  # of the object's box
-MAX_CLEAR = 0.97  # of the object's box: a full box is a picture with a border, no cut-out
+MIN_SOLID = 0.75  # opaque share of the visible pixels; the rest is a glow, a shadow or glass
+MIN_COVERED = 0.15  # visible share of the object's box
+MAX_COVERED = 0.97  # a box that is full is a picture with a border, not a cut-out
 MAX_WORDS = 5
 MAX_TEXT_BYTES = 1 << 16
 
@@ -32,7 +33,7 @@ _MEASURED = re.compile(f"一[{_MEASURES}]")
 
 
 class Unsuitable(Exception):
-    """A picture cannot be used as asked; carries the reason."""
+    """A picture cannot be used; carries the reason."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Cutout:
     """An object.
 
     Attributes:
-      image: RGBA, no larger than the object.
-      name: where it is from.
-      english: with its article, such as `a red kangaroo`.
-      chinese: with its measure word, such as `一只红袋鼠`; None: not known.
-      licence: of the picture.
+      image: RGBA picture, cropped to the object.
+      name: file or record that it comes from.
+      english: name with its article, such as `a red kangaroo`.
+      chinese: name with its measure word, such as `一只红袋鼠`; None if unknown.
+      licence: licence of the picture.
     """
 
     image: Image.Image
@@ -59,39 +60,41 @@ class Cutout:
 
     @property
     def bare_chinese(self) -> str:
-        """Without number and measure word."""
+        """The Chinese name without number and measure word."""
         assert self.chinese is not None
         return _MEASURED.sub("", self.chinese, count=1)
 
 
 @dataclass(frozen=True)
 class CutoutFile:
-    """Where a cut-out can be read from: a file of a folder."""
+    """A file that a cut-out can be read from."""
 
     path: Path
     name: str
     licence: str | None
 
     def read(self) -> Cutout:
-        """Raises:
-        Unsuitable: if it is no cut-out, or has no name that a sentence can hold.
+        """Reads the cut-out and its names.
+
+        Raises:
+          Unsuitable: if the file is not a cut-out, or has no name that fits into a sentence.
         """
         try:
-            text = _read(self.path.with_suffix(".txt"), MAX_TEXT_BYTES).decode("utf-8-sig", "replace")
+            text = read_text(_read(self.path.with_suffix(".txt"), MAX_TEXT_BYTES))
             data = _read(self.path, MAX_IMAGE_BYTES)
-        except OSError:
+        except (OSError, ValueError):
             raise Unsuitable("cutout_unreadable") from None
-        first, *others = text.splitlines() or [""]
+        first, *others = text.split("\n")
         names = dict(line.split("=", 1) for line in others if "=" in line)
         chinese = next((names[key] for key in ("zh_CN.utf8", "zh.utf8") if key in names), None)
         return make_cutout(data, self.name, first, chinese, self.licence)
 
 
 def find_cutouts(folder: Path, licence: str | None) -> list[CutoutFile]:
-    """All PNG and WebP files below a folder that have a text, in the order of their names; links are not followed.
+    """Finds all PNG and WebP files with a text below a folder, in the order of their names; links are not followed.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there are none.
     """
     found = []
     for parent, _, names in os.walk(folder):
@@ -101,12 +104,12 @@ def find_cutouts(folder: Path, licence: str | None) -> list[CutoutFile]:
             if name.lower().endswith((".png", ".webp")) and f"{path.stem}.txt" in present and not path.is_symlink():
                 found.append(CutoutFile(path, path.relative_to(folder).as_posix(), licence))
     if not found:
-        raise ValueError(f"{folder} holds no PNG or WebP file beside a text of its name")
+        raise ValueError(f"{folder} has no PNG or WebP file beside a .txt file of the same name")
     return sorted(found, key=lambda file: file.name)
 
 
 def has_transparency(record: Record) -> bool:
-    """Whether the file of a pair says so, without decoding its pixels."""
+    """Whether the image file of a pair declares transparency; its pixels are not decoded."""
     try:
         with Image.open(io.BytesIO(record.image), formats=("PNG", "WEBP")) as image:
             return image.has_transparency_data and not record.conditions
@@ -115,10 +118,10 @@ def has_transparency(record: Record) -> bool:
 
 
 def cutout_of_record(record: Record) -> Cutout:
-    """A record with transparency whose captions are names.
+    """Makes a cut-out of a record with transparency whose captions are names.
 
     Raises:
-      Unsuitable: if it is no cut-out, or has no name that a sentence can hold.
+      Unsuitable: if the record is not a cut-out, or has no name that fits into a sentence.
     """
     english = next((c.text for c in record.captions if (c.language or "en").startswith("en")), "")
     chinese = next((c.text for c in record.captions if (c.language or "").startswith("zh")), None)
@@ -126,11 +129,11 @@ def cutout_of_record(record: Record) -> Cutout:
 
 
 def make_cutout(data: bytes, name: str, english: str, chinese: str | None, licence: str | None) -> Cutout:
-    """Checks that a file shows one opaque object with nothing around it, and brings its names in order.
+    """Checks that a file shows one opaque object on a transparent background, and normalises its names.
 
     Args:
-      english: begins with the name and its article, such as `A red kangaroo.`
-      chinese: the name, such as `一只红袋鼠。`; other text counts as none.
+      english: text that begins with the name and its article, such as `A red kangaroo.`
+      chinese: the name, such as `一只红袋鼠。`; other text is ignored.
 
     Raises:
       Unsuitable: with the reason.
@@ -151,7 +154,7 @@ def make_cutout(data: bytes, name: str, english: str, chinese: str | None, licen
     covered, solid = float(np.mean(alpha > 8)), float(np.mean(alpha > 230))
     if max(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
         raise Unsuitable("cutout_too_small_or_thin")
-    if not MIN_COVERED <= covered <= MAX_CLEAR or solid < MIN_SOLID * covered:
+    if not MIN_COVERED <= covered <= MAX_COVERED or solid < MIN_SOLID * covered:
         raise Unsuitable("cutout_not_solid")
     chinese = (chinese or "").strip().rstrip("。.！!")
     usable = chinese if _CHINESE.fullmatch(chinese) else None
@@ -159,7 +162,7 @@ def make_cutout(data: bytes, name: str, english: str, chinese: str | None, licen
 
 
 def _lower_first(name: str) -> str:
-    """`Red kangaroo` -> `red kangaroo`, but `Adelaide Rosella` stays: a name has more capitals."""
+    """`Red kangaroo` -> `red kangaroo`, but `Adelaide Rosella` stays, since a proper name has more capitals."""
     words = name.split()
     return name if any(word[0].isupper() for word in words[1:]) else name[0].lower() + name[1:]
 

@@ -1,4 +1,4 @@
-"""What the generators of edits share: the edit that they make, what they make it from, and places in a picture."""
+"""What the generators of edits share: an edit, the pictures it is made from, and placements in a picture."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from data_pipeline.synthesis.edits.cutouts import Cutout, CutoutFile, Unsuitable
 from data_pipeline.synthesis.edits.scenes import MIN_SIDE, Scene, read_scene
 from data_pipeline.synthesis.lettering.fonts import FontLibrary
 
-ATTEMPTS = 8  # draws until a picture suits
+ATTEMPTS = 8  # pictures that are drawn until one suits
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Edit:
     """An exact pair.
 
     Attributes:
-      sources, target: pictures, or files of pictures that are kept as they came.
-      instructions: wordings of one edit.
-      tags: the class of the edit, `edit/local` and the like, and its kind.
-      made_of: scenes and cut-outs in it.
+      sources: pictures, or original files of pictures that stay unchanged; so is `target`.
+      instructions: several wordings of the edit.
+      tags: class of the edit, such as `edit/local`, and its kind.
+      made_of: scenes and cut-outs that it shows.
     """
 
     sources: tuple[Image.Image | bytes, ...]
@@ -39,11 +39,11 @@ class Ingredients:
     """Pictures to make edits from, drawn at random.
 
     Attributes:
-      records: a records folder.
+      records: folder of the pictures.
       cutouts: files, or positions of records.
-      max_side: larger pictures are reduced to it.
-      fonts: of Latin and Chinese text; None: nothing is written.
-      refuse: is told the reason of every picture that was drawn in vain.
+      max_side: side in pixels to which larger pictures are reduced.
+      fonts: fonts for Latin and Chinese text; None if nothing is written.
+      refuse: called with the reason whenever a drawn picture does not suit.
     """
 
     records: RecordFolder
@@ -53,14 +53,18 @@ class Ingredients:
     refuse: Callable[[str], None]
 
     def scene(self, rng: np.random.Generator) -> Scene:
-        """Raises:
-        Unsuitable: if none of several pictures is one.
+        """A random picture that suits as a scene.
+
+        Raises:
+          Unsuitable: if none of several pictures suits.
         """
         return self._draw(rng, len(self.records), lambda place: read_scene(self.records[place], self.max_side))
 
     def cutout(self, rng: np.random.Generator, suits: Callable[[Cutout], str | None] = lambda _: None) -> Cutout:
-        """Args:
-          suits: gives the reason why a cut-out does not suit; None: it does.
+        """A random cut-out.
+
+        Args:
+          suits: returns the reason why a cut-out does not suit, or None if it does.
 
         Raises:
           Unsuitable: if there are no cut-outs, or none of several suits.
@@ -88,7 +92,7 @@ class Ingredients:
 
 
 def scene_for(scene: Scene, *cutouts: Cutout, share: float) -> Scene:
-    """Reduced until each of the objects, enlarged a little at most, can take a share of its shorter side."""
+    """Reduces a scene until each object, slightly enlarged at most, can take a share of its shorter side."""
     side = min(MAX_ENLARGED * max(cutout.image.size) / share for cutout in cutouts)
     factor = max(MIN_SIDE, side) / min(scene.image.size)
     if factor >= 1:
@@ -105,30 +109,30 @@ def place(
     share: tuple[float, float],
     across: tuple[float, float] = (0.0, 1.0),
 ) -> Placement:
-    """Somewhere on the lower part of a picture, wholly inside it.
+    """A random placement in the lower part of a picture, completely inside it.
 
     Args:
-      share: longest side of the object over the shorter side of the picture, from and to.
-      across: which part of the width it has to itself.
+      share: range of the object's longest side over the picture's shorter side.
+      across: range of the width that the object may use, as fractions.
     """
     width, height = size
     room = 0.94 * (across[1] - across[0]) * width
     largest = min(MAX_ENLARGED * max(cutout.image.size), share[1] * min(size))
     wanted = min(largest, max(share[0] * min(size), largest * float(rng.uniform(0.6, 1.0))))
     factor = min(wanted / max(cutout.image.size), room / cutout.image.width, 0.9 * height / cutout.image.height)
-    own_width, own_height = (max(1, round(length * factor)) for length in cutout.image.size)
-    left = across[0] * width + rng.uniform(0.03, 0.97) * ((across[1] - across[0]) * width - own_width)
-    foot = min(height - 0.02 * height, max(own_height + 0.02 * height, rng.uniform(0.68, 0.96) * height))
-    return Placement(own_width, own_height, round(left), round(foot) - own_height, slant(rng))
+    object_width, object_height = (max(1, round(length * factor)) for length in cutout.image.size)
+    left = across[0] * width + rng.uniform(0.03, 0.97) * ((across[1] - across[0]) * width - object_width)
+    foot = min(height - 0.02 * height, max(object_height + 0.02 * height, rng.uniform(0.68, 0.96) * height))
+    return Placement(object_width, object_height, round(left), round(foot) - object_height, slant(rng))
 
 
 def slant(rng: np.random.Generator) -> float:
-    """Light from the side, so that a shadow is seen beside its object."""
+    """A random direction of light from the side, so that the shadow is visible beside its object."""
     return float(rng.choice((-1.0, 1.0)) * rng.uniform(0.4, 1.0))
 
 
 def where(placement: Placement, size: tuple[int, int]) -> tuple[str, str]:
-    """Where something stands, in English and Chinese."""
+    """The position of an object in words, in English and Chinese."""
     x = (placement.left + placement.width / 2) / size[0]
     y = (placement.top + placement.height / 2) / size[1]
     return WHERE[0 if y < 0.38 else 1 if y < 0.6 else 2][0 if x < 0.38 else 1 if x <= 0.62 else 2]

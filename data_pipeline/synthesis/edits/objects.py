@@ -1,4 +1,4 @@
-"""Edits with objects: inserted, removed, recoloured, put before another background, brought together from sources."""
+"""Edits of objects: inserted, removed, recoloured, placed on another background, or combined from several sources."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,11 @@ from data_pipeline.synthesis.edits.edit import Edit, Ingredients, place, scene_f
 from data_pipeline.synthesis.edits.scenes import Scene
 from data_pipeline.synthesis.edits.wordings import instructions
 
-SHARE = (0.25, 0.6)  # size of an object in a picture
+SHARE = (0.25, 0.6)  # range of the size of an object, over the size of the picture
 MIN_CONTRAST = 16  # mean difference of the object's box, in levels of 255
-MIN_COLOUR = 0.3  # mean of saturation times brightness, as a vector of hue
-MIN_ONE_COLOUR = 0.93  # part of that mean that is left of the colours' own strengths: 1 where all hues are the same
-MAX_CAPTION_WORDS = 40  # of a background that an instruction describes
+MIN_COLOUR = 0.3  # length of the mean vector of hue, weighted by saturation times brightness
+MIN_ONE_COLOUR = 0.93  # that length over the mean weight: 1 if all hues are equal
+MAX_CAPTION_WORDS = 40  # in the description of a background
 COLOURS = {
     "red": ("红色", 0, 0.0),
     "orange": ("橙色", 30, 0.6),
@@ -25,7 +25,7 @@ COLOURS = {
     "blue": ("蓝色", 220, 0.0),
     "purple": ("紫色", 280, 0.0),
     "pink": ("粉色", 325, 0.7),
-}  # hue in degrees, and the brightness 0..1 below which it has another name: dark orange is brown
+}  # hue in degrees, and the brightness 0..1 below which the colour has another name: dark orange is brown
 PLAIN = {
     "white": ("白色", (255, 255, 255)),
     "light grey": ("浅灰色", (214, 214, 214)),
@@ -37,39 +37,39 @@ PLAIN = {
 
 
 def insertion(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """A scene, and the same with an object."""
+    """A scene -> the scene with an object."""
     scene, cutout, placement, target = _object_in_scene(take, rng)
     made = _instructions("insertion", rng, cutout, where(placement, scene.image.size))
     return Edit((scene.stored or scene.image,), target, made, ("edit/local", "edit/insertion"), (scene, cutout))
 
 
 def removal(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """The inverse of the insertion that is made from the same draws."""
+    """The inverse of an insertion."""
     scene, cutout, placement, source = _object_in_scene(take, rng)
     made = _instructions("removal", rng, cutout, where(placement, scene.image.size))
     return Edit((source,), scene.stored or scene.image, made, ("edit/local", "edit/removal"), (scene, cutout))
 
 
 def hue(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """An object of a scene in another colour."""
+    """An object in a scene -> the object in another colour."""
     scene, cutout, placement, source = _object_in_scene(
         take, rng, lambda found: None if _hue(found) else "cutout_without_hue"
     )
-    own, bright = _hue(cutout) or (0.0, 0.0)
+    degrees_before, bright = _hue(cutout) or (0.0, 0.0)
     far = [
         name
         for name, (_, degrees, least) in COLOURS.items()
-        if abs((degrees - own + 180) % 360 - 180) >= 60 and bright >= least
+        if abs((degrees - degrees_before + 180) % 360 - 180) >= 60 and bright >= least
     ]
     name = far[int(rng.integers(len(far)))]
     chinese, degrees, _ = COLOURS[name]
-    target = put(scene.image, _turned(cutout.image, degrees - own), placement)
+    target = put(scene.image, _turned(cutout.image, degrees - degrees_before), placement)
     made = _instructions("hue", rng, cutout, where(placement, scene.image.size), colour=(name, chinese))
     return Edit((source,), target, made, ("edit/local", "edit/hue"), (scene, cutout))
 
 
 def background(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """An object before another ground: a plain one, one that is described, or one that is given as an image."""
+    """An object in a scene -> the object on a plain background, a described one, or that of a second source."""
     form = ("plain", "described", "source")[int(rng.integers(3))]
     scene, cutout, placement, source = _object_in_scene(take, rng)
     size = scene.image.size
@@ -99,7 +99,7 @@ def background(take: Ingredients, rng: np.random.Generator) -> Edit:
 
 
 def compose2(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """An object of one source in the scene of another."""
+    """Two sources -> an object of one in the scene of the other."""
     scene, cutout, placement, target = _object_in_scene(take, rng)
     first, at = (int(number) for number in rng.permutation(2) + 1)
     alone, made_of = _source_of(take, rng, cutout, scene)
@@ -110,14 +110,14 @@ def compose2(take: Ingredients, rng: np.random.Generator) -> Edit:
 
 
 def compose3(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """Two objects of two sources side by side in the scene of a third."""
+    """Three sources -> the objects of two side by side in the scene of the third."""
     cutout = take.cutout(rng)
     other = take.cutout(rng, lambda found: "cutout_drawn_twice" if found.english == cutout.english else None)
     scene = scene_for(take.scene(rng), cutout, other, share=SHARE[0])
     size = scene.image.size
     halves = [(0.0, 0.5), (0.5, 1.0)]
     rng.shuffle(halves)
-    light = slant(rng)  # one for both
+    light = slant(rng)  # the same for both
     spots = [
         Placement(spot.width, spot.height, spot.left, spot.top, light)
         for spot in (
@@ -126,7 +126,7 @@ def compose3(take: Ingredients, rng: np.random.Generator) -> Edit:
     ]
     target = scene.image
     for one, spot in sorted(zip((cutout, other), spots, strict=True), key=lambda pair: pair[1].box[3]):
-        target = _put_visibly(target, one, spot)  # what stands farther down is nearer
+        target = _put_visibly(target, one, spot)  # objects farther down are nearer
     first, second, at = (int(number) for number in rng.permutation(3) + 1)
     alone, made_of = _source_of(take, rng, cutout, scene)
     other_alone, more = _source_of(take, rng, other, scene)
@@ -147,7 +147,7 @@ def compose3(take: Ingredients, rng: np.random.Generator) -> Edit:
 def _object_in_scene(
     take: Ingredients, rng: np.random.Generator, suits: Callable[[Cutout], str | None] = lambda _: None
 ) -> tuple[Scene, Cutout, Placement, Image.Image]:
-    """A scene, an object, its place, and the scene with the object."""
+    """A scene, an object, its placement, and the scene with the object."""
     cutout = take.cutout(rng, suits)
     scene = scene_for(take.scene(rng), cutout, share=SHARE[0])
     placement = place(rng, scene.image.size, cutout, share=SHARE)
@@ -155,7 +155,7 @@ def _object_in_scene(
 
 
 def _put_visibly(scene: Image.Image, cutout: Cutout, placement: Placement) -> Image.Image:
-    """As `put`; Unsuitable where the object looks like what is behind it."""
+    """As `put`. Raises Unsuitable if the object hardly differs from the background."""
     shown = put(scene, cutout.image, placement)
     before, after = (np.asarray(image.crop(placement.box), np.float32) for image in (scene, shown))
     if float(np.abs(before - after).mean()) < MIN_CONTRAST:
@@ -166,7 +166,7 @@ def _put_visibly(scene: Image.Image, cutout: Cutout, placement: Placement) -> Im
 def _source_of(
     take: Ingredients, rng: np.random.Generator, cutout: Cutout, goal: Scene
 ) -> tuple[Image.Image, tuple[Scene, ...]]:
-    """A picture that shows the object: alone on a plain ground, or in a scene that is not the one where it goes."""
+    """A picture of the object: alone on a white background, or in a scene other than `goal`."""
     if rng.random() < 0.5:
         side = max(256, round(1.25 * max(cutout.image.size)))
         white = Image.new("RGB", (side, side), "white")
@@ -180,14 +180,14 @@ def _source_of(
 
 
 def _behind(scene: Scene, size: tuple[int, int]) -> Scene:
-    """Cropped and scaled to a size."""
+    """A scene as background, cropped and scaled to a size."""
     if max(size[0] / scene.image.width, size[1] / scene.image.height) > MAX_ENLARGED:
         raise Unsuitable("background_too_small")
     return scene.resized(size)
 
 
 def _instructions(kind, rng, cutout: Cutout, at: tuple[str, str], **fields: tuple) -> tuple[Caption, ...]:
-    """Wordings with the object's names; `fields` are pairs of English and Chinese."""
+    """Instructions with the object's names; `fields` are pairs of English and Chinese."""
     english = {"object": cutout.definite, "an_object": cutout.english, "where": at[0]}
     english |= {name: pair[0] for name, pair in fields.items()}
     if cutout.chinese is None or any(pair[1] is None for pair in fields.values()):
@@ -206,7 +206,7 @@ def _short_caption(captions: tuple[Caption, ...], language: str) -> str | None:
 
 
 def _hue(cutout: Cutout) -> tuple[float, float] | None:
-    """Hue in degrees and brightness 0..1 of the object's colour; None: it has none that dominates."""
+    """Hue in degrees and brightness 0..1 of the object's dominant colour; None if no colour dominates."""
     pixels = np.asarray(cutout.image.convert("RGB").convert("HSV"), np.float32)[np.asarray(cutout.image)[..., 3] > 128]
     weights = pixels[:, 1] * pixels[:, 2] / 255**2
     angles = pixels[:, 0] * (2 * np.pi / 255)
@@ -217,7 +217,7 @@ def _hue(cutout: Cutout) -> tuple[float, float] | None:
 
 
 def _turned(cutout: Image.Image, degrees: float) -> Image.Image:
-    """All hues moved; brightness as the eye weighs it stays about the same."""
+    """Rotates all hues; perceived brightness stays about the same."""
     hsv = np.asarray(cutout.convert("RGB").convert("HSV")).copy()
     hsv[..., 0] = (hsv[..., 0].astype(np.float32) + degrees * 255 / 360).round().astype(np.int32) % 256
     turned = Image.fromarray(hsv, "HSV").convert("RGB")

@@ -1,4 +1,4 @@
-"""Restoration: a picture that was made worse is the source, the picture itself the target."""
+"""Restoration: the source is a degraded picture, the target is the original."""
 
 import io
 
@@ -11,16 +11,16 @@ from data_pipeline.synthesis.edits.cutouts import Unsuitable
 from data_pipeline.synthesis.edits.edit import Edit, Ingredients
 from data_pipeline.synthesis.edits.wordings import instructions
 
-MIN_CHANGE = 2.0  # mean difference in levels of 255: what is flat or blurred already shows no damage
+MIN_CHANGE = 2.0  # mean difference in levels of 255; flat or blurred pictures hardly show a degradation
 FORMS = ("noise", "blur", "jpeg", "rain", "low_light")
 
 
 def restoration(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """A picture and its worse form."""
+    """A degraded picture -> the original."""
     form = FORMS[int(rng.integers(len(FORMS)))]
     scene = take.scene(rng)
     source: Image.Image | bytes
-    if form == "jpeg":  # the real thing, in its own bytes
+    if form == "jpeg":  # stored as the JPEG file itself
         buffer = io.BytesIO()
         scene.image.save(buffer, "JPEG", quality=int(rng.integers(8, 28)))
         source = buffer.getvalue()
@@ -28,8 +28,8 @@ def restoration(take: Ingredients, rng: np.random.Generator) -> Edit:
         source = blurred(scene.image, rng)
     else:
         pixels = np.asarray(scene.image, np.float32) / 255
-        worse = {"noise": noisy, "rain": rainy, "low_light": dark}[form](pixels, rng)
-        source = Image.fromarray((worse.clip(0, 1) * 255).round().astype(np.uint8))
+        degraded = {"noise": noisy, "rain": rainy, "low_light": dark}[form](pixels, rng)
+        source = Image.fromarray((degraded.clip(0, 1) * 255).round().astype(np.uint8))
     seen = decode_image(source).image if isinstance(source, bytes) else source
     if float(np.abs(np.asarray(seen, np.float32) - np.asarray(scene.image)).mean()) < MIN_CHANGE:
         raise Unsuitable("picture_hardly_changes")
@@ -39,14 +39,14 @@ def restoration(take: Ingredients, rng: np.random.Generator) -> Edit:
 
 
 def noisy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
-    """Noise of a sensor: its variance grows with the light, plus what reading adds (Foi et al., IEEE TIP 2008)."""
+    """Sensor noise: variance that grows with the light, plus read noise (Foi et al., IEEE TIP 2008)."""
     gain, read = rng.uniform(0.004, 0.02), rng.uniform(0.02, 0.06)
     deviation = np.sqrt(gain * pixels + read**2, dtype=np.float32)
     return pixels + deviation * rng.standard_normal(pixels.shape, np.float32)
 
 
 def blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Out of focus, or moved along a line; as far as the picture is large."""
+    """Blur of defocus, or of motion along a line, in proportion to the size of the picture."""
     reach = max(image.size) * rng.uniform(0.004, 0.01)
     if rng.random() < 0.5:
         return image.filter(ImageFilter.GaussianBlur(max(1.5, 0.6 * reach)))
@@ -62,7 +62,7 @@ def blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def rainy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
-    """Streaks of one direction in two distances, which scatter light, and a little haze."""
+    """Bright streaks in one direction at two distances, and a little haze."""
     H, W, _ = pixels.shape
     angle = rng.uniform(-0.35, 0.35)
     light = np.zeros((H, W), np.float32)
@@ -84,7 +84,7 @@ def rainy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float
 
 
 def dark(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
-    """Two to three and a half stops less light, and the noise that comes with it."""
+    """Two to three and a half stops less light, with the noise of such an exposure."""
     linear = pixels ** np.float32(2.2) * np.float32(2 ** -rng.uniform(2.0, 3.5))
     deviation = np.sqrt(0.0006 * linear + 0.0015**2, dtype=np.float32)
     return np.maximum(linear + deviation * rng.standard_normal(pixels.shape, np.float32), 0) ** np.float32(1 / 2.2)

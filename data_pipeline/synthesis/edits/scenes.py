@@ -1,4 +1,4 @@
-"""Scenes: pictures of a records folder as the ground on which edits are made."""
+"""Scenes: pictures of a records folder that edits are made from."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from data_pipeline.synthesis.edits.cutouts import Unsuitable
 
 MIN_SIDE = 256
 MAX_ASPECT = 3.0
-MIN_BITS = 4.5  # entropy of grey levels: flat designs lie below and are no scene, photographs around 7
+MIN_BITS = 4.5  # entropy of grey levels; flat designs are below, photographs around 7
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Scene:
     """A picture.
 
     Attributes:
-      image: RGB.
-      stored: the file as it came, when it decodes to exactly `image`; None: reduced or cropped.
-      name, source, licence, captions: of its record.
+      image: RGB picture.
+      stored: the original file, if it decodes to exactly `image`; None if the picture was reduced or cropped.
+      name: key of the record; source, licence and captions are also those of the record.
     """
 
     image: Image.Image
@@ -31,11 +31,11 @@ class Scene:
     captions: tuple[Caption, ...] = ()
 
     def resized(self, size: tuple[int, int]) -> "Scene":
-        """Reduced to cover a size and cropped to it around the centre."""
+        """The scene, resized to cover a size and cropped to it around the centre."""
         if size == self.image.size:
             return self
         factor = max(size[0] / self.image.width, size[1] / self.image.height)
-        left = max(0.0, (self.image.width - size[0] / factor) / 2)  # not a rounding below 0
+        left = max(0.0, (self.image.width - size[0] / factor) / 2)  # rounding could give a value below 0
         top = max(0.0, (self.image.height - size[1] / factor) / 2)
         box = (left, top, self.image.width - left, self.image.height - top)
         image = self.image.resize(size, Image.Resampling.LANCZOS, box=box)
@@ -43,7 +43,7 @@ class Scene:
 
 
 def read_scene(record: Record, max_side: int) -> Scene:
-    """The picture of a pair, reduced to at most `max_side` pixels.
+    """Reads the picture of a pair, reduced to at most `max_side` pixels.
 
     Raises:
       Unsuitable: with the reason.

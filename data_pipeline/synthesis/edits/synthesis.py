@@ -2,18 +2,18 @@
 
 | kind        | source -> target                                                                            |
 | ----------- | ------------------------------------------------------------------------------------------- |
-| text        | words on the picture are changed, written, or removed (`edit_text`)                         |
-| restoration | noise, blur, JPEG, rain, low light -> the picture as it came (`edit_restoration`)           |
-| tone        | saturation, white balance, exposure, black-and-white and back (`edit_tone`)                 |
-| insertion   | a cut-out object appears, with its shadow (`edit_objects`)                                  |
+| text        | words on the picture are changed, written, or removed (`edits.text`)                        |
+| restoration | noise, blur, JPEG, rain, low light -> the original picture (`edits.restoration`)            |
+| tone        | saturation, white balance, exposure, black-and-white and back (`edits.tone`)                |
+| insertion   | a cut-out object appears, with its shadow (`edits.objects`)                                 |
 | removal     | the inverse                                                                                 |
 | hue         | an object in another colour                                                                 |
-| background  | an object before a plain ground, a described one, or that of a second source                |
+| background  | an object on a plain background, a described one, or that of a second source                |
 | compose2    | an object of one source in the scene of another; the instruction names both by their number |
 | compose3    | two objects of two sources in the scene of a third                                          |
 
-Edit number i is a function of the seed and i alone, and outside of what an edit changes not a pixel differs. Pictures
-that need not be reduced to `max_side` keep the bytes in which they came.
+Kinds take turns. The last six need cut-outs. Edit number i is a function of the seed and i alone, and no pixel differs
+outside the region that an edit changes. Pictures within `max_side` keep their original bytes.
 """
 
 import io
@@ -37,7 +37,7 @@ from data_pipeline.synthesis.edits.edit import Edit, Ingredients
 from data_pipeline.synthesis.edits.scenes import MIN_SIDE
 from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
 from data_pipeline.synthesis.lettering.scripts import find_scripts
-from data_pipeline.workers import in_order
+from data_pipeline.synthesis.rounds import shortfall, until_enough
 
 KINDS: dict[str, Callable[[Ingredients, np.random.Generator], Edit]] = {
     "text": text.text,
@@ -50,20 +50,21 @@ KINDS: dict[str, Callable[[Ingredients, np.random.Generator], Edit]] = {
     "compose2": objects.compose2,
     "compose3": objects.compose3,
 }
-ATTEMPTS = 12  # whole edits that are begun until one succeeds
+WITH_CUTOUTS = ("insertion", "removal", "hue", "background", "compose2", "compose3")
+ATTEMPTS = 12  # attempts at an edit before its number is given up
 SOURCE = "qi2-synthetic-edits"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what edit number i is.
+    """Everything that edit number i depends on.
 
     Attributes:
       pictures: folder of the real pictures.
       cutouts: files, or positions of pictures that have transparency.
       kinds: some of KINDS, which take turns.
-      fonts: of Latin and Chinese text; None: the kinds need none.
-      max_side: larger pictures are reduced to it, in pixels.
+      fonts: fonts for Latin and Chinese text; None if the kinds need none.
+      max_side: side in pixels to which larger pictures are reduced.
       source: name of the data set in every record.
     """
 
@@ -76,7 +77,7 @@ class Recipe:
     source: str = SOURCE
 
     def make(self, number: int) -> tuple[str, Record | None, list[str]]:
-        """(kind, record or None, why pictures and whole edits were drawn again, the last reason last)."""
+        """The kind, the record or None, and why pictures and edits were drawn again, in order."""
         kind = self.kinds[number % len(self.kinds)]
         drawn_again: list[str] = []
         take = Ingredients(self.pictures, self.cutouts, self.max_side, self.fonts, drawn_again.append)
@@ -92,7 +93,7 @@ class Recipe:
 
     def _record(self, edit: Edit, kind: str, number: int) -> Record:
         licences = list(dict.fromkeys(part.licence for part in edit.made_of))
-        known = None if None in licences else "; ".join(map(str, licences))  # as good as that of its least known part
+        known = None if None in licences else "; ".join(map(str, licences))  # unknown if that of any part is
         return Record(
             f"{kind}/{number:08d}: {' + '.join(dict.fromkeys(part.name for part in edit.made_of))}"[:MAX_NAME_CHARS],
             _encoded(edit.target),
@@ -117,21 +118,35 @@ class EditsReport:
     """What a run made.
 
     Attributes:
+      asked: number of edits that were asked for.
       made: edits of each kind.
       not_made: of each kind, the last reason of every edit that was given up, with its number.
       drawn_again: of each kind, pictures and draws that did not suit and were replaced by others.
+      without_cutouts: kinds that were left out because there are no cut-outs.
     """
 
     folder: str
+    asked: int
     made: dict[str, int]
     not_made: dict[str, Tally]
     drawn_again: dict[str, Tally]
+    without_cutouts: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> int:
+        """Number of edits that were made."""
+        return sum(self.made.values())
+
+    @property
+    def shortfall(self) -> str | None:
+        """Why there are fewer edits than asked for; None if there are enough."""
+        return shortfall(self.records, self.asked, sum(self.not_made.values(), Tally()).counts)
 
     def table(self):
         """A `rich.table.Table` with a row per kind."""
         from rich.table import Table
 
-        view = Table(title=f"{sum(self.made.values()):,} edits in {self.folder}")
+        view = Table(title=f"{self.records:,} of {self.asked:,} edits in {self.folder}")
         for column in ("kind", "made", "not made", "drawn again"):
             view.add_column(column, justify="right" if column == "made" else "left", overflow="fold")
         for kind, count in self.made.items():
@@ -140,6 +155,8 @@ class EditsReport:
                 for tallies in (self.not_made, self.drawn_again)
             )
             view.add_row(kind, f"{count:,}", *reasons)
+        for kind in self.without_cutouts:
+            view.add_row(kind, "0", "left out: needs cut-outs (--cutouts, or records with transparency)", "")
         return view
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,7 +168,8 @@ class EditsReport:
             }
             for kind, count in self.made.items()
         }
-        return {"folder": self.folder, "records": sum(self.made.values()), "kinds": kinds}
+        numbers = {"asked": self.asked, "records": self.records, "shortfall": self.shortfall}
+        return {"folder": self.folder, **numbers, "kinds": kinds, "without_cutouts": list(self.without_cutouts)}
 
 
 def synthesize_edits(
@@ -160,7 +178,7 @@ def synthesize_edits(
     *,
     count: int = 1000,
     seed: int = 0,
-    kinds: tuple[str, ...] = tuple(KINDS),
+    kinds: tuple[str, ...] | None = None,
     cutouts: Path | None = None,
     cutouts_licence: str | None = None,
     fonts: tuple[Path, ...] = FOLDERS,
@@ -172,58 +190,80 @@ def synthesize_edits(
 ) -> EditsReport:
     """Writes exact edit pairs to the new folder `out`; kinds take turns.
 
-    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`.
+    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`. Edits for which no
+    picture suits are replaced by further ones; `EditsReport.shortfall` says if there are fewer than `count` still.
 
     Args:
-      pictures: records folder; edits in it are passed over.
-      count: edits to make; fewer come out where no picture suits.
+      pictures: records folder; edits in it are skipped.
+      count: number of edits to make.
+      kinds: some of KINDS; None: all, without those that need cut-outs if there are none.
       cutouts: see `cutouts.find_cutouts`; None: the records that have transparency.
-      cutouts_licence: of the files in `cutouts`.
+      cutouts_licence: licence of the files in `cutouts`.
       fonts: folders of Noto fonts.
       max_side: see `Recipe`.
-      workers: processes; 1: this one alone; None: one per core.
+      workers: number of processes; 1: this one alone; None: one per core.
 
     Raises:
-      ValueError: naming the argument that cannot work, or when nothing could be made; nothing is written then.
-      RuntimeError: when a worker process dies.
+      ValueError: naming the argument that cannot work, or if nothing could be made; nothing is written then.
+      ChildProcessError: if a worker process dies.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    numbers = ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("max_side", max_side, MIN_SIDE)
-    for name, value, least in numbers:
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
-    unknown = [name for name in kinds if name not in KINDS]
-    if unknown or not kinds:
-        raise ValueError(f"kinds {unknown or kinds} are unknown; choose from {', '.join(KINDS)}")
-    kinds = tuple(dict.fromkeys(kinds))
+    _check(kinds, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("max_side", max_side, MIN_SIDE))
     records = RecordFolder(pictures)
     if not len(records):
-        raise ValueError(f"{pictures} holds no records")
-    library = FontLibrary(find_scripts(("Latn", "Hans")), fonts) if "text" in kinds else None
-    recipe = Recipe(
-        records, _cutouts(records, cutouts, cutouts_licence, progress), kinds, library, seed, max_side, source
-    )
-    report = EditsReport(str(out), dict.fromkeys(kinds, 0), {k: Tally() for k in kinds}, {k: Tally() for k in kinds})
-
-    def made(bar: tqdm) -> Iterator[Record]:
-        for number, (kind, record, drawn_again) in enumerate(in_order(recipe.make, count, workers, "making edits")):
-            bar.update()
-            if record is None:
-                report.not_made[kind].add(drawn_again.pop(), str(number))
-            for reason in drawn_again:
-                report.drawn_again[kind].add(reason, str(number))
-            if record is not None:
-                report.made[kind] += 1
-                yield record
-
+        raise ValueError(f"{pictures} contains no records")
+    needed = any(kind in WITH_CUTOUTS for kind in kinds or KINDS)
+    found = _cutouts(records, cutouts, cutouts_licence, progress) if needed else ()
+    chosen, left_out = _kinds(kinds, bool(found), pictures)
+    library = FontLibrary(find_scripts(("Latn", "Hans")), fonts) if "text" in chosen else None
+    recipe = Recipe(records, found, chosen, library, seed, max_side, source)
+    tallies = {kind: Tally() for kind in chosen}, {kind: Tally() for kind in chosen}
+    report = EditsReport(str(out), count, dict.fromkeys(chosen, 0), *tallies, left_out)
     with tqdm(total=count, desc="synth edits", unit="edit", disable=not progress, dynamic_ncols=True) as bar:
-        stream = made(bar)
+        stream = _made(recipe, report, workers, bar)
         first = next(stream, None)
         if first is None:
             reasons = {kind: tally.counts for kind, tally in report.not_made.items()}
             raise ValueError(f"none of {count} edits could be made from {pictures}: {reasons}")
         write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
     return report
+
+
+def _made(recipe: Recipe, report: EditsReport, workers: int, bar: tqdm) -> Iterator[Record]:
+    """The records that could be made; counts the rest in the report."""
+    results = until_enough(recipe.make, report.asked, workers, "making edits", lambda result: result[1] is not None)
+    for number, (kind, record, drawn_again) in results:
+        if record is None:
+            report.not_made[kind].add(drawn_again.pop(), str(number))
+        for reason in drawn_again:
+            report.drawn_again[kind].add(reason, str(number))
+        if record is not None:
+            bar.update()
+            report.made[kind] += 1
+            yield record
+
+
+def _check(kinds: tuple[str, ...] | None, *numbers: tuple[str, int, int]) -> None:
+    for name, value, least in numbers:
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    unknown = [name for name in kinds or () if name not in KINDS]
+    if unknown or kinds == ():
+        raise ValueError(f"kinds {unknown or kinds} are unknown; choose from {', '.join(KINDS)}")
+
+
+def _kinds(
+    kinds: tuple[str, ...] | None, has_cutouts: bool, pictures: Path | str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The kinds to make, and those that are left out for want of cut-outs."""
+    wanted = tuple(dict.fromkeys(KINDS if kinds is None else kinds))
+    impossible = () if has_cutouts else tuple(kind for kind in wanted if kind in WITH_CUTOUTS)
+    if impossible and kinds is not None:
+        raise ValueError(
+            f"kinds {', '.join(impossible)} need cut-outs, and no record of {pictures} has transparency; name a folder "
+            "of objects with --cutouts, or leave these kinds out"
+        )
+    return tuple(kind for kind in wanted if kind not in impossible), impossible
 
 
 def _cutouts(

@@ -1,4 +1,4 @@
-"""Edits of text: words on a sign or straight on the picture are changed, written, or removed."""
+"""Edits of text: words on a sign or directly on the picture are changed, written, or removed."""
 
 from dataclasses import dataclass, replace
 
@@ -11,8 +11,8 @@ from data_pipeline.synthesis.edits.edit import Edit, Ingredients, where
 from data_pipeline.synthesis.edits.wordings import instructions
 from data_pipeline.synthesis.lettering.fonts import FontFile, at_size
 
-FINER = 3  # drawn larger by this and averaged down: smooth edges at any angle
-MIN_GLYPH = 14  # pixels of the font's size below which words cannot be read
+FINER = 3  # supersampling, for smooth edges at any angle
+MIN_GLYPH = 14  # smallest legible font size in pixels
 
 ENGLISH = (
     "OPEN",
@@ -92,13 +92,13 @@ CHINESE = (
 
 @dataclass(frozen=True)
 class Style:
-    """How words are written, the same before and after.
+    """How words are drawn, both before and after the edit.
 
     Attributes:
-      font: of the words.
-      ground: colour of the sign behind the words; None: they stand on the picture with an outline.
-      ink, angle: colour; degrees.
-      widest: words that the sign has room for, so that it does not change with the words.
+      ground: colour of the sign behind the words; None for words with an outline directly on the picture.
+      ink: colour of the words.
+      angle: rotation in degrees.
+      widest: all words that must fit on the sign, so that its size does not change with the words.
     """
 
     font: FontFile
@@ -109,7 +109,7 @@ class Style:
 
 
 def text(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """A picture with words, and the same with others, with none, or with words where there were none."""
+    """A picture whose words are changed, added or removed."""
     form = ("change", "change", "change", "add", "remove")[int(rng.integers(5))]
     scene = take.scene(rng)
     script, words = (("Latn", ENGLISH), ("Hans", CHINESE))[int(rng.integers(2))]
@@ -150,18 +150,18 @@ def _legible(style: Style, under: Image.Image) -> Style:
 
 
 def _fit(rng: np.random.Generator, size: tuple[int, int], style: Style) -> tuple[Placement, float]:
-    """A place for the words, wholly inside the picture, and the size of the font."""
+    """A placement of the words completely inside the picture, and the font size."""
     width, height = size
     glyph = float(rng.uniform(0.06, 0.13)) * min(size)
     for _ in range(12):
-        own = _layer(style.widest[0], style, glyph).size
-        if own[0] <= 0.85 * width and own[1] <= 0.6 * height:
+        drawn = _layer(style.widest[0], style, glyph).size
+        if drawn[0] <= 0.85 * width and drawn[1] <= 0.6 * height:
             break
         glyph *= 0.85
-    if glyph < MIN_GLYPH or own[0] > 0.85 * width:
+    if glyph < MIN_GLYPH or drawn[0] > 0.85 * width:
         raise Unsuitable("words_do_not_fit")
-    left, top = (round(rng.uniform(0.04, 0.96) * (whole - part)) for whole, part in zip(size, own, strict=True))
-    return Placement(*own, left, top, 0.0), glyph
+    left, top = (round(rng.uniform(0.04, 0.96) * (whole - part)) for whole, part in zip(size, drawn, strict=True))
+    return Placement(*drawn, left, top, 0.0), glyph
 
 
 def _write(scene: Image.Image, words: str, style: Style, spot: Placement, glyph: float) -> Image.Image:
@@ -172,7 +172,7 @@ def _write(scene: Image.Image, words: str, style: Style, spot: Placement, glyph:
 
 
 def _layer(words: str, style: Style, glyph: float) -> Image.Image:
-    """Words on their sign, turned, as RGBA."""
+    """Words on their sign, rotated, as RGBA."""
     font = at_size(style.font, round(glyph * FINER))
     outline = 0 if style.ground else max(1, round(glyph * FINER / 14))
     margin = round(0.45 * glyph * FINER) if style.ground else FINER

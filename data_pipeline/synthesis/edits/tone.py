@@ -1,4 +1,4 @@
-"""Edits of colour and tone of the whole picture."""
+"""Edits of the colour and tone of a whole picture."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,17 +8,17 @@ from data_pipeline.synthesis.edits.cutouts import Unsuitable
 from data_pipeline.synthesis.edits.edit import Edit, Ingredients
 from data_pipeline.synthesis.edits.wordings import instructions
 
-GAMMA = 2.2  # of sRGB, nearly
+GAMMA = 2.2  # approximates sRGB
 LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
-AMOUNTS = {"a little": ("a little", "稍微"), "much": ("a lot", "明显")}  # as an English adverb and in Chinese
-MAX_CLIPPED = 0.06  # share of the pixels that a brighter picture may newly blow out
-MIN_CHANGE = 0.01  # mean over all values: less is not seen
+AMOUNTS = {"a little": ("a little", "稍微"), "much": ("a lot", "明显")}  # English and Chinese wordings
+MAX_CLIPPED = 0.06  # share of the pixels that brightening may clip
+MIN_CHANGE = 0.01  # mean difference of all values 0..1; less is invisible
 MIN_COLOURED = 0.08  # mean saturation below which a picture has no colour to change
 FORMS = ["saturate", "desaturate", "warm", "cool", "brighten", "darken", "black_and_white", "colourise"]
 
 
 def tone(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """A picture, and the same in other colours or another light."""
+    """A picture -> the picture in other colours or another light."""
     form = FORMS[int(rng.integers(len(FORMS)))]
     scene = take.scene(rng)
     pixels = np.asarray(scene.image, np.float32) / 255
@@ -41,10 +41,10 @@ def tone(take: Ingredients, rng: np.random.Generator) -> Edit:
 
 
 def adjust(pixels: Float[np.ndarray, "H W 3"], form: str, strength: float) -> Float[np.ndarray, "H W 3"]:
-    """One of FORMS done to sRGB values of 0..1; the result may leave that range.
+    """Applies one of FORMS to sRGB values in 0..1; the result may leave that range.
 
     Saturation scales the distance to the grey of the same luma; exposure and white balance are gains of linear light:
-    up to a stop either way, and 30% of red against blue.
+    up to a stop in either direction, and 30% of red against blue.
     """
     grey = (pixels @ np.array(LUMA, np.float32))[..., None]
     if form in ("black_and_white", "colourise"):

@@ -1,4 +1,4 @@
-"""Colours with names that a caption can use, and which of them can be read on which."""
+"""Named colours for captions, and which of them are readable on which background."""
 
 import numpy as np
 
@@ -29,8 +29,8 @@ COLOURS: dict[str, Colour] = {
     "dark grey": (52, 55, 60),
     "black": (14, 14, 16),
 }
-READABLE = 4.5  # contrast of normal text, WCAG 2.2 level AA
-READABLE_LARGE = 3.0  # of large text and of shapes that matter, likewise
+READABLE = 4.5  # least contrast of normal text, WCAG 2.2 level AA
+READABLE_LARGE = 3.0  # least contrast of large text and of graphics, WCAG 2.2 level AA
 
 
 def luminance(colour: Colour) -> float:
@@ -51,7 +51,7 @@ def choose(rng: np.random.Generator, names: tuple[str, ...] = tuple(COLOURS)) ->
 
 
 def readable_on(rng: np.random.Generator, *grounds: Colour, least: float = READABLE) -> str:
-    """The name of a random colour that can be read on all given grounds; black or white if there is none."""
+    """The name of a random colour that is readable on all given backgrounds; black or white if there is none."""
     names = [name for name, rgb in COLOURS.items() if all(contrast(rgb, ground) >= least for ground in grounds)]
     if not names:
         return max(("black", "white"), key=lambda name: min(contrast(COLOURS[name], ground) for ground in grounds))

@@ -1,7 +1,7 @@
-"""Fonts: the Noto files of a script, which characters they have, and a text divided among them.
+"""Fonts: the Noto files of a script, the characters that they cover, and the division of a text into fonts.
 
-A script's own font often lacks Latin letters, digits or brackets. Those come from Noto Sans or Noto Serif, as in any
-program that sets text; a character that neither has is a missing glyph, found in the fonts' tables and not by drawing.
+The font of a script often lacks Latin letters, digits or brackets. These come from Noto Sans or Noto Serif, as in any
+typesetting program. A character that neither font has is a missing glyph; the fonts' tables say so without drawing.
 """
 
 import functools
@@ -19,11 +19,15 @@ from data_pipeline.synthesis.lettering.scripts import Script
 
 MORE = ", or name the folder of the Noto fonts with --fonts"
 FOLDERS = (Path("/usr/share/fonts/truetype/noto"), Path("/usr/share/fonts/opentype/noto"))
-JOINERS = {"\u200c", "\u200d"}  # zero width (non-)joiner: they steer shaping and need no glyph
+JOINERS = {"\u200c", "\u200d"}  # zero-width (non-)joiners, which control shaping and need no glyph
 
 
 class MissingGlyph(Exception):
-    """A text has a character that no font of the typeface can show: `character`."""
+    """A text has a character that no font of the typeface covers.
+
+    Attributes:
+      character: the first such character.
+    """
 
     def __init__(self, character: str):
         super().__init__(f"U+{ord(character):04X}")
@@ -32,7 +36,7 @@ class MissingGlyph(Exception):
 
 @dataclass(frozen=True)
 class FontFile:
-    """A font: a file, and its number inside a collection."""
+    """A font file, and the index of the font inside a collection."""
 
     path: str
     index: int = 0
@@ -40,10 +44,10 @@ class FontFile:
 
 @dataclass(frozen=True)
 class Typeface:
-    """The fonts that together show a script: its own first, then the one for everything else.
+    """The fonts for a script: the script's font first, then the font for all other characters.
 
     Attributes:
-      style: `sans-serif`, `serif`, or a name of the script's own such as `Naskh`.
+      style: `sans-serif`, `serif`, or a style of the script such as `Naskh`.
     """
 
     script: Script
@@ -52,22 +56,22 @@ class Typeface:
     files: tuple[FontFile, ...]
 
     def runs(self, text: str, language: str) -> tuple[tuple[FontFile, str], ...]:
-        """Divides a line, in its logical order, into runs of one font each.
+        """Divides a line, in logical order, into runs of one font each.
 
-        Runs change between a script's own characters and all others, and among those only at spaces if that can be, so
-        that a number with its signs is one run: in a line from right to left the runs can then be laid side by side.
+        The font changes between characters of the script and all others. Among the others it changes at spaces if
+        possible, so a number with its signs is one run, and runs of a right-to-left line can be drawn side by side.
 
         Raises:
-          MissingGlyph: naming the first character that no font has.
+          MissingGlyph: with the first character that no font covers.
         """
         runs: list[tuple[FontFile, str]] = []
-        for own, group in itertools.groupby(graphemes(text, language), self._is_own):
+        for of_script, group in itertools.groupby(graphemes(text, language), self._is_of_script):
             run = "".join(group)
-            whole = self._first(self.files[:1] if own else self.files, run)
-            tokens = [run] if own or whole else [token for token in re.split("([ \u00a0]+)", run) if token]
+            whole = self._first(self.files[:1] if of_script else self.files, run)
+            tokens = [run] if of_script or whole else [token for token in re.split("([ \u00a0]+)", run) if token]
             for token in tokens:
                 file = whole or self._first(self.files, token)
-                if file is None and (own or self.script.rtl):
+                if file is None and (of_script or self.script.rtl):
                     raise MissingGlyph(next(c for c in token if not covers(self.files[0], c)))
                 if file is not None:
                     runs.append((file, token))
@@ -85,7 +89,7 @@ class Typeface:
     def _first(files: tuple[FontFile, ...], text: str) -> FontFile | None:
         return next((file for file in files if covers(file, text)), None)
 
-    def _is_own(self, cluster: str) -> bool:
+    def _is_of_script(self, cluster: str) -> bool:
         return any(unicodedata.script(character) in self.script.unicode for character in cluster)
 
 
@@ -93,10 +97,10 @@ class FontLibrary:
     """The typefaces of some scripts.
 
     Args:
-      more: other ways out of a missing font, for its message.
+      more: end of the message for a missing font, with other remedies.
 
     Raises:
-      ValueError: when a font is in none of the folders, naming its Debian package; when Pillow cannot shape text.
+      ValueError: if a font is in none of the folders, with its Debian package; or if Pillow cannot shape text.
     """
 
     def __init__(self, scripts: tuple[Script, ...], folders: tuple[Path, ...] = FOLDERS, more: str = MORE):
@@ -133,7 +137,7 @@ def _face_index(path: str, face: str) -> int:
         for index, font in enumerate(collection.fonts):
             if font["name"].getDebugName(1).endswith(f" {face}"):
                 return index
-    raise ValueError(f"{path} holds no face for {face}")
+    raise ValueError(f"{path} has no face for {face}")
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""Where text may be divided: Unicode's line, sentence, word and character boundaries, as ICU finds them.
+"""Unicode's line, sentence, word and character boundaries, as ICU finds them.
 
-ICU breaks Thai by its dictionary and keeps closing punctuation off the beginning of a line in Chinese and Japanese.
+ICU breaks Thai with a dictionary and does not begin a Chinese or Japanese line with closing punctuation.
 """
 
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from icu4py.breakers import CharacterBreaker, LineBreaker, SentenceBreaker, Word
 
 
 def graphemes(text: str, language: str) -> list[str]:
-    """What a reader takes for characters: a letter with its marks is one."""
+    """The user-perceived characters: a letter with its marks is one."""
     return list(CharacterBreaker(text, language))
 
 
 def sentences(text: str, language: str) -> list[str]:
-    """The sentences, each with the space behind it."""
+    """The sentences, each with the space after it."""
     return list(SentenceBreaker(text, language))
 
 
@@ -22,11 +22,12 @@ def break_lines(text: str, language: str, width: float, measure: Callable[[str],
     """Fills lines greedily.
 
     Args:
-      width: of a line, in the unit of `measure`, which gives the length of a piece of text. Lengths of pieces between
-        break opportunities are added up: no script joins letters over one.
+      width: width of a line, in the unit of `measure`.
+      measure: returns the length of a piece of text. Lengths of pieces between break opportunities are summed, since no
+        script joins letters across one.
 
     Returns:
-      The lines, without the spaces at their ends; None when a piece that must not be divided is wider than a line.
+      The lines, without the spaces at their ends; None if an unbreakable piece is wider than a line.
     """
     lines, line, length = [], "", 0.0
     for piece in LineBreaker(text, language):
@@ -42,7 +43,7 @@ def break_lines(text: str, language: str, width: float, measure: Callable[[str],
 
 
 def shorten(text: str, language: str, fits: Callable[[str], bool]) -> str | None:
-    """The longest beginning that fits and ends with a sentence, or else with a word; None when not one word fits."""
+    """The longest prefix that fits and ends with a sentence, or else with a word; None if not even one word fits."""
     if fits(text):
         return text
     for breaker in (SentenceBreaker, WordBreaker):
@@ -51,7 +52,7 @@ def shorten(text: str, language: str, fits: Callable[[str], bool]) -> str | None
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits("".join(pieces[:middle]).rstrip()) else (low, middle - 1)
-        # A word is no end behind an opening bracket, nor before its own full stop.
+        # A prefix must not end with an opening bracket or a comma.
         if beginning := "".join(pieces[:low]).rstrip().rstrip("([{“‘«「『（《,、，،"):
             return beginning.rstrip()
     return None

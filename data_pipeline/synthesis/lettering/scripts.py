@@ -1,7 +1,7 @@
-"""Writing systems: how they run, what they are called, and which fonts show them.
+"""Writing systems: their direction, their names, and their fonts.
 
-Scripts are named by ISO 15924. The script of a language comes from CLDR's likely subtags, so every language that is
-written in one of SCRIPTS can be used, not only those for which there are built-in phrases.
+Scripts have ISO 15924 codes. CLDR's likely subtags give the script of a language, so every language that is written in
+one of SCRIPTS can be used, not only those with built-in phrases.
 """
 
 import functools
@@ -13,7 +13,7 @@ from fontTools import unicodedata
 
 CORE, CJK = "fonts-noto-core", "fonts-noto-cjk"  # Debian packages
 _SANS, _SERIF = "sans-serif", "serif"
-DISPLAY = " display"  # end of the style of typefaces whose thin strokes are meant for large sizes
+DISPLAY = " display"  # suffix of styles whose thin strokes are meant for large sizes
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Script:
     """One writing system.
 
     Attributes:
-      code: ISO 15924.
-      name: in English, for captions.
-      typefaces: (style, name of the Noto font without weight and suffix).
-      unicode: Unicode script property of its own characters; what else appears in a text may come from Noto Sans.
-      face: of a font collection, the end of the face's name, such as `JP`; None: the file holds one font.
-      rtl: runs from right to left.
-      vertical: may also be set in columns from top to bottom, right to left.
+      code: ISO 15924 code.
+      name: English name, for captions.
+      typefaces: pairs of a style and the name of the Noto font without weight and suffix.
+      unicode: Unicode script properties of its characters; other characters of a text may come from Noto Sans.
+      face: end of the face's name in a font collection, such as `JP`; None if the file has one font.
+      rtl: whether it runs from right to left.
+      vertical: whether it may also be set in columns from top to bottom, right to left.
     """
 
     code: str
@@ -40,15 +40,15 @@ class Script:
 
     @property
     def legible(self) -> int:
-        """Pixels per em below which a page is not set.
+        """The least font size of a page, in pixels per em.
 
-        10 and 16 are the glyph sizes of English and Chinese in OmniDoc-TokenBench; what lies between is our choice.
+        10 and 16 are the glyph sizes of English and Chinese in OmniDoc-TokenBench; 13 in between is our choice.
         """
         return 16 if self.face else 10 if self.code in ("Latn", "Cyrl", "Grek") else 13
 
     @property
     def package(self) -> str:
-        """The Debian package that holds the fonts."""
+        """The Debian package with the fonts."""
         return CJK if self.face else CORE
 
 
@@ -100,10 +100,10 @@ _OWNER = {"Hani": "Hans", "Bopo": "Hant", "Hira": "Jpan", "Kana": "Jpan", "Hang"
 
 
 def find_scripts(codes: tuple[str, ...]) -> tuple[Script, ...]:
-    """Scripts by their codes.
+    """Looks up scripts by their codes.
 
     Raises:
-      ValueError: for an unknown code, or none at all.
+      ValueError: for an unknown code, or if there are no codes.
     """
     unknown = [code for code in codes if code not in SCRIPTS]
     if unknown or not codes:
@@ -113,7 +113,7 @@ def find_scripts(codes: tuple[str, ...]) -> tuple[Script, ...]:
 
 @functools.cache
 def script_of_language(language: str) -> str | None:
-    """The ISO 15924 code in which a language (BCP 47) is most often written; None if CLDR does not say."""
+    """The ISO 15924 code of the usual script of a language (BCP 47); None if CLDR does not have it."""
     tag = language.replace("-", "_")
     parts = tag.split("_")
     code = next((part.title() for part in parts[1:] if len(part) == 4 and part.isalpha()), None)
@@ -126,9 +126,9 @@ def script_of_language(language: str) -> str | None:
 
 
 def script_of_text(text: str) -> str | None:
-    """The script of most characters of a text, for texts without a language; None: it has none of its own.
+    """The script of most characters of a text, for texts without a language; None if no character has a script.
 
-    Han characters alone count as simplified Chinese; with kana they are Japanese, with hangul Korean.
+    Han characters alone count as simplified Chinese, with kana as Japanese, with hangul as Korean.
     """
     counts: dict[str, int] = {}
     for character in text:
@@ -145,7 +145,7 @@ def script_of_text(text: str) -> str | None:
 
 @functools.cache
 def language_name(language: str) -> str | None:
-    """The English name of a language, None if CLDR has none."""
+    """The English name of a language; None if CLDR has none."""
     try:
         return Locale.parse(language, sep="-").get_language_name("en")
     except (UnknownLocaleError, ValueError):

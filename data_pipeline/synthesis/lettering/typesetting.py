@@ -1,6 +1,6 @@
-"""Typesetting: text in a box, in lines or vertical columns, in one column or several, never cut off.
+"""Typesetting: fits text into a box, in lines or vertical columns, in one or several columns, without cutting it off.
 
-Shaping is Pillow's (raqm: HarfBuzz and FriBidi). Lengths are pixels; a font's size is its em.
+Pillow shapes the text (raqm: HarfBuzz and FriBidi). Lengths are in pixels; the size of a font is its em.
 """
 
 import dataclasses
@@ -11,20 +11,25 @@ from PIL import Image, ImageDraw
 from data_pipeline.synthesis.lettering.fonts import FontFile, MissingGlyph, Typeface, at_size
 from data_pipeline.synthesis.lettering.linebreak import break_lines
 
-SHRINK = 0.9  # from one size tried to the next
+SHRINK = 0.9  # factor from one tried size to the next
 Colour = tuple[int, int, int]
 
 REASONS = {
     "missing_glyph": "a character that no font of the typeface has",
-    "does_not_fit": "too long for its place at the smallest size",
-    "caption_too_long": "not one word of it fits into the caption",
+    "does_not_fit": "a text too long for its box at the smallest size",
+    "caption_too_long": "a text of which not even one word fits into the caption",
     "empty_corpus": "the corpus has no text of the script",
     "broken_scene": "a scene picture that cannot be decoded or is too small",
 }
 
 
 class Unsuitable(Exception):
-    """A text or picture cannot be used; `reason` is one of REASONS, `text` what it was about."""
+    """A text or picture cannot be used.
+
+    Attributes:
+      reason: a key of REASONS.
+      text: the text, or the name of the picture.
+    """
 
     def __init__(self, reason: str, text: str):
         super().__init__(f"{reason}: {text[:80]}")
@@ -33,14 +38,16 @@ class Unsuitable(Exception):
 
 @dataclass(frozen=True)
 class Style:
-    """How a text is to look.
+    """How a text should look.
 
     Attributes:
-      size, minimum: pixels per em wished for, and the least that will do.
-      align: `start` (left, or right in scripts from right to left), `centre`, `end`.
-      leading: distance of lines in heights of a line; of vertical columns in 1.3 em.
-      columns, gap: number of columns, and the pixels between them.
-      vertical: columns from top to bottom, right to left.
+      size: desired size in pixels per em.
+      minimum: least acceptable size in pixels per em.
+      align: `start` (left, or right in right-to-left scripts), `centre` or `end`.
+      leading: line spacing as a multiple of the line height, which is 1.3 em for vertical columns.
+      columns: number of columns.
+      gap: pixels between two columns.
+      vertical: whether lines are vertical columns, right to left.
     """
 
     typeface: Typeface
@@ -58,11 +65,11 @@ class Block:
     """A text divided into lines, ready to be drawn.
 
     Attributes:
-      lines: without the spaces at which the text was broken.
-      style: with the `size` that was found.
+      lines: lines without the spaces at their ends.
+      size: size that fits, in pixels per em.
       pitch: pixels from one line, or vertical column, to the next.
-      rows: lines per column.
-      width, height: of the box in which it was set.
+      rows: number of lines per column.
+      width: width of the box; `height` is its height.
     """
 
     text: str
@@ -77,7 +84,7 @@ class Block:
 
     @property
     def extent(self) -> int:
-        """Pixels that the lines take from top to bottom, or the vertical columns from right to left."""
+        """Extent in pixels of the lines from top to bottom, or of the vertical columns from right to left."""
         return self.pitch * min(self.rows, len(self.lines))
 
 
@@ -117,7 +124,8 @@ def set_text(text: str, language: str, style: Style, width: float, height: float
         height_of_line = 1.3 * whole if style.vertical else line_height(style.typeface, whole)
         pitch = round(style.leading * height_of_line)
         rows = across // pitch
-        # Lengths grow with the size but for rounding, so one measurement serves all sizes and the lines are checked.
+        # Lengths are proportional to the size except for rounding, so one measurement serves all sizes. The finished
+        # lines are measured again.
         lines = break_lines(text, language, along * reference / whole, measured) if rows else None
         if lines is not None and len(lines) <= rows * columns:
             longest = max(length(line, style.typeface, whole, language, style.vertical) for line in lines)
@@ -130,10 +138,10 @@ def set_text(text: str, language: str, style: Style, width: float, height: float
 def set_paragraphs(
     texts: list[str], language: str, style: Style, width: float, height: float, space: float
 ) -> list[Block]:
-    """Sets paragraphs below each other in one box, all at the same size, the largest that fits.
+    """Typesets paragraphs below each other in one box, all at the largest size that fits.
 
     Args:
-      space: between two paragraphs, in em.
+      space: space between two paragraphs, in em.
 
     Raises:
       Unsuitable: `missing_glyph` or `does_not_fit`.
@@ -157,7 +165,7 @@ def draw_block(image: Image.Image, block: Block, left: float, top: float, colour
     """Draws a block with its box at (left, top).
 
     Raises:
-      Unsuitable: `does_not_fit`, when ink would leave the picture; the picture is spoiled then.
+      Unsuitable: `does_not_fit`, if the text would leave the picture, which is partly drawn then.
     """
     draw = ImageDraw.Draw(image)
     style, rtl = block.style, block.style.typeface.script.rtl

@@ -1,4 +1,4 @@
-"""Comics: panels with a figure each that says something in a balloon."""
+"""Comics: panels in which a figure says something in a balloon."""
 
 from PIL import ImageDraw
 
@@ -12,7 +12,7 @@ _BLACK = COLOURS["black"]
 
 
 def draw_comic(job: Job) -> Sample:
-    """Two to four panels in rows; the reading direction is that of the script."""
+    """Draws two to four panels in rows, in the reading direction of the script."""
     size = job.size(lambda size: 0.6 <= size.width / size.height <= 2)
     canvas = Canvas.plain(job, size, "white")
     unit, (width, height), rtl = canvas.unit, size, job.script.rtl
@@ -72,7 +72,7 @@ def _draw_panel(canvas: Canvas, box: tuple[float, float, float, float], number: 
 
 
 def _draw_figure(draw: ImageDraw.ImageDraw, job: Job, x, head, radius, bottom, colour: Colour, line: int) -> str:
-    """A body with a face; returns its mood."""
+    """Draws a body with a face; returns its mood."""
     body = (x - 1.2 * radius, head + 0.8 * radius, x + 1.2 * radius, bottom + radius)
     draw.pieslice((body[0], body[1], body[2], 2 * bottom - body[1]), 180, 360, fill=colour, outline=_BLACK, width=line)
     draw.ellipse((x - radius, head - radius, x + radius, head + radius), fill=colour, outline=_BLACK, width=line)

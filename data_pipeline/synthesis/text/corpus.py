@@ -1,8 +1,7 @@
-"""Where the words come from: a file of the user's, or phrases with names from CLDR.
+"""Where the words come from: a file that the user provides, or phrases with names from CLDR.
 
 A corpus file has one paragraph per line: plain text, `LANGUAGE<tab>TEXT`, or JSON `{"text": .., "language": ..}`. Only
-the places of its lines are kept in memory. Lines from outside may be anything: what cannot be set is counted with its
-reason by `read_corpus`.
+the offsets of its lines are kept in memory. `read_corpus` counts lines that cannot be typeset with their reasons.
 """
 
 import functools
@@ -25,27 +24,28 @@ from data_pipeline.synthesis.lettering.fonts import JOINERS
 from data_pipeline.synthesis.lettering.linebreak import sentences, shorten
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS, script_of_language, script_of_text
 from data_pipeline.synthesis.text.phrases import PATTERNS
+from qi2_jax.runtime.text_files import read_text
 from qi2_jax.text.qwen_tokenizer import SPECIAL_TOKENS
 
 MAX_LINE_BYTES = 64 << 10
 REASONS = {
-    "blank": "no letter and no digit",
+    "blank": "a line without letters and digits",
     "too_long": f"a line above {MAX_LINE_BYTES} bytes",
-    "not_utf8": "not UTF-8",
+    "not_utf8": "a line that is not UTF-8",
     "bad_json": "a line that begins with a brace and is not a JSON object with a text",
-    "bad_language": "a language that is no BCP 47 tag",
-    "control_characters": "control and invisible characters, private use, code points without a character",
-    "bidi_controls": "marks and overrides of direction, which would make the picture differ from what the text says",
+    "bad_language": "a language that is not a BCP 47 tag",
+    "control_characters": "control, invisible, private-use and unassigned characters",
+    "bidi_controls": "marks and overrides of direction, which would make the picture differ from the text",
     "control_tokens": "a control token of the tokenizer, such as <|image_pad|>",
     "other_script": "a script that was not asked for",
 }
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _PREFIX = re.compile(r"([A-Za-z0-9-]{2,20})\t")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_HINTS = re.compile("[\u00ad\u200b\u2060\ufeff]")  # where a line may be broken: ICU knows
+_HINTS = re.compile("[\u00ad\u200b\u2060\ufeff]")  # hints for line breaks, which ICU finds without them
 _TOKENS = tuple(token for token, _ in SPECIAL_TOKENS)
-_NO_PLACES = ("EU", "EZ", "QO", "UN", "XA", "XB", "ZZ")  # regions of CLDR that are no countries
-_NO_SPACE = ("Hans", "Hant", "Jpan")  # sentences follow one another without one
+_NO_PLACES = ("EU", "EZ", "QO", "UN", "XA", "XB", "ZZ")  # regions of CLDR that are not countries
+_NO_SPACE = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
 
 
 class Corpus(Protocol):
@@ -54,7 +54,7 @@ class Corpus(Protocol):
     licence: str | None
 
     def languages(self, script: str) -> tuple[str, ...]:
-        """Languages (BCP 47; `und` when unknown) of the texts in a script, in a fixed order."""
+        """Languages (BCP 47; `und` if unknown) of the texts in a script, in a fixed order."""
 
     def paragraph(self, rng: np.random.Generator, script: str, language: str) -> str:
         """A paragraph of one or more sentences."""
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 
 def clean(text: str) -> str:
-    """A text as it will be drawn and quoted: composed (NFC), each white space one space or no-break space.
+    """Normalises a text for drawing and quoting: NFC, with runs of white space as one space or no-break space.
 
     Raises:
       Refused: for characters that must not be drawn.
@@ -88,16 +88,16 @@ def clean(text: str) -> str:
 
 
 def parse_line(line: bytes) -> tuple[str, str, str | None]:
-    """(text, language, script code or None) of a line of a corpus.
+    """The text, language, and script code or None of a line of a corpus.
 
     Raises:
-      Refused: if it cannot be used.
+      Refused: if the line cannot be used.
     """
     if len(line) > MAX_LINE_BYTES:
         raise Refused("too_long")
     try:
-        content = line.decode("utf-8-sig").strip("\r\n")
-    except UnicodeDecodeError:
+        content = read_text(line).strip("\n")
+    except ValueError:
         raise Refused("not_utf8") from None
     language: object = None
     if content.lstrip().startswith("{"):
@@ -117,7 +117,7 @@ def parse_line(line: bytes) -> tuple[str, str, str | None]:
 
 
 class CorpusFile:
-    """The usable lines of a file, by script and language; see `read_corpus`. Can be shared with worker processes."""
+    """The usable lines of a file, by script and language; see `read_corpus`. Can be pickled for worker processes."""
 
     def __init__(self, path: Path, places: dict[str, dict[str, np.ndarray]], licence: str | None):
         self.path, self.places, self.licence = path, places, licence
@@ -146,10 +146,10 @@ class CorpusFile:
 
 
 def read_corpus(path: Path | str, scripts: tuple[str, ...], licence: str | None, refused: Tally) -> CorpusFile:
-    """Looks through a corpus file once, line by line in bounded memory, counting in `refused` what cannot be used.
+    """Scans a corpus file line by line, in bounded memory, and counts unusable lines in `refused`.
 
     Raises:
-      ValueError: if there is no such file, or nothing in it is usable.
+      ValueError: if there is no such file, or it has no usable line.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,7 +181,7 @@ def read_corpus(path: Path | str, scripts: tuple[str, ...], licence: str | None,
 
 
 class BuiltinCorpus:
-    """Sentences of `phrases.PATTERNS`, filled with dates, lists and measures as CLDR writes them in each language."""
+    """Sentences of `phrases.PATTERNS`, filled with dates, lists and measures in the CLDR format of each language."""
 
     licence: str | None = "texts: Apache-2.0, with names from Unicode CLDR (Unicode-3.0)"
 
@@ -215,7 +215,7 @@ def _languages() -> dict[str, tuple[str, ...]]:
 
 
 def _clean(text: str) -> str:
-    """CLDR puts marks of direction into lists and dates, and some abbreviations end a sentence with two full stops."""
+    """Removes CLDR's marks of direction, and the second full stop after an abbreviation at the end of a sentence."""
     return clean(_BIDI.sub("", text).replace("..", "."))
 
 
@@ -226,17 +226,17 @@ def _locale(language: str) -> Locale:
 
 @functools.cache
 def _names(language: str) -> dict[str, tuple[str, ...]]:
-    """Names in a fixed order; those in another script than the language's are left out."""
+    """Names in a fixed order, without names in another script than that of the language."""
     locale, script = _locale(language), script_of_language(language)
     assert script is not None
-    own = SCRIPTS[script].unicode
+    codes = SCRIPTS[script].unicode
 
     def usable(names) -> tuple[str, ...]:
         from fontTools.unicodedata import script as script_of
 
         found = dict(sorted(names.items())).values()
         return tuple(
-            name for name in found if all(script_of(character) in (*own, "Zyyy", "Zinh") for character in name)
+            name for name in found if all(script_of(character) in (*codes, "Zyyy", "Zinh") for character in name)
         )
 
     return {
@@ -275,7 +275,7 @@ def _fill(rng: np.random.Generator, language: str, pattern: str) -> str:
 
 
 def _measure(amount: float, unit: str, language: str) -> str:
-    """CLDR's long form; where Babel has none, the short one."""
+    """A measure in CLDR's long form, or in the short one if Babel lacks the long one."""
     for width in ("long", "short"):
         text = format_unit(amount, unit, width, locale=_locale(language), numbering_system="default")
         if unit not in text:

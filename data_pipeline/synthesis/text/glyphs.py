@@ -1,4 +1,4 @@
-"""Small glyphs, 5 to 20 pixels high, on plain or real grounds: what an autoencoder must learn to keep."""
+"""Small glyphs, 5 to 20 pixels high, on plain or real backgrounds, which an autoencoder must learn to preserve."""
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ SIDE = 384  # pixels per side of a picture
 
 
 def draw_glyphs(job: Job) -> Sample:
-    """Lines of different sizes, one below the other, until the picture or the caption is full."""
+    """Draws lines of different sizes below each other until the picture or the caption is full."""
     canvas, ground, licence = _ground(job)
     canvas.small = True
     side, margin = SIDE, 6

@@ -1,4 +1,4 @@
-"""What every strategy needs to draw one sample: its random numbers, words, typefaces, and a canvas that remembers."""
+"""What every strategy needs to draw a sample: random numbers, words, typefaces, and a canvas that records its texts."""
 
 import functools
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from data_pipeline.synthesis.text.scenes import Scene, Scenes
 from qi2_jax.text.qwen_tokenizer import build_qwen_tokenizer
 
 MAX_CAPTION_TOKENS = 1024
-DESCRIPTION_TOKENS = 320  # of them for the words around the quotations
-LEAST_TOKENS = 6  # of a quotation; with less there is no word in most scripts
+DESCRIPTION_TOKENS = 320  # reserved for the words around the quotations
+LEAST_TOKENS = 6  # of a quotation; fewer do not make a word in most scripts
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def _tokenizer():
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of Qwen's tokenizer."""
+    """Number of tokens of Qwen's tokenizer."""
     return len(_tokenizer()(text).input_ids)
 
 
@@ -37,8 +37,8 @@ class Sample:
     """A finished picture.
 
     Attributes:
-      texts: everything that is written in it, in the reading order in which the caption quotes it.
-      licence: of a picture used in it, None without.
+      texts: all texts that are written in it, in the order in which the caption quotes them.
+      licence: licence of a photograph used in it; None without one.
     """
 
     image: Image.Image
@@ -53,9 +53,9 @@ class Job:
     """One sample in the making.
 
     Attributes:
-      rng: its random numbers; everything random comes from here.
-      sizes: of pictures, from the tallest to the widest.
-      budget: tokens that may still be quoted.
+      rng: source of all random numbers of the sample.
+      sizes: possible sizes, from the tallest to the widest.
+      budget: number of tokens that may still be quoted.
     """
 
     rng: np.random.Generator
@@ -77,13 +77,13 @@ class Job:
         return float(self.rng.uniform(low, high))
 
     def size(self, suits: Callable[[Bucket], bool] = lambda size: True) -> tuple[int, int]:
-        """(width, height) of a random size that suits."""
+        """Width and height of a random size that suits."""
         size = self.pick(*[size for size in self.sizes if suits(size)])
-        # Sides rounded to the grid can make 1:3 a little longer, and selection drops what is above 3.
+        # Rounding to the grid can make 1:3 a little longer, and selection drops aspect ratios above 3.
         return min(size.width, 3 * size.height), min(size.height, 3 * size.width)
 
     def typeface(self, *, bold: bool | None = None, style: str | None = None, title: bool = False) -> Typeface:
-        """A random typeface of the script; for a title also one that is made for large sizes alone."""
+        """A random typeface of the script; titles may also use typefaces that are made for large sizes."""
         return self.pick(
             *[
                 typeface
@@ -95,7 +95,7 @@ class Job:
         )
 
     def paragraph(self, most: int = MAX_CAPTION_TOKENS) -> str:
-        """A paragraph of at most `most` tokens, shortened at a sentence or word. Raises Unsuitable."""
+        """A paragraph of at most `most` tokens, cut after a sentence or word. Raises Unsuitable."""
         return self._spend(self.corpus.paragraph(self.rng, self.script.code, self.language), most)
 
     def phrase(self) -> str:
@@ -109,17 +109,17 @@ class Job:
             shortened = shorten(text, self.language, lambda beginning: count_tokens(beginning) <= most)
         if shortened is None:
             raise Unsuitable("caption_too_long", text)
-        self.budget -= count_tokens(shortened) + 2  # with its quotation marks
+        self.budget -= count_tokens(shortened) + 2  # including the quotation marks
         return shortened
 
     def scene(self) -> Scene:
-        """A picture to write on or to place. Raises Unsuitable."""
+        """A random photograph. Raises Unsuitable."""
         assert self.scenes is not None
         return self.scenes.draw(self.rng)
 
     @property
     def writing(self) -> str:
-        """The script and language in words, such as `Hebrew script` or `Cyrillic script (Russian)`."""
+        """The names of the script and language, such as `Hebrew script` or `Cyrillic script (Russian)`."""
         language = language_name(self.language)
         if language is None or language.startswith(self.script.name):
             return f"{self.script.name} script"
@@ -130,9 +130,10 @@ class Job:
 
 @dataclass
 class Canvas:
-    """A picture in the making that remembers, in order, what was written on it.
+    """A picture in the making that records, in order, the texts written on it.
 
-    `small`: its text may be smaller than what can be read.
+    Attributes:
+      small: whether text may be smaller than the legible size of its script.
     """
 
     job: Job
@@ -146,7 +147,7 @@ class Canvas:
 
     @property
     def unit(self) -> float:
-        """Pixels of one thousandth of the side of a square with the picture's area: the measure of all sizes."""
+        """A thousandth of the side, in pixels, of a square with the picture's area; all sizes are multiples of it."""
         return (self.image.width * self.image.height) ** 0.5 / 1000
 
     def write(
@@ -157,7 +158,7 @@ class Canvas:
         colour: str | Colour | int,
         place: str = "top",
     ) -> Block:
-        """Sets a text in the box (left, top, right, bottom), at its `top`, `middle` or `bottom`. Raises Unsuitable."""
+        """Typesets a text in a box (left, top, right, bottom), at its top, middle or bottom. Raises Unsuitable."""
         left, top, right, bottom = box
         block = set_text(text, self.job.language, self.legible(style), right - left, bottom - top)
         if not style.vertical:
@@ -167,35 +168,35 @@ class Canvas:
         return block
 
     def legible(self, style: Style) -> Style:
-        """The style with sizes that can be read on a small picture, unless it is small by intention."""
+        """The style with legible sizes, unless the canvas is for small text."""
         if self.small:
             return style
         least = self.job.script.legible
         return replace(style, size=max(style.size, least), minimum=max(style.minimum, least))
 
     def draw(self, block: Block, left: float, top: float, colour: str | Colour | int) -> None:
-        """Draws a block whose place is known. Raises Unsuitable."""
+        """Draws a typeset block. Raises Unsuitable."""
         draw_block(self.image, block, left, top, COLOURS[colour] if isinstance(colour, str) else colour)
         self.texts.append(block.text)
 
 
 def quote(text: str) -> str:
-    """A text as captions quote it."""
+    """A text in the quotation marks of captions."""
     return f"“{text}”"
 
 
 def with_article(noun: str) -> str:
-    """A noun, such as `ivory ground`, behind its indefinite article."""
+    """A noun, such as `ivory ground`, after its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def listing(parts: list[str]) -> str:
-    """Parts of a sentence, separated by commas."""
+    """Joins parts of a sentence with commas."""
     return ", ".join(parts)
 
 
 def aligned(align: str, script: Script) -> str:
-    """An alignment in words."""
+    """Describes an alignment."""
     if align == "centre":
         return "centred"
     return "aligned to the " + ("right" if (align == "end") != script.rtl else "left")

@@ -9,5 +9,5 @@ LAYOUTS = (draw_slide, draw_poster, draw_infographic, draw_table, draw_comic)
 
 
 def draw_layout(job: Job) -> Sample:
-    """One of the layouts. Raises Unsuitable."""
+    """Draws a random layout. Raises Unsuitable."""
     return job.pick(*LAYOUTS)(job)

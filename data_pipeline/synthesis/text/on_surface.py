@@ -1,7 +1,7 @@
-"""Text in real scenes: painted on a calm surface of a picture, or on a sheet before it, in perspective and its light.
+"""Text in real scenes: painted on a smooth surface or on a sheet in front of it, with matching perspective and light.
 
-The picture's own brightness gives the light: blurred, it shades; the rest is the texture that shows through paint.
-Sharpness and noise are measured and matched (`surfaces`).
+The blurred brightness of the picture shades the text; the remaining detail is the texture that shows through paint.
+Sharpness and noise are measured in the picture and matched (`surfaces`).
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from data_pipeline.synthesis.lettering.typesetting import Colour, Style
 from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, quote, with_article
 from data_pipeline.synthesis.text.surfaces import Window, find_window, grey_of, light_of, make_sheet, perspective, warp
 
-MIN_SIDE, MAX_SIDE = 640, 1536  # pixels of the shorter and of the longer side of a picture
+MIN_SIDE, MAX_SIDE = 640, 1536  # least shorter side and largest longer side of a picture, in pixels
 MAX_UPSCALE = 1.5
-CALM = 18.0  # roughness up to which a surface takes paint
+CALM = 18.0  # largest roughness of a surface that is painted on
 SHEETS = {
     "paper": ("white", "ivory", "pale yellow", "pale blue", "pale pink"),
     "wooden board": ("brown",),
@@ -30,10 +30,13 @@ _SMALLEST = 16  # pixels per em on the sheet, before the perspective
 
 @dataclass(frozen=True)
 class _Writing:
-    """A sheet seen from the front: its colours, where it covers what is behind, and how the text on it looks.
+    """A sheet seen from the front, and the style of the text on it.
 
-    `beyond` is the colour with which the sheet goes on behind its edges, so that they do not fade into black; `on` says
-    in words what the text stands on.
+    Attributes:
+      front: colours of the sheet.
+      cover: opacity of the sheet, 0..255.
+      beyond: colour outside the edges of the sheet, so that the edges do not fade into black.
+      on: description of the surface, for the caption.
     """
 
     front: Image.Image
@@ -57,7 +60,7 @@ def draw_scene(job: Job) -> Sample:
     else:
         writing = _sheet(job, window)
 
-    # All that changes lies in the window and, for shadow and blur, a margin around it.
+    # Only the window changes and, by shadow and blur, a margin around it.
     around = window.grown(_MARGIN, image.size)
     size = (around.width, around.height)
     corners = perspective(job.rng, writing.front.size, window) - np.asarray([around.left, around.top])
@@ -81,7 +84,7 @@ def draw_scene(job: Job) -> Sample:
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """The picture in a size at which text can be read."""
+    """Resizes a picture so that text in it is legible."""
     scale = min(max(1.0, MIN_SIDE / min(image.size)), MAX_UPSCALE)
     scale = min(scale, MAX_SIDE / max(image.size))
     if scale == 1.0:
@@ -90,7 +93,7 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _paint(job: Job, window: Window, ground) -> _Writing:
-    """Letters without a ground of their own."""
+    """Letters painted directly on the surface."""
     red, green, blue = (int(value) for value in ground)
     ink = readable_on(job.rng, (red, green, blue))
     letters = Image.new("L", (window.width, window.height), 0)
@@ -100,7 +103,7 @@ def _paint(job: Job, window: Window, ground) -> _Writing:
 
 
 def _sheet(job: Job, window: Window) -> _Writing:
-    """Letters on a sheet of some material."""
+    """Letters on a sheet of a random material."""
     material = job.pick(*SHEETS)
     ground = job.pick(*SHEETS[material])
     ink = readable_on(job.rng, COLOURS[ground])

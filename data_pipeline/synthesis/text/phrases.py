@@ -1,7 +1,6 @@
-"""Phrases from which the built-in corpus makes sentences: seven patterns per language, filled with names from CLDR.
+"""Patterns of the sentences of the built-in corpus: seven per language, to be filled with names from CLDR.
 
-The patterns are our own. They are built so that what is filled in stands in the form that CLDR gives: behind a colon
-where the language has cases.
+We wrote the patterns so that every placeholder takes the form that CLDR gives: after a colon in languages with cases.
 """
 
 PATTERNS = {

@@ -1,4 +1,4 @@
-"""Pure text: paragraphs on clean grounds, their layout different every time."""
+"""Pure text: paragraphs on plain backgrounds in random layouts."""
 
 import unicodedata
 from dataclasses import replace
@@ -15,7 +15,7 @@ _NUMBERS = ("", "one", "two", "three")
 
 
 def draw_pure(job: Job) -> Sample:
-    """A page with a title or without, one to three columns, horizontal or (Chinese, Japanese, Korean) vertical."""
+    """A page with or without a title, in one to three columns, horizontal or (Chinese, Japanese, Korean) vertical."""
     size = job.size()
     canvas, ground, colours = _ground(job, size)
     unit = canvas.unit
@@ -38,7 +38,7 @@ def draw_pure(job: Job) -> Sample:
 
     colour, typeface = readable_on(job.rng, *colours), job.typeface(bold=bold)
     align = "start" if vertical else job.pick("start", "start", "centre", "end")
-    # The size at which the text fills a share of the page; an average glyph takes 0.8 square em with its leading.
+    # At this size the text fills the chosen share of the page: a glyph takes 0.8 square em on average, with leading.
     characters = sum(len(graphemes(text, job.language)) for text in texts)
     filling = (job.between(0.2, 0.9) * (right - left) * (bottom - top) / (0.8 * characters)) ** 0.5
     style = Style(
@@ -57,7 +57,7 @@ def draw_pure(job: Job) -> Sample:
 
 
 def _write(job: Job, canvas: Canvas, texts: list[str], style: Style, box, colour: str, vertical: bool):
-    """Writes the paragraphs; returns (blocks, number of columns that they take)."""
+    """Writes the paragraphs; returns their blocks and the number of columns."""
     left, top, right, bottom = box
     unit, style = canvas.unit, canvas.legible(style)
     if len(texts) > 1:
@@ -68,7 +68,7 @@ def _write(job: Job, canvas: Canvas, texts: list[str], style: Style, box, colour
             top += block.extent + space * block.size
         return blocks, 1
     columns = 1
-    if not vertical and right - left > 24 * style.size:  # narrower ones hold too few words
+    if not vertical and right - left > 24 * style.size:  # narrower columns hold too few words
         columns = int(job.rng.integers(1, 1 + min(3, int((right - left) / (12 * style.size)))))
     style = replace(style, columns=columns, gap=round(unit * 40), vertical=vertical)
     block = canvas.write(texts[0], box, style, colour, job.pick("top", "middle"))
@@ -76,7 +76,7 @@ def _write(job: Job, canvas: Canvas, texts: list[str], style: Style, box, colour
 
 
 def _upright_sentences(job: Job, text: str) -> str:
-    """The sentences of a text that can stand in vertical columns: those of full-width characters alone."""
+    """The sentences of a text that can be set in vertical columns: those with full-width characters only."""
     if not job.script.vertical:
         return ""
     found = [sentence.strip() for sentence in sentences(text, job.language)]
@@ -88,7 +88,7 @@ def _height(size: int, unit: float) -> str:
 
 
 def _ground(job: Job, size: tuple[int, int]):
-    """(canvas, its colours in words, its colours): plain, or one colour that fades into another of its kind."""
+    """A canvas with its colours in words and as RGB: plain, or a gradient between two similar colours."""
     first = choose(job.rng)
     alike = tuple(name for name in COLOURS if name != first and contrast(COLOURS[name], COLOURS[first]) < 1.4)
     if not alike or job.chance(0.6):

@@ -1,4 +1,4 @@
-"""What a run of `qi2 data synth text` made and dropped, as tables and as figures."""
+"""The report of `qi2 data synth text`: what was made and what was dropped, as tables and as figures."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from data_pipeline.funnel import Step, Tally, table
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS
+from data_pipeline.synthesis.rounds import shortfall
 
 
 @dataclass
@@ -15,14 +16,17 @@ class TextReport:
     """What a run made.
 
     Attributes:
-      folder: of the records.
+      folder: folder of the records.
+      asked: number of records that were asked for.
       made: number of records by (strategy, script).
       dropped: by strategy, texts and pictures that could not be used, with reasons.
-      given_up: numbers of samples for which no text was found, by (strategy, script).
-      refused, usable_lines: of the corpus file.
+      given_up: number of samples for which no text was found, by (strategy, script).
+      refused: lines of the corpus file that could not be used.
+      usable_lines: number of lines of the corpus file that could be used.
     """
 
     folder: str
+    asked: int
     made: dict[tuple[str, str], int] = field(default_factory=dict)
     dropped: dict[str, Tally] = field(default_factory=dict)
     given_up: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -33,11 +37,16 @@ class TextReport:
     def records(self) -> int:
         return sum(self.made.values())
 
+    @property
+    def shortfall(self) -> str | None:
+        """Why there are fewer records than asked for; None if there are enough."""
+        return shortfall(self.records, self.asked, sum(self.dropped.values(), Tally()).counts)
+
     def tables(self) -> Iterator[Table]:
-        """Made per script and strategy; then what was dropped and why."""
+        """Records per script and strategy; then what was dropped and why."""
         strategies = list(dict.fromkeys(strategy for strategy, _ in (*self.made, *self.given_up)))
         scripts = list(dict.fromkeys(script for _, script in (*self.made, *self.given_up)))
-        view = Table(title=f"{self.records:,} records of synthetic text in {self.folder}")
+        view = Table(title=f"{self.records:,} of {self.asked:,} records of synthetic text in {self.folder}")
         for name in ("script", *strategies, "given up"):
             view.add_column(name, justify="left" if name == "script" else "right")
         for script in scripts:
@@ -61,7 +70,9 @@ class TextReport:
     def to_dict(self) -> dict[str, Any]:
         return {
             "folder": self.folder,
+            "asked": self.asked,
             "records": self.records,
+            "shortfall": self.shortfall,
             "made": _nested(self.made),
             "given_up": _nested(self.given_up),
             "dropped": {strategy: tally.to_dict() for strategy, tally in self.dropped.items()},

@@ -1,4 +1,4 @@
-"""Pictures to write on: records of a folder, or the photographs that ship with scikit-image."""
+"""Photographs to write on: records of a folder, or the photographs from the scikit-image and scikit-learn wheels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,38 +13,39 @@ from data_pipeline.records.shards import RecordFolder
 from data_pipeline.synthesis.lettering.typesetting import Unsuitable
 from qi2_jax.pixels import over_white
 
-MIN_SIDE = 240  # pixels; smaller pictures have no place for text
+MIN_SIDE = 240  # pixels; smaller pictures have no room for text
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, upright RGB, with its licence."""
+    """An upright RGB picture with its licence."""
 
     image: Image.Image
     licence: str | None
 
 
 class Scenes:
-    """Random pictures; can be shared with worker processes.
+    """Draws random pictures; can be pickled for worker processes.
 
     Args:
-      folder: of records; None: the photographs of scikit-image and scikit-learn.
+      folder: a folder of records; None for the photographs of scikit-image and scikit-learn.
 
     Raises:
-      ValueError: when the folder holds no records; ImportError when those packages are not installed.
+      ValueError: if the folder has no records.
+      ImportError: if those packages are not installed.
     """
 
     def __init__(self, folder: Path | None = None):
         self._records = RecordFolder(folder) if folder else None
         self._photos = () if folder else tuple(package_folder(photo.package) / photo.path for photo in PHOTOS)
         if self._records is not None and not len(self._records):
-            raise ValueError(f"{folder} holds no records to take scenes from")
+            raise ValueError(f"{folder} has no records to take scenes from")
 
     def draw(self, rng: np.random.Generator) -> Scene:
         """A random picture.
 
         Raises:
-          Unsuitable: `broken_scene`.
+          Unsuitable: with the reason `broken_scene`.
         """
         if self._records is not None:
             record = self._records[int(rng.integers(len(self._records)))]

@@ -1,4 +1,4 @@
-"""A flat sheet in a picture: windows to put it in, its perspective, its material, and the light that falls on it."""
+"""A flat sheet in a picture: the window where it is placed, its perspective, its material, and its light."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from scipy import ndimage
 
 from data_pipeline.synthesis.lettering.typesetting import Colour
 
-SUPERSAMPLING = 2  # of a warped sheet, against stairs at its edges
-_LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601, as Pillow's grey
-_GRAIN = {  # of materials: (blurs of white noise along y and x that are added up, grey levels)
+SUPERSAMPLING = 2  # of a warped sheet, for smooth edges
+_LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601, as in Pillow's grey levels
+_GRAIN = {  # per material: blurs of white noise along y and x, which are summed, and the amplitude in grey levels
     "paper": (((1.0, 1.0),), 1.5),
     "wooden board": (((1.0, 40.0),), 12.0),
     "painted sign": (((12.0, 12.0),), 2.5),
@@ -21,7 +21,11 @@ _GRAIN = {  # of materials: (blurs of white noise along y and x that are added u
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a picture in pixels; `roughness`: standard deviation of its grey levels after a slight blur."""
+    """A part of a picture, in pixels.
+
+    Attributes:
+      roughness: standard deviation of the grey levels after a slight blur.
+    """
 
     left: int
     top: int
@@ -34,7 +38,7 @@ class Window:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
     def grown(self, margin: int, size: tuple[int, int]) -> "Window":
-        """The window with a margin around it, as far as the picture of (width, height) pixels goes."""
+        """The window with a margin around it, clipped to a picture of (width, height) pixels."""
         left, top = max(0, self.left - margin), max(0, self.top - margin)
         right, bottom = min(size[0], self.left + self.width + margin), min(size[1], self.top + self.height + margin)
         return Window(left, top, right - left, bottom - top, self.roughness)
@@ -46,12 +50,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Light:
-    """How a picture's surroundings look on a sheet.
+    """How the light and sharpness of a picture affect a sheet in it.
 
     Attributes:
       shade: factor of the sheet's colours, from the picture's blurred brightness and its tint.
-      texture: what the brightness of the surface itself varies around that, as a factor around 1.
-      blur: standard deviation in pixels of the blur that makes drawn edges as soft as the picture's.
+      texture: detail of the surface around that brightness, as a factor around 1.
+      blur: standard deviation in pixels of the blur that makes drawn edges as soft as those of the picture.
       noise: standard deviation of the picture's noise in grey levels.
     """
 
@@ -67,7 +71,7 @@ def grey_of(pixels: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
 
 
 def find_window(rng: np.random.Generator, grey: Float[np.ndarray, "H W"]) -> Window:
-    """One of the five calmest of a grid of windows of a random size."""
+    """A random one of the five smoothest windows in a grid of windows of a random size."""
     H, W = grey.shape
     width, height = int(W * rng.uniform(0.4, 0.64)), int(H * rng.uniform(0.32, 0.52))
     calm = ndimage.gaussian_filter(grey, 1.5)
@@ -81,7 +85,7 @@ def find_window(rng: np.random.Generator, grey: Float[np.ndarray, "H W"]) -> Win
 
 
 def make_sheet(rng: np.random.Generator, material: str, colour: Colour, size: tuple[int, int]) -> Image.Image:
-    """A sheet of (width, height) pixels with the grain of its material, one of SHEETS in `text_scene`."""
+    """A sheet of (width, height) pixels with the grain of its material, one of `on_surface.SHEETS`."""
     blurs, strength = _GRAIN[material]
     noise = rng.normal(0.0, 1.0, (size[1], size[0])).astype(np.float32)
     grain = sum(ndimage.gaussian_filter(noise, blur) for blur in blurs)
@@ -91,7 +95,7 @@ def make_sheet(rng: np.random.Generator, material: str, colour: Colour, size: tu
 
 
 def perspective(rng: np.random.Generator, size: tuple[int, int], window: Window) -> Float[np.ndarray, "4 2"]:
-    """Corners, clockwise from the top left, of a sheet turned in space, seen by a pinhole camera, inside a window."""
+    """Corners, clockwise from the top left, of a randomly rotated sheet, seen by a pinhole camera, inside a window."""
     width, height = size
     yaw, pitch, roll = np.radians([rng.uniform(-36, 36), rng.uniform(-24, 24), rng.uniform(-7, 7)])
     corners = np.asarray([(-width, -height, 0), (width, -height, 0), (width, height, 0), (-width, height, 0)]) / 2
@@ -100,7 +104,7 @@ def perspective(rng: np.random.Generator, size: tuple[int, int], window: Window)
     about_y = np.asarray([[cos(yaw), 0, sin(yaw)], [0, 1, 0], [-sin(yaw), 0, cos(yaw)]])
     about_z = np.asarray([[cos(roll), -sin(roll), 0], [sin(roll), cos(roll), 0], [0, 0, 1]])
     turned = corners @ (about_z @ about_y @ about_x).T
-    distance = 1.8 * max(width, height)  # of the camera: near enough for a visible vanishing point
+    distance = 1.8 * max(width, height)  # distance of the camera: near enough for a visible vanishing point
     seen = turned[:, :2] * (distance / (distance + turned[:, 2:]))
     low, high = seen.min(0), seen.max(0)
     scale = min(window.width / (high[0] - low[0]), window.height / (high[1] - low[1]))
@@ -108,9 +112,9 @@ def perspective(rng: np.random.Generator, size: tuple[int, int], window: Window)
 
 
 def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tuple[float, ...]:
-    """The eight numbers a..h that lead from points of the picture to points of a sheet of (width, height) pixels.
+    """The coefficients a..h of the map from points of the picture to points of a sheet of (width, height) pixels.
 
-    (x, y) -> ((a x + b y + c) / (g x + h y + 1), (d x + e y + f) / (g x + h y + 1)), as Pillow's PERSPECTIVE wants it.
+    (x, y) -> ((a x + b y + c) / (g x + h y + 1), (d x + e y + f) / (g x + h y + 1)), as in Pillow's PERSPECTIVE.
     """
     width, height = size
     rows, right = [], []
@@ -121,9 +125,10 @@ def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tupl
 
 
 def warp(sheet: Image.Image, corners: Float[np.ndarray, "4 2"], size: tuple[int, int], outside: Colour | int):
-    """A sheet as a picture of (width, height) pixels shows it between corners: float32 [H, W] or [H, W, 3], 0..255.
+    """Warps a sheet into the corners of a picture of (width, height) pixels: float32 [H, W] or [H, W, 3], 0..255.
 
-    `outside` is the colour of what is not on the sheet.
+    Args:
+      outside: colour of the pixels outside the sheet.
     """
     large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     coefficients = homography(corners * SUPERSAMPLING, sheet.size)
@@ -134,12 +139,12 @@ def warp(sheet: Image.Image, corners: Float[np.ndarray, "4 2"], size: tuple[int,
 
 
 def light_of(pixels: Float[np.ndarray, "H W 3"], window: Window) -> Light:
-    """The light in a window of a picture, 0..255; H and W of the result are those of the window."""
+    """Estimates the light in a window of a picture with values 0..255; the result has the size of the window."""
     grey = grey_of(pixels)
     inside = grey[window.slices]
     smooth = _smooth(grey, max(4.0, min(window.width, window.height) / 6))[window.slices]
     level = max(float(inside.mean()), 8.0)
-    # A white sheet in dim surroundings is dim, but never so dark that it cannot be read.
+    # A white sheet in dim surroundings is dim, but never too dark to be legible.
     exposure = float(np.clip(0.55 + 0.5 * level / 255, 0.6, 1.0))
     tint = 1 + 0.25 * (np.clip(pixels[window.slices].reshape(-1, 3).mean(0) / level, 0.6, 1.4) - 1)
     shade = np.clip(exposure * np.clip(smooth / level, 0.72, 1.22), 0.45, 1.08)[..., None] * tint
@@ -148,21 +153,21 @@ def light_of(pixels: Float[np.ndarray, "H W 3"], window: Window) -> Light:
 
 
 def _smooth(grey: Float[np.ndarray, "H W"], sigma: float) -> Float[np.ndarray, "H W"]:
-    """A wide Gaussian blur, made on a smaller picture: nothing that it keeps is finer."""
+    """A wide Gaussian blur, computed on a smaller picture, since the result has no fine detail."""
     factor = max(1, int(sigma / 4))
     small = ndimage.gaussian_filter(np.asarray(Image.fromarray(grey).reduce(factor)), sigma / factor)
     return np.asarray(Image.fromarray(small).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
 
 
 def _blur(grey: Float[np.ndarray, "H W"]) -> float:
-    """0.35 to 1.2: in a sharp picture a step takes one pixel, so the steepest are as high as the contrast there."""
+    """Blur of the edges in pixels, 0.35..1.2: the steepest gradients of a sharp picture equal its local contrast."""
     steep = float(np.percentile(np.abs(np.diff(grey, axis=1)), 99.5))
     around = float(np.percentile(ndimage.maximum_filter(grey, 7) - ndimage.minimum_filter(grey, 7), 99.5))
     return float(np.clip(1.2 - steep / max(around, 1.0), 0.35, 1.2))
 
 
 def _noise(grey: Float[np.ndarray, "H W"]) -> float:
-    """Of the calmest tenth of blocks of 16 x 16 pixels, where there is least besides noise; at most 6 grey levels."""
+    """Noise in grey levels, at most 6, from the smoothest tenth of the blocks of 16 x 16 pixels."""
     detail = np.abs(grey - ndimage.gaussian_filter(grey, 1.0))
     H, W = (side // 16 * 16 for side in detail.shape)
     blocks = detail[:H, :W].reshape(H // 16, 16, W // 16, 16).mean((1, 3))

@@ -1,17 +1,17 @@
 """Text-rich synthetic records: `qi2 data synth text`.
 
-Strategies, of which the first three are those of the first Qwen-Image report:
+The first three strategies are those of the first Qwen-Image report:
 
-| strategy | picture                                                                    |
-| -------- | -------------------------------------------------------------------------- |
-| pure     | paragraphs on clean grounds (`text_pure`)                                  |
-| scene    | text in real pictures, in perspective and their light (`text_scene`)       |
-| layout   | slides, posters, infographics, tables, comics (`text_layout`)              |
-| glyphs   | lines of 5 to 20 pixels on plain and real grounds, for the VAE             |
+| strategy | picture                                                               |
+| -------- | --------------------------------------------------------------------- |
+| pure     | paragraphs on plain backgrounds (`text.pure`)                         |
+| scene    | text in real pictures, in perspective and their light (`on_surface`)  |
+| layout   | slides, posters, infographics, tables, comics (`text.layout`)         |
+| glyphs   | lines of 5 to 20 pixels on plain and real backgrounds, for the VAE    |
 
-Every caption (kind `text`, in English) quotes all that is written, in reading order, and says how it looks. A
-paragraph with a character that its typeface lacks is dropped, one that is too long for 1,024 tokens is shortened before
-it is drawn. Sample number i is a function of the seed and i alone.
+Every caption (kind `text`, in English) quotes all written text in reading order, and describes how it looks. A
+paragraph with a character that its typeface lacks is dropped. A paragraph that is too long for 1,024 tokens is
+shortened before it is drawn. Sample number i is a function of the seed and i alone.
 """
 
 import io
@@ -31,6 +31,7 @@ from data_pipeline.records.shards import write_shards
 from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS, Script, find_scripts
 from data_pipeline.synthesis.lettering.typesetting import Unsuitable
+from data_pipeline.synthesis.rounds import until_enough
 from data_pipeline.synthesis.text.corpus import BuiltinCorpus, Corpus, read_corpus
 from data_pipeline.synthesis.text.glyphs import draw_glyphs
 from data_pipeline.synthesis.text.job import MAX_CAPTION_TOKENS, Job, Sample, count_tokens
@@ -39,7 +40,6 @@ from data_pipeline.synthesis.text.on_surface import draw_scene
 from data_pipeline.synthesis.text.pure import draw_pure
 from data_pipeline.synthesis.text.report import TextReport
 from data_pipeline.synthesis.text.scenes import Scenes
-from data_pipeline.workers import in_order
 
 STRATEGIES: dict[str, Callable[[Job], Sample]] = {
     "pure": draw_pure,
@@ -47,17 +47,17 @@ STRATEGIES: dict[str, Callable[[Job], Sample]] = {
     "layout": draw_layout,
     "glyphs": draw_glyphs,
 }
-TRIES = 32  # texts drawn for a sample before it is given up
+TRIES = 32  # texts that are drawn for a sample before its number is given up
 SOURCE = "qi2-synthetic-text"
 _OWN = "rendered by qi2 (Apache-2.0) with Noto fonts (OFL-1.1)"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what sample number i looks like.
+    """Everything that sample number i depends on.
 
     Attributes:
-      side: of the square whose area the pictures of `pure` and `layout` have; they come in many aspect ratios.
+      side: side of the square whose area the pictures of `pure` and `layout` have, in many aspect ratios.
     """
 
     seed: int
@@ -70,7 +70,7 @@ class Recipe:
     source: str
 
     def make(self, number: int) -> tuple[str, str, Record | None, list[tuple[str, str]]]:
-        """(strategy, script code, record or None, what was dropped on the way as (reason, text))."""
+        """The strategy, script code, record or None, and (reason, text) of what was dropped on the way."""
         strategy = self.strategies[number % len(self.strategies)]
         script = self.scripts[number // len(self.strategies) % len(self.scripts)]
         dropped: list[tuple[str, str]] = []
@@ -109,7 +109,7 @@ class Recipe:
         )
 
     def _licence(self, sample: Sample, strategy: str) -> str | None:
-        """None, which means unknown, unless that of every part is known."""
+        """The licence of all parts together; None (unknown) if that of any part is unknown."""
         if self.corpus.licence is None:
             return None
         parts = [_OWN, self.corpus.licence]
@@ -137,30 +137,25 @@ def synthesize_text(
 ) -> TextReport:
     """Writes synthetic records to the new folder `out`; strategies and scripts take turns.
 
-    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`.
+    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`. Samples for which no
+    text suits are replaced by further ones; `TextReport.shortfall` says if there are fewer than `count` still.
 
     Args:
-      count: samples to make; fewer come out where no text can be used.
+      count: number of samples to make.
       fonts: folders of Noto fonts.
       corpus: see `corpus.read_corpus`; None: the built-in phrases.
-      licence: of the texts in `corpus`.
+      licence: licence of the texts in `corpus`.
       scenes: folder of records whose pictures are written on; None: the photographs of scikit-image.
       side: see `Recipe`.
-      workers: processes; 1: this one alone; None: one per core.
+      workers: number of processes; 1: this one alone; None: one per core.
 
     Raises:
-      ValueError: naming the argument that cannot work, or when nothing could be made; nothing is written then.
-      RuntimeError: when a worker process dies.
+      ValueError: naming the argument that cannot work, or if nothing could be made; nothing is written then.
+      ChildProcessError: if a worker process dies.
     """
-    if workers is None:
-        workers = os.cpu_count() or 1
-    for name, value, least in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("side", side, 256)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
-    unknown = [name for name in strategies if name not in STRATEGIES]
-    if unknown or not strategies:
-        raise ValueError(f"strategies {unknown or strategies} are unknown; choose from {', '.join(STRATEGIES)}")
-    report, found = TextReport(str(out)), find_scripts(scripts)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    _check(strategies, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("side", side, 256))
+    report, found = TextReport(str(out), count), find_scripts(scripts)
     texts: Corpus = BuiltinCorpus()
     if corpus is not None:
         texts = read_corpus(corpus, tuple(script.code for script in found), licence, report.refused)
@@ -170,25 +165,37 @@ def synthesize_text(
     recipe = Recipe(
         seed, tuple(dict.fromkeys(strategies)), found, FontLibrary(found, fonts), texts, places, side, source
     )
-
-    def records(bar: tqdm) -> Iterator[Record]:
-        for strategy, script, record, dropped in in_order(recipe.make, count, workers, "making synthetic text"):
-            bar.update()
-            for reason, text in dropped:
-                report.dropped.setdefault(strategy, Tally()).add(reason, text)
-            counts = report.given_up if record is None else report.made
-            counts[strategy, script] = counts.get((strategy, script), 0) + 1
-            if record is not None:
-                yield record
-
     with tqdm(total=count, desc="synth text", unit="img", disable=not progress, dynamic_ncols=True) as bar:
-        stream = records(bar)
+        stream = _made(recipe, report, workers, bar)
         first = next(stream, None)
         if first is None:
             reasons = {strategy: tally.counts for strategy, tally in report.dropped.items()}
             raise ValueError(f"none of {count} samples could be made; dropped: {reasons}")
         write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
     return report
+
+
+def _made(recipe: Recipe, report: TextReport, workers: int, bar: tqdm) -> Iterator[Record]:
+    """The records that could be made; counts the rest in the report."""
+    purpose = "making synthetic text"
+    results = until_enough(recipe.make, report.asked, workers, purpose, lambda result: result[2] is not None)
+    for _, (strategy, script, record, dropped) in results:
+        for reason, text in dropped:
+            report.dropped.setdefault(strategy, Tally()).add(reason, text)
+        counts = report.given_up if record is None else report.made
+        counts[strategy, script] = counts.get((strategy, script), 0) + 1
+        if record is not None:
+            bar.update()
+            yield record
+
+
+def _check(strategies: tuple[str, ...], *numbers: tuple[str, int, int]) -> None:
+    for name, value, least in numbers:
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    unknown = [name for name in strategies if name not in STRATEGIES]
+    if unknown or not strategies:
+        raise ValueError(f"strategies {unknown or strategies} are unknown; choose from {', '.join(STRATEGIES)}")
 
 
 def _scenes(folder: Path | None) -> Scenes:

@@ -1,4 +1,4 @@
-"""Tables and infographics: names with their numbers."""
+"""Tables and infographics: names with numbers."""
 
 from PIL import ImageDraw
 
@@ -10,7 +10,7 @@ _GROUNDS = ("white", "ivory", "light grey", "pale blue", "pale green", "pale yel
 
 
 def draw_table(job: Job) -> Sample:
-    """A title and a grid: a coloured head row, then rows of a name and numbers, in the direction of the script."""
+    """A title and a grid: a coloured header row, then rows of a name and numbers, in the direction of the script."""
     size = job.size(lambda size: 0.7 <= size.width / size.height <= 2)
     ground = job.pick(*_GROUNDS)
     canvas = Canvas.plain(job, size, ground)
@@ -109,6 +109,6 @@ def draw_infographic(job: Job) -> Sample:
 
 
 def _number(job: Job) -> str:
-    """A number, written as it stands in tables everywhere."""
+    """A random number in a common notation."""
     value = int(job.rng.integers(1, 1000))
     return job.pick(f"{value}", f"{value}.{int(job.rng.integers(10))}", f"{value % 100}%")

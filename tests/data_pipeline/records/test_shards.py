@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import pytest
@@ -48,6 +49,27 @@ def test_killed_run_leaves_nothing_that_counts(tmp_path):
     write_shards(tmp_path, RECORDS, records_per_shard=4)
     assert list(RecordFolder(tmp_path)) == RECORDS
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_second_writer_is_refused_and_names_the_first(tmp_path):
+    def records():
+        yield RECORDS[0]
+        with pytest.raises(ValueError, match=rf"another process works in .*out \(process {os.getpid()} of"):
+            write_shards(tmp_path / "out", RECORDS[3:], records_per_shard=2)
+        yield from RECORDS[1:]
+
+    write_shards(tmp_path / "out", records(), records_per_shard=2)
+    assert list(RecordFolder(tmp_path / "out")) == RECORDS
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_records_of_another_run_do_not_match_the_manifest(folder, tmp_path):
+    other = [Record(f"{i:02d}", b"other", (Caption(f"picture {i}"),), "other") for i in range(7)]
+    write_shards(tmp_path / "other", other, records_per_shard=3)
+    name = "records-00001-of-00003.arrayrecord"
+    (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(ValueError, match=rf"{name}: its records are not those of manifest.json"):
+        list(RecordFolder(folder))
 
 
 def test_complete_folder_is_never_overwritten(folder):

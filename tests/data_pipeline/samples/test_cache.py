@@ -1,4 +1,4 @@
-"""A cache gives back what was put in, and is refused where it is unfinished or made from something else."""
+"""A cache returns the samples that were written, and is refused if it is incomplete or was made from other data."""
 
 import json
 
@@ -16,7 +16,7 @@ EMPTY = Text(np.full((2, 3), -1, np.float32), (2,))
 
 
 def make(index: int, conditions: int = 0, texts: int = 1, dtype=np.float32) -> Sample:
-    """A sample whose every number tells which one it is."""
+    """A sample in which every number identifies the sample."""
 
     def text(value):
         lengths = tuple(1 + (index + place) % 3 for place in range(conditions + 1))

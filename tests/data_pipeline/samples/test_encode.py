@@ -1,7 +1,8 @@
-"""Selected records become samples once; edits keep their order, their geometry and their own empty prompt."""
+"""Selected records become samples once; edits keep their order, their geometry and their empty prompt."""
 
 import hashlib
 import json
+import os
 import pathlib
 
 import jax
@@ -25,6 +26,7 @@ from qi2_jax import sharding
 from qi2_jax.inference import encoders, online
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.interop import components
+from qi2_jax.runtime import lock
 from qi2_jax.text.prompts import PromptProcessor
 from qi2_jax.workflows import config as configs
 
@@ -96,6 +98,15 @@ def content(folder: pathlib.Path) -> dict[str, str]:
 def whole(folder, imported, tmp_path_factory):
     out = tmp_path_factory.mktemp("cache") / "samples"
     return out, run(folder, imported, out)
+
+
+def test_a_second_program_is_refused_and_names_the_first(folder, imported, tmp_path):
+    with (
+        lock.exclusive(tmp_path),
+        pytest.raises(ValueError, match=rf"another process works in .* \(process {os.getpid()} of"),
+    ):
+        run(folder, imported, tmp_path)
+    assert not (tmp_path / "making.json").exists()
 
 
 def test_every_record_enters_the_areas_that_it_fills_and_what_is_lost_is_counted(whole):

@@ -1,4 +1,4 @@
-"""A picture that is held for validation is trained on nowhere: in no stream, area or stage, by itself or in an edit."""
+"""An image that is held out is never trained on: in no stream, area or stage, neither alone nor in an edit."""
 
 import tempfile
 from pathlib import Path
@@ -23,7 +23,7 @@ SIZES = [(64 + 48 * (index % 4), 64 + 48 * (index % 4)) for index in range(12)] 
 
 
 class Encoders:
-    """Gives every picture and text the shape that an encoder gives it, and nothing else."""
+    """Returns arrays with the shapes of encoded images and texts, without content."""
 
     channels, online = 3, NOTHING
 

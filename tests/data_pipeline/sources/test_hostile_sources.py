@@ -1,4 +1,4 @@
-"""Sources made to do harm: what can be read is read, the rest is counted, and nothing else happens."""
+"""Malicious sources: usable samples are read, the rest is counted, and nothing else happens."""
 
 import contextlib
 import io
@@ -93,7 +93,7 @@ def test_members_that_are_no_files(tmp_path, kind):
 
 
 def header(name: str, size: bytes) -> bytes:
-    """A member's header that announces a size, with its checksum right."""
+    """A member's header with the given size and a valid checksum."""
     block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
     block[124:136] = size
     block[148:156] = b" " * 8

@@ -1,10 +1,9 @@
-"""Tar files, tables and edits become records; what is hostile in them is counted."""
+"""Tar files, tables and edits become records; hostile parts are counted."""
 
 import argparse
 import dataclasses
 import io
 import json
-import re
 import tarfile
 
 import pyarrow as pa
@@ -198,7 +197,7 @@ def test_parquet_of_other_columns_is_refused_with_the_way_out(tmp_path):
 
 def test_a_table_that_is_none_is_counted(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 is not enough")
-    with pytest.raises(ValueError, match="'broken_file': 1"):
+    with pytest.raises(ValueError, match=r"1 broken_file, such as x\.parquet"):
         read(tmp_path / "x.parquet", tmp_path / "out")
 
 
@@ -267,30 +266,9 @@ def test_what_macos_puts_before_every_member_is_passed_over(tmp_path):
     assert [record.key for record in records] == ["x/0", "x/1", "x/a/0", "x/a/1"] and refused == {}
 
 
-def test_what_stands_beside_tars_is_counted_and_two_kinds_are_refused(tmp_path):
-    src = tmp_path / "set"
-    (src / "below").mkdir(parents=True)
-    for place in (src / "x.tar", src / "below" / "y.tar"):
-        write_tar(place, [("1.png", b"1"), ("1.txt", b"fine")])
-    for place in (src / "2.png", src / "below" / "3.JPG"):
-        place.write_bytes(b"image")
-    records, refused = read(src, tmp_path / "out")
-    assert [record.key for record in records] == ["x/1"] and refused == {"not_read": 3}
-    (src / "2.txt").write_text("fine")
-    (src / "x.tar").unlink()
-    records, refused = read(src, tmp_path / "images")
-    assert [record.key for record in records] == ["2.png"] and refused == {"missing_caption": 1, "not_read": 1}
-    write_tar(src / "x.tar", [])
-    for other in ("x.parquet", "metadata.jsonl"):
-        (src / other).write_bytes(b"")
-        with pytest.raises(ValueError, match=f"{re.escape(str(src))} holds .* and "):
-            read(src, tmp_path / "again")
-        (src / other).unlink()
-
-
 def test_columns_are_of_tables(tmp_path):
     write_tar(tmp_path / "x.tar", [("1.png", b"1"), ("1.txt", b"fine")])
-    with pytest.raises(ValueError, match="are of a table; none of"):
+    with pytest.raises(ValueError, match="have neither"):
         read(tmp_path / "x.tar", tmp_path / "out", columns={"image": "img"})
     for wrong in ("image", "image=", "=img"):
         arguments = ["ingest", str(tmp_path / "x.tar"), "--out", str(tmp_path / "out"), "--column", wrong]

@@ -29,7 +29,7 @@ FILES = [picture(i, "JPEG" if i % 2 else "PNG") for i in range(5)]
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Five examples as tensorflow-datasets itself writes them."""
+    """Five examples as tensorflow-datasets writes them."""
     root = tmp_path_factory.mktemp("tfds")
     features = tfds.features
 

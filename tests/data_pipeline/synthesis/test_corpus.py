@@ -1,4 +1,4 @@
-"""Texts from a file, whatever it holds, and the built-in sentences."""
+"""Texts from a corpus file, hostile lines included, and the built-in sentences."""
 
 import json
 import unicodedata

@@ -1,4 +1,4 @@
-"""Generated edit pairs are exact, say what they are, and depend on the seed alone."""
+"""Generated edit pairs are exact, describe themselves, and depend on the seed alone."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.scoring.cascade import score
 from data_pipeline.scoring.score_tables import read_scores
-from data_pipeline.synthesis.edits import objects, restoration, tone
+from data_pipeline.synthesis import rounds
+from data_pipeline.synthesis.edits import objects, restoration, synthesis, tone
 from data_pipeline.synthesis.edits.compositing import scaled
 from data_pipeline.synthesis.edits.cutouts import Unsuitable, find_cutouts, make_cutout
 from data_pipeline.synthesis.edits.edit import Ingredients
@@ -95,7 +96,7 @@ def take(demo, cutouts):
 
 
 def succeed(make, take, seed):
-    """The first edit of a row of draws that succeeds, and its random numbers."""
+    """The first edit that succeeds in a series of draws, and its random numbers."""
     for attempt in range(20):
         try:
             return make(take, np.random.default_rng([seed, attempt])), attempt
@@ -169,7 +170,7 @@ def test_tones_do_what_they_say():
 
 
 def test_named_sources_are_where_they_are_said_to_be(edits, tmp_path):
-    """The source that the target resembles is the one whose scene the instructions say it is."""
+    """The target resembles the source whose scene the instructions name."""
     records = [record for record in RecordFolder(edits[0]) if "edit/compose/2" in record.tags]
     write_shards(tmp_path, records, records_per_shard=99)
     score(tmp_path, filters=(EDIT_PAIR,), workers=1, progress=False)
@@ -229,6 +230,30 @@ def test_cutouts_are_found_among_the_records(demo, cutouts, tmp_path):
     assert made and all(record.key.endswith(" + ball.png") for record in made)
 
 
+def test_the_asked_number_is_made_of_the_pictures_that_are_there(demo, tmp_path, monkeypatch):
+    records = [record for record in RecordFolder(demo[2]) if record.key.startswith("clean/")][:4]
+    write_shards(tmp_path / "in", records, records_per_shard=99)
+    kinds = {kind: make for kind, make in KINDS.items() if kind != "text"}  # text needs fonts
+    monkeypatch.setattr(synthesis, "KINDS", kinds)
+    options = {"max_side": SIDE, "workers": 1, "progress": False}
+    report = synthesize_edits(tmp_path / "in", tmp_path / "out", count=9, **options)
+    assert report.records == len(RecordFolder(tmp_path / "out")) == 9 and report.shortfall is None
+    assert set(report.made) == {"restoration", "tone"} and report.without_cutouts == synthesis.WITH_CUTOUTS
+    with pytest.raises(ValueError, match=r"kinds hue need cut-outs, and no record of .* with --cutouts, or leave"):
+        synthesize_edits(tmp_path / "in", tmp_path / "none", kinds=("tone", "hue"), **options)
+    command = ["data", "synth", "edits", "--from", str(tmp_path / "in"), "--out", str(tmp_path / "few")]
+    monkeypatch.setattr(synthesis, "KINDS", kinds | {"tone": unsuitable})
+    monkeypatch.setattr(rounds, "MOST_TRIED", 1)
+    options = ["--count", "4", "--kinds", "restoration", "tone", "--workers", "1", "--max-side", str(SIDE)]
+    with pytest.raises(SystemExit, match="made only 2 of 4 records; most frequent reasons: picture_flat 2"):
+        main.main([*command, *options, "--json", str(tmp_path / "few.json")])
+    assert json.loads((tmp_path / "few.json").read_text())["records"] == len(RecordFolder(tmp_path / "few")) == 2
+
+
+def unsuitable(take, rng):
+    raise Unsuitable("picture_flat")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -237,7 +262,7 @@ def test_cutouts_are_found_among_the_records(demo, cutouts, tmp_path):
         ({"max_side": 100}, "max_side is 100; it must be at least 256"),
         ({"kinds": ("texts",)}, r"kinds \['texts'\] are unknown; choose from text, restoration"),
         ({"kinds": ("text",), "fonts": ()}, "apt-get install fonts-noto-core"),
-        ({"cutouts": Path(__file__).parent}, "holds no PNG or WebP file beside a text"),
+        ({"cutouts": Path(__file__).parent}, "has no PNG or WebP file beside a .txt file"),
         ({"kinds": ("removal",)}, "none of 2 edits could be made from .*cutout_"),
     ],
 )
@@ -285,7 +310,7 @@ def test_command_makes_a_folder_that_scores_selects_and_reports(demo, cutouts, t
     options = ["--count", "8", "--max-side", str(SIDE), "--workers", "1", "--json", str(figures)]
     main.main([*command, *options, "--kinds", *kinds])
     assert json.loads(figures.read_text())["kinds"]["removal"]["made"] == 2
-    assert "8 edits" in capsys.readouterr().out
+    assert "8 of 8 edits" in capsys.readouterr().out
     main.main(["data", "score", out, "--workers", "1"])
     config = ["--config", "experiments/qwen_image_2/s2_256p_edits.py:tiny"]
     main.main(["data", "select", out, *config, "--json", str(figures)])

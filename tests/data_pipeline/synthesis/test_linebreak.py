@@ -1,4 +1,4 @@
-"""Lines and beginnings of text: never inside a character, never at a place that the script forbids."""
+"""Lines and prefixes of text never end inside a character or where the script forbids it."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Synthetic text: captions that hold exactly what is drawn, the same bytes for any number of workers, counted drops."""
+"""Synthetic text: captions quote exactly what is drawn, bytes do not depend on the workers, drops are counted."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def fonts():
 
 @pytest.fixture(scope="module")
 def make(fonts):
-    """make(draw, script, seed): one sample, tried with further random numbers until a text suits."""
+    """make(draw, script, seed): one sample, retried with other random numbers until a text suits."""
     library, corpus, scenes = FontLibrary(tuple(SCRIPTS.values())), BuiltinCorpus(), Scenes()
     sizes = Buckets.for_area(512).sizes
 
@@ -213,7 +213,7 @@ def test_the_command_prints_its_tables_and_writes_its_figures(tmp_path, capsys):
     asked = ["--count", "4", "--strategy", "pure", "layout", "--scripts", "Grek", "Kore", "--workers", "1"]
     main.main(["data", "synth", "text", "--out", str(out), "--json", str(figures), "--side", "320", *asked])
     printed = capsys.readouterr()
-    assert "4 records of synthetic text" in printed.out and "Greek (Grek)" in printed.out
+    assert "4 of 4 records of synthetic text" in printed.out and "Greek (Grek)" in printed.out
     assert "img/s" in printed.err
     content = json.loads(figures.read_text())
     assert content["made"] == {"pure": {"Grek": 1, "Kore": 1}, "layout": {"Grek": 1, "Kore": 1}}

@@ -1,4 +1,4 @@
-"""An independent reader agrees that what was drawn is what was meant, in ten languages."""
+"""OCR reads the drawn text as it was meant, in ten languages."""
 
 import pytest
 

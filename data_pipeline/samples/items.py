@@ -1,0 +1,118 @@
+"""Items of encoding: selected records, the buckets that they go to, and their pixels as the encoders read them."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data_pipeline.buckets import Bucket, Resolutions
+from data_pipeline.decoding.images import decode_image
+from data_pipeline.funnel import Tally
+from data_pipeline.records.shards import RecordFolder
+from data_pipeline.samples.held_out import is_held
+from data_pipeline.samples.prepare import prepare_image
+from data_pipeline.samples.schema import Text
+from data_pipeline.selection.index import Kept
+
+
+class Encoders(Protocol):
+    """Encoders of images and prompts; see `qi2_jax.inference.encoders`.
+
+    Attributes:
+      channels: image channels that the autoencoder reads.
+      online: what training computes itself, see `schema.ONLINE`; samples then hold prompts and pixels instead.
+    """
+
+    channels: int
+    online: str
+
+    def images_at_once(self, width: int, height: int) -> int: ...
+
+    def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]: ...
+
+    def texts(
+        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0
+    ) -> list[Text]: ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """A selected record that is to be encoded for one area."""
+
+    kept: Kept
+    side: int
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An item with its images as the encoders read them.
+
+    Attributes:
+      held: whether it is held out for validation.
+      left_out: why it cannot be used; None if it can.
+    """
+
+    item: Item
+    target: UInt8[np.ndarray, "H W c"] | None
+    conditions: tuple[UInt8[np.ndarray, "H W c"], ...]
+    texts: tuple[str, ...]
+    held: bool
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Reads the images of records and fits them into buckets.
+
+    Attributes:
+      held_out: fraction of images that are held out for validation.
+    """
+
+    records: RecordFolder
+    resolutions: Resolutions
+    encoders: Encoders
+    held_out: float
+
+    def prepare(self, batch: Sequence[Item]) -> list[Pixels]:
+        """Decodes and crops the images of a batch."""
+        return [self._prepare(item) for item in batch]
+
+    def _prepare(self, item: Item) -> Pixels:
+        record = self.records[item.kept.index]
+        if record.key != item.kept.key:
+            raise ValueError(
+                f"{self.records.folder}: record {item.kept.index} is {record.key!r}, but {item.kept.key!r} was "
+                "selected; select again"
+            )
+        texts = tuple(record.captions[position].text for position in item.kept.captions)
+        held = is_held(record, self.held_out)
+        target = prepare_image(decode_image(record.image).image, item.bucket, self.encoders.channels)
+        conditions = []
+        for data in record.conditions:
+            image = decode_image(data).image
+            fit = self.resolutions.buckets(item.side).fit(*image.size)
+            if fit.left_out is not None:
+                return Pixels(item, None, (), texts, held, f"condition_{fit.left_out}")
+            conditions.append(prepare_image(image, fit.bucket, self.encoders.channels))
+        return Pixels(item, target, tuple(conditions), texts, held)
+
+    def batches(self, selected: Sequence[Kept], left_out: Tally) -> list[list[Item]]:
+        """Batches with one target shape and one number of condition images each."""
+        items = []
+        for row in selected:
+            fits = self.resolutions.fits(row.width, row.height)
+            items += [Item(row, side, fit.bucket) for side, fit in fits if fit.left_out is None]
+            for _, fit in fits:
+                if fit.left_out is not None:
+                    left_out.add(fit.left_out, row.key)
+        items.sort(key=lambda item: (item.side, item.kept.conditions, str(item.bucket), item.kept.index))
+        found: list[list[Item]] = []
+        for _, group in itertools.groupby(items, key=lambda item: (item.side, item.kept.conditions, item.bucket)):
+            alike = list(group)
+            size = self.encoders.images_at_once(alike[0].bucket.width, alike[0].bucket.height)
+            found += [alike[i : i + size] for i in range(0, len(alike), size)]
+        return found

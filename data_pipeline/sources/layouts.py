@@ -1,0 +1,127 @@
+"""Which key of a table or metadata file holds which field, as public data sets and trainers call them.
+
+Our names are `image` (in metadata files `file_name`), `text` or `captions`, `instruction`, `conditions`, `tags`,
+`licence` and `key`. A published layout of edits is recognised by its keys. `--column FIELD=NAME` overrides all of this.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.sources.base import Refused
+
+FIELDS = ("image", "text", "captions", "instruction", "conditions", "tags", "licence", "key")
+_JOINED = ("instruction", "conditions")  # fields whose values may be spread over several keys
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Keys of a published data set of edits. A row has this layout if it has the image and one of each other kind.
+
+    Attributes:
+      text: keys of general captions of the target.
+    """
+
+    name: str
+    image: str
+    conditions: tuple[str, ...]
+    instruction: tuple[str, ...]
+    text: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+_NUMBERED = re.compile(r"control_path_(\d{1,4})")
+EDITS = (
+    Layout("MagicBrush", "target_img", ("source_img",), ("instruction",)),
+    Layout("OmniEdit", "edited_img", ("src_img",), ("edited_prompt_list",), tags=("task",)),
+    Layout("InstructPix2Pix", "edited_image", ("original_image", "input_image"), ("edit_prompt",), ("edited_prompt",)),
+    Layout("Pico-Banana", "output_image", ("local_input_image",), ("text", "summarized_text"), tags=("edit_type",)),
+    Layout("DiffSynth-Studio", "image", ("edit_image",), ("prompt",)),
+    Layout("musubi-tuner", "image_path", ("control_path", "control_path_N"), ("caption",)),
+)
+# Other names of an image and of a caption, in the order in which they are tried.
+_IMAGES = ("file_name", "image", "image_path")
+_TEXTS = ("text", "caption", "prompt")
+
+
+def fields_of(present: Iterable[str], columns: Mapping[str, str], *, table: bool) -> dict[str, tuple[str, ...]]:
+    """{field: keys that hold it} for a row or table with the given keys. Without an image there is no field `image`.
+
+    Args:
+      columns: {field: key} as the user says, which overrides the rest.
+      table: whether the image itself stands in the row, rather than the name of its file.
+    """
+    keys = list(present)
+    found = _edit(keys) or _pair(keys, table)
+    if "text" in columns:
+        found.pop("captions", None)
+    return found | {field: (key,) for field, key in columns.items() if key in keys}
+
+
+def _edit(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
+    numbered = sorted((match for key in keys if (match := _NUMBERED.fullmatch(key))), key=lambda match: int(match[1]))
+    for layout in EDITS:
+        conditions = [key for key in layout.conditions if key in keys]
+        if "control_path_N" in layout.conditions:
+            conditions += [match[0] for match in numbered]
+        instruction = [key for key in layout.instruction if key in keys]
+        if layout.image in keys and conditions and instruction:
+            parts = {"image": (layout.image,), "conditions": conditions, "instruction": instruction}
+            parts |= {"text": layout.text, "tags": layout.tags, "licence": ("licence",), "key": ("key",)}
+            present = {field: tuple(key for key in names if key in keys) for field, names in parts.items()}
+            return {field: names for field, names in present.items() if names}
+    return None
+
+
+def _pair(keys: Collection[str], table: bool) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {field: (field,) for field in FIELDS if field in keys and field != "image"}
+    image = next((key for key in (("image",) if table else _IMAGES) if key in keys), None)
+    if image is not None:
+        found["image"] = (image,)
+    if "text" not in found and "captions" not in found:
+        text = next((key for key in _TEXTS if key in keys), None)
+        found |= {} if text is None else {"text": (text,)}
+    return found
+
+
+def values_of(row: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """{field: value} of a row, without nulls and blank cells; a list of captions in `text` becomes `captions`."""
+    found: dict[str, Any] = {}
+    for field, keys in fields.items():
+        values = [row[key] for key in keys if row.get(key) is not None and row[key] != ""]
+        if field in _JOINED:
+            values = [part for value in values for part in _parts(value, field)]
+            found |= {field: values} if values else {}
+        elif values:
+            found[field] = values[0]
+    if isinstance(found.get("text"), list) and "captions" not in found:
+        found["captions"] = found.pop("text")
+    return found
+
+
+def _parts(value: Any, field: str) -> list[Any]:
+    if field == "conditions" and isinstance(value, str) and value.startswith("["):
+        try:  # a cell of a CSV file that lists several images
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise Refused("bad_metadata") from None
+    return value if isinstance(value, list) else [value]
+
+
+def check_columns(columns: Mapping[str, str], present: Iterable[str], where: str) -> None:
+    """Raises a ValueError for fields that do not exist, and for columns that are not there."""
+    keys = sorted(set(present))
+    unknown = sorted(set(columns) - set(FIELDS))
+    if unknown:
+        raise ValueError(f"--column names the fields {unknown}, which do not exist; fields are {', '.join(FIELDS)}")
+    absent = sorted(set(columns.values()) - set(keys))
+    if absent:
+        raise ValueError(f"{where} is without {', '.join(map(repr, absent))}; it has {listing(keys)}")
+
+
+def listing(keys: Iterable[str]) -> str:
+    """Keys for a message, at most 20 of them."""
+    names = [repr(key)[:60] for key in keys]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

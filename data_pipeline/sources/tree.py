@@ -1,0 +1,144 @@
+"""The files of a folder: each is counted by its suffix, and either kept for a reader or refused by name."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipeline.sources.base import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    UNREAD_IMAGE_SUFFIXES,
+    UNREAD_SET_SUFFIXES,
+    Ledger,
+    Refused,
+    suffix_of,
+)
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json")
+ARCHIVE_SUFFIXES = (".tar", ".parquet")
+_COMPANIONS = (".json", *CAPTION_SUFFIXES)
+_KNOWN = frozenset((*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXES, *ARCHIVE_SUFFIXES))
+_LISTS = (".jsonl", ".csv")
+_HIDDEN = ("__MACOSX", "@eaDir")  # what macOS and Synology add; other hidden names begin with a dot
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file, and the files beside it that share its name up to the suffix; all relative to the root."""
+
+    key: str
+    beside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder that readers exist for.
+
+    Attributes:
+      root: the real path of the folder.
+      metadata: files called as METADATA, relative to the root.
+      archives: tars and tables, relative to the root.
+    """
+
+    root: Path
+    images: list[Image] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+
+
+def walk(folder: Path, ledger: Ledger) -> Tree:
+    """Meets every file of a folder at any depth; what no reader can use is counted in the ledger."""
+    tree = Tree(folder.resolve())
+    for parent, subfolders, names in os.walk(tree.root):
+        place = "" if parent == str(tree.root) else f"{Path(parent).relative_to(tree.root).as_posix()}/"
+        for name in subfolders:
+            if os.path.islink(os.path.join(parent, name)):
+                ledger.refuse("linked_folder", place + name)
+        _sort_files(tree, place, names, ledger)
+    for keys in (tree.metadata, tree.archives):
+        keys.sort()
+    tree.images.sort(key=lambda image: image.key)
+    return tree
+
+
+def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> None:
+    hidden_place = any(part.startswith(".") or part in _HIDDEN for part in place.split("/"))
+    beside: dict[str, list[str]] = {}
+    images = []
+    for name in names:
+        suffix = suffix_of(name)
+        known = suffix in _KNOWN
+        if hidden_place or name.startswith("."):
+            ledger.meet("hidden")
+            if known:
+                ledger.refuse("hidden", place + name)
+            continue
+        ledger.meet(suffix)
+        if suffix in _COMPANIONS:
+            beside.setdefault(_stem(name), []).append(place + name)
+        if name in METADATA:
+            tree.metadata.append(place + name)
+        elif suffix in IMAGE_SUFFIXES:
+            images.append(name)
+        elif suffix in ARCHIVE_SUFFIXES:
+            tree.archives.append(place + name)
+        elif known:
+            way_out = "name it as the source if it lists images" if suffix in _LISTS else ""
+            ledger.refuse(Refused("not_read", way_out), place + name)
+    # `.txt` comes before `.TXT`, `.caption` and `.json`, whatever the order of the file system.
+    order = {suffix: number for number, suffix in enumerate((*CAPTION_SUFFIXES, ".json"))}
+    for name in images:
+        found = sorted(beside.get(_stem(name), ()), key=lambda key: (order[suffix_of(key)], key.swapcase()))
+        tree.images.append(Image(place + name, tuple(found)))
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+class Files:
+    """Reads files of a folder; links are followed only if they stay inside it.
+
+    A snapshot in the cache of the Hugging Face hub consists of links to the blobs of the same data set, which count as
+    inside.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._inside = (root, *_hub_blobs(root))
+
+    def path(self, key: str) -> Path:
+        """The real path of a regular file. Raises Refused."""
+        try:
+            path = (self.root / key).resolve(strict=True)
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise Refused("missing_file") from None
+        except (OSError, RuntimeError):  # no permission, a loop of links
+            raise Refused("unreadable") from None
+        if not any(path.is_relative_to(folder) for folder in self._inside):
+            raise Refused("outside_folder")
+        if not stat.S_ISREG(mode):
+            raise Refused("not_a_file")
+        return path
+
+    def read(self, key: str, limit: int, too_large: str) -> bytes:
+        """The bytes of a file, at most `limit` of them. Raises Refused, with the reason `too_large` for more."""
+        path = self.path(key)
+        try:
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)  # the limit holds even for a file that grows
+        except OSError:
+            raise Refused("unreadable") from None
+        if len(data) > limit:
+            raise Refused(too_large)
+        return data
+
+
+def _hub_blobs(root: Path) -> Iterator[Path]:
+    """The blobs beside the snapshot that a folder lies in: `datasets--OWNER--NAME/snapshots/COMMIT/..`."""
+    for folder in root.parents:
+        if folder.name == "snapshots" and "--" in folder.parent.name:
+            yield (folder.parent / "blobs").resolve()

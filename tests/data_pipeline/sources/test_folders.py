@@ -1,0 +1,218 @@
+"""Folders as people have them: every file is read or counted with its reason, each kind by its own reader."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.records.schema import Caption
+from data_pipeline.records.shards import RecordFolder
+from data_pipeline.sources import REASONS, Options
+from data_pipeline.sources.ingest import ingest
+
+LINES = [json.dumps({"file_name": f"{n}.jpg", "text": f"hills {n}"}) for n in range(3)]
+
+
+def put(folder, files: dict[str, bytes | str]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def pictures(count: int = 3) -> dict[str, bytes]:
+    return {f"{n}.jpg": b"image %d" % n for n in range(count)}
+
+
+def table(count: int = 2) -> bytes:
+    buffer = io.BytesIO()
+    rows = [{"image": {"bytes": b"row %d" % n, "path": None}, "text": f"row {n}"} for n in range(count)]
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in (("1.png", b"tar"), ("1.txt", b"in a tar"), ("2.heic", b"x"), ("2.txt", b"x")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read(src, **options):
+    report = ingest(src, src.parent / f"{src.name}-out", Options(**options), progress=False)
+    assert set(report.refused.counts) <= set(REASONS)
+    records = list(RecordFolder(src.parent / f"{src.name}-out"))
+    assert len({record.key for record in records}) == len(records) == report.records
+    return records, report
+
+
+def keys(records) -> list[str]:
+    return [record.key for record in records]
+
+
+def test_pictures_and_sets_that_are_not_read_are_counted_and_named(tmp_path):
+    src = tmp_path / "phone"
+    suffixes = ("jpg", "jfif", "jpe", "heic", "jxl", "zip", "tar.gz", "arrow", "jsonl")
+    put(src, {f"{suffix}.{suffix}": b"x" for suffix in suffixes} | {f"{suffix}.txt": "hills" for suffix in suffixes})
+    records, report = read(src)
+    assert keys(records) == ["jfif.jfif", "jpe.jpe", "jpg.jpg"]
+    assert report.refused.counts == {"not_read": 6}
+    assert report.files == {".arrow": 1, ".heic": 1, ".jfif": 1, ".jpe": 1, ".jpg": 1, ".jsonl": 1, ".jxl": 1} | {
+        ".tar.gz": 1,
+        ".txt": 9,
+        ".zip": 1,
+    }
+    assert ".heic" in report.table().title.plain and report.to_dict()["files"][".heic"] == 1
+
+
+def test_pictures_tars_and_tables_of_one_folder_are_all_read(tmp_path):
+    src = tmp_path / "mixed"
+    put(src, pictures() | {f"{n}.txt": f"hills {n}" for n in range(3)})
+    put(
+        src, {"set.tar": tar(), "set.parquet": table(), "below/set.tar": tar(), "below/4.jpg": b"4", "below/4.txt": "4"}
+    )
+    records, report = read(src)
+    expected = ["0.jpg", "1.jpg", "2.jpg", "below/4.jpg", "below/set/1", "set/00000000", "set/00000001", "set.tar/1"]
+    assert keys(records) == expected
+    assert report.refused.to_dict() == {"not_read": {"count": 2, "examples": ["below/set/2", "set.tar/2"]}}
+    assert report.files == {".heic": 2, ".jpg": 4, ".parquet": 1, ".png": 2, ".tar": 2, ".txt": 8}
+
+
+def test_a_table_of_urls_beside_a_tar_costs_itself_alone(tmp_path):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"url": ["http://x.invalid"], "caption": ["x"]}), buffer)
+    put(tmp_path / "web", {"00000.tar": tar(), "00000.parquet": buffer.getvalue(), "00000_stats.json": "{}"})
+    records, report = read(tmp_path / "web")
+    assert keys(records) == ["00000.tar/1"] and report.refused.counts == {"unknown_keys": 1, "not_read": 1}
+    assert "'url', 'caption'" in report.refused.examples["unknown_keys"][0]
+
+
+def test_data_sets_as_they_are_cloned(tmp_path):
+    put(tmp_path / "hub", {"data/train-00000-of-00001.parquet": table(), "README.md": "#", ".gitattributes": "x"})
+    assert keys(read(tmp_path / "hub")[0])[0] == "data/train-00000-of-00001/00000000"
+    put(tmp_path / "split", {f"train/{name}": data for name, data in pictures().items()})
+    put(tmp_path / "split", {"train/metadata.jsonl": "\n".join(LINES), "test/9.jpg": b"9", "test/9.txt": "a test"})
+    records, report = read(tmp_path / "split")
+    assert keys(records) == ["test/9.jpg", "train/0.jpg", "train/1.jpg", "train/2.jpg"] and not report.refused.total
+    put(tmp_path / "csv", pictures() | {"metadata.csv": '\ufefffile_name,text\r\n0.jpg,hills\r\n1.jpg,"a, b"\r\n'})
+    records, report = read(tmp_path / "csv")
+    assert [record.captions for record in records] == [(Caption("hills"),), (Caption("a, b"),)]
+    assert report.refused.counts == {"not_listed": 1}
+
+
+@pytest.mark.parametrize("names", [("1.JPG", "1.TXT"), ("1.jpg", "1.caption"), ("1.JPG", "1.txt")])
+def test_names_of_captions(tmp_path, names):
+    put(tmp_path / "set", {f"10_hill/{names[0]}": b"x", f"10_hill/{names[1]}": "hills in spring"})
+    assert read(tmp_path / "set")[0][0].captions == (Caption("hills in spring"),)
+
+
+def test_two_caption_files_are_two_captions_and_equal_ones_are_one(tmp_path):
+    put(tmp_path / "set", {"1.jpg": b"1", "1.caption": "tags", "1.txt": "hills", "2.jpg": b"2"})
+    put(tmp_path / "set", {"2.txt": "hills", "2.caption": "hills"})
+    assert [len(record.captions) for record in read(tmp_path / "set")[0]] == [2, 1]
+
+
+def test_json_beside_a_caption(tmp_path):
+    """As img2dataset, booru downloaders and labelme write it."""
+    src = tmp_path / "web"
+    put(src, {f"{n}.jpg": b"x" for n in range(5)} | {f"{n}.txt": f"hills {n}" for n in range(4)})
+    put(src, {"0.json": json.dumps({"url": "x", "caption": "an alternative text", "tags": "sky", "licence": "CC0"})})
+    put(src, {"1.json": "[1]", "2.json": json.dumps({"imageData": "x" * 2_000_000})})
+    put(src, {"3.json": json.dumps({"captions": [{"text": "Hügel", "language": "de"}]})})
+    put(src, {"4.json": json.dumps({"description": "hills", "url": "x"})})
+    records, report = read(src)
+    assert [record.captions for record in records[:3]] == [(Caption(f"hills {n}"),) for n in range(3)]
+    assert records[0].tags == ("sky",) and records[0].licence == "CC0"
+    assert records[3].captions == (Caption("hills 3"), Caption("Hügel", language="de"))
+    assert report.lost.counts == {"bad_json": 2}
+    assert report.refused.examples == {"missing_caption": ["4.jpg (keys 'description', 'url')"]}
+
+
+def test_hidden_folders_are_no_data(tmp_path):
+    put(
+        tmp_path / "set",
+        {"1.jpg": b"1", "1.txt": "hills", "._1.jpg": b"mac", ".git/HEAD": "x", ".cache/x.parquet": b""},
+    )
+    for folder in (".thumbnails", ".ipynb_checkpoints", "__MACOSX", "a/@eaDir"):
+        put(tmp_path / "set", {f"{folder}/1.jpg": b"small", f"{folder}/1.txt": "hills"})
+    records, report = read(tmp_path / "set")
+    assert keys(records) == ["1.jpg"] and report.refused.counts == {"hidden": 6}
+
+
+def test_a_snapshot_of_the_hub_cache_links_to_its_own_blobs(tmp_path):
+    cache = tmp_path / "datasets--me--hills"
+    src = cache / "snapshots" / "0123abcd"
+    put(cache / "blobs", {"aa": b"image", "bb": json.dumps({"file_name": "0.jpg", "text": "hills"}), "cc": table()})
+    put(tmp_path, {"secret.jpg": b"secret"})
+    (src / "data").mkdir(parents=True)
+    for name, blob in (("0.jpg", "aa"), ("metadata.jsonl", "bb")):
+        (src / name).symlink_to(f"../../blobs/{blob}")
+    (src / "data" / "x.parquet").symlink_to("../../../blobs/cc")
+    (src / "stolen.jpg").symlink_to(tmp_path / "secret.jpg")
+    records, report = read(src)
+    assert keys(records) == ["0.jpg", "data/x/00000000", "data/x/00000001"]
+    assert report.refused.counts == {"not_listed": 1}
+    assert keys(read(src / "metadata.jsonl")[0]) == ["0.jpg"]
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    put(tmp_path / "set", {"1.jpg": pointer, "1.txt": "hills", "2.jpg": b"2", "2.txt": "hills"})
+    records, report = read(tmp_path / "set")
+    assert keys(records) == ["2.jpg"] and report.refused.counts == {"lfs_pointer": 1}
+
+
+def test_unknown_keys_are_named_with_those_that_were_found(tmp_path):
+    lines = [json.dumps({"path": f"{n}.jpg", "description": f"hills {n}"}) for n in range(3)]
+    put(tmp_path / "set", pictures() | {"metadata.jsonl": "\n".join(lines)})
+    with pytest.raises(ValueError, match=r"unknown_keys, such as metadata.jsonl:1 \(keys 'path', 'description'\)"):
+        read(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"is without 'absent'; it has 'description', 'path'"):
+        read(tmp_path / "set", columns={"image": "path", "text": "absent"})
+    with pytest.raises(ValueError, match=r"fields \['picture'\], which do not exist; fields are image, text"):
+        read(tmp_path / "set", columns={"picture": "path"})
+    records, report = read(tmp_path / "set", columns={"image": "path", "text": "description"})
+    assert [record.captions[0].text for record in records] == ["hills 0", "hills 1", "hills 2"]
+    assert not report.refused.total
+
+
+def test_lines_of_one_picture_are_captions_of_one_record(tmp_path):
+    lines = [{"file_name": "0.jpg", "text": f"told in way {n % 5}", "tags": [f"tag {n}"]} for n in range(6)]
+    edit = {"file_name": "1.jpg", "conditions": ["0.jpg"]}
+    lines += [edit | {"instruction": "make it night"}, edit | {"instruction": "darken it"}]
+    lines += [edit | {"conditions": ["2.jpg"], "instruction": "colour it"}, lines[0]]
+    put(tmp_path / "set", pictures() | {"metadata.jsonl": "\n".join(map(json.dumps, lines))})
+    records, report = read(tmp_path / "set")
+    assert keys(records) == ["0.jpg", "1.jpg", "1.jpg#2"]
+    assert [caption.text for caption in records[0].captions] == [f"told in way {n}" for n in range(5)]
+    assert [caption.text for caption in records[1].captions] == ["make it night", "darken it"]
+    assert records[2].conditions == (b"image 2",) and len(records[0].tags) == 6
+    assert report.refused.counts == {"duplicate_key": 1}
+
+
+def test_consecutive_rows_of_one_picture_are_captions_of_one_record(tmp_path):
+    rows = [{"image": b"a" if n < 3 else b"b", "text": f"way {n}", "key": "a" if n < 3 else "b"} for n in range(5)]
+    rows.append(rows[0])
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    records, report = read(tmp_path / "x.parquet")
+    assert [(record.key, len(record.captions)) for record in records] == [("x/a", 3), ("x/b", 2)]
+    assert report.refused.counts == {"duplicate_key": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_text_files_are_read_by_their_byte_order_marks(tmp_path, encoding):
+    text = "雪山\r\nin spring\u2028and more"
+    put(tmp_path / "set", {"1.jpg": b"1", "1.txt": text.encode(encoding), "2.jpg": b"2"})
+    put(tmp_path / "set", {"2.txt": "hills in spring".encode("utf-16-le")})
+    put(tmp_path / "lines", pictures(1) | {"metadata.jsonl": f"{LINES[0]}\r\n".encode(encoding)})
+    put(tmp_path / "csv", pictures(1) | {"metadata.csv": "file_name,text\r\n0.jpg,雪山\r\n".encode(encoding)})
+    records, report = read(tmp_path / "set")
+    assert records[0].captions == (Caption("雪山\nin spring\u2028and more"),)
+    assert report.refused.to_dict() == {"not_utf8": {"count": 1, "examples": ["2.jpg"]}}
+    assert read(tmp_path / "lines")[0][0].captions == (Caption("hills 0"),)
+    assert read(tmp_path / "csv")[0][0].captions == (Caption("雪山"),)
