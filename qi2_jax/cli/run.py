@@ -5,7 +5,7 @@ import pathlib
 
 from qi2_jax.cli import options
 from qi2_jax.config import loading as configs
-from qi2_jax.runtime import devices, processes, signals
+from qi2_jax.runtime import devices, processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    signals.listen_to_signals()
     config = configs.load(arguments.experiment, arguments.overrides)
     if "stages" in config:
         from qi2_jax.tasks import keys

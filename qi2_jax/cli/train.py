@@ -6,7 +6,7 @@ from typing import Any
 
 from qi2_jax.cli import options
 from qi2_jax.config import loading as configs
-from qi2_jax.runtime import devices, processes, signals
+from qi2_jax.runtime import devices, processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    signals.listen_to_signals()
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")

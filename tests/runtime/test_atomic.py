@@ -35,7 +35,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
     path = tmp_path / "file"
     program = """
 import os, sys, pathlib
-from data_pipeline import atomic
+from qi2_jax.runtime import atomic
 os.fsync = lambda _: os.kill(os.getpid(), 9)
 atomic.write_atomic(pathlib.Path(sys.argv[1]), b"half")
 """
