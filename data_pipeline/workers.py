@@ -45,6 +45,13 @@ class _Spawn(multiprocessing.context.SpawnContext):
         return self.started[-1]
 
 
+class _Pool(ProcessPoolExecutor):
+    """A pool whose tasks SIGTERM interrupts."""
+
+    def submit(self, task: Callable[..., _T], /, *args: Any) -> Future[_T]:  # type: ignore[override]
+        return super().submit(_run_task, task, *args)
+
+
 @contextlib.contextmanager
 def process_pool(workers: int, purpose: str, make: Callable[[int], Any] | None = None) -> Iterator[ProcessPoolExecutor]:
     """Starts a pool of processes. Leaving the block cancels the tasks that have not started.
@@ -61,14 +68,14 @@ def process_pool(workers: int, purpose: str, make: Callable[[int], Any] | None =
       ChildProcessError: if one of them dies.
     """
     context = _Spawn()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool:
+    with _Pool(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool:
         try:
             yield pool
-        except (BrokenProcessPool, _Interrupted) as error:
+        except BrokenProcessPool:
             raise ChildProcessError(
                 f"a process for {purpose} died. Finished work is kept: run again, with workers=1 to see the error. "
                 'A script that calls this must do so under `if __name__ == "__main__":`'
-            ) from (error if isinstance(error, _Interrupted) else None)
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             _interrupt(context.started)
@@ -78,13 +85,12 @@ def process_pool(workers: int, purpose: str, make: Callable[[int], Any] | None =
 
 
 def _interrupt(processes: list[_Worker]) -> None:
-    """Interrupts tasks until all processes have ended: each may have one more task in its queue."""
+    for process in processes:
+        process.terminate()
     end = time.monotonic() + _PATIENCE
     while alive := [process for process in processes if process.is_alive()]:
-        for process in alive:
-            if time.monotonic() < end:
-                process.terminate()
-            else:
+        if time.monotonic() > end:
+            for process in alive:
                 process.kill()
         multiprocessing.connection.wait([process.sentinel for process in alive], timeout=1)
 
@@ -118,8 +124,11 @@ def in_order(make: Callable[[int], _T], count: int, workers: int, purpose: str) 
 _make: Callable[[int], Any] | None = None  # in a worker process
 
 
+_running = False  # a task, in a worker process
+
+
 class _Interrupted(SystemExit):
-    """Ends a task, or a worker that waits for one, after SIGTERM."""
+    """Ends a task after SIGTERM, so that its `finally` clauses run."""
 
 
 def _start(make: Callable[[int], Any] | None) -> None:
@@ -132,7 +141,20 @@ def _start(make: Callable[[int], Any] | None) -> None:
 
 
 def _stop_task(number: int, frame: FrameType | None) -> None:
-    raise _Interrupted(128 + number)
+    if _running:
+        raise _Interrupted
+    os._exit(128 + number)
+
+
+def _run_task(task: Callable[..., _T], *args: Any) -> _T:
+    global _running
+    _running = True
+    try:
+        return task(*args)
+    except _Interrupted:
+        os._exit(128 + signal.SIGTERM)
+    finally:
+        _running = False
 
 
 def _make_chunk(first: int, end: int) -> list[Any]:

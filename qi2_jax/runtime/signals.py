@@ -116,7 +116,8 @@ def listen(*, interruptible: bool, resumable: bool = True) -> None:
 
 def _watch(reader: int) -> None:
     """Waits for the second Ctrl-C in a thread, because Python's own handlers wait for calls into libraries."""
-    first = hint = None
+    first: float | None = None
+    hint: float | None = None
     while True:
         left = None if hint is None else max(0.0, hint - time.monotonic())
         if not select.select([reader], [], [], left)[0]:

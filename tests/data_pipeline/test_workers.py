@@ -1,4 +1,4 @@
-"""Worker processes on Ctrl-C: real processes in a session of their own, whose group gets the signal as in a terminal."""
+"""Worker processes on Ctrl-C: a session of its own stands for the terminal, which signals all of its processes."""
 
 import os
 import pathlib
