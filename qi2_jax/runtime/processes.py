@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -13,9 +14,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qi2_jax.runtime import errors, signals
+from qi2_jax.runtime import errors, meeting, signals
 
-JOINING = 300  # seconds for which the processes wait for each other at the start
+_log = logging.getLogger(__name__)
+
+JOINING = 300  # seconds for which JAX waits for processes that a cluster names
 HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
 LEAVING = 60  # seconds for which a process that ends waits for the others
 
@@ -36,6 +39,11 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
     if not arguments.distributed and arguments.processes is None:
         yield
         return
+    if arguments.coordinator is not None and not arguments.distributed:
+        address = meeting.parse_address(arguments.coordinator)
+        meeting.meet(address, arguments.processes, arguments.process, arguments.join_seconds)
+    else:
+        _log.info("waiting up to %d s for the processes that the cluster names", JOINING)
     # JAX would answer SIGTERM itself, and the second one would kill.
     jax.config.update("jax_enable_preemption_service", False)
     try:
