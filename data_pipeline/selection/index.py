@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.filters import CASCADE, TRIALS
-from data_pipeline.funnel import Step, table
+from data_pipeline.funnel import Step, Table, table
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.runtime.atomic import write_atomic
 
@@ -74,16 +74,15 @@ class Selection:
     def keys(self) -> tuple[str, ...]:
         return tuple(record.key for record in self.kept)
 
-    def table(self):
-        """The funnel as a `rich.table.Table`, with warnings and the counts of colour profiles below."""
+    def table(self) -> Table:
+        """The funnel, with a caption that names filters without scores, filters for trials only, and colour profiles."""
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
-        view.caption_style = "bold red" if lines else "dim"
         profiles = {name: count for name, count in self.colours.items() if name in ("converted", "ignored")}
         if profiles:
             lines.append("colour profiles: " + ", ".join(f"{count:,} {name}" for name, count in profiles.items()))
-        view.caption = "\n".join(lines) or None
+        view.caption = "\n".join(lines)
         return view
 
     def to_dict(self) -> dict:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.sources import DEFAULTS, LOOKED_FOR, Ledger, Options, Source, base, open_source, source_names
@@ -46,8 +46,8 @@ class IngestReport:
         """Refusals of all sources together."""
         return sum((source.dropped for source in self.sources), Tally())
 
-    def table(self):
-        """A `rich.table.Table` of what was refused and why, for each source, and of what records lost."""
+    def table(self) -> Table:
+        """A table of what was refused and why, for each source, and of what records lost."""
         files = ", ".join(f"{count:,} {suffix}" for suffix, count in self.files.items())
         lost = (f"{count:,} {reason}" for reason, count in self.lost.counts.items())
         title = f"ingested into {self.folder}" + (f"; files: {files}" if files else "")

@@ -20,9 +20,22 @@ VERBS = {
     "export": "turn a run, checkpoint or model folder into a diffusers folder",
 }
 
+RESUMABLE = frozenset({"run", "train"})  # save after a signal, and continue when the same command runs again
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses a command and runs its verb; errors that users can mend are printed without a traceback."""
+    """Parses a command and runs its verb; errors that users can mend are printed without a traceback.
+
+    Args:
+      arguments: the command; None: that of this process, which then also handles signals.
+    """
+    if arguments is None:
+        signals.listen(interruptible=True, resumable=not RESUMABLE.isdisjoint(sys.argv[1:2]))
+    with signals.ending():  # Ctrl-C while libraries are imported shows no traceback either
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="qi2",

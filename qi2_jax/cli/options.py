@@ -2,6 +2,8 @@
 
 import argparse
 
+from qi2_jax.runtime import meeting
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name an experiment and change it."""
@@ -24,7 +26,14 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--distributed", action="store_true", help="find the other processes as the cluster names them")
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
     group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; 0 writes the run")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, a free port: where all meet")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="host of process 0, and a port that is free there")
+    group.add_argument(
+        "--join-seconds",
+        type=float,
+        default=meeting.DEADLINE,
+        metavar="S",
+        help=f"time to wait for the other processes at --coordinator (default {meeting.DEADLINE:.0f})",
+    )
 
 
 def check_processes(arguments: argparse.Namespace, platform: str) -> int:
@@ -45,6 +54,10 @@ def check_processes(arguments: argparse.Namespace, platform: str) -> int:
         raise ValueError(f"--processes is {count}; it must be at least 1")
     if index is not None and not 0 <= index < (count or index + 1):
         raise ValueError(f"--process is {index}; with --processes {count} it is one of 0 to {(count or 1) - 1}")
+    if arguments.coordinator is not None:
+        meeting.parse_address(arguments.coordinator)
+    if not 0 < arguments.join_seconds <= 86400:
+        raise ValueError(f"--join-seconds is {arguments.join_seconds}; it must be above 0 and at most 86400 (a day)")
     if arguments.distributed and platform == "cpu" and count is None:
         raise ValueError("with platform 'cpu' --distributed needs --processes N too: they share the mesh's devices")
     return count or 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from qi2_jax.cli import options, tables
-from qi2_jax.runtime import devices, processes, signals
+from qi2_jax.runtime import devices, processes
 
 if TYPE_CHECKING:
     from qi2_jax.workflows.config import CurriculumExperiment, DemoExperiment
@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    signals.listen_to_signals()
     from qi2_jax.workflows import config as configs
 
     config = configs.load(arguments.experiment, arguments.overrides)

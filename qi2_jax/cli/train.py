@@ -5,7 +5,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from qi2_jax.cli import options
-from qi2_jax.runtime import devices, processes, signals
+from qi2_jax.runtime import devices, processes
 
 if TYPE_CHECKING:
     from qi2_jax.workflows.config import StageExperiment
@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    signals.listen_to_signals()
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")

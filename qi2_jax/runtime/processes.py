@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -13,14 +14,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qi2_jax.runtime import errors, signals
+from qi2_jax.runtime import errors, meeting, signals
 
-JOINING = 300  # seconds for which the processes wait for each other at the start
+_log = logging.getLogger(__name__)
+
+JOINING = 300  # seconds for which JAX waits for processes that a cluster names
 HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
 LEAVING = 60  # seconds for which a process that ends waits for the others
 
 _PADDING = 1024  # texts are sent in multiples of so many bytes
-_STOPPED = "\0SIGTERM"  # what a process says of itself where it is no error's text
+_STOPPED = "\0"  # in front of a signal's name, which no error's text is mistaken for
 
 
 @contextlib.contextmanager
@@ -36,6 +39,11 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
     if not arguments.distributed and arguments.processes is None:
         yield
         return
+    if arguments.coordinator is not None and not arguments.distributed:
+        address = meeting.parse_address(arguments.coordinator)
+        meeting.meet(address, arguments.processes, arguments.process, arguments.join_seconds)
+    else:
+        _log.info("waiting up to %d s for the processes that the cluster names", JOINING)
     # JAX would answer SIGTERM itself, and the second one would kill.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -54,7 +62,7 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         yield
         gather("")  # nobody waits at the door for those that still have work to do
     except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:
+        if isinstance(error, signals.Terminated) or (isinstance(error, SystemExit) and not error.code):
             raise
         _leave(arguments.verb, error)
 
@@ -103,14 +111,14 @@ def mean(values: Mapping[str, float]) -> dict[str, float]:
 @contextlib.contextmanager
 def agreed(*, interruptible: bool = True) -> Iterator[None]:
     """A block without communication that all processes leave together: what goes wrong in one is raised in all, and
-    SIGTERM to one ends all with status 0 when the others are done.
+    a signal to one ends all with the signal's status when the others are done.
 
     Args:
-      interruptible: False where SIGTERM must wait, as it does while steps are taken.
+      interruptible: False where signals must wait, as they do while steps are taken.
 
     Raises:
       ValueError: with what another process raised; each raises its own error as it is.
-      signals.Terminated: after SIGTERM.
+      signals.Terminated: after SIGTERM, SIGINT or SIGHUP.
     """
     guard = signals.interruptible if interruptible else contextlib.nullcontext
     if jax.process_count() == 1:
@@ -122,18 +130,33 @@ def agreed(*, interruptible: bool = True) -> Iterator[None]:
         with guard():
             yield
     except signals.Terminated as stopped:
-        own, text = stopped, _STOPPED
+        own, text = stopped, _STOPPED + signals.name()
     except Exception as error:
         own, text = error, str(error) or type(error).__name__
     told = gather("" if own is None else text)
-    if own is not None and text != _STOPPED:
+    if own is not None and not isinstance(own, signals.Terminated):
         raise own
-    for index, text in enumerate(told):
-        if text not in ("", _STOPPED):
+    names = [_signal_name(text) for text in told]
+    for index, (text, name) in enumerate(zip(told, names, strict=True)):
+        if text and not name:
             raise ValueError(f"process {index}: {text}")
-    if _STOPPED in told:
-        say("SIGTERM: stopped; run again to continue")
+    if _hear(names):
+        say(signals.stopped_message())
         raise signals.Terminated(told=True)
+
+
+def _signal_name(text: str) -> str:
+    """The name of the signal in what a process says of itself; "" for anything else."""
+    name = text.removeprefix(_STOPPED)
+    return name if text.startswith(_STOPPED) and name in {number.name for number in signals.STATUS} else ""
+
+
+def _hear(names: list[str]) -> bool:
+    """Records the first signal of any process, so that all exit with the same status; False if there is none."""
+    first = next((name for name in names if name), "")
+    if first:
+        signals.hear(first)
+    return bool(first)
 
 
 def all_say(yes: bool) -> bool:
@@ -142,8 +165,8 @@ def all_say(yes: bool) -> bool:
 
 
 def terminating() -> bool:
-    """Whether SIGTERM came to any process and waits. Every process must ask, from its main thread."""
-    return any(gather("SIGTERM" if signals.received() else ""))
+    """Whether any process received a signal that ends the program. Every process must ask, from its main thread."""
+    return _hear(gather(signals.name() if signals.received() else ""))
 
 
 def say(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from data_pipeline.funnel import Table
 from data_pipeline.records.shards import MANIFEST
 from data_pipeline.samples.cache import Cache
 from data_pipeline.selection.index import INDEX, read_selection
@@ -36,7 +37,7 @@ from qi2_jax.workflows.checks import check_curriculum
 from qi2_jax.workflows.config import CurriculumExperiment, StageExperiment
 from qi2_jax.workflows.corpus import check_fonts, make_corpus
 from qi2_jax.workflows.export import NOT_EXPORTED, export
-from qi2_jax.workflows.reports import Show, Table
+from qi2_jax.workflows.reports import Show
 from qi2_jax.workflows.selection import select_stage
 
 log = logging.getLogger(__name__)
@@ -207,4 +208,7 @@ def _table(report: dict[str, Any], out: pathlib.Path) -> Table:
         loss = " -> ".join("unknown" if value is None else f"{value:.3f}" for value in losses)
         rows.append((name, f"{figures['samples']:,}", f"{figures['steps']:,}", loss, f"{figures['minutes']:.1f}"))
     columns = ("stage", "samples", "steps", "validation loss, before -> after", "min")
-    return Table(f"curriculum in {out}, {report['minutes']:.1f} min for this call", columns, tuple(rows))
+    table = Table(f"curriculum in {out}, {report['minutes']:.1f} min for this call", columns, right=columns[1:])
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from data_pipeline.funnel import Table
 from data_pipeline.loading.crops import Pictures
 from data_pipeline.samples.cache import Cache
 from data_pipeline.selection.index import INDEX
@@ -39,7 +40,7 @@ from qi2_jax.workflows import data, encode, job_folder, reports, results
 from qi2_jax.workflows.config import CompareConfig, DemoExperiment, ExpectConfig, SampleConfig
 from qi2_jax.workflows.data import Caption
 from qi2_jax.workflows.export import NOT_EXPORTED, export
-from qi2_jax.workflows.reports import Show, Table
+from qi2_jax.workflows.reports import Show
 from qi2_jax.workflows.verify import check_installed, compare
 
 log = logging.getLogger(__name__)
@@ -263,4 +264,7 @@ def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
         rows["JAX beside PyTorch"] = str(out / "jax_and_pytorch_0.png")
     if (out / "diffusers").is_dir():
         rows["diffusers folder"] = str(out / "diffusers")
-    return Table("result", (), tuple(rows.items()))
+    table = Table("result", ("metric", "value"), right=("value",))
+    for row in rows.items():
+        table.add_row(*row)
+    return table

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-
-from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS
 from data_pipeline.synthesis.rounds import shortfall
 
@@ -46,9 +44,9 @@ class TextReport:
         """Records per script and strategy; then what was dropped and why."""
         strategies = list(dict.fromkeys(strategy for strategy, _ in (*self.made, *self.given_up)))
         scripts = list(dict.fromkeys(script for _, script in (*self.made, *self.given_up)))
-        view = Table(title=f"{self.records:,} of {self.asked:,} records of synthetic text in {self.folder}")
-        for name in ("script", *strategies, "given up"):
-            view.add_column(name, justify="left" if name == "script" else "right")
+        right = (*strategies, "given up")
+        title = f"{self.records:,} of {self.asked:,} records of synthetic text in {self.folder}"
+        view = Table(title, ("script", *right), right)
         for script in scripts:
             given_up = sum(self.given_up.get((strategy, script), 0) for strategy in strategies)
             counts = [f"{self.made.get((strategy, script), 0):,}" for strategy in strategies]

@@ -1,0 +1,76 @@
+"""Worker processes on Ctrl-C: a session of its own stands for the terminal, which signals all of its processes."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = """
+import pathlib, sys, time
+from data_pipeline import workers
+from qi2_jax.runtime import signals
+
+OUT = pathlib.Path(sys.argv[1])
+
+def make(number):
+    partial = OUT / f"{number}.partial"
+    partial.touch()
+    try:
+        time.sleep(60)
+    finally:
+        partial.unlink()
+
+if __name__ == "__main__":
+    signals.listen(interruptible=True)
+    with signals.ending():
+        print("starts", flush=True)
+        list(workers.in_order(make, 100, 2, "testing"))
+"""
+
+
+def start(tmp_path: pathlib.Path) -> subprocess.Popen:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "out").mkdir()
+    return subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    )
+
+
+@pytest.mark.parametrize("moment", ["imports", "tasks"])
+def test_ctrl_c_ends_the_pool_quietly_and_tasks_remove_their_partial_files(moment, tmp_path):
+    process = start(tmp_path)
+    assert process.stdout.readline() == "starts\n"
+    if moment == "imports":
+        time.sleep(0.2)  # the workers have begun and do not run any of our code yet
+    else:
+        end = time.monotonic() + 60
+        while len(list((tmp_path / "out").iterdir())) < 2:
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    lines = [line for line in err.splitlines() if "finishing the work" not in line]
+    assert (process.returncode, lines) == (130, ["SIGINT: stopped; run again to continue"]), err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_worker_that_is_killed_is_an_error_that_names_the_work(tmp_path):
+    process = start(tmp_path)
+    end = time.monotonic() + 60
+    while len(list((tmp_path / "out").iterdir())) < 2:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    worker = next(int(pid) for pid in children if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1 and "a process for testing died. Finished work is kept" in err
