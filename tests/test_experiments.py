@@ -13,7 +13,8 @@ import pytest
 from data_pipeline.buckets import Resolutions
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.config import loading
-from qi2_jax.tasks.transformer import config, fixed_prompts
+from qi2_jax.tasks.transformer import fixed_prompts
+from qi2_jax.tasks.transformer.config import check_transformer
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -119,7 +120,7 @@ def test_stages_have_the_steps_batches_and_rates_of_the_report():
 @pytest.mark.parametrize("name", STAGES)
 def test_tiny_stages_can_train_here(name):
     stage = loading.load(f"{EXPERIMENTS[name]}:tiny")
-    config.check_transformer(stage.transformer, stage.data)
+    check_transformer(stage.transformer, stage.data)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a curriculum: go on although the config is not that of its beginning; what is made already stays, "
         "and what it could not go on with is refused",
     )
+    parser.add_argument("--restart", action="store_true", help=options.RESTART)
     options.add_process_arguments(parser)
 
 
@@ -40,7 +41,13 @@ def main(arguments: argparse.Namespace) -> None:
             from qi2_jax.workflows import curriculum
 
             devices.set_compilation_cache(config, arguments.out)
-            curriculum.run(config, arguments.out, arguments.data, accept_changes=arguments.accept_changes)
+            curriculum.run(
+                config,
+                arguments.out,
+                arguments.data,
+                accept_changes=arguments.accept_changes,
+                restart=arguments.restart,
+            )
         return
     if arguments.accept_changes:
         raise ValueError(f"--accept-changes is for a curriculum, which {arguments.experiment} is not")
@@ -55,4 +62,4 @@ def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.workflows import demo as job
 
     devices.set_compilation_cache(config, arguments.out)
-    job.run(config, arguments.out, arguments.data)
+    job.run(config, arguments.out, arguments.data, restart=arguments.restart)

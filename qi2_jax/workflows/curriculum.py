@@ -47,7 +47,12 @@ from qi2_jax.workflows.corpus import check_fonts, make_corpus
 
 
 def run(
-    config: Any, out: pathlib.Path, records: pathlib.Path | None = None, *, accept_changes: bool = False
+    config: Any,
+    out: pathlib.Path,
+    records: pathlib.Path | None = None,
+    *,
+    accept_changes: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Trains all stages of a curriculum and exports the last one's model.
 
@@ -56,6 +61,7 @@ def run(
       out: receives everything, see above.
       records: folder of scored records; None: `config.corpus` says what is made instead.
       accept_changes: continue although the config is another one; what is made already stays as it is.
+      restart: see `loop.train`.
 
     Returns:
       The figures of the report.
@@ -75,7 +81,7 @@ def run(
         if jax.process_index() == 0 and records is None:
             check_fonts(config.corpus, out / paths.CORPUS)
     with lock.hold(out):
-        return _run(config, out, records, accept_changes)
+        return _run(config, out, records, accept_changes, restart)
 
 
 def _ordered(config: Any) -> dict[str, Any]:
@@ -146,7 +152,9 @@ def _check_one_model(all_stages: Any) -> None:
             )
 
 
-def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool) -> dict[str, Any]:
+def _run(
+    config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool, restart: bool
+) -> dict[str, Any]:
     begun, console = time.monotonic(), Console(quiet=jax.process_index() != 0)
     first_process = jax.process_index() == 0
     asked = {"records": str(records.absolute()) if records else "made here", **configs.to_dict(config)}
@@ -184,14 +192,22 @@ def _run(config: Any, out: pathlib.Path, records: pathlib.Path | None, accept_ch
         index = out / paths.STAGES / name / INDEX
         kept = [row for row in read_selection(index) if not row.conditions]
         pictures = data.pictures(records, kept, Resolutions.of_config(first.data), config.vae.channels)
-        train_vae(config.vae, pictures, out / paths.VAE, model, accept_changes=accept_changes)
+        train_vae(
+            config.vae,
+            pictures,
+            out / paths.VAE,
+            model,
+            held_out=first.data.held_out,
+            accept_changes=accept_changes,
+            restart=restart,
+        )
 
     source = pathlib.Path(config.start.folder) if config.start.folder else None
     figures: dict[str, Any] = {}
     for number, (name, stage) in enumerate(ordered.items(), start=1):
         console.rule(f"stage {number} of {len(ordered)}: {name}")
         place = out / paths.STAGES / name
-        source, figures[name] = _stage(stage, records, model, place, source, console, accept_changes)
+        source, figures[name] = _stage(stage, records, model, place, source, console, accept_changes, restart)
     assert source is not None
 
     console.rule("export")
@@ -241,6 +257,7 @@ def _stage(
     source: pathlib.Path | None,
     console: Console,
     accept_changes: bool,
+    restart: bool,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """Selects, encodes and trains; returns the stage's run and its figures."""
     begun, run = time.monotonic(), out / paths.TRANSFORMER
@@ -260,7 +277,7 @@ def _stage(
                 )
             start.give_model(stage.transformer, samples, model, run)
     # Of a stage that is trained, this makes sure that its last checkpoint is whole and no end of a failure.
-    train_transformer(_started(stage, source), samples, run, accept_changes=accept_changes)
+    train_transformer(_started(stage, source), samples, run, accept_changes=accept_changes, restart=restart)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
     return run, {
         "samples": len(samples),

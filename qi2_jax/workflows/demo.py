@@ -29,7 +29,7 @@ from qi2_jax.runtime import lock
 from qi2_jax.runtime.atomic import leftovers, write_json_atomic
 from qi2_jax.tasks.autoencoder.config import check_vae
 from qi2_jax.tasks.autoencoder.task import train_vae
-from qi2_jax.tasks.transformer.config import check_transformer
+from qi2_jax.tasks.transformer.config import check_transformer, transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import manager
@@ -51,7 +51,7 @@ MAY_CHANGE = (
 LEAST = {"data": {"workers": 0}, "sample": {"batch_size": 1, "steps": 1, "captions": 0, "seed": 0}}
 
 
-def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> dict[str, Any]:
+def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None, *, restart: bool = False) -> dict[str, Any]:
     """From a folder of captioned images to a trained model and a diffusers pipeline.
 
     Args:
@@ -59,6 +59,7 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
       out: receives everything: `job.json` (what was asked for), `records/`, `vae/`, `samples/`, the run
         `transformer/` and the folder `diffusers/`, `samples.png`, `report.json`.
       source: images beside `.txt` captions, or with a `metadata.jsonl`; None: the embedded demo set.
+      restart: see `loop.train`.
 
     Returns:
       The figures of the report.
@@ -74,7 +75,7 @@ def run(config: Any, out: pathlib.Path, source: pathlib.Path | None = None) -> d
     check_config(config)
     model_folder.check_encoder(config.encoder, out / paths.TRANSFORMER / paths.MODEL)
     with lock.hold(out):
-        return _run(config, out, source)
+        return _run(config, out, source, restart)
 
 
 def is_ours(out: pathlib.Path, mark: str = paths.JOB, compiled: str = "") -> bool:
@@ -91,7 +92,7 @@ def is_ours(out: pathlib.Path, mark: str = paths.JOB, compiled: str = "") -> boo
     return out.is_dir() and {*out.iterdir()} <= {out / lock.NAME, programs, *programs.parents, *leftovers(out / mark)}
 
 
-def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[str, Any]:
+def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None, restart: bool) -> dict[str, Any]:
     begun, console = time.monotonic(), Console()
     run_folder = out / paths.TRANSFORMER
     model = run_folder / paths.MODEL
@@ -104,7 +105,7 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
 
     console.rule("2 autoencoder")
     model_folder.make_encoder(config.encoder, model)
-    train_vae(config.vae, pictures, out / "vae", model)
+    train_vae(config.vae, pictures, out / "vae", model, held_out=config.data.held_out, restart=restart)
 
     console.rule("3 encode: latents and text features, once")
     encoded = encode.encode(config, out / "records", out / "records" / INDEX, model, out / "samples")
@@ -112,11 +113,11 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
     console.print(encoded.table())
     samples = Cache(out / "samples")
     model_folder.finish(
-        model, config.transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
+        model, transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
     )
 
     console.rule("4 transformer")
-    train_transformer(config, samples, run_folder)
+    train_transformer(config, samples, run_folder, restart=restart)
 
     console.rule("5 sample every caption")
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])

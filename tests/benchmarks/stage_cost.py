@@ -21,6 +21,7 @@ from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.compile import GIB, compile_train_step, topology_mesh
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.sequence import Layout
+from qi2_jax.tasks.transformer.config import shares_of
 
 CHIP, UTILISATION = CHIPS["TPU v6 lite"], 0.4
 SLICE, SLICE_CHIPS = "v6e:16x16", 256
@@ -41,7 +42,7 @@ def main() -> None:
         raise SystemExit(f"stages {unknown} are unknown; choose among {list(paths)}")
     for path in [paths[name] for name in arguments.stages or paths]:
         config = configs.load(str(path))
-        transformer, shares = config.transformer, config.shares_of(config.data)
+        transformer, shares = config.transformer, shares_of(config.data)
         model = MMDiTConfig(**configs.dataclass_fields(transformer.model))
         weights, chips = shares.weights(), sharding.MeshShape(**transformer.mesh).size
         tokens = {side: buckets.max_tokens for side, buckets in Resolutions.of_config(config.data).areas}

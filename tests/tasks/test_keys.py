@@ -5,6 +5,7 @@ import pytest
 
 from qi2_jax.config import loading as configs
 from qi2_jax.tasks import keys
+from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.workflows import encode
 
 STAGE = "experiments/qwen_image_2/s2_256p_edits.py:tiny"
@@ -15,7 +16,7 @@ def check(change) -> None:
     with config.unlocked():
         change(config)
     encode.check(config.encode)
-    config.check_transformer(config.transformer, config.data)
+    check_transformer(config.transformer, config.data)
 
 
 @pytest.mark.parametrize(

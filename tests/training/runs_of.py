@@ -27,6 +27,7 @@ from qi2_jax.interop.weights import STEM
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.runs import model_folder
 from qi2_jax.tasks.transformer import task
+from qi2_jax.tasks.transformer.config import shares_of, transformer_config
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.telemetry import metrics
 
@@ -73,9 +74,7 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
 
 def finish_model(samples: pathlib.Path, folder: pathlib.Path) -> None:
     config = configs.load(EXPERIMENT, OVERRIDES).transformer
-    model_folder.finish(
-        folder, config.transformer_config(config, cache.Cache(samples)), Shift(**config.timesteps.shift)
-    )
+    model_folder.finish(folder, transformer_config(config, cache.Cache(samples)), Shift(**config.timesteps.shift))
 
 
 def write_samples(
@@ -248,11 +247,11 @@ def mixture_of(data: pathlib.Path):
     config = configs.load(EXPERIMENT, OVERRIDES)
     return task.Mixture.of_cache(
         cache.Cache(data / "samples"),
-        config.shares_of(config.data),
+        shares_of(config.data),
         [(2, 8)],
         seed=config.transformer.seed,
         dropout=config.transformer.dropout,
-        own_rows=range,
+        local_rows=range,
     )
 
 

@@ -8,6 +8,7 @@ from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.config import loading as configs
 from qi2_jax.tasks.transformer import task
+from qi2_jax.tasks.transformer.config import check_samples
 from qi2_jax.training.telemetry import metrics
 from tests.training.runs_of import VARYING
 
@@ -107,7 +108,7 @@ def test_validation_reads_every_held_sample_once_however_many_rows_its_batches_h
         found.append(metrics.read(tmp_path / str(batch) / "metrics.jsonl")[0]["validation_loss/raw/64-0"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     with pytest.raises(ValueError, match="encoded from something else"):
-        config.check_samples(configs.load(TINY, OVERRIDES), Cache(tmp_path / "samples"))
+        check_samples(configs.load(TINY, OVERRIDES), Cache(tmp_path / "samples"))
 
 
 def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from qi2_jax import sharding
 from qi2_jax.config import loading as configs
 from qi2_jax.tasks.transformer import fixed_prompts
+from qi2_jax.tasks.transformer.config import check_transformer
 
 
 def asked(**changes):
@@ -50,7 +51,7 @@ def picture(path, width, height):
 def test_what_cannot_be_drawn_is_named_before_training(changes, message):
     config = asked(**changes)
     with pytest.raises(ValueError, match=message):
-        config.check_transformer(config.transformer, config.data)
+        check_transformer(config.transformer, config.data)
 
 
 def test_a_single_text_is_no_tuple_and_a_strip_no_condition(tmp_path):
@@ -95,7 +96,7 @@ def test_edits_are_drawn_by_their_number_of_images_and_no_encoder_stays(imported
     )
     square, wide = picture(tmp_path / "square.png", 70, 70), picture(tmp_path / "wide.png", 100, 60)
     config = asked(edits=(("darker", square), ("darker", wide), ("join them", square, wide)))
-    config.check_transformer(config.transformer, config.data)
+    check_transformer(config.transformer, config.data)
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
     mesh = sharding.make_mesh(sharding.MeshShape(tensor=2), jax.devices()[:2])

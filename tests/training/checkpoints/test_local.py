@@ -26,9 +26,10 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import numpy as np
-from qi2_jax import processes, sharding
-from qi2_jax.training import checkpoint_files as files, integrity
-from qi2_jax.training.local_checkpoint import LocalCheckpoints
+from qi2_jax import sharding
+from qi2_jax.runtime import processes
+from qi2_jax.training.checkpoints import files, checksums
+from qi2_jax.training.checkpoints.local import LocalCheckpoints
 
 bits = np.random.default_rng(0).integers(0, 1 << 32, (16, 8), np.uint32).view(np.float32)  # NaN and -0.0 among them
 bits[0, :2] = -0.0, np.nan
@@ -81,7 +82,7 @@ mixed = saved("mixed", 4, 6)
 if process == 1:  # the newest is of another life
     path = mixed.directory / "6"
     files.write_manifest(path, files.manifest(path) | {"life": "1"})
-    integrity.record(path)
+    checksums.record(path)
 told("mixed", mixed)
 split = saved("split", 4, 6, shape=(1, 4, 2))  # no process holds what another does
 lost(split, 6)

@@ -12,7 +12,7 @@ import ctypes, os, pathlib, sys, time
 import jax
 jax.config.update("jax_platforms", "cpu")
 import jax.numpy as jnp
-from qi2_jax.training import watchdog
+from qi2_jax.training.telemetry import watchdog
 watchdog.GRACE = 2.0
 
 def hang_in_a_pipe():
