@@ -1,4 +1,7 @@
-"""Selected records as pixels: whole pictures in their buckets, and random crops for training the autoencoder."""
+"""Selected records as pixels: whole images in their buckets, and random crops for training the autoencoder.
+
+Dims: `B` batch, `H` `W` pixels, `c` image channels.
+"""
 
 import dataclasses
 import hashlib
@@ -17,7 +20,13 @@ from data_pipeline.samples.prepare import prepare_image
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One selected record: its position in a `RecordFolder`, the bucket it goes to, and which captions to use."""
+    """The image of one selected record.
+
+    Attributes:
+      index: position of the record in its `RecordFolder`.
+      bucket: bucket that the image is resized to.
+      captions: indices of the captions to use.
+    """
 
     index: int
     bucket: Bucket
@@ -26,12 +35,12 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures(Sequence):
-    """Pixels of selected records, decoded when asked for.
+    """Pixels of selected records, decoded on access.
 
     Attributes:
-      records: where they are.
-      chosen: which, in order.
-      channels: 3 or 4, see `prepare.prepare_image`.
+      records: folder of all records.
+      chosen: selected records, in order.
+      channels: number of image channels, 3 or 4; see `prepare.prepare_image`.
     """
 
     records: RecordFolder
@@ -43,7 +52,7 @@ class Pictures(Sequence):
 
     @property
     def digest(self) -> str:
-        """Changes with the stored images, their choice, and how they are prepared."""
+        """A hash of the stored images, of their selection, and of how they are prepared."""
         total = hashlib.sha256(repr((self.chosen, self.channels)).encode())
         for shard in self.records.shards:
             total.update(shard.digest.encode())
@@ -51,14 +60,14 @@ class Pictures(Sequence):
 
     @property
     def nbytes(self) -> int:
-        """Memory that all decoded pictures take."""
+        """Memory of all decoded images, in bytes."""
         return sum(picture.bucket.width * picture.bucket.height * self.channels for picture in self.chosen)
 
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]
 
     def captions(self, index: int) -> list[Caption]:
-        """The selected captions of a picture."""
+        """The selected captions of an image."""
         captions = self.record(index).captions
         return [captions[position] for position in self.chosen[index].captions]
 
@@ -69,14 +78,14 @@ class Pictures(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """Random square crops of pictures, mirrored half of the time: a pure function of (seed, step).
+    """Random square crops of images, mirrored half of the time: a pure function of (seed, step).
 
     Attributes:
-      pictures: pixels 0..255; each side at least `side`.
-      side: of a crop, in pixels.
+      pictures: images with values 0..255, whose sides are at least `side`.
+      side: side of a crop, in pixels.
       batch_size: global number of crops per step.
-      seed: of order, place and mirroring.
-      rows: which rows of the global batch to make, those of this process; None: all.
+      seed: seed of order, position and mirroring.
+      rows: rows of the global batch that this process reads; None for all.
     """
 
     pictures: Sequence[UInt8[np.ndarray, "H W c"]]
@@ -102,3 +111,9 @@ class Crops:
         top, left = (int(rng.integers(0, size - self.side + 1)) for size in pixels.shape[:2])
         crop = pixels[top : top + self.side, left : left + self.side]
         return (crop[:, ::-1] if rng.random() < 0.5 else crop).astype(np.float32) / 127.5 - 1
+
+
+def center_crop(image: UInt8[np.ndarray, "H W c"], side: int) -> UInt8[np.ndarray, "_ _ c"]:
+    """The square of `side` pixels in the middle of an image."""
+    top, left = ((size - side) // 2 for size in image.shape[:2])
+    return image[top : top + side, left : left + side]

@@ -1,126 +1,38 @@
-"""The loader: batches as a pure function of (seed, step), the same global batches on any number of hosts.
-
-Dims: `B` rows asked for, `S` joint sequence, `N` target slots, `M` condition slots, `T` text slots, `C` latent
-channels, `E` width of text features.
-"""
+"""The loader: batches as a pure function of (seed, step), the same global batches on any number of hosts."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
 
+from data_pipeline.loading.batch import Batch, collate, with_text
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax import sequence
-
-
-class Row(NamedTuple):
-    """A sample and the one text that a step reads with it; `dropped`: that text is the empty prompt."""
-
-    sample: Sample
-    text: Text
-    dropped: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Rows padded to a layout, as host arrays; `conditions_BMC` is None without condition images.
-
-    Samples whose features have no width have `prompts`, and `pictures` of their condition images, for each row;
-    those with pixels instead of latents also `targets`, and their latents have no channels.
-
-    `composition` says what the batch is made of, in shares 0..1: `padding` (slots of the joint sequence that hold
-    nothing), `padding_text` (the same of its text slots), `dropped` (rows with the empty prompt), `wide` and `tall`
-    (targets with more columns than rows, and with fewer).
-    """
-
-    latents_BNC: Float[np.ndarray, "B N C"]
-    text_BTE: Float[np.ndarray, "B T E"]
-    positions_BS3: Int[np.ndarray, "B S 3"]
-    valid_BS: Bool[np.ndarray, "B S"]
-    conditions_BMC: Float[np.ndarray, "B M C"] | None
-    composition: dict[str, float]
-    prompts: tuple[str, ...] | None = None
-    pictures: tuple[tuple[UInt8[np.ndarray, "H W c"], ...], ...] = ()
-    targets: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
-
-
-def collate(layout: sequence.Layout, rows: Sequence[Row]) -> Rows:
-    """Pads rows to a layout.
-
-    Raises:
-      ValueError: if a sample does not fit.
-    """
-    first = rows[0]
-    text = np.zeros((len(rows), sum(layout.text), first.text.features.shape[-1]), first.text.features.dtype)
-    text_starts = np.cumsum([0, *layout.text])
-    positions, valid = np.zeros((len(rows), layout.length, 3), np.int32), np.zeros((len(rows), layout.length), bool)
-    for place, (sample, own, _) in enumerate(rows):
-        grids = [image.shape[:2] for image in sample.conditions]
-        positions[place], valid[place] = sequence.place(layout, own.lengths, sample.latents.shape[:2], grids)
-        ends = np.cumsum(own.lengths)
-        for start, length, end in zip(text_starts, own.lengths, ends, strict=False):
-            text[place, start : start + length] = own.features[end - length : end]
-    sizes = np.array([row.sample.latents.shape[:2] for row in rows])
-    composition = {
-        "padding": 1 - float(valid.mean()),
-        "padding_text": 1 - sum(sum(row.text.lengths) for row in rows) / max(1, len(rows) * sum(layout.text)),
-        "dropped": float(np.mean([row.dropped for row in rows])),
-        "wide": float(np.mean(sizes[:, 1] > sizes[:, 0])),
-        "tall": float(np.mean(sizes[:, 1] < sizes[:, 0])),
-    }
-    prompts = None if text.shape[-1] else tuple(row.text.prompt for row in rows if row.text.prompt is not None)
-    pictures = tuple(row.sample.pictures for row in rows)
-    targets = tuple(row.sample.target for row in rows if row.sample.target is not None)
-    latents, conditions = place_latents(layout, [(row.sample.latents, *row.sample.conditions) for row in rows])
-    return Rows(latents, text, positions, valid, conditions, composition, prompts, pictures, targets)
-
-
-def place_latents(
-    layout: sequence.Layout, rows: Sequence[Sequence[Float[np.ndarray, "h w C"]]]
-) -> tuple[Float[np.ndarray, "B N C"], Float[np.ndarray, "B M C"] | None]:
-    """Latents of rows in the slots of a layout: of the targets, and of the condition images, None without any.
-
-    Args:
-      rows: of each the latents of its target and of its condition images, in order.
-    """
-    C = rows[0][0].shape[-1]
-    starts = np.cumsum([0, *layout.conditions])
-    latents = np.zeros((len(rows), layout.target, C), np.float32)
-    conditions = np.zeros((len(rows), starts[-1], C), np.float32)
-    for place, (target, *others) in enumerate(rows):
-        _fill(latents[place], 0, target)
-        for start, image in zip(starts, others, strict=False):
-            _fill(conditions[place], start, image)
-    return latents, conditions if layout.conditions else None
-
-
-def _fill(slots: np.ndarray, start: int, image: np.ndarray) -> None:
-    tokens = image.shape[0] * image.shape[1]
-    slots[start : start + tokens] = image.reshape(tokens, image.shape[-1])
+from qi2_jax.training.mean import Mean
+from qi2_jax.training.microbatch import Microbatch, Stats
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
     """Shuffled, endless, padded batches of one stream.
 
-    Every epoch is a new permutation of all samples; batches run across its border, so no sample is left out. Of several
-    texts each step draws one. With probability `dropout` the text is the empty prompt: that of the sample, which for an
-    edit stands beside its condition images, or the common one.
+    Every epoch is a new permutation of all samples. Batches may span two epochs, so no sample is left out. A step draws
+    one of the texts of each sample. With probability `dropout` it takes the empty prompt instead: that of the sample,
+    which for an edit includes the condition images, or the common one.
 
     Attributes:
-      samples: by index.
+      samples: samples of the stream.
       empty: the empty prompt without condition images.
-      layout: what batches are padded to.
-      batch_size: global number of samples per step.
-      seed: of order, texts and dropout.
+      layout: layout that batches are padded to.
+      batch_size: global number of samples per batch.
+      seed: seed of order, texts and dropout.
       dropout: probability in [0, 1].
-      rows: which rows of the global batch to make, those of this process; None: all.
+      rows: rows of the global batch that this process reads; None for all.
+      labels: constant metrics of the stream, logged with every batch.
 
     Raises:
-      ValueError: for a probability that is none.
+      ValueError: if `dropout` is not a probability.
     """
 
     samples: Sequence[Sample]
@@ -130,29 +42,60 @@ class Loader:
     seed: int
     dropout: float = 0.0
     rows: Sequence[int] | None = None
+    labels: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout is {self.dropout}; it is a probability")
+            raise ValueError(f"dropout is {self.dropout}; it must be between 0 and 1")
 
     def order(self) -> grain.MapDataset:
-        """Which sample stands at each place of the endless sequence; memory does not grow with their number."""
+        """The index of the sample at each place of the endless sequence. Its memory does not grow with the samples."""
         return grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
 
     def batches(self) -> grain.MapDataset:
-        """The batch of every step, by its number."""
-        # Texts and dropout are drawn from the sample's place in the global order, whatever the number of hosts.
+        """The batch of every step, as a `Microbatch` of this process's rows."""
+        # Texts and dropout depend on the sample's place in the global order, whatever the number of hosts.
         chosen = self.order().random_map(self._choose, seed=self.seed + 1)
         rows = range(self.batch_size) if self.rows is None else self.rows
 
-        def batch(step: int) -> Rows:
-            return collate(self.layout, [chosen[step * self.batch_size + row] for row in rows])
+        def batch(step: int) -> Microbatch:
+            drawn = [chosen[step * self.batch_size + row] for row in rows]
+            samples = [sample for sample, _ in drawn]
+            batch = collate(self.layout, samples)
+            metrics = self._metrics(batch, samples, [uses_empty_prompt for _, uses_empty_prompt in drawn])
+            stats = Stats(self.batch_size, self.batch_size * self.layout.length, metrics=metrics)
+            return Microbatch(self.layout, batch, stats=stats)
 
         return grain.MapDataset.range(np.iinfo(np.int64).max).map(batch)
 
-    def _choose(self, index: int, rng: np.random.Generator) -> Row:
+    def _choose(self, index: int, rng: np.random.Generator) -> tuple[Sample, bool]:
+        """The sample with one text, and whether that is the empty prompt."""
         sample = self.samples[index]
         text = sample.texts[rng.integers(len(sample.texts))]
         if rng.random() < self.dropout:
-            return Row(sample, sample.empty or self.empty, dropped=True)
-        return Row(sample, text)
+            return with_text(sample, sample.empty or self.empty), True
+        return with_text(sample, text), False
+
+    def _metrics(
+        self, batch: Batch, samples: Sequence[Sample], uses_empty_prompt: Sequence[bool]
+    ) -> dict[str, float | Mean]:
+        """What the batch is made of, in shares 0..1.
+
+        `padding` is the share of empty slots in the joint sequence and `padding_text` in its text slots. Each is a mean
+        over all slots of an interval, as batches differ in length. `dropped` is the share of rows with the empty
+        prompt, `wide` and `tall` those of targets with more columns than rows and with fewer.
+        """
+        sizes = np.array([sample.latents.shape[:2] for sample in samples])
+        text_slots = sum(self.layout.text)
+        text_tokens = sum(sum(sample.texts[0].lengths) for sample in samples)
+        padding = 1 - float(batch.cond.valid_BS.mean())
+        padding_text = 1 - text_tokens / max(1, len(samples) * text_slots)
+        slots, text_slots = self.batch_size * self.layout.length, self.batch_size * text_slots
+        return {
+            "batch/dropped": float(np.mean(uses_empty_prompt)),
+            "batch/wide": float(np.mean(sizes[:, 1] > sizes[:, 0])),
+            "batch/tall": float(np.mean(sizes[:, 1] < sizes[:, 0])),
+            **self.labels,
+            "batch/padding": Mean(slots * padding, slots),
+            "batch/padding_text": Mean(text_slots * padding_text, text_slots),
+        }

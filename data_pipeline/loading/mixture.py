@@ -1,9 +1,9 @@
 """Mixtures: batches of several streams (areas, tasks) in exact proportions, a pure function of the turn.
 
-A stream has batches of one layout and one size, so a step compiles into one of few programs. The streams take turns in
-cycles of as many turns as their weights add up to; the order within a cycle is drawn from (seed, cycle). So which batch
-a turn sees depends on nothing but (seed, turn): the whole state is one integer, on any number of hosts. A batch that is
-too large for the devices is read in parts.
+All batches of a stream have one layout and one size, so a step runs one of few compiled programs. The streams take
+turns. A cycle has as many turns as their weights add up to, in an order that is drawn from (seed, cycle). The batch of
+a turn therefore depends on (seed, turn) alone: the whole state is one integer, on any number of hosts. A batch that is
+too large for the devices is read as several microbatches.
 """
 
 import dataclasses
@@ -15,13 +15,14 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from data_pipeline.loading.loader import Loader, Rows
+from data_pipeline.loading.loader import Loader
 from data_pipeline.samples import cache as cached
 from data_pipeline.samples.cache import Cache, Largest, StreamKey
 from data_pipeline.samples.schema import Sample
 from qi2_jax.sequence import Layout
+from qi2_jax.training.microbatch import Microbatch
 
-MAX_CYCLE = 10_000  # steps; longer cycles mean proportions that were meant to be simpler
+MAX_CYCLE = 10_000  # turns; a longer cycle suggests proportions that were meant to be simpler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,27 +30,22 @@ class Stream:
     """One part of a mixture.
 
     Attributes:
-      name: such as "512-1", for logs.
-      loader: its samples and layout; its batch size is that of a part.
-      weight: batches of it in every cycle.
-      parts: in which a batch is read.
-      held: what validation and pictures read, in the same layout.
+      name: name in logs, such as "512-1".
+      loader: samples and layout; its batch size is that of a microbatch.
+      weight: number of its batches in every cycle.
+      microbatches: number of microbatches in a batch.
+      held_out: samples for validation and sample grids, in the same layout.
     """
 
     name: str
     loader: Loader
     weight: int
-    parts: int = 1
-    held: Sequence[Sample] = ()
-
-    @property
-    def images(self) -> int:
-        """Of a whole batch."""
-        return self.loader.batch_size * self.parts
+    microbatches: int = 1
+    held_out: Sequence[Sample] = ()
 
 
 class Turn(NamedTuple):
-    """Whose turn it is: the number of the stream, and which batch of it."""
+    """A turn of the mixture: index of the stream, and index of the batch within the stream."""
 
     stream: int
     batch: int
@@ -76,63 +72,72 @@ class Mixture:
         cls,
         cache: Cache,
         shares: "Shares",
-        part_sizes: Sequence[tuple[int, int]],
+        microbatch_sizes: Sequence[tuple[int, int]],
         *,
         seed: int,
         dropout: float,
-        own_rows: Callable[[int], Sequence[int]],
+        local_rows: Callable[[int], Sequence[int]],
     ) -> "Mixture":
         """The streams of a cache that have a share.
 
         Args:
-          part_sizes: for every side the parts of a batch, and the global samples of one part.
-          dropout: of texts, see `Loader`.
-          own_rows: which rows of a batch of that size this process makes.
+          cache: encoded samples.
+          shares: shares of areas and tasks.
+          microbatch_sizes: for every side the number of microbatches in a batch, and the global samples of each.
+          seed: seed of the order, and of the loaders.
+          dropout: probability of the empty prompt, see `Loader`.
+          local_rows: function from the size of a batch to the rows that this process reads.
 
         Raises:
-          ValueError: if a stream with a share has no samples, or none is held where some are to be.
+          ValueError: if a stream with a share has no samples, or no held-out ones although the cache holds some out.
         """
         streams, weights = [], shares.weights()
-        for position, (key, (stream, held)) in enumerate(streams_of(cache, shares).items()):
-            parts, size = part_sizes[shares.sides.index(key.side)]
-            layout = layout_of(stream.largest | held.largest, cache.empty.lengths)
-            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, own_rows(size))
-            streams.append(Stream(str(key), loader, weights[key], parts, held))
+        for position, (key, (stream, held_out)) in enumerate(streams_of(cache, shares).items()):
+            count, size = microbatch_sizes[shares.sides.index(key.side)]
+            layout = layout_of(stream.largest | held_out.largest, cache.empty.lengths)
+            labels = {"batch/side": float(key.side), "batch/conditions": float(key.conditions)}
+            rows = local_rows(size)
+            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, rows, labels)
+            streams.append(Stream(str(key), loader, weights[key], count, held_out))
         return cls(tuple(streams), seed)
 
     @property
     def cycle(self) -> int:
-        """Turns after which every stream has had exactly its weight of batches."""
+        """Number of turns after which every stream has had exactly as many batches as its weight."""
         return sum(stream.weight for stream in self.streams)
 
     def turn(self, number: int) -> Turn:
-        """Whose turn 0, 1, ... it is."""
+        """The stream and batch of turn 0, 1, ..."""
         cycle, place = divmod(number, self.cycle)
         order = self._order(cycle)
         stream = int(order[place])
         return Turn(stream, cycle * self.streams[stream].weight + int(np.count_nonzero(order[:place] == stream)))
 
-    def from_turn(self, start: int) -> Iterator[tuple[Stream, Rows]]:
-        """Parts of the batches of turns start, start + 1, ... with their streams; reading runs ahead in threads."""
-        batches = [stream.loader.batches() for stream in self.streams]
-        parts = np.array([stream.parts for stream in self.streams])
-        in_cycle = sum(stream.weight * stream.parts for stream in self.streams)
+    def count_microbatches(self, start: int, turns: int) -> int:
+        """Number of microbatches in turns start, ..., start + turns - 1."""
+        return sum(self.streams[self.turn(turn).stream].microbatches for turn in range(start, start + turns))
 
-        def part(number: int) -> tuple[Stream, Rows]:
+    def from_turn(self, start: int) -> Iterator[Microbatch]:
+        """The microbatches of turns start, start + 1, ...; threads read them ahead."""
+        batches = [stream.loader.batches() for stream in self.streams]
+        counts = np.array([stream.microbatches for stream in self.streams])
+        in_cycle = sum(stream.weight * stream.microbatches for stream in self.streams)
+
+        def microbatch(number: int) -> Microbatch:
             cycle, place = divmod(number, in_cycle)
-            ends = np.cumsum(parts[self._order(cycle)])
+            ends = np.cumsum(counts[self._order(cycle)])
             turn = int(np.searchsorted(ends, place, side="right"))
             stream, batch = self.turn(cycle * self.cycle + turn)
-            own = parts[stream]
-            return self.streams[stream], batches[stream][int(batch * own + place - (ends[turn] - own))]
+            count = counts[stream]
+            return batches[stream][int(batch * count + place - (ends[turn] - count))]
 
         cycle, place = divmod(start, self.cycle)
-        first = cycle * in_cycle + int(parts[self._order(cycle)[:place]].sum())
-        numbers = grain.MapDataset.range(first, np.iinfo(np.int64).max).map(part)
+        first = cycle * in_cycle + int(counts[self._order(cycle)[:place]].sum())
+        numbers = grain.MapDataset.range(first, np.iinfo(np.int64).max).map(microbatch)
         return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def unused(self, cache: Cache) -> dict[str, int]:
-        """Samples of the cache that no stream of the mixture reads, though they are not held."""
+        """Number of samples by stream that no stream of the mixture reads, although they are not held out."""
         names, free = {stream.name for stream in self.streams}, (s for s in cache.streams if not s.key.held)
         return {str(stream.key): len(stream) for stream in free if str(stream.key) not in names}
 
@@ -142,16 +147,16 @@ class Mixture:
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """Which share of the steps each area and task has.
+    """The share of the turns that each area and task has.
 
     Attributes:
-      sides: of the areas, in pixels.
-      of_sides: steps of each side in a cycle; 0: none.
-      of_tasks: of these, text-to-image steps and edit steps.
-      of_conditions: of edit steps, those with one, with two, ... condition images.
+      sides: sides of the squares with these areas, in pixels.
+      of_sides: share of each side; 0 for none.
+      of_tasks: shares of text-to-image and of edits, within each side.
+      of_conditions: shares of one, two, ... condition images, within the edits.
 
     Raises:
-      ValueError: for another number of shares, a negative one, or none at all.
+      ValueError: if the number of shares is wrong, one is negative, or all are 0.
     """
 
     sides: tuple[int, ...]
@@ -163,15 +168,15 @@ class Shares:
         if len(self.of_sides) != len(self.sides):
             raise ValueError(f"mixture.sides {self.of_sides} needs a share for each of data.sides {self.sides}")
         if len(self.of_tasks) != 2:
-            raise ValueError(f"mixture.tasks {self.of_tasks} needs two shares: of pairs, and of edits")
+            raise ValueError(f"mixture.tasks {self.of_tasks} needs two shares: one for pairs and one for edits")
         shares = (*self.of_sides, *self.of_tasks, *self.of_conditions)
         if min(shares) < 0 or not any(self.of_sides) or not any(self.of_tasks):
-            raise ValueError(f"mixture has negative shares, or none at all: {self}")
+            raise ValueError(f"mixture has a negative share, or only shares of 0: {self}")
         if self.of_tasks[1] and not any(self.of_conditions):
             raise ValueError("mixture.tasks has edits, but data.mixture.conditions has no share for them")
 
     def weights(self) -> dict[StreamKey, int]:
-        """Batches of each stream in a cycle, without a common divisor."""
+        """Number of batches of each stream in a cycle, divided by their greatest common divisor."""
         edits = sum(self.of_conditions) or 1
         tasks = {0: self.of_tasks[0] * edits}
         tasks |= {count: self.of_tasks[1] * share for count, share in enumerate(self.of_conditions, start=1)}
@@ -186,32 +191,33 @@ class Shares:
 
 
 def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, tuple[cached.Stream, cached.Stream]]:
-    """The streams of a cache that have a share, in the order of their weights, each with that of its held samples; that
-    is the stream itself where the cache holds nothing out.
+    """The streams of a cache that have a share, in the order of their weights, each with its held-out stream.
+
+    Where the cache holds nothing out, the held-out stream is the stream itself.
 
     Raises:
-      ValueError: if one of them has no samples, or none is held where some are to be.
+      ValueError: if one of them has no samples, or no held-out ones although the cache holds some out.
     """
     found = {stream.key: stream for stream in cache.streams}
     if missing := [str(key) for key in shares.weights() if key not in found]:
         raise ValueError(
             f"{cache.folder} has no samples for {missing} (side-conditions), only {[str(key) for key in found]}; "
-            "give these no share in data.mixture, or select and encode such records"
+            "set their share in data.mixture to 0, or select and encode such records"
         )
     if not cache.held_out:
         return {key: (found[key], found[key]) for key in shares.weights()}
     held = {key: key._replace(held=True) for key in shares.weights()}
     if missing := [str(key) for key in held.values() if key not in found]:
         raise ValueError(
-            f"{cache.folder} has no samples for {missing} to validate with, though data.held_out is {cache.held_out}; "
-            "give these no share in data.mixture, bring more such records, or encode all stages again with a larger "
-            "data.held_out, or with 0, where validation reads what is trained"
+            f"{cache.folder} has no samples for {missing} to validate with, although data.held_out is "
+            f"{cache.held_out}. Set their share in data.mixture to 0, add such records, or encode all stages again "
+            "with a larger data.held_out, or with 0 to validate on the training samples"
         )
     return {key: (found[key], found[own]) for key, own in held.items()}
 
 
 def layout_of(largest: Largest, empty: Sequence[int]) -> Layout:
-    """The layout that holds every sample of a stream, and the empty prompt where it may take a text's place."""
+    """The smallest layout that every sample of a stream fits, and the empty prompt where it may replace a text."""
     text = tuple(map(max, largest.text, empty)) if not largest.conditions else largest.text
     return Layout(text, largest.target, largest.conditions)
 

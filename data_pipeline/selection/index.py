@@ -75,7 +75,7 @@ class Selection:
         return tuple(record.key for record in self.kept)
 
     def table(self) -> Table:
-        """The funnel, with a caption that names filters without scores, filters for trials only, and colour profiles."""
+        """The funnel; its caption names filters without scores, filters for trials only, and colour profiles."""
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]

@@ -4,6 +4,11 @@ import argparse
 
 from qi2_jax.runtime import meeting
 
+RESTART = (
+    "begin a run anew at step 0 if its checkpoints are gone, instead of refusing; a run that still has checkpoints "
+    "resumes as always"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name an experiment and change it."""

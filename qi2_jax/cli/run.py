@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a curriculum: go on although the config is not that of its beginning; what is made already stays, "
         "and what it could not go on with is refused",
     )
+    parser.add_argument("--restart", action="store_true", help=options.RESTART)
     options.add_process_arguments(parser)
 
 
@@ -61,6 +62,7 @@ def _run_curriculum(config: "CurriculumExperiment", arguments: argparse.Namespac
             arguments.out,
             arguments.data,
             accept_changes=arguments.accept_changes,
+            restart=arguments.restart,
             show=tables.shown_on(Console()),
         )
 
@@ -72,4 +74,4 @@ def _run_demo(config: "DemoExperiment", arguments: argparse.Namespace) -> None:
     from qi2_jax.workflows import demo
 
     devices.set_compilation_cache(config, arguments.out)
-    demo.run(config, arguments.out, arguments.data, show=tables.shown_on(Console()))
+    demo.run(config, arguments.out, arguments.data, restart=arguments.restart, show=tables.shown_on(Console()))

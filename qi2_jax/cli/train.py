@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue although config or data are others than at the run's beginning; what changed is recorded",
     )
+    parser.add_argument("--restart", action="store_true", help=options.RESTART)
     options.add_process_arguments(parser)
 
 
@@ -65,6 +66,7 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     from qi2_jax.runtime import lock
     from qi2_jax.tasks.transformer import start, task
     from qi2_jax.tasks.transformer.config import check, check_samples
+    from qi2_jax.training import restarting
     from qi2_jax.training.checkpoints import manager
 
     check(config)
@@ -74,8 +76,11 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
         if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
             locating.locate(source)
     with lock.hold(arguments.out):
+        restarting.check(arguments.out, restart=arguments.restart)
         with processes.agreed():
             check_samples(config, samples)
             if jax.process_index() == 0:
                 start.give_model(config.transformer, samples, arguments.model, arguments.out)
-        task.train_transformer(config, samples, arguments.out, accept_changes=arguments.accept_changes)
+        task.train_transformer(
+            config, samples, arguments.out, accept_changes=arguments.accept_changes, restart=arguments.restart
+        )

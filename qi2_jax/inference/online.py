@@ -7,6 +7,7 @@ sample, `P` patches and `M` features of an image.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from data_pipeline.loading.loader import Rows
+from data_pipeline.samples.schema import Sample
 from qi2_jax.attention import Kernel
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL
@@ -42,19 +43,21 @@ class PromptRows:
     vision: VisionInputs | None
 
 
-def prompt_rows(processor: PromptProcessor, layout: Layout, rows: Rows) -> PromptRows:
+def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sample]) -> PromptRows:
     """Prepares the prompts of a batch on the host.
 
     Raises:
       ValueError: if the samples hold features instead of prompts.
     """
-    if rows.prompts is None:
+    texts = [sample.texts[0] for sample in samples]
+    prompts = [text.prompt for text in texts if text.prompt is not None]
+    if len(prompts) < len(texts) or texts[0].features.shape[-1]:
         raise ValueError("these samples hold text features; encode them with encode.online=text to compute them here")
     # Every segment of text, every image at a quarter of its latents, and the system turn, all filled.
     most = sum(layout.text) + sum(layout.conditions) // 4 + processor.dropped
-    pictures = [[Image.fromarray(pixels) for pixels in own] for own in rows.pictures]
+    pictures = [[Image.fromarray(pixels) for pixels in own] for own in (sample.pictures for sample in samples)]
     patches = max(layout.conditions, default=0)
-    batch = processor(rows.prompts, pictures, multiple=most, enlarge=False, patch_count=patches or None)
+    batch = processor(prompts, pictures, multiple=most, enlarge=False, patch_count=patches or None)
     B, S = batch.inputs.input_ids.shape
     slots = np.full((B, sum(layout.text)), S, np.int32)
     for row, segments in enumerate(batch.segments):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from data_pipeline.loading.batch import Batch
 from qi2_jax import sharding
 from qi2_jax.diffusion.timesteps import LogitNormal, Shift
 from qi2_jax.models.flops import Flops, flops_per_step
@@ -170,7 +171,7 @@ def compile_train_step(
     return report, compiled
 
 
-def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh) -> transformer_training.Batch:
+def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh) -> Batch:
     """Shapes, dtypes and shardings of a global batch as the loader delivers it."""
     placed = sharding.batch_sharding(mesh)
 
@@ -178,9 +179,9 @@ def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh)
         return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=placed)
 
     conditions = array(sum(layout.conditions), config.latent_channels) if layout.conditions else None
-    return transformer_training.Batch(
+    return Batch(
         latents_BNC=array(layout.target, config.latent_channels),
-        given=Conditioning(
+        cond=Conditioning(
             text_BTE=array(sum(layout.text), config.text_width, dtype=jnp.bfloat16),
             positions_BS3=array(layout.length, 3, dtype=jnp.int32),
             valid_BS=array(layout.length, dtype=bool),

@@ -20,7 +20,7 @@ from qi2_jax.training.telemetry import accounting, metrics, sinks
 
 NOT_RUNS = {"checkpoints", "model", sinks.SAMPLES, sinks.TENSORBOARD, "wandb", "profile", "records"}
 
-ROUTINE = {accounting.SAVE, accounting.EVALUATE, accounting.SAMPLE, accounting.COMPILE}
+ROUTINE = {accounting.SAVE, accounting.COMMIT, accounting.EVALUATE, accounting.SAMPLE, accounting.COMPILE}
 
 ENCODED, FIGURES = "samples", "report.json"  # of a stage, and of a curriculum (`qi2_jax.workflows.curriculum`)
 

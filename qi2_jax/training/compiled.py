@@ -1,9 +1,9 @@
-"""Programs of a training, compiled before the first step; a batch of another shape later is an error, not a stall."""
+"""Training programs, all compiled before the first step: a batch of another shape is an error, not a stall."""
 
 import concurrent.futures
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,98 +12,104 @@ from jax.sharding import Mesh
 
 from qi2_jax import sharding
 from qi2_jax.runtime.in_flight import InFlight
+from qi2_jax.training.microbatch import Microbatch, put_scalar
 from qi2_jax.training.step import Programs, TrainState
 
-AHEAD = 1  # parts of an update that wait on the devices while the next is put there
-
-
-class Part(NamedTuple):
-    """One batch of an update, on the mesh.
-
-    Attributes:
-      static: decides the compiled program.
-      batch: what the loss reads.
-      first: place of its first image in the update.
-      weight: its share of the update's images, 0..1.
-    """
-
-    static: Hashable
-    batch: Any
-    first: int = 0
-    weight: float = 1.0
+AHEAD = 1  # microbatches that wait on the devices while the next one is copied there
 
 
 class Compiled:
-    """The compiled programs.
+    """The compiled programs of a training run.
 
     Args:
-      programs: see `step.make_programs`.
-      state, frozen: what they will be called with; not changed.
-      examples: one part of every kind that updates will be made of.
-      accumulate: whether an update may have several parts.
-      mesh: where sums live.
+      programs: functions to compile, see `step.make_programs`.
+      state: training state, in the shapes and shardings of later calls; it is not changed.
+      frozen: what the loss reads and training does not change.
+      examples: one microbatch on the mesh for each layout.
+      accumulate: whether an update may have several microbatches.
+      mesh: devices of the run.
     """
 
     def __init__(
-        self, programs: Programs, state: TrainState, frozen: Any, examples: Sequence[Part], accumulate: bool, mesh: Mesh
+        self,
+        programs: Programs,
+        state: TrainState,
+        frozen: Any,
+        examples: Sequence[Microbatch],
+        accumulate: bool,
+        mesh: Mesh,
     ):
-        self._shapes = {part.static: _shapes(part.batch) for part in examples}
-        self._apply = None
+        self._shapes = {example.layout: _shapes(example.batch) for example in examples}
+        self._apply, self._mesh = None, mesh
         if not accumulate:
             self._steps = _compile(
-                (part.static, programs.step.lower(state, frozen, part.static, part.batch)) for part in examples
+                (example.layout, programs.step.lower(state, frozen, example.layout, example.batch))
+                for example in examples
             )
             return
-        static, batch, *_ = examples[0]
+        layout, batch, *_ = examples[0]
         like = jax.eval_shape(
-            lambda state, frozen, batch: programs.gradient(state, frozen, static, batch, 0), state, frozen, batch
+            lambda state, frozen, batch: programs.gradient(state, frozen, layout, batch, 0), state, frozen, batch
         )
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)  # noqa: E731
         self._zeros = jax.jit(zeros, out_shardings=sharding.shardings(like, mesh)).lower().compile()
         sums = self._zeros()
-        place = np.int32(0), np.float32(1)
+        place = self._place(examples[0])
         self._steps = _compile(
-            (part.static, programs.add.lower(state, sums, frozen, part.static, part.batch, *place)) for part in examples
+            (example.layout, programs.add.lower(state, sums, frozen, example.layout, example.batch, *place))
+            for example in examples
         )
         self._apply = programs.apply.lower(state, sums).compile()
 
     def __call__(
-        self, state: TrainState, frozen: Any, parts: Iterable[Part], before_each: Callable[[], None] = lambda: None
+        self,
+        state: TrainState,
+        frozen: Any,
+        microbatches: Iterable[Microbatch],
+        check_signals: Callable[[], None] = lambda: None,
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One update; the old state's memory is reused.
+        """Takes one step and returns the new state and its metrics. The memory of the old state is reused.
 
         Args:
-          before_each: called before each of several parts; if it raises, the old state is still whole.
+          state: training state.
+          frozen: as in the constructor.
+          microbatches: those of the update, on the mesh.
+          check_signals: callback before each microbatch of a gradient accumulation. If it raises, `state` is intact.
 
         Raises:
-          ValueError: for a part of a shape for which nothing is compiled, naming it.
+          ValueError: if no program is compiled for the shape of a microbatch.
         """
         if self._apply is None:
-            (part,) = parts
-            return self._program(part)(state, frozen, part.batch)
-        sums, running = self._zeros(), InFlight(AHEAD)
-        for part in parts:
-            before_each()
-            program = self._program(part)
-            sums, done = program(state, sums, frozen, part.batch, np.int32(part.first), np.float32(part.weight))
-            running.add(done)
+            (microbatch,) = microbatches
+            return self._program(microbatch)(state, frozen, microbatch.batch)
+        sums, in_flight = self._zeros(), InFlight(AHEAD)
+        for microbatch in microbatches:
+            check_signals()
+            program = self._program(microbatch)
+            sums, loss = program(state, sums, frozen, microbatch.batch, *self._place(microbatch))
+            in_flight.add(loss)
         return self._apply(state, sums)
 
-    def _program(self, part: Part) -> jax.stages.Compiled:
-        if self._shapes.get(part.static) != (shapes := _shapes(part.batch)):
-            known = "\n  ".join(f"{static}: {shape}" for static, shape in self._shapes.items())
+    def _place(self, microbatch: Microbatch) -> tuple[jax.Array, jax.Array]:
+        """Index of the first image and weight within the update, on every device."""
+        first, weight = np.int32(microbatch.first), np.float32(microbatch.weight)
+        return put_scalar(self._mesh, first), put_scalar(self._mesh, weight)
+
+    def _program(self, microbatch: Microbatch) -> jax.stages.Compiled:
+        if self._shapes.get(microbatch.layout) != (shapes := _shapes(microbatch.batch)):
+            known = "\n  ".join(f"{layout}: {shape}" for layout, shape in self._shapes.items())
             raise ValueError(
-                f"a batch of {part.static} with arrays {shapes} would need another program; compiled before the first "
-                f"step were\n  {known}"
+                f"no program was compiled for a batch of {microbatch.layout} with arrays {shapes}. Compiled before the "
+                f"first step:\n  {known}"
             )
-        return self._steps[part.static]
+        return self._steps[microbatch.layout]
 
 
 def _compile(lowered: Iterable[tuple[Hashable, jax.stages.Lowered]]) -> dict[Hashable, jax.stages.Compiled]:
-    """Compiles beside each other, and while the next is still traced: each takes minutes, and few of a host's cores."""
+    """Compiles in parallel, while the next program is traced: each takes minutes, but few of a host's cores."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile") as threads:
-        compiling = {static: threads.submit(program.compile) for static, program in lowered}
-        return {static: program.result() for static, program in compiling.items()}
+        compiling = {layout: threads.submit(program.compile) for layout, program in lowered}
+        return {layout: program.result() for layout, program in compiling.items()}
 
 
 def _shapes(batch: Any) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """The training state and the compiled programs that advance it.
 
-One update of the parameters reads one batch, or several (gradient accumulation): batches of any number of images, areas
-and tasks add up to the mean over all images of the update. Randomness depends on (seed, step, place of the image in its
-update), so it makes no difference in how many parts an update is computed.
+One update of the parameters reads one microbatch, or several (gradient accumulation). Microbatches of any number of
+images, areas and tasks add up to the mean over all images of the update. Randomness depends on (seed, step, index of
+the image in its update), so the number of microbatches makes no difference.
 
-Dims: `B` images of a batch, `L` layers.
+Dims: `B` images of a microbatch, `L` layers.
 """
 
 import functools
@@ -21,13 +21,16 @@ from jaxtyping import Array, Float, Int, Key
 
 from qi2_jax import sharding
 from qi2_jax.models import tree
+from qi2_jax.training.mean import Mean
 from qi2_jax.training.optimizer import Optimizer
 
-# (model, frozen, static, batch, keys_B) -> (mean loss over the images, further scalars, means over the images too).
-# `frozen` is what training reads and never changes; `static` decides the compiled program, e.g. a layout.
-Loss = Callable[[Any, Any, Any, Any, Key[Array, "B"]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+Scalars = dict[str, Float[Array, ""] | Mean]
+# (model, frozen, layout, batch, keys_B) -> (mean loss over the images, further metrics). A metric is a mean over the
+# images, or a `Mean` whose total and count are both divided by the number of images. `frozen` holds arrays that
+# training reads and never changes; `layout` is static and selects the compiled program.
+Loss = Callable[[Any, Any, Any, Any, Key[Array, "B"]], tuple[Float[Array, ""], Scalars]]
 
-LAYER_GROUPS = 8  # stacked layers are reported in so many groups
+LAYER_GROUPS = 8  # number of groups in which the norms of stacked layers are reported
 
 
 class TrainState(NamedTuple):
@@ -37,16 +40,16 @@ class TrainState(NamedTuple):
     model: Any
     optimizer: optax.OptState
     ema: Any
-    skipped: Int[Array, ""]  # updates left out in a row because loss or gradient was not finite
-    skipped_total: Int[Array, ""]  # and since the beginning
+    skipped: Int[Array, ""]  # consecutive updates that were skipped because loss or gradient was not finite
+    skipped_total: Int[Array, ""]  # all such updates since step 0
 
 
 class Sums(NamedTuple):
-    """What the batches of an update have added up to so far: weighted by their share of its images."""
+    """What the microbatches of an update add up to, each weighted by its share of the images."""
 
     gradients: Any
     loss: Float[Array, ""]
-    scalars: dict[str, Float[Array, ""]]
+    scalars: Scalars
 
 
 def make_optimizer(config: Optimizer) -> optax.GradientTransformation:
@@ -58,13 +61,15 @@ def make_optimizer(config: Optimizer) -> optax.GradientTransformation:
 
 
 def learning_rate(config: Optimizer) -> optax.Schedule:
-    """The rate of update n, from 0: `lr * (n + 1) / warmup` at first, then constant or a cosine, which is zero only at
-    `decay_steps`, after the last update."""
+    """The rate of update n, counted from 0, see `make_optimizer`.
+
+    It is `lr * (n + 1) / warmup` at first, then constant or a cosine that reaches zero at `decay_steps`.
+    """
     rate, warmup, end = config.lr, config.warmup, config.decay_steps
     after = optax.cosine_decay_schedule(rate, end - warmup) if end else optax.constant_schedule(rate)
     if not warmup:
         return after
-    # Over all of `warmup`, one step longer than it is read: optax has no rise of no steps.
+    # One step longer than it is used: optax refuses a linear schedule of zero steps.
     rise = optax.linear_schedule(rate / warmup, rate / warmup + rate, warmup)
     return optax.join_schedules([rise, after], [warmup])
 
@@ -81,7 +86,7 @@ def _is_matrix(model: Any) -> Any:
 def init_state(
     make_model: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array, mesh: Mesh
 ) -> TrainState:
-    """A fresh state, every leaf created where it lives."""
+    """A fresh state, whose leaves are created with their shardings."""
     init = functools.partial(_init, make_model, optimizer)
     placed = sharding.shardings(jax.eval_shape(init, key), mesh)
     return jax.jit(init, out_shardings=placed)(key)
@@ -90,7 +95,7 @@ def init_state(
 def abstract_state(
     make_model: Callable[[Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without memory: what a restore or a compilation needs."""
+    """Shapes, dtypes and shardings of the state, for a restore or a compilation. It takes no memory."""
     shapes = jax.eval_shape(functools.partial(_init, make_model, optimizer), jax.random.key(0))
     return jax.tree.map(
         lambda place, part: jax.tree.map(
@@ -108,16 +113,16 @@ def _init(make_model, optimizer, key) -> TrainState:
 
 
 class Programs(NamedTuple):
-    """What advances a state, as functions to be compiled; `compiled.Compiled` does that and calls them.
+    """The functions that advance a state. `compiled.Compiled` compiles and calls them.
 
     Attributes:
-      step: `(state, frozen, static, batch) -> (state, metrics)`: an update of one batch. The old state's memory is
-        reused.
-      gradient: `(state, frozen, static, batch, first) -> sums` of one batch, of which `first` is the place of its first
-        image in the update; not jitted.
-      add: `(state, sums, frozen, static, batch, first, weight) -> sums`: the same added to what the update has so far,
-        with its share of the images.
-      apply: `(state, sums) -> (state, metrics)`: the update of several batches.
+      step: `(state, frozen, layout, batch) -> (state, metrics)`, an update from one microbatch. The memory of the old
+        state is reused.
+      gradient: `(state, frozen, layout, batch, first) -> sums` of one microbatch, where `first` is the index of its
+        first image in the update; not jitted.
+      add: `(state, sums, frozen, layout, batch, first, weight) -> (sums, loss)`, which adds the gradient of one
+        microbatch, times its share of the images, to those before it.
+      apply: `(state, sums) -> (state, metrics)`, the update from several microbatches.
     """
 
     step: jax.stages.Wrapped
@@ -126,7 +131,7 @@ class Programs(NamedTuple):
     apply: jax.stages.Wrapped
 
 
-RAMP = 10  # the larger, the longer an average that ramps up takes
+RAMP = 10  # with a larger value the EMA decay ramps up more slowly
 
 
 def make_programs(
@@ -138,22 +143,26 @@ def make_programs(
     *,
     ema_ramp: bool = False,
 ) -> Programs:
-    """The programs of a training.
+    """Makes the programs of a training run.
 
-    An update whose loss or gradient is not finite changes nothing but the counters, and says so in the metrics.
+    An update whose loss or gradient is not finite changes only the counters, which are part of the metrics.
 
     Args:
-      ema_decay: what an update leaves of the average before it.
-      ema_ramp: for parameters that begin at nothing worth keeping: the decay of update n, from 0 and without those left
-        out, is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage with `num_updates`. The average
-        then spans about a tenth of the updates so far, until `ema_decay` is the smaller one.
+      loss: loss of the task.
+      optimizer: as of `make_optimizer`.
+      ema_decay: weight of the previous EMA in an update.
+      seed: seed of the random keys that the loss receives.
+      mesh: devices of the run.
+      ema_ramp: whether the decay of update n, counted from 0 without skipped updates, is at most (1 + n) / (10 + n), as
+        in TensorFlow's ExponentialMovingAverage with `num_updates`. The EMA then spans about a tenth of the updates so
+        far, until `ema_decay` is smaller. It is for parameters that start at random or at zero.
     """
 
-    def gradient(state, frozen, static, batch, first):
+    def gradient(state, frozen, layout, batch, first):
         images = jax.tree.leaves(batch)[0].shape[0]
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
-        (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, static, batch, keys_B)
+        (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, layout, batch, keys_B)
         return Sums(gradients, value, scalars)
 
     def placed(sums):
@@ -179,7 +188,7 @@ def make_programs(
             jnp.where(finite, 0, state.skipped + 1),
             state.skipped_total + jnp.where(finite, 0, 1),
         )
-        # The state leaves an update as it enters it: otherwise the second call would need another program.
+        # The shardings of the state must not change, or the second call would need another program.
         new_state = placed(new_state)
         metrics = {
             "loss": sums.loss,
@@ -193,22 +202,22 @@ def make_programs(
         return new_state, metrics
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def step(state: TrainState, frozen: Any, static: Hashable, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        return apply(state, gradient(state, frozen, static, batch, 0))
+    def step(state: TrainState, frozen: Any, layout: Hashable, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        return apply(state, gradient(state, frozen, layout, batch, 0))
 
     @functools.partial(jax.jit, static_argnums=3, donate_argnums=1)
-    def add(state: TrainState, sums: Sums, frozen: Any, static: Hashable, batch: Any, first: Any, weight: Any):
-        more = gradient(state, frozen, static, batch, first)
+    def add(state: TrainState, sums: Sums, frozen: Any, layout: Hashable, batch: Any, first: Any, weight: Any):
+        more = gradient(state, frozen, layout, batch, first)
         return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more)), more.loss
 
     return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
 
 
 def norms(name: str, model: Any) -> dict[str, Float[Array, ""]]:
-    """Euclidean norms of a tree of parameters: `name` of all, `name/GROUP` of each part.
+    """Euclidean norms of a tree of parameters: `name` for the whole tree, `name/GROUP` for each group of leaves.
 
-    Groups are the first parts of the leaves' names, such as `text_in`; stacked layers make at most `LAYER_GROUPS`
-    groups such as `blocks_00-03`.
+    A group is the first part of the leaves' names, such as `text_in`. Stacked layers form at most `LAYER_GROUPS` groups
+    such as `blocks_00-03`.
     """
     squares: dict[str, Array] = {}
     for path, variable in jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)[0]:

@@ -1,4 +1,4 @@
-"""After which step all processes of a training stop."""
+"""Decides, together with all processes, after which step a training run stops."""
 
 import collections
 
@@ -7,44 +7,77 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-NEVER = np.iinfo(np.int32).max
+from qi2_jax.runtime import signals
+from qi2_jax.training.reader import NEVER, Reader
 
 
 class LastStep:
-    """The last step, on which all processes agree: each says how far it would go, and the least counts.
+    """Agreement on the last step: every process proposes one, and the smallest counts.
 
-    What a process says after one step, all know `lag` steps later, when that step is computed: a process that wants to
-    stop or cannot go on must still take `lag` steps. A single process knows at once.
+    A proposal made after one step is known to all processes `lag` steps later, when that step is computed. A process
+    that wants to stop must therefore take `lag` more steps. A single process knows at once.
 
     Args:
       mesh: devices of all processes.
-      lag: in steps; with 0 the devices are waited for, which costs nothing where they are waited for anyway.
+      lag: number of steps. With 0 every call waits for the devices, which costs nothing if they are waited for anyway.
     """
 
     def __init__(self, mesh: Mesh, lag: int):
-        self._lag, self._least, self._said = lag, NEVER, collections.deque[jax.Array | int]()
+        self._lag, self._agreed, self._proposals = lag, NEVER, collections.deque[jax.Array | int]()
         self._several = jax.process_count() > 1
         if self._several:
             self._shape = (mesh.size,)
             self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            everywhere = NamedSharding(mesh, PartitionSpec())
-            self._never = self._own(NEVER)
-            self._min = jax.jit(jnp.min, out_shardings=everywhere).lower(self._never).compile()
+            replicated = NamedSharding(mesh, PartitionSpec())
+            self._never = self._put(NEVER)
+            self._min = jax.jit(jnp.min, out_shardings=replicated).lower(self._never).compile()
 
-    def _own(self, last: int) -> jax.Array:
-        return jax.make_array_from_callback(self._shape, self._split, lambda _: np.full(1, last, np.int32))
+    def _put(self, step: int) -> jax.Array:
+        return jax.make_array_from_callback(self._shape, self._split, lambda _: np.full(1, step, np.int32))
 
-    def known(self, last: int, *, wait: bool = False) -> int:
-        """Says after a step how far this process would go, `NEVER` if for ever; returns what all know by now.
+    def propose(self, step: int, *, wait: bool = False) -> int:
+        """Proposes this process's last step and returns the one that is agreed so far.
 
         Args:
-          last: at least `lag` steps away, once steps are taken.
-          wait: for what all say now; every process must do so.
+          step: last step this process can take, at least `lag` ahead once steps are taken. `NEVER` for no limit.
+          wait: whether to include the proposals of this call; the same in every process.
         """
         if self._several:
-            self._said.append(self._min(self._never if last == NEVER else self._own(last)))
+            self._proposals.append(self._min(self._never if step == NEVER else self._put(step)))
         else:
-            self._said.append(last)
-        while len(self._said) > (0 if wait else self._lag):
-            self._least = min(self._least, int(self._said.popleft()))
-        return self._least
+            self._proposals.append(step)
+        while len(self._proposals) > (0 if wait else self._lag):
+            self._agreed = min(self._agreed, int(jax.device_get(self._proposals.popleft())))
+        return self._agreed
+
+
+class Stopping:
+    """Tells after each step whether another one follows, the same in every process.
+
+    A run stops early where a process received a signal or cannot read its data.
+
+    Args:
+      mesh: devices of all processes.
+      reader: source of the updates, whose end limits the steps.
+      start: step from which the run continues.
+      total: last step of the run.
+      ahead: updates that the host dispatches ahead of the devices.
+    """
+
+    def __init__(self, mesh: Mesh, reader: Reader, start: int, total: int, ahead: int):
+        self.lag = ahead if jax.process_count() > 1 else 0
+        self._reader, self._start, self._total = reader, start, total
+        self._last_step, self._end = LastStep(mesh, self.lag), NEVER
+
+    def should_continue(self, step: int) -> bool:
+        """Whether a step follows `step`. Every process must call it once before the first step and after each."""
+        first = step == self._start
+        possible = self._reader.read_to(step + 1 + self.lag)
+        if signals.received():
+            possible = min(step if first else step + self.lag, possible)
+        self._end = self._last_step.propose(possible, wait=first)
+        return step < min(self._total, self._end)
+
+    def is_early(self, step: int) -> bool:
+        """Whether the run stops at `step` because of a signal or its data."""
+        return self._end <= step

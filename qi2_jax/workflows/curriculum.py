@@ -49,6 +49,7 @@ def run(
     records: pathlib.Path | None = None,
     *,
     accept_changes: bool = False,
+    restart: bool = False,
     show: Show = reports.ignore,
 ) -> dict[str, Any]:
     """Trains all stages of a curriculum and exports the model of the last one.
@@ -58,6 +59,7 @@ def run(
       out: folder that receives everything, see above.
       records: folder of scored records; None: `config.corpus` says what is made instead.
       accept_changes: whether to continue although the config changed; what is already made stays as it is.
+      restart: see `loop.train`.
       show: function that receives the reports of all steps, in process 0.
 
     Returns:
@@ -78,11 +80,17 @@ def run(
         if jax.process_index() == 0 and records is None:
             check_fonts(config.corpus, out / paths.CORPUS)
     with lock.hold(out):
-        return _run(config, out, records, accept_changes, show if jax.process_index() == 0 else reports.ignore)
+        show = show if jax.process_index() == 0 else reports.ignore
+        return _run(config, out, records, accept_changes, restart, show)
 
 
 def _run(
-    config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool, show: Show
+    config: CurriculumExperiment,
+    out: pathlib.Path,
+    records: pathlib.Path | None,
+    accept_changes: bool,
+    restart: bool,
+    show: Show,
 ) -> dict[str, Any]:
     started = time.monotonic()
     _claim(config, out, records, accept_changes)
@@ -96,13 +104,15 @@ def _run(
                 select_stage(stage, records or out / paths.CORPUS / "records", out / paths.STAGES / name, show)
     records = records or out / paths.CORPUS / "records"
     log.info("models around the transformer")
-    _make_models(config, out, records, accept_changes)
+    _make_models(config, out, records, accept_changes, restart)
 
     source = str(pathlib.Path(config.start.folder)) if config.start.folder else ""
     figures: dict[str, Any] = {}
     for number, (name, stage) in enumerate(config.ordered.items(), start=1):
         log.info("stage %d of %d: %s", number, len(config.order), name)
-        figures[name] = _run_stage(stage, records, out, out / paths.STAGES / name, source, show, accept_changes)
+        figures[name] = _run_stage(
+            stage, records, out, out / paths.STAGES / name, source, show, accept_changes, restart
+        )
         source = str(out / paths.STAGES / name / paths.TRANSFORMER)
 
     log.info("export")
@@ -137,7 +147,9 @@ def _claim(config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Pat
         log.info("this curriculum continues with another config; what is already made stays as it is:\n  %s", text)
 
 
-def _make_models(config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Path, accept_changes: bool) -> None:
+def _make_models(
+    config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Path, accept_changes: bool, restart: bool
+) -> None:
     """Makes the condition encoder and trains the autoencoder, or takes both from `model.folder`."""
     model = out / paths.MODEL
     with processes.agreed():
@@ -150,7 +162,15 @@ def _make_models(config: CurriculumExperiment, out: pathlib.Path, records: pathl
         index = out / paths.STAGES / name / INDEX
         kept = [row for row in read_selection(index) if not row.conditions]
         images = data.images_of(records, kept, first.data.resolutions, config.vae.channels)
-        train_vae(config.vae, images, out / paths.VAE, model, accept_changes=accept_changes)
+        train_vae(
+            config.vae,
+            images,
+            out / paths.VAE,
+            model,
+            held_out=first.data.held_out,
+            accept_changes=accept_changes,
+            restart=restart,
+        )
 
 
 def _run_stage(
@@ -161,6 +181,7 @@ def _run_stage(
     source: str,
     show: Show,
     accept_changes: bool,
+    restart: bool,
 ) -> dict[str, Any]:
     """Encodes and trains a stage.
 
@@ -172,6 +193,7 @@ def _run_stage(
       source: run or folder whose transformer the stage starts from; "": random weights.
       show: function that receives the report of encoding.
       accept_changes: see `loop.train`.
+      restart: see `loop.train`.
 
     Returns:
       The metrics of the stage.
@@ -190,7 +212,7 @@ def _run_stage(
                 model_folder.finish(model, shape, stage.transformer.timesteps.shift)
             start.give_model(stage.transformer, samples, model, run)
     # For a stage that is trained, this verifies that its last checkpoint is whole and does not end a failed run.
-    train_transformer(stage.started_from(source), samples, run, accept_changes=accept_changes)
+    train_transformer(stage.started_from(source), samples, run, accept_changes=accept_changes, restart=restart)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
     return {
         "samples": len(samples),

@@ -47,7 +47,12 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    config: DemoExperiment, out: pathlib.Path, source: pathlib.Path | None = None, *, show: Show = reports.ignore
+    config: DemoExperiment,
+    out: pathlib.Path,
+    source: pathlib.Path | None = None,
+    *,
+    restart: bool = False,
+    show: Show = reports.ignore,
 ) -> dict[str, Any]:
     """Makes a trained model and a diffusers folder from a folder of captioned images.
 
@@ -56,6 +61,7 @@ def run(
       out: folder that receives everything: `job.json` (the config), `records/`, `vae/`, `samples/`, the run
         `transformer/`, the export `diffusers/`, `samples.png` and `report.json`.
       source: images with `.txt` captions, or with a `metadata.jsonl`; None: the embedded demo set.
+      restart: see `loop.train`.
       show: function that receives the reports of all steps.
 
     Returns:
@@ -72,7 +78,7 @@ def run(
     check(config)
     model_folder.check_encoder(config.encoder, out / paths.TRANSFORMER / paths.MODEL)
     with lock.hold(out):
-        return _run(config, out, source, show)
+        return _run(config, out, source, restart, show)
 
 
 def check(config: DemoExperiment) -> None:
@@ -120,14 +126,16 @@ class _Generated:
     is_nearest: Sequence[bool]
 
 
-def _run(config: DemoExperiment, out: pathlib.Path, source: pathlib.Path | None, show: Show) -> dict[str, Any]:
+def _run(
+    config: DemoExperiment, out: pathlib.Path, source: pathlib.Path | None, restart: bool, show: Show
+) -> dict[str, Any]:
     started = time.monotonic()
     typed = {"source": str(source.absolute()) if source else "demo set", **config.as_typed}
     recorded.claim(out / paths.JOB, typed, may_change(out))
     log.info("1 data: ingest, filter, bucket")
     images = data.prepare(config.data, out, source, show)
     captions = data.captions_of(images)
-    samples = _train(config, images, out, show)
+    samples = _train(config, images, out, restart, show)
     log.info("5 generate an image for every caption")
     generated = _generate(config.sample, captions, images, samples, out)
     log.info("6 export and compare with PyTorch")
@@ -149,13 +157,13 @@ def _run(config: DemoExperiment, out: pathlib.Path, source: pathlib.Path | None,
     return figures
 
 
-def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, show: Show) -> Cache:
+def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, restart: bool, show: Show) -> Cache:
     """Trains the autoencoder, encodes the samples, and trains the transformer on them; returns the samples."""
     run_folder = out / paths.TRANSFORMER
     model = run_folder / paths.MODEL
     log.info("2 autoencoder")
     model_folder.make_encoder(config.encoder, model)
-    train_vae(config.vae, images, out / paths.VAE, model)
+    train_vae(config.vae, images, out / paths.VAE, model, held_out=config.data.held_out, restart=restart)
     log.info("3 encode: latents and text features, once")
     encoded = encode.encode(config, out / "records", out / "records" / INDEX, model, out / paths.SAMPLES)
     assert encoded is not None, "the demo is one process"
@@ -164,7 +172,7 @@ def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, show: Sh
     shape = transformer.transformer_config(config.transformer, samples)
     model_folder.finish(model, shape, config.transformer.timesteps.shift)
     log.info("4 transformer")
-    train_transformer(config, samples, run_folder)
+    train_transformer(config, samples, run_folder, restart=restart)
     return samples
 
 

@@ -17,6 +17,7 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
+from data_pipeline.loading.batch import Batch
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import LogitNormal, Shift
@@ -25,7 +26,7 @@ from qi2_jax.interop import names
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.sequence import Layout, place
-from qi2_jax.tasks.transformer.objective import Batch, Objective, make_loss
+from qi2_jax.tasks.transformer.objective import Objective, make_loss
 
 CONFIG = MMDiTConfig(layers=6, heads=6, head_width=64, rope_dims=(16, 24, 24), text_width=256)
 BATCH, TEXT, GRID, STEPS = 2, 128, (32, 32), 8

@@ -251,7 +251,7 @@ def mixture_of(data: pathlib.Path):
         [(2, 8)],
         seed=config.transformer.seed,
         dropout=config.transformer.dropout,
-        own_rows=range,
+        local_rows=range,
     )
 
 

@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,9 +21,12 @@ from qi2_jax.config.parsing import parse
 from qi2_jax.reporting import run_report
 from qi2_jax.runtime import signals
 from qi2_jax.training import loop, reader
+from qi2_jax.training import run as runs
 from qi2_jax.training.checkpoints import files, manager
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.config import TrainingConfig
+from qi2_jax.training.microbatch import Microbatch, Stats, as_update, put_scalar
+from qi2_jax.training.task import Task
 from qi2_jax.training.telemetry import accounting, metrics
 from tests.training.test_step import OPTIMIZER, Toy, loss
 
@@ -46,26 +51,49 @@ def config(**train):
     )
 
 
-def task(spoilt=(), evaluate=None, draw=None):
-    rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
-
-    def feed(step):
-        return reader.Feed(0, rows * np.float32("nan") if step in spoilt else rows, 8, {})
-
-    def updates(start):
-        return (reader.Update([feed(step)], 8) for step in itertools.count(start + 1))
-
-    return loop.Task(
-        "toy", Toy, loss, updates, lambda: [feed(0)], {}, frozen=np.float32(0.5), evaluate=evaluate, draw=draw
-    )
+def mesh():
+    return sharding.make_mesh(sharding.MeshShape(8, 1, 1))
 
 
 def parsed(config):
     return parse(TrainingConfig, loading.to_dict(config))
 
 
-def train(task, config, out):
-    return loop.train(task, parsed(config), out, sharding.make_mesh(sharding.MeshShape(8, 1, 1)))
+@dataclasses.dataclass(kw_only=True)
+class ToyTask(Task):
+    """A toy model on the same batch in every step; batches in `spoilt` are not finite."""
+
+    spoilt: Collection[int] = ()
+    evaluate: Callable[..., Any] | None = None
+    draw: Callable[..., Any] | None = None
+    accumulate: bool = False
+    peak_flops: float | None = None
+    name: str = "toy"
+    make_model = staticmethod(Toy)
+    loss = staticmethod(loss)
+
+    def __post_init__(self):
+        self.data = {}
+        self.frozen = put_scalar(mesh(), np.float32(0.5))
+        self.evaluates, self.draws = self.evaluate is not None, self.draw is not None
+
+    def microbatch(self, step):
+        rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+        return Microbatch(0, rows * np.float32("nan") if step in self.spoilt else rows, stats=Stats(8))
+
+    def updates(self, step):
+        return (as_update([self.microbatch(later)]) for later in itertools.count(step + 1))
+
+    def examples(self):
+        return [self.microbatch(0)]
+
+
+def task(spoilt=(), **fields):
+    return ToyTask(spoilt=spoilt, **fields)
+
+
+def train(task, config, out, **options):
+    return loop.train(task, parsed(config), out, mesh(), **options)
 
 
 def kinds(out):
@@ -75,7 +103,7 @@ def kinds(out):
 @pytest.mark.parametrize("first", [2, 3, 4, 5])
 def test_a_streak_of_exactly_so_many_steps_ends_the_run_wherever_it_begins(first, tmp_path):
     settings, spoilt = config(log_every=4, max_skipped=4), range(first, first + 4)
-    with pytest.raises(loop.NonFiniteError, match=r"4 steps in a row (up to|before) step 8 were not finite"):
+    with pytest.raises(runs.NonFiniteError, match=r"4 steps in a row (up to|before) step 8 were not finite"):
         train(task(spoilt), settings, tmp_path)
     assert files.steps(tmp_path / "checkpoints") == [8] and kinds(tmp_path)[-1] == accounting.ERROR
     assert int(train(task(spoilt), settings, tmp_path).step) == 12
@@ -218,7 +246,7 @@ def test_a_finished_run_is_known_by_its_files(tmp_path):
     assert loop.is_finished(parsed(ended), {}, tmp_path)
     (tmp_path / "checkpoints" / "12" / "manifest.json").write_text("{}")
     assert not loop.is_finished(parsed(ended), {}, tmp_path)
-    with pytest.raises(loop.NonFiniteError):
+    with pytest.raises(runs.NonFiniteError):
         train(task((12,), **looks), spoilt, tmp_path / "spoilt")
     assert not loop.is_finished(parsed(spoilt), {}, tmp_path / "spoilt")  # saved at its end all the same
 
@@ -281,7 +309,7 @@ def test_a_state_from_the_hosts_own_disks_becomes_persistent_where_a_run_stops(t
 
     # In one process the program's own handler ends it before the first step; of several, all agree first.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop.processes, "terminating", lambda: True)
+        patch.setattr(runs.processes, "terminating", lambda: True)
         train(dataclasses.replace(task(evaluate=crash), accumulate=True), settings, tmp_path / "stopped")
     assert files.steps(tmp_path / "stopped" / "checkpoints") == [1, 5]
     assert "SIGTERM: saved step 5" in capsys.readouterr().out
@@ -292,7 +320,7 @@ def test_a_state_from_the_hosts_own_disks_becomes_persistent_where_a_run_stops(t
 
 def test_sigterm_before_the_first_step_saves_nothing_and_says_so(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop.processes, "terminating", lambda: True)
+        patch.setattr(runs.processes, "terminating", lambda: True)
         train(dataclasses.replace(task(), accumulate=True), config(ahead=0), tmp_path)
     assert files.steps(tmp_path / "checkpoints") == [] and "SIGTERM: stopped; run again" in capsys.readouterr().out
 
@@ -300,19 +328,21 @@ def test_sigterm_before_the_first_step_saves_nothing_and_says_so(tmp_path, capsy
 def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypatch):
     """An update of three parts; the signal comes while the second of step 5 is put on the devices."""
     rows = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
-    feeds = [reader.Feed(0, part, 8, {"batch/part": float(place)}, 16) for place, part in enumerate(rows)]
-    parts = dataclasses.replace(
-        task(evaluate=lambda state, _: {"validation_loss": float(state.model.up.weight.sum())}),
-        updates=lambda start: itertools.repeat(reader.Update(feeds, 24)),
-        examples=lambda: feeds[:1],
+    update = as_update(
+        Microbatch(0, part, stats=Stats(8, 16, metrics={"batch/part": float(place)})) for place, part in enumerate(rows)
+    )
+    parts = task(
+        evaluate=lambda state, _: {"validation_loss": float(state.model.up.weight.sum())},
         accumulate=True,
     )
+    parts.updates = lambda step: itertools.repeat(update)
+    parts.examples = lambda: update[:1]
     settings, put, calls = config(ahead=0, log_every=3), reader.put, itertools.count(1)
 
-    def put_and_stop(mesh, feed):
+    def put_and_stop(mesh, microbatch):
         if next(calls) == 4 * 3 + 2:
             signal.raise_signal(signal.SIGTERM)
-        return put(mesh, feed)
+        return put(mesh, microbatch)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(reader, "put", put_and_stop)
@@ -331,12 +361,10 @@ def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypat
 
 
 def test_utilisation_is_that_of_one_chip(tmp_path):
-    whole = task()
-
-    def updates(start):
-        return (reader.Update([feed._replace(flops=3e12) for feed in feeds], 8) for feeds, _ in whole.updates(start))
-
-    train(dataclasses.replace(whole, updates=updates, peak_flops=2e12), config(log_every=12), tmp_path)
+    whole = task(peak_flops=2e12)
+    microbatch = whole.microbatch(1)
+    whole.updates = lambda step: itertools.repeat([microbatch._replace(stats=Stats(8, flops=3e12))])
+    train(whole, config(log_every=12), tmp_path)
     (line,) = metrics.lines(tmp_path / metrics.FILE)
     assert line["model_tflops_per_second_per_chip"] * line["time/seconds"] == pytest.approx(12 * 3 / 8)
     assert line["mfu"] == pytest.approx(line["model_tflops_per_second_per_chip"] / 2)
@@ -377,8 +405,9 @@ def test_only_reading_for_which_the_devices_wait_is_time_of_data(step_seconds, a
             yield update
 
     monkeypatch.setattr(loop.Compiled, "__call__", busy)
-    whole = task()
-    slow_task = dataclasses.replace(whole, updates=lambda start: slow(whole.updates(start)))
+    slow_task = task()
+    fast = slow_task.updates
+    slow_task.updates = lambda step: slow(fast(step))
     train(slow_task, config(steps=5, ahead=ahead, log_every=5), tmp_path)
     (line,) = metrics.lines(tmp_path / metrics.FILE)
     # The first is read before there is a step.
@@ -408,6 +437,7 @@ def test_what_is_wrong_with_data_and_what_is_not(error, is_data, tmp_path):
         raise error
         yield
 
-    broken = dataclasses.replace(task(), updates=updates)
+    broken = task()
+    broken.updates = updates
     with pytest.raises(reader.DataError if is_data else jax.errors.JaxRuntimeError, match=str(error.args[0])):
         train(broken, config(), tmp_path)

@@ -202,13 +202,13 @@ summed = jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf.sum(), batch))
 found = {}
 for name in ("nothing", "text_and_images"):
     cache = Cache(pathlib.Path(work) / name)
-    made = batches.Inputs(config, cache, pathlib.Path(model), mesh)
+    inputs = batches.Inputs(config, cache, pathlib.Path(model), mesh)
     for stream in cache.streams:
         layout = layout_of(stream.largest, cache.empty.lengths)
-        rows = Loader(stream, cache.empty, layout, 4, 0, rows=sharding.own_rows(mesh, 4)).batches()
-        for batch in batches.ahead(made.to_batch(layout, rows[step]) for step in range(3)):
+        loaded = Loader(stream, cache.empty, layout, 4, 0, rows=sharding.own_rows(mesh, 4)).batches()
+        for batch in batches.ahead(inputs.complete_on_host(layout, loaded[step].batch) for step in range(3)):
             assert len(batch.latents_BNC) == 2
-            kept = batch.latents_BNC, batch.given.conditions_BMC
+            kept = batch.latents_BNC, batch.cond.conditions_BMC
             summed(sharding.put_batch(mesh, kept, 4))  # over both processes, while the next batch is encoded
             found.setdefault(name, []).append(kept)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found["nothing"], found["text_and_images"])

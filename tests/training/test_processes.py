@@ -72,8 +72,7 @@ import jax
 process, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_platforms", "cpu")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
-from qi2_jax.runtime import processes
-from qi2_jax.runtime import signals
+from qi2_jax.runtime import processes, signals
 signals.listen(interruptible=False)
 
 with processes.agreed():

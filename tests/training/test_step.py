@@ -13,7 +13,8 @@ from qi2_jax import sharding
 from qi2_jax.models import tree
 from qi2_jax.models.layers import Linear, RMSNorm, keys, stacked
 from qi2_jax.training import step as steps
-from qi2_jax.training.compiled import Compiled, Part
+from qi2_jax.training.compiled import Compiled
+from qi2_jax.training.microbatch import Microbatch
 from qi2_jax.training.optimizer import Optimizer
 
 OPTIMIZER = Optimizer(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.5, clip=1.0, warmup=2, decay_steps=0)
@@ -171,10 +172,10 @@ def test_randomness_depends_on_seed_step_and_image_only(mesh, train_step, state)
     np.testing.assert_allclose(drawn, expected, rtol=1e-6)
 
 
-def parts_of(mesh, rows, sizes):
+def microbatches_of(mesh, rows, sizes):
     ends = np.cumsum(sizes)
     return [
-        Part(
+        Microbatch(
             None if size == 4 else "large",
             sharding.put_batch(mesh, rows[end - size : end], size),
             end - size,
@@ -189,28 +190,28 @@ def test_an_update_in_parts_equals_that_of_the_large_batch(mesh, programs, optim
     """Parts of unequal sizes and of several programs, as where areas or tasks mix within an update."""
     rows = np.random.default_rng(1).normal(size=(sum(sizes), 8)).astype(np.float32)
     state, _ = train_step(state, None, sharding.put_batch(mesh, rows, len(rows)))  # Adam's first update is but a sign
-    examples = parts_of(mesh, np.zeros((12, 8), np.float32), (4, 8))
+    examples = microbatches_of(mesh, np.zeros((12, 8), np.float32), (4, 8))
     update = Compiled(programs, state, FROZEN, examples, True, mesh)
     copy = jax.tree.map(jnp.copy, state)
     whole, of_whole = train_step(state, None, sharding.put_batch(mesh, rows, len(rows)))
-    split, of_parts = update(copy, FROZEN, parts_of(mesh, rows, sizes))
+    split, of_parts = update(copy, FROZEN, microbatches_of(mesh, rows, sizes))
     for name, leaf in host(whole).items():
         np.testing.assert_allclose(host(split)[name], leaf, rtol=2e-5, atol=1e-6, err_msg=name)
     assert of_whole.keys() == of_parts.keys()
     for name, value in of_whole.items():
         np.testing.assert_allclose(of_parts[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     poisoned, metrics = update(
-        split, FROZEN, parts_of(mesh, np.where(np.arange(len(rows))[:, None] == 1, np.nan, rows), sizes)
+        split, FROZEN, microbatches_of(mesh, np.where(np.arange(len(rows))[:, None] == 1, np.nan, rows), sizes)
     )
     assert int(poisoned.skipped) == 1 and not np.isfinite(float(metrics["loss"]))
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_a_batch_of_another_shape_is_an_error_that_names_it(mesh, programs, state, accumulate):
-    (example,) = parts_of(mesh, np.zeros((4, 8), np.float32), (4,))
+    (example,) = microbatches_of(mesh, np.zeros((4, 8), np.float32), (4,))
     update = Compiled(programs, state, FROZEN, [example], accumulate, mesh)
-    (larger,) = parts_of(mesh, np.zeros((8, 8), np.float32), (8,))
-    for other in (larger, larger._replace(static=None)):
+    (larger,) = microbatches_of(mesh, np.zeros((8, 8), np.float32), (8,))
+    for other in (larger, larger._replace(layout=None)):
         with pytest.raises(ValueError, match=r"float32\[8, 8\].*\n.*float32\[4, 8\]"):
             update(state, FROZEN, [other])
 

@@ -1,27 +1,152 @@
-"""Training the autoencoder on crops of images."""
+"""The autoencoder as a task: it is trained on random crops of images."""
 
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+from PIL import Image
 
 from data_pipeline.loading.crops import Crops, Pictures
 from qi2_jax import sharding
 from qi2_jax.interop import weights
-from qi2_jax.models.vae import VAE
+from qi2_jax.models.vae import VAE, VAEConfig
+from qi2_jax.pixels import over_white, to_image
+from qi2_jax.reporting import sheet
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.tasks import stages
-from qi2_jax.tasks.autoencoder import objective as vae_training
+from qi2_jax.tasks.autoencoder import batches
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
+from qi2_jax.tasks.autoencoder.objective import latent_statistics, make_loss, make_validation, reconstruct
+from qi2_jax.tasks.stages import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import manager
-from qi2_jax.training.reader import Feed, Update
+from qi2_jax.training.microbatch import Microbatch
+from qi2_jax.training.step import TrainState
+from qi2_jax.training.task import CheckSignals, Task
+from qi2_jax.training.telemetry.metrics import Drawing
 
-MAX_HELD_BYTES = 1 << 30
+COLUMNS = ("original", "reconstruction")
+
+
+@dataclasses.dataclass(kw_only=True)
+class AutoencoderTask(Task):
+    """Training of the autoencoder on crops.
+
+    Attributes:
+      config: config of the stage.
+      data: see `Task`.
+      model_config: configuration of the autoencoder.
+      crops: training crops.
+      validation: crops of held-out images, in [-1, 1].
+      drawn: held-out images that are drawn, in [-1, 1].
+      records: positions of the drawn images in their folder of records.
+      mesh: devices of the run.
+    """
+
+    config: AutoencoderConfig
+    data: Mapping[str, Any]
+    model_config: VAEConfig
+    crops: Crops
+    validation: Float[np.ndarray, "B H W c"]
+    drawn: Float[np.ndarray, "B H W c"]
+    records: Sequence[int]
+    mesh: Mesh
+    name: str = "autoencoder"
+    evaluates: bool = True
+    draws: bool = True
+
+    def __post_init__(self) -> None:
+        self.ema_ramp = self.config.ema_ramp
+        self._loss = make_loss(self.config.loss)
+        self._validate = make_validation(self._loss)
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._reconstruct = jax.jit(reconstruct, out_shardings=replicated)
+
+    def make_model(self, key: jax.Array) -> VAE:
+        return VAE(self.model_config, key=key)
+
+    def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
+        return self._loss(model, frozen, layout, batch, keys_B)
+
+    def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
+        return ([batches.microbatch(pixels, self.crops.batch_size)] for pixels in self.crops.from_step(step))
+
+    def examples(self) -> Sequence[Microbatch]:
+        return [batches.microbatch(next(self.crops.from_step(0)), self.crops.batch_size)]
+
+    def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
+        """Losses on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`."""
+        pixels = self._put(self.validation)
+        check_signals()
+        of_ema = self._validate(state.ema, pixels, len(self.validation))
+        check_signals()
+        of_raw = self._validate(state.model, pixels, len(self.validation))
+        return {
+            "validation_loss": of_ema["loss"],
+            "validation_psnr": of_ema["psnr"],
+            "validation_loss/raw": of_raw["loss"],
+            "validation_psnr/raw": of_raw["psnr"],
+        }
+
+    def draw(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Drawing]:
+        """One grid of held-out images beside their reconstructions by the EMA."""
+        check_signals()
+        rebuilt = np.asarray(self._reconstruct(state.ema, self._put(self.drawn)))
+        pairs = [
+            [over_white(Image.fromarray(to_image(pixels))) for pixels in pair]
+            for pair in zip(self.drawn, rebuilt, strict=False)
+        ]
+        numbered = [f"{number}. record {record}" for number, record in enumerate(self.records, start=1)]
+        grid = np.asarray(sheet.lay_out(pairs, COLUMNS, numbered, len(COLUMNS)))
+        notes = [{"text": None, "record": record} for record in self.records]
+        return {"reconstructions": Drawing(grid, {"columns": list(COLUMNS), "samples": notes})}
+
+    def _put(self, images: Float[np.ndarray, "B H W c"]) -> jax.Array:
+        """Images on the mesh; the last batch shard is filled up with repetitions."""
+        shards = sharding.batch_parts(self.mesh)
+        size = -(-len(images) // shards) * shards
+        rows = [row % len(images) for row in sharding.own_rows(self.mesh, size)]
+        return sharding.put_batch(self.mesh, images[rows], size)
+
+
+def make_task(config: AutoencoderConfig, pictures: Pictures, mesh: Mesh, held_out: float) -> AutoencoderTask:
+    """The task of a run.
+
+    Args:
+      config: config of the stage.
+      pictures: images to train on.
+      mesh: devices of the run.
+      held_out: the config's `data.held_out`. Validation reads the images that it holds out from the transformer.
+
+    Raises:
+      ValueError: if the crops do not fit the buckets or the mesh.
+    """
+    model_config = config.model
+    smallest = min(min(picture.bucket.width, picture.bucket.height) for picture in pictures.chosen)
+    if not 0 < config.crop <= smallest:
+        raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
+    rows = sharding.own_rows(mesh, config.batch_size)
+    # Every image is cropped again and again: if there is room, it is decoded once.
+    images = list(pictures) if pictures.nbytes <= batches.MAX_CACHED_BYTES else pictures
+    with processes.agreed():
+        indices = batches.held_out_indices(pictures, held_out)
+        drawn = indices[: batches.DRAWN_IMAGES]
+        return AutoencoderTask(
+            config=config,
+            data={"pictures": pictures.digest},
+            model_config=model_config,
+            crops=Crops(images, config.crop, config.batch_size, config.seed, rows),
+            validation=batches.validation_pixels(pictures, indices, config.crop),
+            drawn=batches.drawn_pixels(pictures, drawn, model_config.factor),
+            records=[pictures.chosen[index].index for index in drawn],
+            mesh=mesh,
+        )
 
 
 def train_vae(
@@ -30,45 +155,31 @@ def train_vae(
     out: pathlib.Path,
     model: pathlib.Path,
     *,
+    held_out: float = 0.0,
     accept_changes: bool = False,
+    restart: bool = False,
 ) -> None:
-    """Trains the autoencoder and puts its EMA weights, with latent statistics, into the model folder.
+    """Trains the autoencoder and writes its EMA weights, with the statistics of its latents, to the model folder.
 
     Args:
+      config: config of the stage.
+      pictures: images to train on.
+      out: the run.
+      model: model folder. If it has an autoencoder already, nothing is done.
+      held_out: see `make_task`.
       accept_changes: see `loop.train`.
+      restart: see `loop.train`.
     """
     if (model / "vae" / f"{weights.STEM}.safetensors").is_file():
         return
-    mesh = stages.make_mesh(config.mesh)
-    # Every picture is cropped again and again: where there is room, decoded once.
-    smallest = min(min(picture.bucket.width, picture.bucket.height) for picture in pictures.chosen)
-    if not 0 < config.crop <= smallest:
-        raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
-    held = list(pictures) if pictures.nbytes <= MAX_HELD_BYTES else pictures
-    rows = sharding.own_rows(mesh, config.batch_size)
-    crops = Crops(held, config.crop, config.batch_size, config.seed, rows)
-
-    def feed(pixels: Any) -> Feed:
-        return Feed(None, pixels, config.batch_size, {})
-
-    def updates(start: int) -> Iterator[Update]:
-        return (Update([feed(pixels)], config.batch_size) for pixels in crops.from_step(start))
-
-    task = loop.Task(
-        "autoencoder",
-        lambda key: VAE(config.model, key=key),
-        vae_training.make_loss(config.loss),
-        updates,
-        lambda: [feed(next(crops.from_step(0)))],
-        {"pictures": pictures.digest},
-        ema_ramp=config.ema_ramp,
-    )
-    # Not `train.steps`: an end that was brought forward may lie behind.
-    step = int(loop.train(task, config, out, mesh, accept_changes=accept_changes).step)
+    mesh = make_mesh(config.mesh)
+    task = make_task(config, pictures, mesh, held_out)
+    state = loop.train(task, config, out, mesh, accept_changes=accept_changes, restart=restart)
+    step = int(state.step)  # not `train.steps`: a resumed run may already be beyond an end that was brought forward
     with processes.agreed():
         if jax.process_index() == 0:
             trained = manager.weights(out / paths.CHECKPOINTS / str(step), "ema")
-            vae = weights.load(trained, jax.eval_shape(lambda: VAE(config.model, key=jax.random.key(0))))
-            fresh = dataclasses.replace(crops, rows=None).from_step(config.train.steps)
-            crops_of_all = itertools.islice(fresh, config.statistics_batches)
-            model_folder.save_vae(model, vae, *vae_training.latent_statistics(vae, crops_of_all))
+            vae = weights.load(trained, jax.eval_shape(lambda: task.make_model(jax.random.key(0))))
+            unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
+            crops = itertools.islice(unseen, config.statistics_batches)
+            model_folder.save_vae(model, vae, *latent_statistics(vae, crops))

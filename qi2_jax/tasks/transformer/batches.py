@@ -1,10 +1,13 @@
-"""From rows of the loader to the transformer's batches. What the samples lack, the frozen encoders compute: latents
-ahead of the step, on the devices of this process, and text features within it, on the whole mesh.
+"""Completes the loader's batches for the transformer.
+
+What the samples lack, the frozen encoders compute: latents ahead of the step, on the devices of this process, and text
+features within the step, on the whole mesh.
 """
 
 import collections
+import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,99 +16,106 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from data_pipeline.buckets import Bucket
-from data_pipeline.loading.loader import Rows, place_latents
+from data_pipeline.loading.batch import Batch, collate
 from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Sample
 from qi2_jax import sharding
 from qi2_jax.inference import encoders, online
 from qi2_jax.interop import components
-from qi2_jax.models.mmdit import Conditioning
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer.config import TransformerConfig
-from qi2_jax.tasks.transformer.objective import Batch
 from qi2_jax.text.prompts import PromptProcessor
 
-AHEAD = 2  # batches that are made while the devices compute those before
+AHEAD = 2  # batches that are completed while the devices compute those before
 Item = TypeVar("Item")
 
 
 class Inputs:
-    """How rows become batches, whatever the samples hold.
+    """Completes batches, whatever the samples hold.
 
     Args:
-      config: of the transformer stage.
-      samples: say what is computed online.
-      model: folder with the encoders that made them.
-      mesh: of the training.
+      config: config of the transformer stage.
+      samples: encoded samples, which name what is computed online.
+      model: folder with the encoders that made the samples.
+      mesh: devices of the run.
+
+    Attributes:
+      text_encoder: frozen text encoder for the compiled program, see `complete`; None where features are cached.
 
     Raises:
-      ValueError: if an encoder that is needed is not there.
+      ValueError: if an encoder that is needed is missing.
     """
 
-    encoder: Any = None  # of text; the compiled program reads it, see `complete`
-    images: encoders.ImageEncoder | None = None
+    text_encoder: Any = None
+    _images: encoders.ImageEncoder | None = None
 
     def __init__(self, config: TransformerConfig, samples: Cache, model: pathlib.Path, mesh: Mesh):
-        self.online = samples.online
-        if self.online == NOTHING:
+        if samples.online == NOTHING:
             return
-        needed = ("text_encoder", "vae") if self.online == TEXT_AND_IMAGES else ("text_encoder",)
+        needed = ("text_encoder", "vae") if samples.online == TEXT_AND_IMAGES else ("text_encoder",)
         if missing := [name for name in needed if not (model / name).is_dir()]:
             raise ValueError(
-                f"{samples.folder} was encoded with encode.online={self.online}, but {model} lacks {missing}; name the "
-                "encoders' folder with --model"
+                f"{samples.folder} was encoded with encode.online={samples.online}, but {model} lacks {missing}; name "
+                "the encoders' folder with --model"
             )
         dtype = stages.encoder_dtype(samples.fingerprint)
-        self.encoder = encoders.load(model, "text_encoder", mesh, dtype)
-        self.processor = PromptProcessor.from_folder(
+        self.text_encoder = encoders.load(model, "text_encoder", mesh, dtype)
+        self._processor = PromptProcessor.from_folder(
             model / "processor", components.read_config(model / "text_encoder", "text_encoder")
         )
-        self.kernel = sharding.Attention(mesh, config.execution.kernel)
-        if self.online == TEXT_AND_IMAGES:
-            # A program for each bucket, an image for each device: rows of any sizes leave few places empty. Without
-            # other processes' devices, no two processes have to encode the same sizes at the same time.
-            own = sharding.make_mesh(sharding.MeshShape(data=len(mesh.local_devices)), mesh.local_devices)
-            self.images = encoders.ImageEncoder(model, own, dtype, own.size)
+        self._kernel = sharding.Attention(mesh, config.execution.kernel)
+        if samples.online == TEXT_AND_IMAGES:
+            # One program per bucket and one image per device, so that images of any sizes leave few places empty. The
+            # mesh has no devices of other processes: two processes need not encode the same sizes at the same time.
+            local = sharding.make_mesh(sharding.MeshShape(data=len(mesh.local_devices)), mesh.local_devices)
+            self._images = encoders.ImageEncoder(model, local, dtype, local.size)
 
     def compile(self, buckets: Iterable[Bucket]) -> None:
-        """Compiles what encodes images of these sizes, so that no step waits for it."""
-        if self.images is not None:
-            channels = self.images.vae.config.in_channels
-            self.images.latents([np.zeros((size.height, size.width, channels), np.uint8) for size in buckets])
+        """Compiles the encoder for images of these sizes, so that no step waits for it."""
+        if self._images is not None:
+            channels = self._images.vae.config.in_channels
+            self._images.latents([np.zeros((size.height, size.width, channels), np.uint8) for size in buckets])
+
+    def with_latents(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples, with latents in place of the pixels that some of them hold."""
+        if samples[0].target is None:
+            return list(samples)
+        assert self._images is not None
+        pixels: list[Any] = [image for sample in samples for image in (sample.target, *sample.pictures)]
+        latents = iter(self._images.latents(pixels))
+        return [
+            dataclasses.replace(
+                sample, latents=next(latents), conditions=tuple(next(latents) for _ in sample.pictures), target=None
+            )
+            for sample in samples
+        ]
 
     def latents(self, sample: Sample) -> list[Float[np.ndarray, "_ _ C"]]:
-        """Of the target and the condition images of a sample."""
-        if sample.target is None:
-            return [sample.latents, *sample.conditions]
-        assert self.images is not None
-        return self.images.latents([sample.target, *sample.pictures])
+        """Latents of the target and of the condition images of a sample."""
+        (sample,) = self.with_latents([sample])
+        return [sample.latents, *sample.conditions]
 
-    def to_batch(self, layout: Layout, rows: Rows) -> Batch:
-        """Loader rows as the transformer's batch, as host arrays; what `complete` adds is still missing.
+    def complete_on_host(self, layout: Layout, batch: Batch) -> Batch:
+        """A batch with latents, and with prompts for the text encoder where it lacks features, as host arrays."""
+        if not batch.samples:
+            return batch
+        prompts = None
+        if not batch.cond.text_BTE.shape[-1]:
+            prompts = online.prompt_rows(self._processor, layout, batch.samples)
+        batch = collate(layout, self.with_latents(batch.samples))
+        return batch._replace(prompts=prompts, samples=())
 
-        Rows that hold latents and features are taken as they are, whatever other samples lack.
-        """
-        latents_BNC, conditions_BMC = rows.latents_BNC, rows.conditions_BMC
-        if rows.targets:
-            assert self.images is not None
-            pictures = [(target, *own) for target, own in zip(rows.targets, rows.pictures, strict=True)]
-            made = iter(self.images.latents([picture for own in pictures for picture in own]))
-            latents_BNC, conditions_BMC = place_latents(layout, [[next(made) for _ in own] for own in pictures])
-        given = Conditioning(rows.text_BTE, rows.positions_BS3, rows.valid_BS, conditions_BMC)
-        prompts = online.prompt_rows(self.processor, layout, rows) if rows.prompts is not None else None
-        return Batch(latents_BNC, given, prompts)
-
-    def complete(self, frozen: Any, _: Layout, batch: Batch) -> Batch:
-        """A batch with text features, inside the compiled program; `frozen` has the encoder as `text_encoder`."""
+    def complete(self, frozen: Any, layout: Layout, batch: Batch) -> Batch:
+        """A batch with text features, inside the compiled program. `frozen` has the encoder as `text_encoder`."""
         if batch.prompts is None:
             return batch
-        features = online.text_features(frozen.text_encoder, batch.prompts, kernel=self.kernel)
-        return batch._replace(given=batch.given._replace(text_BTE=features), prompts=None)
+        features = online.text_features(frozen.text_encoder, batch.prompts, kernel=self._kernel)
+        return batch._replace(cond=batch.cond._replace(text_BTE=features), prompts=None)
 
 
 def ahead(items: Iterator[Item], count: int = AHEAD) -> Iterator[Item]:
-    """The same items in the same order; a thread makes the next `count` of them before they are asked for.
+    """The same items in the same order, of which a thread makes the next `count` before they are asked for.
 
     An error is raised in the place of its item.
     """

@@ -1,4 +1,4 @@
-"""Prompts and edits that a config holds fixed, drawn while training: checked early, and encoded once before it."""
+"""Fixed prompts and edits of a config, drawn during training: checked early, and encoded once before training."""
 
 import functools
 import operator
@@ -26,16 +26,16 @@ from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.text.prompts import condition_size, resize_condition
 
-EMPTY = ""  # what guidance leads away from
-PACKAGED = "scikit-image:"  # before the name of a picture that the installed scikit-image brings
+EMPTY = ""  # the negative prompt of guidance
+PACKAGED = "scikit-image:"  # prefix for an image that comes with scikit-image
 
 
 class Panel(NamedTuple):
     """Samples that are drawn as one grid.
 
     Attributes:
-      layout: holds every sample, and the empty prompt in the place of its text.
-      samples: of which the latents of the target may be empty and then only state its size.
+      layout: layout that fits every sample, with its own text or with the empty prompt.
+      samples: what to draw. Of the target latents only the size counts.
       empty: the empty prompt without condition images.
     """
 
@@ -63,10 +63,10 @@ def check_images(config: Samples, side: int) -> None:
 
 
 def _condition(path: str, side: int) -> Image.Image:
-    """A condition image as `qi2 edit --resolution SIDE` reads it, of a file or of `scikit-image:NAME.png`.
+    """A condition image as `qi2 edit --resolution SIDE` reads it, from a file or from `scikit-image:NAME.png`.
 
     Raises:
-      ValueError: naming the path, if it cannot be read, or has no such size.
+      ValueError: naming the path, if it cannot be read or resized.
     """
     image = read_image(_packaged(path) if path.startswith(PACKAGED) else pathlib.Path(path))
     try:
@@ -77,48 +77,48 @@ def _condition(path: str, side: int) -> Image.Image:
 
 
 def _packaged(path: str) -> pathlib.Path:
-    """Where a picture of scikit-image lies. Raises a ValueError if it is none of those that are installed with it."""
+    """The path of an image that is installed with scikit-image. Raises a ValueError if there is no such image."""
     try:
         folder = package_folder("skimage") / "data"
     except ImportError as error:
-        raise ValueError(f"image {path}: {error}; or let samples.edits be empty") from None
-    names = sorted(own.name for own in folder.glob("*") if own.suffix in (".png", ".jpg"))
+        raise ValueError(f"image {path}: {error}; or leave samples.edits empty") from None
+    names = sorted(file.name for file in folder.glob("*") if file.suffix in (".png", ".jpg"))
     name = path.removeprefix(PACKAGED)
     if name not in names:
-        raise ValueError(f"image {path} is not one that scikit-image brings; these are there: {', '.join(names)}")
+        raise ValueError(f"image {path} does not come with scikit-image, which has {', '.join(names)}")
     return folder / name
 
 
 def encode(config: Samples, side: int, model: pathlib.Path, mesh: Mesh, dtype: Any) -> dict[str, Panel]:
-    """What is drawn of a stage's `samples.prompts` and `samples.edits`, by the names of the grids.
+    """Encodes `samples.prompts` and `samples.edits` of a stage.
 
-    Both encoders are loaded onto the devices of this process, and have left them when this returns: to be called before
-    training fills the memory. Every process encodes everything, without the others.
+    Both encoders are loaded onto the devices of this process and released again, so call this before training fills the
+    memory. Every process encodes everything by itself.
 
     Args:
-      config: `every`, `prompts`, `edits`; where `every` is 0 nothing is drawn.
-      side: of the square whose area the pictures get, in pixels.
-      model: the run's model folder.
-      mesh: of the training.
-      dtype: of the encoders, that in which the training's samples were encoded.
+      config: group `samples` with `every`, `prompts` and `edits`. With `every` of 0 nothing is drawn.
+      side: side of the square whose area the images get, in pixels.
+      model: model folder of the run.
+      mesh: devices of the run.
+      dtype: dtype of the encoders, the one in which the training samples were encoded.
 
     Returns:
-      `prompts` of squares; and `edits`, each as large as its last condition image, or `edits-K` of those with K
-      condition images where their numbers differ.
+      Panels by the names of their grids: `prompts` with square images, and `edits` with images as large as the last
+      condition image. Where edits have different numbers K of condition images, each number gets a grid `edits-K`.
 
     Raises:
-      ValueError: if the folder lacks an encoder, or as `check`.
+      ValueError: if the folder lacks an encoder, and as `check`.
     """
     if not config.every or not (config.prompts or config.edits):
         return {}
     if missing := [name for name in ("text_encoder", "processor", "vae") if not (model / name).is_dir()]:
         raise ValueError(
-            f"samples.prompts and samples.edits are to be drawn, but {model} lacks {missing}; name the encoders' "
-            "folder with --model, or draw neither with transformer.samples.prompts=() transformer.samples.edits=()"
+            f"{model} lacks {missing}, which samples.prompts and samples.edits need; name the encoders' folder with "
+            "--model, or draw neither with transformer.samples.prompts=() transformer.samples.edits=()"
         )
-    # Split, not copied: the condition encoder alone would fill a small chip.
-    own = sharding.make_mesh(sharding.MeshShape(fsdp=len(mesh.local_devices)), mesh.local_devices)
-    encoders = Encoders(model, own, dtype, own.size)
+    # Sharded, not replicated: the condition encoder alone would fill a small chip.
+    local = sharding.make_mesh(sharding.MeshShape(fsdp=len(mesh.local_devices)), mesh.local_devices)
+    encoders = Encoders(model, local, dtype, local.size)
     channels = components.read_config(model / "vae", "vae").latent_channels
 
     def target(width: int, height: int) -> np.ndarray:
@@ -133,19 +133,22 @@ def encode(config: Samples, side: int, model: pathlib.Path, mesh: Mesh, dtype: A
     counts = sorted({len(edit) - 1 for edit in config.edits})
     for count in counts:
         edits = [edit for edit in config.edits if len(edit) - 1 == count]
-        pictures = [[_pixels(_condition(path, side), encoders.channels) for path in paths] for _, *paths in edits]
-        patches = max(picture.shape[0] * picture.shape[1] for own in pictures for picture in own) // PATCH**2
-        texts = encoders.texts([text for text, *_ in edits], pictures, patches)
-        empties = encoders.texts([EMPTY] * len(edits), pictures, patches)
-        latents = [encoders.latents(own) for own in pictures]
-        panels["edits" if len(counts) == 1 else f"edits-{count}"] = _panel(
-            [
-                Sample(np.zeros_like(conditions[-1]), (text,), tuple(conditions), own)
-                for text, conditions, own in zip(texts, latents, empties, strict=True)
-            ],
-            empty,
-        )
+        panels["edits" if len(counts) == 1 else f"edits-{count}"] = _edits(edits, encoders, side, empty)
     return panels
+
+
+def _edits(edits: Sequence[Sequence[str]], encoders: Encoders, side: int, empty: Text) -> Panel:
+    """A panel of edits that all have the same number of condition images."""
+    images = [[_pixels(_condition(path, side), encoders.channels) for path in paths] for _, *paths in edits]
+    patches = max(image.shape[0] * image.shape[1] for conditions in images for image in conditions) // PATCH**2
+    texts = encoders.texts([text for text, *_ in edits], images, patches)
+    empties = encoders.texts([EMPTY] * len(edits), images, patches)
+    latents = [encoders.latents(conditions) for conditions in images]
+    samples = [
+        Sample(np.zeros_like(conditions[-1]), (text,), tuple(conditions), unconditional)
+        for text, conditions, unconditional in zip(texts, latents, empties, strict=True)
+    ]
+    return _panel(samples, empty)
 
 
 def _pixels(image: Image.Image, channels: int) -> UInt8[np.ndarray, "H W c"]:

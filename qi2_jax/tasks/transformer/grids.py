@@ -1,13 +1,13 @@
-"""Pictures of a training: samples of its validation, and the config's fixed prompts and edits, drawn from the averaged
-weights with the same noise each time.
+"""Sample grids of a training run, drawn from the EMA weights with the same noise each time.
 
-One grid per stream (area and number of condition images): of each held sample its condition images, its own picture
-as the autoencoder gives it back, and what the transformer makes of its text. Likewise of the fixed ones, which have no
-picture of their own.
+There is one grid per stream (area and number of condition images). For each held-out sample it shows the condition
+images, the target as the autoencoder reconstructs it, and what the transformer draws for the text. Fixed prompts and
+edits have grids of their own, without a target.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,15 +17,16 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from data_pipeline.loading.loader import Row, collate
-from data_pipeline.loading.mixture import Mixture
-from data_pipeline.samples.schema import Sample
+from data_pipeline.loading.batch import collate, with_text
+from data_pipeline.loading.mixture import Stream
+from data_pipeline.samples.schema import Sample, Text
 from qi2_jax import sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference import encoders
 from qi2_jax.inference.latents import decode_latents
 from qi2_jax.interop import components
+from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting import sheet
 from qi2_jax.runtime import processes
@@ -34,103 +35,156 @@ from qi2_jax.tasks.transformer.fixed_prompts import Panel
 from qi2_jax.tasks.transformer.objective import Objective
 from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.training.step import TrainState
+from qi2_jax.training.task import CheckSignals
 from qi2_jax.training.telemetry.metrics import Drawing
 
-CELL = 512  # pixels of a picture's longer side: composition shows, and eight rows of five columns stay below 40 MB
-COLUMNS = 4  # of pictures, which several samples with few pictures share
+CELL = 512  # pixels of an image's longer side: composition shows, and eight rows of five columns stay below 40 MB
+COLUMNS = 4  # images in a row of the grid, which several samples with few images share
 
 
-def drawer(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grids:
+    """Draws the grids of a run.
+
+    Attributes:
+      config: group `samples` with `count` (held-out samples per stream), `steps`, `guidance` and `seed`.
+      streams: streams whose held-out samples are drawn.
+      fixed: further panels by name.
+      objective: objective of the training.
+      frozen: parameters that are not trained.
+      vae: autoencoder that decodes, on one device of this process.
+      channels: number of latent channels.
+      mesh: devices of the run.
+      inputs: what completes batches.
+    """
+
+    config: Samples
+    streams: Sequence[Stream]
+    fixed: Mapping[str, Panel]
+    objective: Objective
+    frozen: Any
+    vae: VAE
+    channels: int
+    mesh: Mesh
+    inputs: Inputs
+
+    def draw(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Drawing]:
+        """All grids by name.
+
+        Args:
+          state: training state.
+          check_signals: callback before each step of sampling and before the images of a sample are decoded. It may
+            raise to end the drawing.
+        """
+        grids = {}
+        for stream in self.streams if self.config.count else ():
+            samples = [stream.held_out[row] for row in range(min(self.config.count, len(stream.held_out)))]
+            panel = Panel(stream.loader.layout, samples, stream.loader.empty)
+            grids[stream.name] = self._draw_panel(state, panel, check_signals, held_out=True)
+        return grids | {name: self._draw_panel(state, panel, check_signals) for name, panel in self.fixed.items()}
+
+    def _draw_panel(
+        self, state: TrainState, panel: Panel, check_signals: CheckSignals, held_out: bool = False
+    ) -> Drawing:
+        """One grid. Held-out samples are shown with their targets."""
+        shards = sharding.batch_parts(self.mesh)
+        size = -(-len(panel.samples) // shards) * shards
+        samples = [panel.samples[row % len(panel.samples)] for row in range(size)]
+        latents = self._sample(state, panel, samples, check_signals)
+        rows = []
+        for sample, drawn in zip(panel.samples, latents, strict=False):
+            check_signals()
+            h, w = sample.latents.shape[:2]
+            target, *conditions = self.inputs.latents(sample)
+            shown = (*conditions, target) if held_out else conditions
+            rows.append([self._decode(part) for part in (*shown, drawn[: h * w].reshape(h, w, -1))])
+        columns = [f"condition {number + 1}" for number in range(len(panel.layout.conditions))]
+        columns += ["target"] * held_out + ["sample"]
+        return drawing(columns, rows, [notes_of(sample, held_out) for sample in panel.samples])
+
+    def _sample(
+        self, state: TrainState, panel: Panel, samples: Sequence[Sample], check_signals: CheckSignals
+    ) -> Float[np.ndarray, "B N C"]:
+        """Latents that the EMA weights draw, in every process."""
+        config, rows = self.config, sharding.own_rows(self.mesh, len(samples))
+        sizes = [sample.latents.shape[:2] for sample in samples]
+        schedule = Schedule(self.objective.shift)
+        times = np.stack([schedule.times(config.steps, h * w) for h, w in sizes], axis=1)
+        shape = (len(samples), panel.layout.target, self.channels)
+        noise = np.asarray(jax.random.normal(jax.random.key(config.seed), shape))
+
+        def watched(steps: Iterable[int]) -> Iterator[int]:
+            for step in steps:
+                check_signals()
+                yield step
+
+        negative = None
+        if config.guidance > 1:
+            negative = self._prompt(panel, samples, [sample.empty or panel.empty for sample in samples])
+        latents = sampler.sample(
+            self.objective.assemble(self.frozen, state.ema),
+            sharding.put_batch(self.mesh, noise[list(rows)], len(samples)),
+            times,
+            self._prompt(panel, samples, [sample.texts[0] for sample in samples]),
+            negative=negative,
+            guidance=config.guidance,
+            run=self.objective.execution,
+            progress=watched,
+        )
+        several = jax.process_count() > 1
+        return np.asarray(multihost_utils.process_allgather(latents, tiled=True) if several else latents)
+
+    def _prompt(self, panel: Panel, samples: Sequence[Sample], texts: Sequence[Text]) -> sampler.Prompt:
+        """The samples with these texts, as one side of guidance."""
+        rows = sharding.own_rows(self.mesh, len(samples))
+        batch = collate(panel.layout, [with_text(samples[row], texts[row]) for row in rows])
+        batch = self.inputs.complete_on_host(panel.layout, batch)
+        batch = sharding.put_batch(self.mesh, batch, len(samples))
+        return sampler.Prompt(panel.layout, self.objective.complete(self.frozen, panel.layout, batch).cond)
+
+    def _decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
+        return to_image(np.asarray(decode_latents(self.vae, latents[None], np.float32))[0])
+
+
+def make_grids(
     config: Samples,
-    mixture: Mixture,
+    streams: Sequence[Stream],
     fixed: Mapping[str, Panel],
     objective: Objective,
     frozen: Any,
     model: pathlib.Path,
     mesh: Mesh,
     inputs: Inputs,
-) -> Callable[[TrainState, Callable[[], None]], dict[str, Drawing]] | None:
-    """A function that draws the grids of a state by name; None where none are asked for, or nothing can decode them.
-
-    Its second argument is called before each step of sampling, and before the pictures of a sample are decoded; what it
-    raises ends the drawing.
+) -> Grids | None:
+    """The grids of a run; None where the config asks for none, or the model folder has no autoencoder.
 
     Args:
-      config: `every`, `count` (held samples per stream), `steps`, `guidance`, `seed`.
-      fixed: what is drawn beside the streams, by name.
-      model: the run's model folder, whose autoencoder decodes.
-      inputs: makes batches of rows.
+      config: group `samples` with `every`, and as for `Grids`.
+      streams: as for `Grids`.
+      fixed: as for `Grids`.
+      objective: as for `Grids`.
+      frozen: as for `Grids`.
+      model: model folder of the run, whose autoencoder decodes.
+      mesh: as for `Grids`.
+      inputs: as for `Grids`.
     """
     if not config.every or not (config.count or fixed):
         return None
     if not (model / "vae").is_dir():
         processes.say(f"{model} has no autoencoder: no sample grids are drawn")
         return None
-    # In every process, though the first alone writes: the others would only wait for it.
-    vae = encoders.load(model, "vae", local_mesh(), np.float32)
-    channels = components.read_config(model / "vae", "vae").latent_channels
-    schedule = Schedule(objective.shift)
-
-    def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
-        return to_image(np.asarray(decode_latents(vae, latents[None], np.float32))[0])
-
-    def draw_panel(state: TrainState, panel: Panel, before_each: Callable[[], None], held: bool = False) -> Drawing:
-        """`held`: samples of a stream, whose own pictures stand before the transformer's."""
-        layout, count, parts = panel.layout, len(panel.samples), sharding.batch_parts(mesh)
-        size = -(-count // parts) * parts
-        chosen = [panel.samples[row % count] for row in range(size)]
-        own = sharding.own_rows(mesh, size)
-
-        def prompt(texts) -> sampler.Prompt:
-            rows = collate(layout, [Row(chosen[row], texts[row]) for row in own])
-            batch = sharding.put_batch(mesh, inputs.to_batch(layout, rows), size)
-            return sampler.Prompt(layout, objective.complete(frozen, layout, batch).given)
-
-        grids = [sample.latents.shape[:2] for sample in chosen]
-        times = np.stack([schedule.times(config.steps, h * w) for h, w in grids], axis=1)
-        shape = (size, layout.target, channels)
-        noise = np.asarray(jax.random.normal(jax.random.key(config.seed), shape))
-        negative = None
-        if config.guidance > 1:
-            negative = prompt([sample.empty or panel.empty for sample in chosen])
-
-        def watched(steps: Iterable[int]) -> Iterator[int]:
-            for step in steps:
-                before_each()
-                yield step
-
-        latents = sampler.sample(
-            objective.assemble(frozen, state.ema),
-            sharding.put_batch(mesh, noise[list(own)], size),
-            times,
-            prompt([sample.texts[0] for sample in chosen]),
-            negative=negative,
-            guidance=config.guidance,
-            run=objective.run,
-            progress=watched,
-        )
-
-        several = jax.process_count() > 1
-        made = np.asarray(multihost_utils.process_allgather(latents, tiled=True) if several else latents)
-        pictures = []
-        for sample, own_latents, (h, w) in zip(chosen[:count], made, grids, strict=False):
-            before_each()
-            target, *conditions = inputs.latents(sample)
-            shown = (*conditions, target) if held else conditions
-            pictures.append([decode(part) for part in (*shown, own_latents[: h * w].reshape(h, w, -1))])
-        columns = [f"condition {number + 1}" for number in range(len(layout.conditions))]
-        columns += ["target"] * held + ["sample"]
-        return drawing(columns, pictures, [notes_of(sample, held) for sample in chosen[:count]])
-
-    def draw(state: TrainState, before_each: Callable[[], None]) -> dict[str, Drawing]:
-        found = {}
-        for stream in mixture.streams if config.count else ():
-            held = [stream.held[row] for row in range(min(config.count, len(stream.held)))]
-            panel = Panel(stream.loader.layout, held, stream.loader.empty)
-            found[stream.name] = draw_panel(state, panel, before_each, held=True)
-        return found | {name: draw_panel(state, panel, before_each) for name, panel in fixed.items()}
-
-    return draw
+    return Grids(
+        config=config,
+        streams=streams,
+        fixed=fixed,
+        objective=objective,
+        frozen=frozen,
+        # Every process decodes although only the first one writes, because the others would just wait for it.
+        vae=encoders.load(model, "vae", local_mesh(), np.float32),
+        channels=components.read_config(model / "vae", "vae").latent_channels,
+        mesh=mesh,
+        inputs=inputs,
+    )
 
 
 def local_mesh() -> Mesh:
@@ -138,9 +192,9 @@ def local_mesh() -> Mesh:
     return sharding.make_mesh(sharding.MeshShape(), jax.local_devices()[:1])
 
 
-def notes_of(sample: Sample, held: bool) -> dict[str, Any]:
-    """The text that a sample is drawn from, None where it was encoded without; of a held one also its record."""
-    return {"text": sample.texts[0].prompt} | ({"record": sample.record} if held else {})
+def notes_of(sample: Sample, held_out: bool) -> dict[str, Any]:
+    """The text of a sample, None where it was encoded without, and the record of a held-out one."""
+    return {"text": sample.texts[0].prompt} | ({"record": sample.record} if held_out else {})
 
 
 def drawing(
@@ -148,19 +202,23 @@ def drawing(
     samples: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]],
     notes: Sequence[Mapping[str, Any]],
 ) -> Drawing:
-    """Pictures of samples as a grid of cells of at most `CELL` pixels a side, with numbers and texts as far as the font
-    has them; of the last ones, which the transformer drew, those that are larger also as they are, by these numbers.
+    """Arranges images as a grid with numbers and texts. Cells have at most `CELL` pixels a side.
+
+    The texts are shown as far as the font has their characters. Where the last image of a sample, which the transformer
+    drew, is larger than its cell, the drawing also keeps it at full size under the sample's number.
 
     Args:
-      columns: what the pictures of a sample are.
-      samples: pixels 0..255; alpha is laid over white in the grid.
-      notes: of each sample `text`, or None and `record`.
+      columns: titles of the images of a sample.
+      samples: images of each sample with values 0..255; alpha is laid over white in the grid.
+      notes: for each sample its `text`, or None and its `record`.
     """
     texts = [f"record {note['record']}" if note["text"] is None else sheet.in_ascii(note["text"]) for note in notes]
     numbered = [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
-    cells = [[_cell(pixels) for pixels in own] for own in samples]
+    cells = [[_cell(pixels) for pixels in images] for images in samples]
     pixels = np.asarray(sheet.lay_out(cells, columns, numbered, max(1, COLUMNS // len(columns))))
-    whole = {str(number): own[-1] for number, own in enumerate(samples, start=1) if max(own[-1].shape[:2]) > CELL}
+    whole = {
+        str(number): images[-1] for number, images in enumerate(samples, start=1) if max(images[-1].shape[:2]) > CELL
+    }
     return Drawing(pixels, {"columns": list(columns), "samples": list(notes)}, whole)
 
 

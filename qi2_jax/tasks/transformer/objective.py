@@ -1,54 +1,44 @@
-"""Training the transformer: its batch, its loss, its validation.
+"""The training objective of the transformer: flow matching.
 
-Dims: `B` batch, `N` target slots, `C` latent channels, `Q` quantiles.
+Dims: `B` batch, `N` target slots, `C` latent channels.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from data_pipeline.loading.batch import Batch
 from qi2_jax.diffusion import flow
 from qi2_jax.diffusion.timesteps import Shift, TimestepLaw
-from qi2_jax.models.layers import AnyArray
-from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
+from qi2_jax.models.mmdit import Execution, MMDiT
 from qi2_jax.sequence import Layout
+from qi2_jax.training.mean import Mean
 from qi2_jax.training.step import Loss
 
-
-class Batch(NamedTuple):
-    """Clean target latents, normalised per channel, and what they are conditioned on.
-
-    `prompts` is what text features are computed from, where `given` has none yet.
-    """
-
-    latents_BNC: Float[AnyArray, "B N C"]
-    given: Conditioning
-    prompts: Any = None
-
-
-# (frozen, trained) -> the model that predicts: what is trained may be a part of it.
+# (frozen, trained) -> the model that predicts, of which the trained parameters may be a part.
 Assemble = Callable[[Any, Any], MMDiT]
-# (frozen, layout, batch) -> the batch with everything in it, where something is computed on the mesh.
+# (frozen, layout, batch) -> the complete batch, where something is still to be computed on the mesh.
 Complete = Callable[[Any, Layout, Batch], Batch]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is predicted how, in training and validation alike.
+    """The flow-matching loss, the same in training and validation.
 
     Attributes:
-      shift: of times with resolution.
-      run: how the model runs.
-      assemble, complete: see the types; by default what is trained is the model, and batches are complete.
+      shift: shift of the timesteps with resolution.
+      execution: dtype, kernel and placement of the model.
+      assemble: see `Assemble`; by default the trained parameters are the whole model.
+      complete: see `Complete`; by default batches are complete.
     """
 
     shift: Shift
-    run: Execution
+    execution: Execution
     assemble: Assemble = lambda frozen, model: model
     complete: Complete = lambda frozen, layout, batch: batch
 
@@ -61,32 +51,35 @@ class Objective:
         time: Callable[[Float[Array, "B"]], Float[Array, "B"]],
         noise: Callable[[tuple[int, ...]], Float[Array, "B N C"]],
     ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-        """The flow-matching loss of every image, and the times at which it was taken.
+        """The flow-matching loss of every image, and its timestep after the shift.
 
         Args:
-          time: tokens of each image -> times before the shift.
-          noise: shape -> noise.
+          model: trained parameters.
+          frozen: parameters that are not trained.
+          layout: layout of the batch.
+          batch: images and their conditioning.
+          time: function from the number of tokens of each image to timesteps before the shift.
+          noise: function from a shape to noise.
         """
         batch = self.complete(frozen, layout, batch)
-        valid_BN = batch.given.valid_BS[:, layout.prefix :]
+        valid_BN = batch.cond.valid_BS[:, layout.prefix :]
         tokens_B = jnp.sum(valid_BN, axis=1)
         t_B = self.shift(time(tokens_B), tokens_B)
         noise_BNC = noise(batch.latents_BNC.shape)
         x_BNC = flow.interpolate(batch.latents_BNC, noise_BNC, t_B)
-        ready = compute_copy(self.assemble(frozen, model), self.run.dtype)
-        velocity_BNC = ready(layout, x_BNC, t_B, batch.given, self.run)
+        ready = compute_copy(self.assemble(frozen, model), self.execution.dtype)
+        velocity_BNC = ready(layout, x_BNC, t_B, batch.cond, self.execution)
         return flow.loss_per_image(velocity_BNC, batch.latents_BNC, noise_BNC, valid_BN), t_B
 
 
-AHEAD = 4  # losses of a validation that the devices may still have to compute while the next is dispatched
-TIME_BINS = 9  # of equal width, in which the training loss is reported
+TIME_BINS = 9  # number of equal intervals of [0, 1] by which the training loss is reported
 
 
 def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
-    """Flow-matching loss at times drawn from `law` and shifted by each image's own number of tokens.
+    """The flow-matching loss at timesteps from the distribution `law`, shifted by each image's number of tokens.
 
-    Time and noise of an image come from its own key alone. The further scalars are sums of losses and counts of images,
-    both divided by the number of images, for each of `TIME_BINS` parts of [0, 1].
+    Timestep and noise of an image depend on its own key alone. The further metrics are the mean losses of the images in
+    each of `TIME_BINS` intervals of [0, 1].
     """
 
     def loss(model: Any, frozen: Any, layout: Layout, batch: Batch, keys_B: Key[Array, "B"]):
@@ -102,15 +95,15 @@ def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
         bin_B = jnp.minimum((t_B * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
         scalars = {}
         for place in range(TIME_BINS):
-            scalars[f"loss_t/{place:02d}_sum"] = jnp.mean(jnp.where(bin_B == place, losses_B, 0.0))
-            scalars[f"loss_t/{place:02d}_count"] = jnp.mean((bin_B == place).astype(jnp.float32))
+            total = jnp.mean(jnp.where(bin_B == place, losses_B, 0.0))
+            scalars[f"loss_t/{place:02d}"] = Mean(total, jnp.mean((bin_B == place).astype(jnp.float32)))
         return jnp.mean(losses_B), scalars
 
     return loss
 
 
 def compute_copy(model: MMDiT, dtype: Any) -> MMDiT:
-    """The blocks' matrices in the compute dtype, so that they are cast before they are gathered, not after."""
+    """The model with the blocks' matrices in the compute dtype: they are cast before they are gathered, not after."""
 
     def cast(leaf):
         return leaf.replace(leaf.get_value().astype(dtype)) if len(leaf.get_metadata()["axes"]) > 1 else leaf

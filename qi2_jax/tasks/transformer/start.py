@@ -19,6 +19,7 @@ from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.config import TransformerConfig, transformer_config
+from qi2_jax.training import restarting
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.step import TrainState
 
@@ -27,13 +28,13 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
     """Puts the encoders that made the samples into a run, so that it can sample and be exported.
 
     Args:
-      config: of the transformer stage.
-      samples: what the run trains on.
-      source: a model folder, or a run or job with one; None: that of the job which the samples belong to, or none.
+      config: config of the transformer stage.
+      samples: samples that the run trains on.
+      source: a model folder, or a run or job with one; None for that of the job which the samples belong to, if any.
       out: the run.
 
     Raises:
-      ValueError: if the source is no model folder, or its encoders did not make these samples.
+      ValueError: if the source is not a model folder, or its encoders did not make these samples.
     """
     model = out / paths.MODEL
     made = (model / folder.MARK).is_file()
@@ -46,7 +47,7 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
             raise ValueError(f"{found} is not a complete model folder (no {folder.MARK})")
         if made_samples(model, samples):  # an earlier call was refused after it had put them there
             return
-        print(f"{found} does not exist: this run can train, but not sample; name the encoders' folder with --model")
+        print(f"{found} does not exist: this run can train, but not sample. Name the encoders' folder with --model")
         return
     differing = [name for name, digest in encoders.digests(found).items() if samples.fingerprint.get(name) != digest]
     if differing:
@@ -54,9 +55,24 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
     if not made:
         model_folder.adopt(found, model)
         if not made_samples(model, samples):
-            raise ValueError(f"{model} holds files of other models, from a call that was refused; delete it")
-    # The config may still change where nothing is trained yet; else it is compared first, see `train_transformer`.
-    if not manager.steps(out / paths.CHECKPOINTS):
+            raise ValueError(f"{model} contains files of other models, from a call that was refused; delete it")
+    # Before the first checkpoint the config may still change. After that `loop.train` compares it first.
+    if not manager.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
+        model_folder.finish(model, transformer_config(config, samples), config.timesteps.shift)
+
+
+def finish_model(config: TransformerConfig, samples: Cache, model: pathlib.Path) -> None:
+    """Brings a run's model folder, if it has the encoders, to the config that the run is trained with.
+
+    Sampling and export read it. The config may have changed with `--accept-changes`, or the encoders may have come with
+    a later `--model`.
+
+    Args:
+      config: config of the transformer stage.
+      samples: samples that the run trains on.
+      model: model folder of the run.
+    """
+    if (model / folder.MARK).is_file() or made_samples(model, samples):
         model_folder.finish(model, transformer_config(config, samples), config.timesteps.shift)
 
 
@@ -64,16 +80,15 @@ def made_samples(model: pathlib.Path, samples: Cache) -> bool:
     """Whether a folder has the encoders that made the samples."""
     try:
         return all(samples.fingerprint.get(name) == digest for name, digest in encoders.digests(model).items())
-    except OSError:  # of files that are not there
+    except OSError:  # files are missing
         return False
 
 
 def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh) -> TrainState:
-    """A state with the weights of a run, checkpoint or imported folder; of a run raw and averaged ones, each in their
-    place.
+    """A state with the weights of a run, checkpoint or imported folder. A run gives its raw weights and its EMA.
 
     Raises:
-      ValueError: if the source is none of these, or its weights have other shapes (all are named).
+      ValueError: if the source is none of these, or its weights have other shapes, naming all of them.
     """
     like, located = jax.eval_shape(lambda: state.model), locating.locate(source)
     with processes.agreed():
@@ -91,16 +106,23 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh) -> TrainSt
 def base_of_adapter(
     like: MMDiT, source: pathlib.Path | None, run: pathlib.Path, rank: int, mesh: Mesh, dtype: Any
 ) -> tuple[MMDiT, str]:
-    """The transformer that an adapter changes, and its digest; from the run's beginning on it stands in the run's model
-    folder.
+    """The transformer that an adapter changes, and its digest. It is copied into the run's model folder at the start.
+
+    Args:
+      like: shapes of the transformer.
+      source: run, checkpoint or imported folder to copy it from.
+      run: the run of the adapter.
+      rank: rank of the adapter.
+      mesh: devices of the run.
+      dtype: dtype of the weights on the mesh.
 
     Raises:
-      ValueError: if there is none, it has other shapes than the config's, or the run was begun without an adapter.
+      ValueError: if there is no source, its weights have other shapes, or the run was started without an adapter.
     """
     place, digest = run / paths.MODEL / "transformer", ""
     with processes.agreed():
         if jax.process_index() == 0:
-            if not manager.steps(run / paths.CHECKPOINTS):  # it may still change
+            if not manager.steps(run / paths.CHECKPOINTS):  # the source may still change
                 if source is None:
                     raise ValueError("lora.rank is above 0: name the transformer to adapt with --start")
                 located = locating.locate(source)
@@ -110,8 +132,8 @@ def base_of_adapter(
                 model_folder.save_weights(place, weights)
             elif (run / paths.CONFIG).is_file() and locating.lora_of(run) is None:
                 raise ValueError(
-                    f"{run} was begun with other values; go on with those, or begin an adapter of its model in another "
-                    f"folder with --start {run}. What changed:\n  lora.rank: 0 -> {rank}"
+                    f"{run} was created with a different config; rerun with the original values, or train an adapter "
+                    f"of its model in another folder with --start {run}. What changed:\n  lora.rank: 0 -> {rank}"
                 )
             digest = _digest(sorted(place.glob("*.safetensors")))
     digest = processes.gather(digest)[0]
@@ -121,12 +143,12 @@ def base_of_adapter(
 
 
 def _digest(paths: Sequence[pathlib.Path]) -> str:
-    """SHA-256 of one file, as `sha256sum` prints it; of several that of their digests."""
-    found = []
+    """The SHA-256 of one file, as `sha256sum` prints it; of several files, the hash of their digests."""
+    digests = []
     for path in paths:
         with path.open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:

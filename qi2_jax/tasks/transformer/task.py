@@ -1,192 +1,260 @@
-"""The transformer stage: encoded samples, a start, and what training, validation and pictures read of them."""
+"""The transformer as a task: encoded samples, their mixture, a loss, validation and sample grids."""
 
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
-from data_pipeline.loading.loader import Rows
-from data_pipeline.loading.mixture import Mixture, Stream
+from data_pipeline.buckets import Bucket
+from data_pipeline.loading.mixture import Mixture
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
-from qi2_jax.interop import folder
 from qi2_jax.models import lora
 from qi2_jax.models.flops import flops_per_step
-from qi2_jax.models.mmdit import Execution, MMDiT
-from qi2_jax.runs import model_folder, paths
+from qi2_jax.models.lora import LoRAConfig
+from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
+from qi2_jax.runs import paths
 from qi2_jax.runtime import processes
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
-from qi2_jax.tasks.transformer import objective as training
 from qi2_jax.tasks.transformer.batches import Inputs, ahead
-from qi2_jax.tasks.transformer.config import StageConfig, check_samples, transformer_config
-from qi2_jax.tasks.transformer.start import base_of_adapter, made_samples, started_from
-from qi2_jax.tasks.transformer.validation import held_out_batches
-from qi2_jax.training import loop
-from qi2_jax.training.reader import Feed, Update
+from qi2_jax.tasks.transformer.config import StageConfig, TransformerConfig, check_samples, transformer_config
+from qi2_jax.tasks.transformer.objective import Objective, make_loss
+from qi2_jax.tasks.transformer.start import base_of_adapter, finish_model, started_from
+from qi2_jax.tasks.transformer.validation import HeldOut
+from qi2_jax.training import loop, restarting
+from qi2_jax.training.microbatch import Microbatch, as_update
 from qi2_jax.training.step import TrainState
+from qi2_jax.training.task import CheckSignals, Task
+from qi2_jax.training.telemetry.metrics import Drawing
 
 
 class Frozen(NamedTuple):
     """What the loss reads and training does not change.
 
     Attributes:
-      base: of an adapter, the transformer that it changes.
+      text_encoder: encoder for text features that are computed within the step; None where they are cached.
+      base: transformer that an adapter changes; None where the whole transformer is trained.
     """
 
     text_encoder: Any = None
     base: MMDiT | None = None
 
 
-def train_transformer(stage: StageConfig, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False) -> None:
-    """Trains the transformer on encoded samples; continues where an earlier call stopped.
+@dataclasses.dataclass(kw_only=True)
+class TransformerTask(Task):
+    """Training of the transformer, or of an adapter to it, on encoded samples.
+
+    Attributes:
+      config: group `transformer` of the config.
+      data: see `Task`.
+      samples: encoded samples.
+      mixture: streams of the samples.
+      inputs: what completes batches.
+      image_sizes: sizes of the images that `inputs` may have to encode.
+      model_config: configuration of the transformer.
+      adapter: configuration of the adapter; None to train the whole transformer.
+      source: folder whose weights a new run starts from; None for random ones.
+      objective: what is predicted.
+      frozen: parameters that are not trained.
+      held_out: held-out samples by stream.
+      grids: what draws the sample grids; None for no grids.
+      mesh: devices of the run.
+      model: model folder of the run.
+    """
+
+    config: TransformerConfig
+    data: Mapping[str, Any]
+    samples: Cache
+    mixture: Mixture
+    inputs: Inputs
+    image_sizes: Sequence[Bucket]
+    model_config: MMDiTConfig
+    adapter: LoRAConfig | None
+    source: pathlib.Path | None
+    objective: Objective
+    frozen: Frozen
+    held_out: Mapping[str, HeldOut]
+    grids: grids.Grids | None
+    mesh: Mesh
+    model: pathlib.Path
+    name: str = "transformer"
+    evaluates: bool = True
+
+    def __post_init__(self) -> None:
+        turns, streams = self.config.batches_per_update, self.mixture.streams
+        self.accumulate = turns > 1 or any(stream.microbatches > 1 for stream in streams)
+        self.ema_ramp = self.config.ema_ramp or self.adapter is not None  # an adapter starts at zero
+        chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
+        self.peak_flops = chip.flops if chip else None
+        self.draws = self.grids is not None
+        law = self.config.timesteps.law
+        self._loss = make_loss(law, self.objective)
+        self._validate = validation.make_validation(law, self.objective, self.config.seed + 1)
+
+    def make_model(self, key: jax.Array) -> Any:
+        if self.adapter is None:
+            return MMDiT(self.model_config, key=key)
+        return lora.init(abstract_transformer(self.model_config), self.adapter, key=key)
+
+    def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
+        return self._loss(model, frozen, layout, batch, keys_B)
+
+    def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
+        turns = self.config.batches_per_update
+        microbatches = ahead(map(self._complete, self.mixture.from_turn(step * turns)))
+        for turn in itertools.count(step * turns, turns):
+            yield as_update(itertools.islice(microbatches, self.mixture.count_microbatches(turn, turns)))
+
+    def examples(self) -> Sequence[Microbatch]:
+        self.inputs.compile(self.image_sizes)
+        return [self._complete(stream.loader.batches()[0]) for stream in self.mixture.streams]
+
+    def _complete(self, microbatch: Microbatch) -> Microbatch:
+        """A microbatch with everything that is computed on the host, and with its FLOPs."""
+        layout, stats = microbatch.layout, microbatch.stats
+        flops = flops_per_step(self.model_config, layout, stats.images, self.adapter).model
+        batch = self.inputs.complete_on_host(layout, microbatch.batch)
+        return microbatch._replace(batch=batch, stats=stats._replace(flops=flops))
+
+    def initial_state(self, state: TrainState) -> TrainState:
+        if self.source is None or self.adapter is not None:
+            return state
+        return started_from(state, self.source, self.mesh)
+
+    def on_config_accepted(self) -> None:
+        finish_model(self.config, self.samples, self.model)
+
+    def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
+        of_ema, of_raw = (
+            {name: self._validate(model, self.frozen, own, check_signals) for name, own in self.held_out.items()}
+            for model in (state.ema, state.model)
+        )
+        return validation.report(of_ema, of_raw)
+
+    def draw(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Drawing]:
+        assert self.grids is not None
+        return self.grids.draw(state, check_signals)
+
+
+def abstract_transformer(config: MMDiTConfig) -> Any:
+    """Shapes and dtypes of a transformer, without memory."""
+    return jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0)))
+
+
+def make_task(
+    config: StageConfig, samples: Cache, out: pathlib.Path, mesh: Mesh, data: Mapping[str, Any]
+) -> TransformerTask:
+    """The task of a run.
 
     Args:
-      stage: config of the stage.
-      out: the run. A new one begins with the weights of `transformer.start.folder`, or random ones where that is empty.
+      config: config with the groups `data` and `transformer`.
+      samples: encoded samples.
+      out: the run.
+      mesh: devices of the run.
+      data: identity of the samples and their mixture.
+    """
+    stage, model = config.transformer, out / paths.MODEL
+    model_config, adapter = transformer_config(stage, samples), stage.adapter
+    source = pathlib.Path(stage.start.folder) if stage.start.folder else None
+    with processes.agreed():  # before anything else is on the devices
+        dtype = stages.encoder_dtype(samples.fingerprint)
+        fixed = fixed_prompts.encode(stage.samples, max(config.data.sides), model, mesh, dtype)
+    inputs = Inputs(stage, samples, model, mesh)
+    objective = Objective(stage.timesteps.shift, _execution(stage, mesh), complete=inputs.complete)
+    frozen = Frozen(inputs.text_encoder)
+    if adapter is not None:
+        objective = dataclasses.replace(objective, assemble=lambda frozen, model: lora.join(frozen.base, model))
+        base, digest = base_of_adapter(
+            abstract_transformer(model_config), source, out, adapter.rank, mesh, objective.execution.dtype
+        )
+        frozen, data = frozen._replace(base=base), {**data, "base_transformer": digest}
+    mixture = _mixture(config, samples, mesh)
+    with processes.agreed():
+        held_out = {
+            stream.name: validation.held_out_batches(stream, stage.validation.samples, mesh, inputs)
+            for stream in mixture.streams
+        }
+    return TransformerTask(
+        config=stage,
+        data=data,
+        samples=samples,
+        mixture=mixture,
+        inputs=inputs,
+        image_sizes=_image_sizes(config),
+        model_config=model_config,
+        adapter=adapter,
+        source=source,
+        objective=objective,
+        frozen=frozen,
+        held_out=held_out,
+        grids=grids.make_grids(stage.samples, mixture.streams, fixed, objective, frozen, model, mesh, inputs),
+        mesh=mesh,
+        model=model,
+    )
+
+
+def _execution(stage: TransformerConfig, mesh: Mesh) -> Execution:
+    execution = stage.execution
+    kernel = sharding.Attention(mesh, execution.kernel)
+    return Execution(execution.dtype, kernel, execution.remat, sharding.Constrain(mesh))
+
+
+def _image_sizes(config: StageConfig) -> list[Bucket]:
+    """The buckets of all areas that have a share."""
+    sides = {key.side for key in config.data.shares.weights()}
+    return [bucket for side in sides for bucket in config.data.resolutions.buckets(side).sizes]
+
+
+def _mixture(config: StageConfig, samples: Cache, mesh: Mesh) -> Mixture:
+    stage = config.transformer
+    sizes = zip(stage.batch_sizes, stage.images_per_device, strict=True)
+    mixture = Mixture.of_cache(
+        samples,
+        config.data.shares,
+        [stages.parts_of(mesh, size, microbatch_per_device) for size, microbatch_per_device in sizes],
+        seed=stage.seed,
+        dropout=stage.dropout,
+        local_rows=lambda size: sharding.own_rows(mesh, size),
+    )
+    if unused := mixture.unused(samples):
+        processes.say(f"samples that data.mixture never reads, by stream (side-conditions: number): {unused}")
+    return mixture
+
+
+def train_transformer(
+    config: StageConfig, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False, restart: bool = False
+) -> None:
+    """Trains the transformer on encoded samples, or resumes where an earlier call stopped.
+
+    Args:
+      config: config with the groups `data` and `transformer`. A new run starts from the weights in
+        `transformer.start.folder`, or from random ones where that is empty.
+      samples: encoded samples.
+      out: the run.
       accept_changes: see `loop.train`.
+      restart: see `loop.train`.
 
     Raises:
       ValueError: if the samples were prepared in another way than `stage.data` says, or lack a stream that it asks
         for, and as `loop.train`.
     """
-    check_samples(stage, samples)
-    data, config = stage.data, stage.transformer
-    data_of_run = samples.fingerprint | {"mixture": dataclasses.asdict(data.mixture)}
-    adapter = config.adapter
-    model_config = transformer_config(config, samples)
-
-    def accepted() -> None:
-        """What the run trains by holds for sampling and export, too: of an accepted change, or of a late `--model`."""
-        if (out / paths.MODEL / folder.MARK).is_file() or made_samples(out / paths.MODEL, samples):
-            model_folder.finish(out / paths.MODEL, model_config, config.timesteps.shift)
-
-    if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):
+    check_samples(config, samples)
+    restarting.check(out, restart=restart)
+    stage = config.transformer
+    data = samples.fingerprint | {"mixture": dataclasses.asdict(config.data.mixture)}
+    if stage.adapter is None and not accept_changes and loop.is_finished(stage, data, out):
         with processes.agreed():
             if jax.process_index() == 0:
-                accepted()
+                finish_model(stage, samples, out / paths.MODEL)
         return
-    mesh = stages.make_mesh(config.mesh)
-    like = jax.eval_shape(lambda: MMDiT(model_config, key=jax.random.key(0)))
-    for line in sharding.left_whole(like, mesh):
+    mesh = stages.make_mesh(stage.mesh)
+    for line in sharding.left_whole(abstract_transformer(transformer_config(stage, samples)), mesh):
         processes.say(line)
-    run = Execution(
-        config.execution.dtype,
-        sharding.Attention(mesh, config.execution.kernel),
-        config.execution.remat,
-        sharding.Constrain(mesh),
-    )
-    with processes.agreed():  # before anything else is on the devices
-        encoded_in = stages.encoder_dtype(samples.fingerprint)
-        fixed = fixed_prompts.encode(config.samples, max(data.sides), out / paths.MODEL, mesh, encoded_in)
-    inputs = Inputs(config, samples, out / paths.MODEL, mesh)
-    source = pathlib.Path(config.start.folder) if config.start.folder else None
-    if adapter is None:
-        objective = training.Objective(config.timesteps.shift, run, complete=inputs.complete)
-        frozen = Frozen(inputs.encoder)
-    else:
-        objective = training.Objective(
-            config.timesteps.shift, run, lambda frozen, model: lora.join(frozen.base, model), inputs.complete
-        )
-        base, data_of_run["base_transformer"] = base_of_adapter(like, source, out, adapter.rank, mesh, run.dtype)
-        frozen = Frozen(inputs.encoder, base)
-    shares = data.shares
-    mixture = Mixture.of_cache(
-        samples,
-        shares,
-        [
-            stages.parts_of(mesh, size, at_once)
-            for size, at_once in zip(config.batch_sizes, config.images_per_device, strict=True)
-        ],
-        seed=config.seed,
-        dropout=config.dropout,
-        own_rows=lambda size: sharding.own_rows(mesh, size),
-    )
-    if unused := mixture.unused(samples):
-        processes.say(f"data.mixture gives no steps to these samples (side-conditions: number): {unused}")
-
-    def feed(part: tuple[Stream, Rows]) -> Feed:
-        stream, rows = part
-        loader = stream.loader
-        facts = {f"batch/{name}": value for name, value in rows.composition.items()}
-        facts["batch/side"], facts["batch/conditions"] = map(float, stream.name.split("-"))
-        # Of all slots in an interval: the mean of batches of different lengths would be another number.
-        for name, slots in (("padding", loader.layout.length), ("padding_text", sum(loader.layout.text))):
-            count = loader.batch_size * slots
-            facts |= {f"batch/{name}_sum": count * facts.pop(f"batch/{name}"), f"batch/{name}_count": count}
-        return Feed(
-            loader.layout,
-            inputs.to_batch(loader.layout, rows),
-            loader.batch_size,
-            facts,
-            loader.batch_size * loader.layout.length,
-            flops_per_step(model_config, loader.layout, loader.batch_size, adapter).model,
-        )
-
-    turns = config.batches_per_update
-
-    def updates(start: int) -> Iterator[Update]:
-        feeds = ahead(map(feed, mixture.from_turn(start * turns)))
-        for step in itertools.count(start):
-            streams = [mixture.streams[mixture.turn(step * turns + turn).stream] for turn in range(turns)]
-            count, images = (sum(getattr(stream, name) for stream in streams) for name in ("parts", "images"))
-            yield Update(itertools.islice(feeds, count), images)
-
-    def examples() -> list[Feed]:
-        areas = {key.side for key in shares.weights()}
-        inputs.compile(bucket for side in areas for bucket in data.resolutions.buckets(side).sizes)
-        return [feed((stream, stream.loader.batches()[0])) for stream in mixture.streams]
-
-    with processes.agreed():
-        held = {
-            stream.name: held_out_batches(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams
-        }
-    law = config.timesteps.law
-    validate = validation.make_validation(law, objective, config.seed + 1)
-
-    def evaluate(state: TrainState, unless_terminating: Callable[[], None]) -> dict[str, float]:
-        of_ema = {name: validate(state.ema, frozen, *own, unless_terminating) for name, own in held.items()}
-        of_raw = {name: validate(state.model, frozen, *own, unless_terminating) for name, own in held.items()}
-        by_time = np.mean(list(of_ema.values()), axis=0)
-        return {
-            "validation_loss": float(by_time.mean()),
-            **{f"validation_loss/ema/{name}": float(losses.mean()) for name, losses in of_ema.items()},
-            **{f"validation_loss/raw/{name}": float(losses.mean()) for name, losses in of_raw.items()},
-            **{f"validation_loss/ema_t/{place:02d}": float(loss) for place, loss in enumerate(by_time)},
-            **{
-                f"validation_loss/{kind}_t/{name}/{place:02d}": float(loss)
-                for kind, found in (("ema", of_ema), ("raw", of_raw))
-                for name, losses in found.items()
-                for place, loss in enumerate(losses)
-            },
-        }
-
-    def make_model(key: jax.Array) -> Any:
-        return MMDiT(model_config, key=key) if adapter is None else lora.init(like, adapter, key=key)
-
-    def started(state: TrainState) -> TrainState:
-        return state if source is None or adapter is not None else started_from(state, source, mesh)
-
-    chip = CHIPS.get(mesh.devices.flat[0].device_kind)
-    task = loop.Task(
-        "transformer",
-        make_model,
-        training.make_loss(law, objective),
-        updates,
-        examples,
-        data_of_run,
-        turns > 1 or any(stream.parts > 1 for stream in mixture.streams),
-        frozen,
-        started,
-        accepted,
-        evaluate,
-        grids.drawer(config.samples, mixture, fixed, objective, frozen, out / paths.MODEL, mesh, inputs),
-        config.ema_ramp or adapter is not None,  # an adapter always begins at nothing
-        chip.flops if chip else None,
-    )
-    loop.train(task, config, out, mesh, accept_changes=accept_changes)
+    task = make_task(config, samples, out, mesh, data)
+    loop.train(task, stage, out, mesh, accept_changes=accept_changes, restart=restart)

@@ -10,7 +10,7 @@ import logging
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -88,6 +88,8 @@ class Checkpoints:
       policy: what is kept, whether there are checksums, and where local checkpoints are.
       damaged: a line for each checkpoint that `restore` passed over, with what is wrong in it.
       local: the local checkpoints, where the policy asks for them, after `restore` or `begin_locally`.
+      on_commit: callback with the step of each persistent checkpoint that is complete, in process 0 and in the thread
+        that saves.
     """
 
     def __init__(self, directory: pathlib.Path | str, policy: Policy = Policy()):  # noqa: B008
@@ -102,6 +104,7 @@ class Checkpoints:
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
         self.local: LocalCheckpoints | None = None
+        self.on_commit: Callable[[int], None] = lambda step: None
 
     def latest(self) -> int | None:
         """The newest complete step, whole or damaged, or None; not a local one, nor one whose save is under way."""
@@ -165,6 +168,7 @@ class Checkpoints:
         process, processes = jax.process_index(), jax.process_count()
         if process == 0:
             files.write_manifest(path, manifest)
+            self.on_commit(manifest["step"])
         if self.policy.checksums:
             checksums.record(path, process, processes)
         if process == 0:

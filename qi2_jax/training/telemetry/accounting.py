@@ -26,9 +26,10 @@ LOOK_AGAIN = 5e-4  # seconds, at least
 MEASURED = ("time/", "memory/", "goodput", "mfu", "images_per_second", "tokens_per_second", "model_tflops_per_second")
 
 EVENTS = "events.jsonl"
-START, RESTORE, COMPILE, SAVE, DAMAGED = "start", "restore", "compile", "save", "damaged_checkpoint"
-SKIPPED, EVALUATE, SAMPLE, SIGTERM, END, ERROR = "skipped", "evaluate", "sample", "sigterm", "end", "error"
-KINDS = (START, RESTORE, COMPILE, SAVE, DAMAGED, SKIPPED, EVALUATE, SAMPLE, SIGTERM, END, ERROR)
+START, RESTORE, COMPILE, SAVE, COMMIT = "start", "restore", "compile", "save", "commit"
+DAMAGED, SKIPPED, EVALUATE, SAMPLE = "damaged_checkpoint", "skipped", "evaluate", "sample"
+SIGTERM, END, ERROR = "sigterm", "end", "error"
+KINDS = (START, RESTORE, COMPILE, SAVE, COMMIT, DAMAGED, SKIPPED, EVALUATE, SAMPLE, SIGTERM, END, ERROR)
 
 
 class Stopwatch:

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from qi2_jax.runtime import processes
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.config import TrainingConfig
+from qi2_jax.training.mean import Mean
+from qi2_jax.training.microbatch import Microbatch
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.telemetry import accounting
 from qi2_jax.training.telemetry.accounting import Events, Goodput, Idle, Stopwatch
@@ -77,7 +79,7 @@ class Journal(contextlib.ExitStack):
     def _forget(self) -> None:
         """Begins another interval between logged steps."""
         self._values: list[Mapping[str, Any]] = []
-        self._facts: list[Mapping[str, float]] = []
+        self._batch_metrics: list[Mapping[str, float | Mean]] = []
         self._images, self._tokens, self._flops = 0, 0, 0.0
 
     def restored(
@@ -129,13 +131,13 @@ class Journal(contextlib.ExitStack):
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Around a step; of one that is not taken, batches do not count."""
-        before = self._images, self._tokens, self._flops, list(self._facts)
+        before = self._images, self._tokens, self._flops, list(self._batch_metrics)
         self._watchdog.beat(f"step {step}")
         try:
             with self._profiler.step(step):
                 yield
         except BaseException:
-            self._images, self._tokens, self._flops, self._facts = before
+            self._images, self._tokens, self._flops, self._batch_metrics = before
             raise
 
     def dispatched(self, result: jax.Array) -> None:
@@ -148,13 +150,14 @@ class Journal(contextlib.ExitStack):
         with Idle(self._result) as idle, self._watch.measure("data", lambda: idle.since):
             yield
 
-    def fed(self, feed: Any) -> None:
-        """Counts a batch, see `Feed`."""
-        self._images += feed.batch_size
-        self._tokens += feed.tokens
-        self._flops += feed.flops
-        self._facts.append(feed.composition)
-        self._progress.samples(feed.batch_size)
+    def count(self, microbatch: Microbatch) -> None:
+        """Counts a microbatch of the step in progress."""
+        stats = microbatch.stats
+        self._images += stats.images
+        self._tokens += stats.tokens
+        self._flops += stats.flops
+        self._batch_metrics.append(stats.metrics)
+        self._progress.samples(stats.images)
 
     def advance(self, values: Mapping[str, Any]) -> None:
         """Counts a step with its metrics, which may still be computed."""
@@ -176,7 +179,7 @@ class Journal(contextlib.ExitStack):
           ValueError: at the first logged step of a run, if neither it nor the evaluation before it has the metric by
             which checkpoints are kept.
         """
-        values = fetch(self._values) | processes.mean(fetch(self._facts)) | {"learning_rate": learning_rate}
+        values = fetch(self._values) | processes.mean(fetch(self._batch_metrics)) | {"learning_rate": learning_rate}
         lap = self._watch.lap()
         seconds, flops = lap["time/seconds"], self._flops or None
         values |= accounting.throughput(self._images, self._tokens, flops, seconds, self._chips, self._peak)
@@ -204,15 +207,20 @@ class Journal(contextlib.ExitStack):
                 f"Choose one of {sorted(known)}, or set checkpoint.keep_best=0"
             )
 
-    def looked(self, step: int) -> list[str]:
-        """Which of "evaluate" and "sample" an earlier process did at a step; the same in all processes."""
-        return processes.gather(" ".join(self._metrics.looked(step)))[0].split()
+    def already_done(self, step: int) -> list[str]:
+        """Which of "evaluate" and "sample" an earlier start of the run did at a step; the same in all processes."""
+        return processes.gather(" ".join(self._metrics.already_done(step)))[0].split()
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the scalars of an evaluation."""
         self._metrics.write(step, values)
         self._evaluated = step, values
         self.note(f"step {step}: " + ", ".join(f"{name} {x:.4f}" for name, x in values.items() if "/" not in name))
+
+    def committed(self, step: int) -> None:
+        """Records that a checkpoint is complete. Called from the thread that saves."""
+        with contextlib.suppress(OSError):  # the checkpoint is whole all the same
+            self._events.write(accounting.COMMIT, step)
 
     def drawn(self, step: int, drawings: Mapping[str, Drawing]) -> None:
         """Writes drawings, by name."""

@@ -19,13 +19,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from qi2_jax.training.config import check_sinks
+from qi2_jax.training.mean import Mean
 from qi2_jax.training.telemetry.sinks import SAMPLES, TENSORBOARD, TensorBoard, WeightsAndBiases
 
 EVALUATION = "validation_loss"  # a line with it is one of an evaluation
 FILE = "metrics.jsonl"
 GRID, NOTES, WHOLE = ".png", ".json", ".full"  # the parts of a drawing: NAME-STEP and one of these
-LAST = ("skipped_total",)  # of several steps the last value counts, not the mean
-MOST = ("skipped",)  # of several steps the highest value counts
+LAST = ("skipped_total",)  # counters: of several steps the last value is logged
+MAX = ("skipped",)  # of several steps the highest value is logged
 
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')
 _IMAGE_NAME = re.compile(r"[\w.-]+")
@@ -90,8 +91,8 @@ class Metrics:
         known = lines(self.path) if self._writes and self.path.exists() else ()
         return sorted({name for line in known for name in line} - {"step"})
 
-    def looked(self, step: int) -> list[str]:
-        """Whether there is an evaluation ("evaluate") and a picture ("sample") of a step."""
+    def already_done(self, step: int) -> list[str]:
+        """Which of "evaluate" and "sample" the files of the run hold for a step."""
         found = []
         if self.path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(self.path)):
             found.append("evaluate")
@@ -217,35 +218,36 @@ def read(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Metrics of one or several steps as numbers of the host, with one transfer.
+    """Combines the metrics of one or several steps into one number per name, with one transfer from the devices.
 
-    A name's value is its mean over the steps that have it; those in `LAST` take the last one, those in `MOST`
-    the highest. `NAME_sum` and `NAME_count` become `NAME`, the sum of sums over the sum of counts, and are left out
-    where nothing was counted.
-    Values that are not finite, as of skipped steps, count only where there are no others.
+    A `Mean` becomes the sum of totals over the sum of counts, and is left out where nothing was counted. Other values
+    are averaged over the steps that have them, except those in `LAST` and `MAX`. Values that are not finite, as of
+    skipped steps, count only where there are no others.
 
     Args:
-      steps: scalars by name: numbers, or arrays that are replicated over the devices of all processes.
+      steps: values by name: numbers, arrays that are replicated over the devices of all processes, or a `Mean` of them.
     """
     fetched = jax.device_get([dict(step) for step in steps])
-    names = dict.fromkeys(name for step in fetched for name in step)
     result = {}
-    for name in names:
-        values = [float(step[name]) for step in fetched if name in step]
-        finite = [value for value in values if math.isfinite(value)]
-        stem, _, kind = name.rpartition("_")
-        if kind == "count" and f"{stem}_sum" in names:
+    for name in dict.fromkeys(name for step in fetched for name in step):
+        values = [step[name] for step in fetched if name in step]
+        if isinstance(values[0], Mean):
+            if (mean := _combined(values)) is not None:
+                result[name] = mean
             continue
-        if kind == "sum" and f"{stem}_count" in names:
-            pairs = [(float(step[name]), float(step[f"{stem}_count"])) for step in fetched if name in step]
-            good = [pair for pair in pairs if math.isfinite(pair[0])] or pairs
-            count = sum(count for _, count in good)
-            if count > 0:
-                result[stem] = sum(total for total, _ in good) / count
-        elif name in LAST:
-            result[name] = values[-1]
-        elif name in MOST:
-            result[name] = max(values)
+        numbers = [float(value) for value in values]
+        if name in LAST:
+            result[name] = numbers[-1]
+        elif name in MAX:
+            result[name] = max(numbers)
         else:
-            result[name] = float(np.mean(finite or values))
+            result[name] = float(np.mean([value for value in numbers if math.isfinite(value)] or numbers))
     return result
+
+
+def _combined(means: Sequence[Mean]) -> float | None:
+    """The mean of all, None where nothing was counted."""
+    pairs = [(float(mean.total), float(mean.count)) for mean in means]
+    finite = [pair for pair in pairs if math.isfinite(pair[0])] or pairs
+    count = sum(count for _, count in finite)
+    return sum(total for total, _ in finite) / count if count > 0 else None

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.loading.loader import Loader, Row, collate
+from data_pipeline.loading.batch import collate, with_text
+from data_pipeline.loading.loader import Loader
 from data_pipeline.loading.mixture import Mixture, Stream
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.sequence import Layout
+from qi2_jax.training.mean import Mean
 
 LAYOUT = Layout(text=(5,), target=12)
 EMPTY = Text(np.full((2, 3), -1, np.float32), (2,))
@@ -26,7 +28,10 @@ def make(index: int) -> Sample:
 def drawn(loader: Loader, start: int, steps: int) -> list[list[tuple[int, int]]]:
     """(sample, text) of each row of some batches."""
     batches = itertools.islice(Mixture((Stream("only", loader, 1),)).from_turn(start), steps)
-    return [[(int(a[0, 0]), int(b[0, 0])) for a, b in zip(x.latents_BNC, x.text_BTE, strict=True)] for _, x in batches]
+    return [
+        [(int(a[0, 0]), int(b[0, 0])) for a, b in zip(x.batch.latents_BNC, x.batch.cond.text_BTE, strict=True)]
+        for x in batches
+    ]
 
 
 def loader(count: int, batch: int, seed: int = 0, **kwargs) -> Loader:
@@ -68,26 +73,36 @@ def test_several_texts_of_a_sample_are_drawn_evenly_and_an_edit_drops_to_its_own
         np.zeros((2, 2, 4), np.float32), tuple(map(text, range(3))), (np.zeros((1, 1, 4), np.float32),), text(9)
     )
     batches = Loader([edit], EMPTY, Layout((1, 1), 4, (1,)), 400, 0, dropout=0.25).batches()
-    values, counts = np.unique(batches[0].text_BTE[:, 0, 0], return_counts=True)
+    values, counts = np.unique(batches[0].batch.cond.text_BTE[:, 0, 0], return_counts=True)
     assert values.tolist() == [0, 1, 2, 9] and all(70 < count < 130 for count in counts)
-    assert batches[0].composition["dropped"] == counts[3] / 400
+    assert batches[0].stats.metrics["batch/dropped"] == counts[3] / 400
 
 
 def test_collate_pads_at_the_end_and_marks_it():
-    rows = collate(LAYOUT, [Row(make(index), make(index).texts[0], index == 2) for index in (1, 2)])
-    expected = {"padding": 4 / 34, "padding_text": 1 / 10, "dropped": 0.5, "wide": 0.0, "tall": 0.5}
-    assert rows.composition == pytest.approx(expected)
-    assert rows.valid_BS.sum(axis=1).tolist() == [4 + 12, 5 + 9]
-    assert rows.valid_BS[1].tolist() == [True] * 14 + [False] * 3
-    assert rows.latents_BNC[1, :9].min() == 2 and not rows.latents_BNC[1, 9:].any()
-    assert rows.text_BTE[0, :4].min() == 1 and not rows.text_BTE[0, 4:].any()
+    batch = collate(LAYOUT, [make(1), make(2)])
+    assert batch.cond.valid_BS.sum(axis=1).tolist() == [4 + 12, 5 + 9]
+    assert batch.cond.valid_BS[1].tolist() == [True] * 14 + [False] * 3
+    assert batch.latents_BNC[1, :9].min() == 2 and not batch.latents_BNC[1, 9:].any()
+    assert batch.cond.text_BTE[0, :4].min() == 1 and not batch.cond.text_BTE[0, 4:].any()
+    assert batch.samples == () and batch.prompts is None
+
+
+def test_a_batch_says_what_it_is_made_of():
+    samples = [make(1), make(2)]
+    (batch,) = itertools.islice(Loader(samples, EMPTY, LAYOUT, 2, 0, labels={"batch/side": 64.0}).batches(), 1)
+    metrics = dict(batch.stats.metrics)
+    assert metrics.pop("batch/padding") == pytest.approx(Mean(4, 34))
+    assert metrics.pop("batch/padding_text") == pytest.approx(Mean(1, 10))
+    assert metrics == {"batch/dropped": 0.0, "batch/wide": 0.0, "batch/tall": 0.5, "batch/side": 64.0}
+    assert (batch.stats.images, batch.stats.tokens, batch.layout) == (2, 34, LAYOUT)
 
 
 def test_condition_images_keep_their_order_and_place():
     layout = Layout(text=(2, 1, 3), conditions=(4, 2), target=4)
     conditions = (np.full((1, 3, 4), 7, np.float32), np.full((2, 1, 4), 8, np.float32))
     text = Text(np.arange(5, dtype=np.float32)[:, None].repeat(3, 1), (1, 1, 3))
-    rows = collate(layout, [Row(Sample(np.zeros((2, 2, 4), np.float32), (text,), conditions, text), text)])
-    assert rows.conditions_BMC[0, :, 0].tolist() == [7, 7, 7, 0, 8, 8]
-    assert rows.text_BTE[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
-    assert rows.valid_BS[0].tolist() == [True, False, True, True, True, False, True, True, True] + [True] * 7
+    sample = Sample(np.zeros((2, 2, 4), np.float32), (text, text), conditions, text)
+    cond = collate(layout, [with_text(sample, text)]).cond
+    assert cond.conditions_BMC[0, :, 0].tolist() == [7, 7, 7, 0, 8, 8]
+    assert cond.text_BTE[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
+    assert cond.valid_BS[0].tolist() == [True, False, True, True, True, False, True, True, True] + [True] * 7

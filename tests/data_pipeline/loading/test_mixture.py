@@ -13,6 +13,7 @@ from data_pipeline.loading.mixture import Mixture, Shares, Stream
 from data_pipeline.samples.cache import Cache, write_cache
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.sequence import Layout
+from qi2_jax.training.microbatch import Microbatch
 
 EMPTY = Text(np.zeros((1, 2), np.float32), (1,))
 
@@ -29,8 +30,12 @@ def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None
 
 
 def drawn(mixture: Mixture, start: int, steps: int) -> list[tuple[str, list[int]]]:
-    batches = itertools.islice(mixture.from_turn(start), steps)
-    return [(stream.name, rows.latents_BNC[:, 0, 0].astype(int).tolist()) for stream, rows in batches]
+    drawn = [rows.batch.latents_BNC[:, 0, 0].astype(int).tolist() for rows in microbatches(mixture, start, steps)]
+    return [(str(rows[0] // 100), rows) for rows in drawn]
+
+
+def microbatches(mixture: Mixture, start: int, steps: int) -> list[Microbatch]:
+    return list(itertools.islice(mixture.from_turn(start), steps))
 
 
 weights = st.lists(st.integers(1, 9), min_size=1, max_size=4)
@@ -108,7 +113,7 @@ def of_cache(folder, held_out: float, held: tuple[int, ...], of_tasks=(1, 0)) ->
     write_cache(folder, made, EMPTY, {"preprocessing": {"held_out": held_out} if held_out else {}})
     cache = Cache(folder)
     shares = Shares((64,), (1,), of_tasks, (1,))
-    return Mixture.of_cache(cache, shares, [(1, 2)], seed=0, dropout=0.0, own_rows=range), cache
+    return Mixture.of_cache(cache, shares, [(1, 2)], seed=0, dropout=0.0, local_rows=range), cache
 
 
 def test_training_reads_what_is_not_held_in_a_layout_that_holds_both(tmp_path):
@@ -116,14 +121,14 @@ def test_training_reads_what_is_not_held_in_a_layout_that_holds_both(tmp_path):
     rows = itertools.chain(*(rows for _, rows in drawn(mixture, 0, 20)))
     assert set(rows) == {0, 2, 3, 4}
     (only,) = mixture.streams
-    assert [int(sample.latents[0, 0, 0]) for sample in only.held] == [1, 5]
+    assert [int(sample.latents[0, 0, 0]) for sample in only.held_out] == [1, 5]
     assert (only.loader.layout.target, only.loader.layout.text) == (6, (6,))
     assert mixture.unused(cache) == {"64-1": 1}
 
 
 def test_where_nothing_is_held_out_validation_reads_the_training_samples(tmp_path):
     mixture, _ = of_cache(tmp_path, 0.0, ())
-    assert mixture.streams[0].held is mixture.streams[0].loader.samples
+    assert mixture.streams[0].held_out is mixture.streams[0].loader.samples
 
 
 def test_a_stream_without_held_samples_is_refused_where_some_are_to_be_held(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.loading.loader import Row, collate
+from data_pipeline.loading.batch import collate, with_text
 from data_pipeline.loading.mixture import layout_of
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
@@ -223,15 +223,17 @@ def test_online_samples_hold_prompts_whose_features_are_the_cached_ones(whole, f
         assert with_features.largest == with_prompts.largest
         layout = layout_of(with_features.largest, cached.empty.lengths)
         texts = [
-            [Row(sample, text) for sample in (stream[0], stream[-1 % len(stream)]) for text in sample.all_texts]
+            [with_text(sample, text) for sample in (stream[0], stream[-1 % len(stream)]) for text in sample.all_texts]
             for stream in (with_features, with_prompts)
         ]
-        expected, rows = (collate(layout, own) for own in texts)
-        assert rows.text_BTE.shape[-1] == 0 and rows.prompts[0] != "" and expected.prompts is None
-        assert rows.prompts == tuple(row.text.prompt for row in texts[0]), "kept beside the features, too"
-        found = online.text_features(encoder, online.prompt_rows(processor, layout, rows))
-        np.testing.assert_allclose(found, expected.text_BTE, atol=1e-5)
-        for name in ("latents_BNC", "positions_BS3", "valid_BS"):
-            np.testing.assert_array_equal(getattr(rows, name), getattr(expected, name))
+        expected, batch = (collate(layout, own) for own in texts)
+        assert batch.cond.text_BTE.shape[-1] == 0 and batch.samples == tuple(texts[1]) and expected.samples == ()
+        prompts = [[sample.texts[0].prompt for sample in own] for own in texts]
+        assert prompts[0] == prompts[1] and prompts[1][0] != "", "kept beside the features, too"
+        found = online.text_features(encoder, online.prompt_rows(processor, layout, batch.samples))
+        np.testing.assert_allclose(found, expected.cond.text_BTE, atol=1e-5)
+        np.testing.assert_array_equal(batch.latents_BNC, expected.latents_BNC)
+        for name in ("positions_BS3", "valid_BS"):
+            np.testing.assert_array_equal(getattr(batch.cond, name), getattr(expected.cond, name))
     with pytest.raises(ValueError, match="hold text features"):
-        online.prompt_rows(processor, layout, expected)
+        online.prompt_rows(processor, layout, texts[0])

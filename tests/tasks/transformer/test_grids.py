@@ -43,10 +43,10 @@ def test_samples_of_few_pictures_stand_beside_each_other(columns, across):
 def test_a_sample_that_was_encoded_without_its_text_shows_its_record():
     text = Text(np.zeros((3, 2), np.float32), (3,))
     sample = Sample(np.zeros((1, 1, 4), np.float32), (text,), record=17)
-    assert grids.notes_of(sample, held=True) == {"text": None, "record": 17}
-    grids.drawing(["sample"], [[plain(0, 64, 64)]], [grids.notes_of(sample, held=True)])
+    assert grids.notes_of(sample, held_out=True) == {"text": None, "record": 17}
+    grids.drawing(["sample"], [[plain(0, 64, 64)]], [grids.notes_of(sample, held_out=True)])
     sample = Sample(sample.latents, (Text(text.features, (3,), "a cup"),))
-    assert grids.notes_of(sample, held=False) == {"text": "a cup"}
+    assert grids.notes_of(sample, held_out=False) == {"text": "a cup"}
 
 
 def test_texts_are_cut_to_their_pictures_and_titles_are_not():

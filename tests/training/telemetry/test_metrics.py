@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from qi2_jax.training.config import check_sinks
+from qi2_jax.training.mean import Mean
 from qi2_jax.training.telemetry import metrics, sinks
 from tests.training import runs_of
 
@@ -112,11 +113,11 @@ def test_a_drawing_counts_when_its_grid_is_there(tmp_path, monkeypatch):
         patched.setattr(metrics.os, "replace", cut)
         with pytest.raises(KeyboardInterrupt):
             written.write_drawings(4, {"a": DRAWING, "b": DRAWING})
-    assert written.looked(2) == ["sample"] and written.looked(4) == []
+    assert written.already_done(2) == ["sample"] and written.already_done(4) == []
     resumed = metrics.Metrics(tmp_path, 4, sinks=())
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"a-2.png", "a-2.json", "a-2.full"}
     resumed.write_drawings(4, {"a": DRAWING})
-    assert resumed.looked(4) == ["sample"]
+    assert resumed.already_done(4) == ["sample"]
 
 
 class FakeRun:
@@ -162,10 +163,10 @@ def test_sinks_that_cannot_be_are_refused(tmp_path, monkeypatch):
 
 def test_fetch_averages_steps():
     steps = [
-        {"loss": jnp.float32(1), "skipped_total": 1, "loss_t/03_sum": jnp.float32(6), "loss_t/03_count": 2},
-        {"loss": jnp.float32(math.nan), "loss_t/03_sum": math.nan, "loss_t/03_count": 5},
-        {"loss": np.float32(3), "loss_t/03_sum": 3.0, "loss_t/03_count": jnp.int32(1)},
-        {"loss_t/04_sum": 0.0, "loss_t/04_count": 0, "row_count": 7, "skipped_total": jnp.int32(2)},
+        {"loss": jnp.float32(1), "skipped_total": 1, "loss_t/03": Mean(jnp.float32(6), 2)},
+        {"loss": jnp.float32(math.nan), "loss_t/03": Mean(math.nan, 5)},
+        {"loss": np.float32(3), "loss_t/03": Mean(3.0, jnp.int32(1))},
+        {"loss_t/04": Mean(0.0, 0), "row_count": 7, "skipped_total": jnp.int32(2)},
     ]
     expected = {"loss": 2.0, "loss_t/03": 3.0, "row_count": 7.0, "skipped_total": 2.0}
     assert metrics.fetch(steps) == expected

@@ -1,0 +1,71 @@
+"""What the autoencoder's run reads: random crops for training, and held-out images for validation and drawings.
+
+Dims: `B` batch, `H` `W` pixels, `c` image channels.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data_pipeline.loading.crops import Pictures, center_crop
+from data_pipeline.samples.held_out import is_held
+from qi2_jax.runtime import processes
+from qi2_jax.training.microbatch import Microbatch, Stats
+
+MAX_CACHED_BYTES = 1 << 30  # images that take no more memory than this are decoded once
+VALIDATION_IMAGES = 16
+DRAWN_IMAGES = 4
+MAX_DRAWN_SIDE = 512  # pixels
+MAX_SCANNED = 100_000  # records in which held-out images are looked for, which takes seconds
+
+
+def microbatch(pixels: Float[np.ndarray, "B H W c"], batch_size: int) -> Microbatch:
+    """A batch of this process's crops; `batch_size` is the global number of crops."""
+    return Microbatch(None, pixels, stats=Stats(batch_size))
+
+
+def held_out_indices(pictures: Pictures, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:
+    """Indices of the first `count` images that the hold-out rule of the samples selects.
+
+    With a fraction of 0 nothing is held out, and the first images of the training are used, as for the transformer.
+
+    Args:
+      pictures: images of the training.
+      fraction: the config's `data.held_out`.
+      count: largest number of images.
+    """
+    if not fraction:
+        return list(range(min(count, len(pictures))))
+    scanned = range(min(len(pictures), MAX_SCANNED))
+    found = list(itertools.islice((i for i in scanned if is_held(pictures.record(i), fraction)), count))
+    if not found:
+        processes.say(
+            f"none of the first {len(scanned):,} images is held out with data.held_out={fraction}: the autoencoder is "
+            "validated on images of the training"
+        )
+        return list(range(min(count, len(pictures))))
+    return found
+
+
+def validation_pixels(pictures: Pictures, indices: Sequence[int], side: int) -> Float[np.ndarray, "B H W c"]:
+    """The central crops of images, in [-1, 1]."""
+    return np.stack([_to_float(center_crop(pictures[index], side)) for index in indices])
+
+
+def drawn_pixels(pictures: Pictures, indices: Sequence[int], factor: int) -> Float[np.ndarray, "B H W c"]:
+    """Images cropped to one common square, as large as possible, in [-1, 1].
+
+    Args:
+      pictures: images of the training.
+      indices: indices of the images.
+      factor: pixels of a latent, of which the square's side is a multiple.
+    """
+    images = [pictures[index] for index in indices]
+    side = min(MAX_DRAWN_SIDE, *(size for image in images for size in image.shape[:2]))
+    return np.stack([_to_float(center_crop(image, side // factor * factor)) for image in images])
+
+
+def _to_float(image: UInt8[np.ndarray, "H W c"]) -> Float[np.ndarray, "H W c"]:
+    return image.astype(np.float32) / 127.5 - 1

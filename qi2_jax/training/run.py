@@ -1,0 +1,137 @@
+"""Side effects around the steps of a training run: evaluate, draw, log, save, stop."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from qi2_jax.runtime import processes, signals
+from qi2_jax.training import step as steps
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.config import TrainingConfig
+from qi2_jax.training.saving import Save
+from qi2_jax.training.task import Task
+from qi2_jax.training.telemetry.journal import Journal
+
+
+class Interrupted(Exception):
+    """A signal cut an update, an evaluation or a drawing short."""
+
+
+class NonFiniteError(FloatingPointError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+def raise_if_interrupted() -> None:
+    """Raises `Interrupted` if any process received a signal to stop. Every process must call it."""
+    if processes.terminating():
+        raise Interrupted
+
+
+class Run:
+    """A training run in progress.
+
+    Args:
+      task: what is trained.
+      config: config of the stage.
+      record: what checkpoints record as the config.
+      state: training state, which the loop replaces after every step.
+      checkpoints: where states are saved.
+      journal: where metrics and events are written.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        config: TrainingConfig,
+        record: dict[str, Any],
+        state: steps.TrainState,
+        checkpoints: Checkpoints,
+        journal: Journal,
+    ):
+        self._task, self._config, self._record = task, config, record
+        self.state, self._checkpoints, self._journal = state, checkpoints, journal
+        self._rate = steps.learning_rate(config.optimizer)
+
+    def evaluate_and_sample(self, step: int, already_done: Sequence[str] = ()) -> None:
+        """Evaluates and draws where that is due.
+
+        Raises:
+          Interrupted: if a signal cut it short; the rest is due again when the run resumes.
+        """
+        task, journal, last = self._task, self._journal, self._config.train.steps
+
+        def is_due(name: str, every: int) -> bool:
+            return name not in already_done and (step in (0, last) or (every > 0 and step % every == 0))
+
+        if task.evaluates and is_due("evaluate", self._config.validation.every):
+            with journal.phase("evaluate", step):
+                journal.evaluated(step, task.evaluate(self.state, raise_if_interrupted))
+        if task.draws and is_due("sample", self._config.samples.every):
+            with journal.phase("sample", step):
+                journal.drawn(step, task.draw(self.state, raise_if_interrupted))
+
+    def log(self, step: int) -> None:
+        """Writes the metrics of the steps since the last logged one.
+
+        Raises:
+          NonFiniteError: if too many steps in a row were not finite. The state is saved first.
+        """
+        streak = self._journal.logged(step, float(self._rate(step - 1 - int(self.state.skipped_total))))
+        if streak >= self._config.train.max_skipped:
+            self.save(Save.PERSISTENT, wait=True)
+            raise NonFiniteError(not_finite(self.state, streak, self._checkpoints.directory))
+
+    def save(self, kind: Save, *, wait: bool = False) -> None:
+        """Saves the state, unless its step is saved persistently already.
+
+        Args:
+          kind: where to.
+          wait: whether the save must be complete on return.
+        """
+        step, local = int(self.state.step), kind is Save.LOCAL
+        with self._journal.phase("save", step, local=local):
+            save = self._checkpoints.save_locally if local else self._checkpoints.save
+            save(self.state, {"config": self._record, **self._journal.manifest(step)})
+            if wait:
+                self._checkpoints.wait()
+
+    @contextlib.contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """A block that ends the process, with the state saved, where it raises `Interrupted`."""
+        try:
+            yield
+        except Interrupted:
+            if self._journal.pending:
+                self.log(int(self.state.step))
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Ends the process after a signal, with the state saved."""
+        step = int(self.state.step)
+        if step:
+            self.save(Save.PERSISTENT, wait=True)
+        self._journal.stopped(step, self._checkpoints.directory)
+        raise signals.Terminated(told=True)
+
+    def end(self) -> steps.TrainState:
+        """Ends a run whose last step is saved, and returns its state."""
+        self._checkpoints.end_locally()
+        processes.gather("")  # the event below must not precede what other processes still delete
+        self._journal.ended(int(self.state.step))
+        return self.state
+
+
+def is_lost(state: steps.TrainState, config: TrainingConfig) -> bool:
+    """Whether the latest steps of a state were too many that are not finite."""
+    return int(state.skipped) >= config.train.max_skipped
+
+
+def not_finite(state: steps.TrainState, streak: int, directory: pathlib.Path) -> str:
+    """The message of a run that ends because of `streak` steps that were not finite."""
+    where = "up to" if streak == int(state.skipped) else "before"
+    return (
+        f"{streak} steps in a row {where} step {int(state.step)} were not finite. The state is saved in {directory}. "
+        "Check the data of these steps, or start another run with a lower optimizer.lr"
+    )

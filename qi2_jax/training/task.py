@@ -1,0 +1,73 @@
+"""What the training loop needs to know about the thing that it trains."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+from jaxtyping import Array, Float, Key
+
+from qi2_jax.training.mean import Mean
+from qi2_jax.training.microbatch import Microbatch
+from qi2_jax.training.step import TrainState
+from qi2_jax.training.telemetry.metrics import Drawing
+
+# A callback for long evaluations. It raises `run.Interrupted` if a signal asks the run to stop.
+CheckSignals = Callable[[], None]
+
+
+class Task(Protocol):
+    """A model, its data and its loss. Each task is one class in `qi2_jax/tasks/`, constructed by keyword.
+
+    Attributes:
+      name: label of the progress bar.
+      data: identity of the training data, as plain JSON. A run resumes only on the data that it was started with.
+      frozen: arrays that the loss reads and training does not change.
+      accumulate: whether an update may have several microbatches.
+      ema_ramp: whether the EMA decay ramps up, see `step.make_programs`.
+      peak_flops: peak FLOP/s of one device, for the utilisation metric; None if unknown.
+      evaluates: whether `evaluate` has anything to compute.
+      draws: whether `draw` has anything to draw.
+    """
+
+    name: str
+    data: Mapping[str, Any]
+    frozen: Any = None
+    accumulate: bool = False
+    ema_ramp: bool = False
+    peak_flops: float | None = None
+    evaluates: bool = False
+    draws: bool = False
+
+    def make_model(self, key: jax.Array) -> Any:
+        """Builds the module that is trained, with random parameters."""
+        ...
+
+    def loss(
+        self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: Key[Array, "B"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""] | Mean]]:
+        """The mean loss over the images of a microbatch, and further metrics; see `step.Loss`."""
+        ...
+
+    def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
+        """The microbatches of each update after `step`, as host arrays, without end."""
+        ...
+
+    def examples(self) -> Sequence[Microbatch]:
+        """One example microbatch per layout, for compilation."""
+        ...
+
+    def initial_state(self, state: TrainState) -> TrainState:
+        """The state that a new run starts from, given a random one."""
+        return state
+
+    def on_config_accepted(self) -> None:
+        """Updates `model/` to match the accepted config. Only process 0 calls it."""
+        return
+
+    def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Any]:
+        """Validation metrics of a state: before the first step, after the last and every `validation.every` steps."""
+        return {}
+
+    def draw(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Drawing]:
+        """Sample grids of a state by name: likewise, every `samples.every` steps."""
+        return {}
