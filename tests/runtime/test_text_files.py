@@ -55,7 +55,7 @@ def test_what_is_no_text_is_refused_with_the_way_out(data, message):
 
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match="latin.txt is not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8 text"):
         read_text(tmp_path / "latin.txt")
     with pytest.raises(OSError, match=r"missing\.txt"):
         read_text(tmp_path / "missing.txt")
