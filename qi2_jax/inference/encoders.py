@@ -18,6 +18,7 @@ from qi2_jax.interop import components
 from qi2_jax.interop import weights as storage
 from qi2_jax.interop.weights import STEM
 from qi2_jax.models.qwen3_vl import EncoderInputs
+from qi2_jax.pixels import normalize
 from qi2_jax.text import prompts
 
 LENGTH_MULTIPLE = 64  # tokens: prompts of similar length share compiled programs
@@ -65,7 +66,7 @@ class ImageEncoder:
             for start in range(0, len(places), size):
                 own = places[start : start + size]
                 filled = np.stack([images[place] for place in own + own[:1] * (size - len(own))])
-                pixels = sharding.put_batch(self.mesh, filled.astype(np.float32) / 127.5 - 1, size)
+                pixels = sharding.put_batch(self.mesh, normalize(filled), size)
                 running.append((own, encode_images(self.vae, pixels, self.dtype)))
         # Everything is on its way before the first result is waited for.
         found = {place: row for own, made in running for place, row in zip(own, np.asarray(made), strict=False)}
