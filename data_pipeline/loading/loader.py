@@ -55,14 +55,11 @@ def collate(layout: sequence.Layout, rows: Sequence[Row]) -> Rows:
     """
     first = rows[0]
     text = np.zeros((len(rows), sum(layout.text), first.text.features.shape[-1]), first.text.features.dtype)
-    text_starts = np.cumsum([0, *layout.text])
     positions, valid = np.zeros((len(rows), layout.length, 3), np.int32), np.zeros((len(rows), layout.length), bool)
     for place, (sample, own, _) in enumerate(rows):
         grids = [image.shape[:2] for image in sample.conditions]
         positions[place], valid[place] = sequence.place(layout, own.lengths, sample.latents.shape[:2], grids)
-        ends = np.cumsum(own.lengths)
-        for start, length, end in zip(text_starts, own.lengths, ends, strict=False):
-            text[place, start : start + length] = own.features[end - length : end]
+        text[place, layout.text_slots(own.lengths)] = own.features
     sizes = np.array([row.sample.latents.shape[:2] for row in rows])
     composition = {
         "padding": 1 - float(valid.mean()),

@@ -1,5 +1,6 @@
 """The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -23,7 +24,6 @@ from qi2_jax.text import prompts
 
 LENGTH_MULTIPLE = 64  # tokens: prompts of similar length share compiled programs
 AREA = 256 * 256  # pixels of the images of which `batch_size` are encoded at once
-FEATURE_SIDE = 2  # latents per side of what one feature of the encoder sees
 
 
 def digests(model: pathlib.Path) -> dict[str, str]:
@@ -143,29 +143,14 @@ class Encoders:
             enlarge=False,
             patch_count=max_patches if count else None,
         )
-        for own, segments in zip(images, batch.segments, strict=False):
-            for pixels, span in zip(own, segments.images, strict=True):
-                expected = pixels.shape[0] * pixels.shape[1] // (FEATURE_SIDE * self.factor) ** 2
-                if len(span) != expected:
-                    raise ValueError(
-                        f"the encoder sees {len(span)} features of a condition image of {pixels.shape[1]} x "
-                        f"{pixels.shape[0]} pixels, not {expected}: its processor resized it again, whose limits are "
-                        f"{self.processor.image_processor.size}"
-                    )
         if self.encoder is None:
-            return [
-                Text(np.zeros((sum(map(len, segments.text)), 0), np.float32), tuple(map(len, segments.text)), text)
-                for text, segments in zip(texts, batch.segments, strict=False)
-            ]
-        inputs = jax.tree.map(jax.device_put, batch.inputs, self._places(batch.inputs))
-        placed = prompts.PromptBatch(inputs, batch.dropped, batch.segments)
-        rows = prompts.encode_prompts(self.encoder, placed, kernel=sharding.Attention(self.mesh))
+            rows = [np.zeros((segments.length, 0), np.float32) for segments in batch.segments]
+        else:
+            inputs = jax.tree.map(jax.device_put, batch.inputs, self._places(batch.inputs))
+            placed = dataclasses.replace(batch, inputs=inputs)
+            rows = prompts.encode_prompts(self.encoder, placed, kernel=sharding.Attention(self.mesh))
         return [
-            Text(
-                np.concatenate([row[span.start : span.stop] for span in segments.text]),
-                tuple(map(len, segments.text)),
-                text,
-            )
+            Text(row[segments.text_indices], segments.text_lengths, text)
             for row, text, segments in zip(rows, texts, batch.segments, strict=False)
         ]
 

@@ -22,6 +22,7 @@ from data_pipeline.loading.mixture import Mixture
 from data_pipeline.samples.schema import Sample
 from qi2_jax import sharding
 from qi2_jax.diffusion import sampler
+from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference import encoders
 from qi2_jax.inference.latents import decode_latents
@@ -87,8 +88,7 @@ def drawer(
 
         grids = [sample.latents.shape[:2] for sample in chosen]
         times = np.stack([schedule.times(config.steps, h * w) for h, w in grids], axis=1)
-        shape = (size, layout.target, channels)
-        noise = np.asarray(jax.random.normal(jax.random.key(config.seed), shape))
+        noise = initial_noise(config.seed, [h * w for h, w in grids], layout.target, channels)
         negative = None
         if config.guidance > 1:
             negative = prompt([sample.empty or panel.empty for sample in chosen])
