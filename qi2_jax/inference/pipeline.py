@@ -23,7 +23,7 @@ from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference.latents import decode_latents, encode_images
-from qi2_jax.interop import components
+from qi2_jax.interop import components, folder
 from qi2_jax.interop import weights as storage
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
 from qi2_jax.models.qwen3_vl import Qwen3VL
@@ -104,7 +104,6 @@ class Pipeline:
                 weights = storage.cast(weights, code)
             return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
 
-        index = components.read_json(located.model / "model_index.json")
         return cls(
             load("transformer"),
             load("vae"),
@@ -112,9 +111,7 @@ class Pipeline:
             prompts.PromptProcessor.from_folder(
                 located.model / "processor", components.read_config(located.model / "text_encoder", "text_encoder")
             ),
-            Schedule.from_diffusers(
-                components.read_json(located.model / "scheduler" / "scheduler_config.json"), index.get("sample_sigmas")
-            ),
+            folder.read_schedule(located.model),
             Execution(dtype, sharding.Attention(mesh), constrain=sharding.Constrain(mesh)),
         )
 

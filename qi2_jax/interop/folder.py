@@ -34,6 +34,7 @@ from qi2_jax.models import tree
 from qi2_jax.sequence import BLOCK_CAUSAL
 
 MARK, INDEX = "qi2.json", "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 VERSION = 1
 PIPELINE_CLASS = "QwenImage21Pipeline"
 AUXILIARY = ("scheduler", "processor")
@@ -276,16 +277,35 @@ def check_source(source: pathlib.Path) -> None:
         raise ValueError(f"{source} has no folder processor, with the tokenizer and the image processor")
     files.check_links(source)
     check_auxiliary(source, [path.relative_to(source) for path in (source / "processor").rglob("*") if path.is_file()])
-    path = source / "scheduler" / "scheduler_config.json"
+    read_schedule(source)
+
+
+def read_schedule(folder: pathlib.Path) -> Schedule:
+    """The schedule of a published folder or of a model folder.
+
+    Raises:
+      ValueError: naming the file, if it is missing, describes an unsupported scheduler, or gives times outside [0, 1].
+    """
+    values, index = read_json(folder / SCHEDULER), read_json(folder / INDEX)
     try:
-        Schedule.from_diffusers(read_json(path), index.get("sample_sigmas")).times(2, 256)
+        schedule = Schedule.from_diffusers(values, index.get("sample_sigmas"))
+        schedule.times(2, 256)  # raises for values that give no times
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ValueError(f"{path}, with sample_sigmas of {INDEX}: {error}") from error
+        raise ValueError(f"{folder / SCHEDULER}, with sample_sigmas of {INDEX}: {error}") from error
+    return schedule
 
 
-def mark(folder: pathlib.Path) -> None:
-    """Marks a complete model folder."""
-    files.write(folder / MARK, json.dumps({"format": "qi2 model folder", "version": VERSION}).encode() + b"\n")
+def mark(folder: pathlib.Path, scheduler_of: str | None = None) -> None:
+    """Marks a complete model folder.
+
+    Args:
+      folder: the model folder.
+      scheduler_of: path of the model whose scheduler the folder keeps; None: the scheduler belongs to this model.
+    """
+    record: dict[str, Any] = {"format": "qi2 model folder", "version": VERSION}
+    if scheduler_of is not None:
+        record["scheduler_of"] = scheduler_of
+    files.write(folder / MARK, json.dumps(record).encode() + b"\n")
 
 
 def check_mark(folder: pathlib.Path) -> None:

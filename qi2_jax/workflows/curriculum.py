@@ -258,7 +258,7 @@ def _stage(
                     transformer_config(stage.transformer, samples),
                     Shift(**stage.transformer.timesteps.shift),
                 )
-            start.give_model(stage.transformer, samples, model, run)
+            start.give_model(_started(stage, source).transformer, samples, model, run)
     # Of a stage that is trained, this makes sure that its last checkpoint is whole and no end of a failure.
     train_transformer(_started(stage, source), samples, run, accept_changes=accept_changes)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]

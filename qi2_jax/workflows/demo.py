@@ -112,7 +112,10 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None) -> dict[st
     console.print(encoded.table())
     samples = Cache(out / "samples")
     model_folder.finish(
-        model, config.transformer_config(config.transformer, samples), Shift(**config.transformer.timesteps.shift)
+        model,
+        config.transformer_config(config.transformer, samples),
+        Shift(**config.transformer.timesteps.shift),
+        config.transformer.start.folder,
     )
 
     console.rule("4 transformer")

@@ -29,6 +29,7 @@ from qi2_jax.inference.latents import decode_latents
 from qi2_jax.interop import components
 from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting import sheet
+from qi2_jax.runs import model_folder
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.batches import Inputs
 from qi2_jax.tasks.transformer.fixed_prompts import Panel
@@ -69,7 +70,8 @@ def drawer(
     # In every process, though the first alone writes: the others would only wait for it.
     vae = encoders.load(model, "vae", local_mesh(), np.float32)
     channels = components.read_config(model / "vae", "vae").latent_channels
-    schedule = Schedule(objective.shift)
+    # A run that started from an imported folder samples with that folder's scheduler, as `qi2 sample` does later.
+    schedule = model_folder.kept_schedule(model) or Schedule(objective.shift)
 
     def decode(latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
         return to_image(np.asarray(decode_latents(vae, latents[None], np.float32))[0])

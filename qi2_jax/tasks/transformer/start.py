@@ -58,7 +58,10 @@ def give_model(config: Any, samples: Cache, source: pathlib.Path | None, out: pa
             raise ValueError(f"{model} holds files of other models, from a call that was refused; delete it")
     # The config may still change where nothing is trained yet; else it is compared first, see `train_transformer`.
     if not manager.steps(out / paths.CHECKPOINTS):
-        model_folder.finish(model, transformer_config(config, samples), Shift(**config.timesteps.shift))
+        shift = Shift(**config.timesteps.shift)
+        model_folder.finish(model, transformer_config(config, samples), shift, config.start.folder)
+        if line := model_folder.describe_scheduler(model, shift):
+            print(line)
 
 
 def made_samples(model: pathlib.Path, samples: Cache) -> bool:

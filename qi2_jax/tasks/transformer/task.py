@@ -66,7 +66,8 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
     def accepted() -> None:
         """What the run trains by holds for sampling and export, too: of an accepted change, or of a late `--model`."""
         if (out / paths.MODEL / folder.MARK).is_file() or made_samples(out / paths.MODEL, samples):
-            model_folder.finish(out / paths.MODEL, model_config, Shift(**config.timesteps.shift))
+            shift = Shift(**config.timesteps.shift)
+            model_folder.finish(out / paths.MODEL, model_config, shift, config.start.folder)
 
     if adapter is None and not accept_changes and loop.is_finished(config, data_of_run, out):
         with processes.agreed():
