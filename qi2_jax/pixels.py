@@ -1,6 +1,7 @@
-"""Conversions between images and arrays of pixels.
+"""Conversions between images (Pillow), 8-bit pixels and the models' pixels in [-1, 1].
 
-Dims: `H` `W` pixels, `c` image channels."""
+Dims: `H` `W` pixels, `c` image channels.
+"""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -8,9 +9,9 @@ from PIL import Image
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """The RGB image that a viewer sees on white paper; one that is RGB already is returned as it is.
+    """The image composited over white, in RGB; an image that is RGB already is returned unchanged.
 
-    Rounded as the published pipeline rounds it (a paste under the mask of alpha).
+    The rounding is that of the published pipeline (a paste with alpha as its mask).
     """
     if image.mode == "RGB":
         return image
@@ -21,17 +22,24 @@ def over_white(image: Image.Image) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, channels: int) -> Float[np.ndarray, "H W c"]:
-    """An image as the autoencoder reads it: in [-1, 1], alpha kept (4 channels) or laid over white (3)."""
-    image = image.convert("RGBA") if channels == 4 else over_white(image)
-    return np.asarray(image, np.float32) / 127.5 - 1
+    """The autoencoder's input, in [-1, 1]: with alpha (4 channels) or composited over white (3 channels)."""
+    return normalize(np.asarray(image.convert("RGBA") if channels == 4 else over_white(image)))
+
+
+def normalize(pixels: UInt8[np.ndarray, "*dims"]) -> Float[np.ndarray, "*dims"]:
+    """8-bit pixels mapped from 0..255 to [-1, 1], in fp32."""
+    return pixels.astype(np.float32) / 127.5 - 1
 
 
 def to_image(pixels: Float[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
-    """Pixels in [-1, 1] rounded to 8 bits.
+    """Pixels in [-1, 1], clipped and rounded to 8 bits.
 
     Raises:
-      ValueError: if one of them is not a number.
+      ValueError: if a pixel is NaN or infinite.
     """
     if not np.isfinite(np.asarray(pixels, np.float32)).all():
-        raise ValueError("the model gave values that are not finite; its weights are broken, or dtype is too narrow")
+        raise ValueError(
+            "the model produced NaN or infinity: its weights are damaged, or the dtype is too narrow for them; try "
+            "--dtype float32"
+        )
     return np.round(np.clip(np.asarray(pixels, np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)

@@ -10,6 +10,7 @@ target), `D` width.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -65,6 +66,20 @@ class Layout:
     def prefix(self) -> int:
         """Number of slots before the target."""
         return self.segments[-1][1]
+
+    def text_slots(self, lengths: Sequence[int]) -> Int[np.ndarray, "tokens"]:
+        """The slot, counted over the text segments alone, of each text token of a sample.
+
+        Args:
+          lengths: real tokens of each text segment; they fill the first slots of their segment.
+
+        Raises:
+          ValueError: if a segment is missing or has more tokens than slots.
+        """
+        if len(lengths) != len(self.text) or any(map(operator.gt, lengths, self.text)):
+            raise ValueError(f"text segments of {tuple(lengths)} tokens do not fit in the slots of {self}")
+        starts = np.cumsum([0, *self.text])
+        return np.concatenate([np.arange(length) + start for start, length in zip(starts, lengths, strict=False)])
 
     def visible_until(self, attention: str = BLOCK_CAUSAL) -> np.ndarray:
         """End of the run of slots that each slot sees, int32 [S]; padding inside the run is masked by validity.

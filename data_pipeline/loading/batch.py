@@ -48,14 +48,11 @@ def collate(layout: sequence.Layout, samples: Sequence[Sample]) -> Batch:
     texts = [sample.texts[0] for sample in samples]
     rows, features = len(samples), texts[0].features
     text_BTE = np.zeros((rows, sum(layout.text), features.shape[-1]), features.dtype)
-    text_starts = np.cumsum([0, *layout.text])
     positions_BS3, valid_BS = np.zeros((rows, layout.length, 3), np.int32), np.zeros((rows, layout.length), bool)
     for row, (sample, text) in enumerate(zip(samples, texts, strict=True)):
         grids = [image.shape[:2] for image in sample.conditions]
         positions_BS3[row], valid_BS[row] = sequence.place(layout, text.lengths, sample.latents.shape[:2], grids)
-        ends = np.cumsum(text.lengths)
-        for start, length, end in zip(text_starts, text.lengths, ends, strict=False):
-            text_BTE[row, start : start + length] = text.features[end - length : end]
+        text_BTE[row, layout.text_slots(text.lengths)] = text.features
     latents_BNC, conditions_BMC = _place_latents(layout, samples)
     incomplete = not text_BTE.shape[-1] or samples[0].target is not None
     return Batch(

@@ -16,6 +16,7 @@ from data_pipeline.decoding.images import decode_image
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.samples.prepare import prepare_image
+from qi2_jax.pixels import normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Crops:
         pixels = self.pictures[index]
         top, left = (int(rng.integers(0, size - self.side + 1)) for size in pixels.shape[:2])
         crop = pixels[top : top + self.side, left : left + self.side]
-        return (crop[:, ::-1] if rng.random() < 0.5 else crop).astype(np.float32) / 127.5 - 1
+        return normalize(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
 def center_crop(image: UInt8[np.ndarray, "H W c"], side: int) -> UInt8[np.ndarray, "_ _ c"]:

@@ -6,7 +6,7 @@ A LoRA run becomes a whole pipeline with the adapter merged into it or, with `--
 import argparse
 import pathlib
 
-from qi2_jax.interop import folder, lora
+from qi2_jax.interop import files, folder, lora
 from qi2_jax.interop.weights import Weights
 from qi2_jax.runs import locating
 from qi2_jax.workflows.verify import CODES, check_installed, compare_export
@@ -31,6 +31,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         check_installed()  # now, not after minutes of copying
     located = locating.locate(arguments.model, arguments.weights)
+    files.check_outside(arguments.out, located.model, located.checkpoint)
     located.check()
     code = CODES.get(arguments.dtype)
     if arguments.lora:

@@ -10,11 +10,17 @@ from qi2_jax.text.prompts import PromptProcessor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=pathlib.Path, metavar="DIFFUSERS_DIR", help="a Qwen-Image-2.1 pipeline folder")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="weights to read, such as fp16 for *.fp16.safetensors (default: those without a variant in their names, "
+        "or the only variant)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
     source = arguments.source
     # A tokenizer that does not fit is found here, not after minutes of copying.
-    folder.check_source(source)
+    folder.check_published(source, arguments.variant)
     PromptProcessor.from_folder(source / "processor", components.read_config(source / "text_encoder", "text_encoder"))
-    print(folder.describe(folder.import_folder(source, arguments.out)))
+    print(folder.describe(folder.import_folder(source, arguments.out, arguments.variant)))

@@ -1,4 +1,4 @@
-"""The times at which the sampler evaluates the model, as the published scheduler's configuration defines them."""
+"""The times at which the sampler evaluates the model, as defined by the published scheduler's configuration."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from qi2_jax.diffusion.timesteps import Shift
 
 CLASS = "FlowMatchEulerDiscreteScheduler"
 
-# Options of the published scheduler that would change the arithmetic; the value named here is the only one we run.
+# Options of the published scheduler that would change the arithmetic, each with the only value that is supported.
 UNSUPPORTED = {
     "invert_sigmas": False,
     "stochastic_sampling": False,
@@ -20,7 +20,7 @@ UNSUPPORTED = {
     "use_beta_sigmas": False,
     "num_train_timesteps": 1000,
 }
-ROUNDING = 1e-6  # by which the shift of time 1 may miss 1 in fp32
+ROUNDING = 1e-6  # fp32 error of the shift at time 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Schedule:
     """Euler steps from t = 1 to t = 0.
 
     Attributes:
-      shift: the resolution-dependent shift, shared with training.
-      terminal: if set, times are stretched so that the last one before 0 equals it.
-      sample_sigmas: fixed times before the shift (few-step models); they decide the number of steps.
+      shift: the resolution-dependent shift, the same as in training.
+      terminal: the last time before 0, to which the times of more than one step are stretched; None or 0 stretches
+        nothing.
+      sample_sigmas: fixed times before the shift, for few-step models; they determine the number of steps.
 
     Raises:
       ValueError: for a terminal time outside [0, 1).
@@ -42,18 +43,21 @@ class Schedule:
 
     def __post_init__(self):
         if self.terminal is not None and not (isinstance(self.terminal, (int, float)) and 0 <= self.terminal < 1):
-            raise ValueError(f"the terminal time is {self.terminal!r}; it must be in [0, 1), or absent")
+            raise ValueError(f"the terminal time is {self.terminal!r}; it must be in [0, 1), or null")
 
     def times(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None) -> Float[np.ndarray, "steps_1"]:
-        """Decreasing fp32 times, the last one 0: one more than there are model evaluations.
+        """Decreasing fp32 times that end in 0: one more than there are model evaluations.
+
+        A single time is not stretched to the terminal: there is no second time to stretch against, and with one step
+        all noise must go in that step (diffusers divides by zero here). One step therefore goes from 1 to 0.
 
         Args:
-          steps: number of evenly spaced times before the shift; ignored where sigmas are given or configured.
+          steps: number of evenly spaced times before the shift; ignored if sigmas are given or configured.
           tokens: tokens of the target image.
           sigmas: times before the shift to use instead, each in (0, 1].
 
         Raises:
-          ValueError: for fewer than one step, times outside (0, 1], or a shift that moves them there.
+          ValueError: for fewer than one step, times outside (0, 1], or a shift or terminal that no times fit.
         """
         fixed = self.sample_sigmas if sigmas is None else sigmas
         if fixed is None and steps < 1:
@@ -65,25 +69,31 @@ class Schedule:
             t = self.shift(t, tokens)
         except OverflowError:
             t = np.full_like(t, np.nan)  # refused below
-        if self.terminal:
-            if t[-1] == 1:
-                raise ValueError(
-                    f"a schedule of the single time 1 cannot be stretched to end at {self.terminal}; take 2 steps"
-                )
-            t = 1 - (1 - t) / ((1 - t[-1]) / (1 - self.terminal))
+        if self.terminal and len(t) > 1:
+            t = self._stretched(t)
         times = np.append(t, 0.0).astype(np.float32)
         times = np.where(np.abs(times - 1) < ROUNDING, np.float32(1), times)
         if not np.all((times >= 0) & (times <= 1)):
-            raise ValueError(f"{self.shift} takes an image of {tokens} tokens to times outside of [0, 1]: {times}")
+            raise ValueError(f"{self.shift} moves the times of an image of {tokens} tokens outside of [0, 1]: {times}")
         return times
+
+    def _stretched(self, t: Float[np.ndarray, "steps"]) -> Float[np.ndarray, "steps"]:
+        """Times whose distance from 1 is scaled so that the last one equals the terminal."""
+        assert self.terminal is not None
+        if abs(1 - t[-1]) < ROUNDING:
+            raise ValueError(
+                f"the last of the times {t.tolist()} is 1, so they cannot be stretched to end at {self.terminal}; "
+                "give decreasing sigmas, or a smaller shift"
+            )
+        return 1 - (1 - t) / ((1 - t[-1]) / (1 - self.terminal))
 
     @classmethod
     def from_diffusers(cls, values: Mapping[str, Any], sample_sigmas: Sequence[float] | None = None) -> "Schedule":
-        """Reads `scheduler_config.json`; `sample_sigmas` stands in the pipeline's `model_index.json`.
+        """Parses `scheduler_config.json`, and `sample_sigmas` from the pipeline's `model_index.json`.
 
         Raises:
-          ValueError: for another scheduler, options that are not supported, each named with its value, or values that
-            are no numbers.
+          ValueError: for another scheduler class, unsupported options (each is listed with its value), or values that
+            are not numbers.
         """
         if values.get("_class_name", CLASS) != CLASS:
             raise ValueError(f"scheduler {values['_class_name']!r} is not supported, only {CLASS}")
@@ -106,7 +116,7 @@ class Schedule:
         return cls(shift, values.get("shift_terminal"), sample_sigmas)
 
     def to_diffusers(self) -> dict[str, Any]:
-        """The `scheduler_config.json` of this schedule, without `sample_sigmas`."""
+        """The content of `scheduler_config.json`, which has no place for `sample_sigmas`."""
         return {
             "_class_name": CLASS,
             "num_train_timesteps": UNSUPPORTED["num_train_timesteps"],

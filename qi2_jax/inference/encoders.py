@@ -1,5 +1,6 @@
 """The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from qi2_jax.interop import components
 from qi2_jax.interop import weights as storage
 from qi2_jax.interop.weights import STEM
 from qi2_jax.models.qwen3_vl import EncoderInputs
+from qi2_jax.pixels import normalize
 from qi2_jax.text import prompts
 
 LENGTH_MULTIPLE = 64  # tokens: prompts of similar length share compiled programs
 AREA = 256 * 256  # pixels of the images of which `batch_size` are encoded at once
-FEATURE_SIDE = 2  # latents per side of what one feature of the encoder sees
 
 
 def digests(model: pathlib.Path) -> dict[str, str]:
@@ -65,7 +66,7 @@ class ImageEncoder:
             for start in range(0, len(places), size):
                 own = places[start : start + size]
                 filled = np.stack([images[place] for place in own + own[:1] * (size - len(own))])
-                pixels = sharding.put_batch(self.mesh, filled.astype(np.float32) / 127.5 - 1, size)
+                pixels = sharding.put_batch(self.mesh, normalize(filled), size)
                 running.append((own, encode_images(self.vae, pixels, self.dtype)))
         # Everything is on its way before the first result is waited for.
         found = {place: row for own, made in running for place, row in zip(own, np.asarray(made), strict=False)}
@@ -142,29 +143,14 @@ class Encoders:
             enlarge=False,
             patch_count=max_patches if count else None,
         )
-        for own, segments in zip(images, batch.segments, strict=False):
-            for pixels, span in zip(own, segments.images, strict=True):
-                expected = pixels.shape[0] * pixels.shape[1] // (FEATURE_SIDE * self.factor) ** 2
-                if len(span) != expected:
-                    raise ValueError(
-                        f"the encoder sees {len(span)} features of a condition image of {pixels.shape[1]} x "
-                        f"{pixels.shape[0]} pixels, not {expected}: its processor resized it again, whose limits are "
-                        f"{self.processor.image_processor.size}"
-                    )
         if self.encoder is None:
-            return [
-                Text(np.zeros((sum(map(len, segments.text)), 0), np.float32), tuple(map(len, segments.text)), text)
-                for text, segments in zip(texts, batch.segments, strict=False)
-            ]
-        inputs = jax.tree.map(jax.device_put, batch.inputs, self._places(batch.inputs))
-        placed = prompts.PromptBatch(inputs, batch.dropped, batch.segments)
-        rows = prompts.encode_prompts(self.encoder, placed, kernel=sharding.Attention(self.mesh))
+            rows = [np.zeros((segments.length, 0), np.float32) for segments in batch.segments]
+        else:
+            inputs = jax.tree.map(jax.device_put, batch.inputs, self._places(batch.inputs))
+            placed = dataclasses.replace(batch, inputs=inputs)
+            rows = prompts.encode_prompts(self.encoder, placed, kernel=sharding.Attention(self.mesh))
         return [
-            Text(
-                np.concatenate([row[span.start : span.stop] for span in segments.text]),
-                tuple(map(len, segments.text)),
-                text,
-            )
+            Text(row[segments.text_indices], segments.text_lengths, text)
             for row, text, segments in zip(rows, texts, batch.segments, strict=False)
         ]
 

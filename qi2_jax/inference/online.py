@@ -22,7 +22,7 @@ from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL
 from qi2_jax.models.qwen3_vl.inputs import VisionInputs
 from qi2_jax.sequence import Layout
-from qi2_jax.text.prompts import PromptProcessor, Segments
+from qi2_jax.text.prompts import PromptProcessor
 
 
 @jax.tree_util.register_dataclass
@@ -54,14 +54,15 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sa
     if len(prompts) < len(texts) or texts[0].features.shape[-1]:
         raise ValueError("these samples hold text features; encode them with encode.online=text to compute them here")
     # Every segment of text, every image at a quarter of its latents, and the system turn, all filled.
-    most = sum(layout.text) + sum(layout.conditions) // 4 + processor.dropped
+    most = sum(layout.text) + sum(layout.conditions) // 4 + processor.num_system_tokens
     pictures = [[Image.fromarray(pixels) for pixels in own] for own in (sample.pictures for sample in samples)]
     patches = max(layout.conditions, default=0)
     batch = processor(prompts, pictures, multiple=most, enlarge=False, patch_count=patches or None)
     B, S = batch.inputs.input_ids.shape
     slots = np.full((B, sum(layout.text)), S, np.int32)
     for row, segments in enumerate(batch.segments):
-        slots[row] = _slots(layout, segments, S)
+        # The tokens of a prompt stand at the end of its row.
+        slots[row, layout.text_slots(segments.text_lengths)] = segments.text_indices + S - segments.length
     vision = batch.inputs.vision
     if vision is not None:
         vision = jax.tree.map(lambda leaf: leaf.reshape(B, -1, *leaf.shape[1:]), vision)
@@ -69,15 +70,6 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sa
         vision = dataclasses.replace(vision, slots=np.where(empty, S, vision.slots % S).astype(np.int32))
     positions = np.ascontiguousarray(batch.inputs.positions.transpose(1, 2, 0))
     return PromptRows(batch.inputs.input_ids, batch.inputs.valid, positions, slots, vision)
-
-
-def _slots(layout: Layout, segments: Segments, S: int) -> np.ndarray:
-    """Where the feature of each text slot stands among S tokens that end with the prompt's last."""
-    slots, start = np.full(sum(layout.text), S, np.int32), 0
-    for count, span in zip(layout.text, segments.text, strict=True):
-        slots[start : start + len(span)] = np.arange(span.start, span.stop) + S - segments.length
-        start += count
-    return slots
 
 
 @functools.partial(jax.jit, static_argnames="kernel")

@@ -5,7 +5,6 @@ Dims: `B` images, `N` target slots, `C` latent channels, `h` `w` rows and column
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -17,13 +16,16 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from data_pipeline.loading.batch import collate
+from data_pipeline.samples.schema import Sample, Text
 from qi2_jax import sequence, sharding
 from qi2_jax.diffusion import sampler
+from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference.latents import decode_latents, encode_images
-from qi2_jax.interop import components
+from qi2_jax.interop import components, folder
 from qi2_jax.interop import weights as storage
-from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
+from qi2_jax.models.mmdit import Execution, MMDiT
 from qi2_jax.models.qwen3_vl import Qwen3VL
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import to_image, to_pixels
@@ -102,7 +104,6 @@ class Pipeline:
                 weights = storage.cast(weights, code)
             return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
 
-        index = components.read_json(located.model / "model_index.json")
         return cls(
             load("transformer"),
             load("vae"),
@@ -110,9 +111,7 @@ class Pipeline:
             prompts.PromptProcessor.from_folder(
                 located.model / "processor", components.read_config(located.model / "text_encoder", "text_encoder")
             ),
-            Schedule.from_diffusers(
-                components.read_json(located.model / "scheduler" / "scheduler_config.json"), index.get("sample_sigmas")
-            ),
+            folder.read_schedule(located.model),
             Execution(dtype, sharding.Attention(mesh), constrain=sharding.Constrain(mesh)),
         )
 
@@ -130,15 +129,16 @@ class Pipeline:
         seed: int = 0,
         **options: Any,
     ) -> Iterator[UInt8[np.ndarray, "H W c"]]:
-        """As a call, at most `batch_size` texts at once; the batch that begins with text i takes the seed `seed + i`.
+        """Generates one image per text, at most `batch_size` at once; the noise does not depend on `batch_size`.
 
         Raises:
-          ValueError: as `denoise`, for a batch size below 1, or another number of latents than of texts.
+          ValueError: as `denoise`, for a batch size below 1, or if the number of latents is not that of the texts.
         """
         if batch_size < 1 or (latents is not None and len(latents) != len(texts)):
             raise ValueError(
                 f"{len(texts)} texts in batches of {batch_size}, with latents of shape "
-                f"{None if latents is None else latents.shape}: give at least 1, and as many latents as texts"
+                f"{None if latents is None else latents.shape}: the batch size must be at least 1, and the number of "
+                "latents that of the texts"
             )
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
@@ -181,58 +181,49 @@ class Pipeline:
           negative: what guidance leads away from; used where `guidance` is above 1.
           guidance: scale of classifier-free guidance.
           steps, sigmas: see `Schedule.times`.
-          seed: of the initial noise.
+          seed: seed of the initial noise; image i has that of `seed + i`, see `initial_noise`.
           latents: initial noise instead, one token per 16 x 16 pixels in raster order; image i takes the first tokens
             of row i.
           progress: wraps the iteration over steps.
 
         Raises:
-          ValueError: for sizes off the grid, noise of another shape, images that the autoencoder cannot take.
+          ValueError: for sizes off the grid, noise of another shape, or condition images that the processor or the
+            autoencoder cannot take.
         """
         resized = [prompts.resize_condition(image, resolution) for image in images]
+        for image in resized:
+            check_size(*image.size)
         if sizes is None:
             sizes = [resized[-1].size if resized else (resolution, resolution)] * len(texts)
         grids = [self._grid(*size) for size in sizes]
         times = np.stack([self.schedule.times(steps, h * w, sigmas) for h, w in grids], axis=1)
-        for image in resized:
-            self._check_condition(*image.size)
-        conditions = [self.encode(image) for image in resized]
-        prompt = self._prompt(texts, resized, conditions, grids)
-        other = None
+        sides = [list(texts)]
         if negative is not None and guidance > 1:
-            other = self._prompt([negative] * len(texts), resized, conditions, grids)
-
+            sides.append([negative] * len(texts))
+        # All prompts first: one that is refused costs no computation on the devices.
+        batches = [self.processor(own, [resized] * len(own), multiple=TEXT_MULTIPLE, enlarge=False) for own in sides]
+        conditions = tuple(self.encode(image) for image in resized)
+        prompt, *other = (self._prompt(batch, conditions, grids) for batch in batches)
         shape = (len(texts), prompt.layout.target, self.transformer.config.latent_channels)
         if latents is None:
-            latents = np.asarray(jax.random.normal(jax.random.key(seed), shape))
+            latents = initial_noise(seed, [h * w for h, w in grids], *shape[1:])
         elif np.shape(latents) != shape:
             raise ValueError(f"latents have shape {np.shape(latents)}, these prompts and sizes need {shape}")
-        result = np.asarray(
-            sampler.sample(
-                self.transformer,
-                latents,
-                times,
-                prompt,
-                negative=other,
-                guidance=guidance,
-                run=self.run,
-                progress=progress,
-            )
+        result = sampler.sample(
+            self.transformer,
+            latents,
+            times,
+            prompt,
+            negative=other[0] if other else None,
+            guidance=guidance,
+            run=self.run,
+            progress=progress,
         )
-        return [row[: h * w].reshape(h, w, -1) for row, (h, w) in zip(result, grids, strict=True)]
+        return [row[: h * w].reshape(h, w, -1) for row, (h, w) in zip(np.asarray(result), grids, strict=True)]
 
     def _grid(self, width: int, height: int) -> sequence.Grid:
         check_size(width, height)
         return height // self.vae.config.factor, width // self.vae.config.factor
-
-    def _check_condition(self, width: int, height: int) -> None:
-        check_size(width, height)
-        high = self.processor.image_processor.size["longest_edge"]  # an area, whatever it is called
-        if width * height > high:
-            raise ValueError(
-                f"a condition image becomes {width}x{height} pixels; the model's processor takes areas up to {high} "
-                f"pixels: choose a smaller --resolution, of at most about {math.isqrt(high)}"
-            )
 
     @_in_own_precision
     def encode(self, image: Image.Image) -> Float[np.ndarray, "h w C"]:
@@ -240,33 +231,27 @@ class Pipeline:
         pixels = to_pixels(image, self.vae.config.in_channels)
         return np.asarray(encode_images(self.vae, pixels[None], self.run.dtype))[0]
 
-    def _prompt(self, texts, images, conditions, grids) -> sampler.Prompt:
-        batch = self.processor(texts, [images] * len(texts), multiple=TEXT_MULTIPLE, enlarge=False)
+    def _prompt(
+        self,
+        batch: prompts.PromptBatch,
+        conditions: tuple[Float[np.ndarray, "_ _ C"], ...],
+        grids: Sequence[sequence.Grid],
+    ) -> sampler.Prompt:
+        """Encodes one side of guidance and packs it as training does."""
         features = prompts.encode_prompts(self.encoder, batch, kernel=self.run.kernel)
-        lengths = [[len(part) for part in segments.text] for segments in batch.segments]
+        texts = [
+            Text(own[segments.text_indices].astype(np.float32), segments.text_lengths)
+            for own, segments in zip(features, batch.segments, strict=True)
+        ]
         layout = sequence.Layout(
-            text=tuple(_rounded(max(column)) for column in zip(*lengths, strict=True)),
+            text=tuple(_rounded(max(column)) for column in zip(*(text.lengths for text in texts), strict=True)),
             target=max(h * w for h, w in grids),
             conditions=tuple(latents.shape[0] * latents.shape[1] for latents in conditions),
         )
-        shapes = [latents.shape[:2] for latents in conditions]
-        for (h, w), span in zip(shapes, batch.segments[0].images, strict=True):
-            if 4 * len(span) != h * w:
-                raise ValueError(
-                    f"the encoder sees {len(span)} features of a condition image of {h * w} latents, not a quarter: "
-                    "the image processor of this model resized it again"
-                )
-        placed = [sequence.place(layout, *sample, shapes) for sample in zip(lengths, grids, strict=True)]
-        text = np.zeros((len(texts), sum(layout.text), features[0].shape[-1]), np.float32)
-        starts = np.cumsum([0, *layout.text])
-        for row, own, segments in zip(text, features, batch.segments, strict=True):
-            for start, part in zip(starts, segments.text, strict=False):
-                row[start : start + len(part)] = own[part.start : part.stop]
-        flat = [latents.reshape(1, -1, latents.shape[-1]) for latents in conditions]
-        given = Conditioning(
-            text,
-            np.stack([positions for positions, _ in placed]),
-            np.stack([valid for _, valid in placed]),
-            np.repeat(np.concatenate(flat, axis=1), len(texts), axis=0) if flat else None,
-        )
-        return sampler.Prompt(layout, given)
+        channels = self.transformer.config.latent_channels
+        targets = [np.zeros((*grid, channels), np.float32) for grid in grids]  # only their sizes count
+        samples = [
+            Sample(target, (text,), conditions, text if conditions else None)
+            for target, text in zip(targets, texts, strict=True)
+        ]
+        return sampler.Prompt(layout, collate(layout, samples).cond)

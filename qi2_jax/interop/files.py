@@ -1,6 +1,7 @@
-"""Files from outside, read with limits, and folders of ours, which are either complete or visibly unfinished."""
+"""Files from outside, read with size limits, and output folders, which appear only when they are complete."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -9,32 +10,48 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qi2_jax.runtime.atomic import write_atomic
+from qi2_jax.runtime.text_files import read_text
 
 MAX_JSON_BYTES = 1 << 20
-UNFINISHED = "qi2.unfinished"
+MAX_LISTED = 20  # names of a folder's contents in an error
+UNFINISHED = "qi2.unfinished"  # the marker with which earlier versions wrote into the output folder itself
+STAGING = ".qi2.partial"
+LAST = ("qi2.json", "model_index.json")  # a folder without these is not taken for complete
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file of at most `MAX_JSON_BYTES`.
+    """Reads a JSON object from a file of at most `MAX_JSON_BYTES`.
 
     Raises:
-      ValueError: naming the file, if it is missing, larger, or not a JSON object.
+      ValueError: naming the file, if it is missing (then also what its folder contains), larger, or not a JSON object.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} does not exist; {contents(path.parent)}")
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {size} bytes, more than the {MAX_JSON_BYTES} that it can need")
+        raise ValueError(f"{path} has {size} bytes; at most {MAX_JSON_BYTES} are read")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__} where an object is needed")
+        raise ValueError(f"{path} contains a {type(values).__name__} where an object is needed")
     return values
 
 
+def contents(folder: pathlib.Path) -> str:
+    """A sentence about what a folder contains, for errors about what it lacks."""
+    if not folder.is_dir():
+        existing = next((parent for parent in folder.parents if parent.is_dir()), None)
+        return f"the folder {folder} does not exist" + (f"; {contents(existing)}" if existing else "")
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    if not names:
+        return f"the folder {folder} is empty"
+    more = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"the folder {folder} contains {', '.join(names[:MAX_LISTED])}{more}"
+
+
 def write(path: pathlib.Path, data: bytes) -> None:
-    """Writes a small file whole, and to the disk itself: what is written later cannot survive a crash without it."""
+    """Writes a small file atomically and flushes it to the disk, so that no later write can survive a crash alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
 
@@ -45,9 +62,9 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 
 
 def check_links(folder: pathlib.Path) -> None:
-    """Raises a ValueError that lists every link in `folder` that leads out of it, or that stands for a folder.
+    """Raises a ValueError that lists every link in `folder` that leads out of it or points to a folder.
 
-    A snapshot in a Hugging Face cache consists of links to the `blobs` beside the snapshots; they count as inside.
+    A snapshot in a Hugging Face cache consists of links to the `blobs` beside the snapshots; those are allowed.
     """
     inside = [folder.resolve()]
     if inside[0].parent.name == "snapshots":
@@ -60,34 +77,79 @@ def check_links(folder: pathlib.Path) -> None:
                 leaving.append(f"{path.relative_to(folder)} -> {target}")
     if leaving:
         raise ValueError(
-            f"{folder} holds links to folders or to files outside of it: {sorted(leaving)}. If you trust what they "
-            f"point to, make a copy without links, cp -rL {folder} COPY, and take that"
+            f"{folder} contains links to folders or to files outside of it: {sorted(leaving)}. If you trust their "
+            f"targets, copy the folder without links, cp -rL {folder} COPY, and use the copy"
         )
 
 
-@contextlib.contextmanager
-def building(out: pathlib.Path, nbytes: int) -> Iterator[None]:
-    """Makes the folder `out`, which carries `UNFINISHED` while the body fills it with about `nbytes`.
+def check_outside(out: pathlib.Path, *sources: pathlib.Path | None) -> None:
+    """Raises a ValueError if `out` is one of the folders that are read, or lies in one; links are resolved."""
+    for source in filter(None, sources):
+        if out.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"--out {out} lies in {source}, which is only read; choose a folder outside of it")
 
-    If the body fails, the folder is removed; after a kill, the next attempt removes what is left and starts again.
+
+@contextlib.contextmanager
+def building(out: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder on the disk of `out`, whose content becomes that of `out` when the body succeeds.
+
+    The temporary folder lies beside `out`, or in it if `out` exists as an empty folder. If the body fails, it is
+    removed; after a kill, the next attempt removes it. Nothing incomplete appears in `out` itself.
+
+    Args:
+      out: the folder to create; missing or empty.
+      nbytes: the space that the content needs, about.
 
     Raises:
-      ValueError: if `out` is neither missing, nor empty, nor such a remainder, or its disk has no room for it.
+      ValueError: if `out` is a file or not empty, if another process is creating it, or if its disk has too little
+        space.
     """
+    out = out.absolute()
     if (out / UNFINISHED).is_file():
         shutil.rmtree(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    existed = out.is_dir()
+    staging = out / STAGING if existed else out.with_name(f".{out.name}{STAGING}")
+    is_free = staging.is_dir() or not any(out.iterdir()) if existed else not (out.exists() or out.is_symlink())
+    if not is_free:
         raise ValueError(f"{out} already exists and is not an empty folder; choose another --out")
-    disk = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    disk = next(parent for parent in (out, *out.parents) if parent.exists())
     if (free := shutil.disk_usage(disk).free) < nbytes:
         raise ValueError(
             f"{out} needs {nbytes / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB left; free some, or choose an --out "
             "on another disk"
         )
-    write(out / UNFINISHED, b"This folder is incomplete: it is being written, or that was interrupted.\n")
+    staging.mkdir(parents=True, exist_ok=True)
+    with _locked(staging, out):
+        try:
+            for folder in (staging, out) if existed else (staging,):  # what an attempt left that was killed
+                _clear(folder)
+            yield staging
+            if existed:
+                for path in sorted(staging.iterdir(), key=lambda path: path.name in LAST):
+                    path.rename(out / path.name)
+                staging.rmdir()
+            else:
+                staging.rename(out)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def _clear(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        if path.name != STAGING:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(staging: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a temporary folder, which the system drops when the process ends."""
+    handle = os.open(staging, os.O_RDONLY)
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is writing {out}; wait for it, or choose another --out") from None
         yield
-    except BaseException:
-        shutil.rmtree(out)
-        raise
-    (out / UNFINISHED).unlink()
+    finally:
+        os.close(handle)

@@ -11,6 +11,7 @@ MODEL/qi2.json  model_index.json  scheduler/  processor/
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -22,17 +23,18 @@ import numpy as np
 from tqdm import tqdm
 
 from qi2_jax.diffusion.schedule import Schedule
-from qi2_jax.interop import components, files
+from qi2_jax.interop import components, files, published_files
 from qi2_jax.interop import names as naming
 from qi2_jax.interop import weights as storage
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
 from qi2_jax.interop.tensors import CODES, Writer, size
-from qi2_jax.interop.weights import CARRIED, STEM, FileWeight, Weight, Weights
+from qi2_jax.interop.weights import CARRIED, STEM, FileWeights, Weight, Weights
 from qi2_jax.models import tree
 from qi2_jax.sequence import BLOCK_CAUSAL
 
 MARK, INDEX = "qi2.json", "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 VERSION = 1
 PIPELINE_CLASS = "QwenImage21Pipeline"
 AUXILIARY = ("scheduler", "processor")
@@ -49,9 +51,10 @@ class Report:
     parameters: dict[str, int]
     bytes: dict[str, int]
     left_out: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
 
-def import_folder(source: pathlib.Path, out: pathlib.Path) -> Report:
+def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None = None) -> Report:
     """Published pipeline folder -> our model folder.
 
     Every component is checked before the first byte is written; peak memory does not depend on the model's size. `out`
@@ -63,20 +66,21 @@ def import_folder(source: pathlib.Path, out: pathlib.Path) -> Report:
         empty.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
-    check_source(source)
-    opened = {}
+    check_published(source, variant)
+    files.check_outside(out, source)
+    opened: dict[str, tuple[FileWeights, FileWeights]] = {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
         opened[name] = storage.of_published(
-            source / name, component.stem, component.expected(config), component.name_map(config)
+            source / name, component.stem, component.expected(config), component.name_map(config), variant
         )
     copied, left_out = _auxiliary(source)
-    with files.building(out, _total(source, opened, copied)), _bar("import", opened) as bar:
+    with files.building(out, _total(source, opened, copied)) as place, _bar("import", opened) as bar:
         for name, (weights, carried) in opened.items():
-            write_ours(out / name, weights, carried, bar)
-        _copy(source, out, copied)
-        mark(out)
-    return _report(opened, left_out)
+            write_ours(place / name, weights, carried, bar)
+        _copy(source, place, copied)
+        mark(place)
+    return dataclasses.replace(_report(opened, left_out), unread=_unread(source, opened))
 
 
 def export_folder(
@@ -102,6 +106,7 @@ def export_folder(
       ValueError: as `import_folder`, also where replaced weights do not match the component's configuration.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
+    files.check_outside(out, source)
     check_mark(source)
     check_source(source)
     if components.read_config(source / "transformer", "transformer").attention != BLOCK_CAUSAL:
@@ -121,16 +126,14 @@ def export_folder(
         items[name] = _published_items(*both, names)
         naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
     copied, left_out = _auxiliary(source)
-    with files.building(out, _total(source, opened, copied)), _bar("export", opened) as bar:
+    with files.building(out, _total(source, opened, copied)) as place, _bar("export", opened) as bar:
         for name, component in COMPONENTS.items():
-            _write_published(out / name, component.stem, items[name], max_shard_bytes, bar)
-        _copy(source, out, copied)
+            _write_published(place / name, component.stem, items[name], max_shard_bytes, bar)
+        _copy(source, place, copied)
     return _report(opened, left_out)
 
 
-def write_ours(
-    folder: pathlib.Path, weights: Mapping[str, FileWeight], carried: Mapping[str, FileWeight], bar: Any = None
-) -> None:
+def write_ours(folder: pathlib.Path, weights: FileWeights, carried: FileWeights, bar: Any = None) -> None:
     """Writes one component's `model.safetensors` with our names, from other files."""
     everything = {**weights, **{CARRIED + name: weight for name, weight in carried.items()}}
     specs = {name: (weight.code, weight.shape) for name, weight in everything.items()}
@@ -176,11 +179,11 @@ class _Item(NamedTuple):
 
 
 def _published_items(weights: Weights, carried: Weights, names: naming.NameMap) -> list[_Item]:
-    items = [_Item(published, weight.shape, weight, None) for published, weight in carried.items()]
+    items = [_Item(name, weight.shape, weight, None) for name, weight in carried.items()]
     for ours, weight in weights.items():
-        for published in names.to_published(ours, weight.shape):
-            layer = names.to_ours(published)[1]
-            items.append(_Item(published, weight.shape if layer is None else weight.shape[1:], weight, layer))
+        for name in names.to_published(ours, weight.shape):
+            layer = names.to_ours(name)[1]
+            items.append(_Item(name, weight.shape if layer is None else weight.shape[1:], weight, layer))
     return items
 
 
@@ -211,7 +214,7 @@ def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...
     copied, left_out = [], []
     for parent, _, found in os.walk(source):
         for relative in (pathlib.Path(parent, name).relative_to(source) for name in found):
-            is_weights = relative.name.endswith((".safetensors", ".safetensors.index.json"))
+            is_weights = published_files.is_weights(relative.name)
             is_hidden = any(part.startswith(".") for part in relative.parts)  # what downloading and git keep there
             if is_weights or is_hidden or relative.name == MARK:
                 continue
@@ -237,6 +240,29 @@ def _copy(source: pathlib.Path, out: pathlib.Path, relative_paths: list[pathlib.
         files.write(out / relative, (source / relative).read_bytes())
 
 
+def check_published(source: pathlib.Path, variant: str | None = None) -> None:
+    """Raises a ValueError unless `source` is a published pipeline folder that can be imported, as far as that shows
+    without its weights; see `check_source`, `published_files.check_place`."""
+    published_files.check_place(source)
+    check_source(source)
+    found = {name: published_files.variants(source / name, component.stem) for name, component in COMPONENTS.items()}
+    if variant is not None and not any(variant in own for own in found.values()):
+        others = sorted({other for own in found.values() for other in own if other})
+        raise ValueError(f"no component of {source} has the variant {variant!r}; the variants are {others}")
+
+
+def _unread(source: pathlib.Path, opened: Mapping[str, tuple[FileWeights, FileWeights]]) -> tuple[str, ...]:
+    """Weight files that hold none of the tensors that were read, such as those of another variant."""
+    read = {
+        piece.file
+        for weights in itertools.chain.from_iterable(opened.values())
+        for weight in weights.values()
+        for piece in weight.pieces
+    }
+    files_of = (path for name in opened for path in (source / name).glob("*.safetensors"))
+    return tuple(sorted(str(path.relative_to(source)) for path in files_of if path not in read))
+
+
 def check_source(source: pathlib.Path) -> None:
     """Raises a ValueError unless `source` holds the pipeline and the components that we know, a schedule that can be
     run, no stray links, and a processor whose files are not too large to be read."""
@@ -251,16 +277,35 @@ def check_source(source: pathlib.Path) -> None:
         raise ValueError(f"{source} has no folder processor, with the tokenizer and the image processor")
     files.check_links(source)
     check_auxiliary(source, [path.relative_to(source) for path in (source / "processor").rglob("*") if path.is_file()])
-    path = source / "scheduler" / "scheduler_config.json"
+    read_schedule(source)
+
+
+def read_schedule(folder: pathlib.Path) -> Schedule:
+    """The schedule of a published folder or of a model folder.
+
+    Raises:
+      ValueError: naming the file, if it is missing, describes an unsupported scheduler, or gives times outside [0, 1].
+    """
+    values, index = read_json(folder / SCHEDULER), read_json(folder / INDEX)
     try:
-        Schedule.from_diffusers(read_json(path), index.get("sample_sigmas")).times(2, 256)
+        schedule = Schedule.from_diffusers(values, index.get("sample_sigmas"))
+        schedule.times(2, 256)  # raises for values that give no times
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ValueError(f"{path}, with sample_sigmas of {INDEX}: {error}") from error
+        raise ValueError(f"{folder / SCHEDULER}, with sample_sigmas of {INDEX}: {error}") from error
+    return schedule
 
 
-def mark(folder: pathlib.Path) -> None:
-    """Marks a complete model folder."""
-    files.write(folder / MARK, json.dumps({"format": "qi2 model folder", "version": VERSION}).encode() + b"\n")
+def mark(folder: pathlib.Path, scheduler_of: str | None = None) -> None:
+    """Marks a complete model folder.
+
+    Args:
+      folder: the model folder.
+      scheduler_of: path of the model whose scheduler the folder keeps; None: the scheduler belongs to this model.
+    """
+    record: dict[str, Any] = {"format": "qi2 model folder", "version": VERSION}
+    if scheduler_of is not None:
+        record["scheduler_of"] = scheduler_of
+    files.write(folder / MARK, json.dumps(record).encode() + b"\n")
 
 
 def check_mark(folder: pathlib.Path) -> None:
@@ -289,6 +334,8 @@ def describe(report: Report) -> str:
     ]
     if report.left_out:
         lines.append(f"left out, neither weights nor configuration: {', '.join(report.left_out)}")
+    if report.unread:
+        lines.append(f"weights that were not read, such as other variants: {', '.join(report.unread)}")
     return "\n".join(lines)
 
 

@@ -77,8 +77,8 @@ def export_lora(adapter: Any, config: LoRAConfig, out: pathlib.Path, code: str |
     metadata = {METADATA: json.dumps({PREFIX + key: value for key, value in values.items()})}
     specs = {name: (CODES[part.dtype], part.shape) for name, part in parts.items()}
     with (
-        files.building(out, sum(part.nbytes for part in parts.values())),
-        Writer(out / FILE, specs, metadata=metadata) as writer,
+        files.building(out, sum(part.nbytes for part in parts.values())) as place,
+        Writer(place / FILE, specs, metadata=metadata) as writer,
     ):
         for name, part in parts.items():
             writer.write(name, part)

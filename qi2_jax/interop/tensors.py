@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from qi2_jax.interop import published_files
 from qi2_jax.interop.files import read_json
 
 DTYPES: dict[str, np.dtype] = {
@@ -30,7 +31,6 @@ DTYPES: dict[str, np.dtype] = {
 # their makers keep elsewhere.
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 COPY_CHUNK = 16 << 20
 
 
@@ -93,23 +93,18 @@ def scan(path: pathlib.Path) -> dict[str, Stored]:
     }
 
 
-def scan_folder(folder: pathlib.Path, stem: str) -> dict[str, Stored]:
-    """Tensors of `STEM.safetensors`, or of the shards that `STEM.safetensors.index.json` names.
+def scan_folder(folder: pathlib.Path, stem: str, variant: str | None = None) -> dict[str, Stored]:
+    """Tensors of a component, from its single file or from the shards that its index names.
+
+    Args:
+      folder, stem, variant: see `published_files.weights_file`.
 
     Raises:
-      ValueError: if neither exists, a shard is missing or stands outside the folder, or index and shards disagree.
+      ValueError: as `weights_file`; if a shard is missing or outside the folder; or if index and shards disagree.
     """
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.is_file() and index.is_file():
-        raise ValueError(f"{folder} has both {single.name} and {index.name}; remove the one that is out of date")
-    if single.is_file():
-        return scan(single)
-    if not index.is_file():
-        others = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-        raise ValueError(
-            f"{folder} has neither {single.name} nor {index.name}; only safetensors weights are read"
-            + (f". {others} may run code when opened: save the model again as safetensors" if others else "")
-        )
+    index = published_files.weights_file(folder, stem, variant)
+    if index.suffix == ".safetensors":
+        return scan(index)
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise ValueError(f"{index} has no weight_map from names of tensors to names of files")

@@ -69,6 +69,9 @@ class FileWeight:
         return self.pieces[layer]
 
 
+FileWeights = Mapping[str, FileWeight]
+
+
 @dataclasses.dataclass(frozen=True)
 class CastWeight:
     """A parameter converted to another dtype on its way."""
@@ -89,12 +92,12 @@ class CastWeight:
 
 
 def of_published(
-    folder: pathlib.Path, stem: str, expected: naming.Shapes, names: naming.NameMap
+    folder: pathlib.Path, stem: str, expected: naming.Shapes, names: naming.NameMap, variant: str | None = None
 ) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
     """Weights of a published component and its carried tensors.
 
     Args:
-      folder, stem: where its safetensors files are.
+      folder, stem, variant: see `published_files.weights_file`.
       expected: {our name: shape} as its configuration says.
       names: the component's name map.
 
@@ -102,7 +105,7 @@ def of_published(
       ValueError: listing every missing, unexpected and misshapen tensor, or every parameter whose layers have different
         dtypes.
     """
-    found = tensors.scan_folder(folder, stem)
+    found = tensors.scan_folder(folder, stem, variant)
     naming.check({name: stored.shape for name, stored in found.items()}, expected, names, str(folder))
     weights, mixed = {}, []
     for ours, shape in expected.items():

@@ -1,6 +1,7 @@
 """The model folder of a run: everything that generation needs besides the transformer's trained weights."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -19,8 +20,11 @@ from qi2_jax.interop.weights import FileWeight, Weights
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE
+from qi2_jax.runs import locating
+from qi2_jax.runs.paths import CHECKPOINTS
 from qi2_jax.text.prompts import PromptProcessor
 from qi2_jax.text.qwen_tokenizer import save_qwen_processor
+from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.config import MAX_SEED
 
 QWEN_VOCABULARY = 151_936
@@ -182,10 +186,37 @@ def save_weights(place: pathlib.Path, weights: Weights) -> None:
             writer.write(name, weight.read())
 
 
-def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
-    """Adds the transformer's configuration, the scheduler and the index, and marks the folder as complete."""
-    folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
-    files.write_json(model / "scheduler" / "scheduler_config.json", Schedule(shift).to_diffusers())
+def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: str = "") -> None:
+    """Adds the transformer's configuration, the scheduler and the index, and marks the folder as complete.
+
+    The scheduler follows the weights: a run that starts from an imported folder keeps that folder's scheduler
+    (`sample_sigmas` included) for sampling and export, and so do runs that start from such a run. Otherwise the
+    scheduler is made of the shift that the run trains with. The choice is made before the first checkpoint.
+
+    Args:
+      model: the model folder of a run or job.
+      transformer: configuration of the transformer.
+      shift: the shift of the run's configuration.
+      start: run, checkpoint or imported folder whose weights the run starts from; "" for random weights.
+
+    Raises:
+      ValueError: if `start` is none of these.
+    """
+    begun = bool(manager.steps(model.parent / CHECKPOINTS))
+    source, origin = model, scheduler_origin(model)
+    if not (begun and (model / folder.MARK).is_file()):
+        try:
+            source, origin = _scheduler_of_start(start) if start else (model, None)
+        except ValueError:
+            if not begun:
+                raise
+            source, origin = model, None  # a run that goes on does not need what it started from
+    kept = {}
+    if origin is None:
+        schedule = json.dumps(Schedule(shift).to_diffusers(), indent=2).encode() + b"\n"
+    else:
+        schedule = (source / folder.SCHEDULER).read_bytes()
+        kept = {key: value for key, value in files.read_json(source / folder.INDEX).items() if key == "sample_sigmas"}
     index = {
         "_class_name": folder.PIPELINE_CLASS,
         "_diffusers_version": "0.42.1",
@@ -195,5 +226,37 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift) -> None:
         "transformer": ["diffusers", mmdit.CLASS],
         "vae": ["diffusers", vae_interop.CLASS_NAME],
     }
-    files.write_json(model / "model_index.json", index)
-    folder.mark(model)
+    folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
+    files.write(model / folder.SCHEDULER, schedule)
+    files.write_json(model / folder.INDEX, index | kept)
+    folder.mark(model, origin)
+
+
+def scheduler_origin(model: pathlib.Path) -> str | None:
+    """The imported folder whose scheduler a run's model folder keeps; None if the run's own shift made it."""
+    path = model / folder.MARK
+    origin = files.read_json(path).get("scheduler_of") if path.is_file() else None
+    return None if origin is None else str(origin)
+
+
+def kept_schedule(model: pathlib.Path) -> Schedule | None:
+    """The schedule that a run keeps from the imported folder it started from; None if its own shift makes it."""
+    return None if scheduler_origin(model) is None else folder.read_schedule(model)
+
+
+def _scheduler_of_start(start: str) -> tuple[pathlib.Path, str | None]:
+    """The model folder of a start, and the imported folder whose scheduler a run from there keeps, if any."""
+    located = locating.locate(start)
+    origin = scheduler_origin(located.model)
+    return located.model, str(located.model) if located.checkpoint is None and origin is None else origin
+
+
+def describe_scheduler(model: pathlib.Path, shift: Shift) -> str | None:
+    """A line about a scheduler that was kept, if it differs from the one that the run's shift would give."""
+    origin, schedule = scheduler_origin(model), kept_schedule(model)
+    if schedule is None or schedule == Schedule(shift):
+        return None
+    return (
+        f"sampling and export keep the scheduler of {origin}, which is not that of timesteps.shift: {schedule}. "
+        f"Training draws its times with {shift}"
+    )

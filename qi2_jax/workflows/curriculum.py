@@ -210,7 +210,7 @@ def _run_stage(
             if not (model / folder.MARK).is_file():
                 shape = transformer_config(stage.transformer, samples)
                 model_folder.finish(model, shape, stage.transformer.timesteps.shift)
-            start.give_model(stage.transformer, samples, model, run)
+            start.give_model(stage.started_from(source).transformer, samples, model, run)
     # For a stage that is trained, this verifies that its last checkpoint is whole and does not end a failed run.
     train_transformer(stage.started_from(source), samples, run, accept_changes=accept_changes, restart=restart)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]

@@ -170,7 +170,7 @@ def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, restart:
     show(encoded)
     samples = Cache(out / paths.SAMPLES)
     shape = transformer.transformer_config(config.transformer, samples)
-    model_folder.finish(model, shape, config.transformer.timesteps.shift)
+    model_folder.finish(model, shape, config.transformer.timesteps.shift, config.transformer.start.folder)
     log.info("4 transformer")
     train_transformer(config, samples, run_folder, restart=restart)
     return samples

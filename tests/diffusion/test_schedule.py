@@ -93,7 +93,7 @@ def test_schedulers_that_are_refused(config, message):
         (Schedule(), 5, [1.5, 0.5], "1.5"),
         (Schedule(), 5, [[1.0, 0.5]], "list of times"),
         (Schedule(), 5, [float("nan")], "nan"),
-        (Schedule(terminal=0.02), 1, None, "take 2 steps"),
+        (Schedule(terminal=0.02), 5, [1.0, 1.0], r"\[1.0, 1.0\] is 1, so they cannot be stretched to end at 0.02"),
         (Schedule(sample_sigmas=(2.0,)), 5, None, "2.0"),
     ],
 )
@@ -102,8 +102,13 @@ def test_times_that_are_refused(schedule, steps, sigmas, message):
         schedule.times(steps, 256, sigmas)
 
 
-def test_one_step_without_a_terminal():
-    np.testing.assert_array_equal(Schedule(Shift(), terminal=None).times(1, 256), np.float32([1, 0]))
+@pytest.mark.parametrize("terminal", [None, 0.02, 0.5])
+def test_one_step_goes_from_noise_to_data_at_every_size(terminal):
+    """With fp32, the shift of time 1 misses 1 at a quarter of all sizes: 64, 2304 and 6032 tokens, not 100."""
+    schedule = Schedule(Shift(), terminal)
+    for tokens in range(1, 7000):
+        np.testing.assert_array_equal(schedule.times(1, tokens), np.float32([1, 0]))
+    np.testing.assert_array_equal(schedule.times(40, 64, [1.0]), np.float32([1, 0]))
 
 
 def test_no_size_is_refused_for_a_rounding_of_its_shift():

@@ -231,6 +231,20 @@ def test_noise_follows_from_the_seed(ours):
     assert np.abs(first.astype(int) - other.astype(int)).max() > 20
 
 
+@pytest.mark.parametrize("options", [{}, {"images": [Image.new("RGB", (45, 30), "teal")]}], ids=["texts", "edits"])
+def test_an_image_does_not_depend_on_how_images_share_batches(ours, options):
+    texts, sizes = [TEXT, LONG, "A fox.", ""], [SIZE, TALL, SQUARE, SIZE]
+    options = dict(sizes=sizes, resolution=RESOLUTION, steps=2, seed=7) | options
+    first, *others = [list(ours.in_batches(texts, batch_size=size, **options)) for size in (1, 2, 3)]
+    for images in others:
+        for got, want in zip(images, first, strict=True):
+            assert_same_image(got, want)
+    # Image i can be generated alone with the seed of the list plus i.
+    alone = ours([texts[2]], **options | {"sizes": [sizes[2]], "seed": 9})[0]
+    np.testing.assert_array_equal(alone, first[2])
+    assert np.abs(first[0].astype(int) - first[3].astype(int)).max() > 20, "two images have the same noise"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -252,5 +266,5 @@ def test_requests_that_are_refused(ours, options, message):
 
 def test_images_that_the_processor_would_resize_again_are_refused(ours, monkeypatch):
     monkeypatch.setitem(ours.processor.image_processor.size, "longest_edge", 64 * 64)
-    with pytest.raises(ValueError, match=r"becomes 96x64 pixels; .* areas up to 4096 .* at most about 64"):
+    with pytest.raises(ValueError, match=r"image of 96x64 pixels to .* areas up to 4096 .* at most 64"):
         run_ours(ours, TEXT, None, *noise(SIZE), images=[picture("RGB", (45, 30), 0)])

@@ -13,7 +13,6 @@ import pytest
 
 from qi2_jax.interop import components, files, folder, tensors
 from qi2_jax.interop import weights as storage
-from qi2_jax.runs import locating
 from tests.interop import safetensors_bytes
 
 WEIGHTS = {
@@ -187,10 +186,10 @@ def shard(folder_, name, *keys):
         ({"weight_map": ["a"]}, ["has no weight_map"]),
         ({"weight_map": {"a": 5}}, ["has no weight_map"]),
         ({}, ["has no weight_map"]),
-        ([], ["holds a list"]),
+        ([], ["contains a list"]),
         ("{" * 100_000, ["is not valid JSON"]),
         ('{"a":' * 100_000, ["is not valid JSON"]),
-        (" " * (2 << 20), ["2097152 bytes, more than"]),
+        (" " * (2 << 20), ["2097152 bytes; at most 1048576"]),
     ],
 )  # fmt: skip
 def test_indexes_that_are_refused(tmp_path, index, messages):
@@ -208,7 +207,7 @@ def test_indexes_that_are_refused(tmp_path, index, messages):
 def test_two_forms_at_once_are_ambiguous(tmp_path):
     shard(tmp_path, "m.safetensors", "a")
     (tmp_path / "m.safetensors.index.json").write_text('{"weight_map": {"a": "m.safetensors"}}')
-    with pytest.raises(ValueError, match=r"both m\.safetensors and m\.safetensors\.index\.json"):
+    with pytest.raises(ValueError, match=r"has m\.safetensors and m\.safetensors\.index\.json"):
         tensors.scan_folder(tmp_path, "m")
 
 
@@ -351,7 +350,7 @@ def test_a_snapshot_in_a_hugging_face_cache(source, tmp_path):
         ("vae/config.json", {"latents_mean": [math.nan] * 16}, ["latents_mean has values that are not finite"]),
         ("scheduler/scheduler_config.json", {"base_image_seq_len": 8192}, ["base_tokens 8192 must be below"]),
         ("scheduler/scheduler_config.json", {"base_shift": "x"}, ["scheduler_config.json", "base_shift is 'x'"]),
-        ("scheduler/scheduler_config.json", {"base_shift": 1e9}, ["takes an image of 256 tokens to times outside"]),
+        ("scheduler/scheduler_config.json", {"base_shift": 1e9}, ["the times of an image of 256 tokens outside"]),
         ("scheduler/scheduler_config.json", {"shift_terminal": "x"}, ["the terminal time is 'x'"]),
         ("scheduler/scheduler_config.json", {"shift_terminal": 1}, ["the terminal time is 1"]),
         ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, ["'use_karras_sigmas': True"]),
@@ -385,74 +384,9 @@ def test_folders_that_are_not_empty_are_left_alone(source, imported, tmp_path):
         folder.import_folder(source, out)
 
 
-CALLS = {"import": (folder.import_folder, folder.MARK), "export": (folder.export_folder, folder.INDEX)}
-
-
-def origin(call: str, source, imported):
-    return source if call == "import" else imported
-
-
-def fail_at(monkeypatch, count: int, error: BaseException) -> None:
-    """Makes the `count`-th write of a tensor fail."""
-    calls, write = [], tensors.Writer.write
-
-    def failing(self, name, *args):
-        calls.append(name)
-        if len(calls) == count:
-            raise error
-        return write(self, name, *args)
-
-    monkeypatch.setattr(tensors.Writer, "write", failing)
-
-
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl_c"])
-def test_a_failure_leaves_nothing(source, imported, tmp_path, monkeypatch, call, error):
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch, pytest.raises(type(error)):
-        fail_at(patch, 100, error)
-        CALLS[call][0](origin(call, source, imported), out)
-    assert not out.exists()
-    CALLS[call][0](origin(call, source, imported), out)
-    assert (out / CALLS[call][1]).is_file() and not (out / files.UNFINISHED).exists()
-
-
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("count", [1, 100])
-def test_a_kill_leaves_a_folder_that_looks_unfinished_and_is_made_again(
-    source, imported, tmp_path, monkeypatch, call, count
-):
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        fail_at(patch, count, RuntimeError("killed"))
-        patch.setattr(shutil, "rmtree", lambda path: None)  # a killed process cleans nothing up
-        CALLS[call][0](origin(call, source, imported), out)
-    assert (out / files.UNFINISHED).is_file()
-    assert not (out / folder.MARK).exists() and not (out / folder.INDEX).exists()
-    with pytest.raises(ValueError, match="neither a run"):
-        locating.locate(out)
-    (out / "transformer" / "left_over.json").write_text("{}")
-    CALLS[call][0](origin(call, source, imported), out)
-    assert (out / CALLS[call][1]).is_file() and not (out / files.UNFINISHED).exists()
-    assert not (out / "transformer" / "left_over.json").exists()
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_the_file_that_makes_a_folder_complete_is_written_last(source, imported, tmp_path, monkeypatch, call):
-    out, order = tmp_path / "out", []
-    write, exit_ = files.write, tensors.Writer.__exit__
-    monkeypatch.setattr(files, "write", lambda path, data: (order.append(path), write(path, data))[1])
-    monkeypatch.setattr(
-        tensors.Writer, "__exit__", lambda self, *error: (order.append(self.path), exit_(self, *error))[1]
-    )
-    CALLS[call][0](origin(call, source, imported), out)
-    assert order[0] == out / files.UNFINISHED and order[-1] == out / CALLS[call][1]
-    assert {path.relative_to(out).parts[0] for path in order} >= {*components.COMPONENTS, *folder.AUXILIARY}
-
-
 def test_model_folders_that_cannot_be_exported(imported, tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"no {folder.MARK}")):
-        folder.export_folder(tmp_path, tmp_path / "out")
+        folder.export_folder(tmp_path / "nothing", tmp_path / "out")
     model = tmp_path / "model"
     shutil.copytree(imported, model, copy_function=os.link)
     replace(model / folder.MARK, {"version": 99})

@@ -112,7 +112,7 @@ def test_parity_with_the_pipeline(ours, pipeline, models, texts, count):
     valid = seen["attention_mask"].bool().numpy()
 
     batch = ours(texts, [images] * len(texts))
-    assert batch.dropped == pipeline._drop_idx
+    assert batch.num_system_tokens == pipeline._drop_idx
     np.testing.assert_array_equal(batch.inputs.valid, valid)
     np.testing.assert_array_equal(batch.inputs.input_ids[valid], seen["input_ids"].numpy()[valid])
     for row, features in enumerate(encode_prompts(models[1], batch)):
@@ -136,7 +136,7 @@ def test_prompts_of_a_batch_may_have_different_images(ours, models):
 def test_segments_alternate_between_text_and_images(ours):
     batch = ours(["tail"], [condition_images(2)])
     (segments,) = batch.segments
-    ids = batch.inputs.input_ids[0][batch.dropped :]
+    ids = batch.inputs.input_ids[0][batch.num_system_tokens :]
     assert segments.length == len(ids)
     texts = ["".join(ours.tokenizer.decode(ids[list(span)])) for span in segments.text]
     assert texts == [
@@ -239,7 +239,7 @@ def test_legacy_template_file_decides_the_dropped_tokens(folder, models, tmp_pat
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages[0].content[0].text }}"}')
     processor = PromptProcessor.from_folder(tmp_path, models[2])
-    assert processor.dropped == len(processor.tokenizer(SYSTEM_PROMPT)["input_ids"])
+    assert processor.num_system_tokens == len(processor.tokenizer(SYSTEM_PROMPT)["input_ids"])
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>"])

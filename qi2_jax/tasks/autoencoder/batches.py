@@ -7,10 +7,11 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from data_pipeline.loading.crops import Pictures, center_crop
 from data_pipeline.samples.held_out import is_held
+from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
 from qi2_jax.training.microbatch import Microbatch, Stats
 
@@ -51,7 +52,7 @@ def held_out_indices(pictures: Pictures, fraction: float, count: int = VALIDATIO
 
 def validation_pixels(pictures: Pictures, indices: Sequence[int], side: int) -> Float[np.ndarray, "B H W c"]:
     """The central crops of images, in [-1, 1]."""
-    return np.stack([_to_float(center_crop(pictures[index], side)) for index in indices])
+    return np.stack([normalize(center_crop(pictures[index], side)) for index in indices])
 
 
 def drawn_pixels(pictures: Pictures, indices: Sequence[int], factor: int) -> Float[np.ndarray, "B H W c"]:
@@ -64,8 +65,4 @@ def drawn_pixels(pictures: Pictures, indices: Sequence[int], factor: int) -> Flo
     """
     images = [pictures[index] for index in indices]
     side = min(MAX_DRAWN_SIDE, *(size for image in images for size in image.shape[:2]))
-    return np.stack([_to_float(center_crop(image, side // factor * factor)) for image in images])
-
-
-def _to_float(image: UInt8[np.ndarray, "H W c"]) -> Float[np.ndarray, "H W c"]:
-    return image.astype(np.float32) / 127.5 - 1
+    return np.stack([normalize(center_crop(image, side // factor * factor)) for image in images])

@@ -22,6 +22,7 @@ from data_pipeline.loading.mixture import Stream
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax import sharding
 from qi2_jax.diffusion import sampler
+from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference import encoders
 from qi2_jax.inference.latents import decode_latents
@@ -29,6 +30,7 @@ from qi2_jax.interop import components
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting import sheet
+from qi2_jax.runs import model_folder
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.batches import Inputs
 from qi2_jax.tasks.transformer.fixed_prompts import Panel
@@ -52,6 +54,7 @@ class Grids:
       fixed: further panels by name.
       objective: objective of the training.
       frozen: parameters that are not trained.
+      schedule: times of the sampler's steps.
       vae: autoencoder that decodes, on one device of this process.
       channels: number of latent channels.
       mesh: devices of the run.
@@ -63,6 +66,7 @@ class Grids:
     fixed: Mapping[str, Panel]
     objective: Objective
     frozen: Any
+    schedule: Schedule
     vae: VAE
     channels: int
     mesh: Mesh
@@ -108,10 +112,8 @@ class Grids:
         """Latents that the EMA weights draw, in every process."""
         config, rows = self.config, sharding.own_rows(self.mesh, len(samples))
         sizes = [sample.latents.shape[:2] for sample in samples]
-        schedule = Schedule(self.objective.shift)
-        times = np.stack([schedule.times(config.steps, h * w) for h, w in sizes], axis=1)
-        shape = (len(samples), panel.layout.target, self.channels)
-        noise = np.asarray(jax.random.normal(jax.random.key(config.seed), shape))
+        times = np.stack([self.schedule.times(config.steps, h * w) for h, w in sizes], axis=1)
+        noise = initial_noise(config.seed, [h * w for h, w in sizes], panel.layout.target, self.channels)
 
         def watched(steps: Iterable[int]) -> Iterator[int]:
             for step in steps:
@@ -179,6 +181,8 @@ def make_grids(
         fixed=fixed,
         objective=objective,
         frozen=frozen,
+        # A run that started from an imported folder samples with that folder's scheduler, as `qi2 sample` does later.
+        schedule=model_folder.kept_schedule(model) or Schedule(objective.shift),
         # Every process decodes although only the first one writes, because the others would just wait for it.
         vae=encoders.load(model, "vae", local_mesh(), np.float32),
         channels=components.read_config(model / "vae", "vae").latent_channels,

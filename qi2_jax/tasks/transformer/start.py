@@ -1,6 +1,7 @@
 """What a run starts from: encoders, weights, and the transformer that an adapter changes."""
 
 import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from qi2_jax.tasks.transformer.config import TransformerConfig, transformer_conf
 from qi2_jax.training import restarting
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.step import TrainState
+
+log = logging.getLogger(__name__)
 
 
 def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path | None, out: pathlib.Path) -> None:
@@ -58,7 +61,10 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
             raise ValueError(f"{model} contains files of other models, from a call that was refused; delete it")
     # Before the first checkpoint the config may still change. After that `loop.train` compares it first.
     if not manager.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
-        model_folder.finish(model, transformer_config(config, samples), config.timesteps.shift)
+        shift = config.timesteps.shift
+        model_folder.finish(model, transformer_config(config, samples), shift, config.start.folder)
+        if line := model_folder.describe_scheduler(model, shift):
+            log.info("%s", line)
 
 
 def finish_model(config: TransformerConfig, samples: Cache, model: pathlib.Path) -> None:
@@ -73,7 +79,8 @@ def finish_model(config: TransformerConfig, samples: Cache, model: pathlib.Path)
       model: model folder of the run.
     """
     if (model / folder.MARK).is_file() or made_samples(model, samples):
-        model_folder.finish(model, transformer_config(config, samples), config.timesteps.shift)
+        shape = transformer_config(config, samples)
+        model_folder.finish(model, shape, config.timesteps.shift, config.start.folder)
 
 
 def made_samples(model: pathlib.Path, samples: Cache) -> bool:

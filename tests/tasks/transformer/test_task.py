@@ -1,5 +1,8 @@
 """A run gets the encoders that made its samples, and no others."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -29,6 +32,19 @@ def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
         model = tmp_path / "run" / paths.MODEL
         assert (model / folder.MARK).is_file()
         assert encoders.digests(model) == encoders.digests(imported)
+
+
+def test_run_gets_the_scheduler_of_its_start_and_says_so(imported, tmp_path, capsys):
+    turbo = tmp_path / "turbo"
+    shutil.copytree(imported, turbo)
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": False}
+    (turbo / folder.SCHEDULER).write_text(json.dumps(scheduler))
+    config = configs.load("experiments/demo.py:tiny", [f"transformer.start.folder={turbo}"]).transformer
+    made = samples(tmp_path / "samples", encoders.digests(imported))
+    start.give_model(config, made, imported, tmp_path / "run")
+    schedule = folder.read_schedule(tmp_path / "run" / paths.MODEL)
+    assert not schedule.shift.dynamic and schedule.shift.shift == 3.0 and schedule.terminal is None
+    assert f"sampling and export keep the scheduler of {turbo}" in capsys.readouterr().out
 
 
 def test_other_encoders_are_refused(imported, tmp_path):
