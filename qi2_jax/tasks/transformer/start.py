@@ -1,8 +1,6 @@
 """What a run starts from: encoders, weights, and the transformer that an adapter changes."""
 
-import hashlib
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.inference import encoders
 from qi2_jax.interop import folder
 from qi2_jax.interop import weights as storage
+from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.runs import locating, model_folder, paths
@@ -69,67 +68,61 @@ def made_samples(model: pathlib.Path, samples: Cache) -> bool:
         return False
 
 
-def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh) -> TrainState:
-    """A state with the weights of a run, checkpoint or imported folder; of a run raw and averaged ones, each in their
-    place.
+def check_source(source: str, base: pathlib.Path | None) -> None:
+    """Checks that a start can be found, before anything is made.
+
+    Args:
+      source: `transformer.start.folder`.
+      base: run or model folder with the transformer that an adapter changes; None: not given.
 
     Raises:
-      ValueError: if the source is none of these, or its weights have other shapes (all are named).
+      ValueError: if the source is neither a model nor an adapter, or an adapter without a transformer.
     """
-    like, located = jax.eval_shape(lambda: state.model), locating.locate(source)
+    locating.locate(model_with(pathlib.Path(source), base))
+
+
+def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: pathlib.Path | None = None) -> TrainState:
+    """A state with the weights of a run, checkpoint or imported folder, or of a transformer with an adapter merged in.
+
+    Raw and averaged weights of a run each go to their own place.
+
+    Args:
+      state: a fresh state of the whole transformer.
+      source: run, checkpoint, imported folder or adapter.
+      mesh: devices of this and the other processes.
+      base: run or model folder with the transformer that an adapter changes.
+
+    Raises:
+      ValueError: if the source is none of these, or its weights have other shapes; all of them are listed.
+    """
+    like = jax.eval_shape(lambda: state.model)
+    located = locating.locate(model_with(source, base))
     with processes.agreed():
         if jax.process_index() == 0:
             located.check()
+    changes = reading.read(source, like.config) if reading.is_adapter(source) else {}
 
     def load(item: str) -> MMDiT:
         weights = located.weights("transformer", item)
-        _check_fits(weights, like, source)
-        return storage.load(weights, like, sharding.shardings(like, mesh), np.float32)
+        check_fits(weights, like, source)
+        merged = merging.merged(weights, changes) if changes else weights
+        return storage.load(merged, like, sharding.shardings(like, mesh), np.float32)
 
     return state._replace(model=load("model"), ema=load("ema"))
 
 
-def base_of_adapter(
-    like: MMDiT, source: pathlib.Path | None, run: pathlib.Path, rank: int, mesh: Mesh, dtype: Any
-) -> tuple[MMDiT, str]:
-    """The transformer that an adapter changes, and its digest; from the run's beginning on it stands in the run's model
-    folder.
-
-    Raises:
-      ValueError: if there is none, it has other shapes than the config's, or the run was begun without an adapter.
-    """
-    place, digest = run / paths.MODEL / "transformer", ""
-    with processes.agreed():
-        if jax.process_index() == 0:
-            if not manager.steps(run / paths.CHECKPOINTS):  # it may still change
-                if source is None:
-                    raise ValueError("lora.rank is above 0: name the transformer to adapt with --start")
-                located = locating.locate(source)
-                located.check()
-                weights = located.weights("transformer")
-                _check_fits(weights, like, source)
-                model_folder.save_weights(place, weights)
-            elif (run / paths.CONFIG).is_file() and locating.lora_of(run) is None:
-                raise ValueError(
-                    f"{run} was begun with other values; go on with those, or begin an adapter of its model in another "
-                    f"folder with --start {run}. What changed:\n  lora.rank: 0 -> {rank}"
-                )
-            digest = _digest(sorted(place.glob("*.safetensors")))
-    digest = processes.gather(digest)[0]
-    shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    weights = storage.of_ours(place, shapes)[0]
-    return storage.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
+def model_with(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
+    """Where the transformer is with which a run begins: the source itself or, for an adapter, its base."""
+    if not reading.is_adapter(source):
+        return source
+    if base is None:
+        raise ValueError(
+            f"{source} is an adapter: name the run or model folder with the transformer that it changes with --model"
+        )
+    return base
 
 
-def _digest(paths: Sequence[pathlib.Path]) -> str:
-    """SHA-256 of one file, as `sha256sum` prints it; of several that of their digests."""
-    found = []
-    for path in paths:
-        with path.open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
-
-
-def _check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:
+def check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:
+    """Raises a ValueError that lists every weight of `source` whose shape is not that of `like`."""
     expected = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
     storage.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))

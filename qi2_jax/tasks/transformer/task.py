@@ -16,6 +16,7 @@ from qi2_jax import sharding
 from qi2_jax.config import loading as configs
 from qi2_jax.diffusion.timesteps import Shift
 from qi2_jax.interop import folder
+from qi2_jax.interop.lora import reading
 from qi2_jax.models import lora
 from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import Execution, MMDiT
@@ -25,9 +26,10 @@ from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
 from qi2_jax.tasks.transformer import objective as training
+from qi2_jax.tasks.transformer.adapter_start import base_of_adapter, continued
 from qi2_jax.tasks.transformer.batches import Inputs, ahead
 from qi2_jax.tasks.transformer.config import check_samples, transformer_config
-from qi2_jax.tasks.transformer.start import base_of_adapter, made_samples, started_from
+from qi2_jax.tasks.transformer.start import made_samples, started_from
 from qi2_jax.tasks.transformer.validation import held_out_batches
 from qi2_jax.training import loop
 from qi2_jax.training.reader import Feed, Update
@@ -45,13 +47,16 @@ class Frozen(NamedTuple):
     base: MMDiT | None = None
 
 
-def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False) -> None:
+def train_transformer(
+    config: Any, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False, base: pathlib.Path | None = None
+) -> None:
     """Trains the transformer on encoded samples; continues where an earlier call stopped.
 
     Args:
       config: with the groups `data` and `transformer`.
       out: the run. A new one begins with the weights of `transformer.start.folder`, or random ones where that is empty.
       accept_changes: see `loop.train`.
+      base: run or model folder with the transformer that an adapter changes, where `start.folder` is an adapter.
 
     Raises:
       ValueError: if the samples were prepared in another way than `config.data` says, or lack a stream that it asks
@@ -95,8 +100,10 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         objective = training.Objective(
             Shift(**config.timesteps.shift), run, lambda frozen, model: lora.join(frozen.base, model), inputs.complete
         )
-        base, data_of_run["base_transformer"] = base_of_adapter(like, source, out, adapter.rank, mesh, run.dtype)
-        frozen = Frozen(inputs.encoder, base)
+        transformer, data_of_run["base_transformer"] = base_of_adapter(
+            like, source, out, adapter, mesh, run.dtype, base
+        )
+        frozen = Frozen(inputs.encoder, transformer)
     shares = config.shares_of(data)
     mixture = Mixture.of_cache(
         samples,
@@ -173,7 +180,11 @@ def train_transformer(config: Any, samples: Cache, out: pathlib.Path, *, accept_
         return MMDiT(model_config, key=key) if adapter is None else lora.init(like, adapter, key=key)
 
     def started(state: TrainState) -> TrainState:
-        return state if source is None or adapter is not None else started_from(state, source, mesh)
+        if source is None:
+            return state
+        if adapter is None:
+            return started_from(state, source, mesh, base)
+        return continued(state, source, adapter, mesh, model_config) if reading.is_adapter(source) else state
 
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     task = loop.Task(
