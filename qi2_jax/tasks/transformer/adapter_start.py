@@ -134,7 +134,7 @@ def continued(
 def _check_continues(source: pathlib.Path, changes: Changes, config: LoRAConfig, adapted: list[str]) -> None:
     """Raises a ValueError, with values that fit, if an adapter from a file does not fit into that of a config."""
     rank = max(change.rank for _, _, change in merging.each(changes))
-    missing = [path for path in changes if path not in adapted]
+    missing = sorted(path for path in changes if path not in adapted)
     problems = [f"it has the rank {rank}, transformer.lora.rank is {config.rank}"] if rank > config.rank else []
     problems += [f"it changes {missing}, which transformer.lora.targets {config.targets} leave out"] if missing else []
     if problems:

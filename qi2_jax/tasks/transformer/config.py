@@ -96,4 +96,4 @@ def check_samples(config: Any, samples: Cache) -> None:
       ValueError: if they were prepared in another way, or lack a stream that has a share.
     """
     check_fingerprint(samples.folder, samples.fingerprint, encoding.preprocessing(config.data))
-    streams_of(samples, config.shares_of(config.data))
+    streams_of(samples, shares_of(config.data))

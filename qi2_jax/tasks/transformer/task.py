@@ -28,7 +28,7 @@ from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
 from qi2_jax.tasks.transformer import objective as training
 from qi2_jax.tasks.transformer.adapter_start import base_of_adapter, continued
 from qi2_jax.tasks.transformer.batches import Inputs, ahead
-from qi2_jax.tasks.transformer.config import check_samples, transformer_config
+from qi2_jax.tasks.transformer.config import check_samples, law_of, lora_of, shares_of, transformer_config
 from qi2_jax.tasks.transformer.start import made_samples, started_from
 from qi2_jax.tasks.transformer.validation import held_out_batches
 from qi2_jax.training import loop
@@ -65,7 +65,7 @@ def train_transformer(
     check_samples(config, samples)
     data, config = config.data, config.transformer
     data_of_run = samples.fingerprint | {"mixture": configs.to_dict(data.mixture)}
-    adapter = config.lora_of(config)
+    adapter = lora_of(config)
     model_config = transformer_config(config, samples)
 
     def accepted() -> None:
@@ -104,7 +104,7 @@ def train_transformer(
             like, source, out, adapter, mesh, run.dtype, base
         )
         frozen = Frozen(inputs.encoder, transformer)
-    shares = config.shares_of(data)
+    shares = shares_of(data)
     mixture = Mixture.of_cache(
         samples,
         shares,
@@ -156,7 +156,7 @@ def train_transformer(
         held = {
             stream.name: held_out_batches(stream, config.validation.samples, mesh, inputs) for stream in mixture.streams
         }
-    law = config.law_of(config)
+    law = law_of(config)
     validate = validation.make_validation(law, objective, config.seed + 1)
 
     def evaluate(state: TrainState, unless_terminating: Callable[[], None]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Random adapters, in memory and as tensors of a file, and what diffusers makes of a file."""
 
 import contextlib
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -111,8 +110,3 @@ def assert_same_weights(ours, theirs):
             count += 1
             assert relative(leaf[layer] if names.NAMES.is_stacked(key) else leaf, theirs[key]) <= 1e-5, key
     assert count == len(theirs)
-
-
-def saved_by_peft(model, folder: pathlib.Path):
-    model.save_pretrained(folder)
-    return folder
