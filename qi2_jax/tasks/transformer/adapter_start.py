@@ -141,7 +141,7 @@ def _check_continues(source: pathlib.Path, changes: Changes, config: LoRAConfig,
         targets = (*config.targets, *missing)
         raise ValueError(
             f"{source} cannot be continued: {'; '.join(problems)}. Give transformer.lora.rank={max(rank, config.rank)} "
-            f"'transformer.lora.targets={targets}', or train the whole transformer with transformer.lora.rank=0"
+            f'"transformer.lora.targets={targets}", or train the whole transformer with transformer.lora.rank=0'
         )
 
 
