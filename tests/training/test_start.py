@@ -106,7 +106,7 @@ def test_a_base_with_a_flipped_byte_is_refused_by_name(samples, adapted, importe
 
 
 def test_a_full_run_that_is_to_go_on_as_an_adapter_is_refused_by_the_difference(samples, full, imported):
-    with pytest.raises(ValueError, match=r"begun with other values.*\n  lora\.rank: 0 -> 4"):
+    with pytest.raises(ValueError, match=r"created with a different config.*\n  lora\.rank: 0 -> 4"):
         train(samples, full, imported, 8, ADAPTER, imported)
 
 

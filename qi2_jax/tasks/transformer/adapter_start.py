@@ -1,4 +1,4 @@
-"""What a LoRA run starts from: the transformer that it adapts, and the adapter that it continues."""
+"""The start of a LoRA run: the transformer that it adapts, and the adapter that it continues."""
 
 import hashlib
 import pathlib
@@ -56,7 +56,7 @@ def base_of_adapter(
     place, digest = run / paths.MODEL / "transformer", ""
     with processes.agreed():
         if jax.process_index() == 0:
-            if not manager.steps(run / paths.CHECKPOINTS):  # it may still change
+            if not manager.steps(run / paths.CHECKPOINTS):  # the source may still change
                 if source is None:
                     raise ValueError("lora.rank is above 0: name the transformer to adapt with --start")
                 if reading.is_adapter(source):  # now, not after minutes of copying
@@ -65,8 +65,8 @@ def base_of_adapter(
                 _keep_base(like, model_with(source, base), run)
             elif (run / paths.CONFIG).is_file() and locating.lora_of(run) is None:
                 raise ValueError(
-                    f"{run} was begun with other values; go on with those, or begin an adapter of its model in another "
-                    f"folder with --start {run}. What changed:\n  lora.rank: 0 -> {config.rank}"
+                    f"{run} was created with a different config; rerun with the original values, or train an adapter "
+                    f"of its model in another folder with --start {run}. What changed:\n  lora.rank: 0 -> {config.rank}"
                 )
             digest = _digest(sorted(place.glob("*.safetensors")))
     digest = processes.gather(digest)[0]
@@ -90,49 +90,50 @@ def _keep_base(like: MMDiT, source: pathlib.Path, run: pathlib.Path) -> None:
 def continued(
     state: TrainState, source: pathlib.Path, config: LoRAConfig, mesh: Mesh, base_config: MMDiTConfig
 ) -> TrainState:
-    """A state that goes on with the adapter of a file: raw and averaged factors are those of the file.
+    """A state whose model and EMA are the adapter of a file.
 
-    Where the state's rank is larger, its further rows of A stay random and columns of B zero, so that the change is the
-    file's exactly; layers that only the state adapts begin as in a fresh adapter. A scale other than the config's moves
-    into B.
+    The state may have a larger rank and more layers than the file. The additional rows of A keep their random values and
+    the additional columns of B are zero, so the change is exactly that of the file. Where the scale of a layer differs
+    from the config's, B is multiplied by the quotient.
 
     Args:
       state: a state with a fresh adapter.
       source: the adapter's file or folder.
-      config: the adapter that is trained.
+      config: the adapter that the run trains.
       mesh: devices of this and the other processes.
       base_config: configuration of the transformer.
 
     Raises:
-      ValueError: if the file has a larger rank or other layers than the config, naming them and values that fit.
+      ValueError: if the file has a larger rank than the config or changes other layers; the message has values that
+        fit.
     """
     changes, fresh = reading.read(source, base_config), state.model
     _check_continues(source, changes, config, list(fresh))
     values = {name: np.zeros(leaf.shape, np.float32) for name, leaf in tree.to_dict(fresh).items()}
-    given = {name: np.zeros(leaf.shape, np.bool_) for name, leaf in values.items()}
+    in_file = {name: np.zeros(leaf.shape, np.bool_) for name, leaf in values.items()}
     for path, layer, change in merging.each(changes):
         a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
         index = () if layer is None else (layer,)
-        factor = change.scale / config.scale
+        quotient = change.scale / config.scale
         values[a][index][: change.rank] = change.a
-        given[a][index][: change.rank] = True
-        values[b][index][:, : change.rank] = change.b if factor == 1 else np.float32(factor) * change.b
-        given[b][index][:, : change.rank] = True
+        in_file[a][index][: change.rank] = True
+        values[b][index][:, : change.rank] = change.b if quotient == 1 else np.float32(quotient) * change.b
+        in_file[b][index][:, : change.rank] = True
     like = jax.eval_shape(lambda: fresh)
-    places = sharding.shardings(like, mesh)
+    shardings = sharding.shardings(like, mesh)
 
     def placed(arrays: dict[str, np.ndarray]) -> Any:
-        return storage.load({name: ArrayWeight(array) for name, array in arrays.items()}, like, places)
+        return storage.load({name: ArrayWeight(array) for name, array in arrays.items()}, like, shardings)
 
-    def combine(fresh: Any, values: Any, given: Any) -> Any:
-        return jax.tree.map(lambda own, value, is_given: jnp.where(is_given, value, own), fresh, values, given)
+    def select(in_file: Any, values: Any, fresh: Any) -> Any:
+        return jax.tree.map(jnp.where, in_file, values, fresh)
 
-    model = jax.jit(combine)(fresh, placed(values), placed(given))
+    model = jax.jit(select, out_shardings=shardings)(placed(in_file), placed(values), fresh)
     return state._replace(model=model, ema=jax.tree.map(jnp.copy, model))
 
 
 def _check_continues(source: pathlib.Path, changes: Changes, config: LoRAConfig, adapted: list[str]) -> None:
-    """Raises a ValueError, with values that fit, if an adapter from a file does not fit into that of a config."""
+    """Raises a ValueError with values that fit, if a config's adapter cannot contain that of a file."""
     rank = max(change.rank for _, _, change in merging.each(changes))
     missing = sorted(path for path in changes if path not in adapted)
     problems = [f"it has the rank {rank}, transformer.lora.rank is {config.rank}"] if rank > config.rank else []
@@ -146,9 +147,9 @@ def _check_continues(source: pathlib.Path, changes: Changes, config: LoRAConfig,
 
 
 def _digest(paths: Sequence[pathlib.Path]) -> str:
-    """SHA-256 of one file, as `sha256sum` prints it; of several that of their digests."""
-    found = []
+    """The SHA-256 of one file, as `sha256sum` prints it; of several files, the hash of their digests."""
+    digests = []
     for path in paths:
         with path.open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a run starts from: encoders, weights, and the transformer that an adapter changes."""
+"""The start of a run: its encoders and the weights of its transformer."""
 
 import pathlib
 from typing import Any
@@ -84,7 +84,7 @@ def check_source(source: str, base: pathlib.Path | None) -> None:
 def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: pathlib.Path | None = None) -> TrainState:
     """A state with the weights of a run, checkpoint or imported folder, or of a transformer with an adapter merged in.
 
-    Raw and averaged weights of a run each go to their own place.
+    A run gives its raw weights and its EMA.
 
     Args:
       state: a fresh state of the whole transformer.
@@ -112,7 +112,11 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: path
 
 
 def model_with(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
-    """Where the transformer is with which a run begins: the source itself or, for an adapter, its base."""
+    """The model with which a run begins: the source or, if that is an adapter, its base.
+
+    Raises:
+      ValueError: if the source is an adapter and there is no base.
+    """
     if not reading.is_adapter(source):
         return source
     if base is None:
