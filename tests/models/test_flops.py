@@ -16,7 +16,7 @@ from qi2_jax.planning.compile import abstract_batch
 from qi2_jax.sequence import BIDIRECTIONAL, Layout
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 
-# One layer, image, head and chunk of queries, because XLA counts the body of a loop once; wide, so that products dominate.
+# One layer, image, head and chunk of queries, because XLA counts the body of a loop once. Products dominate its cost.
 CONFIG = MMDiTConfig(1, 1, 256, 3, 16, 128, (16, 120, 120), attention=BIDIRECTIONAL)
 LAYOUT = Layout((64,), 192)
 

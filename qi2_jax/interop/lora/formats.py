@@ -18,6 +18,8 @@ PEFT_PREFIX = "base_model.model."
 PREFIXES = (PEFT_PREFIX, "model.diffusion_model.", "diffusion_model.", "transformer.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # of names whose dots have become underscores
 
+MAX_NAME = 256  # characters: matching a longer one could take for ever
+
 _FACTOR = re.compile(r"(?P<layer>.+?)\.lora[_.](?P<factor>A|B|down|up)(?:\.default)?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+?)\.alpha")
 _TEXT_ENCODER = re.compile(r"(text_encoders?(_\d)?|lora_te\d?|te\d?|clip_[lgh]|conditioner|cond_stage_model)[._].*")
@@ -60,6 +62,8 @@ def parse(name: str, layers: Collection[str], flat_layers: Mapping[str, str]) ->
     Raises:
       NotReadError: if the tensor is not a factor or alpha of one of these layers.
     """
+    if len(name) > MAX_NAME:
+        raise NotReadError(f"is a name of {len(name)} characters")
     if _TEXT_ENCODER.fullmatch(name):
         raise NotReadError("changes the text encoder, which qi2 keeps as it is")
     for pattern, kind in _OTHER:

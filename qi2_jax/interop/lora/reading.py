@@ -105,7 +105,7 @@ def _sorted(path: pathlib.Path, stored: Mapping[str, Stored], existing: Targets)
         try:
             layer, role = formats.parse(name, existing, flat)
         except formats.NotReadError as error:
-            problems.append(f"{name} {error}")
+            problems.append(f"{name[: formats.MAX_NAME]} {error}")
             continue
         parts = layers.setdefault(layer, {})
         if role in parts:

@@ -92,9 +92,9 @@ def continued(
 ) -> TrainState:
     """A state whose model and EMA are the adapter of a file.
 
-    The state may have a larger rank and more layers than the file. The additional rows of A keep their random values and
-    the additional columns of B are zero, so the change is exactly that of the file. Where the scale of a layer differs
-    from the config's, B is multiplied by the quotient.
+    The state may have a larger rank and more layers than the file. The additional rows of A keep their random values
+    and the additional columns of B are zero, so the change is exactly that of the file. Where the scale of a layer
+    differs from the config's, B is multiplied by the quotient.
 
     Args:
       state: a state with a fresh adapter.

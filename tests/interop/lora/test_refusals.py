@@ -53,10 +53,16 @@ def refused(base_config, tmp_path):
         ("lora_unet_transformer_blocks_0_attn_to_x.lora_down.weight", "names no linear layer"),
         ("transformer.transformer_blocks.0.attn.norm_q.weight", "is not a name of a LoRA tensor"),
         ("emb_params", "is not a name of a LoRA tensor"),
+        ("a" * 256, "is not a name of a LoRA tensor"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_name(refused, name, says):
     assert f"{name} {says}" in refused({name: torch.zeros(3, 4)})
+
+
+def test_an_endless_name_is_refused(refused):
+    message = refused({"x.oft_a" * 100_000 + "!": torch.zeros(3, 4)})
+    assert "is a name of 700001 characters" in message and len(message) < 1000
 
 
 def test_everything_that_does_not_belong_is_listed_at_once(refused):
