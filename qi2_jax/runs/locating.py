@@ -168,7 +168,10 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
             raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
         return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]), lora_of(run))
     if reading.is_adapter(path):
-        raise ValueError(f"{path} is an adapter, not a model; name the model, and the adapter with --lora")
+        raise ValueError(
+            f"{path} is an adapter, not a model; name the model here, and the adapter with `qi2 sample --lora` or "
+            "`qi2 train --start`"
+        )
     raise ValueError(
         f"{path} is neither a run ({MODEL}/{folder.MARK}) or job ({JOB}), nor a checkpoint of one, nor an imported "
         f"folder ({folder.MARK}); `qi2 import` turns a diffusers folder into one"

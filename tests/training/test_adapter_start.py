@@ -112,7 +112,7 @@ def test_the_command_begins_with_an_adapter_of_the_model(samples, imported, file
 
 
 def test_an_adapter_is_no_model(file):
-    with pytest.raises(ValueError, match="is an adapter, not a model; name the model, and the adapter with --lora"):
+    with pytest.raises(ValueError, match="is an adapter, not a model; name the model here"):
         locating.locate(file)
 
 

@@ -41,7 +41,7 @@ def is_adapter(path: pathlib.Path | str) -> bool:
 
 
 def read(path: pathlib.Path | str, base_config: MMDiTConfig) -> dict[str, dict[int | None, Change]]:
-    """The changes that an adapter makes to a transformer, as `qi2_jax.interop.lora.merging.Changes`.
+    """The changes that an adapter makes to a transformer (`merging.Changes`).
 
     Args:
       path: a safetensors file, or a folder that diffusers or peft wrote.
@@ -58,7 +58,7 @@ def read(path: pathlib.Path | str, base_config: MMDiTConfig) -> dict[str, dict[i
     path = _file(pathlib.Path(path))
     stored = tensors.scan(path, (*tensors.WEIGHT_DTYPES, *ALPHA_DTYPES))
     existing = targets(base_config)
-    layers = _sorted(path, stored, existing)
+    layers = _by_layer(path, stored, existing)
     is_peft = path.name == PEFT_FILE or any(name.startswith(formats.PEFT_PREFIX) for name in stored)
     settings = read_settings(path, peft=is_peft)
     _check_shapes(path, layers, existing)
@@ -98,7 +98,7 @@ def _file(path: pathlib.Path) -> pathlib.Path:
     return found[0]
 
 
-def _sorted(path: pathlib.Path, stored: Mapping[str, Stored], existing: Targets) -> Layers:
+def _by_layer(path: pathlib.Path, stored: Mapping[str, Stored], existing: Targets) -> Layers:
     """Tensors by the layer that they belong to; every one of them must have its place."""
     flat, layers, problems = formats.flattened(existing), Layers(), []
     for name, tensor in stored.items():
@@ -118,7 +118,7 @@ def _sorted(path: pathlib.Path, stored: Mapping[str, Stored], existing: Targets)
         problems += [f"{first} has no factor {role} of {layer} beside it" for role in "AB" if role not in parts]
     if not layers and not problems:
         problems = ["it has no tensors"]
-    hint = "" if layers else f"\nThe transformer has layers such as {[name for name in existing][:6]}"
+    hint = "" if layers else f"\nThe transformer has layers such as {[*existing][:6]}"
     _refuse(path, problems, hint)
     return layers
 
@@ -153,7 +153,7 @@ def _scale(path: pathlib.Path, layer: str, parts: Mapping[str, Named], settings:
     alpha = float(parts["alpha"].stored.open().reshape(-1)[0])
     check_alpha(alpha, f"{path}: {parts['alpha'].name}")
     scale = alpha / rank
-    if configured is not None and not math.isclose(scale, configured, rel_tol=1e-3):  # an alpha may be in bf16
+    if configured is not None and not math.isclose(scale, configured, rel_tol=2**-8):  # an alpha may be in bf16
         assert settings is not None
         raise ValueError(
             f"{path}: {parts['alpha'].name} gives the scale {scale:g}, but {settings.where} gives {configured:g}"
