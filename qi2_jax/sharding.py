@@ -1,6 +1,6 @@
-"""Where tensors live: mesh axes, the table from logical dims to axes, and activation constraints.
+"""The mesh, the table from logical dims to mesh axes, and sharding constraints of activations.
 
-Models name dims, never mesh axes; this table is the only place that connects the two.
+Models name dims and never mesh axes. This table is the only place that connects the two.
 """
 
 import collections
@@ -20,10 +20,11 @@ from qi2_jax.models.tree import leaf_name
 
 AXES = ("data", "fsdp", "tensor")
 
-# Logical dim -> mesh axes it is split over. Parameters are split over `fsdp` along the model width and over `tensor`
-# along heads and hidden units; activations are split over `data` and `fsdp` along the batch, and over `tensor` along
-# heads, hidden units and, between the layers, the model width: kept whole there, the blocks' inputs that wait for the
-# backward pass would take 35 instead of 21 GiB of a v6e chip at 2048p with three condition images and tensor=4.
+# Logical dim -> mesh axes over which it is sharded. Parameters are sharded over `fsdp` along the model width and over
+# `tensor` along heads and hidden units. Activations are sharded over `data` and `fsdp` along the batch, and over
+# `tensor` along heads, hidden units and, between the layers, the model width. If that width were replicated, the
+# blocks' inputs that are kept for the backward pass would take 35 GiB instead of 21 GiB of a v6e chip at 2048p with
+# three condition images and tensor=4.
 RULES: dict[str | None, tuple[str, ...]] = {
     None: (),
     "layers": (),
@@ -40,12 +41,18 @@ RULES: dict[str | None, tuple[str, ...]] = {
 }
 
 
-LARGE = 1 << 22  # elements of a weight, stacked layers together: 64 MiB with moments and average in fp32
+LARGE = 1 << 22  # elements of a weight, all layers of a stack together: 64 MiB with moments and EMA in fp32
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Number of devices along each mesh axis: `data` across slices, `fsdp` within, `tensor` for wide layers."""
+    """Number of devices along each mesh axis.
+
+    Attributes:
+      data: replicas of the model; the only axis that may cross slices.
+      fsdp: shards of the parameters along the model width, and of the batch.
+      tensor: shards of heads and hidden units.
+    """
 
     data: int = 1
     fsdp: int = 1
@@ -53,7 +60,9 @@ class MeshShape:
 
     def __post_init__(self):
         if min(self.data, self.fsdp, self.tensor) < 1:
-            raise ValueError(f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor}: axes have at least 1")
+            raise ValueError(
+                f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor}: each axis needs at least 1"
+            )
 
     @property
     def size(self) -> int:
@@ -63,14 +72,17 @@ class MeshShape:
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of exactly `shape.size` devices, with axes for the automatic partitioner.
 
-    TPU chips of several slices are laid out along `data`: slice i has the i-th run of `data` / slices indices, and
-    `fsdp` and `tensor` lie within it. Weights are split over these two, so they are gathered, and activations
-    exchanged, over a slice's own links. What crosses slices, over the slower network of the data center, are the
-    reductions over `data`: the sums of the gradients, once for each part in which a batch is computed, of which every
-    chip sends those of the weights that it holds; and those of scalars, such as the loss.
+    Slices of TPU chips are laid out along `data`: each slice has `data` / slices consecutive indices, and `fsdp` and
+    `tensor` lie within a slice. Weights are sharded over these two axes, so weights and activations travel over the
+    links of a slice. Only reductions over `data` cross slices, over the slower data-center network: those of gradients,
+    once per microbatch and only for the weights that a chip holds, and those of scalars such as the loss.
+
+    Args:
+      shape: devices along each axis.
+      devices: the devices; None for all of them.
 
     Raises:
-      ValueError: if the number of devices is another one, or they cannot be split over their slices so.
+      ValueError: if there are more or fewer devices, or the shape does not fit their slices.
     """
     devices = jax.devices() if devices is None else devices
     named = f"the mesh data={shape.data} x fsdp={shape.fsdp} x tensor={shape.tensor}"
@@ -82,15 +94,17 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     sizes = chips_of_slices(devices)
     slices = max(len(sizes), 1)
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"{named} needs slices of equal size, but slice -> chips is {sizes}; leave some of them out")
+        raise ValueError(
+            f"{named} needs slices of equal size, but slice -> chips is {sizes}; leave the surplus chips out"
+        )
     if shape.data % slices:
         raise ValueError(
-            f"{named} does not split over {slices} slices of {shape.size // slices} chips: fsdp and tensor stay within "
-            f"a slice; make data a multiple of {slices} and fsdp x tensor a divisor of {shape.size // slices}, such as "
-            f"data={slices} x fsdp={shape.size // slices} x tensor=1"
+            f"{named} does not split over {slices} slices of {shape.size // slices} chips: fsdp and tensor must stay "
+            f"within a slice. Make data a multiple of {slices} and fsdp x tensor a divisor of {shape.size // slices}, "
+            f"such as data={slices} x fsdp={shape.size // slices} x tensor=1"
         )
     within = (shape.data // slices, shape.fsdp, shape.tensor)
-    # An axis may take part of a side of the torus: 4 of 16 chips, say.
+    # An axis may take a part of a side of the torus, for example 4 of 16 chips.
     if slices > 1:
         arranged = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     else:
@@ -99,36 +113,42 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
-    """How many of the devices each slice has: TPU chips that are connected by links of their own.
+    """{slice: number of chips}: a slice is a group of TPU chips with direct links between them.
 
-    Chips of a job of one slice may not name it; other platforms have no such links, whatever they call a slice.
+    In a job of one slice, chips may not name it. Other platforms have no such links, even where devices have a
+    `slice_index`, so the result is empty for them.
     """
     found = collections.Counter(getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu")
     return dict(sorted(found.items()))
 
 
 def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
-    """Partition of an array whose dims have logical `names`; a dim that its axes do not divide stays whole.
+    """Partition of an array; a dim that its axes do not divide is replicated.
 
-    Tiny models on wide meshes would otherwise fail on their smallest dims; for the published sizes every rule applies,
-    and `left_whole` names the large weights for which one does not.
+    Otherwise tiny models on wide meshes would fail on their smallest dims. For the published sizes every rule applies,
+    and `left_whole` names the large weights to which a rule does not apply.
+
+    Args:
+      mesh: the devices.
+      shape: sizes of the array's dims.
+      names: logical names of the dims.
 
     Raises:
-      KeyError: for a logical name that the table lacks.
+      KeyError: for a logical name that is not in the table.
     """
     parts: list[tuple[str, ...] | None] = []
     for size, name in zip(shape, names, strict=True):
         axes = RULES[name]
         parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
     while parts and parts[-1] is None:
-        parts.pop()  # the form in which jit returns shardings: equal ones must compare as equal
+        parts.pop()  # as jit returns shardings: equal shardings must compare as equal
     return PartitionSpec(*parts)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Shardings of a (possibly abstract) tree: parameters by their `axes`, everything else replicated.
+    """Shardings of a tree, which may be abstract: parameters follow their `axes`, all other leaves are replicated.
 
-    The result is a tree prefix of `tree`, as `jax.jit` and `jax.device_put` accept it.
+    The result is a tree prefix of `tree`, which `jax.jit` and `jax.device_put` accept.
     """
 
     def of_leaf(leaf):
@@ -142,19 +162,20 @@ def _is_parameter(leaf: Any) -> bool:
 
 
 def _dims(parameter: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
-    """Sizes of the dims of a parameter and their logical names."""
+    """Sizes and logical names of a parameter's dims."""
     shape, names = parameter.get_value().shape, tuple(parameter.get_metadata()["axes"])
     return shape, ("layers",) * (len(shape) - len(names)) + names
 
 
 def left_whole(model: Any, mesh: Mesh) -> list[str]:
-    """A line for each mesh axis that does not divide all large weights which the table splits over it, naming these.
+    """One line for each mesh axis that leaves large weights replicated, because it does not divide their dims.
 
     Args:
-      model: parameters, which may be abstract. Those of less than `LARGE` elements may be held by every device.
+      model: the parameters, which may be abstract. Weights of fewer than `LARGE` elements are ignored.
+      mesh: the devices.
 
     Raises:
-      ValueError: if an axis divides none of them: the devices along it would all hold the same.
+      ValueError: if an axis divides no large weight, so that all devices along it would hold the same weights.
     """
     divided: set[str] = set()
     whole: dict[str, list[str]] = collections.defaultdict(list)
@@ -171,27 +192,30 @@ def left_whole(model: Any, mesh: Mesh) -> list[str]:
     for axis, weights in whole.items():
         if axis not in divided:
             raise ValueError(
-                f"mesh.{axis}={mesh.shape[axis]} divides no large weight of the model, so its devices would all hold "
-                f"the same: {', '.join(weights)}. Choose a divisor of these dims; devices that are left over go to data"
+                f"mesh.{axis}={mesh.shape[axis]} divides no large weight of the model, so all devices along it would "
+                f"hold the same weights: {', '.join(weights)}. Choose a divisor of these dims, and use the remaining "
+                "devices for mesh.data"
             )
     return [
-        f"mesh.{axis}={mesh.shape[axis]} does not split {', '.join(weights)}: its devices hold the same of these"
+        f"mesh.{axis}={mesh.shape[axis]} does not split {', '.join(weights)}: all devices along it hold these weights"
         for axis, weights in whole.items()
     ]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a host batch: its leading dim over every data axis."""
+    """Sharding of a batch: its leading dim over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Over how many parts of the mesh a batch is split: its devices along `data` and `fsdp`."""
+    """Number of shards of a batch: devices along `data` times devices along `fsdp`."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
-    """Which rows of a global batch this process's devices hold, ascending; several processes may hold the same.
+    """Rows of a global batch that the devices of this process hold, in ascending order.
+
+    Several processes hold the same rows if `tensor` crosses processes.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
@@ -204,10 +228,15 @@ def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
 
 
 def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
-    """Makes global arrays of `batch_size` rows from arrays that hold the `own_rows` of this process.
+    """Global arrays of `batch_size` rows, from the rows that each process has.
+
+    Args:
+      mesh: devices of all processes.
+      batch: a tree of arrays with the `own_rows` of this process.
+      batch_size: number of rows of the global batch.
 
     Raises:
-      ValueError: for arrays of another number of rows.
+      ValueError: if an array has more or fewer rows.
     """
     sharding, own = batch_sharding(mesh), own_rows(mesh, batch_size)
 
@@ -216,19 +245,19 @@ def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
         if len(rows) != len(own):
             raise ValueError(f"a batch has {len(rows)} rows; this process holds {len(own)} of {batch_size}")
 
-        def held(index):
+        def shard(index):
             start, stop, _ = index[0].indices(batch_size)
             first = own.index(start)
             return rows[first : first + stop - start]
 
-        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, held)
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, shard)
 
     return jax.tree.map(put, batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Constrain:
-    """Places activations on a mesh by logical names; hashable, so an `Execution` holding it can be static."""
+    """Constrains the sharding of activations by logical names; hashable, so an `Execution` with it can be static."""
 
     mesh: Mesh
 
@@ -238,11 +267,11 @@ class Constrain:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """An attention kernel that every device runs on its own samples and heads; hashable, for `Execution.kernel`.
+    """An attention kernel that each device runs on its shard of samples and heads; hashable, for `Execution.kernel`.
 
     Attributes:
-      mesh: the devices; "auto" chooses by their platform.
-      kernel: what each device runs, see `attention.attention`.
+      mesh: the devices.
+      kernel: the kernel, or its name, see `attention.attention`; "auto" chooses by the platform of the devices.
     """
 
     mesh: Mesh
@@ -252,13 +281,13 @@ class Attention:
         kernel = self.kernel
         if isinstance(kernel, str):
             kernel = attention.choose(kernel, self.mesh.devices.flat[0].platform)
-        # By the keys' heads: where they are too few to be split, their queries must stay together too.
+        # The keys' heads decide: if they are too few to be sharded, the heads of their queries must not be sharded.
         split = spec(self.mesh, k_BTGK.shape, ("batch", None, "act_heads", None))
         local = jax.shard_map(
             lambda q, k, v, valid: kernel(q, k, v, visible_until, valid),
             mesh=self.mesh,
             in_specs=(split, split, split, PartitionSpec(*tuple(split)[:1])),
             out_specs=split,
-            check_vma=False,  # Pallas kernels do not say how their outputs vary over the mesh
+            check_vma=False,  # Pallas kernels do not declare how their outputs vary over the mesh
         )
         return local(q_BSHK, k_BTGK, v_BTGK, key_valid_BT)

@@ -1,4 +1,4 @@
-"""Meshes over several slices, from chips that only say where they are; `planning/test_compile.py` has real ones."""
+"""Meshes over several slices of fake chips; `planning/test_compile.py` uses real topologies."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from qi2_jax.tasks import stages
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What JAX tells of a TPU chip."""
+    """The attributes of a TPU device that `make_mesh` reads."""
 
     id: int
     coords: tuple[int, int, int]
@@ -25,7 +25,7 @@ class Chip:
 
 
 def chips(slices: int, side: int = 4, numbers=None) -> list[Chip]:
-    """Chips of `slices` slices of side x side, which are numbered from 0, or by `numbers`."""
+    """Chips of `slices` slices of side x side; slices are numbered from 0, or by `numbers`."""
     places = itertools.product(numbers or range(slices), range(side), range(side))
     return [Chip(place, (x, y, 0), number) for place, (number, y, x) in enumerate(places)]
 
@@ -39,7 +39,7 @@ def slices_by_data(mesh) -> list[set[int]]:
     [
         (sharding.MeshShape(data=4, fsdp=16), 4, [{0}, {1}, {2}, {3}]),
         (sharding.MeshShape(data=4, fsdp=4, tensor=4), 4, [{0}, {1}, {2}, {3}]),
-        (sharding.MeshShape(data=4, fsdp=8), 2, [{0}, {0}, {1}, {1}]),  # two parts of each
+        (sharding.MeshShape(data=4, fsdp=8), 2, [{0}, {0}, {1}, {1}]),  # two indices per slice
         (sharding.MeshShape(data=32), 2, [{0}] * 16 + [{1}] * 16),
         (sharding.MeshShape(data=2, fsdp=8, tensor=1), 1, [{0}, {0}]),
     ],
@@ -50,13 +50,13 @@ def test_fsdp_and_tensor_stay_within_a_slice(shape, slices, expected):
     assert dict(mesh.shape) == dataclasses.asdict(shape)
     assert slices_by_data(mesh) == expected
     assert set(mesh.devices.flat) == set(devices)
-    # The order in which a job lists its chips decides nothing.
+    # The order of the devices does not matter.
     assert slices_by_data(sharding.make_mesh(shape, devices[::-1])) == expected
     assert slices_by_data(stages.make_mesh(shape, devices)) == expected
 
 
 def test_chips_of_one_slice_of_a_job_of_several():
-    """As one process has them, which encodes on its own chips."""
+    """A process that encodes uses its local chips alone."""
     host = [chip for chip in chips(4, side=2) if chip.slice_index == 3]
     assert slices_by_data(sharding.make_mesh(sharding.MeshShape(data=4), host)) == [{3}] * 4
 
@@ -97,8 +97,8 @@ def test_large_weights_that_an_axis_does_not_split_are_named():
     (line,) = left_whole(MMDiTConfig(), sharding.MeshShape(fsdp=4, tensor=3))
     assert line.startswith("mesh.tensor=3 does not split ")
     assert "blocks.attn.q.weight [32, 4096, 4096] by its dim of 4096" in line
-    assert "mlp" not in line  # 12,288 has a third
-    assert "image_in" not in line and "norm" not in line  # small, or never split
+    assert "mlp" not in line  # 12,288 is a multiple of 3
+    assert "image_in" not in line and "norm" not in line  # small, or never sharded
 
 
 def test_an_axis_that_splits_no_large_weight_is_refused():
@@ -106,6 +106,6 @@ def test_an_axis_that_splits_no_large_weight_is_refused():
         left_whole(MMDiTConfig(), sharding.MeshShape(fsdp=3, tensor=2))
 
 
-def test_small_models_split_as_they_can_without_a_word():
+def test_small_models_are_sharded_where_possible_without_a_warning():
     small = MMDiTConfig(layers=2, heads=3, head_width=32, rope_dims=(8, 12, 12), text_width=48)
     assert left_whole(small, sharding.MeshShape(fsdp=5, tensor=7)) == []

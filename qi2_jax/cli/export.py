@@ -6,7 +6,8 @@ A LoRA run becomes a whole pipeline with the adapter merged into it or, with `--
 import argparse
 import pathlib
 
-from qi2_jax.interop import files, folder, lora
+from qi2_jax.interop import files, folder
+from qi2_jax.interop.lora import writing
 from qi2_jax.interop.weights import Weights
 from qi2_jax.runs import locating
 from qi2_jax.workflows.verify import CODES, check_installed, compare_export
@@ -36,7 +37,10 @@ def main(arguments: argparse.Namespace) -> None:
     code = CODES.get(arguments.dtype)
     if arguments.lora:
         config, leaves = located.adapter(arguments.weights)
-        print(lora.export_lora(leaves, config, arguments.out, code))
+        if located.start_lora() is None:
+            print(writing.export_lora(leaves, config, arguments.out, code))
+        else:
+            print(writing.export_changes(located.changes(arguments.weights), arguments.out, code))
         return
     replace: dict[str, Weights] = {}
     if located.checkpoint is not None:

@@ -44,6 +44,14 @@ def add_common_arguments(parser: argparse.ArgumentParser, size: str) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of weights and activations")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="of a run: averaged or raw")
+    parser.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="adapter to merge into the transformer (diffusers, peft, ComfyUI or kohya format); may be repeated",
+    )
     parser.add_argument("--out", type=_png, required=True, metavar="FILE.png", help="several get a number")
 
 
@@ -79,6 +87,19 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 32:
         raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {(1 << 32) - 1}")
     return int(text)
+
+
+def _lora(text: str) -> tuple[pathlib.Path, float]:
+    path, colon, scale = text.rpartition(":")
+    if not colon or pathlib.Path(text).exists():
+        return pathlib.Path(text), 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a file nor FILE:SCALE with a finite number such as 0.8")
+    return pathlib.Path(path), value
 
 
 def _png(text: str) -> pathlib.Path:
@@ -121,7 +142,9 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after minutes of sampling
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
-    pipeline = Pipeline.load(arguments.model, dtype=DTYPES[arguments.dtype], item=arguments.weights)
+    pipeline = Pipeline.load(
+        arguments.model, dtype=DTYPES[arguments.dtype], item=arguments.weights, loras=arguments.lora
+    )
     if arguments.guidance > 1 and negative is None:
         negative = ""
     images = pipeline.in_batches(

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start",
         type=pathlib.Path,
         metavar="DIR",
-        help="run, checkpoint or imported folder with whose transformer a new run begins (default: random weights); "
-        "short for transformer.start.folder=DIR",
+        help="run, checkpoint or imported folder with whose transformer a new run begins, or an adapter of the "
+        "transformer in --model (default: random weights); short for transformer.start.folder=DIR",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
     parser.add_argument(
@@ -62,7 +62,7 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     import jax
 
     from data_pipeline.samples.cache import Cache
-    from qi2_jax.runs import locating, paths
+    from qi2_jax.runs import paths
     from qi2_jax.runtime import lock
     from qi2_jax.tasks.transformer import start, task
     from qi2_jax.tasks.transformer.config import check, check_samples
@@ -74,7 +74,7 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     source = config.transformer.start.folder
     with processes.agreed():  # before the lock, which makes the folder; a run that has begun needs it no more
         if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
-            locating.locate(source)
+            start.check_source(source, arguments.model)
     with lock.hold(arguments.out):
         restarting.check(arguments.out, restart=arguments.restart)
         with processes.agreed():
@@ -82,5 +82,10 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
             if jax.process_index() == 0:
                 start.give_model(config.transformer, samples, arguments.model, arguments.out)
         task.train_transformer(
-            config, samples, arguments.out, accept_changes=arguments.accept_changes, restart=arguments.restart
+            config,
+            samples,
+            arguments.out,
+            accept_changes=arguments.accept_changes,
+            restart=arguments.restart,
+            base=arguments.model,
         )

@@ -25,6 +25,7 @@ from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference.latents import decode_latents, encode_images
 from qi2_jax.interop import components, folder
 from qi2_jax.interop import weights as storage
+from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models.mmdit import Execution, MMDiT
 from qi2_jax.models.qwen3_vl import Qwen3VL
 from qi2_jax.models.vae import VAE
@@ -80,6 +81,7 @@ class Pipeline:
         item: str = "ema",
         mesh: Mesh | None = None,
         code: str | None = None,
+        loras: Sequence[tuple[pathlib.Path, float]] = (),
     ) -> Self:
         """Loads a run, a checkpoint of a run, or an imported folder.
 
@@ -89,6 +91,7 @@ class Pipeline:
           mesh: where weights and activations live; by default split over all devices.
           item: for a run, "ema" or "model" (the raw weights).
           code: round the weights to this dtype of safetensors first, as an export in that dtype does.
+          loras: adapters (file or folder, scale) to merge into the transformer in fp32.
 
         Raises:
           ValueError: if something is missing or does not fit, naming it.
@@ -98,8 +101,11 @@ class Pipeline:
 
         def load(name):
             component = components.COMPONENTS[name]
-            like = component.abstract(components.read_config(located.model / name, name))
+            config = components.read_config(located.model / name, name)
+            like = component.abstract(config)
             weights = located.weights(name, item)
+            for file, scale in loras if name == "transformer" else ():
+                weights = merging.merged(weights, merging.scaled(reading.read(file, config), scale))
             if code is not None:
                 weights = storage.cast(weights, code)
             return storage.load(weights, like, sharding.shardings(like, mesh), dtype)

@@ -26,6 +26,7 @@ DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
     "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
 }
 # What weights may be. Integers and 8-bit floats would be quantised weights, which mean nothing without the scales that
 # their makers keep elsewhere.
@@ -70,11 +71,15 @@ class Stored:
         return np.memmap(self.file, self.dtype, "r", self.start, self.shape)
 
 
-def scan(path: pathlib.Path) -> dict[str, Stored]:
+def scan(path: pathlib.Path, dtypes: tuple[str, ...] = WEIGHT_DTYPES) -> dict[str, Stored]:
     """Tensors of one safetensors file.
 
+    Args:
+      path: the file.
+      dtypes: codes of the dtypes that its tensors may have.
+
     Raises:
-      ValueError: if the file is not a complete safetensors file, or holds tensors that are not floating point.
+      ValueError: if the file is not a complete safetensors file, or holds tensors of other dtypes.
     """
     try:
         with safe_open(path, framework="numpy"):  # checks the header, its offsets and the length of the file
@@ -85,8 +90,8 @@ def scan(path: pathlib.Path) -> dict[str, Stored]:
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     header.pop("__metadata__", None)
-    if other := {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in WEIGHT_DTYPES}:
-        raise ValueError(f"{path} holds tensors of other dtypes than {WEIGHT_DTYPES}: {other}")
+    if other := {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in dtypes}:
+        raise ValueError(f"{path} holds tensors of other dtypes than {dtypes}: {other}")
     return {
         name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()

@@ -72,6 +72,27 @@ class FileWeight:
 FileWeights = Mapping[str, FileWeight]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayWeight:
+    """A parameter in memory."""
+
+    array: np.ndarray
+
+    @property
+    def code(self) -> str:
+        return tensors.CODES[self.array.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        return np.array(self.array[index], dtype=dtype)
+
+    def part(self, layer: int | None) -> np.ndarray:
+        return self.array if layer is None else self.array[layer]
+
+
 @dataclasses.dataclass(frozen=True)
 class CastWeight:
     """A parameter converted to another dtype on its way."""

@@ -1,20 +1,20 @@
-"""Arithmetic of a training step of the transformer, by formula.
+"""FLOPs of a training step of the transformer, by formula.
 
-A product of [m, k] and [k, n] counts 2 m k n; everything else (norms, softmax, rotations, optimizer) is left out, as
-usual when model FLOPs utilisation is stated. Padding slots count, because they are computed.
+A product of [m, k] and [k, n] counts as 2 m k n. Norms, softmax, rotations and the optimizer are not counted, as is
+usual for model FLOPs utilisation. Padding slots are counted, because they are computed.
 
-With width D, hidden width F, L layers, S slots and P visible pairs of query and key per image, one pass forward takes
+With width D, hidden width F, L layers, S slots and P visible pairs of query and key per image, one forward pass takes
 
     blocks     2 L S (4 D^2 + 3 D F)      queries, keys, values, output; up, gate, down
     attention  4 L D P                    scores and weighted values
-    ends       2 (slots times in x out) of the input, text, output, time and modulation layers
+    ends       2 (slots x in x out) summed over the input, text, output, time and modulation layers
 
-P is the sum of `visible_until`: S^2 if bidirectional, less if block-causal. It is neither halved nor rounded up to the
-blocks of a kernel.
+P is the sum of `visible_until`: S^2 for bidirectional attention, less for block-causal attention. It is neither halved
+nor rounded up to the blocks of a kernel.
 
-Of a layer the backward pass takes the gradients of its input and of its weights, each as many operations as forward.
-With an adapter (LoRA) of rank r, the frozen layers have no gradients of weights, and each adapted layer of m inputs and
-n outputs adds 2 r (m + n) per slot forward. Attention has no weights, and stays what it is.
+The backward pass of a layer computes the gradients of its input and of its weights, each with as many operations as the
+forward pass. With an adapter (LoRA) of rank r, the frozen layers have no gradients of weights, and each adapted layer
+of m inputs and n outputs adds 2 r (m + n) per slot to the forward pass. Attention has no weights, so its cost stays.
 """
 
 import dataclasses
@@ -30,10 +30,13 @@ from qi2_jax.sequence import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Operations of one pass forward over a global batch.
+    """Operations of one forward pass over a global batch.
 
     Attributes:
-      adapter: of the adapter's own layers; above 0 all others are frozen.
+      blocks: operations of the linear layers of the blocks.
+      attention: operations of scores and weighted values.
+      ends: operations of the linear layers before and after the blocks.
+      adapter: operations of an adapter's factors; above 0, all other layers are frozen.
     """
 
     blocks: float
@@ -43,19 +46,19 @@ class Flops:
 
     @property
     def _passes(self) -> int:
-        """Through layers with weights: forward, gradients of inputs, gradients of weights unless they are frozen."""
+        """Passes through a layer: forward, gradients of its input and, unless it is frozen, of its weights."""
         return 2 if self.adapter else 3
 
     @property
     def model(self) -> float:
-        """Forward and backward pass without any repetition: what utilisation is stated of."""
+        """Operations of forward and backward pass without recomputation, as model FLOPs utilisation counts them."""
         return self._passes * (self.blocks + self.ends) + 3 * (self.attention + self.adapter)
 
     def executed(self, remat: bool) -> float:
-        """What a step computes.
+        """Operations that a step executes.
 
-        The backward pass of attention computes the scores again: 5 products against 2 forward. `remat` repeats the
-        forward pass of the blocks.
+        The backward pass of attention recomputes the scores: 5 products against 2 in the forward pass. `remat` repeats
+        the forward pass of the blocks.
         """
         attention = (1 + 2.5 + remat) * self.attention
         return (self._passes + remat) * self.blocks + attention + self._passes * self.ends + (3 + remat) * self.adapter
@@ -63,10 +66,13 @@ class Flops:
 
 @functools.cache
 def flops_per_step(config: MMDiTConfig, layout: Layout, batch: int, adapter: LoRAConfig | None = None) -> Flops:
-    """Operations of one step over `batch` images.
+    """Operations of one forward pass over a batch; see `Flops` for those of a step.
 
     Args:
-      adapter: what is trained instead of the whole model.
+      config: the transformer.
+      layout: slots of the sequence.
+      batch: number of images.
+      adapter: the adapter that is trained instead of the whole model; None for the whole model.
 
     Raises:
       ValueError: if the adapter matches no layer.
@@ -85,7 +91,7 @@ def flops_per_step(config: MMDiTConfig, layout: Layout, batch: int, adapter: LoR
 
 
 def _adapter(config: MMDiTConfig, layout: Layout, adapter: LoRAConfig) -> int:
-    """Products of an adapter's layers for one image."""
+    """Multiplications in an adapter's layers for one image."""
     model = jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0)))
     slots = {
         "blocks": config.layers * layout.length,

@@ -1,10 +1,10 @@
 """Low-rank adapters (LoRA) on the linear layers of a model.
 
 An adapted layer computes `W x + alpha / rank * B A x` with W frozen (Hu et al., 2021, section 4.1). An adapter is a
-tree of its own, {path of a linear layer: `LowRank`}: training differentiates, averages and saves nothing else.
+separate tree, {path of a linear layer: `LowRank`}, and training differentiates, averages and saves this tree alone.
 
-Not qwix (0.1.8): it hangs random state on every module and adds parameters while the model runs, which fails on stacked
-blocks under `lax.scan`, where a block exists only as a temporary slice.
+We do not use qwix (0.1.8): it adds random state and parameters to modules while the model runs. That fails under
+`lax.scan` over stacked blocks, where a block exists only as a temporary slice.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ Model = TypeVar("Model")
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Which layers are adapted, and how.
+    """The layers that an adapter changes, and the size of its changes.
 
     Attributes:
-      rank: of every adapted layer's change.
-      alpha: the change is scaled by `alpha / rank`; with alpha equal to rank it is not scaled.
+      rank: rank of each layer's change.
+      alpha: numerator of the scale `alpha / rank` of each change.
       targets: paths of linear layers such as "blocks.attn.q"; `*` stands for any text, as in "blocks.*".
 
     Raises:
-      ValueError: for a value out of its range.
+      ValueError: for a value out of range.
     """
 
     rank: int
@@ -47,18 +47,19 @@ class LoRAConfig:
         if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
             raise ValueError(f"lora.alpha is {self.alpha!r}; it must be a finite number above 0")
         if not isinstance(self.targets, tuple) or not self.targets or not all(type(t) is str for t in self.targets):
-            raise ValueError(f"lora.targets are {self.targets!r}; paths of linear layers such as 'blocks.*' are needed")
+            raise ValueError(f"lora.targets are {self.targets!r}; a tuple of layer paths such as 'blocks.*' is needed")
 
     @property
     def scale(self) -> float:
+        """Factor of every change."""
         return self.alpha / self.rank
 
 
 class LowRank(nnx.Module):
     """The change of one linear layer, `scale * B A x` with A [rank, in] and B [out, rank].
 
-    B starts at zero, so that a fresh adapter changes nothing, and A with the variance of peft's (1 / 3 of that of a
-    `Linear`). The tensors have peft's names.
+    B is initialised with zeros, so a fresh adapter changes nothing. A is initialised with peft's variance, a third of
+    that of a `Linear`. The tensors have peft's names.
     """
 
     def __init__(self, in_dim: int, out_dim: int, config: LoRAConfig, *, key: Array, axes: Axes):
@@ -75,7 +76,7 @@ Adapter = dict[str, LowRank]
 
 
 class Adapted(nnx.Module):
-    """A linear layer with its change beside it; stands where the layer stood."""
+    """A linear layer and its change, in the place of the layer."""
 
     def __init__(self, base: Linear, change: LowRank):
         self.base, self.change = base, change
@@ -89,16 +90,16 @@ def _is_linear(node: Any) -> bool:
 
 
 def linears(model: Any) -> dict[str, Linear]:
-    """Every linear layer of a (possibly abstract) model by its path, stacked ones once."""
+    """{path: linear layer} of a model, which may be abstract; a stack of layers counts as one."""
     nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_linear)[0]
     return {tree.leaf_name(path): node for path, node in nodes if _is_linear(node)}
 
 
 def targets(base: Any, config: LoRAConfig) -> list[str]:
-    """Paths of the layers that a configuration adapts, in the order of the model.
+    """Paths of the layers that a configuration selects, in the order of the model.
 
     Raises:
-      ValueError: naming every target that matches nothing, and what exists.
+      ValueError: for targets that match no layer; the message has them and all paths.
     """
     existing = list(linears(base))
     unknown = [pattern for pattern in config.targets if not fnmatch.filter(existing, pattern)]
@@ -108,7 +109,12 @@ def targets(base: Any, config: LoRAConfig) -> list[str]:
 
 
 def init(base: Any, config: LoRAConfig, *, key: Array) -> Adapter:
-    """A fresh adapter in fp32, stacked where the layers are; `base` may be abstract.
+    """A fresh adapter in fp32, stacked where the layers are stacked.
+
+    Args:
+      base: the model to adapt; may be abstract.
+      config: the layers and the rank.
+      key: random key of all A.
 
     Raises:
       ValueError: as `targets`.
@@ -128,25 +134,29 @@ def init(base: Any, config: LoRAConfig, *, key: Array) -> Adapter:
 
 
 def abstract(base: Any, config: LoRAConfig) -> Adapter:
-    """The adapter without memory; raises as `init`."""
+    """Shapes and dtypes of the adapter; raises as `init`."""
     return jax.eval_shape(lambda: init(base, config, key=jax.random.key(0)))
 
 
 def join(base: Model, adapter: Adapter) -> Model:
-    """A model that runs every change beside its layer, without ever forming `B A`.
+    """A model that computes every change beside its layer, without forming the product `B A`.
 
-    Gradients reach whichever of the two arguments the caller differentiates.
+    The result can be differentiated with respect to either argument.
 
     Raises:
-      ValueError: for changes of layers that the base does not have.
+      ValueError: if the adapter changes layers that the base does not have.
     """
     return _replaced(base, adapter, Adapted)
 
 
 def merge(base: Model, adapter: Adapter) -> Model:
-    """The base with `W + scale * B A` for W, added in fp32 and stored in W's dtype; raises as `join`.
+    """The base with `W + scale * B A` in the place of W, computed in fp32 and stored in W's dtype.
 
-    It forms the changes of all layers of a stack at once; `qi2_jax.interop.lora.merged` reads one layer at a time.
+    It forms the changes of a whole stack at once, unlike `qi2_jax.interop.lora.merging.merged`, which forms one at a
+    time.
+
+    Raises:
+      ValueError: as `join`.
     """
 
     def merged(linear: Linear, change: LowRank) -> Linear:
@@ -161,6 +171,7 @@ def merge(base: Model, adapter: Adapter) -> Model:
 
 
 def _replaced(base: Any, adapter: Mapping[str, LowRank], replace: Any) -> Any:
+    """The base with `replace(layer, change)` in the place of every adapted layer."""
     existing = linears(base)
     if unknown := sorted(adapter.keys() - existing.keys()):
         raise ValueError(f"the adapter changes {unknown}; the model has the linear layers {list(existing)}")

@@ -1,1 +1,1 @@
-"""What a training step will need, known before any TPU is rented: memory, arithmetic, and the time they imply."""
+"""Memory, FLOPs and step time of a training step, determined before any TPU is rented."""

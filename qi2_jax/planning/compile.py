@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the transformer's training step for a TPU topology, on a machine without TPUs.
 
-What is compiled are the functions that train (`training.step`, `training.mmdit`), on shapes instead of arrays. The
-compiler reports the memory a chip needs, or fails as it would on the pod.
+It compiles the functions with which a run trains (`training.step`, `tasks.transformer.objective`), on shapes instead of
+arrays. The compiler reports the memory that a chip needs, or fails as it would on the pod.
 """
 
 import dataclasses
@@ -30,20 +30,19 @@ GIB = 2**30
 
 
 def topology_mesh(name: str, shape: sharding.MeshShape, num_slices: int = 1) -> Mesh:
-    """A mesh over the chips of a topology that need not be present.
+    """A mesh over the chips of a topology, which need not be attached.
 
     Args:
-      name: generation and chips along each axis of the torus of one slice, such as "v6e:16x16" or "v5p:2x2x4".
-      shape: how the training axes are laid over the chips of all slices.
-      num_slices: slices of that topology, joined by the network of the data center.
+      name: generation and chips along each axis of a slice's torus, such as "v6e:16x16" or "v5p:2x2x4".
+      shape: devices along each mesh axis, for the chips of all slices.
+      num_slices: number of slices, connected by the data-center network.
 
     Raises:
-      ValueError: if libtpu is not installed, the topology is unknown, the mesh has another number of chips, or it does
-        not split over the slices.
+      ValueError: if libtpu is not installed, the topology is unknown, or the shape does not fit its chips or slices.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("compiling for a TPU needs libtpu, which is not installed: pip install 'qi2[tpu]'")
-    # No TPU is attached: do not ask the cloud for one, nor claim one from other processes.
+    # No TPU is needed: do not query the cloud's metadata server, and do not lock a TPU that another process uses.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
@@ -57,32 +56,45 @@ def topology_mesh(name: str, shape: sharding.MeshShape, num_slices: int = 1) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip. Outputs that take over the memory of arguments are counted in `aliased` too."""
+    """Memory of one chip, in bytes.
+
+    Attributes:
+      arguments: size of the program's arguments.
+      temporaries: size of all intermediate results.
+      outputs: size of the program's outputs.
+      aliased: part of the outputs that reuses the memory of arguments.
+      code: size of the program.
+      peak: the compiler's estimate of the largest memory in use at a time, without fragmentation.
+    """
 
     arguments: int
     temporaries: int
     outputs: int
     aliased: int
     code: int
-    peak: int  # the compiler's own estimate of what is alive at a time, without fragmentation
+    peak: int
 
     @property
     def total(self) -> int:
-        """What must fit."""
+        """Memory that the chip must have."""
         return self.arguments + self.temporaries + self.outputs - self.aliased + self.code
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a training step needs.
+    """Memory, FLOPs and bounds of the time of a training step.
 
     Attributes:
-      chips: how many.
-      images: global batch.
-      compute_seconds: executed operations at the chips' peak rate.
-      gather_seconds: weights of the blocks in the compute dtype, gathered for the forward and the backward pass, and
-        their gradients reduced, at the bandwidth of the links; hidden where the compiler overlaps it with computation.
-        What crosses slices is not in it: that network's bandwidth is a matter of the data center.
+      chip: kind of chip.
+      chips: number of chips.
+      images: global batch size.
+      memory: memory of one chip.
+      flops: operations by formula.
+      compute_seconds: time of the executed operations at the chips' peak rate.
+      gather_seconds: time to gather the blocks' weights in the compute dtype for the forward and the backward pass, and
+        to reduce their gradients, at the bandwidth of the links. The compiler may overlap it with computation. Traffic
+        between slices is not included, because the bandwidth of the data-center network is unknown.
+      compile_seconds: time of the compilation.
     """
 
     chip: Chip
@@ -96,7 +108,7 @@ class Report:
 
     @property
     def roofline_seconds(self) -> float:
-        """No step can be shorter."""
+        """Lower bound of the step time."""
         return max(self.compute_seconds, self.gather_seconds)
 
     def lines(self) -> list[str]:
@@ -106,13 +118,13 @@ class Report:
             f"{self.chips} x {self.chip.name}, {self.images} images, compiled in {self.compile_seconds:.0f} s",
             f"HBM per chip {memory.total / GIB:.2f} of {self.chip.hbm_bytes / GIB:.2f} GiB: arguments "
             f"{memory.arguments / GIB:.2f}, temporaries {memory.temporaries / GIB:.2f}, outputs "
-            f"{memory.outputs / GIB:.2f}, of them aliased {memory.aliased / GIB:.2f}, code {memory.code / GIB:.2f}; "
+            f"{memory.outputs / GIB:.2f}, of which aliased {memory.aliased / GIB:.2f}, code {memory.code / GIB:.2f}; "
             f"peak {memory.peak / GIB:.2f}",
-            f"FLOPs per step: model {self.flops.model:.3e}, of them attention {3 * self.flops.attention:.3e}; "
+            f"FLOPs per step: model {self.flops.model:.3e}, of which attention {3 * self.flops.attention:.3e}; "
             f"executed {self.compute_seconds * peak:.3e}",
             f"roofline {self.roofline_seconds:.3f} s (arithmetic {self.compute_seconds:.3f}, weights over the links "
             f"{self.gather_seconds:.3f}): at most {self.flops.model / peak / self.roofline_seconds:.0%} utilisation, "
-            f"{self.images / self.roofline_seconds / self.chips:.3f} images a second and chip",
+            f"{self.images / self.roofline_seconds / self.chips:.3f} images per second and chip",
         ]
 
 
@@ -132,23 +144,23 @@ def compile_train_step(
       config: the model.
       layout: slots of the sequence.
       mesh: see `topology_mesh`.
-      images: global batch; None: one per device along `data` and `fsdp`.
+      images: global batch size; None for one image per device along `data` and `fsdp`.
       dtype: dtype of computation; parameters, moments and EMA are fp32.
-      remat: recompute blocks in the backward pass.
+      remat: whether the backward pass recomputes the blocks.
       kernel: attention kernel on each device.
 
     Returns:
-      The report, and the compiled program for those who read its HLO.
+      The report, and the compiled program with its HLO.
 
     Raises:
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if the step does not fit the chip.
       ValueError: for chips whose limits are unknown.
     """
     chip, images = chip_of(mesh), images or mesh.shape["data"] * mesh.shape["fsdp"]
-    run = Execution(dtype, sharding.Attention(mesh, kernel), remat, sharding.Constrain(mesh))
+    execution = Execution(dtype, sharding.Attention(mesh, kernel), remat, sharding.Constrain(mesh))
     optimizer = steps.make_optimizer(OPTIMIZER)
     state = steps.abstract_state(lambda key: MMDiT(config, key=key), optimizer, mesh)
-    loss = transformer_training.make_loss(LogitNormal(), transformer_training.Objective(Shift(), run))
+    loss = transformer_training.make_loss(LogitNormal(), transformer_training.Objective(Shift(), execution))
     step = steps.make_programs(loss, optimizer, 0.9999, 0, mesh).step
 
     start = time.perf_counter()
@@ -172,7 +184,7 @@ def compile_train_step(
 
 
 def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh) -> Batch:
-    """Shapes, dtypes and shardings of a global batch as the loader delivers it."""
+    """Shapes, dtypes and shardings of a global batch, as the loader yields it."""
     placed = sharding.batch_sharding(mesh)
 
     def array(*shape, dtype=jnp.float32):
@@ -192,7 +204,7 @@ def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh)
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
     stats = compiled.memory_analysis()
-    assert stats is not None  # only some back ends lack the analysis
+    assert stats is not None  # the TPU compiler always has it
     return Memory(
         arguments=stats.argument_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,

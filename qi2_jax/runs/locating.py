@@ -3,6 +3,8 @@
 RUN/config.json  metrics.jsonl       what was run and how it went
 RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in checkpoints
                                      (of a LoRA run, the adapter is there and the transformer that it adapts here)
+RUN/start_lora/                      of a LoRA run that began with another LoRA run: the adapter that was merged into
+                                     the transformer, as `qi2 export --lora` writes it
 RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoints.manager`
 JOB/job.json  JOB/transformer/       a job (`qi2_jax.workflows.demo`) and its run
 DIR/curriculum.json  DIR/stages/NAME/transformer/
@@ -15,12 +17,13 @@ import pathlib
 import numpy as np
 
 from qi2_jax.interop import components, files, folder
-from qi2_jax.interop import lora as adapters
 from qi2_jax.interop import weights as storage
+from qi2_jax.interop.lora import merging, reading, writing
+from qi2_jax.interop.lora.merging import Changes
 from qi2_jax.interop.names import Shapes
 from qi2_jax.interop.weights import Weights
 from qi2_jax.models.lora import LoRAConfig
-from qi2_jax.runs.paths import CHECKPOINTS, CONFIG, JOB, MODEL, run_of
+from qi2_jax.runs.paths import CHECKPOINTS, CONFIG, JOB, MODEL, START_LORA, run_of
 from qi2_jax.training.checkpoints import checksums, manager
 
 
@@ -47,7 +50,7 @@ class Located:
             return self._trained(expected, item)
         stored = storage.of_ours(self.model / name, expected)[0]
         if name == "transformer" and self.lora is not None:
-            return adapters.merged(stored, self.adapter(item)[1], self.lora)
+            return merging.merged(stored, merging.changes_of(self.adapter(item)[1], self.lora))
         return stored
 
     def check(self) -> None:
@@ -71,8 +74,39 @@ class Located:
         if self.lora is None:
             raise ValueError(f"{self.checkpoint or self.model} holds no adapter; a run with lora.rank above 0 does")
         base_config = components.read_config(self.model / "transformer", "transformer")
-        found = self._trained(adapters.expected(base_config, self.lora), item)
+        found = self._trained(writing.expected(base_config, self.lora), item)
         return self.lora, {name: weight.read() for name, weight in found.items()}
+
+    def start_lora(self) -> Changes | None:
+        """The adapter that was merged into the transformer which a LoRA run adapts; None if there was none.
+
+        Raises:
+          ValueError: if it was not kept, because an earlier version of qi2 began the run.
+        """
+        run = self.model.parent
+        if self.lacks_start_lora():
+            raise ValueError(
+                f"{run} began with the merged weights of a LoRA run, whose adapter an earlier version of qi2 did not "
+                "keep: the adapter of this run alone does not fit the published model. Export the whole model, without "
+                "--lora"
+            )
+        if not (run / START_LORA).is_dir():
+            return None
+        return reading.read(run / START_LORA, components.read_config(self.model / "transformer", "transformer"))
+
+    def lacks_start_lora(self) -> bool:
+        """Whether a LoRA run began with a LoRA run whose adapter was not kept, as earlier versions of qi2 did."""
+        run = self.model.parent
+        return not (run / START_LORA).is_dir() and _began_with_a_lora_run(run)
+
+    def changes(self, item: str = "ema") -> Changes:
+        """All changes of a LoRA run against the transformer that its first LoRA run adapted, as one adapter.
+
+        Raises:
+          ValueError: as `adapter` and `start_lora`.
+        """
+        config, leaves = self.adapter(item)
+        return merging.concatenated([self.start_lora() or {}, merging.changes_of(leaves, config)])
 
     def _trained(self, expected: Shapes, item: str) -> Weights:
         assert self.checkpoint is not None
@@ -101,6 +135,16 @@ def lora_of(run: pathlib.Path) -> LoRAConfig | None:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _began_with_a_lora_run(run: pathlib.Path) -> bool:
+    """Whether the run, checkpoint or folder that a run's configuration names as its start is still there, and LoRA."""
+    start = files.read_json(run / CONFIG).get("start") if (run / CONFIG).is_file() else None
+    folder_of_start = start.get("folder") if isinstance(start, dict) else None
+    try:
+        return bool(folder_of_start) and locate(str(folder_of_start)).lora is not None
+    except ValueError:
+        return False
+
+
 def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
     """Finds the model in a run (its newest checkpoint), in a job's run, in one checkpoint, or in an imported folder.
 
@@ -123,6 +167,11 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
         if not steps:
             raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
         return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]), lora_of(run))
+    if reading.is_adapter(path):
+        raise ValueError(
+            f"{path} is an adapter, not a model; name the model here, and the adapter with `qi2 sample --lora` or "
+            "`qi2 train --start`"
+        )
     raise ValueError(
         f"{path} is neither a run ({MODEL}/{folder.MARK}) or job ({JOB}), nor a checkpoint of one, nor an imported "
         f"folder ({folder.MARK}); `qi2 import` turns a diffusers folder into one"

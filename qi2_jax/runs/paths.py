@@ -8,6 +8,7 @@ from qi2_jax.config import recorded
 from qi2_jax.training.checkpoints import files
 
 CONFIG, MODEL, CHECKPOINTS = "config.json", "model", "checkpoints"
+START_LORA = "start_lora"
 JOB, TRANSFORMER = "job.json", "transformer"
 CURRICULUM, STAGES, CORPUS, VAE, SAMPLES = "curriculum.json", "stages", "corpus", "vae", "samples"
 

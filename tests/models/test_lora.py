@@ -1,4 +1,4 @@
-"""Adapters beside and inside the transformer's layers; the comparison with peft is in tests/interop/test_lora.py."""
+"""Adapters joined with and merged into the transformer; tests/interop/lora compares them with peft."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ ALL = LoRAConfig(4, 6.0, ("*",))
 
 
 def random_like(model, seed, scale=1.0):
-    """Values of a trained model's order of size, whatever the leaves started from."""
+    """Random values of the magnitude that a trained model has."""
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * scale * leaf.shape[-1] ** -0.5, jnp.float32)
     return jax.tree.map(draw, model)
@@ -31,7 +31,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def adapter(base):
-    # Larger changes than their layers' weights would drown bf16 gradients in rounding.
+    # If the changes were larger than the weights, rounding would dominate bf16 gradients.
     return random_like(lora.init(base, ALL, key=jax.random.key(1)), 1, 0.5)
 
 
@@ -122,7 +122,7 @@ def test_a_merged_model_keeps_its_dtype(base, adapter):
         np.testing.assert_array_equal(leaf, wide[name].astype(jnp.bfloat16))
 
 
-def test_joining_what_the_base_lacks_is_refused(base, adapter):
+def test_an_adapter_of_other_layers_is_refused(base, adapter):
     with pytest.raises(ValueError, match=r"changes \['blocks.attn.to_q'\]; the model has"):
         lora.join(base, {"blocks.attn.to_q": adapter["blocks.attn.q"]})
 
@@ -138,7 +138,7 @@ def test_gradients_of_joined_and_merged_models_agree(base, adapter, inputs):
 
 
 def test_bf16_with_remat_and_a_bf16_base(base, adapter, inputs):
-    """As on a pod: gradients are fp32 and near those of fp32 throughout."""
+    """As on a pod: gradients are fp32 and close to those of a computation in fp32."""
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base)
     found = tree.to_dict(grad(adapter, narrow, inputs, Execution(jnp.bfloat16, remat=True)))
     for name, want in tree.to_dict(grad(adapter, base, inputs)).items():
@@ -147,31 +147,31 @@ def test_bf16_with_remat_and_a_bf16_base(base, adapter, inputs):
         assert cosine > 0.995, name
 
 
-def shapes_made(jaxpr):
-    """Shapes of everything that a program computes, inner programs included."""
-    made = set()
+def computed_shapes(jaxpr):
+    """Shapes of all intermediate results of a program and of the programs within it."""
+    shapes = set()
     for equation in jaxpr.eqns:
-        made |= {out.aval.shape for out in equation.outvars if hasattr(out.aval, "shape")}
+        shapes |= {out.aval.shape for out in equation.outvars if hasattr(out.aval, "shape")}
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
             if hasattr(inner, "eqns"):
-                made |= shapes_made(inner)
-    return made
+                shapes |= computed_shapes(inner)
+    return shapes
 
 
-def test_no_change_is_ever_formed_and_no_gradient_of_the_base(base, inputs):
-    """Neither for a layer nor for all of them: nothing of a block weight's shape is computed."""
+def test_joining_forms_neither_changes_nor_gradients_of_the_base(base, inputs):
+    """Nothing with the shape of a block's weight is computed, neither for one layer nor for the stack."""
     layout, target, t, given = inputs
     adapter = lora.init(base, LoRAConfig(4, 4.0, ("blocks.*",)), key=jax.random.key(0))
 
-    def made(combine):
+    def shapes_with(combine):
         squares = lambda adapter: jnp.mean(combine(base, adapter)(layout, target, t, given, Execution(remat=True)) ** 2)
-        return shapes_made(jax.make_jaxpr(jax.grad(squares))(adapter))
+        return computed_shapes(jax.make_jaxpr(jax.grad(squares))(adapter))
 
     weights = {leaf.shape for name, leaf in tree.to_dict(base).items() if name.startswith("blocks.mlp")}
     weights |= {shape[1:] for shape in weights}
-    assert made(lora.merge) & weights, "merging does form them"
-    assert {(2, layout.length, 4), (2, 4, 32)} <= made(lora.join), "A x of a layer, and the gradient of an A"
-    assert not made(lora.join) & weights
+    assert shapes_with(lora.merge) & weights, "merging forms the changes"
+    assert {(2, layout.length, 4), (2, 4, 32)} <= shapes_with(lora.join), "A x of a layer, and the gradient of A"
+    assert not shapes_with(lora.join) & weights
 
 
 def test_adapters_are_sharded_like_their_layers(base, adapter, inputs):

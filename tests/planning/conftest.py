@@ -1,4 +1,4 @@
-"""Shared by tests on what the compiler makes of programs."""
+"""Fixtures of tests that inspect compiled programs."""
 
 import jax
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def all_optimizations():
-    """As in production; elsewhere the tests do without."""
+    """Compile as in production; other tests compile without most optimizations."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

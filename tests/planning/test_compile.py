@@ -1,4 +1,4 @@
-"""The training step of a tiny transformer, compiled for TPU chips that are not there."""
+"""The training step of a tiny transformer, compiled for TPU chips that are not attached."""
 
 import importlib.util
 import math
@@ -29,7 +29,7 @@ def test_train_step_for_v5e():
     report, compiled = compile_train_step(CONFIG, LAYOUT, topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=4)))
     assert (report.chip.name, report.chips, report.images) == ("v5e", 4, 4)
     assert 0 < report.memory.total < report.chip.hbm_bytes
-    # The new state takes the place of the old one: only the metrics are new.
+    # The new state reuses the memory of the old one; only the metrics need more.
     assert 0.9 * report.memory.outputs < report.memory.aliased <= report.memory.outputs
     assert f"of {report.chip.hbm_bytes / 2**30:.2f} GiB" in "\n".join(report.lines())
 
@@ -39,7 +39,7 @@ def test_train_step_for_v5e():
     hidden = f"[{3 * CONFIG.width},{CONFIG.width}]"
     assert f"bf16{hidden}" in gathered and f"f32{hidden}" not in gathered  # weights are cast before they travel
     assert not any(f"[{CONFIG.layers}," in shape for shape in gathered)  # one layer at a time
-    assert not any(f"[4,{LAYOUT.length}," in shape for shape in gathered)  # activations stay with their samples
+    assert not any(f"[4,{LAYOUT.length}," in shape for shape in gathered)  # activations are not gathered
 
 
 CURRICULUM = pathlib.Path(__file__).parents[2] / "experiments" / "qwen_image_2" / "curriculum.py"
@@ -55,7 +55,7 @@ def test_meshes_of_the_curriculum_on_four_slices(part):
     mesh = topology_mesh("v6e:16x16", asked, num_slices=4)
     assert dict(mesh.shape) == dataclasses.asdict(asked)
     assert [{chip.slice_index for chip in row.flat} for row in mesh.devices] == [{0}, {1}, {2}, {3}]
-    if mesh.shape["tensor"] > 1:  # those that share an image are neighbours
+    if mesh.shape["tensor"] > 1:  # chips that share an image are neighbours
         for together in mesh.devices.reshape(-1, mesh.shape["tensor"]):
             x, y = ({chip.coords[axis] for chip in together} for axis in (0, 1))
             assert len(x) * len(y) == len(together) and max(max(x) - min(x), max(y) - min(y)) < len(together)
@@ -75,18 +75,18 @@ def test_only_sums_of_gradients_cross_slices():
     assert (report.chips, report.images) == (8, 8)
     program = compiled.as_text()
     sent = [line for line in program.splitlines() if " send(" in line]
-    # Everything that leaves a slice is a sum; weights are gathered, and activations exchanged, within it.
+    # Only sums leave a slice; weights and activations travel within it.
     assert sent and all('_xla_megascale_transfer_type="ALL_REDUCE"' in line for line in sent)
     assert all('_xla_megascale_reduce_operation="SUM"' in line for line in sent)
     groups = re.findall(
         r" (?:all-gather|all-reduce|reduce-scatter|all-to-all)\(.*?replica_groups=\{(.*?)\}[,}]", program
     )
     assert groups and all(max(map(int, re.findall(r"\d+", group))) < 4 for group in groups)
-    # Gradients of the blocks' matrices are summed in the dtype of computation, those of what computes in fp32 in fp32.
+    # Gradients of the blocks' matrices are summed in the compute dtype, those of fp32 computations in fp32.
     elements = {"bf16": 0, "f32": 0}
     for dtype, shape in (found for line in sent for found in re.findall(r"= \((\w+)\[([\d,]*)\]", line)):
         elements[dtype] += math.prod(int(size) for size in shape.split(",") if size)
-    assert elements["bf16"] >= 13 * CONFIG.width**2 // 4 and elements["f32"] > 0  # of a block, a chip's part
+    assert elements["bf16"] >= 13 * CONFIG.width**2 // 4 and elements["f32"] > 0  # one chip's shard of a block
 
 
 @needs_libtpu

@@ -10,68 +10,17 @@ import pytest
 import safetensors.numpy
 import torch
 
-from data_pipeline.samples.cache import Cache, write_cache
-from data_pipeline.samples.encoding import preprocessing
-from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.inference import encoders
 from qi2_jax.interop import components, folder
-from qi2_jax.interop import lora as adapters
 from qi2_jax.interop import weights as storage
+from qi2_jax.interop.lora import writing
 from qi2_jax.runs import locating
-from qi2_jax.tasks.transformer import start, task
 from qi2_jax.training.checkpoints import manager
-from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import config as configs
-from tests import tiny_pipeline
-
-TINY = "experiments/demo.py:tiny"
-OVERRIDES = (
-    "transformer.model.head_width=16",
-    "transformer.model.rope_dims=(4,6,6)",
-    "transformer.mesh.data=1",
-    "transformer.mesh.tensor=1",
-    "transformer.batch_sizes=(4,)",
-    "transformer.validation.samples=4",
-    "transformer.checkpoint.every=2",
-    "transformer.checkpoint.keep=100",
-)
-ADAPTER = (*OVERRIDES, "transformer.lora.rank=4", "transformer.lora.alpha=8.0", "transformer.optimizer.warmup=2")
+from tests.training.starts import ADAPTER, OVERRIDES, TINY, losses, make_samples, train, weights_of
 
 
 @pytest.fixture(scope="module")
 def samples(imported, tmp_path_factory):
-    rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        return rng.normal(size=shape).astype(np.float32)
-
-    made = [
-        (64, Sample(draw(*((4, 4), (2, 6))[i % 2], tiny_pipeline.LATENT_CHANNELS), (Text(draw(5, 16), (5,)),)))
-        for i in range(6)
-    ]
-    data = configs.load(TINY, OVERRIDES).data
-    path = tmp_path_factory.mktemp("data") / "samples"
-    write_cache(path, made, Text(draw(2, 16), (2,)), preprocessing(data) | encoders.digests(imported))
-    return Cache(path)
-
-
-def train(samples, out, source, steps, overrides=OVERRIDES, model=None):
-    given = [*overrides, f"transformer.start.folder={source}", f"transformer.train.steps={steps}"]
-    config = configs.load(TINY, given)
-    start.give_model(config.transformer, samples, model, out)
-    task.train_transformer(config, samples, out)
-    return out
-
-
-def weights_of(path, item="ema"):
-    return {
-        name: weight.read(dtype=np.float32)
-        for name, weight in locating.locate(path).weights("transformer", item).items()
-    }
-
-
-def losses(run):
-    return [line["validation_loss"] for line in metrics.read(run / "metrics.jsonl") if "validation_loss" in line]
+    return make_samples(tmp_path_factory.mktemp("data") / "samples", imported)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +115,7 @@ def test_diffusers_loads_the_trained_adapter(adapted, published, tmp_path):
     from qi2_torch.load import load_pipeline
 
     config, found = locating.locate(adapted).adapter()
-    adapters.export_lora(found, config, tmp_path / "adapter")
+    writing.export_lora(found, config, tmp_path / "adapter")
     folder.export_folder(
         locating.locate(adapted).model,
         tmp_path / "merged",

@@ -1,10 +1,7 @@
-"""What a run starts from: encoders, weights, and the transformer that an adapter changes."""
+"""The start of a run: its encoders and the weights of its transformer."""
 
-import hashlib
 import logging
 import pathlib
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +12,7 @@ from qi2_jax import sharding
 from qi2_jax.inference import encoders
 from qi2_jax.interop import folder
 from qi2_jax.interop import weights as storage
+from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.runs import locating, model_folder, paths
@@ -62,12 +60,14 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
     # Before the first checkpoint the config may still change. After that `loop.train` compares it first.
     if not manager.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
         shift = config.timesteps.shift
-        model_folder.finish(model, transformer_config(config, samples), shift, config.start.folder)
+        model_folder.finish(model, transformer_config(config, samples), shift, scheduler_source(config, source))
         if line := model_folder.describe_scheduler(model, shift):
             log.info("%s", line)
 
 
-def finish_model(config: TransformerConfig, samples: Cache, model: pathlib.Path) -> None:
+def finish_model(
+    config: TransformerConfig, samples: Cache, model: pathlib.Path, base: pathlib.Path | None = None
+) -> None:
     """Brings a run's model folder, if it has the encoders, to the config that the run is trained with.
 
     Sampling and export read it. The config may have changed with `--accept-changes`, or the encoders may have come with
@@ -77,10 +77,19 @@ def finish_model(config: TransformerConfig, samples: Cache, model: pathlib.Path)
       config: config of the transformer stage.
       samples: samples that the run trains on.
       model: model folder of the run.
+      base: run or model folder with the transformer that an adapter as `start.folder` changes.
     """
     if (model / folder.MARK).is_file() or made_samples(model, samples):
         shape = transformer_config(config, samples)
-        model_folder.finish(model, shape, config.timesteps.shift, config.start.folder)
+        model_folder.finish(model, shape, config.timesteps.shift, scheduler_source(config, base))
+
+
+def scheduler_source(config: TransformerConfig, base: pathlib.Path | None) -> str:
+    """What the scheduler of a run follows: the start or, if that is an adapter, the model that it changes."""
+    start = config.start.folder
+    if start and reading.is_adapter(pathlib.Path(start)):
+        return str(base) if base is not None else ""
+    return start
 
 
 def made_samples(model: pathlib.Path, samples: Cache) -> bool:
@@ -91,73 +100,65 @@ def made_samples(model: pathlib.Path, samples: Cache) -> bool:
         return False
 
 
-def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh) -> TrainState:
-    """A state with the weights of a run, checkpoint or imported folder. A run gives its raw weights and its EMA.
+def check_source(source: str, base: pathlib.Path | None) -> None:
+    """Checks that a start can be found, before anything is made.
+
+    Args:
+      source: `transformer.start.folder`.
+      base: run or model folder with the transformer that an adapter changes; None: not given.
 
     Raises:
-      ValueError: if the source is none of these, or its weights have other shapes, naming all of them.
+      ValueError: if the source is neither a model nor an adapter, or an adapter without a transformer.
     """
-    like, located = jax.eval_shape(lambda: state.model), locating.locate(source)
+    locating.locate(model_with(pathlib.Path(source), base))
+
+
+def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: pathlib.Path | None = None) -> TrainState:
+    """A state with the weights of a run, checkpoint or imported folder, or of a transformer with an adapter merged in.
+
+    A run gives its raw weights and its EMA.
+
+    Args:
+      state: a fresh state of the whole transformer.
+      source: run, checkpoint, imported folder or adapter.
+      mesh: devices of this and the other processes.
+      base: run or model folder with the transformer that an adapter changes.
+
+    Raises:
+      ValueError: if the source is none of these, or its weights have other shapes; all of them are listed.
+    """
+    like = jax.eval_shape(lambda: state.model)
+    located = locating.locate(model_with(source, base))
     with processes.agreed():
         if jax.process_index() == 0:
             located.check()
+    changes = reading.read(source, like.config) if reading.is_adapter(source) else {}
 
     def load(item: str) -> MMDiT:
         weights = located.weights("transformer", item)
-        _check_fits(weights, like, source)
-        return storage.load(weights, like, sharding.shardings(like, mesh), np.float32)
+        check_fits(weights, like, source)
+        merged = merging.merged(weights, changes) if changes else weights
+        return storage.load(merged, like, sharding.shardings(like, mesh), np.float32)
 
     return state._replace(model=load("model"), ema=load("ema"))
 
 
-def base_of_adapter(
-    like: MMDiT, source: pathlib.Path | None, run: pathlib.Path, rank: int, mesh: Mesh, dtype: Any
-) -> tuple[MMDiT, str]:
-    """The transformer that an adapter changes, and its digest. It is copied into the run's model folder at the start.
-
-    Args:
-      like: shapes of the transformer.
-      source: run, checkpoint or imported folder to copy it from.
-      run: the run of the adapter.
-      rank: rank of the adapter.
-      mesh: devices of the run.
-      dtype: dtype of the weights on the mesh.
+def model_with(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
+    """The model with which a run begins: the source or, if that is an adapter, its base.
 
     Raises:
-      ValueError: if there is no source, its weights have other shapes, or the run was started without an adapter.
+      ValueError: if the source is an adapter and there is no base.
     """
-    place, digest = run / paths.MODEL / "transformer", ""
-    with processes.agreed():
-        if jax.process_index() == 0:
-            if not manager.steps(run / paths.CHECKPOINTS):  # the source may still change
-                if source is None:
-                    raise ValueError("lora.rank is above 0: name the transformer to adapt with --start")
-                located = locating.locate(source)
-                located.check()
-                weights = located.weights("transformer")
-                _check_fits(weights, like, source)
-                model_folder.save_weights(place, weights)
-            elif (run / paths.CONFIG).is_file() and locating.lora_of(run) is None:
-                raise ValueError(
-                    f"{run} was created with a different config; rerun with the original values, or train an adapter "
-                    f"of its model in another folder with --start {run}. What changed:\n  lora.rank: 0 -> {rank}"
-                )
-            digest = _digest(sorted(place.glob("*.safetensors")))
-    digest = processes.gather(digest)[0]
-    shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    weights = storage.of_ours(place, shapes)[0]
-    return storage.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
+    if not reading.is_adapter(source):
+        return source
+    if base is None:
+        raise ValueError(
+            f"{source} is an adapter: name the run or model folder with the transformer that it changes with --model"
+        )
+    return base
 
 
-def _digest(paths: Sequence[pathlib.Path]) -> str:
-    """The SHA-256 of one file, as `sha256sum` prints it; of several files, the hash of their digests."""
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:
+def check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:
+    """Raises a ValueError that lists every weight of `source` whose shape is not that of `like`."""
     expected = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
     storage.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))

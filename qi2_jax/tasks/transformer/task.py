@@ -13,6 +13,7 @@ from data_pipeline.buckets import Bucket
 from data_pipeline.loading.mixture import Mixture
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
+from qi2_jax.interop.lora import reading
 from qi2_jax.models import lora
 from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.lora import LoRAConfig
@@ -22,10 +23,11 @@ from qi2_jax.runtime import processes
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
+from qi2_jax.tasks.transformer.adapter_start import base_of_adapter, continued
 from qi2_jax.tasks.transformer.batches import Inputs, ahead
 from qi2_jax.tasks.transformer.config import StageConfig, TransformerConfig, check_samples, transformer_config
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
-from qi2_jax.tasks.transformer.start import base_of_adapter, finish_model, started_from
+from qi2_jax.tasks.transformer.start import finish_model, started_from
 from qi2_jax.tasks.transformer.validation import HeldOut
 from qi2_jax.training import loop, restarting
 from qi2_jax.training.microbatch import Microbatch, as_update
@@ -59,7 +61,8 @@ class TransformerTask(Task):
       image_sizes: sizes of the images that `inputs` may have to encode.
       model_config: configuration of the transformer.
       adapter: configuration of the adapter; None to train the whole transformer.
-      source: folder whose weights a new run starts from; None for random ones.
+      source: folder or adapter whose weights a new run starts from; None for random ones.
+      base: run or model folder with the transformer that an adapter as `source` changes.
       objective: what is predicted.
       frozen: parameters that are not trained.
       held_out: held-out samples by stream.
@@ -77,6 +80,7 @@ class TransformerTask(Task):
     model_config: MMDiTConfig
     adapter: LoRAConfig | None
     source: pathlib.Path | None
+    base: pathlib.Path | None
     objective: Objective
     frozen: Frozen
     held_out: Mapping[str, HeldOut]
@@ -123,12 +127,16 @@ class TransformerTask(Task):
         return microbatch._replace(batch=batch, stats=stats._replace(flops=flops))
 
     def initial_state(self, state: TrainState) -> TrainState:
-        if self.source is None or self.adapter is not None:
+        if self.source is None:
             return state
-        return started_from(state, self.source, self.mesh)
+        if self.adapter is None:
+            return started_from(state, self.source, self.mesh, self.base)
+        if reading.is_adapter(self.source):
+            return continued(state, self.source, self.adapter, self.mesh, self.model_config)
+        return state
 
     def on_config_accepted(self) -> None:
-        finish_model(self.config, self.samples, self.model)
+        finish_model(self.config, self.samples, self.model, self.base)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
         of_ema, of_raw = (
@@ -148,7 +156,12 @@ def abstract_transformer(config: MMDiTConfig) -> Any:
 
 
 def make_task(
-    config: StageConfig, samples: Cache, out: pathlib.Path, mesh: Mesh, data: Mapping[str, Any]
+    config: StageConfig,
+    samples: Cache,
+    out: pathlib.Path,
+    mesh: Mesh,
+    data: Mapping[str, Any],
+    base: pathlib.Path | None = None,
 ) -> TransformerTask:
     """The task of a run.
 
@@ -158,6 +171,7 @@ def make_task(
       out: the run.
       mesh: devices of the run.
       data: identity of the samples and their mixture.
+      base: run or model folder with the transformer that an adapter as `start.folder` changes.
     """
     stage, model = config.transformer, out / paths.MODEL
     model_config, adapter = transformer_config(stage, samples), stage.adapter
@@ -170,10 +184,9 @@ def make_task(
     frozen = Frozen(inputs.text_encoder)
     if adapter is not None:
         objective = dataclasses.replace(objective, assemble=lambda frozen, model: lora.join(frozen.base, model))
-        base, digest = base_of_adapter(
-            abstract_transformer(model_config), source, out, adapter.rank, mesh, objective.execution.dtype
-        )
-        frozen, data = frozen._replace(base=base), {**data, "base_transformer": digest}
+        like, dtype = abstract_transformer(model_config), objective.execution.dtype
+        transformer, digest = base_of_adapter(like, source, out, adapter, mesh, dtype, base)
+        frozen, data = frozen._replace(base=transformer), {**data, "base_transformer": digest}
     mixture = _mixture(config, samples, mesh)
     with processes.agreed():
         held_out = {
@@ -190,6 +203,7 @@ def make_task(
         model_config=model_config,
         adapter=adapter,
         source=source,
+        base=base,
         objective=objective,
         frozen=frozen,
         held_out=held_out,
@@ -228,7 +242,13 @@ def _mixture(config: StageConfig, samples: Cache, mesh: Mesh) -> Mixture:
 
 
 def train_transformer(
-    config: StageConfig, samples: Cache, out: pathlib.Path, *, accept_changes: bool = False, restart: bool = False
+    config: StageConfig,
+    samples: Cache,
+    out: pathlib.Path,
+    *,
+    accept_changes: bool = False,
+    restart: bool = False,
+    base: pathlib.Path | None = None,
 ) -> None:
     """Trains the transformer on encoded samples, or resumes where an earlier call stopped.
 
@@ -239,6 +259,7 @@ def train_transformer(
       out: the run.
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
+      base: run or model folder with the transformer that an adapter changes, if `start.folder` is an adapter.
 
     Raises:
       ValueError: if the samples were prepared in another way than `stage.data` says, or lack a stream that it asks
@@ -251,10 +272,10 @@ def train_transformer(
     if stage.adapter is None and not accept_changes and loop.is_finished(stage, data, out):
         with processes.agreed():
             if jax.process_index() == 0:
-                finish_model(stage, samples, out / paths.MODEL)
+                finish_model(stage, samples, out / paths.MODEL, base)
         return
     mesh = stages.make_mesh(stage.mesh)
     for line in sharding.left_whole(abstract_transformer(transformer_config(stage, samples)), mesh):
         processes.say(line)
-    task = make_task(config, samples, out, mesh, data)
+    task = make_task(config, samples, out, mesh, data, base)
     loop.train(task, stage, out, mesh, accept_changes=accept_changes, restart=restart)
