@@ -1,4 +1,4 @@
-"""Fixed prompts and edits: what is refused, and what is left of the encoders."""
+"""Fixed prompts and edits: what is refused, and that the encoders are released."""
 
 import dataclasses
 import gc
@@ -46,7 +46,7 @@ def picture(path, width, height):
         *(
             (
                 {"edits": (("make it night", f"scikit-image:{name}"),)},
-                "is not one that scikit-image brings; .* coffee.png",
+                "does not come with scikit-image, which has .* coffee.png",
             )
             for name in ("", "cup.png", "../data/coffee.png", "/etc/passwd", "README.txt", "eagle.png")
         ),
@@ -69,7 +69,7 @@ def test_pictures_of_scikit_image_are_found_in_the_package(monkeypatch):
     config = asked(edits=(("make it blue", "scikit-image:coffee.png"),)).transformer.samples
     fixed_prompts.check_images(config, 64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or let"):
+    with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or leave"):
         fixed_prompts.check_images(config, 64)
 
 
@@ -81,7 +81,7 @@ def test_what_is_not_drawn_need_not_be_there():
 def test_encoders_that_are_missing_are_asked_for(tmp_path):
     (tmp_path / "vae").mkdir()
     config = asked(prompts=("a cat",)).transformer.samples
-    message = r"lacks \['text_encoder', 'processor'\]; name .* with --model, or draw neither with transformer.samples"
+    message = r"lacks \['text_encoder', 'processor'\], which .* need; name .* with --model, or draw neither with transf"
     with pytest.raises(ValueError, match=message):
         fixed_prompts.encode(config, 64, tmp_path, None, np.float32)
     config = asked(every=0, prompts=("a cat",)).transformer.samples

@@ -1,6 +1,7 @@
 """A run gets the encoders that made its samples, and no others."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -34,7 +35,8 @@ def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
         assert encoders.digests(model) == encoders.digests(imported)
 
 
-def test_run_gets_the_scheduler_of_its_start_and_says_so(imported, tmp_path, capsys):
+def test_run_gets_the_scheduler_of_its_start_and_says_so(imported, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     turbo = tmp_path / "turbo"
     shutil.copytree(imported, turbo)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": False}
@@ -44,7 +46,7 @@ def test_run_gets_the_scheduler_of_its_start_and_says_so(imported, tmp_path, cap
     start.give_model(config, made, imported, tmp_path / "run")
     schedule = folder.read_schedule(tmp_path / "run" / paths.MODEL)
     assert not schedule.shift.dynamic and schedule.shift.shift == 3.0 and schedule.terminal is None
-    assert f"sampling and export keep the scheduler of {turbo}" in capsys.readouterr().out
+    assert f"sampling and export keep the scheduler of {turbo}" in caplog.text
 
 
 def test_other_encoders_are_refused(imported, tmp_path):
@@ -57,5 +59,5 @@ def test_other_encoders_are_refused(imported, tmp_path):
 
 def test_run_without_encoders_says_so(tmp_path, capsys):
     start.give_model(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
-    assert "can train, but not sample" in capsys.readouterr().out
+    assert "can train, but not sample" in caplog.text
     assert not (tmp_path / "run").exists()
