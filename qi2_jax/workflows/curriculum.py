@@ -102,8 +102,9 @@ def _run(
     figures: dict[str, Any] = {}
     for number, (name, stage) in enumerate(config.ordered.items(), start=1):
         log.info("stage %d of %d: %s", number, len(config.order), name)
-        figures[name] = _run_stage(stage, records, out, out / paths.STAGES / name, source, show, accept_changes)
-        source = str(out / paths.STAGES / name / paths.TRANSFORMER)
+        place = out / paths.STAGES / name
+        figures[name] = _run_stage(stage.started_from(source), records, out, place, show, accept_changes)
+        source = str(place / paths.TRANSFORMER)
 
     log.info("export")
     report = {"stages": figures, "minutes": (time.monotonic() - started) / 60}
@@ -158,18 +159,16 @@ def _run_stage(
     records: pathlib.Path,
     out: pathlib.Path,
     place: pathlib.Path,
-    source: str,
     show: Show,
     accept_changes: bool,
 ) -> dict[str, Any]:
     """Encodes and trains a stage.
 
     Args:
-      stage: config of the stage.
+      stage: config of the stage, whose `transformer.start` names the run of the stage before it.
       records: folder of scored records.
       out: folder of the curriculum.
       place: folder of the stage.
-      source: run or folder whose transformer the stage starts from; "": random weights.
       show: function that draws the report of encoding.
       accept_changes: see `loop.train`.
 
@@ -190,7 +189,7 @@ def _run_stage(
                 model_folder.finish(model, shape, stage.transformer.timesteps.shift)
             start.give_model(stage.transformer, samples, model, run)
     # For a stage that is trained, this verifies that its last checkpoint is whole and does not end a failed run.
-    train_transformer(stage.started_from(source), samples, run, accept_changes=accept_changes)
+    train_transformer(stage, samples, run, accept_changes=accept_changes)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
     return {
         "samples": len(samples),
