@@ -1,16 +1,17 @@
-"""The main job in miniature: a few pictures become a tiny model that reproduces them, exported to diffusers.
+"""The main job in miniature: a few images become a tiny model that reproduces them, exported to diffusers.
 
-Command: `make demo`, which is `qi2 run experiments/demo.py --out runs/demo`; with your own folder of images beside
-`.txt` captions, or with a `metadata.jsonl`, `make demo DATA=path`.
+Command: `make demo`, which is `qi2 run experiments/demo.py --out runs/demo`; with your own folder of images with `.txt`
+captions, or with a `metadata.jsonl`, `make demo DATA=path`.
 Hardware: a CPU with 2 cores and 6 GiB, as a mesh of 8 fake devices.
 Time: see the README, measured.
 
 The autoencoder and the transformer are trained from scratch and far too small for anything but this. The condition
-encoder is a tiny Qwen3-VL with random frozen weights and the real Qwen tokenizer, unless `encoder.folder` names a
-folder of the real one.
+encoder is a tiny Qwen3-VL with random frozen weights and the real Qwen tokenizer, unless `encoder.folder` names the
+folder of a real one.
 """
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -29,32 +30,46 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     tiny = form == "tiny"
     config = ml_collections.ConfigDict()
     config.platform = "cpu"
-    # Where programs are kept that were compiled once, a path below the folder of the job or run, or a whole one; empty:
-    # nowhere, since a job that takes minutes is seldom started again.
+    # Folder in which compiled programs are kept, absolute or below the job's folder; "": none, because a job that takes
+    # minutes is seldom started again.
     config.compilation_cache = ""
     config.encode = dict(
         # What training computes in every step instead of reading it: "nothing", "text" or "text_and_images".
         online="nothing",
         dtype="float32",
-        batch_size=8,  # images or prompts at once
+        batch_size=8,  # images or prompts that are encoded at once
         mesh=dict(data=1, fsdp=1, tensor=1),
-        records_per_unit=16_384,  # what is encoded, stored, and done again after a kill, as a whole
+        records_per_unit=16_384,  # records that are encoded, stored, and after a kill encoded again as a whole
     )
-    config.data = dict(
-        sides=(64 if tiny else 96,),  # of the squares whose area the buckets have, in pixels
+    config.data = _data(tiny)
+    config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)
+    config.vae = _autoencoder(tiny)
+    config.transformer = _transformer(tiny)
+    config.sample = dict(steps=4 if tiny else 20, seed=0, batch_size=64, captions=0)  # the first captions; 0: all
+    config.compare = dict(images=2, steps=4 if tiny else 20)
+    # What the job must reach to succeed: a share of the generated images, and a difference of pixels, of 255.
+    config.expect = dict(nearest_to_own=0.0 if tiny else 0.9, difference_to_pytorch=1)
+    return config
+
+
+def _data(tiny: bool) -> dict[str, Any]:
+    return dict(
+        sides=(64 if tiny else 96,),  # sides of the squares whose areas the buckets have, in pixels
         ratios=("1:1", "2:3", "3:2", "9:16", "16:9", "1:3", "3:1"),
         max_upscale=1.0,
         max_cropped=0.3,
         smaller_too=False,
-        held_out=0.0,  # the job must learn every picture: validation holds only times and noise
-        mixture=dict(sides=(1,), tasks=(1, 0), conditions=(1,)),  # steps of each side, of pairs and edits
+        held_out=0.0,  # the demo must learn every image: only times and noise of validation differ from training
+        mixture=dict(sides=(1,), tasks=(1, 0), conditions=(1,)),  # shares of the sides, of pairs and edits
         channels=4,
-        workers=1,  # two cores are busy enough with one
+        workers=1,  # enough to keep two cores busy
         # A batch has as many text slots as the longest caption needs; longer captions are left out.
         thresholds=dict(dataclasses.asdict(Thresholds()), min_side=128, edits=False, min_tokens=1, max_tokens=128),
     )
-    config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)
-    config.vae = dict(
+
+
+def _autoencoder(tiny: bool) -> dict[str, Any]:
+    return dict(
         seed=0,
         model=dict(
             encoder_width=8 if tiny else 16,
@@ -64,21 +79,24 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
             residual_blocks=1,
             halves_time=(False, True, True, True),
         ),
-        mesh=dict(data=2, fsdp=1, tensor=1),  # convolutions of one or two images a device are slow on a CPU
+        mesh=dict(data=2, fsdp=1, tensor=1),  # convolutions of one or two images per device are slow on a CPU
         crop=32,
         loss="squared",
         batch_size=8 if tiny else 16,
         ema_decay=0.95 if tiny else 0.99,
-        ema_ramp=False,  # eight and more times the length of the average is trained: the random start is forgotten
+        ema_ramp=False,  # training is eight and more times as long as the EMA, which forgets the random weights
         train=defaults.train(2 if tiny else 1000),
         validation=dict(every=10_000),
         samples=dict(every=0),
         profile=defaults.profile(),
         optimizer=dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=20, decay_steps=1000),
         checkpoint=defaults.checkpoint(1000 if tiny else 200),
-        statistics_batches=2 if tiny else 16,  # crops from which the latents' mean and deviation are taken
+        statistics_batches=2 if tiny else 16,  # batches from which the latents' mean and deviation are measured
     )
-    config.transformer = dict(
+
+
+def _transformer(tiny: bool) -> dict[str, Any]:
+    return dict(
         seed=1,
         model=dict(
             layers=2,
@@ -92,17 +110,17 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         ),
         mesh=dict(data=2, fsdp=2, tensor=2),
         execution=dict(dtype="float32", kernel="auto", remat=False),
-        batch_sizes=(8 if tiny else 16,),  # of each side
-        images_per_device=(0,),  # of each side, at once; a larger batch is read in parts. 0: the whole batch
-        batches_per_update=1,  # turns of data.mixture whose images one update of the parameters reads
+        batch_sizes=(8 if tiny else 16,),  # for each side
+        images_per_device=(0,),  # for each side, the largest microbatch of a device; 0: the whole batch
+        batches_per_update=1,  # batches of data.mixture whose gradients are accumulated for an update
         dropout=0.1,
         validation=dict(
-            every=10_000,  # before the first and after the last step in any case
-            samples=8 if tiny else 16,  # of each area and task
+            every=10_000,  # always also before the first and after the last step
+            samples=8 if tiny else 16,  # of each stream
         ),
         samples=defaults.samples(),
         ema_decay=0.5 if tiny else 0.99,
-        ema_ramp=False,  # as above; an adapter's average always ramps up
+        ema_ramp=False,  # as above; the EMA of an adapter always ramps up
         timesteps=defaults.timesteps(),
         start=defaults.start(),
         lora=defaults.lora(),
@@ -111,8 +129,3 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         optimizer=dict(lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.001, clip=1.0, warmup=20, decay_steps=800),
         checkpoint=defaults.checkpoint(1000 if tiny else 200),
     )
-    config.sample = dict(steps=4 if tiny else 20, seed=0, batch_size=64, captions=0)  # the first ones; 0: all
-    config.compare = dict(images=2, steps=4 if tiny else 20)
-    # What a job must reach to succeed: share of samples, and levels of 255.
-    config.expect = dict(nearest_to_own=0.0 if tiny else 0.9, difference_to_pytorch=1)
-    return config

@@ -1,13 +1,16 @@
-"""The whole curriculum: data selection and caches, then six stages, each from the last one's parameters and EMA.
+"""The whole curriculum: data selection and samples, then six stages, each starting from the weights and EMA of the one
+before it.
 
-Command: `qi2 run experiments/qwen_image_2/curriculum.py --data RECORDS --out DIR model.folder=ENCODERS`; started again
-it goes on where it was cut. RECORDS is a folder that `qi2 data ingest` made and `qi2 data score` scored, with a CLIP
-and an aesthetic head; ENCODERS an imported folder, whose Qwen3-VL and autoencoder are used.
-What is drawn of edits while training needs pictures of scikit-image: `pip install 'qi2[demo]'`.
-In miniature, on pictures that are made on the way: `qi2 run experiments/qwen_image_2/curriculum.py:tiny --out DIR`.
+Command: `qi2 run experiments/qwen_image_2/curriculum.py --data RECORDS --out DIR model.folder=ENCODERS`; the same
+command continues after an interruption. RECORDS is a folder that `qi2 data ingest` made and `qi2 data score` scored,
+with a CLIP and an aesthetic head; ENCODERS an imported folder, whose Qwen3-VL and autoencoder are used.
+The fixed edits that are drawn during training need images of scikit-image: `pip install 'qi2[demo]'`.
+In miniature, with images that it makes itself: `qi2 run experiments/qwen_image_2/curriculum.py:tiny --out DIR`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU with 2 cores, as a mesh of 8 fake devices.
 Time: the sum of the stages', see each of them; the tiny form under 15 minutes.
 """
+
+from typing import Any
 
 import ml_collections
 
@@ -34,15 +37,25 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     tiny = form == "tiny"
     config = ml_collections.ConfigDict()
     config.platform = "cpu" if tiny else ""
-    # Programs that were compiled once are read from here when a run is started again; a path below the curriculum's
-    # folder, or a whole one such as gs://BUCKET/compiled. Empty: none are kept.
+    # Folder in which compiled programs are kept, so that a restart does not compile them again: a path below the
+    # curriculum's folder, or an absolute one such as gs://BUCKET/compiled; "": none.
     config.compilation_cache = "compiled"
-    # Where --data names no records: pictures of scikit-image, and so many edits and text-rich pictures made of them.
+    # Without --data: images of scikit-image, and numbers of edits and text-rich images that are made from them.
     config.corpus = dict(edits=90 if tiny else 0, texts=24 if tiny else 0, side=512, workers=2 if tiny else 0)
-    # Whose condition encoder and autoencoder are used; empty: those of the next two groups.
+    # Model folder whose condition encoder and autoencoder are used; "": those of the next two groups.
     config.model = dict(folder="")
     config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)  # as in experiments/demo.py
-    config.vae = dict(
+    config.vae = _autoencoder(tiny)
+    # Run, checkpoint or imported folder whose transformer the first stage starts from; "": random weights.
+    config.start = dict(folder="")
+    # The order of the stages, because a config does not keep the order of its keys.
+    config.order = tuple(stage.__name__.rpartition(".")[2] for stage in STAGES)
+    config.stages = {stage.__name__.rpartition(".")[2]: stage.get_config(form) for stage in STAGES}
+    return config
+
+
+def _autoencoder(tiny: bool) -> dict[str, Any]:
+    return dict(
         seed=0,
         channels=4,
         model=dict(
@@ -58,7 +71,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         loss="squared" if tiny else "absolute",
         batch_size=16 if tiny else 4_096,
         ema_decay=0.99 if tiny else 0.9999,
-        ema_ramp=True,  # it begins with random parameters, and an end that is brought forward must not show them
+        ema_ramp=True,  # it starts from random weights, which the EMA of a shortened run must not contain
         train=defaults.train(150) if tiny else defaults.train(200_000, watchdog_seconds=base.WATCHDOG_SECONDS),
         validation=dict(every=1_000_000),
         samples=dict(every=0),
@@ -73,11 +86,5 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
             decay_steps=150 if tiny else 200_000,
         ),
         checkpoint=defaults.checkpoint(50 if tiny else 1_000),
-        statistics_batches=8 if tiny else 64,  # crops from which the latents' mean and deviation are taken
+        statistics_batches=8 if tiny else 64,  # batches from which the latents' mean and deviation are measured
     )
-    # The run, checkpoint or imported folder with whose transformer the first stage begins; empty: random weights.
-    config.start = dict(folder="")
-    # Read as the order of the stages, which the keys of a config do not keep.
-    config.order = tuple(stage.__name__.rpartition(".")[2] for stage in STAGES)
-    config.stages = {stage.__name__.rpartition(".")[2]: stage.get_config(form) for stage in STAGES}
-    return config

@@ -1,10 +1,10 @@
 """Stage 1: text-to-image at 256p.
 
-Command: in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
+Command: as part of `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
 `qi2 data select RECORDS --config C`, `qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
 `qi2 train C --samples SAMPLES --model MODEL --out RUN`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU, as a mesh of 8 fake devices.
-Time, not run: 5.1 s an update, 24 days in all,
+Time: 5.1 s per update and 24 days in total; not measured, but computed
 by formula at 40% utilisation (`python -m tests.benchmarks.stage_cost`).
 """
 

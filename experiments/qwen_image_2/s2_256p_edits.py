@@ -1,10 +1,10 @@
-"""Stage 2: 256p, edits join.
+"""Stage 2: 256p, with edits.
 
-Command: in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
+Command: as part of `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
 `qi2 data select RECORDS --config C`, `qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
 `qi2 train C --samples SAMPLES --model MODEL --start RUN_BEFORE --out RUN`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU, as a mesh of 8 fake devices.
-Time, not run: 5.3 s an update, 6 days in all,
+Time: 5.3 s per update and 6 days in total; not measured, but computed
 by formula at 40% utilisation (`python -m tests.benchmarks.stage_cost`).
 """
 

@@ -1,10 +1,10 @@
-"""Stage 3: 256p and 512p, synthetic text-rich data joins.
+"""Stage 3: 256p and 512p, with synthetic text-rich images.
 
-Command: in its turn by `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
+Command: as part of `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, with C for this file:
 `qi2 data select RECORDS --config C`, `qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
 `qi2 train C --samples SAMPLES --model MODEL --start RUN_BEFORE --out RUN`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU, as a mesh of 8 fake devices.
-Time, not run: 4.8 s an update, 11 days in all,
+Time: 4.8 s per update and 11 days in total; not measured, but computed
 by formula at 40% utilisation (`python -m tests.benchmarks.stage_cost`).
 """
 

@@ -4,8 +4,6 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from qi2_jax.cli import options, tables
 from qi2_jax.runtime import devices, processes
 
@@ -63,7 +61,7 @@ def _run_curriculum(config: "CurriculumExperiment", arguments: argparse.Namespac
             arguments.data,
             accept_changes=arguments.accept_changes,
             restart=arguments.restart,
-            show=tables.shown_on(Console()),
+            show=tables.show,
         )
 
 
@@ -74,4 +72,4 @@ def _run_demo(config: "DemoExperiment", arguments: argparse.Namespace) -> None:
     from qi2_jax.workflows import demo
 
     devices.set_compilation_cache(config, arguments.out)
-    demo.run(config, arguments.out, arguments.data, restart=arguments.restart, show=tables.shown_on(Console()))
+    demo.run(config, arguments.out, arguments.data, restart=arguments.restart, show=tables.show)

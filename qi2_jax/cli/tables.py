@@ -1,8 +1,5 @@
 """Draws plain tables on the terminal."""
 
-from collections.abc import Callable
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -10,7 +7,7 @@ from rich.text import Text
 from data_pipeline.funnel import Table
 
 
-def show(console: Console, table: Table) -> None:
+def show(table: Table) -> None:
     """Prints a table with its title and its warning. Cells are data: no markup in them is interpreted."""
     view = RichTable(title=Text(table.title), caption=Text(table.caption) if table.caption else None)
     view.caption_style = "bold red"
@@ -18,17 +15,9 @@ def show(console: Console, table: Table) -> None:
         view.add_column(Text(column), justify="right" if column in table.right else "left", overflow="fold")
     for index, cells in enumerate(table.rows):
         view.add_row(*map(Text, cells), end_section=index in table.section_ends)
-    console.print(view)
+    Console().print(view)
 
 
-def shown_on(console: Console) -> Callable[[Any], None]:
-    """A function that prints tables and the tables of reports, as `workflows.reports.Show`."""
-
-    def show_report(report: Any) -> None:
-        if hasattr(report, "tables"):
-            for table in report.tables():
-                show(console, table)
-        else:
-            show(console, report.table() if hasattr(report, "table") else report)
-
-    return show_report
+def warn(text: str) -> None:
+    """Prints a line in red."""
+    Console().print(Text(text, "bold red"))

@@ -62,7 +62,7 @@ def run(
         `transformer/`, the export `diffusers/`, `samples.png` and `report.json`.
       source: images with `.txt` captions, or with a `metadata.jsonl`; None: the embedded demo set.
       restart: see `loop.train`.
-      show: function that receives the reports of all steps.
+      show: function that draws the reports of all steps.
 
     Returns:
       The metrics of `report.json`.
@@ -167,7 +167,7 @@ def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, restart:
     log.info("3 encode: latents and text features, once")
     encoded = encode.encode(config, out / "records", out / "records" / INDEX, model, out / paths.SAMPLES)
     assert encoded is not None, "the demo is one process"
-    show(encoded)
+    show(encoded.table())
     samples = Cache(out / paths.SAMPLES)
     shape = transformer.transformer_config(config.transformer, samples)
     model_folder.finish(model, shape, config.transformer.timesteps.shift, config.transformer.start.folder)
@@ -272,7 +272,7 @@ def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
         rows["JAX beside PyTorch"] = str(out / "jax_and_pytorch_0.png")
     if (out / "diffusers").is_dir():
         rows["diffusers folder"] = str(out / "diffusers")
-    table = Table("result", ("metric", "value"), right=("value",))
+    table = Table("result", ("", "this job"))
     for row in rows.items():
         table.add_row(*row)
     return table

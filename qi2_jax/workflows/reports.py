@@ -1,11 +1,11 @@
-"""What workflows hand to the command line, which draws it."""
+"""Where workflows send their tables: the command line passes in a function that draws them."""
 
 from collections.abc import Callable
-from typing import Any
 
-# Receives a `data_pipeline.funnel.Table`, or a report with a method `table()` or `tables()`.
-Show = Callable[[Any], None]
+from data_pipeline.funnel import Table
+
+Show = Callable[[Table], None]
 
 
-def ignore(report: Any) -> None:
+def ignore(table: Table) -> None:
     """A `Show` that shows nothing."""

@@ -15,7 +15,6 @@ from data_pipeline.samples.encoding import encode, preprocessing
 from data_pipeline.samples.held_out import check_held_out, is_held, number
 from data_pipeline.samples.schema import NOTHING, Text
 from data_pipeline.selection.index import Kept, Selection, write_selection
-from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.workflows import config as configs
 
 STAGES = [f"experiments/qwen_image_2/{name}.py:tiny" for name in ("s1_256p_t2i", "s3_512p_synthetic", "s4_1024p")]
@@ -63,8 +62,7 @@ def test_no_held_picture_is_trained_on_in_any_stream_of_any_stage(pictures, made
         for stage in STAGES:
             data = configs.load(stage, [f"data.held_out={held_out}"]).data
             index, out = folder / "selection.parquet", folder / Path(stage).stem
-            thresholds = Thresholds(**data.thresholds)
-            write_selection(index, Selection(thresholds, tuple(kept), {}, (), {}, {}, "of them"))
+            write_selection(index, Selection(data.thresholds, tuple(kept), {}, (), {}, {}, "of them"))
             resolutions, how = data.resolutions, {"records_per_unit": 3, "held_out": held_out}
             try:
                 report = encode(folder, index, resolutions, Encoders(), out, preprocessing(data), **how, progress=False)
