@@ -7,7 +7,7 @@ from rich.text import Text
 from data_pipeline.funnel import Table
 
 
-def show(console: Console, table: Table) -> None:
+def show(table: Table) -> None:
     """Prints a table with its title and its warning. Cells are data: no markup in them is interpreted."""
     view = RichTable(title=Text(table.title), caption=Text(table.caption) if table.caption else None)
     view.caption_style = "bold red"
@@ -15,4 +15,9 @@ def show(console: Console, table: Table) -> None:
         view.add_column(Text(column), justify="right" if column in table.right else "left", overflow="fold")
     for index, cells in enumerate(table.rows):
         view.add_row(*map(Text, cells), end_section=index in table.section_ends)
-    console.print(view)
+    Console().print(view)
+
+
+def warn(text: str) -> None:
+    """Prints a line in red."""
+    Console().print(Text(text, "bold red"))

@@ -1,46 +1,50 @@
-"""`qi2 train EXPERIMENT --samples DIR --out DIR`: only the transformer stage of a job, on samples encoded before."""
+"""`qi2 train EXPERIMENT --samples DIR --out DIR`: the transformer stage of a job, on samples encoded before."""
 
 import argparse
 import pathlib
 from typing import Any
 
 from qi2_jax.cli import options
-from qi2_jax.config import loading as configs
-from qi2_jax.runtime import devices, processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_arguments(parser)
+    options.add_experiment_arguments(parser)
     parser.add_argument(
-        "--samples", type=pathlib.Path, required=True, help="encoded samples: of `qi2 data cache`, or a job's samples/"
+        "--samples",
+        type=pathlib.Path,
+        required=True,
+        help="encoded samples: the output of `qi2 data cache`, or samples/ of a job",
     )
     parser.add_argument(
         "--model",
         type=pathlib.Path,
         help="run, job or model folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` "
-        "need; default: that of the job which the samples belong to",
+        "need; default: the model of the job that the samples belong to",
     )
     parser.add_argument(
         "--start",
         type=pathlib.Path,
         metavar="DIR",
-        help="run, checkpoint or imported folder with whose transformer a new run begins (default: random weights); "
+        help="run, checkpoint or imported folder whose transformer a new run starts from (default: random weights); "
         "short for transformer.start.folder=DIR",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="continue although config or data are others than at the run's beginning; what changed is recorded",
+        help="continue even if config or data changed since the run started; the changes are recorded",
     )
     options.add_process_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from qi2_jax.config import loading
+    from qi2_jax.runtime import devices, processes
+
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")
-    config = configs.load(arguments.experiment, overrides)
+    config = loading.load(arguments.experiment, overrides)
     if "transformer" not in config:
         raise ValueError(
             f"{arguments.experiment} has no group `transformer`; train with the config of a stage, such as "
@@ -58,7 +62,7 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
 
     from data_pipeline.samples.cache import Cache
     from qi2_jax.runs import locating, paths
-    from qi2_jax.runtime import lock
+    from qi2_jax.runtime import lock, processes
     from qi2_jax.tasks.transformer import start, task
     from qi2_jax.tasks.transformer.config import check_samples, check_transformer
     from qi2_jax.training.checkpoints import manager
@@ -66,7 +70,8 @@ def _train(config: Any, arguments: argparse.Namespace) -> None:
     check_transformer(config.transformer, config.data)
     samples = Cache(arguments.samples)
     source = config.transformer.start.folder
-    with processes.agreed():  # before the lock, which makes the folder; a run that has begun needs it no more
+    # Checked before the lock creates the folder. A run that has checkpoints no longer needs its start.
+    with processes.agreed():
         if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
             locating.locate(source)
     with lock.hold(arguments.out):
