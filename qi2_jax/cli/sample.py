@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import math
 import os
 import pathlib
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+_log = logging.getLogger(__name__)
 MAX_LATENT_BYTES = 1 << 30
 MAX_COUNT = 1 << 16  # steps, or images in a batch
 DTYPES = ("bfloat16", "float32")
@@ -167,6 +169,7 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
         progress=lambda steps: tqdm(steps, desc="sample", unit="step", dynamic_ncols=True),
         **options,
     )
+    _log.info("encoding the prompts; programs for a new size are compiled first, which can take minutes")
     paths = [out] if len(texts) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(texts))]
     for path, image in zip(paths, images, strict=True):  # written batch by batch
         png = io.BytesIO()

@@ -1,6 +1,7 @@
 """The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
 
 import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,10 @@ from qi2_jax.interop import components
 from qi2_jax.interop import weights as storage
 from qi2_jax.interop.weights import STEM
 from qi2_jax.models.qwen3_vl import EncoderInputs
+from qi2_jax.runtime import logs
 from qi2_jax.text import prompts
+
+_log = logging.getLogger(__name__)
 
 LENGTH_MULTIPLE = 64  # tokens: prompts of similar length share compiled programs
 AREA = 256 * 256  # pixels of the images of which `batch_size` are encoded at once
@@ -184,4 +188,5 @@ def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:
     config = components.read_config(model / name, name)
     like = component.abstract(config)
     weights, _ = storage.of_ours(model / name, component.expected(config))
-    return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+    with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
+        return storage.load(weights, like, sharding.shardings(like, mesh), dtype)

@@ -63,14 +63,38 @@ def set_up(level: str | None = None) -> None:
 
 
 def name_process(index: int, count: int) -> None:
-    """Puts the number of this process in front of each message if there are several."""
+    """Puts the number of this process in front of each message if there are several.
+
+    Processes other than 0 then report warnings only, unless the level is "debug": their messages would be the same.
+    """
     global _process
-    _process = f"[{index}] " if count > 1 else ""
+    if count > 1:
+        _process = f"[{index}] "
+        for name in _OURS:
+            logger = logging.getLogger(name)
+            if index and logger.level == logging.INFO:
+                logger.setLevel(logging.WARNING)
+
+
+def loading(logger: logging.Logger, name: str, parameters: int) -> contextlib.AbstractContextManager[None]:
+    """Logs that a component of a model is loaded, with its size and the time.
+
+    Args:
+      logger: that of the module.
+      name: name of the component's folder, such as "text_encoder".
+      parameters: number of its parameters.
+    """
+    return timed(logger, f"loading the {name.replace('_', ' ')} ({parameters:,} parameters)")
 
 
 @contextlib.contextmanager
 def timed(logger: logging.Logger, doing: str) -> Iterator[None]:
-    """Logs what begins, and how long it took when it is done."""
+    """Logs what begins, and at the end how long it took.
+
+    Args:
+      logger: that of the module.
+      doing: a present participle with its object, such as "loading the autoencoder".
+    """
     logger.info("%s ...", doing)
     begun = time.monotonic()
     yield

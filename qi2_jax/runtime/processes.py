@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qi2_jax.runtime import errors, meeting, signals
+from qi2_jax.runtime import errors, logs, meeting, signals
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the processes did not come together: {error}") from error
+    logs.name_process(jax.process_index(), jax.process_count())
     signals.listen(interruptible=False)  # what one process gets, all must agree on
     try:
         yield
@@ -170,6 +171,6 @@ def terminating() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints in process 0."""
+    """Logs a message in process 0."""
     if jax.process_index() == 0:
-        print(text)
+        _log.info("%s", text)

@@ -1,6 +1,7 @@
 """Programs of a training, compiled before the first step; a batch of another shape later is an error, not a stall."""
 
 import concurrent.futures
+import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,8 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
+from qi2_jax.runtime import logs
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training.step import Programs, TrainState
+
+_log = logging.getLogger(__name__)
 
 AHEAD = 1  # parts of an update that wait on the devices while the next is put there
 
@@ -101,7 +105,10 @@ class Compiled:
 
 def _compile(lowered: Iterable[tuple[Hashable, jax.stages.Lowered]]) -> dict[Hashable, jax.stages.Compiled]:
     """Compiles beside each other, and while the next is still traced: each takes minutes, and few of a host's cores."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile") as threads:
+    with (
+        logs.timed(_log, "compiling the programs of the training steps"),
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile") as threads,
+    ):
         compiling = {static: threads.submit(program.compile) for static, program in lowered}
         return {static: program.result() for static, program in compiling.items()}
 

@@ -87,6 +87,6 @@ def test_help_agrees_with_the_libraries():
     from data_pipeline.synthesis.text import synthesis as text
     from qi2_jax.workflows import verify
 
-    assert (synth.EDITS, synth.STRATEGIES) == (tuple(edits.KINDS), tuple(text.STRATEGIES))
+    assert (tuple(edits.KINDS), tuple(text.STRATEGIES)) == (synth.EDITS, synth.STRATEGIES)
     assert data.INDEX == index.INDEX and MAX_IMAGE_BYTES == 64 << 20
     assert set(export.DTYPES) == set(verify.CODES)
