@@ -1,6 +1,5 @@
 """The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
 
-import hashlib
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from qi2_jax.interop import weights as storage
 from qi2_jax.interop.weights import STEM
 from qi2_jax.models.qwen3_vl import EncoderInputs
 from qi2_jax.runtime import logs
+from qi2_jax.runtime.digests import of_files
 from qi2_jax.text import prompts
 
 _log = logging.getLogger(__name__)
@@ -34,15 +34,7 @@ def digests(model: pathlib.Path) -> dict[str, str]:
     names = (f"{STEM}.safetensors", "config.json")
     parts = {part: [model / part / name for name in names] for part in ("vae", "text_encoder")}
     parts["processor"] = sorted(path for path in (model / "processor").iterdir() if path.is_file())
-    return {part: _digest(*paths) for part, paths in parts.items()}
-
-
-def _digest(*paths: pathlib.Path) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return {part: of_files(paths) for part, paths in parts.items()}
 
 
 class ImageEncoder:

@@ -19,6 +19,7 @@ from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
+from qi2_jax.runtime.digests import of_file
 from qi2_jax.tasks.transformer.config import transformer_config
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.step import TrainState
@@ -123,10 +124,7 @@ def base_of_adapter(
 
 def _digest(paths: Sequence[pathlib.Path]) -> str:
     """SHA-256 of one file, as `sha256sum` prints it; of several that of their digests."""
-    found = []
-    for path in paths:
-        with path.open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    found = [of_file(path).hex() for path in paths]
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
