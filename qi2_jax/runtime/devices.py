@@ -1,4 +1,4 @@
-"""Devices of a process: the platform, fake CPU devices, and the compilation cache."""
+"""Sets the platform, the number of fake CPU devices, and the compilation cache of a process."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,23 +6,28 @@ from typing import Any
 
 
 def set_platform(config: Any, meshes: Sequence[Any], processes: int = 1) -> None:
-    """For `config.platform == "cpu"`, makes JAX see as many CPU devices as the largest mesh needs of each process.
+    """With `config.platform == "cpu"`, gives JAX as many CPU devices as the largest mesh needs from each process.
 
-    Must run before JAX is first used. On accelerators (`config.platform == ""`) nothing is changed.
+    This must run before JAX is first used. With `config.platform == ""` it changes nothing: JAX chooses accelerators.
+
+    Args:
+      config: an experiment's config.
+      meshes: mesh shapes of all parts of the job.
+      processes: number of processes that share the devices.
 
     Raises:
-      ValueError: for another platform, or if the processes cannot share the devices.
+      ValueError: for another platform, or if the processes cannot share the devices evenly.
     """
     if config.platform not in ("", "cpu"):
         raise ValueError(
-            f"platform is {config.platform!r}; choose 'cpu', or '' for what JAX finds, which JAX_PLATFORMS may narrow"
+            f"platform is {config.platform!r}; choose 'cpu', or '' for JAX's own choice, which JAX_PLATFORMS restricts"
         )
     if config.platform == "cpu":
         import jax
 
         devices = max(mesh.data * mesh.fsdp * mesh.tensor for mesh in meshes)
         if devices < 1:
-            raise ValueError(f"the meshes {[dict(mesh) for mesh in meshes]} have no devices; sizes are at least 1")
+            raise ValueError(f"the meshes {[dict(mesh) for mesh in meshes]} have no devices; every size must be >= 1")
         if devices % processes:
             raise ValueError(f"{processes} processes cannot share the {devices} devices of the mesh evenly")
         jax.config.update("jax_platforms", "cpu")
@@ -30,7 +35,12 @@ def set_platform(config: Any, meshes: Sequence[Any], processes: int = 1) -> None
 
 
 def set_compilation_cache(config: Any, out: pathlib.Path) -> None:
-    """Lets compiled programs be kept from one start to the next, where `config.compilation_cache` names a place."""
+    """Keeps compiled programs for the next start, in the place that `config.compilation_cache` names.
+
+    Args:
+      config: an experiment's config; without the key nothing happens.
+      out: output folder; relative places are inside it.
+    """
     import jax
 
     if place := config.get("compilation_cache", ""):

@@ -1,4 +1,4 @@
-"""One process at a time in a folder that is trained or made in."""
+"""Exclusive lock on an output folder."""
 
 import contextlib
 import errno
@@ -18,13 +18,13 @@ _held: set[pathlib.Path] = set()
 
 @contextlib.contextmanager
 def hold(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from working in `folder`, which is made if missing.
+    """Keeps other programs from working in `folder`, which is created if missing.
 
-    The system drops the lock with the process, however that ends; the file `.lock` stays and means nothing by itself.
-    Within a process it may be held again. Of the processes of one program the first holds it for all.
+    The operating system releases the lock when the process ends, in whatever way. The file `.lock` stays and means
+    nothing by itself. A process may hold the lock more than once. Process 0 of a program holds it for all of them.
 
     Raises:
-      ValueError: if another process holds it, saying which; in all processes of the program.
+      ValueError: if another program holds the lock. It names that process, and is raised in all processes.
     """
     folder = folder.resolve()
     if folder in _held:
