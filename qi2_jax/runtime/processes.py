@@ -24,6 +24,7 @@ LEAVING = 60  # seconds that a process waits for the others when it ends
 
 _PADDING = 1024  # bytes; the sizes of messages are rounded up to multiples
 _STOPPED = "\0"  # precedes the name of a signal, so that it is not taken for the text of an error
+_WAITING = "\1"  # precedes the name of a signal that waits until a step is complete
 
 
 @contextlib.contextmanager
@@ -133,6 +134,7 @@ def agreed(*, interruptible: bool = True) -> Iterator[None]:
             yield
         return
     failure: BaseException | None = None
+    text = ""
     try:
         with guard():
             yield
@@ -140,23 +142,27 @@ def agreed(*, interruptible: bool = True) -> Iterator[None]:
         failure, text = stopped, _STOPPED + signals.name()
     except Exception as error:
         failure, text = error, str(error) or type(error).__name__
-    texts = gather("" if failure is None else text)
+    if failure is None and signals.received():
+        text = _WAITING + signals.name()
+    texts = gather(text)
     if failure is not None and not isinstance(failure, signals.Terminated):
         raise failure
-    names = [_signal_name(text) for text in texts]
-    for index, (text, name) in enumerate(zip(texts, names, strict=True)):
-        if text and not name:
+    stopped_by = [_signal_name(text, _STOPPED) for text in texts]
+    waiting = [_signal_name(text, _WAITING) for text in texts]
+    for index, (text, *names) in enumerate(zip(texts, stopped_by, waiting, strict=True)):
+        if text and not any(names):
             raise ValueError(f"process {index}: {text}")
-    if _hear(names):
+    _hear(waiting)
+    if _hear(stopped_by):
         if jax.process_index() == 0:
             print(signals.stopped_message(), file=sys.stderr)
         raise signals.Terminated(told=True)
 
 
-def _signal_name(text: str) -> str:
-    """The name of the signal in a process's text; "" if the text is empty or an error."""
-    name = text.removeprefix(_STOPPED)
-    return name if text.startswith(_STOPPED) and name in {number.name for number in signals.STATUS} else ""
+def _signal_name(text: str, mark: str) -> str:
+    """The name of the signal behind a mark in a process's text; "" for other texts."""
+    name = text.removeprefix(mark)
+    return name if text.startswith(mark) and name in {number.name for number in signals.STATUS} else ""
 
 
 def _hear(names: list[str]) -> bool:
