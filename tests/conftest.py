@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -38,6 +39,18 @@ def configuration_of_jax_stays():
     before = dict(jax.config.values)
     yield
     assert dict(jax.config.values) == before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_reach_processes_that_tests_start():
+    """A suite that a script runs in the background ignores SIGINT, and its processes would inherit that."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if before[number] is signal.SIG_IGN:
+            signal.signal(number, action)
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
 @pytest.fixture(scope="session")

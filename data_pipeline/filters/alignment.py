@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
+from qi2_jax.runtime.digests import of_file
 
 BATCH = 32  # images or texts at once, always filled up, so that each tower is compiled once
 TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # a folder may only choose among these
@@ -38,8 +39,7 @@ def model_digest(folder: Path) -> str:
     """Changes with the weights and the configuration in a folder."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(of_file(path))
     return digest.hexdigest()
 
 

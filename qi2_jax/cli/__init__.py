@@ -1,1 +1,1 @@
-"""The command line: one file per verb. Only this package uses argparse and rich."""
+"""The command line, one file per verb. No other package uses argparse or rich."""

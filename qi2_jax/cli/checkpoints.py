@@ -1,19 +1,12 @@
-"""`qi2 checkpoints DIR`: what a run has saved, whether it is whole, and which of it is kept for ever."""
+"""`qi2 checkpoints DIR`: which checkpoints a run has, whether they are complete, and which are kept forever."""
 
 import argparse
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import rich.box
-from rich.console import Console
-from rich.table import Table
-
-from qi2_jax.runs import paths
-from qi2_jax.runtime.atomic import write_json_atomic
-from qi2_jax.training.checkpoints import files
-from qi2_jax.training.checkpoints.inspection import _METRICS, inspect, listing, verify
-
-_WITHIN = ("", paths.CHECKPOINTS, f"{paths.TRANSFORMER}/{paths.CHECKPOINTS}")  # of a folder, a run, a job
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,29 +17,90 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run, a job, a curriculum (its latest stage), or a folder of checkpoints",
     )
     actions = parser.add_mutually_exclusive_group()
-    actions.add_argument("--inspect", type=int, metavar="STEP", help="what one checkpoint holds, and its manifest")
+    actions.add_argument("--inspect", type=int, metavar="STEP", help="show the contents and the manifest of one step")
     actions.add_argument(
-        "--verify", type=int, nargs="*", metavar="STEP", help="read all files of these steps (default: of all) again"
+        "--verify",
+        type=int,
+        nargs="*",
+        metavar="STEP",
+        help="compare all files of these steps with their checksums (default: all steps)",
     )
-    actions.add_argument("--keep", type=int, metavar="STEP", help="keep this checkpoint for ever")
-    actions.add_argument("--unkeep", type=int, metavar="STEP", help="let the run's policy decide about it again")
+    actions.add_argument("--keep", type=int, metavar="STEP", help="keep this checkpoint forever")
+    actions.add_argument("--unkeep", type=int, metavar="STEP", help="leave this checkpoint to the run's policy again")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
 
 
 def folder_of(path: pathlib.Path) -> pathlib.Path:
-    """The checkpoints of a run, of a job's transformer, of a curriculum's latest stage, or the folder itself.
+    """Returns the folder of checkpoints of a run, of a job's transformer, or of a curriculum's latest stage.
+
+    Args:
+      path: one of these, or the folder itself.
 
     Raises:
-      ValueError: if none of them holds a checkpoint.
+      ValueError: if there is no checkpoint.
     """
+    from qi2_jax.runs import paths
+    from qi2_jax.training.checkpoints import files
+
     path = paths.run_of(path)
-    for name in _WITHIN:
-        if files.steps(path / name) or files.aside(path / name):
-            return path / name
-    raise ValueError(f"{path} holds no complete checkpoint; looked for STEP/ in {[str(path / n) for n in _WITHIN]}")
+    places = [path / name for name in ("", paths.CHECKPOINTS, f"{paths.TRANSFORMER}/{paths.CHECKPOINTS}")]
+    for place in places:
+        if files.steps(place) or files.aside(place):
+            return place
+    raise ValueError(f"{path} holds no complete checkpoint; looked for STEP/ in {[str(place) for place in places]}")
 
 
-def _table(listed: dict[str, Any]) -> Table:
+def main(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from qi2_jax.runtime.atomic import write_json_atomic
+    from qi2_jax.training.checkpoints import files, inspection
+
+    directory, console = folder_of(arguments.folder), Console()
+    damaged: list[str] = []
+    if arguments.inspect is not None:
+        figures = inspection.inspect(directory, arguments.inspect)
+        _show_contents(figures, console)
+    elif arguments.verify is not None:
+        figures, damaged = _verify(directory, arguments.verify, console)
+    else:
+        if arguments.keep is not None:
+            files.keep(directory, arguments.keep)
+        if arguments.unkeep is not None:
+            files.unkeep(directory, arguments.unkeep)
+        figures = inspection.listing(directory)
+        console.print(_table(figures))
+        for name in figures["damaged"]:
+            console.print(
+                f"{directory / name} is set aside because it was damaged. Delete it if you need nothing from it."
+            )
+    if arguments.json is not None:
+        write_json_atomic(arguments.json, figures)
+    if damaged:
+        raise ValueError("damaged files:\n  " + "\n  ".join(damaged))
+
+
+def _verify(directory: pathlib.Path, requested: list[int], console: "Console") -> tuple[dict[str, Any], list[str]]:
+    from qi2_jax.training.checkpoints import files, inspection
+
+    steps = requested or files.steps(directory)
+    problems = inspection.verify(directory, steps)
+    for step in steps:
+        if step not in problems:
+            console.print(f"step {step}: deleted meanwhile")
+    damaged = []
+    for step, lines in problems.items():
+        console.print(f"step {step}: {'unverified' if lines is None else 'damaged' if lines else 'whole'}")
+        damaged += [f"{directory / str(step)}: {line}" for line in lines or []]
+    return {"steps": {str(step): lines for step, lines in problems.items()}}, damaged
+
+
+def _table(listed: dict[str, Any]) -> "Table":
+    import rich.box
+    from rich.table import Table
+
+    from qi2_jax.training.checkpoints.inspection import _METRICS
+
     table = Table(
         *("step", "saved (UTC)", "size", "loss", "validation", "kept as", "checksums"),
         box=rich.box.SIMPLE,
@@ -70,47 +124,18 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _show(found: dict[str, Any], console: Console) -> None:
-    table = Table("item", "leaves", "parameters", "dtypes", "in memory", title=f"step {found['step']}")
-    for name, item in found["items"].items():
+def _show_contents(contents: dict[str, Any], console: "Console") -> None:
+    from rich.table import Table
+
+    table = Table("item", "leaves", "parameters", "dtypes", "in memory", title=f"step {contents['step']}")
+    for name, item in contents["items"].items():
         dtypes = ", ".join(item["dtypes"])
         table.add_row(name, f"{item['leaves']:,}", f"{item['parameters']:,}", dtypes, _size(item["bytes"]))
     console.print(table)
-    told = {key: value for key, value in found["manifest"].items() if key != "config"}
-    console.print_json(data=told) if told else console.print("no manifest")
-    if found["config_changes"] is not None:
-        same = "the config is that of" if not found["config_changes"] else "config changes since"
-        console.print(f"{same} step {found['compared_to']}", *found["config_changes"], sep="\n  ", markup=False)
-
-
-def main(arguments: argparse.Namespace) -> None:
-    directory, console = folder_of(arguments.folder), Console()
-    wrong: list[str] = []
-    if arguments.inspect is not None:
-        figures = inspect(directory, arguments.inspect)
-        _show(figures, console)
-    elif arguments.verify is not None:
-        asked = arguments.verify or files.steps(directory)
-        found = verify(directory, asked)
-        for step in asked:
-            if step not in found:
-                console.print(f"step {step}: deleted meanwhile")
-        for step, lines in found.items():
-            console.print(f"step {step}: {'unverified' if lines is None else 'damaged' if lines else 'whole'}")
-            wrong += [f"{directory / str(step)}: {line}" for line in lines or []]
-        figures = {"steps": {str(step): lines for step, lines in found.items()}}
-    else:
-        if arguments.keep is not None:
-            files.keep(directory, arguments.keep)
-        if arguments.unkeep is not None:
-            files.unkeep(directory, arguments.unkeep)
-        figures = listing(directory)
-        console.print(_table(figures))
-        for name in figures["damaged"]:
-            console.print(
-                f"{directory / name} is set aside: it was damaged. Delete it when nothing is to be saved from it."
-            )
-    if arguments.json is not None:
-        write_json_atomic(arguments.json, figures)
-    if wrong:
-        raise ValueError("damaged files:\n  " + "\n  ".join(wrong))
+    manifest = {key: value for key, value in contents["manifest"].items() if key != "config"}
+    console.print_json(data=manifest) if manifest else console.print("no manifest")
+    if contents["config_changes"] is not None:
+        heading = "config changes since" if contents["config_changes"] else "the config is that of"
+        console.print(
+            f"{heading} step {contents['compared_to']}", *contents["config_changes"], sep="\n  ", markup=False
+        )

@@ -1,86 +1,79 @@
-"""`qi2 data ingest|synth|score|select|cache|report ..`: raw pairs and edits become records, scores, the index of a
-stage, and the encoded samples that training reads."""
+"""`qi2 data ingest|synth|score|select|cache|report`: from raw pairs and edits to the samples that training reads."""
 
 import argparse
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from qi2_jax.cli import options, synth
 
-from data_pipeline import filters
-from data_pipeline.config import DataConfig
-from data_pipeline.filters.cluster import fit_centroids
-from data_pipeline.filters.label_alignment import CAVEAT
-from data_pipeline.records.schema import MAX_IMAGE_BYTES
-from data_pipeline.scoring import cascade
-from data_pipeline.selection.index import INDEX, write_selection
-from data_pipeline.selection.report import write_report
-from data_pipeline.selection.select import select
-from data_pipeline.sources import LOOKED_FOR, Options
-from data_pipeline.sources.ingest import ingest
-from qi2_jax.cli import synth
-from qi2_jax.config import loading
-from qi2_jax.config.parsing import parse
-from qi2_jax.runtime import devices
-from qi2_jax.runtime.atomic import write_json_atomic
+if TYPE_CHECKING:
+    from data_pipeline.config import DataConfig
 
-# Kinds of synthetic data: purpose, arguments, and the command, which returns its figures.
-Synthesis = tuple[
-    str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, Console], dict[str, Any]]
-]
-SYNTHESES: dict[str, Synthesis] = {
-    "text": (
-        "make text-rich pictures in many scripts, with captions that quote them",
-        synth.add_text_arguments,
-        synth.run_text,
-    ),
-    "edits": (
-        "make exact edit pairs from the real pictures of a records folder",
-        synth.add_edits_arguments,
-        synth.run_edits,
-    ),
-}
+Command = Callable[[argparse.Namespace], dict[str, Any]]  # runs a step, prints its tables and returns its figures
+INDEX = "selection.parquet"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    _add_ingest(_step(steps, "ingest", _ingest, "convert sources of image-text pairs and edits to a folder of records"))
+    purpose = "make records with exact captions"
+    kinds = steps.add_parser("synth", help=purpose).add_subparsers(dest="kind", required=True, metavar="KIND")
+    synth.add_text_arguments(
+        _step(kinds, "text", synth.run_text, "make text-rich images in many scripts, with captions that quote them")
+    )
+    synth.add_edits_arguments(
+        _step(kinds, "edits", synth.run_edits, "make exact edit pairs from the real images of a records folder")
+    )
+    _add_score(_step(steps, "score", _score, "run every filter on every record that has no score of it yet"))
 
-    def step(name, run, purpose, steps=steps):
-        sub = steps.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
-        sub.set_defaults(run=run)
-        sub.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
-        return sub
+    sub = _step(steps, "select", _select, "apply the thresholds of a config to the scores; reads no image")
+    _add_selection(sub)
+    sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help=f"index to write (default: DIR/{INDEX})")
 
-    def add_selection(sub, counts="data.* counts"):
-        sub.add_argument("folder", type=pathlib.Path, metavar="DIR", help="folder of scored records")
-        sub.add_argument("--config", dest="experiment", required=True, metavar="EXPERIMENT", help=f"whose {counts}")
-        sub.add_argument(
-            "overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as data.thresholds.min_side=512"
-        )
+    sub = _step(steps, "cache", _cache, "encode the selected records once: latents and text features for training")
+    _add_selection(sub, "data.* and encode.*")
+    sub.add_argument(
+        "--model", type=pathlib.Path, required=True, metavar="DIR", help="model folder or run whose encoders to use"
+    )
+    sub.add_argument("--index", type=pathlib.Path, metavar="FILE", help=f"selection (default: DIR/{INDEX})")
+    sub.add_argument("--out", type=pathlib.Path, metavar="DIR", help="cache to create (default: DIR/samples)")
 
-    sub = step("ingest", _ingest, "turn sources of image-text pairs and edits into one folder of records")
-    sub.add_argument("sources", nargs="+", metavar="SRC", help=f"a file or folder: {LOOKED_FOR}")
-    sub.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of records to make")
-    sub.add_argument("--name", help="of the data set in every record (default: that of the file or folder)")
-    sub.add_argument("--licence", help="of the samples that name none")
-    sub.add_argument("--column", action="append", default=[], metavar="FIELD=NAME", help="which column holds a field")
-    sub.add_argument("--split", default="train", help="of a tfds: data set, such as train[:10%%] (default: train)")
-    sub.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="where tfds: data sets are prepared")
-    sub.add_argument("--max-image-bytes", type=int, default=MAX_IMAGE_BYTES, metavar="N", help="refuse larger files")
+    sub = _step(steps, "report", _report, "draw an HTML page that shows what a selection does and why, with images")
+    _add_selection(sub)
+    sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help="page to write (default: DIR/report.html)")
+
+
+def _step(steps: Any, name: str, command: Command, purpose: str) -> argparse.ArgumentParser:
+    parser = options.add_verb(steps, name, purpose)
+    parser.set_defaults(command=command)
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
+    return parser
+
+
+def _add_ingest(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SRC",
+        help="a file or folder of images with captions, archives, tables, JSON lines or records, or a tfds: data set",
+    )
+    sub.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of records to create")
+    sub.add_argument("--name", help="name of the data set in every record (default: name of the file or folder)")
+    sub.add_argument("--licence", help="licence for samples without one")
+    sub.add_argument("--column", action="append", default=[], metavar="FIELD=NAME", help="column that contains a field")
+    sub.add_argument(
+        "--split", default="train", help="split of a tfds: data set, such as train[:10%%] (default: train)"
+    )
+    sub.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="folder of prepared tfds: data sets")
+    sub.add_argument("--max-image-bytes", type=int, metavar="N", help="refuse larger files (default: 64 MiB)")
     sub.add_argument("--records-per-shard", type=int, default=256, metavar="N", help="default 256")
 
-    syntheses = steps.add_parser("synth", help="make records with exact captions")
-    kinds = syntheses.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, (purpose, add, run) in SYNTHESES.items():
-        sub = step(kind, run, purpose, kinds)
-        sub.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of records to make")
-        add(sub)
 
-    sub = step("score", _score, "ask every filter about every record; what is scored already is not done again")
+def _add_score(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", metavar="DIR", help="folder of records; with --runner also gs://BUCKET/DIR")
     sub.add_argument(
-        "--clip", type=pathlib.Path, metavar="DIR", help="CLIP or SigLIP as transformers saves it, for alignment"
+        "--clip", type=pathlib.Path, metavar="DIR", help="CLIP or SigLIP in transformers' format, for alignment"
     )
     sub.add_argument(
         "--aesthetic", type=pathlib.Path, metavar="FILE.safetensors", help="linear head on the embeddings of --clip"
@@ -89,86 +82,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         type=pathlib.Path,
         metavar="DIR",
-        help="for trials without a CLIP: label_alignment by the folder that qi2_torch.efficientnet_lite wrote",
+        help="for trials without a CLIP: output folder of qi2_torch.efficientnet_lite, for label_alignment",
     )
-    sub.add_argument("--clusters", type=int, metavar="K", help="also find K groups of pictures by the same embeddings")
-    sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    sub.add_argument("--runner", metavar="RUNNER", help="of Apache Beam: DirectRunner or DataflowRunner")
+    sub.add_argument("--clusters", type=int, metavar="K", help="also find K clusters of images by their embeddings")
+    sub.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one per core)")
+    sub.add_argument("--runner", metavar="RUNNER", help="Apache Beam runner: DirectRunner or DataflowRunner")
     sub.add_argument(
         "--beam-option",
         action="append",
         default=[],
         metavar="OPTION",
-        help="of the runner, as --beam-option=--region=R",
+        help="option of the runner, written as --beam-option=--region=R",
     )
 
-    sub = step("select", _select, "apply the thresholds of a config to the scores; no image is read")
-    add_selection(sub)
-    sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help=f"index to write (default: DIR/{INDEX})")
 
-    sub = step("cache", _cache, "encode the selected records once: latents and text features, what training reads")
-    add_selection(sub, "data.* and encode.* count")
-    sub.add_argument("--model", type=pathlib.Path, required=True, help="whose encoders: an imported folder, or a run")
-    sub.add_argument("--index", type=pathlib.Path, metavar="FILE", help=f"selection (default: DIR/{INDEX})")
-    sub.add_argument("--out", type=pathlib.Path, metavar="DIR", help="cache to make (default: DIR/samples)")
-
-    sub = step("report", _report, "draw one HTML page of what a selection does and why, with pictures")
-    add_selection(sub)
-    sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help="page to write (default: DIR/report.html)")
+def _add_selection(sub: argparse.ArgumentParser, groups: str = "data.*") -> None:
+    sub.add_argument("folder", type=pathlib.Path, metavar="DIR", help="folder of scored records")
+    sub.add_argument(
+        "--config", dest="experiment", required=True, metavar="EXPERIMENT", help=f"experiment whose {groups} to use"
+    )
+    options.add_overrides(sub, "data.thresholds.min_side=512")
 
 
-def _ingest(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
+    from data_pipeline.records.schema import MAX_IMAGE_BYTES
+    from data_pipeline.sources import Options
+    from data_pipeline.sources.ingest import ingest
+    from qi2_jax.cli import tables
+
     columns: dict[str, str] = {}
     for item in arguments.column:
         field, _, name = item.partition("=")
         if not field or not name:
             raise ValueError(f"--column {item} is not FIELD=NAME; write it as --column image=NAME")
         columns[field] = name
-    options = Options(
-        arguments.name, arguments.licence, arguments.max_image_bytes, columns, arguments.split, arguments.data_dir
-    )
-    report = ingest(arguments.sources, arguments.out, options, records_per_shard=arguments.records_per_shard)
-    console.print(report.table())
+    limit = MAX_IMAGE_BYTES if arguments.max_image_bytes is None else arguments.max_image_bytes
+    source = Options(arguments.name, arguments.licence, limit, columns, arguments.split, arguments.data_dir)
+    report = ingest(arguments.sources, arguments.out, source, records_per_shard=arguments.records_per_shard)
+    tables.show(report.table())
     return report.to_dict()
 
 
-def _score(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _score(arguments: argparse.Namespace) -> dict[str, Any]:
+    from data_pipeline import filters
+    from data_pipeline.filters.cluster import fit_centroids
+    from data_pipeline.filters.label_alignment import CAVEAT
+    from data_pipeline.scoring import cascade
+    from qi2_jax.cli import tables
+
     if arguments.clusters is not None and arguments.clip is None:
         raise ValueError("--clusters groups the embeddings of a CLIP: name its folder with --clip")
     fitted = None if arguments.clusters is None else fit_centroids(arguments.folder, arguments.clip, arguments.clusters)
     chosen = filters.cascade(arguments.clip, arguments.aesthetic, fitted, arguments.labels)
     if arguments.runner is None:
         if arguments.beam_option:
-            raise ValueError(f"--beam-option is {arguments.beam_option}, but no --runner is named")
+            raise ValueError(f"--beam-option is {arguments.beam_option}, but --runner is missing")
         report = cascade.score(arguments.folder, filters=chosen, workers=arguments.workers)
     else:
         from data_pipeline.scoring.beam import score_with_beam
 
         report = score_with_beam(arguments.folder, arguments.runner, arguments.beam_option, filters=chosen)
-    console.print(report.table())
+    tables.show(report.table())
     if arguments.labels is not None:
-        console.print(f"LABEL_ALIGNMENT: {CAVEAT}", style="bold red")
+        tables.warn(f"LABEL_ALIGNMENT: {CAVEAT}")
     return report.to_dict()
 
 
-def _data_config(arguments: argparse.Namespace) -> DataConfig:
+def _data_config(arguments: argparse.Namespace) -> "DataConfig":
     """The group `data` of the experiment that the arguments name."""
+    from data_pipeline.config import DataConfig
+    from qi2_jax.config import loading
+    from qi2_jax.config.parsing import parse
+
     config = loading.to_dict(loading.load(arguments.experiment, arguments.overrides))
     if "data" not in config:
         raise ValueError(f"{arguments.experiment} has no group 'data'; name the config of a stage")
     return parse(DataConfig, config["data"], "data")
 
 
-def _select(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _select(arguments: argparse.Namespace) -> dict[str, Any]:
+    from data_pipeline.selection.index import write_selection
+    from data_pipeline.selection.select import select
+    from qi2_jax.cli import tables
+
     selection = select(arguments.folder, _data_config(arguments).thresholds)
-    console.print(selection.table())
+    tables.show(selection.table())
     out = arguments.out or arguments.folder / INDEX
     write_selection(out, selection)
-    console.print(f"{len(selection.kept):,} records in {out}")
+    print(f"{len(selection.kept):,} records in {out}")
     return selection.to_dict()
 
 
-def _cache(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
+    from qi2_jax.cli import tables
+    from qi2_jax.runtime import devices
     from qi2_jax.workflows import config as configs
     from qi2_jax.workflows import encode
 
@@ -185,25 +192,31 @@ def _cache(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         arguments.out or arguments.folder / "samples",
     )
     if report is None:
-        console.print("this process has written its units; the last of the others will complete the cache")
+        print("this process has written its units; the last of the others will complete the cache")
         return {}
-    console.print(report.table())
+    tables.show(report.table())
     return report.to_dict()
 
 
-def _report(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _report(arguments: argparse.Namespace) -> dict[str, Any]:
+    from data_pipeline.selection.report import write_report
+    from data_pipeline.selection.select import select
+    from qi2_jax.cli import tables
+
     data = _data_config(arguments)
     selection = select(arguments.folder, data.thresholds)
     out = arguments.out or arguments.folder / "report.html"
     figures = write_report(out, arguments.folder, selection, data.resolutions)
-    console.print(selection.table())
-    console.print(f"page: {out}")
+    tables.show(selection.table())
+    print(f"page: {out}")
     return selection.to_dict() | figures
 
 
 def main(arguments: argparse.Namespace) -> None:
-    figures = arguments.run(arguments, Console())
+    figures = arguments.command(arguments)
     if arguments.json is not None:
+        from qi2_jax.runtime.atomic import write_json_atomic
+
         write_json_atomic(arguments.json, figures)
     if figures.get("shortfall"):
         raise ValueError(figures["shortfall"])

@@ -1,36 +1,41 @@
-"""`qi2 export DIR --out DIFFUSERS_DIR`: a run, a checkpoint or a model folder into a published pipeline folder.
+"""`qi2 export DIR --out DIFFUSERS_DIR`: a run, a checkpoint or a model folder to a published pipeline folder.
 
 A LoRA run becomes a whole pipeline with the adapter merged into it or, with `--lora`, a folder with the adapter alone.
 """
 
 import argparse
 import pathlib
+from typing import TYPE_CHECKING
 
-from qi2_jax.interop import files, folder
-from qi2_jax.interop.lora import writing
-from qi2_jax.interop.weights import Weights
-from qi2_jax.runs import locating
-from qi2_jax.workflows.verify import CODES, check_installed, compare_export
+if TYPE_CHECKING:
+    from qi2_jax.interop.weights import Weights
+
+DTYPES = ("bfloat16", "float32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=pathlib.Path, metavar="DIR", help="a run or job, a checkpoint, or an imported folder"
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIFFUSERS_DIR", help="folder to make")
-    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="of a run: averaged or raw")
-    parser.add_argument("--dtype", choices=CODES, help="convert all weights (default: as they are stored)")
-    parser.add_argument("--lora", action="store_true", help="of a LoRA run: the adapter alone, for load_lora_weights")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIFFUSERS_DIR", help="folder to create")
+    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="for a run: EMA or raw weights")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype to convert all weights to (default: as stored)")
+    parser.add_argument("--lora", action="store_true", help="for a LoRA run: the adapter alone, for load_lora_weights")
     parser.add_argument(
         "--verify", action="store_true", help="generate with both sides from the same noise in fp32 and compare"
     )
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from qi2_jax.interop import files, folder
+    from qi2_jax.interop.lora import writing
+    from qi2_jax.runs import locating
+    from qi2_jax.workflows.verify import CODES, check_installed
+
     if arguments.verify and arguments.lora:
-        raise ValueError("--verify compares whole pipelines, and --lora exports none: leave one of them out")
+        raise ValueError("--verify compares whole pipelines, and --lora exports only an adapter: leave one of them out")
     if arguments.verify:
-        check_installed()  # now, not after minutes of copying
+        check_installed()  # now, and not after minutes of copying
     located = locating.locate(arguments.model, arguments.weights)
     files.check_outside(arguments.out, located.model, located.checkpoint)
     located.check()
@@ -51,6 +56,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from qi2_jax.workflows.verify import compare_export
+
     comparisons = compare_export(arguments.model, arguments.out, weights=arguments.weights, dtype=arguments.dtype)
     for name, comparison in comparisons.items():
         print(f"{name}: {comparison.describe()}")

@@ -1,15 +1,12 @@
-"""`qi2 import DIFFUSERS_DIR --out DIR`: a published pipeline folder into a model folder."""
+"""`qi2 import DIFFUSERS_DIR --out DIR`: a published pipeline folder to a model folder."""
 
 import argparse
 import pathlib
 
-from qi2_jax.interop import components, folder
-from qi2_jax.text.prompts import PromptProcessor
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=pathlib.Path, metavar="DIFFUSERS_DIR", help="a Qwen-Image-2.1 pipeline folder")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="model folder to create")
     parser.add_argument(
         "--variant",
         metavar="NAME",
@@ -19,8 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from qi2_jax.interop import components, folder
+    from qi2_jax.text.prompts import PromptProcessor
+
     source = arguments.source
-    # A tokenizer that does not fit is found here, not after minutes of copying.
+    # Finds a tokenizer that does not fit now, and not after minutes of copying.
     folder.check_published(source, arguments.variant)
     PromptProcessor.from_folder(source / "processor", components.read_config(source / "text_encoder", "text_encoder"))
     print(folder.describe(folder.import_folder(source, arguments.out, arguments.variant)))

@@ -1,11 +1,20 @@
-"""The command line: `qi2 VERB`; `python -m qi2_jax VERB` is the same."""
+"""The command line: `qi2 VERB`; `python -m qi2_jax VERB` is the same.
+
+A verb's file declares its arguments without importing the libraries that its work needs, so that `--help` and mistakes
+in the arguments are answered at once. Its functions import them when they run.
+"""
 
 import argparse
 import importlib
+import importlib.metadata
+import platform
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
-from qi2_jax.runtime import signals
+from qi2_jax.cli import options
+from qi2_jax.runtime import logs, signals
 from qi2_jax.runtime.errors import TRACEBACK, explain
 
 VERBS = {
@@ -13,62 +22,70 @@ VERBS = {
     "data": "prepare data, step by step: ingest or synth, score, select, cache, report",
     "train": "train the transformer of a job on its encoded samples",
     "report": "draw a page about a run or about all runs of a folder: curves, events, samples",
-    "sample": "generate images from texts",
-    "edit": "generate an image from a text and condition images",
-    "import": "turn a published diffusers folder into a model folder",
+    "sample": "generate images from prompts",
+    "edit": "generate images from prompts and condition images",
+    "import": "convert a published diffusers folder to a model folder",
     "checkpoints": "list, inspect, verify and mark the checkpoints of a run",
-    "export": "turn a run, checkpoint or model folder into a diffusers folder",
+    "export": "convert a run, checkpoint or model folder to a diffusers folder",
 }
-
 RESUMABLE = frozenset({"run", "train"})  # save after a signal, and continue when the same command runs again
 
 
+class _Version(argparse.Action):
+    """Prints the versions. It reads them from the packages' metadata, because importing JAX takes a second."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the versions of qi2, jax and Python")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("qi2", "jax")]
+        print(", ".join([*versions, f"Python {platform.python_version()}"]))
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses a command and runs its verb; errors that users can mend are printed without a traceback.
+    """Parses a command and runs its verb. Prints errors that users can fix without a traceback.
 
     Args:
-      arguments: the command; None: that of this process, which then also handles signals.
+      arguments: the command; None: the command of this process, which then also handles signals.
     """
     if arguments is None:
-        signals.listen(interruptible=True, resumable=not RESUMABLE.isdisjoint(sys.argv[1:2]))
-    with signals.ending():  # Ctrl-C while libraries are imported shows no traceback either
-        _run(arguments)
-
-
-def _run(arguments: Sequence[str] | None) -> None:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="qi2",
-        description="JAX/TPU trainer for the Qwen-Image-2 family.",
-        allow_abbrev=False,
-        epilog=f"{TRACEBACK}=1 in the environment shows where in the source an error came from.",
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    # Only the verb that is asked for is imported: the others' libraries take seconds to load.
-    chosen = next((argument for argument in arguments if argument in VERBS), None)
-    module = None
-    for verb, purpose in VERBS.items():
-        sub = verbs.add_parser(
-            verb, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False
-        )
-        if verb == chosen:
-            module = importlib.import_module(_module(verb))
-            module.add_arguments(sub)
-    # argparse takes KEY=VALUE only directly behind the experiment; they are as welcome behind the options.
-    parsed, rest = parser.parse_known_args(arguments)
-    if rest and not (hasattr(parsed, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        parsed.overrides += rest
-    assert module is not None
+        arguments = sys.argv[1:]
+        signals.listen(interruptible=True, resumable=not RESUMABLE.isdisjoint(arguments[:1]))
+    verb = next((argument for argument in arguments if argument in VERBS), None)
     try:
-        with signals.ending():
+        with signals.ending():  # also while libraries are imported
+            parsed, module = _parse(list(arguments), verb)
+            logs.set_up(parsed.log_level)
             module.main(parsed)
     except Exception as error:
-        if text := explain(parsed.verb, error):
+        if text := explain(verb or "", error):
             raise SystemExit(text) from error
         raise
 
 
-def _module(verb: str) -> str:
-    return "qi2_jax.cli." + ("import_" if verb == "import" else verb)
+def _parse(arguments: list[str], chosen: str | None) -> tuple[argparse.Namespace, ModuleType]:
+    parser = argparse.ArgumentParser(
+        prog="qi2",
+        description="JAX/TPU trainer for the Qwen-Image-2 family.",
+        allow_abbrev=False,
+        epilog=f"Environment: {TRACEBACK}=1 shows the traceback of every error; {logs.LEVEL}=LEVEL chooses which "
+        f"messages are printed ({', '.join(logs.LEVELS)}).",
+    )
+    parser.add_argument("--version", action=_Version)
+    parser.set_defaults(log_level=None)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    module = None
+    for verb, purpose in VERBS.items():
+        sub = options.add_verb(verbs, verb, purpose)
+        if verb == chosen:
+            module = importlib.import_module("qi2_jax.cli." + ("import_" if verb == "import" else verb))
+            module.add_arguments(sub)
+    # argparse accepts KEY=VALUE only directly behind the experiment; users also write it behind the options.
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(parsed, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    assert module is not None
+    return parsed, module

@@ -1,6 +1,7 @@
 """Arguments that several verbs share."""
 
 import argparse
+from typing import Any
 
 from qi2_jax.runtime import meeting
 
@@ -10,27 +11,51 @@ RESTART = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name an experiment and change it."""
+def add_verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """Adds a verb or the step of a verb, with the options that all of them have.
+
+    Args:
+      verbs: the subparsers to add it to.
+      name: what the user types.
+      purpose: an imperative sentence without its capital letter and full stop.
+    """
+    description = f"{purpose[0].upper()}{purpose[1:]}."
+    parser = verbs.add_parser(name, help=purpose, description=description, allow_abbrev=False)
+    for flag, level, text in (("-v", "debug", "print more messages"), ("-q", "warning", "print warnings only")):
+        long = "--verbose" if flag == "-v" else "--quiet"
+        parser.add_argument(
+            flag, long, dest="log_level", action="store_const", const=level, default=argparse.SUPPRESS, help=text
+        )
+    return parser
+
+
+def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that name an experiment and change its config."""
     parser.add_argument(
         "experiment", metavar="EXPERIMENT", help="a file such as experiments/demo.py, or experiments/demo.py:tiny"
     )
+    add_overrides(parser, "transformer.train.steps=100")
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    """Adds KEY=VALUE, which changes a config."""
+    # Without a default, argparse calls an argument required that may be absent.
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as transformer.train.steps=100"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help=f"changes to the config, such as {example}"
     )
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that make a process one of several."""
+    """Adds the arguments that make this process one of several."""
     group = parser.add_argument_group(
         "several processes",
-        "The same command is started once per host, or several times on one; all see the same files. On a TPU pod or "
-        "under SLURM --distributed is enough; elsewhere the other three are needed. Devices of `platform` cpu are "
-        "divided evenly among --processes.",
+        "Start the same command once per host, or several times on one host; all must see the same files. On a TPU pod "
+        "or under SLURM, --distributed is enough. Elsewhere give --processes, --process and --coordinator. With "
+        "`platform` cpu, --processes divide the devices of the mesh evenly.",
     )
-    group.add_argument("--distributed", action="store_true", help="find the other processes as the cluster names them")
-    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; 0 writes the run")
+    group.add_argument("--distributed", action="store_true", help="find the other processes through the cluster")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0; 0 writes the run")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="host of process 0, and a port that is free there")
     group.add_argument(
         "--join-seconds",
@@ -42,17 +67,17 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_processes(arguments: argparse.Namespace, platform: str) -> int:
-    """How many processes the arguments name; 1 where that is left to the cluster.
+    """Returns the number of processes, or 1 where the cluster decides it.
 
     Raises:
-      ValueError: if they do not say what is needed.
+      ValueError: if an argument is missing or out of range.
     """
-    given = {name: getattr(arguments, name) for name in ("processes", "process", "coordinator")}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    count, index = given["processes"], given["process"]
-    if not arguments.distributed and 0 < len(missing) < len(given):
+    values = {name: getattr(arguments, name) for name in ("processes", "process", "coordinator")}
+    missing = [f"--{name}" for name, value in values.items() if value is None]
+    count, index = values["processes"], values["process"]
+    if not arguments.distributed and 0 < len(missing) < len(values):
         raise ValueError(
-            f"of several processes each needs --processes, --process and --coordinator, but {' and '.join(missing)} "
+            f"each of several processes needs --processes, --process and --coordinator, but {' and '.join(missing)} "
             "is missing; on a TPU pod or under SLURM give --distributed instead"
         )
     if count is not None and count < 1:

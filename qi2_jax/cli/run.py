@@ -4,27 +4,26 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from qi2_jax.cli import options, tables
-from qi2_jax.runtime import devices, processes
+from qi2_jax.cli import options
 
 if TYPE_CHECKING:
     from qi2_jax.workflows.config import CurriculumExperiment, DemoExperiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_arguments(parser)
+    options.add_experiment_arguments(parser)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the job; run again to continue")
     parser.add_argument(
         "--data",
         type=pathlib.Path,
-        help="images beside .txt captions, or with a metadata.jsonl; of a curriculum, a folder of scored records. "
+        help="images beside .txt captions, or with a metadata.jsonl; for a curriculum, a folder of scored records. "
         "Default: a demo set",
     )
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="of a curriculum: go on although the config is not that of its beginning; what is made already stays, "
-        "and what it could not go on with is refused",
+        help="for a curriculum: continue even if the config changed since it started. Finished parts stay as they are; "
+        "changes that do not fit them are refused",
     )
     parser.add_argument("--restart", action="store_true", help=options.RESTART)
     options.add_process_arguments(parser)
@@ -48,6 +47,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _run_curriculum(config: "CurriculumExperiment", arguments: argparse.Namespace) -> None:
+    from qi2_jax.cli import tables
+    from qi2_jax.runtime import devices, processes
+
     count = options.check_processes(arguments, config.platform)
     parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]
     devices.set_platform(config, [part.mesh for part in (config.vae, *parts)], count)
@@ -66,6 +68,9 @@ def _run_curriculum(config: "CurriculumExperiment", arguments: argparse.Namespac
 
 
 def _run_demo(config: "DemoExperiment", arguments: argparse.Namespace) -> None:
+    from qi2_jax.cli import tables
+    from qi2_jax.runtime import devices
+
     if arguments.distributed or options.check_processes(arguments, config.platform) > 1:
         raise ValueError(f"{arguments.experiment} runs in one process; a curriculum and `qi2 train` can use several")
     devices.set_platform(config, (config.encode.mesh, config.vae.mesh, config.transformer.mesh))

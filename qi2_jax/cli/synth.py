@@ -1,104 +1,96 @@
-"""`qi2 data synth edits|text`."""
+"""`qi2 data synth text|edits`: arguments and commands of synthetic data."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from data_pipeline.synthesis.edits import synthesis as edits
-from data_pipeline.synthesis.lettering.fonts import FOLDERS
-from data_pipeline.synthesis.lettering.scripts import SCRIPTS
-from data_pipeline.synthesis.text import synthesis as text
+# What the help names. The libraries check the arguments, and tests compare these lists with theirs.
+EDITS = ("text", "restoration", "tone", "insertion", "removal", "hue", "background", "compose2", "compose3")
+STRATEGIES = ("pure", "scene", "layout", "glyphs")
 
 
 def add_edits_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `qi2 data synth edits` beside --out and --json."""
+    """Adds the arguments of `qi2 data synth edits` except --json."""
     parser.add_argument(
-        "--from", dest="pictures", type=Path, required=True, metavar="DIR", help="records folder of real pictures"
+        "--from", dest="pictures", type=Path, required=True, metavar="DIR", help="records folder of real images"
     )
     parser.add_argument(
         "--cutouts",
         type=Path,
         metavar="DIR",
-        help="objects with transparency beside texts with their names, such as /usr/share/tuxpaint/stamps (default: "
-        "records that have transparency)",
+        help="objects with transparency beside text files with their names, such as /usr/share/tuxpaint/stamps "
+        "(default: records that have transparency)",
     )
-    parser.add_argument("--cutouts-licence", metavar="TEXT", help="of the files of --cutouts")
-    parser.add_argument("--count", type=int, default=1000, metavar="N", help="edits to make (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    parser.add_argument("--cutouts-licence", metavar="TEXT", help="licence of the files in --cutouts")
     parser.add_argument(
         "--kinds",
         nargs="+",
         metavar="KIND",
-        help=f"{', '.join(edits.KINDS)} (default: all for which there are pictures)",
+        help=f"kinds of edits, of {', '.join(EDITS)} (default: all for which there are images)",
     )
-    parser.add_argument(
-        "--max-side", type=int, default=1024, metavar="N", help="of a picture, in pixels (default 1024)"
-    )
-    parser.add_argument("--fonts", nargs="+", type=Path, default=list(FOLDERS), metavar="DIR", help="of Noto fonts")
-    parser.add_argument("--name", default=edits.SOURCE, help="of the data set in every record")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--records-per-shard", type=int, default=256, metavar="N", help="default 256")
-
-
-def run_edits(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Runs the command and prints its table; returns its figures."""
-    report = edits.synthesize_edits(
-        arguments.pictures,
-        arguments.out,
-        count=arguments.count,
-        seed=arguments.seed,
-        kinds=None if arguments.kinds is None else tuple(arguments.kinds),
-        cutouts=arguments.cutouts,
-        cutouts_licence=arguments.cutouts_licence,
-        fonts=tuple(arguments.fonts),
-        max_side=arguments.max_side,
-        source=arguments.name,
-        workers=arguments.workers,
-        records_per_shard=arguments.records_per_shard,
-    )
-    console.print(report.table())
-    return report.to_dict()
+    parser.add_argument("--max-side", type=int, metavar="N", help="longest side of an image in pixels (default 1024)")
+    _add_common(parser, "edits")
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `qi2 data synth text` beside --out and --json."""
-    parser.add_argument("--count", type=int, default=1000, metavar="N", help="pictures to make (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    """Adds the arguments of `qi2 data synth text` except --json."""
     parser.add_argument(
-        "--strategy", nargs="+", default=list(text.STRATEGIES), metavar="NAME", help=", ".join(text.STRATEGIES)
+        "--strategy", nargs="+", metavar="NAME", help=f"kinds of images (default: {', '.join(STRATEGIES)})"
     )
-    parser.add_argument("--scripts", nargs="+", default=list(SCRIPTS), metavar="CODE", help=", ".join(SCRIPTS))
+    parser.add_argument(
+        "--scripts", nargs="+", metavar="CODE", help="ISO 15924 codes such as Latn, Hans or Arab (default: all)"
+    )
     parser.add_argument(
         "--corpus", type=Path, metavar="FILE", help="paragraphs, one per line: TEXT, LANGUAGE<tab>TEXT, or JSON"
     )
-    parser.add_argument("--licence", help="of the texts of the corpus")
-    parser.add_argument("--scenes", type=Path, metavar="DIR", help="records whose pictures are written on")
-    parser.add_argument("--fonts", nargs="+", type=Path, default=list(FOLDERS), metavar="DIR", help="of Noto fonts")
-    parser.add_argument("--side", type=int, default=1024, metavar="N", help="root of the area in pixels (default 1024)")
-    parser.add_argument("--name", default=text.SOURCE, help="of the data set in every record")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--records-per-shard", type=int, default=256, metavar="N", help="default 256")
+    parser.add_argument("--licence", help="licence of the texts in the corpus")
+    parser.add_argument("--scenes", type=Path, metavar="DIR", help="records whose images are written on")
+    parser.add_argument("--side", type=int, metavar="N", help="square root of the area in pixels (default 1024)")
+    _add_common(parser, "images")
 
 
-def run_text(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Runs the command and prints its tables; returns its figures."""
-    report = text.synthesize_text(
-        arguments.out,
-        count=arguments.count,
-        seed=arguments.seed,
-        strategies=tuple(arguments.strategy),
-        scripts=tuple(arguments.scripts),
-        fonts=tuple(arguments.fonts),
-        corpus=arguments.corpus,
-        licence=arguments.licence,
-        scenes=arguments.scenes,
-        side=arguments.side,
-        source=arguments.name,
-        workers=arguments.workers,
-        records_per_shard=arguments.records_per_shard,
+def _add_common(parser: argparse.ArgumentParser, items: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of records to create")
+    parser.add_argument("--count", type=int, metavar="N", help=f"number of {items} to make (default 1000)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of all random choices (default 0)")
+    parser.add_argument(
+        "--fonts", nargs="+", type=Path, metavar="DIR", help="folders of Noto fonts (default: the system's)"
     )
-    for view in report.tables():
-        console.print(view)
+    parser.add_argument("--name", help="name of the data set in every record")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one per core)")
+    parser.add_argument("--records-per-shard", type=int, metavar="N", help="default 256")
+
+
+def _given(arguments: argparse.Namespace, **names: str) -> dict[str, Any]:
+    """Keyword arguments for a library by their names there; what the user left out keeps the library's default."""
+    common = {"count": "count", "seed": "seed", "fonts": "fonts", "name": "source", "workers": "workers"}
+    values = {
+        there: getattr(arguments, here)
+        for here, there in (common | {"records_per_shard": "records_per_shard"} | names).items()
+    }
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None
+    }
+
+
+def run_edits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Makes edits and prints a table; returns the figures."""
+    from data_pipeline.synthesis.edits.synthesis import synthesize_edits
+    from qi2_jax.cli import tables
+
+    more = _given(arguments, kinds="kinds", cutouts="cutouts", cutouts_licence="cutouts_licence", max_side="max_side")
+    report = synthesize_edits(arguments.pictures, arguments.out, **more)
+    tables.show(report.table())
+    return report.to_dict()
+
+
+def run_text(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Makes images of text and prints tables; returns the figures."""
+    from data_pipeline.synthesis.text.synthesis import synthesize_text
+    from qi2_jax.cli import tables
+
+    names = {name: name for name in ("scripts", "corpus", "licence", "scenes", "side")}
+    report = synthesize_text(arguments.out, **_given(arguments, strategy="strategies", **names))
+    for table in report.tables():
+        tables.show(table)
     return report.to_dict()

@@ -1,26 +1,28 @@
-"""`qi2 train EXPERIMENT --samples DIR --out DIR`: only the transformer stage of a job, on samples encoded before."""
+"""`qi2 train EXPERIMENT --samples DIR --out DIR`: the transformer stage of a job, on samples encoded before."""
 
 import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
 from qi2_jax.cli import options
-from qi2_jax.runtime import devices, processes
 
 if TYPE_CHECKING:
     from qi2_jax.workflows.config import StageExperiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_arguments(parser)
+    options.add_experiment_arguments(parser)
     parser.add_argument(
-        "--samples", type=pathlib.Path, required=True, help="encoded samples: of `qi2 data cache`, or a job's samples/"
+        "--samples",
+        type=pathlib.Path,
+        required=True,
+        help="encoded samples: the output of `qi2 data cache`, or samples/ of a job",
     )
     parser.add_argument(
         "--model",
         type=pathlib.Path,
         help="run, job or model folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` "
-        "need; default: that of the job which the samples belong to",
+        "need; default: the model of the job that the samples belong to",
     )
     parser.add_argument(
         "--start",
@@ -33,13 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="continue although config or data are others than at the run's beginning; what changed is recorded",
+        help="continue even if config or data changed since the run started; the changes are recorded",
     )
     parser.add_argument("--restart", action="store_true", help=options.RESTART)
     options.add_process_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from qi2_jax.runtime import devices, processes
+
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")
@@ -63,7 +67,7 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
 
     from data_pipeline.samples.cache import Cache
     from qi2_jax.runs import paths
-    from qi2_jax.runtime import lock
+    from qi2_jax.runtime import lock, processes
     from qi2_jax.tasks.transformer import start, task
     from qi2_jax.tasks.transformer.config import check, check_samples
     from qi2_jax.training import restarting
@@ -72,7 +76,8 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     check(config)
     samples = Cache(arguments.samples)
     source = config.transformer.start.folder
-    with processes.agreed():  # before the lock, which makes the folder; a run that has begun needs it no more
+    # Checked before the lock creates the folder. A run that has checkpoints no longer needs its start.
+    with processes.agreed():
         if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
             start.check_source(source, arguments.model)
     with lock.hold(arguments.out):

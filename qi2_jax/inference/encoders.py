@@ -1,7 +1,7 @@
 """The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
 
 import dataclasses
-import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,11 @@ from qi2_jax.interop import weights as storage
 from qi2_jax.interop.weights import STEM
 from qi2_jax.models.qwen3_vl import EncoderInputs
 from qi2_jax.pixels import normalize
+from qi2_jax.runtime import logs
+from qi2_jax.runtime.digests import of_files
 from qi2_jax.text import prompts
+
+_log = logging.getLogger(__name__)
 
 LENGTH_MULTIPLE = 64  # tokens: prompts of similar length share compiled programs
 AREA = 256 * 256  # pixels of the images of which `batch_size` are encoded at once
@@ -31,15 +35,7 @@ def digests(model: pathlib.Path) -> dict[str, str]:
     names = (f"{STEM}.safetensors", "config.json")
     parts = {part: [model / part / name for name in names] for part in ("vae", "text_encoder")}
     parts["processor"] = sorted(path for path in (model / "processor").iterdir() if path.is_file())
-    return {part: _digest(*paths) for part, paths in parts.items()}
-
-
-def _digest(*paths: pathlib.Path) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return {part: of_files(paths) for part, paths in parts.items()}
 
 
 class ImageEncoder:
@@ -170,4 +166,5 @@ def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:
     config = components.read_config(model / name, name)
     like = component.abstract(config)
     weights, _ = storage.of_ours(model / name, component.expected(config))
-    return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+    with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
+        return storage.load(weights, like, sharding.shardings(like, mesh), dtype)

@@ -5,6 +5,7 @@ Dims: `B` images, `N` target slots, `C` latent channels, `h` `w` rows and column
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -31,7 +32,10 @@ from qi2_jax.models.qwen3_vl import Qwen3VL
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import to_image, to_pixels
 from qi2_jax.runs import locating
+from qi2_jax.runtime import logs
 from qi2_jax.text import prompts
+
+_log = logging.getLogger(__name__)
 
 SIDE_MULTIPLE = 32  # pixels: one feature of the encoder is 2 x 2 latents of 16 x 16 pixels
 MAX_SIDE = 8192  # pixels: four times that of the largest images in training; far beyond, arrays no longer fit
@@ -108,7 +112,8 @@ class Pipeline:
                 weights = merging.merged(weights, merging.scaled(reading.read(file, config), scale))
             if code is not None:
                 weights = storage.cast(weights, code)
-            return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+            with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
+                return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
 
         return cls(
             load("transformer"),

@@ -1,7 +1,6 @@
 """Curves of a metrics file: any number of lines, read once, in memory that does not grow with them."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
 
@@ -9,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 from jaxtyping import Float
+
+from qi2_jax.runtime import json_lines
 
 POINTS = 400  # of a curve, about what a chart has pixels for
 MAX_CURVES = 500  # a file with more names is not of this trainer
@@ -121,11 +122,7 @@ def _is_number(kind: pa.DataType) -> bool:
 def _columns_by_line(block: bytes) -> dict[str, np.ndarray]:
     lines = []
     for text in block.splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict):
+        if (line := json_lines.parse(text)) is not None:
             numbers = {name: float(value) for name, value in line.items() if type(value) in (int, float)}
             if "step" in numbers:
                 lines.append(numbers)

@@ -1,1 +1,1 @@
-"""What every process needs: files, locks, signals, other processes, devices, errors."""
+"""Operating-system and device services that every layer uses: files, locks, logging, processes, signals, devices."""

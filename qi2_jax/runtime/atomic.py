@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whenever the process dies."""
+"""Writes files that are either complete or absent, whenever the process dies."""
 
 import glob
 import json
@@ -11,12 +11,12 @@ _HOST = socket.gethostname()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` to a temporary name in the same folder, flushes it to the disk, and renames it to `path`.
+    """Writes `data` to a temporary file in the same folder, flushes it to disk, and renames it to `path`.
 
-    What killed processes of this machine left of earlier attempts is removed.
+    Temporary files that killed processes of this machine left behind are removed.
 
     Raises:
-      OSError: when that fails, as on a full disk, naming `path`, which is then as it was before.
+      OSError: if writing fails, for instance on a full disk. It names `path`, which is unchanged.
     """
     for leftover in leftovers(path):
         host, _, pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".partial").rpartition("-")
@@ -36,7 +36,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Temporary files of writes of `path` that are under way, or ended with their process."""
+    """Returns the temporary files for `path`, of writes in progress and of processes that died."""
     return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
 
 
@@ -51,5 +51,10 @@ def _is_alive(pid: int) -> bool:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which are not JSON."""
+    """Writes `value` as indented JSON, atomically.
+
+    Raises:
+      ValueError: for NaN and infinity, which JSON does not have.
+      OSError: see `write_atomic`.
+    """
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -1,8 +1,8 @@
-"""Limits of TPU chips.
+"""Memory, peak rates and bandwidths of TPU chips.
 
-HBM is what the compiler of libtpu 0.0.42 offers a program (from its out-of-memory errors), a little less than the data
-sheets say. Peak rates and bandwidths: "How to Scale Your Model" (jax-ml/scaling-book), chapter "All About TPUs", which
-agrees with the system architecture pages of Google Cloud TPU.
+HBM is the memory that libtpu 0.0.42 grants a program, read from its out-of-memory errors. It is a little less than in
+the data sheets. Peak rates and bandwidths come from "How to Scale Your Model" (jax-ml/scaling-book), chapter "All About
+TPUs", which agrees with the system architecture pages of Google Cloud TPU.
 """
 
 import dataclasses
@@ -12,14 +12,15 @@ from jax.sharding import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """A kind of chip.
 
     Attributes:
-      hbm_bytes: memory that a program may use.
+      name: short name, such as "v5e".
+      hbm_bytes: memory available to a program.
       flops: peak bf16 operations per second.
       hbm_bandwidth: bytes per second.
-      ici_bandwidth: bytes per second that the chip sends over all its links to neighbours, each in one direction; what
-        a gather over a full torus reaches.
+      ici_bandwidth: bytes per second over all links to neighbouring chips together, in one direction. An all-gather
+        over a full torus reaches this rate.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Chip:
     ici_bandwidth: float
 
 
-# By the `device_kind` that JAX reports.
+# Keyed by the `device_kind` that JAX reports.
 CHIPS = {
     "TPU v5 lite": Chip("v5e", 15.75 * 2**30, 1.97e14, 8.1e11, 4 * 5e10),
     "TPU v5": Chip("v5p", 95.74 * 2**30, 4.59e14, 2.8e12, 6 * 1e11),
@@ -38,12 +39,12 @@ CHIPS = {
 
 
 def chip_of(mesh: Mesh) -> Chip:
-    """The chip of a mesh.
+    """Returns the kind of chip that a mesh consists of.
 
     Raises:
-      ValueError: for devices of another kind.
+      ValueError: for a kind without an entry in `CHIPS`.
     """
     kind = mesh.devices.flat[0].device_kind
     if kind not in CHIPS:
-        raise ValueError(f"limits of {kind!r} are unknown, only those of {sorted(CHIPS)}; add it to planning/chips.py")
+        raise ValueError(f"no limits known for {kind!r}, only for {sorted(CHIPS)}; add it to qi2_jax/runtime/chips.py")
     return CHIPS[kind]

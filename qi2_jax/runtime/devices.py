@@ -1,4 +1,4 @@
-"""Devices of a process: the platform, fake CPU devices, and the compilation cache."""
+"""Sets the platform, the number of fake CPU devices, and the compilation cache of a process."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,12 +6,17 @@ from typing import Any
 
 
 def set_platform(config: Any, meshes: Sequence[Any], processes: int = 1) -> None:
-    """For `config.platform == "cpu"`, makes JAX see as many CPU devices as the largest mesh needs of each process.
+    """With `config.platform == "cpu"`, gives JAX as many CPU devices as the largest mesh needs from each process.
 
-    Must run before JAX is first used. On accelerators (`config.platform == ""`) nothing is changed.
+    This must run before JAX is first used. With `config.platform == ""` it changes nothing: JAX chooses accelerators.
+
+    Args:
+      config: an experiment's config.
+      meshes: mesh shapes of all parts of the job.
+      processes: number of processes that share the devices.
 
     Raises:
-      ValueError: if the processes cannot share the devices.
+      ValueError: if the processes cannot share the devices evenly.
     """
     if config.platform == "cpu":
         import jax
@@ -24,7 +29,12 @@ def set_platform(config: Any, meshes: Sequence[Any], processes: int = 1) -> None
 
 
 def set_compilation_cache(config: Any, out: pathlib.Path) -> None:
-    """Lets compiled programs be kept from one start to the next, where `config.compilation_cache` names a place."""
+    """Keeps compiled programs for the next start, in the place that `config.compilation_cache` names.
+
+    Args:
+      config: an experiment's config; without the key nothing happens.
+      out: output folder; relative places are inside it.
+    """
     import jax
 
     if place := config.compilation_cache:

@@ -1,12 +1,12 @@
-"""Errors that users can mend."""
+"""Errors that users can fix."""
 
 import os
 
-TRACEBACK = "QI2_TRACEBACK"
+TRACEBACK = "QI2_TRACEBACK"  # environment variable
 
 
 def explain(verb: str, error: BaseException) -> str | None:
-    """What a user is told of an error that users can mend; None for others, which are shown with their traceback."""
+    """Returns the message for an error that users can fix, or None for an error that is shown with its traceback."""
     if os.environ.get(TRACEBACK) or not isinstance(error, (ValueError, OSError, FloatingPointError)):
         return None
     return f"qi2 {verb}: {error}"

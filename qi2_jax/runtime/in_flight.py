@@ -1,8 +1,8 @@
-"""How far the host may run ahead of the devices.
+"""Limits how far the host runs ahead of the devices.
 
-Without a bound, inputs of everything that is dispatched wait in the devices' memory. On CPUs whose devices belong to
-several processes it may even never end: where 32 computations wait on a device, the runtime blocks the threads that the
-ones before them need.
+Without a limit, the inputs of everything that is dispatched wait in device memory. On CPUs whose devices belong to
+several processes the program can even deadlock: with 32 computations waiting on a device, the runtime blocks the
+threads that the earlier ones need.
 """
 
 import collections
@@ -12,10 +12,10 @@ import jax
 
 
 class InFlight:
-    """Waits for earlier results before more is dispatched.
+    """Waits for earlier results before more work is dispatched.
 
     Args:
-      most: computations that the devices may still have to do.
+      most: number of computations that may be unfinished.
     """
 
     def __init__(self, most: int):
@@ -23,7 +23,11 @@ class InFlight:
         self._running: collections.deque[Any] = collections.deque()
 
     def add(self, result: Any) -> None:
-        """Counts a computation by something that it returns and that nothing donates."""
+        """Counts a computation.
+
+        Args:
+          result: an output of it that is not donated later.
+        """
         self._running.append(result)
         while len(self._running) > self._most:
             jax.block_until_ready(self._running.popleft())

@@ -1,4 +1,4 @@
-"""An exclusive lock on an output folder."""
+"""Exclusive lock on an output folder."""
 
 import contextlib
 import errno
@@ -17,13 +17,14 @@ _held: set[pathlib.Path] = set()
 def hold(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
     """Keeps other programs from working in `folder`, which is created if missing.
 
-    Within a process the lock may be taken again. If several processes form one program, the first takes it for all.
+    The operating system releases the lock when the process ends, in whatever way. The file `.lock` stays and means
+    nothing by itself. A process may hold the lock more than once. Process 0 of a program holds it for all of them.
 
     Args:
       remove: see `exclusive`.
 
     Raises:
-      ValueError: if another program holds the lock, in all processes of this one; the message names that program.
+      ValueError: if another program holds the lock. It names that process, and is raised in all processes.
     """
     import jax  # a lock for one process needs neither JAX nor its devices
 

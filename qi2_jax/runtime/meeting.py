@@ -142,7 +142,7 @@ class _Host:
         while len(self._arrived) < self._count - 1:
             now = time.monotonic()
             if now >= end:
-                self._refuse(f"{self._progress()} after {deadline:.0f} s at --coordinator {self._address}")
+                raise self._refused(f"{self._progress()} after {deadline:.0f} s at --coordinator {self._address}")
             if now >= report:
                 report = now + REPORT_EVERY
                 _log.info("%s at %s", self._progress(), self._address)
@@ -178,7 +178,7 @@ class _Host:
         index, count = message.get("process"), message.get("processes")
         line.about = {"process": index, "where": str(message.get("where"))[:256]}
         if count != self._count or not isinstance(index, int) or not 0 <= index < self._count:
-            self._refuse(
+            raise self._refused(
                 f"process {index!r} at {line.about['where']} was started with --processes {count!r}, process 0 with "
                 f"--processes {self._count}; give all of them the same number",
                 line,
@@ -187,7 +187,7 @@ class _Host:
         if other is not None and other.is_closed():  # it connects again
             other = None
         if other is not None or index == 0:
-            self._refuse(
+            raise self._refused(
                 f"--process {index} was given twice: at {other.about['where'] if other else _where()} and at "
                 f"{line.about['where']}; give each process its own number from 0 to {self._count - 1}",
                 line,
@@ -198,9 +198,10 @@ class _Host:
         for line in (*self._arrived.values(), *more):
             line.send({"program": _PROGRAM, **message})
 
-    def _refuse(self, reason: str, *more: _Line) -> None:
+    def _refused(self, reason: str, *more: _Line) -> ValueError:
+        """Tells the other processes why they end; returns the error that ends this one."""
         self._send_all({"error": reason}, *more)
-        raise ValueError(reason)
+        return ValueError(reason)
 
 
 def _listen(port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Several processes as one program: how they join, how they agree, and how an error in one of them ends all."""
+"""Runs several processes as one program: how they join, how they agree, and how an error in one of them ends all."""
 
 import argparse
 import contextlib
@@ -14,27 +14,32 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qi2_jax.runtime import errors, meeting, signals
+from qi2_jax.runtime import errors, logs, meeting, signals
 
 _log = logging.getLogger(__name__)
 
-JOINING = 300  # seconds for which JAX waits for processes that a cluster names
-HEARTBEAT = 60  # seconds of silence after which a process counts as dead, and all others end
-LEAVING = 60  # seconds for which a process that ends waits for the others
+JOINING = 300  # seconds that JAX waits for the other processes to connect
+HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and all others end
+LEAVING = 60  # seconds that a process waits for the others when it ends
 
-_PADDING = 1024  # texts are sent in multiples of so many bytes
-_STOPPED = "\0"  # in front of a signal's name, which no error's text is mistaken for
+_PADDING = 1024  # bytes; the sizes of messages are rounded up to multiples
+_STOPPED = "\0"  # precedes the name of a signal, so that it is not taken for the text of an error
+_WAITING = "\1"  # precedes the name of a signal that waits until a step is complete
 
 
 @contextlib.contextmanager
 def joined(arguments: argparse.Namespace) -> Iterator[None]:
-    """Makes this process one of those that the arguments name, for a block; nothing happens where they name none.
+    """Connects this process with the others for the length of a block; a single process needs nothing.
 
-    JAX must not have been used yet. An error in the block is printed and ends this process with a status that is not 0,
-    without waiting for what only the others could finish; these are ended too, within `LEAVING` or `HEARTBEAT` seconds.
+    JAX must not have been used yet. An error in the block is printed and ends this process with a non-zero status. It
+    does not wait for collectives that only the other processes could complete. They end within `LEAVING` or
+    `HEARTBEAT` seconds.
+
+    Args:
+      arguments: those of `cli.options.add_process_arguments`, and the verb.
 
     Raises:
-      ValueError: if the processes do not come together.
+      ValueError: if the processes cannot connect.
     """
     if not arguments.distributed and arguments.processes is None:
         yield
@@ -56,11 +61,12 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
             shutdown_timeout_seconds=LEAVING,
         )
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the processes did not come together: {error}") from error
-    signals.listen(interruptible=False)  # what one process gets, all must agree on
+        raise ValueError(f"the processes cannot connect to each other: {error}") from error
+    logs.name_process(jax.process_index(), jax.process_count())
+    signals.listen(interruptible=False)  # all processes must agree on a signal that one of them received
     try:
         yield
-        gather("")  # nobody waits at the door for those that still have work to do
+        gather("")  # JAX limits the time between the first and the last process that shuts down
     except BaseException as error:
         if isinstance(error, signals.Terminated) or (isinstance(error, SystemExit) and not error.code):
             raise
@@ -68,16 +74,16 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _leave(verb: str, error: BaseException) -> None:
-    """Says what happened and ends this process, after the others if they end as well."""
+    """Prints the error and ends this process, if possible after the others have noticed."""
     if isinstance(error, jax.errors.JaxRuntimeError) and not os.environ.get(errors.TRACEBACK):
-        error = ValueError(f"stopped, perhaps because another process did; look there first. {error}")
+        error = ValueError(f"stopped, perhaps because another process failed; look at its output first. {error}")
     if text := errors.explain(verb, error):
         print(text, file=sys.stderr)
     else:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    # The interpreter's own end would wait for threads that wait for other processes.
+    # A normal exit would wait for threads that wait for other processes.
     leaving = threading.Thread(target=_shut_down, daemon=True)
     leaving.start()
     leaving.join(LEAVING)
@@ -85,39 +91,41 @@ def _leave(verb: str, error: BaseException) -> None:
 
 
 def _shut_down() -> None:
-    with contextlib.suppress(Exception):  # that of the others' absence
+    with contextlib.suppress(Exception):  # the other processes may be gone
         jax.distributed.shutdown()
 
 
 def gather(text: str) -> list[str]:
-    """What each process says, by index, for all of them. Every process must call it, from its main thread."""
+    """Returns the texts of all processes, by process index. Every process must call it, from its main thread."""
     if jax.process_count() == 1:
         return [text]
-    said = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(said.size)).reshape(-1)
-    # Every length is a program of its own, which all would compile: there are to be few.
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size)).reshape(-1)
+    # Each length needs its own compiled program, so there should be few.
     padded = np.zeros(_PADDING * max(-(-int(sizes.max()) // _PADDING), 1), np.uint8)
-    padded[: said.size] = said
+    padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     return [bytes(row[:size]).decode(errors="replace") for row, size in zip(rows, sizes, strict=True)]
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:
-    """Means over the processes, of values that all of them have."""
-    told = [json.loads(text) for text in gather(json.dumps(values))]
-    return {name: sum(own[name] for own in told) / len(told) for name in values}
+    """Means over the processes. All of them must pass values of the same names."""
+    all_values = [json.loads(text) for text in gather(json.dumps(values))]
+    return {name: sum(each[name] for each in all_values) / len(all_values) for name in values}
 
 
 @contextlib.contextmanager
 def agreed(*, interruptible: bool = True) -> Iterator[None]:
-    """A block without communication that all processes leave together: what goes wrong in one is raised in all, and
-    a signal to one ends all with the signal's status when the others are done.
+    """A block without communication that all processes leave together.
+
+    An error in one process is raised in all of them. A signal to one of them ends all, once the others have completed
+    the block.
 
     Args:
-      interruptible: False where signals must wait, as they do while steps are taken.
+      interruptible: whether a signal ends the block; False during training steps, where signals wait.
 
     Raises:
-      ValueError: with what another process raised; each raises its own error as it is.
+      ValueError: with the message of another process's error. The process itself raises its original error.
       signals.Terminated: after SIGTERM, SIGINT or SIGHUP.
     """
     guard = signals.interruptible if interruptible else contextlib.nullcontext
@@ -125,30 +133,36 @@ def agreed(*, interruptible: bool = True) -> Iterator[None]:
         with guard():
             yield
         return
-    own: BaseException | None = None
+    failure: BaseException | None = None
+    text = ""
     try:
         with guard():
             yield
     except signals.Terminated as stopped:
-        own, text = stopped, _STOPPED + signals.name()
+        failure, text = stopped, _STOPPED + signals.name()
     except Exception as error:
-        own, text = error, str(error) or type(error).__name__
-    told = gather("" if own is None else text)
-    if own is not None and not isinstance(own, signals.Terminated):
-        raise own
-    names = [_signal_name(text) for text in told]
-    for index, (text, name) in enumerate(zip(told, names, strict=True)):
-        if text and not name:
+        failure, text = error, str(error) or type(error).__name__
+    if failure is None and signals.received():
+        text = _WAITING + signals.name()
+    texts = gather(text)
+    if failure is not None and not isinstance(failure, signals.Terminated):
+        raise failure
+    stopped_by = [_signal_name(text, _STOPPED) for text in texts]
+    waiting = [_signal_name(text, _WAITING) for text in texts]
+    for index, (text, *names) in enumerate(zip(texts, stopped_by, waiting, strict=True)):
+        if text and not any(names):
             raise ValueError(f"process {index}: {text}")
-    if _hear(names):
-        say(signals.stopped_message())
+    _hear(waiting)
+    if _hear(stopped_by):
+        if jax.process_index() == 0:
+            print(signals.stopped_message(), file=sys.stderr)
         raise signals.Terminated(told=True)
 
 
-def _signal_name(text: str) -> str:
-    """The name of the signal in what a process says of itself; "" for anything else."""
-    name = text.removeprefix(_STOPPED)
-    return name if text.startswith(_STOPPED) and name in {number.name for number in signals.STATUS} else ""
+def _signal_name(text: str, mark: str) -> str:
+    """The name of the signal behind a mark in a process's text; "" for other texts."""
+    name = text.removeprefix(mark)
+    return name if text.startswith(mark) and name in {number.name for number in signals.STATUS} else ""
 
 
 def _hear(names: list[str]) -> bool:
@@ -160,16 +174,16 @@ def _hear(names: list[str]) -> bool:
 
 
 def all_say(yes: bool) -> bool:
-    """Whether every process says yes. Every process must ask, from its main thread."""
+    """Whether the argument is true in every process. Every process must call it, from its main thread."""
     return set(gather("yes" if yes else "no")) == {"yes"}
 
 
 def terminating() -> bool:
-    """Whether any process received a signal that ends the program. Every process must ask, from its main thread."""
+    """Whether any process received a signal that ends the program. Every process must call it, from its main thread."""
     return _hear(gather(signals.name() if signals.received() else ""))
 
 
 def say(text: str) -> None:
-    """Prints in process 0."""
+    """Logs a message in process 0."""
     if jax.process_index() == 0:
-        print(text)
+        _log.info("%s", text)

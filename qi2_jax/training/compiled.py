@@ -1,6 +1,7 @@
 """Training programs, all compiled before the first step: a batch of another shape is an error, not a stall."""
 
 import concurrent.futures
+import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
+from qi2_jax.runtime import logs
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training.microbatch import Microbatch, put_scalar
 from qi2_jax.training.step import Programs, TrainState
+
+_log = logging.getLogger(__name__)
 
 AHEAD = 1  # microbatches that wait on the devices while the next one is copied there
 
@@ -107,7 +111,10 @@ class Compiled:
 
 def _compile(lowered: Iterable[tuple[Hashable, jax.stages.Lowered]]) -> dict[Hashable, jax.stages.Compiled]:
     """Compiles in parallel, while the next program is traced: each takes minutes, but few of a host's cores."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile") as threads:
+    with (
+        logs.timed(_log, "compiling the programs of the training steps"),
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile") as threads,
+    ):
         compiling = {layout: threads.submit(program.compile) for layout, program in lowered}
         return {layout: program.result() for layout, program in compiling.items()}
 

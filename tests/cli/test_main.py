@@ -19,17 +19,17 @@ from qi2_jax.text.prompts import PromptProcessor
     ("arguments", "message"),
     [
         (["--out", "x.jpg"], "'x.jpg' must end in .png"),
-        (["--out", "x.png", "--seed", str(1 << 32)], "is no integer from 0 to"),
-        (["--out", "x.png", "--seed", "-1"], "is no integer from 0 to"),
+        (["--out", "x.png", "--seed", str(1 << 32)], "is not an integer from 0 to"),
+        (["--out", "x.png", "--seed", "-1"], "is not an integer from 0 to"),
         (["--out", "x.png", "--size", "64"], "does not look like 1024x768"),
         (["--out", "x.png", "--size", "65x64"], "size 65x64 must have sides that are multiples of 32"),
         (["--out", "x.png", "--size", "1000000000x32"], "pixels, up to 8192"),
-        (["--out", "x.png", "--steps", "0"], "'0' is no integer from 1 to"),
-        (["--out", "x.png", "--batch-size", "0"], "'0' is no integer from 1 to"),
-        (["--out", "x.png", "--guidance", "nan"], "'nan' is no number from 1 on"),
-        (["--out", "x.png", "--guidance", "-1"], "'-1' is no number from 1 on"),
-        (["--out", "x.png", "--guidance", "inf"], "'inf' is no number from 1 on"),
-        (["--out", "x.png", "--resolution", "0"], "'0' is no integer from 32 to"),
+        (["--out", "x.png", "--steps", "0"], "'0' is not an integer from 1 to"),
+        (["--out", "x.png", "--batch-size", "0"], "'0' is not an integer from 1 to"),
+        (["--out", "x.png", "--guidance", "nan"], "'nan' is not a number >= 1"),
+        (["--out", "x.png", "--guidance", "-1"], "'-1' is not a number >= 1"),
+        (["--out", "x.png", "--guidance", "inf"], "'inf' is not a number >= 1"),
+        (["--out", "x.png", "--resolution", "0"], "'0' is not an integer from 32 to"),
         (["--out", "x.png", "--prompts", "file"], "not allowed with argument --prompt"),
     ],
 )
@@ -47,7 +47,7 @@ def test_arguments_of_generation_are_checked_first(arguments, message, capsys):
     [
         (["--prompts", "latin.txt"], r"latin\.txt is not UTF-8 text"),
         (["--prompts", "."], "is not a file; give a text file with one prompt per line"),
-        (["--prompts", "blank.txt"], "holds no prompt"),
+        (["--prompts", "blank.txt"], "contains no prompt"),
         (["--prompt", "caf\udce9"], "is not UTF-8 text"),
         (["--prompt", "a fox", "--guidance", "2", "--negative", "\udce9"], "is not UTF-8 text"),
         (["--prompt", "a fox", "--negative", "blur"], "no effect without guidance"),
@@ -91,7 +91,7 @@ def test_help_names_the_steps_of_data_and_what_counts(capsys):
         said[arguments] = " ".join(capsys.readouterr().out.split())
     steps = "ingest or synth, score, select, cache, report"
     assert steps in said[("--help",)] and steps in said[("data", "--help")]
-    assert "whose data.* and encode.* count" in said[("data", "cache", "--help")]
+    assert "experiment whose data.* and encode.* to use" in said[("data", "cache", "--help")]
 
 
 def test_errors_are_messages_and_a_traceback_can_be_had(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import pathlib
 from typing import Any
 
 from qi2_jax.runtime.atomic import write_json_atomic
+from qi2_jax.runtime.digests import of_file
 from qi2_jax.training.checkpoints import files
 
 _PREFIX, _ALGORITHM = "checksums-", "blake2b-256"
@@ -27,8 +28,7 @@ class _Unreadable(Exception):
 
 
 def _digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+    return of_file(path, lambda: hashlib.blake2b(digest_size=32)).hex()
 
 
 def _is_checksums(name: str) -> bool:

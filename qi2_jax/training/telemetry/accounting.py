@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from qi2_jax.runtime import json_lines
 from qi2_jax.training.telemetry import metrics
 
 CATEGORIES = ("data", "save", "evaluate", "sample", "compile")
@@ -154,14 +155,11 @@ def _ends_with_newline(path: pathlib.Path) -> bool:
 
 def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
     """Lines of an events file in order, without what killed processes left unfinished; none if there is no file."""
-    events = []
-    with contextlib.suppress(FileNotFoundError), path.open(errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                value = json.loads(line)
-                if isinstance(value, dict) and isinstance(value.get("time"), (int, float)) and "event" in value:
-                    events.append(value)
-    return events
+    if not path.exists():
+        return []
+    return [
+        value for value in json_lines.read(path) if isinstance(value.get("time"), (int, float)) and "event" in value
+    ]
 
 
 def has_ended(directory: pathlib.Path, step: int) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from qi2_jax.runtime import json_lines
 from qi2_jax.training.config import check_sinks
 from qi2_jax.training.mean import Mean
 from qi2_jax.training.telemetry.sinks import SAMPLES, TENSORBOARD, TensorBoard, WeightsAndBiases
@@ -169,7 +170,7 @@ def _drop_drawings(folder: pathlib.Path, start: int) -> None:
 
 def _line(values: Mapping[str, float]) -> str:
     """JSON has no NaN and no infinity."""
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"
+    return json_lines.dump({name: value if math.isfinite(value) else None for name, value in values.items()})
 
 
 def _drop_after(path: pathlib.Path, start: int) -> None:
@@ -201,15 +202,10 @@ def _step_of(line: bytes) -> int | None:
 
 def lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
     """Lines of a metrics file, values that were not finite as NaN; lines cut by a kill, or foreign, are left out."""
-    with path.open(errors="replace") as file:
-        for line in file:
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(values, dict) and type(values.get("step")) is int:
-                numbers = {name: math.nan if value is None else value for name, value in values.items()}
-                yield {name: value for name, value in numbers.items() if type(value) in (int, float)}
+    for values in json_lines.read(path):
+        if type(values.get("step")) is int:
+            numbers = {name: math.nan if value is None else value for name, value in values.items()}
+            yield {name: value for name, value in numbers.items() if type(value) in (int, float)}
 
 
 def read(path: pathlib.Path) -> list[dict[str, float]]:
