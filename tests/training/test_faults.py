@@ -37,7 +37,7 @@ def test_altered_checkpoints_are_passed_over_loudly_and_a_kill_meanwhile_changes
         file.truncate(cut.stat().st_size // 2)
     shutil.copytree(out, tmp_path / "killed")
     text = run(data, out)
-    assert f"{cut.name} has " in text and "has other contents" in text and f"going on from step {EVERY}" in text
+    assert f"{cut.name} has " in text and "has other contents" in text and f"resuming from step {EVERY}" in text
     assert len(events(out, accounting.DAMAGED)) == 2
     runs_of.assert_equal(out, uninterrupted)
 
@@ -113,7 +113,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_many_end_the_run(data, tmp_p
     lines = logged(tmp_path / "run")
     skipped = lines[STEPS]["skipped_total"]
     assert 1 <= skipped == sum(math.isnan(line["loss"]) for line in lines.values()) < STEPS, text[-2000:]
-    assert events(tmp_path / "run", accounting.SKIPPED)[-1]["total"] == skipped and "were left out" in text
+    assert events(tmp_path / "run", accounting.SKIPPED)[-1]["total"] == skipped and "were skipped" in text
     assert all(math.isfinite(leaf.sum()) for leaf in leaves(tmp_path / "run").values())
 
     every = tmp_path / "every"
@@ -137,7 +137,7 @@ def test_a_changed_config_is_refused_and_can_be_accepted(data, uninterrupted, tm
     assert "--accept-changes" in refused.text and manager.steps(out / "checkpoints") == [2 * EVERY]
     assert json.loads(scheduler.read_text())["max_shift"] == 0.9
     text = run(data, out, *changes, "--accept-changes")
-    assert "goes on with another config:\n  " + "\n  ".join(lines) in text
+    assert "resumes with a changed config:\n  " + "\n  ".join(lines) in text
     assert events(out, accounting.RESTORE)[-1]["changes"] == lines
     assert json.loads(scheduler.read_text())["max_shift"] == 0.7  # with which its samples are drawn
     assert logged(out)[STEPS]["learning_rate"] < logged(uninterrupted)[STEPS]["learning_rate"]

@@ -18,7 +18,7 @@ from PIL import Image
 from qi2_jax import sharding
 from qi2_jax.reporting import run_report
 from qi2_jax.runtime import signals
-from qi2_jax.training import loop, reader
+from qi2_jax.training import loop, reader, stopping
 from qi2_jax.training import run as runs
 from qi2_jax.training.checkpoints import files, manager
 from qi2_jax.training.checkpoints.manager import Checkpoints
@@ -409,7 +409,7 @@ def test_only_reading_for_which_the_devices_wait_is_time_of_data(step_seconds, a
 def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, capsys):
     train(task(), config(log_every=4), tmp_path)
     printed = capsys.readouterr()
-    assert "toy: step 0 of 12, 288 parameters are trained on 8 x cpu (data=8 x fsdp=1 x tensor=1)" in printed.out
+    assert "toy: step 0 of 12, training 288 parameters on 8 x cpu (data=8 x fsdp=1 x tensor=1)" in printed.out
     lines = [line for line in printed.err.splitlines() if line.startswith("toy ")]
     assert [line.split(":")[0] for line in lines] == ["toy 4/12", "toy 8/12", "toy 12/12"]
     assert re.fullmatch(r"toy 4/12: loss [\d.]+, [\d.]+ samples/s, [\d.e-]+ s/step, [\d:]+ left", lines[0])
@@ -432,3 +432,23 @@ def test_what_is_wrong_with_data_and_what_is_not(error, is_data, tmp_path):
     broken.updates = updates
     with pytest.raises(reader.DataError if is_data else jax.errors.JaxRuntimeError, match=str(error.args[0])):
         train(broken, config(), tmp_path)
+
+
+def test_an_implicit_copy_to_the_devices_within_a_step_is_an_error(tmp_path):
+    implicit = task()
+    implicit.frozen = np.float32(0.5)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(implicit, config(), tmp_path)
+
+
+def test_a_signal_that_any_process_receives_saves_after_the_step_in_progress(tmp_path, monkeypatch):
+    """SIGTERM, SIGINT and SIGHUP alike: the loop asks only whether one came."""
+
+    def evaluate(state, check_signals):
+        if state.step == 6:
+            monkeypatch.setattr(stopping.signals, "received", lambda: True)
+        return {"validation_loss": 1.0}
+
+    with pytest.raises(signals.Terminated):
+        train(task(evaluate=evaluate), config(ahead=0), tmp_path)
+    assert files.steps(tmp_path / "checkpoints") == [6] and kinds(tmp_path)[-1] == accounting.SIGTERM

@@ -182,7 +182,7 @@ def test_four_processes_go_on_from_one_and_two_from_four(data, uninterrupted, tm
     named = [name for name in files.files(last) if not name.startswith("checksums-")]
     overwrite(next(last / name for name in named[1::2] if name.endswith("/_METADATA")))
     printed = runs_of.run_several(2, data, out)
-    assert f"checkpoint {STEPS} is damaged" in printed[0] and f"going on from step {2 * EVERY}" in printed[0]
+    assert f"checkpoint {STEPS} is damaged" in printed[0] and f"resuming from step {2 * EVERY}" in printed[0]
     assert sorted(logged(out)) == list(range(EVERY + 1, STEPS + 1))
     runs_of.assert_close(out, uninterrupted)
 
