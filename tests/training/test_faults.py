@@ -1,7 +1,7 @@
-"""What goes wrong on real clusters, done to real processes of one program; docs/faults.md is the table of it.
+"""Faults of real clusters, injected into real processes; docs/faults.md lists them all.
 
-Kills between and during saves stand in test_resume.py, several processes in test_processes.py, the checkpoints' own
-faults in test_checkpoint_processes.py, a hung process in test_watchdog.py.
+test_resume.py has kills between and during saves, test_processes.py several processes, test_checkpoint_processes.py
+faults of checkpoints, and test_watchdog.py a hung process.
 """
 
 import json
@@ -50,7 +50,7 @@ def test_altered_checkpoints_are_passed_over_loudly_and_a_kill_meanwhile_changes
 
 
 def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(data, uninterrupted, tmp_path):
-    """On a real file system, mounted in a namespace of its own, which needs no root."""
+    """Uses a real file system, mounted in a namespace of its own, which needs no root."""
     if not can_mount():
         pytest.skip("needs `unshare -Urm` and tmpfs")
     begun_from(tmp_path / "copy", uninterrupted, EVERY)
@@ -80,7 +80,7 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(data, uninterrupt
 
 
 def test_a_vanished_shard_is_named_and_the_run_goes_on_when_it_is_back(data, uninterrupted, tmp_path):
-    """The shard turns into an unreadable one while the run goes on, as when its server dies."""
+    """The shard becomes unreadable during the run, as when its server dies."""
     own, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(data, own)
     shard = own / "samples" / "64-1" / "unit-00004.arrayrecord"

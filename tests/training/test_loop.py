@@ -1,4 +1,4 @@
-"""The loop on a toy model: when it gives up, what it tells, and what its checkpoints say."""
+"""The training loop on a toy model: when it gives up, what it reports, and what its checkpoints record."""
 
 import dataclasses
 import itertools
@@ -92,7 +92,7 @@ def kinds(out):
 
 
 @pytest.mark.parametrize("first", [2, 3, 4, 5])
-def test_a_streak_of_exactly_so_many_steps_ends_the_run_wherever_it_begins(first, tmp_path):
+def test_max_skipped_steps_in_a_row_end_the_run_wherever_the_streak_begins(first, tmp_path):
     settings, spoilt = config(log_every=4, max_skipped=4), range(first, first + 4)
     with pytest.raises(runs.NonFiniteError, match=r"4 steps in a row (up to|before) step 8 were not finite"):
         train(task(spoilt), settings, tmp_path)
@@ -100,7 +100,7 @@ def test_a_streak_of_exactly_so_many_steps_ends_the_run_wherever_it_begins(first
     assert int(train(task(spoilt), settings, tmp_path).step) == 12
 
 
-def test_a_shorter_streak_does_not_end_it(tmp_path):
+def test_a_shorter_streak_does_not_end_the_run(tmp_path):
     assert int(train(task((2, 3, 4, 6, 7, 8)), config(log_every=4, max_skipped=4), tmp_path).skipped_total) == 6
 
 
@@ -157,7 +157,7 @@ def test_a_best_metric_that_was_never_written_is_refused_before_anything_is_dele
 
 
 def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
-    """Wherever it comes: the newest checkpoint stays what it is, and the run ends before another step."""
+    """The newest checkpoint stays intact, and the run ends before the next step."""
     settings = ml_collections.ConfigDict(config())
     settings.checkpoint.update(checksums=True, every=6)
     train(task(), settings, tmp_path)
@@ -246,8 +246,8 @@ def test_a_finished_run_is_known_by_its_files(tmp_path):
     ("where", "at", "ahead"),
     [("evaluate", 6, 0), ("evaluate", 6, 2), ("draw", 6, 0), ("draw", 12, 2), ("evaluate", 12, 0)],
 )
-def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(where, at, ahead, tmp_path):
-    """The signal comes at step 6, where nothing else would be saved, or at the last."""
+def test_sigterm_cuts_validation_and_drawing_short_and_the_resumed_run_does_them_again(where, at, ahead, tmp_path):
+    """The signal arrives at step 6, which would not be saved otherwise, or at the last step."""
     asked = []
 
     def evaluate(state, unless_terminating):
@@ -280,7 +280,7 @@ def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(whe
 
 
 def test_a_state_from_the_hosts_own_disks_becomes_persistent_where_a_run_stops(tmp_path, capsys):
-    """SIGTERM before another step is taken, and an end that was brought forward."""
+    """SIGTERM before the next step, and `train.steps` below the step of the state."""
     settings = ml_collections.ConfigDict(config(ahead=0))
     settings.checkpoint.update(local_every=1, local_folder=str(tmp_path / "disk"))
 
@@ -298,7 +298,7 @@ def test_a_state_from_the_hosts_own_disks_becomes_persistent_where_a_run_stops(t
         shutil.rmtree(tmp_path / name / "checkpoints" / "6", ignore_errors=True)
         assert files.steps(tmp_path / name / "checkpoints") == [1]
 
-    # In one process the program's own handler ends it before the first step; of several, all agree first.
+    # A single process is ended by its own handler before the first step. Several processes agree first.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(runs.processes, "terminating", lambda: True)
         train(dataclasses.replace(task(evaluate=crash), accumulate=True), settings, tmp_path / "stopped")
@@ -317,7 +317,7 @@ def test_sigterm_before_the_first_step_saves_nothing_and_says_so(tmp_path, capsy
 
 
 def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypatch):
-    """An update of three parts; the signal comes while the second of step 5 is put on the devices."""
+    """The signal arrives while the second of three microbatches of step 5 is copied to the devices."""
     rows = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
     update = as_update(
         Microbatch(0, part, stats=Stats(8, 16, metrics={"batch/part": float(place)})) for place, part in enumerate(rows)
@@ -362,7 +362,7 @@ def test_utilisation_is_that_of_one_chip(tmp_path):
 
 
 class Busy:
-    """A loss that the devices compute for a while."""
+    """A loss whose computation takes a while."""
 
     def __init__(self, loss, seconds):
         self.loss, self.until = float(loss), time.monotonic() + seconds
@@ -381,7 +381,7 @@ class Busy:
 @pytest.mark.parametrize("step_seconds", [0.0, 0.4])
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_only_reading_for_which_the_devices_wait_is_time_of_data(step_seconds, ahead, tmp_path, monkeypatch):
-    """A loader of 0.1 s: all of its time without steps that last, and none behind longer ones."""
+    """A loader takes 0.1 s per update: all of it is data time if steps are instant, none if they take longer."""
     update, slept = loop.Compiled.__call__, []
 
     def busy(*arguments):
@@ -401,12 +401,12 @@ def test_only_reading_for_which_the_devices_wait_is_time_of_data(step_seconds, a
     slow_task.updates = lambda step: slow(fast(step))
     train(slow_task, config(steps=5, ahead=ahead, log_every=5), tmp_path)
     (line,) = metrics.lines(tmp_path / metrics.FILE)
-    # The first is read before there is a step.
+    # The first update is read before the first step.
     waited, hidden = line["time/data"] * line["time/seconds"], sum(slept[1:]) if step_seconds else 0.0
     assert sum(slept) - hidden - 0.05 <= waited <= sum(slept) - hidden + 0.3
 
 
-def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, capsys):
+def test_without_a_terminal_every_logged_step_prints_a_line(tmp_path, capsys):
     train(task(), config(log_every=4), tmp_path)
     printed = capsys.readouterr()
     assert "toy: step 0 of 12, training 288 parameters on 8 x cpu (data=8 x fsdp=1 x tensor=1)" in printed.out
@@ -423,7 +423,7 @@ def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, cap
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), False),
     ],
 )
-def test_what_is_wrong_with_data_and_what_is_not(error, is_data, tmp_path):
+def test_errors_of_the_data_are_told_from_errors_of_the_devices(error, is_data, tmp_path):
     def updates(start):
         raise error
         yield

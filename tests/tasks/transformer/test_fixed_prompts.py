@@ -1,4 +1,4 @@
-"""Fixed prompts and edits: what is refused, and what is left of the encoders."""
+"""Fixed prompts and edits: what is refused, and that the encoders are released."""
 
 import gc
 
@@ -28,10 +28,10 @@ def picture(path, width, height):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompts": ("a cat", 3)}, r"samples.prompts\[1\] has the text 3; it must be a string that is not empty"),
-        ({"prompts": (" ",)}, r"samples.prompts\[0\] has the text ' '; it must be a string that is not empty"),
+        ({"prompts": ("a cat", 3)}, r"samples.prompts\[1\] has the text 3; it must be a non-empty string"),
+        ({"prompts": (" ",)}, r"samples.prompts\[0\] has the text ' '; it must be a non-empty string"),
         ({"prompts": ("a \udc80",)}, "which is not UTF-8"),
-        ({"prompts": ("a <|image_pad|>",)}, r"with <\|image_pad\|>, which stands for pixels; remove it"),
+        ({"prompts": ("a <|image_pad|>",)}, r"with <\|image_pad\|>, a reserved token; remove it"),
         ({"edits": (("make it night",),)}, r"samples.edits\[0\] is \('make it night',\); an edit is a tuple of an"),
         ({"edits": (("join", *("a.png",) * 4),)}, "the paths of one to 3 condition images"),
         ({"edits": ("make it night",)}, "is 'make it night'; an edit is a tuple"),
@@ -42,7 +42,7 @@ def picture(path, width, height):
         *(
             (
                 {"edits": (("make it night", f"scikit-image:{name}"),)},
-                "is not one that scikit-image brings; .* coffee.png",
+                "does not come with scikit-image, which has .* coffee.png",
             )
             for name in ("", "cup.png", "../data/coffee.png", "/etc/passwd", "README.txt", "eagle.png")
         ),
@@ -69,7 +69,7 @@ def test_pictures_of_scikit_image_are_found_in_the_package(monkeypatch):
     config = asked(edits=(("make it blue", "scikit-image:coffee.png"),)).transformer.samples
     fixed_prompts.check(config, 64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or let"):
+    with pytest.raises(ValueError, match=r"image scikit-image:coffee.png: .* pip install 'qi2\[demo\]'; or leave"):
         fixed_prompts.check(config, 64)
 
 
