@@ -9,7 +9,7 @@ import pytest
 from qi2_jax.training import restarting
 from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import accounting, metrics
-from tests.training.test_loop import config, task, train
+from tests.training.toy import config, task, train
 
 
 def every(steps, **changes):
