@@ -163,4 +163,4 @@ def test_a_signal_that_any_process_receives_saves_after_the_step_in_progress(tmp
 
     with pytest.raises(signals.Terminated):
         train(task(evaluate=evaluate), config(ahead=0), tmp_path)
-    assert files.steps(tmp_path / "checkpoints") == [6] and kinds(tmp_path)[-1] == accounting.SIGTERM
+    assert files.steps(tmp_path / "checkpoints") == [7] and kinds(tmp_path)[-1] == accounting.SIGTERM

@@ -45,18 +45,18 @@ def record(step: pathlib.Path, process: int = 0, processes: int = 1) -> None:
       processes: number of processes.
     """
     names = [name for name in files.files(step) if not _is_checksums(name) and name != files.MANIFEST]
-    own = names[process::processes]
+    share = names[process::processes]
     if process == 0 and (step / files.MANIFEST).is_file():
-        own.append(files.MANIFEST)
+        share.append(files.MANIFEST)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(lambda name: _digest(step / name), own)
+        digests = pool.map(lambda name: _digest(step / name), share)
         entries = {
             name: {"bytes": (step / name).stat().st_size, _ALGORITHM: digest}
-            for name, digest in zip(own, digests, strict=True)
+            for name, digest in zip(share, digests, strict=True)
         }
     found: dict[str, Any] = {"process": process, "processes": processes, "files": entries}
     if process == 0:
-        found["all_files"] = sorted({*names, *own})
+        found["all_files"] = sorted({*names, *share})
     write_json_atomic(step / f"{_PREFIX}{process}.json", found)
 
 

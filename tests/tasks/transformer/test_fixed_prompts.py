@@ -82,7 +82,7 @@ def test_what_is_not_drawn_need_not_be_there():
 def test_encoders_that_are_missing_are_asked_for(tmp_path):
     (tmp_path / "vae").mkdir()
     config = asked(prompts=("a cat",)).transformer.samples
-    message = r"lacks \['text_encoder', 'processor'\]; name .* with --model, or draw neither with transformer.samples"
+    message = r"lacks \['text_encoder', 'processor'\], which .* need; name .* with --model, or draw neither with transf"
     with pytest.raises(ValueError, match=message):
         fixed_prompts.encode(config, 64, tmp_path, None, np.float32)
     config.every = 0
