@@ -169,25 +169,7 @@ def make_programs(
         return jax.lax.with_sharding_constraint(sums, sharding.shardings(sums, mesh))
 
     def apply(state, sums):
-        gradient_norm = optax.tree.norm(sums.gradients)
-        finite = jnp.isfinite(sums.loss) & jnp.isfinite(gradient_norm)
-        updates, moments = optimizer.update(sums.gradients, state.optimizer, state.model)
-        model = optax.apply_updates(state.model, updates)
-        ramp = (RAMP - 1) / (RAMP + state.step - state.skipped_total) if ema_ramp else 0.0
-        share = jnp.maximum(1 - ema_decay, ramp)
-        ema = jax.tree.map(lambda old, new: old + share * (new - old), state.ema, model)
-
-        def keep_if_finite(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-        new_state = TrainState(
-            state.step + 1,
-            keep_if_finite(model, state.model),
-            keep_if_finite(moments, state.optimizer),
-            keep_if_finite(ema, state.ema),
-            jnp.where(finite, 0, state.skipped + 1),
-            state.skipped_total + jnp.where(finite, 0, 1),
-        )
+        new_state, updates = _advance(state, sums, optimizer, ema_decay, ema_ramp)
         # The shardings of the state must not change, or the second call would need another program.
         new_state = placed(new_state)
         metrics = {
@@ -211,6 +193,32 @@ def make_programs(
         return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more)), more.loss
 
     return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
+
+
+def _advance(
+    state: TrainState, sums: Sums, optimizer: optax.GradientTransformation, ema_decay: float, ema_ramp: bool
+) -> tuple[TrainState, Any]:
+    """The next state, and the updates of the parameters. Only the counters change if `sums` is not finite."""
+    gradient_norm = optax.tree.norm(sums.gradients)
+    finite = jnp.isfinite(sums.loss) & jnp.isfinite(gradient_norm)
+    updates, moments = optimizer.update(sums.gradients, state.optimizer, state.model)
+    model = optax.apply_updates(state.model, updates)
+    ramp = (RAMP - 1) / (RAMP + state.step - state.skipped_total) if ema_ramp else 0.0
+    share = jnp.maximum(1 - ema_decay, ramp)
+    ema = jax.tree.map(lambda old, new: old + share * (new - old), state.ema, model)
+
+    def keep_if_finite(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    new_state = TrainState(
+        state.step + 1,
+        keep_if_finite(model, state.model),
+        keep_if_finite(moments, state.optimizer),
+        keep_if_finite(ema, state.ema),
+        jnp.where(finite, 0, state.skipped + 1),
+        state.skipped_total + jnp.where(finite, 0, 1),
+    )
+    return new_state, updates
 
 
 def norms(name: str, model: Any) -> dict[str, Float[Array, ""]]:

@@ -1,6 +1,7 @@
-"""Real processes that train a tiny transformer on pairs and edits, and what their runs leave; for the tests beside it.
+"""Helpers for tests: real processes that train a tiny transformer on pairs and edits, and readers of their runs.
 
-A mesh of 8 fake devices, two batches to an update, each read in two parts: every path that a step can take.
+The runs have a mesh of 8 fake devices and two batches per update, each read as two microbatches, so a step takes every
+path of the code.
 """
 
 import dataclasses
@@ -52,15 +53,15 @@ OVERRIDES = (
     "transformer.optimizer.warmup=2",  # so that parameters move
     "transformer.checkpoint.keep=100",
 )
-# What most tests do not look at, and every start would pay for.
+# Grids and TensorBoard, which most tests do not need and every start would pay for.
 DRAWN = ("transformer.train.sinks=('tensorboard',)", "transformer.samples.every=8")
-# What differs between two runs that are equal.
+# Prefixes of metrics that differ between equal runs.
 VARYING = ("time/", "memory/", "goodput", "images_per_second", "tokens_per_second", "model_tflops_per_second_per_chip")
 PATIENCE = 300.0  # seconds
 
 
 def write_model(folder: pathlib.Path) -> pathlib.Path:
-    """A model folder with a random autoencoder, which draws the grids of a training, and nothing that reads texts."""
+    """Writes a model folder with a random autoencoder for sample grids, and without a text encoder."""
     config = dataclasses.replace(configs.load(EXPERIMENT).vae.model, latent_channels=CHANNELS)
     like = jax.eval_shape(lambda: VAE(config, key=jax.random.key(0)))
     rng = np.random.default_rng(1)
@@ -80,7 +81,7 @@ def finish_model(samples: pathlib.Path, folder: pathlib.Path) -> None:
 def write_samples(
     folder: pathlib.Path, model: pathlib.Path, spoil: Callable[[int], bool] = lambda index: False
 ) -> None:
-    """Twelve pairs and eight edits, four to a file; those that `spoil` names by their number are not finite."""
+    """Writes twelve pairs and eight edits, four per file. Samples whose index `spoil` accepts are not finite."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray:
@@ -104,7 +105,7 @@ def write_samples(
 
 
 def command(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> list[str]:
-    """Trains on the samples and the model in a folder."""
+    """The command that trains on the samples and the model in a folder."""
     return [
         *(sys.executable, "-m", "qi2_jax", "train", EXPERIMENT),
         *("--samples", str(data / "samples"), "--model", str(data / "model"), "--out", str(out)),
@@ -114,14 +115,14 @@ def command(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> list[str]
 
 
 class Done(NamedTuple):
-    """How a process ended, and what it printed."""
+    """Exit status and output of a process."""
 
     status: int
     text: str
 
 
 class Started:
-    """A process that runs; its output goes to a file, so that it never waits for a reader."""
+    """A running process. Its output goes to a file, so it never waits for a reader."""
 
     def __init__(self, arguments: Sequence[str]):
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -132,11 +133,11 @@ class Started:
         return self._output.read()
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """Waits for something that the process does before it ends."""
+        """Waits for a condition that the process fulfils before it ends."""
         end = time.monotonic() + PATIENCE
         while not condition():
-            assert self.process.poll() is None, f"ended before the moment it was to be stopped:\n{self.printed()}"
-            assert time.monotonic() < end, f"did not reach the moment it was to be stopped:\n{self.printed()}"
+            assert self.process.poll() is None, f"ended too early:\n{self.printed()}"
+            assert time.monotonic() < end, f"did not get there:\n{self.printed()}"
             time.sleep(0.005)
 
     def signal(self, number: int) -> None:
@@ -157,7 +158,7 @@ def start(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> Started:
 
 
 def run(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> str:
-    """Runs to the end, which must be good."""
+    """Runs to the end, which must be a success."""
     done = start(data, out, *overrides).done()
     assert done.status == 0, done.text[-3000:]
     return done.text
@@ -170,13 +171,13 @@ def free_port() -> str:
 
 
 def start_two(program: str, *arguments: str | pathlib.Path) -> list[Started]:
-    """Two processes of a program, which gets the index of the process, a free port, and the arguments."""
+    """Two processes of a program. Its arguments are the process index, a free port, and `arguments`."""
     port = free_port()
     return [Started([sys.executable, "-c", program, index, port, *map(str, arguments)]) for index in "01"]
 
 
 def printed_by_two(program: str, *arguments: str | pathlib.Path) -> list[str]:
-    """What both print, which must end well."""
+    """The output of both processes, which must succeed."""
     done = [process.done() for process in start_two(program, *arguments)]
     assert [status for status, _ in done] == [0, 0], "\n".join(text[-3000:] for _, text in done)
     return [text for _, text in done]
@@ -185,7 +186,7 @@ def printed_by_two(program: str, *arguments: str | pathlib.Path) -> list[str]:
 def start_several(
     count: int, data: pathlib.Path | Sequence[pathlib.Path], out: pathlib.Path, *more: str
 ) -> list[Started]:
-    """The same program in several processes, of which each may have its own data."""
+    """The same run in several processes, each of which may have its own copy of the data."""
     meeting = f"127.0.0.1:{free_port()}"
     own = [data] * count if isinstance(data, pathlib.Path) else data
     return [
@@ -201,19 +202,19 @@ def run_several(count: int, data: pathlib.Path, out: pathlib.Path, *more: str) -
 
 
 def logged(out: pathlib.Path) -> dict[int, dict[str, float]]:
-    """The lines of steps, without what differs between equal runs."""
+    """The metrics of logged steps by step, without those that differ between equal runs."""
     path = out / metrics.FILE
     lines = [line for line in metrics.read(path) if "loss" in line] if path.exists() else []
     return {int(line["step"]): {k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines}
 
 
 def validated(out: pathlib.Path) -> dict[int, dict[str, float]]:
-    """The lines of validations."""
+    """The metrics of validations by step."""
     return {int(line["step"]): line for line in metrics.read(out / metrics.FILE) if "validation_loss" in line}
 
 
 def leaves(out: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
-    """Parameters, EMA and optimizer of a checkpoint by name."""
+    """Parameters, EMA and optimizer state in a checkpoint, by name."""
     return {
         f"{item}/{name}": weight.read()
         for item in ("model", "ema", "optimizer")
@@ -222,7 +223,7 @@ def leaves(out: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
 
 
 def assert_equal(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS) -> None:
-    """Bit for bit the same losses, validations, parameters, EMA and optimizer."""
+    """Asserts the same losses, validations, parameters, EMA and optimizer state, bit for bit."""
     assert logged(out) == {known: line for known, line in logged(expected).items() if known in logged(out)}
     assert validated(out) == {known: line for known, line in validated(expected).items() if known in validated(out)}
     wanted = leaves(expected, step)
@@ -231,7 +232,7 @@ def assert_equal(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS) -
 
 
 def assert_close(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS, limit: float = 1e-5) -> None:
-    """The same within rounding, from the same data."""
+    """Asserts the same up to rounding, and exactly the same batches."""
     for lines, others in ((logged(out), logged(expected)), (validated(out), validated(expected))):
         for known in lines.keys() & others.keys():
             for name, value in lines[known].items():
@@ -243,7 +244,7 @@ def assert_close(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS, l
 
 
 def mixture_of(data: pathlib.Path):
-    """What a run reads, as one process reads all of it."""
+    """The mixture of a run, as a single process reads it."""
     config = configs.load(EXPERIMENT, OVERRIDES)
     return task.Mixture.of_cache(
         cache.Cache(data / "samples"),
@@ -256,7 +257,7 @@ def mixture_of(data: pathlib.Path):
 
 
 def begun_from(out: pathlib.Path, source: pathlib.Path, step: int) -> pathlib.Path:
-    """A run that stands where another one was after a step."""
+    """A copy of a run at one of its checkpoints."""
     shutil.copytree(source / "checkpoints" / str(step), out / "checkpoints" / str(step))
     shutil.copyfile(source / "config.json", out / "config.json")
     return out

@@ -1,7 +1,7 @@
-"""What goes wrong on real clusters, done to real processes of one program; docs/faults.md is the table of it.
+"""Faults of real clusters, injected into real processes; docs/faults.md lists them all.
 
-Kills between and during saves stand in test_resume.py, several processes in test_processes.py, the checkpoints' own
-faults in test_checkpoint_processes.py, a hung process in test_watchdog.py.
+test_resume.py has kills between and during saves, test_processes.py several processes, test_checkpoint_processes.py
+faults of checkpoints, and test_watchdog.py a hung process.
 """
 
 import json
@@ -37,7 +37,7 @@ def test_altered_checkpoints_are_passed_over_loudly_and_a_kill_meanwhile_changes
         file.truncate(cut.stat().st_size // 2)
     shutil.copytree(out, tmp_path / "killed")
     text = run(data, out)
-    assert f"{cut.name} has " in text and "has other contents" in text and f"going on from step {EVERY}" in text
+    assert f"{cut.name} has " in text and "has other contents" in text and f"resuming from step {EVERY}" in text
     assert len(events(out, accounting.DAMAGED)) == 2
     runs_of.assert_equal(out, uninterrupted)
 
@@ -50,7 +50,7 @@ def test_altered_checkpoints_are_passed_over_loudly_and_a_kill_meanwhile_changes
 
 
 def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(data, uninterrupted, tmp_path):
-    """On a real file system, mounted in a namespace of its own, which needs no root."""
+    """Uses a real file system, mounted in a namespace of its own, which needs no root."""
     if not can_mount():
         pytest.skip("needs `unshare -Urm` and tmpfs")
     begun_from(tmp_path / "copy", uninterrupted, EVERY)
@@ -80,7 +80,7 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(data, uninterrupt
 
 
 def test_a_vanished_shard_is_named_and_the_run_goes_on_when_it_is_back(data, uninterrupted, tmp_path):
-    """The shard turns into an unreadable one while the run goes on, as when its server dies."""
+    """The shard becomes unreadable during the run, as when its server dies."""
     own, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(data, own)
     shard = own / "samples" / "64-1" / "unit-00004.arrayrecord"
@@ -113,7 +113,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_many_end_the_run(data, tmp_p
     lines = logged(tmp_path / "run")
     skipped = lines[STEPS]["skipped_total"]
     assert 1 <= skipped == sum(math.isnan(line["loss"]) for line in lines.values()) < STEPS, text[-2000:]
-    assert events(tmp_path / "run", accounting.SKIPPED)[-1]["total"] == skipped and "were left out" in text
+    assert events(tmp_path / "run", accounting.SKIPPED)[-1]["total"] == skipped and "were skipped" in text
     assert all(math.isfinite(leaf.sum()) for leaf in leaves(tmp_path / "run").values())
 
     every = tmp_path / "every"
@@ -137,7 +137,7 @@ def test_a_changed_config_is_refused_and_can_be_accepted(data, uninterrupted, tm
     assert "--accept-changes" in refused.text and manager.steps(out / "checkpoints") == [2 * EVERY]
     assert json.loads(scheduler.read_text())["max_shift"] == 0.9
     text = run(data, out, *changes, "--accept-changes")
-    assert "goes on with another config:\n  " + "\n  ".join(lines) in text
+    assert "resumes with a changed config:\n  " + "\n  ".join(lines) in text
     assert events(out, accounting.RESTORE)[-1]["changes"] == lines
     assert json.loads(scheduler.read_text())["max_shift"] == 0.7  # with which its samples are drawn
     assert logged(out)[STEPS]["learning_rate"] < logged(uninterrupted)[STEPS]["learning_rate"]

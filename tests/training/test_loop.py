@@ -1,13 +1,4 @@
-"""The loop on a toy model: when it gives up, what it tells, and what its checkpoints say."""
-
-import dataclasses
-import itertools
-import re
-import shutil
-import signal
-import time
-from collections.abc import Callable, Collection
-from typing import Any
+"""The training loop on a toy model: when it gives up, and what its checkpoints record."""
 
 import jax
 import ml_collections
@@ -15,93 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qi2_jax import sharding
-from qi2_jax.config import loading
-from qi2_jax.config.parsing import parse
 from qi2_jax.reporting import run_report
-from qi2_jax.runtime import signals
 from qi2_jax.training import loop, reader
 from qi2_jax.training import run as runs
-from qi2_jax.training.checkpoints import files, manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.checkpoints.manager import Checkpoints
-from qi2_jax.training.config import TrainingConfig
-from qi2_jax.training.microbatch import Microbatch, Stats, as_update, put_scalar
-from qi2_jax.training.task import Task
-from qi2_jax.training.telemetry import accounting, metrics
-from tests.training.test_step import OPTIMIZER, Toy, loss
-
-
-def config(**train):
-    return ml_collections.ConfigDict(
-        {
-            "seed": 3,
-            "ema_decay": 0.9,
-            "ema_ramp": False,
-            "mesh": {"data": 8, "fsdp": 1, "tensor": 1},
-            "optimizer": dataclasses.asdict(OPTIMIZER),
-            "train": {
-                **{"steps": 12, "ahead": 2, "log_every": 1, "max_skipped": 10, "watchdog_seconds": 0.0, "sinks": ()},
-                **train,
-            },
-            "validation": {"every": 6},
-            "samples": {"every": 6},
-            "checkpoint": {"every": 100, "keep": 9, "keep_every": 0, "keep_best": 0, "checksums": False},
-            "profile": {"start": 0, "steps": 1},
-        }
-    )
-
-
-def mesh():
-    return sharding.make_mesh(sharding.MeshShape(8, 1, 1))
-
-
-def parsed(config):
-    return parse(TrainingConfig, loading.to_dict(config))
-
-
-@dataclasses.dataclass(kw_only=True)
-class ToyTask(Task):
-    """A toy model on the same batch in every step; batches in `spoilt` are not finite."""
-
-    spoilt: Collection[int] = ()
-    evaluate: Callable[..., Any] | None = None
-    draw: Callable[..., Any] | None = None
-    accumulate: bool = False
-    peak_flops: float | None = None
-    name: str = "toy"
-    make_model = staticmethod(Toy)
-    loss = staticmethod(loss)
-
-    def __post_init__(self):
-        self.data = {}
-        self.frozen = put_scalar(mesh(), np.float32(0.5))
-        self.evaluates, self.draws = self.evaluate is not None, self.draw is not None
-
-    def microbatch(self, step):
-        rows = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
-        return Microbatch(0, rows * np.float32("nan") if step in self.spoilt else rows, stats=Stats(8))
-
-    def updates(self, step):
-        return (as_update([self.microbatch(later)]) for later in itertools.count(step + 1))
-
-    def examples(self):
-        return [self.microbatch(0)]
-
-
-def task(spoilt=(), **fields):
-    return ToyTask(spoilt=spoilt, **fields)
-
-
-def train(task, config, out, **options):
-    return loop.train(task, parsed(config), out, mesh(), **options)
-
-
-def kinds(out):
-    return [event["event"] for event in accounting.read_events(out / accounting.EVENTS)]
+from qi2_jax.training.telemetry import accounting
+from tests.training.toy import config, kinds, parsed, task, train
 
 
 @pytest.mark.parametrize("first", [2, 3, 4, 5])
-def test_a_streak_of_exactly_so_many_steps_ends_the_run_wherever_it_begins(first, tmp_path):
+def test_max_skipped_steps_in_a_row_end_the_run_wherever_the_streak_begins(first, tmp_path):
     settings, spoilt = config(log_every=4, max_skipped=4), range(first, first + 4)
     with pytest.raises(runs.NonFiniteError, match=r"4 steps in a row (up to|before) step 8 were not finite"):
         train(task(spoilt), settings, tmp_path)
@@ -109,7 +24,7 @@ def test_a_streak_of_exactly_so_many_steps_ends_the_run_wherever_it_begins(first
     assert int(train(task(spoilt), settings, tmp_path).step) == 12
 
 
-def test_a_shorter_streak_does_not_end_it(tmp_path):
+def test_a_shorter_streak_does_not_end_the_run(tmp_path):
     assert int(train(task((2, 3, 4, 6, 7, 8)), config(log_every=4, max_skipped=4), tmp_path).skipped_total) == 6
 
 
@@ -165,31 +80,6 @@ def test_a_best_metric_that_was_never_written_is_refused_before_anything_is_dele
     assert int(train(task(), kept, tmp_path).step) == 18
 
 
-def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
-    """Wherever it comes: the newest checkpoint stays what it is, and the run ends before another step."""
-    settings = config()
-    settings.checkpoint.update(checksums=True, every=6)
-    train(task(), settings, tmp_path)
-    settings.train.steps = 18
-    before = signal.getsignal(signal.SIGTERM)
-    for name in ("contents", "check", "describe"):
-        original = getattr(manager, name)
-
-        def interrupted(*arguments, original=original):
-            signal.raise_signal(signal.SIGTERM)
-            return original(*arguments)
-
-        signals.listen(interruptible=True)
-        with monkeypatch.context() as patch, pytest.raises(signals.Terminated):
-            patch.setattr(manager, name, interrupted)
-            train(task(), settings, tmp_path)
-        assert kinds(tmp_path)[-1] == accounting.SIGTERM
-        signal.signal(signal.SIGTERM, before)
-        signals._received = signals._raised = signals._interruptible = False
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "6"]
-    assert int(train(task(), settings, tmp_path).step) == 18
-
-
 def test_a_run_in_a_folder_with_signs_of_a_url_is_known_as_finished(tmp_path):
     ended = config()
     ended.checkpoint.checksums = True
@@ -216,10 +106,6 @@ def test_a_finished_run_that_is_called_again_stays_finished(tmp_path):
     for _ in range(2):
         train(task(), config(), tmp_path)
         assert run_report.write_report(tmp_path / "page.html", tmp_path)[0]["state"] == "finished"
-
-
-def evaluated(out):
-    return [(line["step"], line["validation_loss"]) for line in metrics.lines(out / metrics.FILE) if len(line) == 2]
 
 
 def test_a_finished_run_is_known_by_its_files(tmp_path):
@@ -252,179 +138,6 @@ def test_a_finished_run_is_known_by_its_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("where", "at", "ahead"),
-    [("evaluate", 6, 0), ("evaluate", 6, 2), ("draw", 6, 0), ("draw", 12, 2), ("evaluate", 12, 0)],
-)
-def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(where, at, ahead, tmp_path):
-    """The signal comes at step 6, where nothing else would be saved, or at the last."""
-    asked = []
-
-    def evaluate(state, unless_terminating):
-        if where == "evaluate" and state.step == at and not asked:
-            asked.append(signal.raise_signal(signal.SIGTERM))
-        unless_terminating()
-        return {"validation_loss": float(state.model.up.weight.sum())}
-
-    def draw(state, unless_terminating):
-        if where == "draw" and state.step == at and not asked:
-            asked.append(signal.raise_signal(signal.SIGTERM))
-        unless_terminating()
-        return {"toy": metrics.Drawing(np.full((2, 2, 3), int(state.step), np.uint8))}
-
-    settings = config(ahead=ahead, log_every=5)
-    settings.checkpoint.checksums = True
-    with pytest.raises(SystemExit) as stopped:
-        train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
-    assert stopped.value.code == 0 and asked
-    assert files.steps(tmp_path / "cut" / "checkpoints") == [at] and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
-    assert [step for step, _ in evaluated(tmp_path / "cut")] == list(range(0, at + (where == "draw"), 6))
-    assert not loop.is_finished(parsed(settings), {}, tmp_path / "cut")
-    cut = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "cut")
-    assert loop.is_finished(parsed(settings), {}, tmp_path / "cut")
-    whole = train(task(evaluate=evaluate, draw=draw), settings, tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, cut, whole)
-    assert evaluated(tmp_path / "cut") == evaluated(tmp_path / "whole")
-    drawn = [sorted(path.name for path in (tmp_path / name / "samples").iterdir()) for name in ("cut", "whole")]
-    assert drawn[0] == drawn[1] == ["toy-0.png", "toy-12.png", "toy-6.png"]
-
-
-def test_a_state_from_the_hosts_own_disks_becomes_persistent_where_a_run_stops(tmp_path, capsys):
-    """SIGTERM before another step is taken, and an end that was brought forward."""
-    settings = config(ahead=0)
-    settings.checkpoint.update(local_every=1, local_folder=str(tmp_path / "disk"))
-
-    class Crash(Exception):
-        pass
-
-    def crash(state, _):
-        if state.step == 6:
-            raise Crash
-        return {"validation_loss": 1.0}
-
-    for name in ("stopped", "shorter"):
-        with pytest.raises(Crash):
-            train(task(evaluate=crash), settings, tmp_path / name)
-        shutil.rmtree(tmp_path / name / "checkpoints" / "6", ignore_errors=True)
-        assert files.steps(tmp_path / name / "checkpoints") == [1]
-
-    # In one process the program's own handler ends it before the first step; of several, all agree first.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(runs.processes, "terminating", lambda: True)
-        train(dataclasses.replace(task(evaluate=crash), accumulate=True), settings, tmp_path / "stopped")
-    assert files.steps(tmp_path / "stopped" / "checkpoints") == [1, 5]
-    assert "SIGTERM: saved step 5" in capsys.readouterr().out
-    settings.train.steps = 4
-    train(task(evaluate=crash), settings, tmp_path / "shorter")
-    assert files.steps(tmp_path / "shorter" / "checkpoints") == [1, 5]
-
-
-def test_sigterm_before_the_first_step_saves_nothing_and_says_so(tmp_path, capsys):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(runs.processes, "terminating", lambda: True)
-        train(dataclasses.replace(task(), accumulate=True), config(ahead=0), tmp_path)
-    assert files.steps(tmp_path / "checkpoints") == [] and "SIGTERM: stopped; run again" in capsys.readouterr().out
-
-
-def test_sigterm_ends_a_long_update_between_two_of_its_parts(tmp_path, monkeypatch):
-    """An update of three parts; the signal comes while the second of step 5 is put on the devices."""
-    rows = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
-    update = as_update(
-        Microbatch(0, part, stats=Stats(8, 16, metrics={"batch/part": float(place)})) for place, part in enumerate(rows)
-    )
-    parts = task(
-        evaluate=lambda state, _: {"validation_loss": float(state.model.up.weight.sum())},
-        accumulate=True,
-    )
-    parts.updates = lambda step: itertools.repeat(update)
-    parts.examples = lambda: update[:1]
-    settings, put, calls = config(ahead=0, log_every=3), reader.put, itertools.count(1)
-
-    def put_and_stop(mesh, microbatch):
-        if next(calls) == 4 * 3 + 2:
-            signal.raise_signal(signal.SIGTERM)
-        return put(mesh, microbatch)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(reader, "put", put_and_stop)
-        train(parts, settings, tmp_path / "cut")
-    assert stopped.value.code == 0 and kinds(tmp_path / "cut")[-1] == accounting.SIGTERM
-    assert files.steps(tmp_path / "cut" / "checkpoints") == [4]
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        train(parts, settings, tmp_path / "cut"),
-        train(parts, settings, tmp_path / "whole"),
-    )
-    lines = [line for line in metrics.lines(tmp_path / "cut" / metrics.FILE) if "loss" in line]
-    assert [line["step"] for line in lines] == [3, 4, 6, 9, 12] and {line["batch/part"] for line in lines} == {1.0}
-    (fourth,) = (line for line in lines if line["step"] == 4)
-    assert fourth["images_per_second"] * fourth["time/seconds"] == pytest.approx(24)  # one update, not one and a half
-
-
-def test_utilisation_is_that_of_one_chip(tmp_path):
-    whole = task(peak_flops=2e12)
-    microbatch = whole.microbatch(1)
-    whole.updates = lambda step: itertools.repeat([microbatch._replace(stats=Stats(8, flops=3e12))])
-    train(whole, config(log_every=12), tmp_path)
-    (line,) = metrics.lines(tmp_path / metrics.FILE)
-    assert line["model_tflops_per_second_per_chip"] * line["time/seconds"] == pytest.approx(12 * 3 / 8)
-    assert line["mfu"] == pytest.approx(line["model_tflops_per_second_per_chip"] / 2)
-
-
-class Busy:
-    """A loss that the devices compute for a while."""
-
-    def __init__(self, loss, seconds):
-        self.loss, self.until = float(loss), time.monotonic() + seconds
-
-    def __float__(self):
-        return self.loss
-
-    def is_ready(self):
-        return time.monotonic() >= self.until
-
-    def block_until_ready(self):
-        time.sleep(max(0.0, self.until - time.monotonic()))
-        return self
-
-
-@pytest.mark.parametrize("step_seconds", [0.0, 0.4])
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_only_reading_for_which_the_devices_wait_is_time_of_data(step_seconds, ahead, tmp_path, monkeypatch):
-    """A loader of 0.1 s: all of its time without steps that last, and none behind longer ones."""
-    update, slept = loop.Compiled.__call__, []
-
-    def busy(*arguments):
-        state, values = update(*arguments)
-        return state, values | {"loss": Busy(values["loss"], step_seconds)}
-
-    def slow(updates):
-        for update in updates:
-            begun = time.monotonic()
-            time.sleep(0.1)
-            slept.append(time.monotonic() - begun)
-            yield update
-
-    monkeypatch.setattr(loop.Compiled, "__call__", busy)
-    slow_task = task()
-    fast = slow_task.updates
-    slow_task.updates = lambda step: slow(fast(step))
-    train(slow_task, config(steps=5, ahead=ahead, log_every=5), tmp_path)
-    (line,) = metrics.lines(tmp_path / metrics.FILE)
-    # The first is read before there is a step.
-    waited, hidden = line["time/data"] * line["time/seconds"], sum(slept[1:]) if step_seconds else 0.0
-    assert sum(slept) - hidden - 0.05 <= waited <= sum(slept) - hidden + 0.3
-
-
-def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, capsys):
-    train(task(), config(log_every=4), tmp_path)
-    printed = capsys.readouterr()
-    assert "toy: step 0 of 12, 288 parameters are trained on 8 x cpu (data=8 x fsdp=1 x tensor=1)" in printed.out
-    lines = [line for line in printed.err.splitlines() if line.startswith("toy ")]
-    assert [line.split(":")[0] for line in lines] == ["toy 4/12", "toy 8/12", "toy 12/12"]
-    assert re.fullmatch(r"toy 4/12: loss [\d.]+, [\d.]+ samples/s, [\d.e-]+ s/step, [\d:]+ left", lines[0])
-
-
-@pytest.mark.parametrize(
     ("error", "is_data"),
     [
         (KeyError("latents"), True),
@@ -432,7 +145,7 @@ def test_a_log_that_is_no_terminal_has_a_line_for_each_logged_step(tmp_path, cap
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), False),
     ],
 )
-def test_what_is_wrong_with_data_and_what_is_not(error, is_data, tmp_path):
+def test_errors_of_the_data_are_told_from_errors_of_the_devices(error, is_data, tmp_path):
     def updates(start):
         raise error
         yield
@@ -441,3 +154,10 @@ def test_what_is_wrong_with_data_and_what_is_not(error, is_data, tmp_path):
     broken.updates = updates
     with pytest.raises(reader.DataError if is_data else jax.errors.JaxRuntimeError, match=str(error.args[0])):
         train(broken, config(), tmp_path)
+
+
+def test_an_implicit_copy_to_the_devices_within_a_step_is_an_error(tmp_path):
+    implicit = task()
+    implicit.frozen = np.float32(0.5)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(implicit, config(), tmp_path)

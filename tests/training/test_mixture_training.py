@@ -1,4 +1,4 @@
-"""The transformer trains on pairs and edits in their shares, and goes on as if it had not stopped."""
+"""The transformer trains on pairs and edits in their shares, and resumes exactly."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_mixture_trains_in_its_shares_and_resumes(samples, tmp_path):
 
 
 def test_padding_of_an_interval_is_the_share_of_all_of_its_slots(samples, tmp_path):
-    """Of steps with and without condition images, whose sequences differ in length."""
+    """Steps with and without condition images have sequences of different lengths."""
     for log_every in (1, 4):
         train(samples, tmp_path / str(log_every), 4, log_every)
     each, (whole,) = (
@@ -90,7 +90,7 @@ def test_padding_of_an_interval_is_the_share_of_all_of_its_slots(samples, tmp_pa
 
 
 def test_validation_reads_every_held_sample_once_however_many_rows_its_batches_have(tmp_path):
-    """Three samples fill batches of four and of two rows; a training one is as large as none of them."""
+    """Three held-out samples fill batches of four and of two rows. The training sample is smaller than all of them."""
     rng, held_out = np.random.default_rng(0), "data.held_out=0.5"
 
     def make(width, held):

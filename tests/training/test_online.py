@@ -1,4 +1,4 @@
-"""Training that computes text features, or latents too, takes the same steps as on cached ones."""
+"""Training that computes text features, or latents too, takes the same steps as with cached ones."""
 
 import io
 import itertools
@@ -43,7 +43,7 @@ OVERRIDES = [
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """Six pairs and two edits, with a selection of them all."""
+    """Six pairs and two edits, all of them selected."""
 
     def encoded(seed, size):
         buffer = io.BytesIO()
@@ -68,7 +68,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def caches(records, imported, tmp_path_factory):
-    """The same samples for each value of the switch."""
+    """The same samples for each value of `encode.online`."""
     made = {}
     for online in ONLINE:
         config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"encode.online={online}"])
@@ -82,7 +82,7 @@ def caches(records, imported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grids(tmp_path_factory):
-    """What is drawn: two samples of each stream, prompts, and an edit."""
+    """Overrides that draw two samples of each stream, two prompts, and an edit."""
     picture = tmp_path_factory.mktemp("pictures") / "picture.png"
     pixels = np.random.default_rng(5).integers(0, 256, (3, 5, 4), dtype=np.uint8)
     Image.fromarray(pixels).resize((100, 60)).save(picture)
@@ -93,13 +93,13 @@ def grids(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cached(caches, imported, grids, tmp_path_factory):
-    """A run on cached samples, and what it told and drew."""
+    """A run on cached samples, with its losses and grids."""
     out = tmp_path_factory.mktemp("runs") / NOTHING
     return out, *train(caches[NOTHING], imported, out, 4, *grids)
 
 
 def train(cache, model, out, steps, *overrides):
-    """Trains, or goes on; returns losses and validation losses by step so far, and grids by name."""
+    """Trains or resumes. Returns losses and validation losses by step, and grids by name."""
     config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
     start.give_model(config.transformer, cache, model, out)
     task.train_transformer(config, cache, out)
@@ -114,7 +114,7 @@ def train(cache, model, out, steps, *overrides):
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """Programs compiled before each update."""
+    """The number of programs that were compiled before each update."""
     seen, counts = itertools.count(), []
     name = "/jax/core/compile/backend_compile_duration"
 
@@ -271,7 +271,7 @@ def test_items_are_made_ahead_and_an_error_comes_in_its_place():
     with pytest.raises(ValueError, match="no third item"):
         next(items)
     assert list(batches.ahead(iter(range(5)), 2)) == list(range(5))
-    # Whoever stops asking leaves no thread behind.
+    # A consumer that stops early leaves no thread behind.
     begun = batches.ahead(map(make, itertools.count(10)), 2)
     next(begun)
     begun.close()

@@ -1,4 +1,4 @@
-"""Several processes of one program train as one process does, change their number, and end together."""
+"""Several processes train as one process does, may change their number on resume, and end together."""
 
 import shutil
 import signal
@@ -99,7 +99,7 @@ finally:
 
 
 def test_sigterm_outside_of_training_ends_all():
-    """Both are in a block of their own when one of them gets it."""
+    """Both processes are in the block when one of them receives the signal."""
     both = runs_of.start_two(AGREEING)
     both[1].wait_until(lambda: "waits" in both[1].printed())
     both[1].signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ print("drawn", jax.block_until_ready(drawn).shape, flush=True)
 
 
 def test_many_steps_of_sampling_on_two_processes_come_to_an_end():
-    """The runtime stands still where the host runs too far ahead of the devices."""
+    """The runtime deadlocks if the host runs too far ahead of the devices."""
     assert all("drawn (16, 24, 64)" in text for text in runs_of.printed_by_two(SAMPLING))
 
 
@@ -150,7 +150,7 @@ def pictures(out):
 
 
 def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupted, tmp_path):
-    """From the beginning on two, the rest on one: all as if on one process."""
+    """A run that starts on two processes and resumes on one equals a run on one process."""
     out = tmp_path / "run"
     both = start_several(2, data, out, "transformer.checkpoint.every=1000", *runs_of.DRAWN)
     both[0].wait_until(lambda: max(logged(out), default=0) >= 2)
@@ -173,7 +173,7 @@ def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupt
 
 
 def test_four_processes_go_on_from_one_and_two_from_four(data, uninterrupted, tmp_path):
-    """The two find a last checkpoint that one of them sees to be damaged, and pass over it together."""
+    """Two processes pass over the last checkpoint together, although only one of them finds it damaged."""
     out = begun_from(tmp_path / "run", uninterrupted, EVERY)
     runs_of.run_several(4, data, out, f"transformer.train.steps={2 * EVERY}")
     runs_of.assert_close(out, uninterrupted, 2 * EVERY)
@@ -182,13 +182,13 @@ def test_four_processes_go_on_from_one_and_two_from_four(data, uninterrupted, tm
     named = [name for name in files.files(last) if not name.startswith("checksums-")]
     overwrite(next(last / name for name in named[1::2] if name.endswith("/_METADATA")))
     printed = runs_of.run_several(2, data, out)
-    assert f"checkpoint {STEPS} is damaged" in printed[0] and f"going on from step {2 * EVERY}" in printed[0]
+    assert f"checkpoint {STEPS} is damaged" in printed[0] and f"resuming from step {2 * EVERY}" in printed[0]
     assert sorted(logged(out)) == list(range(EVERY + 1, STEPS + 1))
     runs_of.assert_close(out, uninterrupted)
 
 
 def test_what_goes_wrong_in_one_process_ends_both_with_the_state_saved(data, uninterrupted, tmp_path):
-    """First data that only one of them cannot read, then a config that both refuse, then a folder that is taken."""
+    """First only one process cannot read its data, then both refuse a config."""
     out = begun_from(tmp_path / "run", uninterrupted, 2 * EVERY)
     blind = tmp_path / "blind"
     shutil.copytree(data, blind)

@@ -1,4 +1,4 @@
-"""A run that is killed and started again equals one that never stopped; real processes on a mesh of 8 fake devices."""
+"""A run that is killed and resumed equals one that never stopped. Real processes on a mesh of 8 fake devices."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from tests.training.runs_of import EVERY, STEPS, begun_from, logged, run, start
 
 
 def test_resume_after_kills_equals_an_uninterrupted_run(data, uninterrupted, tmp_path):
-    """Killed once between saves and once while a save is being written, then left to finish."""
+    """The run is killed between saves and again during a save, and then finishes."""
     out = tmp_path / "killed"
     process = start(data, out)
     process.wait_until(lambda: manager.steps(out / "checkpoints"))  # steps go on while a save is written

@@ -1,4 +1,4 @@
-"""Where a run starts: an imported folder or another run, trained as a whole or by an adapter; and what comes out."""
+"""Runs that start from an imported folder or another run, with full fine-tuning or an adapter, and their results."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def test_a_run_continues_from_both_weights_of_another(samples, full, imported, t
         begun = {name: w.read() for name, w in manager.weights(second / "checkpoints" / "1", item).items()}
         for name, leaf in weights_of(full, item).items():
             moved = 0 if item == "model" else 1
-            expected = leaf + 0.5 * moved * (weights_of(full, "model")[name] - leaf)  # the average moved once
+            expected = leaf + 0.5 * moved * (weights_of(full, "model")[name] - leaf)  # the EMA was updated once
             np.testing.assert_allclose(begun[name], expected, atol=1e-6, err_msg=name)
     assert losses(second)[0] == pytest.approx(losses(full)[-1], rel=1e-5)
 
@@ -71,7 +71,7 @@ def test_adapter_trains_alone_beside_the_imported_weights(adapted, imported):
 
 
 def test_the_average_of_an_adapter_ramps_up_whatever_the_decay(samples, imported, tmp_path):
-    """Its B begins at zero: after one update the average is nine tenths of it."""
+    """Its B starts at zero, so after one update the EMA is nine tenths of it."""
     short = (*ADAPTER, "transformer.ema_decay=0.9999", "transformer.checkpoint.every=1")
     out = train(samples, tmp_path / "short", imported, 1, short, imported)
     raw, average = (manager.weights(out / "checkpoints" / "1", item) for item in ("model", "ema"))
@@ -113,7 +113,7 @@ def test_a_full_run_that_is_to_go_on_as_an_adapter_is_refused_by_the_difference(
 
 
 def test_diffusers_loads_the_trained_adapter(adapted, published, tmp_path):
-    """The transformer with the adapter, in PyTorch, against the merged weights exported here."""
+    """PyTorch fuses the adapter into the transformer; the result equals the merged weights that we export."""
     from qi2_torch.load import load_pipeline
 
     config, found = locating.locate(adapted).adapter()
@@ -161,7 +161,7 @@ def test_starts_that_do_not_fit_are_refused(samples, imported, overrides, source
 
 
 def test_a_run_that_is_given_its_models_late_can_sample_by_what_it_was_trained_with(samples, imported, tmp_path):
-    """Also where the first try has another time shift, which is refused."""
+    """Also if the first try has another time shift, which is refused."""
     out = train(samples, tmp_path / "run", "", 2)
     with pytest.raises(ValueError, match="neither a run"):
         locating.locate(out)
@@ -174,7 +174,7 @@ def test_a_run_that_is_given_its_models_late_can_sample_by_what_it_was_trained_w
     with pytest.raises(ValueError, match="neither a run"):
         locating.locate(out)
     (out / "model" / "processor" / "more.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"model holds files of other models, .* delete it"):
+    with pytest.raises(ValueError, match=r"model contains files of other models, .* delete it"):
         train(samples, out, "", 2, model=imported)
     (out / "model" / "processor" / "more.json").unlink()
     train(samples, out, "", 2)  # all is there now

@@ -1,4 +1,4 @@
-"""The training step on a toy model: what a bad batch may change, weight decay, the average, placement."""
+"""The training step on a toy model: skipped updates, weight decay, EMA, gradient accumulation, shardings."""
 
 import dataclasses
 
@@ -117,8 +117,8 @@ def test_ema_moves_a_quarter_of_the_way(mesh, train_step, state):
     assert moved > 1e-3
 
 
-def test_an_average_that_ramps_up_follows_the_updates_that_counted(mesh, optimizer, state):
-    """Depending on the state alone: a step that is left out moves it by nothing, and the ramp by no step."""
+def test_an_ema_that_ramps_up_counts_only_updates_that_were_not_skipped(mesh, optimizer, state):
+    """The ramp depends on the state alone: a skipped step changes neither the EMA nor the ramp."""
     ramped = steps.make_programs(loss, optimizer, 0.3, seed=3, mesh=mesh, ema_ramp=True)
     decays = [min(0.3, (1 + n) / (10 + n)) for n in range(4)]
     assert decays[0] == 0.1 and decays[-1] == 0.3
@@ -186,10 +186,10 @@ def microbatches_of(mesh, rows, sizes):
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (8,), (4, 8, 4)])
-def test_an_update_in_parts_equals_that_of_the_large_batch(mesh, programs, optimizer, train_step, state, sizes):
-    """Parts of unequal sizes and of several programs, as where areas or tasks mix within an update."""
+def test_gradient_accumulation_equals_the_large_batch(mesh, programs, optimizer, train_step, state, sizes):
+    """Microbatches of unequal sizes and several programs, as where areas or tasks mix within an update."""
     rows = np.random.default_rng(1).normal(size=(sum(sizes), 8)).astype(np.float32)
-    state, _ = train_step(state, None, sharding.put_batch(mesh, rows, len(rows)))  # Adam's first update is but a sign
+    state, _ = train_step(state, None, sharding.put_batch(mesh, rows, len(rows)))  # Adam's first update is just a sign
     examples = microbatches_of(mesh, np.zeros((12, 8), np.float32), (4, 8))
     update = Compiled(programs, state, FROZEN, examples, True, mesh)
     copy = jax.tree.map(jnp.copy, state)

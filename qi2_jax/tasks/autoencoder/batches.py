@@ -30,7 +30,8 @@ def microbatch(pixels: Float[np.ndarray, "B H W c"], batch_size: int) -> Microba
 def held_out_indices(pictures: Pictures, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:
     """Indices of the first `count` images that the hold-out rule of the samples selects.
 
-    With a fraction of 0 nothing is held out, and the first images of the training are used, as for the transformer.
+    The rule holds these images out from the transformer. The autoencoder itself trains on every image. With a fraction
+    of 0 nothing is held out, and the first images of the training are used, as for the transformer.
 
     Args:
       pictures: images of the training.

@@ -1,11 +1,12 @@
-"""Checksums of a checkpoint's files: written by all processes after a save, read before a restore. Without JAX.
+"""Checksums of a checkpoint's files, written by all processes after a save and compared before a restore.
 
-Every process hashes its share of the files into `STEP/checksums-PROCESS.json`; that of process 0 also lists all files.
-On a network file system a process may see an older listing than process 0 and leave files out: the step then counts as
-unverified.
-The hash is BLAKE2b with 256 bits (`b2sum -l 256` prints the same): about 1 GB/s per thread on any 64-bit core, where
-SHA-256 needs special instructions for that, and one flipped bit is never missed. hashlib lets go of the interpreter
-while it hashes, so threads scale.
+Every process hashes its share of the files into `STEP/checksums-PROCESS.json`. The file of process 0 also lists all
+files. On a network file system a process may see an older listing than process 0 and miss files: the step then counts
+as unverified.
+
+The hash is BLAKE2b with 256 bits, as `b2sum -l 256` prints it. It runs at about 1 GB/s per thread on any 64-bit core,
+where SHA-256 needs special instructions, and detects every flipped bit. hashlib releases the interpreter lock while it
+hashes, so threads scale. This module does not import JAX.
 """
 
 import concurrent.futures
@@ -24,7 +25,7 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class _Unreadable(Exception):
-    """A file of checksums that holds none."""
+    """A file of checksums that cannot be parsed."""
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -41,27 +42,30 @@ def record(step: pathlib.Path, process: int = 0, processes: int = 1) -> None:
     Args:
       step: folder of the checkpoint, which all processes see.
       process: index of this process.
-      processes: how many there are.
+      processes: number of processes.
     """
     names = [name for name in files.files(step) if not _is_checksums(name) and name != files.MANIFEST]
-    own = names[process::processes]
+    share = names[process::processes]
     if process == 0 and (step / files.MANIFEST).is_file():
-        own.append(files.MANIFEST)
+        share.append(files.MANIFEST)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(lambda name: _digest(step / name), own)
+        digests = pool.map(lambda name: _digest(step / name), share)
         entries = {
             name: {"bytes": (step / name).stat().st_size, _ALGORITHM: digest}
-            for name, digest in zip(own, digests, strict=True)
+            for name, digest in zip(share, digests, strict=True)
         }
     found: dict[str, Any] = {"process": process, "processes": processes, "files": entries}
     if process == 0:
-        found["all_files"] = sorted({*names, *own})
+        found["all_files"] = sorted({*names, *share})
     write_json_atomic(step / f"{_PREFIX}{process}.json", found)
 
 
 def _recorded(step: pathlib.Path) -> dict[str, dict[str, Any]] | None:
-    """{file: its size and hash} from the checksums of all processes; None where a process's are missing, or where they
-    are not of all files that process 0 saw, which older versions did not note."""
+    """{file: its size and hash} from the checksums of all processes.
+
+    None if the checksums of a process are missing, or do not cover all files that process 0 listed. Older versions have
+    no such list.
+    """
     entries: dict[str, dict[str, Any]] = {}
     present, wanted, seen = set(), set(), None
     for path in sorted(step.glob(f"{_PREFIX}*.json")):
@@ -78,12 +82,12 @@ def _recorded(step: pathlib.Path) -> dict[str, dict[str, Any]] | None:
 
 
 def is_recorded(step: pathlib.Path, processes: int) -> bool:
-    """Whether so many processes have written their checksums, whatever is in them."""
+    """Whether all `processes` processes have written their checksums, whatever they contain."""
     return all((step / f"{_PREFIX}{process}.json").is_file() for process in range(processes))
 
 
 def is_verified(step: pathlib.Path) -> bool:
-    """Whether a step has the checksums of all its files. No file is read again."""
+    """Whether a step has checksums of all its files. The files themselves are not read."""
     try:
         return _recorded(step) is not None
     except _Unreadable:
@@ -91,12 +95,14 @@ def is_verified(step: pathlib.Path) -> bool:
 
 
 def problems(step: pathlib.Path, process: int = 0, processes: int = 1) -> list[str]:
-    """What is wrong with the files of a step, one line each with the file's name; [] without checksums.
+    """A line for each damaged file of a step, with its name; empty for a step without checksums.
+
+    Every process compares all names and sizes, but only the contents of its share of the files.
 
     Args:
       step: folder of the checkpoint.
-      process: names and sizes are compared by every process, contents only of its share of the files.
-      processes: how many share the reading.
+      process: index of this process.
+      processes: number of processes that share the reading.
     """
     try:
         recorded = _recorded(step)

@@ -1,4 +1,4 @@
-"""What a step holds, read without restoring it: its items, their leaves one by one, and whether they fit a model."""
+"""Reads parts of a checkpoint without restoring it: its items, single leaves, and whether they fit a model."""
 
 import dataclasses
 import pathlib
@@ -29,7 +29,7 @@ def describe(path: pathlib.Path, item: str) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def check(path: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
-    """Raises a ValueError that names every leaf of a step that does not match what is wanted."""
+    """Raises a ValueError that names every leaf of a step that does not match the wanted shapes and dtypes."""
     problems = []
     for item, leaves in wanted.items():
         found = describe(path, item)
@@ -46,16 +46,16 @@ def check(path: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
 def _leaf(path: pathlib.Path, item: str, name: str) -> tensorstore.TensorStore:
     """One leaf of a step, to be read in slices.
 
-    Not by Orbax, which loads whole items, and in a program of several processes only with all of them together.
+    Orbax would load whole items, and in a program of several processes only with all of them together.
     """
-    base = {"driver": "file", "path": f"{path.resolve() / item}/"}  # a URL would need its signs quoted
+    base = {"driver": "file", "path": f"{path.resolve() / item}/"}  # a URL would need quoting
     place = {"driver": "ocdbt", "base": base, "path": name}
     return tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True, read=True).result()
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointWeight:
-    """One parameter of a checkpoint, read leaf by leaf; a `qi2_jax.interop.weights.Weight`."""
+    """One parameter of a checkpoint, which is read on demand; a `qi2_jax.interop.weights.Weight`."""
 
     path: pathlib.Path
     item: str
@@ -71,7 +71,7 @@ class CheckpointWeight:
 
 
 def weights(path: pathlib.Path, item: str) -> dict[str, CheckpointWeight]:
-    """The parameters in item "ema" or "model" of a step.
+    """The parameters in the item "ema" or "model" of a step.
 
     Raises:
       ValueError: if the step has no such item.

@@ -1,11 +1,11 @@
-"""What lies in a folder of checkpoints, told from names and JSON alone: importable without JAX.
+"""The files in a folder of checkpoints, from names and JSON alone. This module does not import JAX.
 
-STEP/                a complete checkpoint: Orbax renames a save to its number when everything is on the disk
-STEP/manifest.json   what the loop says about it
+STEP/                a complete checkpoint; Orbax renames a save to its number once everything is on the disk
+STEP/manifest.json   config, metrics and program, as the training loop recorded them
 STEP/checksums-*.json   see `qi2_jax.training.checkpoints.checksums`; without them a checkpoint is "unverified"
 STEP.keep            a mark: this checkpoint is never deleted
-STEP.damaged         a checkpoint that was found damaged, set aside
-STEP.deleted         one whose deletion was interrupted; with a mark, before it was known whether it may be deleted
+STEP.damaged         a damaged checkpoint that was set aside
+STEP.deleted         a checkpoint whose deletion was interrupted, perhaps before its mark was checked
 """
 
 import json
@@ -34,10 +34,10 @@ def steps(directory: pathlib.Path) -> list[int]:
 
 
 def plain(value: Any) -> Any:
-    """A manifest in JSON's types: scalars of NumPy and JAX as numbers, what is not finite as None.
+    """Converts a manifest to JSON types: scalars of NumPy and JAX to numbers, values that are not finite to None.
 
     Raises:
-      ValueError: for anything that JSON does not know, naming it.
+      ValueError: naming a value that JSON cannot represent.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -49,16 +49,16 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int)):
         return value
-    raise ValueError(f"a manifest holds {value!r} ({type(value).__name__}); it takes only what JSON knows")
+    raise ValueError(f"a manifest contains {value!r} ({type(value).__name__}), which JSON cannot represent")
 
 
 def write_manifest(path: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """Puts the readable copy of a manifest into a step; the one that Orbax committed counts where it is missing."""
+    """Writes the readable copy of a step's manifest. Where it is missing, the copy that Orbax committed counts."""
     write_json_atomic(path / MANIFEST, manifest)
 
 
 def manifest(path: pathlib.Path) -> dict[str, Any]:
-    """What the loop said about a step; {} for checkpoints of older versions, which have none.
+    """The manifest of a step; {} for checkpoints of older versions, which have none.
 
     Raises:
       ValueError: if the file is damaged, naming it.
@@ -70,15 +70,15 @@ def manifest(path: pathlib.Path) -> dict[str, Any]:
                 found = found if key is None else found.get(key) or {}
                 if isinstance(found, dict):
                     return found
-                reason = "no JSON object"
+                reason = "not a JSON object"
             except (ValueError, AttributeError) as error:
                 reason = str(error)
-            raise ValueError(f"{path / name} is damaged ({reason}); `qi2 checkpoints --verify` looks at all files")
+            raise ValueError(f"{path / name} is damaged ({reason}); `qi2 checkpoints --verify` checks all files")
     return {}
 
 
 def metric(path: pathlib.Path, name: str) -> float | None:
-    """A metric of a step's manifest; None where it has none or it was not finite."""
+    """A metric in a step's manifest; None if it is missing or not finite."""
     try:
         found = manifest(path).get("metrics") or {}
     except ValueError:
@@ -88,7 +88,7 @@ def metric(path: pathlib.Path, name: str) -> float | None:
 
 
 def saved_at(path: pathlib.Path) -> float:
-    """When a step was committed, in seconds since 1970; by the folder's date where Orbax does not say."""
+    """The time at which a step was committed, in seconds since 1970; the folder's date if Orbax did not record it."""
     try:
         return json.loads((path / _ORBAX).read_bytes())["commit_timestamp_nsecs"] / 1e9
     except (OSError, ValueError, KeyError, TypeError):
@@ -96,35 +96,35 @@ def saved_at(path: pathlib.Path) -> float:
 
 
 def files(path: pathlib.Path) -> dict[str, int]:
-    """Bytes of every file of a step by its name within the step, sorted."""
+    """{name within the step: bytes} of all files of a step, sorted."""
     found = (file for file in path.rglob("*") if not file.name.endswith(".partial") and file.is_file())
     return {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(found)}
 
 
 def marked(directory: pathlib.Path) -> set[int]:
-    """Steps that are marked to be kept for ever."""
+    """Steps that are marked as never to be deleted."""
     names = [path.name.removesuffix(_KEEP) for path in directory.glob(f"*{_KEEP}")]
     return {int(name) for name in names if name.isdecimal()}
 
 
 def keep(directory: pathlib.Path, step: int) -> None:
-    """Marks a step to be kept for ever, also while a run trains in the folder.
+    """Marks a step as never to be deleted, also while a run trains in the folder.
 
     Raises:
-      ValueError: if there is no such step, or it was deleted this moment.
+      ValueError: if there is no such step, or it was just deleted.
     """
     mark = directory / f"{step}{_KEEP}"
     existed = mark.exists()
     if (directory / str(step)).is_dir():
         mark.touch()
-    if not (directory / str(step)).is_dir():  # looked at after marking: `remove` looks at marks after renaming
+    if not (directory / str(step)).is_dir():  # checked after marking, as `remove` checks marks after renaming
         if not existed:
             mark.unlink(missing_ok=True)
         raise ValueError(f"{directory} has no checkpoint of step {step}, only {steps(directory)}")
 
 
 def unkeep(directory: pathlib.Path, step: int) -> None:
-    """Takes a mark away; the next save may delete the checkpoint.
+    """Removes a mark. The next save may delete the checkpoint.
 
     Raises:
       ValueError: if the step is not marked.
@@ -136,11 +136,11 @@ def unkeep(directory: pathlib.Path, step: int) -> None:
 
 
 def remove(directory: pathlib.Path, step: int) -> bool:
-    """Deletes a step unless it is marked. A kill at any moment leaves it whole, or gone from `steps`."""
+    """Deletes a step unless it is marked. A kill at any moment leaves it intact or absent from `steps`."""
     path, doomed = directory / str(step), directory / f"{step}{_DELETED}"
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
-    if step in marked(directory):  # marked a moment ago
+    if step in marked(directory):  # it was just marked
         os.rename(doomed, path)
         return False
     shutil.rmtree(doomed)
@@ -148,7 +148,7 @@ def remove(directory: pathlib.Path, step: int) -> bool:
 
 
 def set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
-    """Renames a damaged step to `STEP.damaged`, so that the step can be saved again; nothing is deleted."""
+    """Renames a damaged step to `STEP.damaged`, so that the step can be saved again. Nothing is deleted."""
     for number in range(1, 1000):
         target = directory / f"{step}{_DAMAGED}{'' if number == 1 else f'-{number}'}"
         if not target.exists():
@@ -163,21 +163,21 @@ def aside(directory: pathlib.Path) -> list[str]:
 
 
 def unfinished_path(directory: pathlib.Path, step: int) -> pathlib.Path:
-    """Where a step is written before it is complete: what `clean` deletes if that never happens."""
+    """The folder in which a step is written until it is complete. `clean` deletes it if that never happens."""
     return directory / f"{step}{_UNFINISHED}"
 
 
 def unfinished(directory: pathlib.Path, step: int | None = None) -> list[pathlib.Path]:
-    """What saves and deletions that did not end have left, of one step or of all. Those under way look the same."""
+    """Folders of unfinished saves and deletions, of one step or of all. Those in progress look the same."""
     number = "[0-9]+" if step is None else str(step)
     pattern = re.compile(rf"{number}({re.escape(_DELETED)}|{re.escape(_UNFINISHED)}.*)")
     return sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name))
 
 
 def clean(directory: pathlib.Path) -> list[str]:
-    """Deletes what killed processes left and returns its names. Only for the one process that saves here.
+    """Deletes what killed processes left, and returns the names. Only the process that saves here may call it.
 
-    A marked step whose deletion had begun gets its name back: `remove` was killed before it looked at marks.
+    A marked step whose deletion had begun gets its name back: `remove` was killed before it checked the mark.
     """
     left, kept = [], marked(directory)
     for path in unfinished(directory):

@@ -1,4 +1,4 @@
-"""What a run has saved: listing, contents and verification of its checkpoints."""
+"""Listing, contents and verification of a run's checkpoints."""
 
 import datetime
 import pathlib
@@ -14,11 +14,11 @@ _ATTEMPTS = 5
 
 
 def listing(directory: pathlib.Path) -> dict[str, Any]:
-    """The complete checkpoints of a folder as plain JSON, ascending, and the names of the damaged ones set aside."""
+    """The complete checkpoints of a folder, ascending, and the names of damaged ones set aside, as plain JSON."""
     for _ in range(_ATTEMPTS):
         try:
             return _listing(directory)
-        except FileNotFoundError:  # a run that trains in the folder deleted one while it was looked at
+        except FileNotFoundError:  # a run that trains in the folder has just deleted a checkpoint
             continue
     return _listing(directory)
 
@@ -46,7 +46,7 @@ def _listing(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _policy(directory: pathlib.Path, steps: list[int]) -> retention.Policy | None:
-    """The policy that the newest manifest speaks of; None where it does not."""
+    """The retention policy in the newest manifest; None if it has none."""
     try:
         group = files.manifest(directory / str(steps[-1]))["config"]["checkpoint"]
         known = {field.name: group[field.name] for field in config_fields(retention.Policy) if field.name in group}
@@ -56,7 +56,7 @@ def _policy(directory: pathlib.Path, steps: list[int]) -> retention.Policy | Non
 
 
 def inspect(directory: pathlib.Path, step: int) -> dict[str, Any]:
-    """The items of a step with their leaves, parameters, bytes and dtypes; its manifest; what changed in the config.
+    """The items of a step with leaves, parameters, bytes and dtypes; its manifest; and changes of the config.
 
     Raises:
       ValueError: if there is no such step.
@@ -66,7 +66,7 @@ def inspect(directory: pathlib.Path, step: int) -> dict[str, Any]:
 
     from qi2_jax.training.checkpoints import contents
 
-    jax.config.update("jax_platforms", "cpu")  # Orbax asks for devices; those of a TPU belong to the run
+    jax.config.update("jax_platforms", "cpu")  # Orbax needs devices, and those of a TPU belong to the run
 
     path = directory / str(step)
     items = {}
@@ -94,12 +94,16 @@ def inspect(directory: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def verify(directory: pathlib.Path, steps: list[int]) -> dict[int, list[str] | None]:
-    """What is wrong with the files of each step (default: of all): [] if nothing, None where there are no checksums.
+    """Problems with the files of each step: an empty list if there are none, None if there are no checksums.
 
-    Steps that a run deletes while they are read are left out.
+    Steps that a run deletes meanwhile are left out.
+
+    Args:
+      directory: folder of checkpoints.
+      steps: steps to verify; empty for all.
 
     Raises:
-      ValueError: for a step that does not exist.
+      ValueError: if a step does not exist.
     """
     _check(directory, steps)
     found: dict[int, list[str] | None] = {}

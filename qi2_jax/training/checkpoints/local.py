@@ -1,17 +1,16 @@
-"""Local checkpoints: between two saves of a run every process keeps its part of the state on its own host's disk.
+"""Local checkpoints: between two persistent saves every process keeps its part of the state on its own host's disk.
 
-A process that crashed or was preempted then loses few steps, without the traffic of a whole save. The parts of a host
-that is gone with its disk come from the processes that hold the same parts of the state, where the mesh has such:
-parameters are the same along `data`, so one whole slice is enough. What cannot be put together is passed over, and the
-run goes on from its persistent checkpoint.
+A crashed or preempted process then loses few steps, without the traffic of a persistent save. If a host is lost with
+its disk, its parts come from processes that hold the same parts of the state. Parameters are replicated along `data`,
+so one whole slice is enough. An incomplete checkpoint is passed over, and the run resumes from its persistent one.
 
-FOLDER/NAME-ID-PLACE/process-I/STEP/parts.safetensors   each part of the state that the process's devices hold, once
+FOLDER/NAME-ID-PLACE/process-I/STEP/parts.safetensors   each distinct part of the state on the process's devices
 FOLDER/NAME-ID-PLACE/process-I/STEP/manifest.json       as in a persistent checkpoint, with checksums beside it
 
-NAME is the run's folder, ID the content of `local_id` in it: another one from each start on that did not go on from a
-local checkpoint, so that nothing is restored which the run has left behind. PLACE is a digest of the folder's path: of
-a run that was copied or moved only the persistent checkpoints go along. Each start has a life of its own, whose number
-stands in its manifests: parts of two lives are never put together.
+NAME is the name of the run's folder. ID is the content of `local_id` in it, which changes at each start that did not
+resume from a local checkpoint, so that states which the run has abandoned are never restored. PLACE is a digest of the
+folder's path: only the persistent checkpoints of a run survive a copy or a move. Each start writes its own number, its
+life, into the manifests, and parts of two lives are never combined.
 """
 
 import concurrent.futures
@@ -41,7 +40,7 @@ from qi2_jax.runtime.atomic import write_atomic
 from qi2_jax.runtime.processes import gather
 from qi2_jax.training.checkpoints import checksums, files
 
-KEEP = 2  # a kill may leave the newest in some processes only; the one before it is in all
+KEEP = 2  # after a kill only some processes may have the newest, but all have the one before it
 ID = "local_id"
 _PARTS = "parts.safetensors"
 
@@ -51,14 +50,13 @@ Leaves = Mapping[str, Any]  # arrays, or their shapes with shardings, by name
 
 
 def find(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path | None:
-    """Where this process has local checkpoints of a run from which it may go on; None where it has none."""
+    """The folder of this process's local checkpoints of a run; None if the run has no local checkpoints."""
     name = gather(_name(run) if jax.process_index() == 0 else "")[0]
     return folder / name / f"process-{jax.process_index()}" if name else None
 
 
 def renew(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
-    """Gives a run another identity, deletes this process's local checkpoints of the one before, and says where those to
-    come will be."""
+    """Gives a run a new identity, deletes this process's old local checkpoints, and returns the folder for new ones."""
     forget(folder, run)
     if jax.process_index() == 0:
         write_atomic(run / ID, secrets.token_hex(8).encode())
@@ -68,22 +66,22 @@ def renew(folder: pathlib.Path, run: pathlib.Path) -> pathlib.Path:
 
 
 def forget(folder: pathlib.Path, run: pathlib.Path) -> None:
-    """Deletes this process's local checkpoints of a run, those of processes that are no more, and its identity."""
+    """Deletes this process's local checkpoints of a run, those of processes that no longer exist, and its identity."""
     old = find(folder, run)
     if old is not None and folder.is_absolute():
         shutil.rmtree(old, ignore_errors=True)
-        with contextlib.suppress(OSError):  # of a disk that fails
+        with contextlib.suppress(OSError):  # the disk fails
             for path in old.parent.glob("process-*"):
                 if _number(path) >= jax.process_count():
                     shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError):  # of other processes
+        with contextlib.suppress(OSError):  # other processes have files there
             old.parent.rmdir()
     if jax.process_index() == 0:
         (run / ID).unlink(missing_ok=True)
 
 
 def _name(run: pathlib.Path) -> str:
-    """NAME-ID-PLACE, see above; empty where the run has no identity, or one that a full disk cut."""
+    """NAME-ID-PLACE, see above; empty if the run has no identity, or a full disk truncated it."""
     run = run.resolve()
     identity = (run / ID).read_text(errors="replace").strip() if (run / ID).is_file() else ""
     place = hashlib.sha256(os.fsencode(run)).hexdigest()[:8]
@@ -96,36 +94,36 @@ def _number(path: pathlib.Path) -> int:
 
 
 class LocalCheckpoints:
-    """The local checkpoints of one process; all processes make the same calls, from their main threads.
+    """The local checkpoints of one process. All processes make the same calls, from their main threads.
 
     Args:
-      directory: of this process, see `find` and `renew`.
+      directory: folder of this process, see `find` and `renew`.
     """
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
-        with contextlib.suppress(OSError):  # a disk that cannot be used costs local checkpoints, not the run
+        with contextlib.suppress(OSError):  # a broken disk must not end the run
             files.clean(directory)
         self._life = gather(str(time.time_ns()))[0]
         self._background = concurrent.futures.ThreadPoolExecutor(1, "local-checkpoint")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
 
     def save(self, step: int, leaves: Leaves, manifest: Mapping[str, Any]) -> None:
-        """Copies this process's parts of the state off its devices; writing goes on in the background.
+        """Copies this process's parts of the state off its devices, and writes them in the background.
 
-        A save that fails, as on a full disk, is logged as an error and costs no more than itself: the run's own
-        checkpoints do not depend on it. One that is still being written is awaited first.
+        An earlier save is awaited first. A failed save, as on a full disk, is only logged as an error, because the
+        persistent checkpoints do not depend on it.
         """
         self.wait()
         parts: dict[str, Array] = {}
         for name, leaf in leaves.items():
             for shard in leaf.addressable_shards:
                 parts.setdefault(_key(name, leaf, shard.index), shard.data)
-        for part in parts.values():  # all are on their way before the first is waited for
+        for part in parts.values():  # all copies start before the first is waited for
             part.copy_to_host_async()
         host = {key: np.asarray(part, order="C") for key, part in parts.items()}
-        told = files.plain({"step": step, "life": self._life, **manifest})
-        self._saving = step, self._background.submit(self._write, step, host, told)
+        manifest = files.plain({"step": step, "life": self._life, **manifest})
+        self._saving = step, self._background.submit(self._write, step, host, manifest)
 
     def _write(self, step: int, parts: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
         path = files.unfinished_path(self.directory, step)
@@ -141,10 +139,10 @@ class LocalCheckpoints:
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        self._remove([old for old in self._steps() if old <= step][:-KEEP])  # a later one is left where a disk fails
+        self._remove([old for old in self._steps() if old <= step][:-KEEP])  # a failing disk may keep later ones
 
     def wait(self) -> None:
-        """Waits for a save under way."""
+        """Waits for a save in progress."""
         if self._saving is not None:
             (step, saving), self._saving = self._saving, None
             try:
@@ -153,19 +151,21 @@ class LocalCheckpoints:
                 _log.error("no local checkpoint of step %d in %s: %s", step, self.directory, error)
 
     def close(self) -> None:
-        """Waits for a save under way."""
+        """Waits for a save in progress."""
         self.wait()
         self._background.shutdown()
 
     def restore(self, like: Leaves, after: int) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """The newest state after step `after` that the processes can put together from one life; later ones are deleted
-        then, since they will be saved again.
+        """Restores the newest state after step `after` that the processes can combine from parts of one life.
+
+        Later states are deleted, because the run saves them again.
 
         Args:
           like: shape, dtype and `NamedSharding` of each leaf.
+          after: step of the newest persistent checkpoint.
 
         Returns:
-          Its step, leaves and manifest; None if there is none.
+          The step, leaves and manifest of the state; None if there is none.
         """
         needed = {
             _key(name, leaf, index)
@@ -174,32 +174,32 @@ class LocalCheckpoints:
         }
         whole = self._whole(after, needed)
         what = hashlib.sha256("\n".join(sorted(needed)).encode()).hexdigest()
-        told = [json.loads(text) for text in gather(json.dumps({"what": what, "has": [*whole.items()]}))]
-        groups = {one["what"] for one in told}
-        has = [{(step, life) for step, life in one["has"]} for one in told]
+        reports = [json.loads(text) for text in gather(json.dumps({"what": what, "has": [*whole.items()]}))]
+        groups = {report["what"] for report in reports}
+        has = [{(step, life) for step, life in report["has"]} for report in reports]
         complete = [
             state
             for state in set().union(*has)
-            if {one["what"] for one, own in zip(told, has, strict=True) if state in own} == groups
+            if {report["what"] for report, states in zip(reports, has, strict=True) if state in states} == groups
         ]
         if not complete:
             if known := sorted({step for step, _ in set().union(*has)}):
-                _log.warning("local checkpoints of steps %s lack parts of the state; they are passed over", known)
+                _log.warning("local checkpoints of steps %s lack parts of the state and are passed over", known)
             return None
         step, life = max(complete)
-        # What cannot be deleted is of another life than what will be saved.
+        # Later states that cannot be deleted have another life than those that will be saved.
         self._remove([other for other in self._steps() if other > step])
-        own = _read(self.directory / str(step)) if whole.get(step) == life else None
-        lacking = [process for process, one in enumerate(has) if (step, life) not in one]
+        parts = _read(self.directory / str(step)) if whole.get(step) == life else None
+        lacking = [process for process, states in enumerate(has) if (step, life) not in states]
         if lacking:
-            _log.warning("parts of processes %s were lost; they are taken from others that hold the same", lacking)
-        leaves = {name: _leaf(name, leaf, own, exchange=bool(lacking)) for name, leaf in like.items()}
-        manifest = files.manifest(self.directory / str(step)) if own is not None else {}
-        told_of = json.loads(next(text for text in gather(json.dumps(manifest)) if text != "{}"))
-        return step, leaves, {name: value for name, value in told_of.items() if name != "life"}
+            _log.warning("parts of processes %s were lost and are taken from processes that hold the same", lacking)
+        leaves = {name: _leaf(name, leaf, parts, exchange=bool(lacking)) for name, leaf in like.items()}
+        manifest = files.manifest(self.directory / str(step)) if parts is not None else {}
+        recorded = json.loads(next(text for text in gather(json.dumps(manifest)) if text != "{}"))
+        return step, leaves, {name: value for name, value in recorded.items() if name != "life"}
 
     def _whole(self, after: int, needed: set[str]) -> dict[int, str]:
-        """The life of each step after `after` from which this process can go on; without those that cannot be read."""
+        """{step: life} of the readable states after step `after` that have all parts this process needs."""
         found: dict[int, str] = {}
         for step in self._steps():
             path = self.directory / str(step)
@@ -211,7 +211,7 @@ class LocalCheckpoints:
         return found
 
     def _steps(self) -> list[int]:
-        """Steps in the directory; none where the disk cannot be read."""
+        """Steps in the directory; empty if the disk cannot be read."""
         try:
             return files.steps(self.directory)
         except OSError as error:
@@ -226,7 +226,7 @@ class LocalCheckpoints:
                 _log.error("local checkpoint %s cannot be deleted: %s", self.directory / str(step), error)
 
     def _holds(self, path: pathlib.Path, needed: set[str]) -> bool:
-        """Whether a step is as it was written, and has all parts that are needed now."""
+        """Whether a step is intact and has all parts that are needed now."""
         wrong = checksums.problems(path) or ([] if checksums.is_verified(path) else ["it has no checksums"])
         if not wrong:
             with safetensors.safe_open(path / _PARTS, "numpy") as parts:
@@ -248,7 +248,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _leaf(name: str, like: Any, parts: Mapping[str, np.ndarray] | None, *, exchange: bool) -> Array:
-    """A leaf on its devices; with `exchange`, parts that a process lacks come from those that hold the same."""
+    """A leaf on its devices. With `exchange`, parts that a process lacks come from those that hold the same."""
     if not exchange:
         assert parts is not None
         return jax.make_array_from_callback(like.shape, like.sharding, lambda index: parts[_key(name, like, index)])
@@ -263,7 +263,7 @@ def _leaf(name: str, like: Any, parts: Mapping[str, np.ndarray] | None, *, excha
         return parts[_key(name, like, index[1:])].view(bits)[None]
 
     stacked = jax.make_array_from_callback((count, *like.shape), copies, own)
-    # As integers, of which zero is the least: whoever holds a part wins, bit for bit, however many do.
+    # The maximum over bit patterns, of which a missing part contributes zeros, returns every part bit for bit.
     join = jax.jit(
         lambda copies: jax.lax.bitcast_convert_type(jnp.max(copies, axis=0), like.dtype), out_shardings=like.sharding
     )
@@ -271,6 +271,6 @@ def _leaf(name: str, like: Any, parts: Mapping[str, np.ndarray] | None, *, excha
 
 
 def _unused(mesh: Mesh, spec: PartitionSpec) -> tuple[str, ...]:
-    """Mesh axes along which an array is the same."""
+    """Mesh axes along which an array is replicated."""
     used = {axis for part in spec if part is not None for axis in ((part,) if isinstance(part, str) else part)}
     return tuple(axis for axis in mesh.axis_names if axis not in used)

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: atomic, asynchronous, checked against their checksums, in plain named leaves.
+"""Checkpoints of a run: atomic, asynchronous, verified by checksums, as plain named leaves.
 
-`DIR/<step>/` holds four items: `model`, `ema`, `optimizer` (each a flat dict of named leaves) and `progress` (the
-scalars of the state); beside them `manifest.json` and checksums. All processes see the same DIR. Only this file and
-`checkpoint_contents.py`, which reads parts of a checkpoint, know Orbax.
+`DIR/<step>/` has four items: `model`, `ema` and `optimizer`, each a flat dict of named leaves, and `progress` with the
+scalars of the state. Beside them are `manifest.json` and checksums. All processes see the same DIR. Only this file and
+`contents.py`, which reads parts of a checkpoint, use Orbax.
 """
 
 import concurrent.futures
@@ -30,13 +30,13 @@ from qi2_jax.training.checkpoints.retention import Policy as Policy
 from qi2_jax.training.step import TrainState
 
 ITEMS = ("model", "ema", "optimizer", "progress")
-_PATIENCE = 300.0  # seconds for which process 0 waits for the checksums of the others before it deletes anything
+_PATIENCE = 300.0  # seconds that process 0 waits for the checksums of the others before it deletes anything
 
 _log = logging.getLogger(__name__)
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback of a failed save from every thread that it passes, and raises it in ours after that."""
+    """Shortens Orbax's log: every thread that a failed save passes logs its traceback, before ours raises it."""
     if "/orbax/" not in record.pathname or not record.exc_info:
         return True
     record.exc_info = None
@@ -52,17 +52,17 @@ def _items(state: TrainState) -> dict[str, dict[str, Any]]:
 
 
 def _saving() -> ocp.Context:
-    """How Orbax is to save, for a `with` block."""
+    """Orbax's options for a save, as a context manager."""
     context = ocp.Context()
     if jax.default_backend() == "cpu":
-        # Replicas share the writing by slicing their arrays on the device. On a CPU that copies in the caller's time
-        # what otherwise need not be copied: JAX does so by itself if a step wants the memory.
+        # Replicas share the writing by slicing their arrays on the device. On a CPU the caller would wait for copies
+        # that are not needed otherwise: JAX copies by itself if a step reuses the memory.
         context.array.saving.use_replica_parallel = False
     return context
 
 
 def _reason(error: BaseException) -> str:
-    """What happened, without TensorStore's list of source lines."""
+    """The message of an error, without TensorStore's list of source lines."""
     return " ".join(str(error).split("[source locations=")[0].split()) or type(error).__name__
 
 
@@ -71,7 +71,7 @@ def _leaves(state: TrainState) -> dict[str, Any]:
 
 
 def _state(like: TrainState, leaves: Mapping[str, Any]) -> TrainState:
-    """The state of `_leaves`."""
+    """The inverse of `_leaves`."""
     items: dict[str, dict[str, Any]] = {item: {} for item in ITEMS}
     for name, leaf in leaves.items():
         item, _, name = name.partition("/")
@@ -84,10 +84,10 @@ class Checkpoints:
     """The checkpoints of one run. All processes of a program make the same calls, from their main threads.
 
     Attributes:
-      directory: where they are.
-      policy: what is kept, whether there are checksums, and where local checkpoints are.
-      damaged: a line for each checkpoint that `restore` passed over, with what is wrong in it.
-      local: the local checkpoints, where the policy asks for them, after `restore` or `begin_locally`.
+      directory: folder of the checkpoints.
+      policy: what is kept, whether checksums are written, and where local checkpoints are.
+      damaged: a line for each checkpoint that `restore` passed over, with what is wrong.
+      local: local checkpoints, after `restore` or `begin_locally`; None if the policy has none.
       on_commit: callback with the step of each persistent checkpoint that is complete, in process 0 and in the thread
         that saves.
     """
@@ -107,18 +107,18 @@ class Checkpoints:
         self.on_commit: Callable[[int], None] = lambda step: None
 
     def latest(self) -> int | None:
-        """The newest complete step, whole or damaged, or None; not a local one, nor one whose save is under way."""
+        """The newest complete step, intact or damaged, or None. Local and unfinished checkpoints do not count."""
         return self._newest
 
     def save(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
-        """Copies the state off the devices; the rest happens in the background. An earlier save is awaited first.
+        """Copies the state off the devices and saves it in the background, after an earlier save is complete.
 
-        The background writes and commits the arrays, then the manifest and checksums, then deletes what the policy does
-        not keep. A state whose step is the newest checkpoint's is not saved again.
+        The background thread writes and commits the arrays, then the manifest and checksums, then deletes what the
+        policy does not keep. The step of the newest checkpoint is not saved again.
 
         Args:
-          state: its `step` names the checkpoint.
-          manifest: plain JSON; `metrics` in it is what the policy's `best_metric` refers to.
+          state: training state, whose `step` names the checkpoint.
+          manifest: plain JSON; the policy's `best_metric` refers to its `metrics`.
 
         Raises:
           ValueError: if this save cannot begin or an earlier one failed, as on a full disk, naming the directory.
@@ -126,18 +126,18 @@ class Checkpoints:
         step = int(state.step)
         self.wait()
         if step != self._newest:
-            told = files.plain({"step": step, **(manifest or {})})
+            manifest = files.plain({"step": step, **(manifest or {})})
             path = self.directory / str(step)
             try:
                 with _saving():
-                    written = ocp.save_checkpointables_async(path, _items(state), custom_metadata=told)
+                    written = ocp.save_checkpointables_async(path, _items(state), custom_metadata=manifest)
             except Exception as error:
                 raise self._failed(step, error) from error
-            self._saving = step, self._background.submit(self._finish, written, path, told)
+            self._saving = step, self._background.submit(self._finish, written, path, manifest)
 
     def begin_locally(self) -> None:
-        """From now on `save_locally` may be called, if the policy asks for it. Of earlier local checkpoints only those
-        stay from which `restore` went on."""
+        """Prepares `save_locally`, if the policy has local checkpoints. Earlier ones are deleted, unless `restore`
+        continued from them."""
         place = pathlib.Path(self.policy.local_folder), self.directory.parent
         if not self.policy.local_every:
             local_checkpoints.forget(*place)
@@ -145,14 +145,14 @@ class Checkpoints:
             self.local = LocalCheckpoints(local_checkpoints.renew(*place))
 
     def end_locally(self) -> None:
-        """Deletes the local checkpoints of a run that needs them no more."""
+        """Deletes the local checkpoints of a run that has ended."""
         if self.local is not None:
             self.local.wait()
             local_checkpoints.forget(pathlib.Path(self.policy.local_folder), self.directory.parent)
 
     def save_locally(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
-        """Copies this process's part of the state to its own disk, see `local_checkpoint`; the first save of a run,
-        which says that it has begun, is one for all processes instead.
+        """Copies this process's part of the state to its own disk, see `local.py`. The first save of a run is a
+        persistent one instead, which proves that the run has begun.
         """
         assert self.local is not None
         if self._newest is None:
@@ -163,8 +163,8 @@ class Checkpoints:
             self.local.save(int(state.step), _leaves(state), manifest or {})
 
     def _finish(self, written: Any, path: pathlib.Path, manifest: dict[str, Any]) -> None:
-        """What follows the copy, in a thread of its own."""
-        written.result()  # committed by all processes
+        """Completes a save, in the background thread."""
+        written.result()  # all processes have committed
         process, processes = jax.process_index(), jax.process_count()
         if process == 0:
             files.write_manifest(path, manifest)
@@ -178,19 +178,21 @@ class Checkpoints:
             retention.apply(self.directory, self.policy)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, in the shapes, dtypes and shardings of an abstract state; a local one
-        where that is newer than all others.
+        """Restores the newest intact checkpoint, which may be a local one.
 
-        A checkpoint whose files differ from their checksums, or that cannot be read, is passed over: this is logged as
-        an error, added to `damaged`, and the checkpoint is renamed to `STEP.damaged` once an older one is restored.
-        Counters of the state that an older version did not save begin at zero.
+        A checkpoint whose files differ from their checksums, or that cannot be read, is passed over. This is logged as
+        an error and added to `damaged`, and the checkpoint is renamed to `STEP.damaged` once an older one is restored.
+        Counters that an older version did not save start at zero.
+
+        Args:
+          like: abstract state with the shapes, dtypes and shardings to restore.
 
         Returns:
           The state and its manifest ({} for checkpoints of older versions), or None if there is no checkpoint.
 
         Raises:
-          ValueError: naming every leaf that the checkpoint lacks, has besides, or holds in another shape or dtype; or
-            if there are checkpoints, but none is whole.
+          ValueError: naming every leaf that is missing, unexpected, or of another shape or dtype; or if there are
+            checkpoints, but none is intact.
         """
         self.wait()
         if self.policy.local_every and self._newest is not None:
@@ -199,7 +201,7 @@ class Checkpoints:
             found = None if local is None else local.restore(_leaves(like), self._newest)
             if local is not None and found is not None:
                 step, leaves, manifest = found
-                _log.warning("going on from the local checkpoint of step %d in %s", step, local.directory)
+                _log.warning("resuming from the local checkpoint of step %d in %s", step, local.directory)
                 self.local = local
                 return _state(like, leaves), manifest
         damaged: dict[int, list[str]] = {}
@@ -212,22 +214,22 @@ class Checkpoints:
         else:
             if not damaged:
                 return None
-            told = "\n  ".join(line for lines in damaged.values() for line in lines)
+            problems = "\n  ".join(line for lines in damaged.values() for line in lines)
             raise ValueError(
-                f"no checkpoint in {self.directory} is whole; bring one back from a copy, or begin anew in another "
-                f"folder. What is wrong:\n  {told}"
+                f"no checkpoint in {self.directory} is intact. Restore one from a backup, or start again in another "
+                f"folder. Problems:\n  {problems}"
             )
         for other, lines in damaged.items():
             aside = files.set_aside(self.directory, other).name if jax.process_index() == 0 else ""
             self.damaged.append(f"checkpoint {other} is damaged, now {gather(aside)[0]}: {'; '.join(lines)}")
-            _log.error("%s; going on from step %d", self.damaged[-1], step)
+            _log.error("%s; resuming from step %d", self.damaged[-1], step)
         if self.policy.checksums and not checksums.is_verified(path):
-            _log.warning("checkpoint %s is unverified: it has no complete checksums", path)
+            _log.warning("checkpoint %s is unverified: its checksums are incomplete", path)
         self._newest = step
         return state, files.manifest(path)
 
     def close(self) -> None:
-        """Waits for a save under way.
+        """Waits for a save in progress.
 
         Raises:
           ValueError: if it failed, naming the directory.
@@ -245,7 +247,7 @@ class Checkpoints:
         return [int(step) for step in gather(" ".join(map(str, own)))[0].split()]
 
     def wait(self) -> None:
-        """Waits for a save under way; raises as `close`."""
+        """Waits for a save in progress. Raises as `close`."""
         if self._saving is not None:
             (step, saving), self._saving = self._saving, None
             try:
@@ -255,26 +257,26 @@ class Checkpoints:
             self._newest = step
 
     def _failed(self, step: int, error: Exception) -> ValueError:
-        """What a user needs to know of a save that failed; what it wrote is removed where possible."""
+        """The error of a failed save. What the save wrote is removed where possible."""
         if jax.process_index() == 0:
             for path in files.unfinished(self.directory, step):
                 shutil.rmtree(path, ignore_errors=True)
         free = shutil.disk_usage(self.directory).free / 2**30
         return ValueError(
-            f"saving step {step} in {self.directory} failed: {_reason(error)}. {free:.3f} GiB are left there. Earlier "
-            f"checkpoints {steps(self.directory)} are whole: mend the cause and run the same command to go on"
+            f"saving step {step} in {self.directory} failed: {_reason(error)}. {free:.3f} GiB are free there. Earlier "
+            f"checkpoints {steps(self.directory)} are intact: fix the cause and run the same command to resume"
         )
 
     def _is_intact(self, path: pathlib.Path) -> bool:
-        """Whether files were compared and are those that were saved: what fails then has its cause elsewhere."""
+        """Whether the files are known to be those that were saved, so that an error has another cause."""
         return self.policy.checksums and checksums.is_verified(path)
 
     def _attempt(self, path: pathlib.Path, like: TrainState) -> tuple[TrainState | None, list[str]]:
-        """The state of a step, or None and what is wrong with it; the same in all processes."""
+        """The state of a step, or None and its problems; the same in all processes."""
         wrong: list[str] = []
         if self.policy.checksums:
             wrong = checksums.problems(path, jax.process_index(), jax.process_count())
-        # Known to all before anything is read: one process may have compared what another reads.
+        # All processes know the problems before anything is read, as one may have compared what another reads.
         if wrong := _agreed(wrong) or _agreed(self._unreadable(path)):
             return None, wrong
         wanted = _items(like)
@@ -295,12 +297,14 @@ class Checkpoints:
         return _state(like, {f"{item}/{name}": leaf for item in ITEMS for name, leaf in loaded[item].items()}), []
 
     def _unreadable(self, path: pathlib.Path) -> list[str]:
-        """What is wrong with the descriptions of a step's items, which are read before its arrays; an error where they
-        are known to be those that were saved."""
+        """Problems with the descriptions of a step's items, which are read before its arrays.
+
+        Errors are raised if the files are known to be those that were saved.
+        """
         try:
             files.manifest(path)
             found = contents(path)
-        except Exception as error:  # whatever Orbax says to files that are damaged
+        except Exception as error:  # Orbax raises many types for damaged files
             if self._is_intact(path):
                 raise
             return [_reason(error)]
@@ -308,5 +312,5 @@ class Checkpoints:
 
 
 def _agreed(lines: list[str]) -> list[str]:
-    """What any process says."""
+    """The lines of all processes together."""
     return sorted({line for text in gather("\n".join(lines)) for line in text.splitlines()})

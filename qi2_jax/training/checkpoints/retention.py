@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: the latest, those of every so many steps, the best, and the marked ones. Without JAX."""
+"""Which checkpoints are kept: the most recent, one per interval, the best, and marked ones. Does not import JAX."""
 
 import dataclasses
 import pathlib
@@ -43,9 +43,9 @@ class Policy:
 
 
 def reasons(directory: pathlib.Path, policy: Policy) -> dict[int, list[str]]:
-    """Why each complete step of a folder is kept; an empty list where nothing speaks for it.
+    """Why each complete step of a folder is kept; an empty list if no rule keeps it.
 
-    The newest checkpoint with complete checksums is always kept: newer ones without may turn out to be damaged.
+    The newest checkpoint with complete checksums is always kept, because newer ones may turn out to be damaged.
     """
     steps = files.steps(directory)
     kept: dict[int, list[str]] = {step: [] for step in steps}
@@ -68,6 +68,6 @@ def reasons(directory: pathlib.Path, policy: Policy) -> dict[int, list[str]]:
 
 
 def apply(directory: pathlib.Path, policy: Policy) -> list[int]:
-    """Deletes the steps that nothing speaks for, oldest first, and returns them."""
+    """Deletes the checkpoints that no retention rule keeps, oldest first, and returns their steps."""
     doomed = [step for step, why in sorted(reasons(directory, policy).items()) if not why]
     return [step for step in doomed if files.remove(directory, step)]

@@ -1,8 +1,8 @@
-"""Where a run's time goes: shares of an interval, the log of what happened, goodput, rates and memory.
+"""Where the time of a run goes: shares of an interval, the log of events, goodput, throughput and memory.
 
-Goodput is the time of steps that were kept over the wall time since the run's first start, as in ml-goodput-measurement
-(AI-Hypercomputer). Everything else lowers it: compilation, restores, saves that block, waiting for data, validation,
-time between processes, and steps that were done again after a kill.
+Goodput is the time of all steps that were kept, divided by the wall time since the run's first start, as in
+ml-goodput-measurement (AI-Hypercomputer). Everything else lowers it: compilation, restores, saves that block, waiting
+for data, validation, time between processes, and steps that were repeated after a kill.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from qi2_jax.runtime import json_lines
 from qi2_jax.training.telemetry import metrics
 
 CATEGORIES = ("data", "save", "evaluate", "sample", "compile")
-REST = "steps"  # what no category claims
-LOOK_AGAIN = 5e-4  # seconds, at least
-# Beginnings of the metrics that depend on the machine: all others are the same when a run is repeated or resumed.
+REST = "steps"  # the time outside all categories
+MIN_POLL = 5e-4  # seconds
+# Prefixes of the metrics that depend on the machine. All others are the same when a run is repeated or resumed.
 MEASURED = ("time/", "memory/", "goodput", "mfu", "images_per_second", "tokens_per_second", "model_tflops_per_second")
 
 EVENTS = "events.jsonl"
@@ -34,7 +34,7 @@ KINDS = (START, RESTORE, COMPILE, SAVE, COMMIT, DAMAGED, SKIPPED, EVALUATE, SAMP
 
 
 class Stopwatch:
-    """Where the time between two logged steps goes: every moment belongs to the innermost category being measured."""
+    """Divides the time between two logged steps: every moment belongs to the innermost category being measured."""
 
     def __init__(self) -> None:
         self._current, self._since = REST, time.monotonic()
@@ -42,11 +42,12 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def measure(self, name: str, since: Callable[[], float] = lambda: -math.inf) -> Iterator[None]:
-        """Adds the time of a block to a category; blocks may lie in each other.
+        """Adds the time of a block to a category. Blocks may be nested.
 
         Args:
-          since: asked at the end of a block without others in it: what lies before this moment of `time.monotonic`
-            stays with the category around the block.
+          name: the category.
+          since: callback at the end of a block without nested blocks. It returns a moment of `time.monotonic`; time
+            before that moment stays with the surrounding category.
         """
         if name not in self._spent:
             raise ValueError(f"time category {name!r} is unknown; choose one of {sorted(self._spent)}")
@@ -62,9 +63,9 @@ class Stopwatch:
             self._spent[outer] += before
 
     def lap(self) -> dict[str, float]:
-        """`time/seconds` since the last lap and the share of it for every category; the shares add up to 1.
+        """`time/seconds` since the last lap, and the share of every category; the shares add up to 1.
 
-        `time/data` near 1 is starvation.
+        A `time/data` near 1 means that the devices starve.
         """
         self._switch(self._current)
         total = max(sum(self._spent.values()), 1e-9)
@@ -80,16 +81,16 @@ class Stopwatch:
 
 
 class Idle:
-    """Since when the devices have nothing left to do, watched during a block.
+    """Finds the moment in a block at which the devices run out of work.
 
-    Nobody tells when a result becomes ready. A thread looks again and again, each time after a hundredth of the time
-    for which it has looked: it is late by no more than that, and leaves the host alone.
+    JAX has no callback for a result that becomes ready, so a thread polls. Its interval is 1/100 of the time it has
+    waited so far: the answer is late by no more than that, and the host stays free.
 
     Args:
-      result: of the last computation that was dispatched; None: there was none.
+      result: output of the last computation that was dispatched; None if there was none.
 
     Attributes:
-      since: `time.monotonic` of that moment; -inf: before the block, inf: not yet.
+      since: `time.monotonic` of that moment; -inf if it was before the block, inf if it has not come yet.
     """
 
     def __init__(self, result: Any):
@@ -111,15 +112,15 @@ class Idle:
     def _watch(self) -> None:
         begun = time.monotonic()
         while not self._result.is_ready():
-            if self._ended.wait(max(LOOK_AGAIN, 0.01 * (time.monotonic() - begun))):
+            if self._ended.wait(max(MIN_POLL, 0.01 * (time.monotonic() - begun))):
                 return
         self.since = time.monotonic()
 
 
 class Events:
-    """Appends what happened to `RUN/events.jsonl`, which all processes of a run's life share; only process 0 writes.
+    """Appends events to `RUN/events.jsonl`, which all starts of a run share. Only process 0 writes.
 
-    A line is `{"time": seconds since 1970, "event": one of KINDS, "step": ..., "seconds": its length, ...}`.
+    A line is `{"time": seconds since 1970, "event": one of KINDS, "step": ..., "seconds": duration, ...}`.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -135,13 +136,13 @@ class Events:
         line |= {name: value for name, value in (("step", step), ("seconds", seconds)) if value is not None}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
-            # The line of a killed process may lack its end: it is left alone, and read as no line.
+            # A killed process may have left a line without its end, which readers skip.
             torn = file.tell() > 0 and not _ends_with_newline(self.path)
             file.write(b"\n" * torn + json.dumps({**line, **facts}).encode() + b"\n")
 
     @contextlib.contextmanager
     def measure(self, event: str, step: int | None = None, **facts: Any) -> Iterator[None]:
-        """Writes a line with the length of a block, if it ends without an error."""
+        """Writes a line with the duration of a block, if it ends without an error."""
         begun = time.monotonic()
         yield
         self.write(event, step, time.monotonic() - begun, **facts)
@@ -163,15 +164,15 @@ def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def has_ended(directory: pathlib.Path, step: int) -> bool:
-    """Whether a run came to its end at a step, and nothing was begun there after that."""
+    """Whether a run ended at a step and was not started again after that."""
     last = [(event["event"], event.get("step")) for event in read_events(directory / EVENTS)][-1:]
     return last == [(END, step)]
 
 
 def kept_seconds(lines: Iterable[Mapping[str, float]]) -> float:
-    """Seconds of steps in metrics lines: `time/seconds` x `time/steps`.
+    """Total time of the steps in metrics lines: `time/seconds` x `time/steps`.
 
-    A resumed run drops the lines that it writes again, so that what was done twice counts once.
+    A resumed run removes the lines that it writes again, so repeated steps count once.
     """
     return sum(
         line["time/seconds"] * line[f"time/{REST}"] for line in lines if {"time/seconds", f"time/{REST}"} <= line.keys()
@@ -179,9 +180,9 @@ def kept_seconds(lines: Iterable[Mapping[str, float]]) -> float:
 
 
 def wall_seconds(events: Iterable[Mapping[str, Any]], until: float) -> float | None:
-    """Seconds from a run's first start to `until`, without those between an end and the next start.
+    """Seconds from a run's first start to `until`, without the time between an end and the next start.
 
-    A run that has ended is not waited for; one that was killed or preempted is. None before the first start.
+    The time between a kill or a preemption and the next start counts. None before the first start.
     """
     begun, ended, idle = None, None, 0.0
     for event in events:
@@ -197,12 +198,12 @@ def wall_seconds(events: Iterable[Mapping[str, Any]], until: float) -> float | N
 def goodput(
     events: Iterable[Mapping[str, Any]], lines: Iterable[Mapping[str, float]], until: float | None = None
 ) -> float | None:
-    """Share of a run's wall time that went into steps which were kept, between 0 and 1.
+    """Share of a run's wall time that was spent on steps that were kept, between 0 and 1.
 
     Args:
-      events: of `read_events`.
-      lines: of `metrics.lines`.
-      until: the moment, in seconds since 1970, at which it is stated; None: now.
+      events: events from `read_events`.
+      lines: lines from `metrics.lines`.
+      until: end of the wall time, in seconds since 1970; None for now.
 
     Returns:
       kept_seconds / wall_seconds; None before the first start.
@@ -212,7 +213,7 @@ def goodput(
 
 
 class Goodput:
-    """The running `goodput` of a run; made after this process's start is in the events and old lines are dropped."""
+    """The running `goodput` of a run. Create it after the start is in the events and old metrics are removed."""
 
     def __init__(self, directory: pathlib.Path):
         self._events = read_events(directory / EVENTS)
@@ -220,14 +221,14 @@ class Goodput:
         self._kept = kept_seconds(metrics.lines(path)) if path.exists() else 0.0
 
     def add(self, lap: Mapping[str, float]) -> dict[str, float]:
-        """Counts an interval of `Stopwatch.lap` and states `goodput`; empty where there are no events of a start."""
+        """Adds an interval of `Stopwatch.lap` and returns `goodput`; empty if the events have no start."""
         self._kept += kept_seconds([lap])
         wall = wall_seconds(self._events, time.time())
         return {} if wall is None else {"goodput": self._kept / max(wall, 1e-9)}
 
 
 def program() -> dict[str, Any]:
-    """What runs, for the event of a start: the source's commit, versions, devices, processes."""
+    """Describes the program for the event of a start: commit of the source, versions, devices, processes."""
     return {
         "commit": _commit(),
         "jax": jax.__version__,
@@ -238,11 +239,11 @@ def program() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The source's commit; None for an installed package, also where its environment lies in somebody's repository."""
+    """The commit of the source; None for an installed package, even if its environment is inside a repository."""
     root = pathlib.Path(__file__).resolve().parents[3]
 
-    def git(*asked: str) -> str:
-        command = ["git", "-C", str(root), *asked]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
     try:
@@ -256,14 +257,15 @@ def _commit() -> str | None:
 def throughput(
     images: float, tokens: float, flops: float | None, seconds: float, chips: int, peak: float | None = None
 ) -> dict[str, float]:
-    """Rates over an interval.
+    """Throughput over an interval.
 
     Args:
-      images, tokens: of all steps and processes in the interval; 0 tokens: there are none to count.
-      flops: model operations in the interval (3 x the forward pass, without what is computed again); None: unknown.
+      images: number of images in the interval, of all steps and processes.
+      tokens: number of their tokens, padding included; 0 if images have none.
+      flops: model FLOPs in the interval (3 x the forward pass, without recomputation); None if unknown.
       seconds: length of the interval.
-      chips: devices of all processes.
-      peak: bf16 operations per second of one chip; None: unknown, and then no utilisation is stated.
+      chips: number of devices of all processes.
+      peak: bf16 FLOP/s of one chip; None if unknown, which leaves out the utilisation.
     """
     rates = {"images_per_second": images / seconds}
     if tokens:
@@ -277,12 +279,12 @@ def throughput(
 
 
 def device_memory() -> dict[str, float]:
-    """Memory in use and its peak in GiB, of the fullest device of this process; empty where devices do not tell."""
+    """Memory in use and its peak in GiB, on this process's fullest device; empty if the devices do not report it."""
     found = {}
     for name, key in (("memory/gib_in_use", "bytes_in_use"), ("memory/gib_peak", "peak_bytes_in_use")):
         values = []
         for device in jax.local_devices():
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # some backends raise instead of saying None
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # some backends raise instead of returning None
                 values.append((device.memory_stats() or {}).get(key))
         known = [value for value in values if value is not None]
         if known:

@@ -1,4 +1,4 @@
-"""What the loop tells: metrics at logged steps, events, the progress bar, and what watches over a step that hangs."""
+"""Everything that the training loop reports: metrics, events, the progress bar, profiles, and signs of life."""
 
 import contextlib
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qi2_jax.runtime import processes
+from qi2_jax.runtime import processes, signals
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.mean import Mean
@@ -22,20 +22,20 @@ from qi2_jax.training.telemetry.profiling import Profiler
 from qi2_jax.training.telemetry.progress import Progress
 from qi2_jax.training.telemetry.watchdog import Watchdog
 
-SLOW = 20  # times the watchdog's limit of a step is what compilation, saves, validation and pictures may take
+SLOW = 20  # compilation, saves, validation and drawing may take this many times the watchdog's limit of a step
 
 
 class Journal(contextlib.ExitStack):
-    """Everything that a training reports; close it by leaving its block.
+    """The reports of a training run, as a context manager that closes them.
 
     Args:
-      name: shown in front of the progress bar.
-      directory: the run.
-      state: from which it continues.
-      config: of the run.
-      mesh: the devices.
-      peak_flops: see `loop.Task`.
-      watchdog: is told what goes on.
+      name: label of the progress bar.
+      directory: folder of the run.
+      state: state from which the run continues.
+      config: config of the stage, with `train`, `validation`, `checkpoint` and `profile`.
+      mesh: devices of the run.
+      peak_flops: see `Task`.
+      watchdog: watchdog that is informed of every phase.
     """
 
     def __init__(
@@ -57,27 +57,27 @@ class Journal(contextlib.ExitStack):
         self._events, self._program = Events(directory), accounting.program()
         self._events.write(accounting.START, start, **self._program)
         self._goodput, self._watch = Goodput(directory), Stopwatch()
-        self._result: jax.Array | None = None  # of the last update
+        self._result: jax.Array | None = None  # an output of the last update
         self._progress = Progress(name, start, total)
         self.callback(self._progress.close)
         self._profiler = self.enter_context(Profiler(directory, config.profile.start, config.profile.steps))
         self._watchdog = watchdog
-        self._logged: tuple[int, Mapping[str, float]] = (-1, {})  # what was logged last and its step
-        self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # the last evaluation and its step
+        self._logged: tuple[int, Mapping[str, float]] = (-1, {})  # step and metrics of the last logged step
+        self._evaluated: tuple[int, Mapping[str, float]] = (-1, {})  # step and metrics of the last evaluation
         self._skipped = float(state.skipped_total)
-        # By which checkpoints are kept: known from before, or the first logged step must know it.
+        # The metric by which checkpoints are kept: earlier metrics or the first logged step must have it.
         self._unseen = config.checkpoint.best_metric if config.checkpoint.keep_best else ""
         self._forget()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
         axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         self.note(
-            f"{name}: step {start:,} of {total:,}, {parameters:,} parameters are trained on {mesh.size} x "
-            f"{mesh.devices.flat[0].device_kind} ({axes}), processes: {jax.process_count()}; saves every "
-            f"{config.checkpoint.every:,} steps, validation every {config.validation.every:,}; {directory}"
+            f"{name}: step {start:,} of {total:,}, training {parameters:,} parameters on {mesh.size} x "
+            f"{mesh.devices.flat[0].device_kind} ({axes}), processes: {jax.process_count()}. Checkpoint every "
+            f"{config.checkpoint.every:,} steps, validation every {config.validation.every:,}. {directory}"
         )
 
     def _forget(self) -> None:
-        """Begins another interval between logged steps."""
+        """Starts the next interval between logged steps."""
         self._values: list[Mapping[str, Any]] = []
         self._batch_metrics: list[Mapping[str, float | Mean]] = []
         self._images, self._tokens, self._flops = 0, 0, 0.0
@@ -92,25 +92,33 @@ class Journal(contextlib.ExitStack):
         *,
         local: bool,
     ) -> None:
-        """Tells what a continued run begins with; `metrics` are those of its checkpoint.
+        """Reports what a resumed run continues from.
+
+        Args:
+          step: step of the restored state.
+          seconds: duration of the restore.
+          damaged: a line for each checkpoint that was passed over.
+          changes: a line for each config key that changed.
+          metrics: metrics in the manifest of the checkpoint.
+          local: whether the checkpoint is a local one.
 
         Raises:
-          ValueError: if nothing ever wrote the metric by which checkpoints are kept.
+          ValueError: if the run never wrote the metric by which checkpoints are kept.
         """
         self._logged = step, metrics
         for line in damaged:
             self._events.write(accounting.DAMAGED, step, message=line)
             self.note(line)
         if changes:
-            self.note("this run goes on with another config:\n  " + "\n  ".join(changes))
+            self.note("this run resumes with a changed config:\n  " + "\n  ".join(changes))
         self._events.write(accounting.RESTORE, step, seconds, changes=changes, local=local)
-        if self._unseen:  # last: what is on record stays so where this refuses
+        if self._unseen:  # last, so that a refusal comes after everything is recorded
             self._check_best(self._unseen, processes.gather(" ".join(self._metrics.names()))[0].split())
             self._unseen = ""
 
     @contextlib.contextmanager
     def phase(self, name: str, step: int, **facts: Any) -> Iterator[None]:
-        """Around everything that is no step: compile, save, evaluate or sample; facts are for the events."""
+        """A block that is not a step: compile, save, evaluate or sample. `facts` are recorded with the event."""
         limit = SLOW * self._config.watchdog_seconds
         with (
             self._watchdog.phase(f"{name} at step {step}", limit),
@@ -121,7 +129,7 @@ class Journal(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def closing(self, checkpoints: Checkpoints) -> Iterator[None]:
-        """Closes checkpoints after a block, while all is still watched, so that a save that failed is told."""
+        """A block after which the checkpoints are closed while the watchdog runs, so a failed save is reported."""
         try:
             yield
         finally:
@@ -130,7 +138,7 @@ class Journal(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around a step; of one that is not taken, batches do not count."""
+        """A block that takes a step. If it raises, the microbatches of the step are not counted."""
         before = self._images, self._tokens, self._flops, list(self._batch_metrics)
         self._watchdog.beat(f"step {step}")
         try:
@@ -141,12 +149,12 @@ class Journal(contextlib.ExitStack):
             raise
 
     def dispatched(self, result: jax.Array) -> None:
-        """Takes something that an update returns, and nothing donates: until it is ready, the devices are busy."""
+        """Notes an output of an update that nothing donates. The devices are busy until it is ready."""
         self._result = result
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Around reading of data: what the devices compute meanwhile is the time of a step, the rest that of data."""
+        """A block that reads data. Only the time in which the devices have nothing to compute counts as data time."""
         with Idle(self._result) as idle, self._watch.measure("data", lambda: idle.since):
             yield
 
@@ -160,20 +168,24 @@ class Journal(contextlib.ExitStack):
         self._progress.samples(stats.images)
 
     def advance(self, values: Mapping[str, Any]) -> None:
-        """Counts a step with its metrics, which may still be computed."""
+        """Counts a step with its metrics, which the devices may still be computing."""
         self._values.append(values)
         self._progress.advance()
 
     @property
     def pending(self) -> bool:
-        """Whether steps were counted that are not logged yet."""
+        """Whether there are steps that are not logged yet."""
         return bool(self._values)
 
     def logged(self, step: int, learning_rate: float) -> int:
-        """Waits for the metrics since the last logged step and writes them, as means over the interval.
+        """Waits for the metrics of the steps since the last logged one and writes their means.
+
+        Args:
+          step: the step to log.
+          learning_rate: rate of its update.
 
         Returns:
-          The longest run of updates in a row, up to any step of the interval, that were not finite.
+          The largest number of consecutive updates, up to any step of the interval, that were not finite.
 
         Raises:
           ValueError: at the first logged step of a run, if neither it nor the evaluation before it has the metric by
@@ -186,7 +198,7 @@ class Journal(contextlib.ExitStack):
         values |= {**lap, **self._goodput.add(lap), **accounting.device_memory()}
         if values["skipped_total"] > self._skipped:
             self._events.write(accounting.SKIPPED, step, total=int(values["skipped_total"]))
-            self.note(f"step {step}: {int(values['skipped_total'])} updates so far were not finite and were left out")
+            self.note(f"step {step}: {int(values['skipped_total'])} updates so far were not finite and were skipped")
         self._skipped = values["skipped_total"]
         streak = int(values.pop("skipped"))
         self._metrics.write(step, values)
@@ -200,7 +212,7 @@ class Journal(contextlib.ExitStack):
 
     @staticmethod
     def _check_best(metric: str, known: Iterable[str]) -> None:
-        """Refuses a metric that nothing writes, by which checkpoints would be kept; not where nothing is known yet."""
+        """Raises a ValueError if the best metric is not among the known ones, unless none is known yet."""
         if known and metric not in known:
             raise ValueError(
                 f"checkpoint.best_metric is {metric!r}, which this run does not write: keep_best would keep nothing. "
@@ -212,7 +224,7 @@ class Journal(contextlib.ExitStack):
         return processes.gather(" ".join(self._metrics.already_done(step)))[0].split()
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the scalars of an evaluation."""
+        """Writes the metrics of an evaluation."""
         self._metrics.write(step, values)
         self._evaluated = step, values
         self.note(f"step {step}: " + ", ".join(f"{name} {x:.4f}" for name, x in values.items() if "/" not in name))
@@ -227,29 +239,30 @@ class Journal(contextlib.ExitStack):
         self._metrics.write_drawings(step, drawings)
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What a checkpoint tells of itself beside the config; of metrics only those of this very step."""
+        """The manifest of a checkpoint, without the config. It has only metrics of exactly this step."""
         metrics = {
             name: x for at, values in (self._logged, self._evaluated) if at == step for name, x in values.items()
         }
         return {"program": self._program, "data": {"next_step": step + 1}, "metrics": metrics}
 
     def note(self, text: str) -> None:
-        """Prints above the progress bar, in process 0."""
+        """Prints a line above the progress bar, in process 0."""
         if self._writes:
             self._progress.note(text)
 
     def stopped(self, step: int, directory: pathlib.Path) -> None:
-        """Tells that SIGTERM ended the run after a step, which is saved unless it is 0."""
-        self._events.write(accounting.SIGTERM, step)
-        self.note(f"SIGTERM: {f'saved step {step} in {directory}' if step else 'stopped'}; run again to continue")
+        """Reports that a signal ended the run after a step, which is saved unless it is 0."""
+        name = getattr(signals, "name", str)() or "SIGTERM"
+        self._events.write(accounting.SIGTERM, step, signal=name)
+        self.note(f"{name}: {f'saved step {step} in {directory}' if step else 'stopped'}; run again to continue")
 
     def ended(self, step: int) -> None:
-        """Tells that the last step is done."""
+        """Records that the last step is done."""
         self._events.write(accounting.END, step)
 
     def __exit__(self, kind, error, trace):
         if error is not None and not isinstance(error, SystemExit):
-            with contextlib.suppress(OSError):  # a full disk, say: the error itself matters more
+            with contextlib.suppress(OSError):  # such as a full disk; the error itself matters more
                 self._events.write(accounting.ERROR, message=f"{type(error).__name__}: {error}"[:2000])
         try:
             return super().__exit__(kind, error, trace)

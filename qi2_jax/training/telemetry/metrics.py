@@ -1,6 +1,6 @@
-"""What a run reports: JSON lines, TensorBoard, Weights & Biases, and a progress bar with time left.
+"""Metrics and drawings of a run: JSON lines, image files, TensorBoard, Weights & Biases.
 
-Names and formulas of all metrics stand in docs/monitoring.md.
+docs/monitoring.md documents the names and formulas of all metrics.
 """
 
 import dataclasses
@@ -23,25 +23,25 @@ from qi2_jax.training.config import check_sinks
 from qi2_jax.training.mean import Mean
 from qi2_jax.training.telemetry.sinks import SAMPLES, TENSORBOARD, TensorBoard, WeightsAndBiases
 
-EVALUATION = "validation_loss"  # a line with it is one of an evaluation
+EVALUATION = "validation_loss"  # marks the lines of evaluations
 FILE = "metrics.jsonl"
-GRID, NOTES, WHOLE = ".png", ".json", ".full"  # the parts of a drawing: NAME-STEP and one of these
+GRID, NOTES, WHOLE = ".png", ".json", ".full"  # suffixes of the files of a drawing, after NAME-STEP
 LAST = ("skipped_total",)  # counters: of several steps the last value is logged
 MAX = ("skipped",)  # of several steps the highest value is logged
 
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')
 _IMAGE_NAME = re.compile(r"[\w.-]+")
-_COMPRESSION = 1  # of PNG files, for which the steps wait: 6, the default, takes twice the time for an eighth less
+_COMPRESSION = 1  # PNG level; steps wait for it, and the default of 6 takes twice the time for files 1/8 smaller
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A picture of a run, and what belongs to it.
+    """A grid of images.
 
     Attributes:
       pixels: RGB or RGBA, 0..255.
-      notes: plain JSON values that tell what it shows.
-      whole: what it shows smaller than it is: at full size, by name; likewise pixels.
+      notes: description of the grid, as plain JSON.
+      whole: images at full size, by name, that the grid shows reduced.
     """
 
     pixels: UInt8[np.ndarray, "H W c"]
@@ -50,20 +50,21 @@ class Drawing:
 
 
 class Metrics:
-    """Writes a run's metrics and drawings; only process 0 does.
+    """Writes the metrics and drawings of a run, in process 0 only.
 
-    `RUN/metrics.jsonl` takes a line `{"step": ..., "name": value, ...}` per call, null for what is not finite. What the
-    run will write again is dropped: the lines and drawings after `start`, or all from step 0, and these points in
-    TensorBoard. Weights & Biases keeps the first value of a step, which a resumed run repeats bit for bit.
+    `RUN/metrics.jsonl` gets a line `{"step": ..., "name": value, ...}` per call, with null for values that are not
+    finite. Lines and drawings after `start`, or all of them from step 0, are removed because the run writes them again.
+    In TensorBoard these points are voided. Weights & Biases keeps the first value of a step, which a resumed run
+    repeats bit for bit.
 
     Args:
-      directory: the run.
-      start: the step from which the run continues.
-      sinks: where to write beside the file, see `SINKS`.
+      directory: folder of the run.
+      start: step from which the run continues.
+      sinks: further destinations, see `SINKS`.
       config: plain JSON values, for sinks that show them.
 
     Raises:
-      ValueError: for a sink that is unknown or not installed.
+      ValueError: if a sink is unknown or not installed.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Metrics:
             self._sinks.append(WeightsAndBiases(directory, start, config))
 
     def names(self) -> list[str]:
-        """Of all scalars that were written so far; none where this process writes none."""
+        """Names of all metrics that were written so far; empty in processes that do not write."""
         known = lines(self.path) if self._writes and self.path.exists() else ()
         return sorted({name for line in known for name in line} - {"step"})
 
@@ -102,7 +103,7 @@ class Metrics:
         return found
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes scalars of a step; a name must not come twice for a step.
+        """Writes metrics of a step, each name at most once per step.
 
         Raises:
           OSError: if the disk is full, naming the file or folder.
@@ -119,11 +120,13 @@ class Metrics:
             sink.scalars(step, plain)
 
     def write_drawings(self, step: int, drawings: Mapping[str, Drawing]) -> None:
-        """Writes drawings, by name: pixels as `RUN/samples/NAME-STEP.png` and to the sinks, notes as `NAME-STEP.json`,
-        and what is smaller there than it is as `NAME-STEP.full/OWN_NAME.png`, to no sink.
+        """Writes drawings by name.
+
+        The grid goes to `RUN/samples/NAME-STEP.png` and to the sinks, the notes to `NAME-STEP.json`, and images at full
+        size to `NAME-STEP.full/IMAGE_NAME.png`.
 
         Raises:
-          ValueError: for a name that is no file name.
+          ValueError: if a name is not a valid file name.
         """
         for name in [*drawings, *(own for drawing in drawings.values() for own in drawing.whole)]:
             if not _IMAGE_NAME.fullmatch(name):
@@ -142,26 +145,26 @@ class Metrics:
                 grids[name].with_suffix(NOTES).write_text(text + "\n", encoding="utf-8")
         for path, pixels in files.items():
             Image.fromarray(pixels).save(path, "PNG", compress_level=_COMPRESSION)
-        for path in grids.values():  # only now: one that is there says that everything was drawn
+        for path in grids.values():  # last, because a grid proves that its step was drawn completely
             os.replace(path.with_suffix(".partial"), path)
         for sink in self._sinks:
             sink.images(step, grids)
 
     def close(self) -> None:
-        """Waits until everything is written."""
+        """Waits until the sinks have written everything."""
         for sink in self._sinks:
             sink.close()
         self._sinks = []
 
 
 def _drop_drawings(folder: pathlib.Path, start: int) -> None:
-    """Removes the drawings after step `start`, all of them for 0, and those of steps that a kill left unfinished."""
+    """Removes the drawings after step `start`, or all for 0, and those that a killed process left unfinished."""
     found = [
         (path, path.stem.rpartition("-")[2])
         for path in (folder.iterdir() if folder.is_dir() else ())
         if path.suffix in (GRID, NOTES, WHOLE, ".partial")
     ]
-    # A grid gets its name last, after those of all others are written.
+    # The grid of a drawing gets its name last, after everything is written.
     unfinished = {step for path, step in found if path.suffix == ".partial" or not path.with_suffix(GRID).exists()}
     for path, step in found:
         if step.isdecimal() and (start == 0 or int(step) > start or step in unfinished):
@@ -169,12 +172,12 @@ def _drop_drawings(folder: pathlib.Path, start: int) -> None:
 
 
 def _line(values: Mapping[str, float]) -> str:
-    """JSON has no NaN and no infinity."""
+    """A line of the metrics file; null stands for NaN and infinity, which JSON lacks."""
     return json_lines.dump({name: value if math.isfinite(value) else None for name, value in values.items()})
 
 
 def _drop_after(path: pathlib.Path, start: int) -> None:
-    """Cuts the lines after step `start`, all lines for 0, and what a killed process left unfinished at the end."""
+    """Cuts the lines after step `start`, or all for 0, and an unfinished line of a killed process at the end."""
     if not path.exists():
         return
     position = end = 0
@@ -189,7 +192,7 @@ def _drop_after(path: pathlib.Path, start: int) -> None:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line, None for an unfinished or foreign one; does not read a whole line that this module wrote."""
+    """The step of a line, None for an unfinished or foreign line. Lines of this module are not parsed completely."""
     if not line.endswith(b"\n"):
         return None
     found = _STEP.match(line)
@@ -201,7 +204,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def lines(path: pathlib.Path) -> Iterator[dict[str, float]]:
-    """Lines of a metrics file, values that were not finite as NaN; lines cut by a kill, or foreign, are left out."""
+    """Lines of a metrics file, with NaN for values that were not finite, and without unfinished or foreign lines."""
     for values in json_lines.read(path):
         if type(values.get("step")) is int:
             numbers = {name: math.nan if value is None else value for name, value in values.items()}

@@ -1,6 +1,6 @@
-"""Traces of some steps for TensorBoard's profiler and Perfetto: a window named in the config, or asked for by SIGUSR1.
+"""Traces of a few steps for TensorBoard's profiler and Perfetto, at a step from the config or on SIGUSR1.
 
-Operations carry the names of the source (`mmdit/block/attention`, see the named scopes in `qi2_jax/models`).
+Operations have the names of the source, such as `mmdit/block/attention`; see the named scopes in `qi2_jax/models`.
 """
 
 import contextlib
@@ -15,21 +15,23 @@ DIRECTORY = "profile"
 
 
 def check_window(start: int, steps: int) -> None:
-    """Raises a ValueError for a first step below 0, or for less than one step."""
+    """Raises a ValueError if the first step is below 0 or the window has no step."""
     if start < 0 or steps < 1:
-        raise ValueError(f"profile.start is {start}, at least 0; profile.steps is {steps}, at least 1")
+        raise ValueError(
+            f"profile.start is {start} and must be at least 0; profile.steps is {steps} and must be at least 1"
+        )
 
 
 class Profiler:
-    """Traces steps into `RUN/profile/FIRST_STEP`, every process its own devices.
+    """Traces steps into `RUN/profile/FIRST_STEP`. Every process traces its own devices.
 
-    SIGUSR1 asks for a trace of the next `steps` steps; it is heard between steps, in programs whose main thread made
-    the profiler, until `close`.
+    Until `close`, SIGUSR1 starts a trace of the next `steps` steps. This needs a profiler that was created in the main
+    thread.
 
     Args:
-      directory: the run.
-      start: first step of the window; 0: none.
-      steps: steps of a trace.
+      directory: folder of the run.
+      start: first step of the window in the config; 0 for none.
+      steps: number of steps in a trace.
 
     Raises:
       ValueError: as `check_window`.
@@ -38,7 +40,7 @@ class Profiler:
     def __init__(self, directory: pathlib.Path, start: int = 0, steps: int = 3):
         check_window(start, steps)
         self._directory, self._start, self._steps = directory, start, steps
-        self._left = 0  # steps still to be traced
+        self._left = 0  # steps that are still to be traced
         self._asked = False
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
@@ -46,7 +48,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around everything that belongs to a step; free of cost while nothing is traced."""
+        """A block that takes a step. It costs nothing while there is no trace."""
         if not self._left and (step == self._start or self._asked):
             self._asked = False
             jax.profiler.start_trace(str(self._directory / DIRECTORY / str(step)))
@@ -61,7 +63,7 @@ class Profiler:
             self._stop()
 
     def close(self) -> None:
-        """Ends a trace that is under way and leaves SIGUSR1 as it was."""
+        """Ends a trace in progress and restores the previous handler of SIGUSR1."""
         if self._left:
             self._left = 0
             self._stop()
@@ -79,6 +81,6 @@ class Profiler:
         self._asked = True
 
     def _stop(self) -> None:
-        # Devices work behind the program: without waiting, the end of the last step would be missing.
+        # Devices lag behind the host: without waiting, the end of the last step would be missing.
         jax.block_until_ready([array for array in jax.live_arrays() if not array.is_deleted()])
         jax.profiler.stop_trace()

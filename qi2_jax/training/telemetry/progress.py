@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""The progress bar of a training run."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Steps with loss, samples per second and time left: a bar on a terminal, elsewhere a line per logged step."""
+    """Shows steps with loss, images per second and time left: a bar on a terminal, otherwise a line per logged step."""
 
     def __init__(self, name: str, start: int, total: int):
         self._name, self._start, self._total = name, start, total
@@ -25,8 +25,8 @@ class Progress:
         self._samples, self._begun = 0, 0.0
 
     def samples(self, count: int) -> None:
-        """Counts samples of the step under way."""
-        self._begun = self._begun or time.monotonic()  # before the first step, programs are compiled
+        """Counts samples of the step in progress."""
+        self._begun = self._begun or time.monotonic()  # after compilation
         self._samples += count
 
     def advance(self) -> None:
@@ -34,16 +34,17 @@ class Progress:
         self._bar.update()
 
     def show(self, step: int, loss: float) -> None:
-        """Shows the loss of the last logged interval, and the rate since the start."""
+        """Shows the loss of the last logged interval, and the throughput since the start."""
         seconds = time.monotonic() - self._begun
-        told = f"loss {loss:.4f}, {self._samples / seconds:.1f} samples/s"
-        self._bar.set_postfix_str(told)
+        line = f"loss {loss:.4f}, {self._samples / seconds:.1f} samples/s"
+        self._bar.set_postfix_str(line)
         if self._lines:
             each = seconds / (step - self._start)
             left = tqdm.format_interval(each * (self._total - step))
-            print(f"{self._name} {step:,}/{self._total:,}: {told}, {each:.3g} s/step, {left} left", file=sys.stderr)
+            print(f"{self._name} {step:,}/{self._total:,}: {line}, {each:.3g} s/step, {left} left", file=sys.stderr)
 
     def note(self, text: str) -> None:
+        """Prints a line above the bar."""
         self._bar.write(text)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, and says where it was waiting."""
+"""Ends a process that makes no progress, and reports where it hung."""
 
 import contextlib
 import faulthandler
@@ -14,31 +14,31 @@ import jax
 from qi2_jax.training.telemetry import accounting
 
 STATUS = 70  # EX_SOFTWARE
-GRACE = 30.0  # seconds in which a watchdog that has bitten must have ended the process
+GRACE = 30.0  # seconds after which a process whose watchdog has expired is ended by force
 
 
 class Watchdog:
-    """If no phase begins for a while, writes all Python stacks and ends the process with a status that is not 0.
+    """Ends the process with a non-zero status if no new phase begins in time, after writing all Python stacks.
 
-    A collective whose peer has died waits for ever, and a pod with it; a process that ends is started again. The status
-    is `STATUS`, or 1 where C code holds Python's lock and the system's timer has to end the process. Stacks go to
-    stderr and to `RUN/stacks-PROCESS.txt`, an "error" to the run's events.
+    A collective whose peer has died waits for ever, and the whole pod with it, whereas a process that ends is started
+    again. The status is `STATUS`, or 1 if C code holds Python's lock and the system's timer has to end the process. The
+    stacks go to stderr and to `RUN/stacks-PROCESS.txt`, and an "error" to the events of the run.
 
     Args:
-      seconds: limit of a phase without its own; 0 switches the watchdog off.
-      directory: the run.
+      seconds: time limit of phases without a limit of their own; 0 switches the watchdog off.
+      directory: folder of the run.
 
     Raises:
-      ValueError: for a negative limit.
+      ValueError: if the limit is negative.
     """
 
     def __init__(self, seconds: float, directory: pathlib.Path):
         if seconds < 0:
             raise ValueError(f"watchdog limit is {seconds} s; give 0 (off) or more")
         self._seconds, self._directory = seconds, directory
-        self._phase = ("the start", seconds, time.monotonic())  # replaced whole: two threads see it
+        self._phase = ("the start", seconds, time.monotonic())  # replaced as a whole, because two threads read it
         self._closed = threading.Event()
-        self._stderr = sys.__stderr__ or sys.stderr  # not what a notebook or a test may have put in its place
+        self._stderr = sys.__stderr__ or sys.stderr  # the real one, even in a notebook or a test
         self._thread: threading.Thread | None = None
         if seconds:
             self._path = directory / f"stacks-{jax.process_index()}.txt"
@@ -47,12 +47,12 @@ class Watchdog:
             self._thread.start()
 
     def beat(self, what: str, seconds: float | None = None) -> None:
-        """Says that `what` begins now and may take `seconds`; None: the usual limit."""
+        """Starts the phase `what`, which may take `seconds`; None for the usual limit."""
         self._phase = (what, self._seconds if seconds is None else seconds, time.monotonic())
 
     @contextlib.contextmanager
     def phase(self, what: str, seconds: float | None = None) -> Iterator[None]:
-        """`beat` for a block; after it the phase around it begins anew."""
+        """A block as a phase. After it the surrounding phase starts again."""
         outer = self._phase[:2]
         self.beat(what, seconds)
         try:
@@ -78,19 +78,20 @@ class Watchdog:
             what, limit, since = self._phase
             waited = time.monotonic() - since
             if waited >= limit:
-                self._bite(what, limit, waited)
-            # This thread cannot run while C code holds Python's lock; the timer of faulthandler needs no lock.
+                self._expire(what, limit, waited)
+            # This thread cannot run while C code holds Python's lock. The timer of faulthandler needs no lock.
             faulthandler.dump_traceback_later(limit - waited + GRACE, exit=True, file=self._stderr)
             if self._closed.wait(min(1.0, max(limit - waited, 0.01))):
                 faulthandler.cancel_dump_traceback_later()
                 return
 
-    def _bite(self, what: str, limit: float, waited: float) -> None:
-        # Writing may hang as well, where it is the file system that does.
+    def _expire(self, what: str, limit: float, waited: float) -> None:
+        # Writing hangs as well if the file system does.
         faulthandler.dump_traceback_later(GRACE, exit=True, file=self._stderr)
         text = (
             f"watchdog: no progress for {waited:.0f} s in {what!r} (limit {limit:g} s); all stacks follow and are in "
-            f"{self._path}; ending with status {STATUS}. A longer limit, or 0 for none, is set in the config\n"
+            f"{self._path}. Ending with status {STATUS}. train.watchdog_seconds in the config sets the limit, or 0 for "
+            "none\n"
         )
         print(text, file=self._stderr, flush=True)
         faulthandler.dump_traceback(self._stderr)

@@ -19,14 +19,14 @@ EMPTY = Text(np.full((2, 3), -1, np.float32), (2,))
 
 
 def make(index: int) -> Sample:
-    """A sample whose every number tells which one it is."""
+    """A sample whose values are its index."""
     tokens = 3 + index % 3
     latents = np.full(((2, 6), (6, 2), (3, 3))[index % 3] + (4,), index, np.float32)
     return Sample(latents, (Text(np.full((tokens, 3), index, np.float32), (tokens,)),))
 
 
 def drawn(loader: Loader, start: int, steps: int) -> list[list[tuple[int, int]]]:
-    """(sample, text) of each row of some batches."""
+    """(sample, text) of each row of a few batches."""
     batches = itertools.islice(Mixture((Stream("only", loader, 1),)).from_turn(start), steps)
     return [
         [(int(a[0, 0]), int(b[0, 0])) for a, b in zip(x.batch.latents_BNC, x.batch.cond.text_BTE, strict=True)]

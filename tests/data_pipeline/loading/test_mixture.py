@@ -1,4 +1,4 @@
-"""Streams take turns in exact proportions; the whole state is the number of the step."""
+"""Streams take turns in exact proportions, and the whole state is the number of the step."""
 
 import itertools
 from collections import Counter
@@ -19,7 +19,7 @@ EMPTY = Text(np.zeros((1, 2), np.float32), (1,))
 
 
 def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None, parts: int = 1) -> Stream:
-    """Samples whose latents say which stream and which sample they are."""
+    """A stream of samples whose latents encode the stream and the sample."""
     side = 1 + number
     made = [
         Sample(np.full((1, side, 2), 100 * number + index, np.float32), (Text(np.zeros((1, 2), np.float32), (1,)),))
@@ -69,7 +69,7 @@ def test_batches_depend_on_the_step_alone_on_any_number_of_hosts(weights, start,
 
 @given(weights, st.lists(st.sampled_from([1, 2, 4]), min_size=4, max_size=4), st.integers(0, 40))
 @settings(max_examples=10, deadline=None)
-def test_a_batch_read_in_parts_is_the_same_batch(weights, parts, start):
+def test_a_batch_read_as_microbatches_is_the_same_batch(weights, parts, start):
     whole = Mixture(tuple(stream(number, weight) for number, weight in enumerate(weights)), 3)
     split = Mixture(
         tuple(
@@ -100,7 +100,7 @@ def test_order_changes_from_cycle_to_cycle():
 
 
 def of_cache(folder, held_out: float, held: tuple[int, ...], of_tasks=(1, 0)) -> tuple[Mixture, Cache]:
-    """Of six pairs, each longer than the last one, and an edit."""
+    """A mixture over six pairs, each longer than the one before, and an edit."""
 
     def sample(index: int, conditions: int = 0) -> Sample:
         lengths = (1 + index,) * (conditions + 1)

@@ -1,4 +1,4 @@
-"""Grids of pictures: what is reduced, what stands beside, and what is written over the columns."""
+"""Sample grids: reduced images, their arrangement, and their texts."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from qi2_jax.tasks.transformer import grids
 
 
 def plain(red, height, width):
-    """A picture in a colour that letters do not have."""
+    """An image in a colour that letters do not have."""
     return np.full((height, width, 3), (red, 200, 200), np.uint8)
 
 

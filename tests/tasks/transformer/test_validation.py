@@ -1,4 +1,4 @@
-"""At which times a validation reads the loss."""
+"""The timesteps at which validation computes the loss."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ TOKENS = (2, 4)  # of two images
 
 
 class Times(Objective):
-    """Has the time before the shift for its loss."""
+    """An objective whose loss is the timestep before the shift."""
 
     def losses(self, model, frozen, layout, batch, time, noise):
         return (t_B := time(jnp.sum(batch.cond.valid_BS, axis=1))), t_B

@@ -312,6 +312,6 @@ def test_a_killed_run_goes_on_from_the_disk_of_its_host(data, uninterrupted, tmp
     restored = [
         event["step"] for event in accounting.read_events(out / accounting.EVENTS) if event["event"] == "restore"
     ]
-    assert restored[0] == EVERY and restored[1] >= 5 and "going on from the local checkpoint of step" in text
+    assert restored[0] == EVERY and restored[1] >= 5 and "resuming from the local checkpoint of step" in text
     assert sorted(logged(out)) == list(range(EVERY + 1, runs_of.STEPS + 1))
     runs_of.assert_equal(out, uninterrupted)

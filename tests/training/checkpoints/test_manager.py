@@ -117,7 +117,7 @@ def test_the_same_step_is_not_saved_twice(copied):
 def test_manifests_hold_plain_json():
     given = {"loss": jnp.float32(0.5), "nan": float("nan"), "many": (np.int64(3), True, None, "x"), 4: {}}
     assert files.plain(given) == {"loss": 0.5, "nan": None, "many": [3, True, None, "x"], "4": {}}
-    with pytest.raises(ValueError, match=r"holds .*PosixPath.* it takes only what JSON knows"):
+    with pytest.raises(ValueError, match=r"contains .*PosixPath.* which JSON cannot represent"):
         files.plain({"path": pathlib.Path("x")})
 
 
@@ -209,7 +209,7 @@ def test_without_a_whole_checkpoint_nothing_begins_anew_by_itself(copied):
         truncate(arrays(copied / str(step)))
     for _ in range(2):
         checkpoints = Checkpoints(copied)
-        with pytest.raises(ValueError, match=r"no checkpoint in .* is whole; bring one back") as caught:
+        with pytest.raises(ValueError, match=r"no checkpoint in .* is intact. Restore one from a backup") as caught:
             checkpoints.restore(abstract())
         assert all(f"{copied / str(step)}: model/" in str(caught.value) for step in (4, 8, 12))
         checkpoints.close()
