@@ -9,6 +9,7 @@ import pathlib
 from qi2_jax.interop import files, folder, lora
 from qi2_jax.interop.weights import Weights
 from qi2_jax.runs import locating
+from qi2_jax.runtime import compilation_cache
 from qi2_jax.workflows.verify import CODES, check_installed, verify
 
 
@@ -43,4 +44,5 @@ def main(arguments: argparse.Namespace) -> None:
         replace["transformer"] = located.weights("transformer", arguments.weights)
     print(folder.describe(folder.export_folder(located.model, arguments.out, replace=replace, code=code)))
     if arguments.verify:
+        compilation_cache.use()
         verify(arguments)

@@ -12,6 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from qi2_jax.inference.pipeline import MAX_SIDE, SIDE_MULTIPLE, Pipeline, check_size
+from qi2_jax.runtime import compilation_cache
+from qi2_jax.runtime.text_files import read_text, split_lines
 
 MAX_LATENT_BYTES = 1 << 30
 MAX_COUNT = 1 << 16  # of steps, and of images at once
@@ -30,7 +32,12 @@ def add_common_arguments(parser: argparse.ArgumentParser, size: str) -> None:
     )
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument("--prompt", action="append", metavar="TEXT", help="what to generate; may be repeated")
-    texts.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="a text file with one prompt per line")
+    texts.add_argument(
+        "--prompts",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a text file with one prompt per line (UTF-8, or UTF-16 with a byte-order mark)",
+    )
     parser.add_argument("--size", type=_size, metavar="WxH", help=f"pixels (default: {size})")
     parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from (default: the empty prompt)")
     parser.add_argument(
@@ -92,20 +99,16 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     """The prompts of `--prompt` or `--prompts`.
 
     Raises:
-      ValueError: if the file is none, is not UTF-8 or holds no prompt, or an argument is not UTF-8.
+      ValueError: if the file does not exist, is not text or contains no prompt, or an argument is not UTF-8.
     """
     for text in (*(arguments.prompt or ()), arguments.negative or ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(f"{text!r} is not UTF-8 text")
     if arguments.prompts is None:
         return arguments.prompt
-    if not arguments.prompts.is_file():
+    if not arguments.prompts.exists() or arguments.prompts.is_dir():
         raise ValueError(f"{arguments.prompts} is not a file; give a text file with one prompt per line")
-    try:
-        texts = arguments.prompts.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{arguments.prompts} is not UTF-8 text: {error}") from None
-    prompts = [line for line in texts.splitlines() if line.strip()]
+    prompts = split_lines(read_text(arguments.prompts))
     if not prompts:
         raise ValueError(f"{arguments.prompts} holds no prompt")
     return prompts
@@ -121,6 +124,7 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after minutes of sampling
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
+    compilation_cache.use()
     pipeline = Pipeline.load(arguments.model, dtype=DTYPES[arguments.dtype], item=arguments.weights)
     if arguments.guidance > 1 and negative is None:
         negative = ""
