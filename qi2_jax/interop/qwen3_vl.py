@@ -19,8 +19,10 @@ NAMES = NameMap(
 
 
 def name_map(config: Qwen3VLConfig) -> NameMap:
-    """The name map with the shapes of the final norm and the language head, which act after the hidden state that
-    conditions the diffusion transformer. A model with tied embeddings publishes no head."""
+    """The name map, with the final norm and the language head as passthrough tensors.
+
+    They follow the hidden state that conditions the diffusion transformer. A model with tied embeddings has no head.
+    """
     text = config.text
     shapes = {
         "model.language_model.norm.weight": (text.hidden_size,),

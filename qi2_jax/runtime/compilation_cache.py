@@ -34,7 +34,7 @@ def use() -> None:
     import jax
 
     place = folder()
-    if place is None or jax.config.jax_compilation_cache_dir is not None:
+    if place is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)

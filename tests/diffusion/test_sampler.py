@@ -40,9 +40,9 @@ run_model = jax.jit(MMDiT.__call__, static_argnums=1)
 def reference(model, times, negative=None, guidance=1.0):
     x = NOISE
     for t, after in itertools.pairwise(times):
-        velocity = np.asarray(run_model(model, PROMPT.layout, x, t, PROMPT.given))
+        velocity = np.asarray(run_model(model, PROMPT.layout, x, t, PROMPT.cond))
         if negative is not None:
-            other = np.asarray(run_model(model, negative.layout, x, t, negative.given))
+            other = np.asarray(run_model(model, negative.layout, x, t, negative.cond))
             velocity = other + guidance * (velocity - other)
         x = x - (t - after)[:, None, None] * velocity
     return x

@@ -178,10 +178,10 @@ def shard(folder_, name, *keys):
         ({"weight_map": {"a": "../outside.safetensors"}}, ["outside its folder ['../outside.safetensors']"]),
         ({"weight_map": {"a": "/etc/passwd", "b": "two"}}, ["outside its folder ['/etc/passwd']", "missing ['two']"]),
         ({"weight_map": {"a": "..", "b": ""}}, ["missing ['', '..']"]),
-        ({"weight_map": {"a": "m-1.safetensors"}}, ["b stands in m-1.safetensors, the index says None"]),
+        ({"weight_map": {"a": "m-1.safetensors"}}, ["b is in m-1.safetensors, the index says None"]),
         (
             {"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-1.safetensors"}},
-            ["a stands in m-1.safetensors, the index says m-2", "c stands in no shard", "d stands in m-2.safetensors"],
+            ["a is in m-1.safetensors, the index says m-2", "c is in no shard", "d is in m-2.safetensors"],
         ),
         ({"weight_map": ["a"]}, ["has no weight_map"]),
         ({"weight_map": {"a": 5}}, ["has no weight_map"]),

@@ -173,7 +173,7 @@ def test_checkpoints_that_do_not_exist(copied, name):
 
 def test_a_run_that_has_saved_nothing_yet(copied):
     shutil.rmtree(copied / "checkpoints")
-    with pytest.raises(ValueError, match="has no complete checkpoint yet in"):
+    with pytest.raises(ValueError, match="has no complete checkpoint in"):
         locating.locate(copied)
 
 

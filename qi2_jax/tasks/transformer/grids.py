@@ -107,7 +107,7 @@ def drawer(
             prompt([sample.texts[0] for sample in chosen]),
             negative=negative,
             guidance=config.guidance,
-            run=objective.run,
+            execution=objective.run,
             progress=watched,
         )
 
