@@ -29,7 +29,7 @@ from qi2_jax.interop import weights as storage
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
 from qi2_jax.interop.tensors import CODES, Writer, size
-from qi2_jax.interop.weights import CARRIED, STEM, FileWeights, Weight, Weights
+from qi2_jax.interop.weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.models import tree
 from qi2_jax.sequence import BLOCK_CAUSAL
 
@@ -86,8 +86,8 @@ def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None =
         )
     copied, left_out = _auxiliary(source)
     with files.building(out, _total(source, opened, copied)) as place, _bar("import", opened) as bar:
-        for name, (weights, carried) in opened.items():
-            write_ours(place / name, weights, carried, bar)
+        for name, (weights, passthrough) in opened.items():
+            write_ours(place / name, weights, passthrough, bar)
         _copy(source, place, copied)
         mark(place)
     return dataclasses.replace(_report(opened, left_out), unread=_unread(source, opened))
@@ -126,12 +126,14 @@ def export_folder(
         config = components.read_config(source / name, name)
         expected = component.expected(config)
         if replace and name in replace:
-            weights, carried = replace[name], storage.carried_of_ours(source / name)
+            weights, passthrough = replace[name], storage.passthrough_of_ours(source / name)
             shapes = {key: weight.shape for key, weight in weights.items()}
             storage.check_ours(shapes, expected, f"weights of the {name}")
         else:
-            weights, carried = storage.of_ours(source / name, expected)
-        both = (weights, carried) if code is None else (storage.cast(weights, code), storage.cast(carried, code))
+            weights, passthrough = storage.of_ours(source / name, expected)
+        both = (
+            (weights, passthrough) if code is None else (storage.cast(weights, code), storage.cast(passthrough, code))
+        )
         opened[name], names = both, component.name_map(config)
         items[name] = _published_items(*both, names)
         naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
@@ -143,9 +145,9 @@ def export_folder(
     return _report(opened, left_out)
 
 
-def write_ours(folder: pathlib.Path, weights: FileWeights, carried: FileWeights, bar: Any = None) -> None:
+def write_ours(folder: pathlib.Path, weights: FileWeights, passthrough: FileWeights, bar: Any = None) -> None:
     """Writes the `model.safetensors` of a component, with our names, from tensors in other files."""
-    everything = {**weights, **{CARRIED + name: weight for name, weight in carried.items()}}
+    everything = {**weights, **{PASSTHROUGH + name: weight for name, weight in passthrough.items()}}
     specs = {name: (weight.code, weight.shape) for name, weight in everything.items()}
     with Writer(folder / f"{STEM}.safetensors", specs, bar) as writer:
         for name, weight in everything.items():
@@ -155,7 +157,10 @@ def write_ours(folder: pathlib.Path, weights: FileWeights, carried: FileWeights,
 
 
 def save_component(
-    folder: pathlib.Path, config: Mapping[str, Any], model: Any = None, carried: Mapping[str, np.ndarray] | None = None
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    model: Any = None,
+    passthrough: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a component that was trained or created here: its published `config.json` and its model.
 
@@ -163,12 +168,12 @@ def save_component(
       folder: the component's folder in a model folder.
       config: content of `config.json`.
       model: parameters to write; None if a run keeps them in checkpoints.
-      carried: passthrough tensors: published tensors that our model does not use.
+      passthrough: passthrough tensors: published tensors that our model does not use.
     """
     files.write_json(folder / "config.json", config)
     if model is None:
         return
-    leaves = tree.to_dict(model) | {CARRIED + name: array for name, array in (carried or {}).items()}
+    leaves = tree.to_dict(model) | {PASSTHROUGH + name: array for name, array in (passthrough or {}).items()}
     specs = {name: (CODES[np.dtype(leaf.dtype)], tuple(leaf.shape)) for name, leaf in leaves.items()}
     with Writer(folder / f"{STEM}.safetensors", specs) as writer:
         for name, leaf in leaves.items():
@@ -188,8 +193,8 @@ class _Item(NamedTuple):
         return size(self.source.code, self.shape)
 
 
-def _published_items(weights: Weights, carried: Weights, names: naming.NameMap) -> list[_Item]:
-    items = [_Item(name, weight.shape, weight, None) for name, weight in carried.items()]
+def _published_items(weights: Weights, passthrough: Weights, names: naming.NameMap) -> list[_Item]:
+    items = [_Item(name, weight.shape, weight, None) for name, weight in passthrough.items()]
     for ours, weight in weights.items():
         for name in names.to_published(ours, weight.shape):
             layer = names.to_ours(name)[1]
@@ -356,8 +361,8 @@ def describe(report: Report) -> str:
 
 def _report(opened: Mapping[str, tuple[Weights, Weights]], left_out: tuple[str, ...]) -> Report:
     counts, sizes = {}, {}
-    for name, (weights, carried) in opened.items():
-        everything = (*weights.values(), *carried.values())
+    for name, (weights, passthrough) in opened.items():
+        everything = (*weights.values(), *passthrough.values())
         counts[name] = sum(math.prod(weight.shape) for weight in everything)
         sizes[name] = sum(size(weight.code, weight.shape) for weight in everything)
     return Report(counts, sizes, left_out)

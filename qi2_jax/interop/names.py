@@ -25,14 +25,14 @@ class NameMap:
     Attributes:
       renames: (published, ours) prefixes, tried in order. `{}` in a published prefix stands for the layer index, which
         selects a slice of our stacked parameter. Names without a matching prefix are the same on both sides.
-      carried: regular expressions of the names of passthrough tensors.
-      carried_shapes: {published name: shape} of the passthrough tensors of this configuration.
-      optional: names in `carried_shapes` that may be missing.
+      passthrough: regular expressions of the names of passthrough tensors.
+      passthrough_shapes: {published name: shape} of the passthrough tensors of this configuration.
+      optional: names in `passthrough_shapes` that may be missing.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
-    carried: tuple[str, ...] = ()
-    carried_shapes: Shapes = dataclasses.field(default_factory=dict)
+    passthrough: tuple[str, ...] = ()
+    passthrough_shapes: Shapes = dataclasses.field(default_factory=dict)
     optional: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -42,8 +42,8 @@ class NameMap:
             for published, ours in self.renames
         )
 
-    def is_carried(self, published: str) -> bool:
-        return any(re.fullmatch(pattern, published) for pattern in self.carried)
+    def is_passthrough(self, published: str) -> bool:
+        return any(re.fullmatch(pattern, published) for pattern in self.passthrough)
 
     def to_ours(self, published: str) -> tuple[str, int | None]:
         """Our name of a published tensor, and the index of its slice in a stacked parameter (None if not stacked)."""
@@ -73,7 +73,7 @@ class NameMap:
         return [ours]
 
 
-def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, with_carried: bool = True) -> None:
+def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, with_passthrough: bool = True) -> None:
     """Compares the tensors of a published component with the parameters of our model.
 
     Args:
@@ -81,16 +81,16 @@ def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, wi
       expected: {our name: shape}, stacked parameters with their leading dim.
       names: the component's name map.
       where: name of the component in the error.
-      with_carried: whether to compare the passthrough tensors as well.
+      with_passthrough: whether to compare the passthrough tensors as well.
 
     Raises:
       ValueError: listing all missing, unexpected and misshapen tensors.
     """
-    wanted = dict(names.carried_shapes) if with_carried else {}
+    wanted = dict(names.passthrough_shapes) if with_passthrough else {}
     for ours, shape in expected.items():
         for target in names.to_published(ours, shape):
             wanted[target] = shape[1:] if names.is_stacked(target) else shape
-    found = {name for name in published if with_carried or not names.is_carried(name)}
+    found = {name for name in published if with_passthrough or not names.is_passthrough(name)}
     problems = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found - set(names.optional))]
     problems += [f"unexpected: {name} {tuple(published[name])}" for name in sorted(found - wanted.keys())]
     problems += [
@@ -119,7 +119,7 @@ def stack(published: Mapping[str, np.ndarray], expected: Mapping[str, Any], name
         {name: tuple(leaf.shape) for name, leaf in expected.items()},
         names,
         "tensors",
-        with_carried=False,
+        with_passthrough=False,
     )
     result = {}
     for ours, leaf in expected.items():

@@ -14,7 +14,7 @@ NAMES = NameMap(
         ("model.language_model.layers.{}.", "language_model.layers."),
         ("model.", ""),
     ),
-    carried=(r"model\.language_model\.norm\.weight", r"lm_head\.weight"),
+    passthrough=(r"model\.language_model\.norm\.weight", r"lm_head\.weight"),
 )
 
 
@@ -28,4 +28,4 @@ def name_map(config: Qwen3VLConfig) -> NameMap:
         "model.language_model.norm.weight": (text.hidden_size,),
         "lm_head.weight": (text.vocab_size, text.hidden_size),
     }
-    return dataclasses.replace(NAMES, carried_shapes=shapes, optional=("lm_head.weight",))
+    return dataclasses.replace(NAMES, passthrough_shapes=shapes, optional=("lm_head.weight",))

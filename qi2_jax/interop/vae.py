@@ -83,11 +83,11 @@ def name_map(config: VAEConfig) -> NameMap:
     for level in range(len(config.halves_time)):
         for ours in (f"encoder.down_blocks.{level}.downsampler.", f"decoder.up_blocks.{level}.upsampler."):
             renames.append((ours + "resample.1.", ours))
-    carried = (r".*\.(down|up)sampler\.time_conv\.(weight|bias)",)
-    return NameMap(renames=tuple(renames), carried=carried, carried_shapes=carried_shapes(config))
+    passthrough = (r".*\.(down|up)sampler\.time_conv\.(weight|bias)",)
+    return NameMap(renames=tuple(renames), passthrough=passthrough, passthrough_shapes=passthrough_shapes(config))
 
 
-def carried_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
+def passthrough_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of the convolutions over time, the passthrough tensors of the autoencoder.
 
     Their values mean nothing for images: weights that were trained from scratch are published with zeros here.

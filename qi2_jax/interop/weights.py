@@ -13,7 +13,7 @@ from qi2_jax.interop import tensors
 from qi2_jax.interop.tensors import Stored
 from qi2_jax.models import tree
 
-CARRIED = "carried."  # prefix of passthrough tensors (published ones that our model does not use) in our files
+PASSTHROUGH = "carried."  # prefix of passthrough tensors (published ones that our model does not use) in our files
 STEM = "model"  # name of our weight files without suffix
 
 
@@ -116,24 +116,26 @@ def of_published(
         weights[ours] = FileWeight(pieces, stacked=names.is_stacked(published[0]))
     if mixed:
         raise ValueError(f"{folder}: the layers of these parameters have different dtypes: {mixed}")
-    return weights, _whole({name: stored for name, stored in found.items() if names.is_carried(name)})
+    return weights, _whole({name: stored for name, stored in found.items() if names.is_passthrough(name)})
 
 
 def of_ours(folder: pathlib.Path, expected: naming.Shapes) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
     """Weights of a component in a model folder, and its passthrough tensors; raises as `of_published`."""
     found = tensors.scan_folder(folder, STEM)
-    own = {name: stored for name, stored in found.items() if not name.startswith(CARRIED)}
+    own = {name: stored for name, stored in found.items() if not name.startswith(PASSTHROUGH)}
     check_ours({name: stored.shape for name, stored in own.items()}, expected, str(folder))
-    return _whole(own), _carried(found)
+    return _whole(own), _passthrough(found)
 
 
-def carried_of_ours(folder: pathlib.Path) -> dict[str, FileWeight]:
+def passthrough_of_ours(folder: pathlib.Path) -> dict[str, FileWeight]:
     """Passthrough tensors of a component in a model folder; none if its weights are stored elsewhere."""
-    return _carried(tensors.scan_folder(folder, STEM)) if (folder / f"{STEM}.safetensors").is_file() else {}
+    return _passthrough(tensors.scan_folder(folder, STEM)) if (folder / f"{STEM}.safetensors").is_file() else {}
 
 
-def _carried(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
-    return _whole({name.removeprefix(CARRIED): stored for name, stored in found.items() if name.startswith(CARRIED)})
+def _passthrough(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
+    return _whole(
+        {name.removeprefix(PASSTHROUGH): stored for name, stored in found.items() if name.startswith(PASSTHROUGH)}
+    )
 
 
 def _whole(found: Mapping[str, Stored]) -> dict[str, FileWeight]:

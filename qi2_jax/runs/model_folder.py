@@ -45,11 +45,11 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
         return
     if config.folder:
         source = pathlib.Path(config.folder)
-        weights, carried, copied = _open_encoder(source)
+        weights, passthrough, copied = _open_encoder(source)
         for path in copied:
             is_model = path.name in ("config.json", "generation_config.json")
             files.write((target if is_model else model / "processor") / path, (source / path).read_bytes())
-        folder.write_ours(target, weights, carried)
+        folder.write_ours(target, weights, passthrough)
         return
     published = tiny_encoder_config(config.width, config.layers, config.heads)
     parsed = Qwen3VLConfig.from_dict(published)
@@ -90,7 +90,7 @@ def _open_encoder(
     files.check_links(source)
     component = components.COMPONENTS["text_encoder"]
     parsed = components.read_config(source, "text_encoder")
-    weights, carried = storage.of_published(
+    weights, passthrough = storage.of_published(
         source, component.stem, component.expected(parsed), component.name_map(parsed)
     )
     copied = [
@@ -100,7 +100,7 @@ def _open_encoder(
     ]
     folder.check_auxiliary(source, copied)
     PromptProcessor.from_folder(source, parsed)
-    return weights, carried, copied
+    return weights, passthrough, copied
 
 
 def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
 def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Writes a trained autoencoder with the mean and standard deviation of its latents."""
     config = dataclasses.replace(vae.config, latents_mean=mean, latents_std=std)
-    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.carried_shapes(config).items()}
+    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.passthrough_shapes(config).items()}
     folder.save_component(model / "vae", vae_interop.to_diffusers(config), vae, unused)
 
 

@@ -100,12 +100,12 @@ def test_weights_that_replace_others_are_checked(imported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_carried_tensors_that_a_model_folder_lost_are_listed(imported, tmp_path):
+def test_passthrough_tensors_that_a_model_folder_lost_are_listed(imported, tmp_path):
     """An export without them would leave diffusers to make values up."""
     model = tmp_path / "model"
     shutil.copytree(imported, model, copy_function=os.link)
     path = model / "vae" / "model.safetensors"
-    kept = {name: t for name, t in safetensors_bytes.read(path).items() if not name.startswith(storage.CARRIED)}
+    kept = {name: t for name, t in safetensors_bytes.read(path).items() if not name.startswith(storage.PASSTHROUGH)}
     path.unlink()
     safetensors_bytes.write_tensors(path, kept)
     with pytest.raises(ValueError, match="12 tensors do not match"):

@@ -102,7 +102,7 @@ def test_parity_of_a_sharded_export_in_pytorch(imported, tmp_path):
 
 
 def test_parity_of_an_export_in_another_dtype(imported, tmp_path):
-    """Rounded as PyTorch rounds, carried tensors included."""
+    """Rounded as PyTorch rounds, passthrough tensors included."""
     folder.export_folder(imported, tmp_path / "out", code="BF16")
     for name, model in tiny_pipeline.build().items():
         found = safetensors_bytes.read_folder(tmp_path / "out" / name)
@@ -113,7 +113,7 @@ def test_parity_of_an_export_in_another_dtype(imported, tmp_path):
 
 
 def test_round_trip_with_replaced_weights(imported, tmp_path):
-    """A component trained here takes the place of the folder's; carried tensors stay."""
+    """A component trained here takes the place of the folder's; passthrough tensors stay."""
     replaced = {}
     for name in ("transformer", "vae"):
         component = components.COMPONENTS[name]
@@ -136,10 +136,12 @@ def test_round_trip_of_a_model_folder_written_from_memory(imported, tmp_path):
     """`save_component` writes the same file as an import."""
     config = components.read_config(imported / "vae", "vae")
     component = components.COMPONENTS["vae"]
-    weights, carried = storage.of_ours(imported / "vae", component.expected(config))
+    weights, passthrough = storage.of_ours(imported / "vae", component.expected(config))
     model = storage.load(weights, component.abstract(config))
     published = json.loads((imported / "vae" / "config.json").read_text())
-    folder.save_component(tmp_path / "vae", published, model, {name: weight.read() for name, weight in carried.items()})
+    folder.save_component(
+        tmp_path / "vae", published, model, {name: weight.read() for name, weight in passthrough.items()}
+    )
     assert safetensors_bytes.read_folder(tmp_path / "vae") == safetensors_bytes.read_folder(imported / "vae")
     assert components.read_config(tmp_path / "vae", "vae") == config
 

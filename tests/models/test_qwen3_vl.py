@@ -117,7 +117,7 @@ def test_parity_of_a_saved_folder(tmp_path, tied):
     for name, leaf in tree.to_dict(ours).items():
         np.testing.assert_array_equal(leaves[name], leaf)
     back = {target for name, leaf in leaves.items() for target in NAMES.to_published(name, leaf.shape)}
-    assert back == {name for name in tensors if not NAMES.is_carried(name)}
+    assert back == {name for name in tensors if not NAMES.is_passthrough(name)}
 
 
 def test_constructor_makes_the_parameters_it_announces():

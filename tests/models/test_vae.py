@@ -51,8 +51,8 @@ def random_torch(config, seed=0):
 
 def published_arrays(model, of=lambda parameter: parameter):
     """{published name: array} of `of(parameter)`, of the parameters that take part in the computation."""
-    carried = interop.name_map(VAEConfig()).is_carried
-    return {name: of(p).detach().numpy() for name, p in model.named_parameters() if not carried(name)}
+    passthrough = interop.name_map(VAEConfig()).is_passthrough
+    return {name: of(p).detach().numpy() for name, p in model.named_parameters() if not passthrough(name)}
 
 
 def to_ours(config, arrays):
@@ -126,12 +126,12 @@ def test_published_sizes_names_and_shapes():
     assert interop.to_diffusers(config) == {"_class_name": "AutoencoderKLQwenImage21", **entries}
     published = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
     ours = {name: leaf.shape for name, leaf in tree.to_dict(abstract(config)).items()}
-    carried = interop.carried_shapes(config)
+    passthrough = interop.passthrough_shapes(config)
     names.check(published, ours, interop.name_map(config), "vae")
-    assert carried == {name: s for name, s in published.items() if interop.name_map(config).is_carried(name)}
+    assert passthrough == {name: s for name, s in published.items() if interop.name_map(config).is_passthrough(name)}
 
     def total(prefix):
-        return sum(int(np.prod(s)) for name, s in [*ours.items(), *carried.items()] if name.startswith(prefix))
+        return sum(int(np.prod(s)) for name, s in [*ours.items(), *passthrough.items()] if name.startswith(prefix))
 
     for part, parameters in (("encoder.", 78_675_680), ("decoder.", 259_044_052)):
         assert total(part) == parameters
