@@ -1,4 +1,4 @@
-"""The condition encoder against transformers' implementation, its weights' names, and what it refuses."""
+"""The condition encoder against transformers, its tensor names, and its errors."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from qi2_jax.models import tree
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig, prepare_inputs
 from tests.models import tiny_qwen3_vl as tiny
 
-# Per prompt: sizes of its images in features, and lengths of the text around them.
+# For each prompt: sizes of its images in features, and lengths of the texts around them.
 BATCHES = {
     "text_only": ([[], [], []], [(5,), (1,), (9,)]),
     "one_image": ([[(2, 3)]], [(3, 4)]),
