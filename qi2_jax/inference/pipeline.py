@@ -187,8 +187,7 @@ class Pipeline:
           progress: wraps the iteration over steps.
 
         Raises:
-          ValueError: for sizes off the grid, noise of another shape, or condition images that the processor or the
-            autoencoder cannot take.
+          ValueError: for sizes off the grid, noise of another shape, or condition images that do not fit the models.
         """
         resized = [prompts.resize_condition(image, resolution) for image in images]
         for image in resized:
@@ -201,14 +200,13 @@ class Pipeline:
         if negative is not None and guidance > 1:
             sides.append([negative] * len(texts))
         prompt, *other = self._prompts(sides, resized, grids)
-        shape = (len(texts), prompt.layout.target, self.transformer.config.latent_channels)
-        if latents is None:
-            latents = initial_noise(seed, [h * w for h, w in grids], *shape[1:])
-        elif np.shape(latents) != shape:
-            raise ValueError(f"latents have shape {np.shape(latents)}, these prompts and sizes need {shape}")
+        slots, channels = prompt.layout.target, self.transformer.config.latent_channels
+        noise = initial_noise(seed, [h * w for h, w in grids], slots, channels) if latents is None else latents
+        if noise.shape != (shape := (len(texts), slots, channels)):
+            raise ValueError(f"latents have shape {noise.shape}, these prompts and sizes need {shape}")
         result = sampler.sample(
             self.transformer,
-            latents,
+            noise,
             times,
             prompt,
             negative=other[0] if other else None,
