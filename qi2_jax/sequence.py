@@ -1,8 +1,8 @@
-"""The joint sequence of text and images: its order, positions, visibility and modulation. The only owner of these.
+"""The joint sequence of text and images: order, positions, visibility and rotary embedding.
 
 A sequence is `[text 0][condition 1][text 1] ... [condition k][text k][target]`. Its layout (how many slots each segment
-has) is static and decides the compiled program; what fills the slots (lengths, image grids) is data, made on the host.
-Padding stands at the end of each segment.
+has) is static and determines the compiled program. The content of the slots (lengths, image grids) is data, prepared on
+the host. Each segment ends in padding.
 
 Dims: `B` batch, `S` joint sequence, `T` text slots, `M` condition slots, `N` target slots, `P` prefix (all but the
 target), `D` width.
@@ -24,15 +24,15 @@ BLOCK_CAUSAL, BIDIRECTIONAL = "block_causal", "bidirectional"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Slots of every segment.
+    """Number of slots of each segment.
 
     Attributes:
-      text: slots of the text segments, one more than there are condition images.
+      text: slots of the text segments; there is one segment more than there are condition images.
       target: slots of the target image.
       conditions: slots of each condition image.
 
     Raises:
-      ValueError: if the segments do not alternate as the sequence requires, or a count is negative.
+      ValueError: if the numbers of text segments and condition images do not fit, or a number of slots is negative.
     """
 
     text: tuple[int, ...]
@@ -82,9 +82,9 @@ class Layout:
         return np.concatenate([np.arange(length) + start for start, length in zip(starts, lengths, strict=False)])
 
     def visible_until(self, attention: str = BLOCK_CAUSAL) -> np.ndarray:
-        """End of the run of slots that each slot sees, int32 [S]; padding inside the run is masked by validity.
+        """The number of leading slots that each slot sees, int32 [S]; validity masks the padding among them.
 
-        `block_causal`: token i sees token j if j <= i or both lie in the same image. `bidirectional`: everything.
+        `block_causal`: token i sees token j if j <= i or both lie in the same image. `bidirectional`: all tokens.
 
         Raises:
           ValueError: for another rule.
@@ -105,14 +105,13 @@ def place(
 ) -> tuple[Int[np.ndarray, "S 3"], Bool[np.ndarray, "S"]]:
     """Positions and validity of one sample in a layout.
 
-    A text token has position (p, p, p) and advances p by one. An image keeps frame = p, lays its rows over
-    -(h - h//2) .. h//2 - 1 and its columns likewise, and then advances p by max(h, w). Only real tokens count, so
-    padding never changes a position (design of Qwen-Image-2.1's rotary embedding, in diffusers
-    `transformer_qwenimage21.py`).
+    A text token has position (p, p, p) and advances p by one. An image has frame = p, rows -(h - h//2) .. h//2 - 1 and
+    columns likewise, and then advances p by max(h, w). Only real tokens count, so padding never changes a position
+    (rotary embedding of Qwen-Image-2.1, diffusers `transformer_qwenimage21.py`).
 
     Args:
-      layout: the static slots.
-      text_lengths: real tokens of each text segment.
+      layout: slots of the segments.
+      text_lengths: number of tokens in each text segment, without padding.
       target: grid of the target image.
       conditions: grid of each condition image.
 
@@ -120,7 +119,7 @@ def place(
       int32 positions (frame, row, column), zero at padding, and validity.
 
     Raises:
-      ValueError: if something does not fit its slots, or the counts of segments differ from the layout's.
+      ValueError: if a segment does not fit its slots, or the numbers of segments differ from the layout's.
     """
     if len(text_lengths) != len(layout.text) or len(conditions) != len(layout.conditions):
         raise ValueError(
@@ -159,7 +158,7 @@ def join(
     conditions_BMD: Float[Array, "B M D"] | None,
     target_BND: Float[Array, "B N D"] | None,
 ) -> Float[Array, "B S D"]:
-    """Interleaves the segments in the layout's order; without `target_BND` the prefix alone."""
+    """Interleaves the segments in the layout's order; without `target_BND`, the prefix alone."""
     parts, text, condition = [], 0, 0
     for kind, start, end in layout.segments:
         slots = end - start
@@ -182,7 +181,7 @@ def rotations(
 
     Args:
       positions_BS3: (frame, row, column) of each token.
-      axis_dims: how many of the K dims of a head each of the three axes rotates; even numbers.
+      axis_dims: number of head dims that each of the three position axes rotates; even, with sum K.
       theta: base of the geometric series of frequencies.
     """
     angles = []
@@ -199,7 +198,7 @@ def rotate(
 ) -> Float[Array, "B S H K"]:
     """Rotates adjacent pairs of the head width, in fp32; returns the dtype of `x_BSHK`.
 
-    Written with rolls because a reshape to [..., K/2, 2] would be padded to 128 lanes on TPU.
+    It uses rolls because TPUs would pad a reshape to [..., K/2, 2] to 128 lanes.
     """
     cos, sin = (part[:, :, None, :] for part in rotation)
     x = x_BSHK.astype(jnp.float32)

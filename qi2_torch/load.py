@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 
 class _ImageOnlyProcessor(Qwen3VLProcessor):
-    """Qwen3-VL's processor without its video part, which needs torchvision and plays no role for images."""
+    """Qwen3-VL's processor without its video part, which needs torchvision and is not used for images."""
 
     def check_argument_for_proper_class(self, argument_name, argument):
         if argument_name != "video_processor":
@@ -18,9 +18,9 @@ class _ImageOnlyProcessor(Qwen3VLProcessor):
 
 
 def load_pipeline(folder: str | pathlib.Path, dtype: torch.dtype = torch.float32) -> QwenImage21Pipeline:
-    """The pipeline in `folder`, from local files and safetensors only.
+    """Loads the pipeline in `folder` from local safetensors files.
 
-    Where torchvision is missing, the processor is built from its tokenizer and image part.
+    Without torchvision, the processor is assembled from its tokenizer and image processor.
     """
     parts = {}
     if importlib.util.find_spec("torchvision") is None:

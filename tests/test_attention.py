@@ -1,4 +1,4 @@
-"""Every kernel against the reference, in values and gradients; kernels split over a mesh; memory."""
+"""All kernels against the reference, in values and gradients; sharded kernels; memory."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ class Case:
     keys: int
     heads: tuple[int, int]
     visible_until: np.ndarray | None
-    padding: tuple[tuple[int, int], ...] | None  # runs of keys that are not valid; None: no validity is given
+    padding: tuple[tuple[int, int], ...] | None  # ranges of invalid keys; None: no mask
     batch: int = 2
 
 

@@ -55,7 +55,7 @@ def test_visibility_is_causal_between_segments_and_whole_within_images(sample):
 @given(samples())
 @settings(max_examples=100, deadline=None)
 def test_positions_follow_their_definition(sample):
-    """Text advances all axes together; an image is centred, and advances by its longer side."""
+    """A text token advances all axes; an image is centred and advances by its longer side."""
     lengths, images, target, _ = sample
     layout = layout_for(*sample)
     positions, valid = place(layout, lengths, target, images)

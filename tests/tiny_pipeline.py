@@ -1,4 +1,4 @@
-"""A complete published pipeline of tiny random models, made by the published code itself."""
+"""A complete published pipeline of tiny random models, created by the published code."""
 
 import copy
 import functools
@@ -33,7 +33,7 @@ LATENT_CHANNELS = 16
 
 
 def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights of a trained model's order of size, norms and biases included."""
+    """Randomises all parameters, norms and biases included, to about the size of trained ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -46,7 +46,7 @@ def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 @functools.cache
 def build(image_channels: int = 4, causal_condition: bool = True) -> dict[str, torch.nn.Module]:
-    """The published models in fp32, by component. Not to be changed."""
+    """The published models in fp32, by component; shared, so do not change them."""
     vae = AutoencoderKLQwenImage21(
         base_dim=8,
         decoder_base_dim=12,

@@ -1,4 +1,4 @@
-"""Attention: one function, several kernels behind it, one plain reference.
+"""Attention: one function with several kernels, and a plain reference.
 
 Kernels: `reference` (the definition, for tests), `chunked` (plain JAX, for any platform), `splash` (Pallas, for TPU).
 
@@ -17,7 +17,7 @@ from qi2_jax.attention.splash import Splash
 
 
 class Kernel(Protocol):
-    """Computes `attention`; hashable, so that what holds it can be static under `jit`."""
+    """An implementation of `attention`; hashable, so that it can be static under `jit`."""
 
     def __call__(
         self,
@@ -41,15 +41,15 @@ def attention(
     """Scaled dot-product attention in which query i sees the valid keys j < visible_until[i].
 
     Args:
-      q_BSHK, k_BTGK, v_BTGK: queries, keys and values, already rotated; the scale is K ** -0.5.
-      visible_until: static integers [S], the end of the run of keys that each query sees; None: every key.
-      key_valid_BT: False marks padding, which no query sees; None: every key is real.
-      kernel: one of `KERNELS`, "auto" (`splash` on TPU, elsewhere `chunked`), or a kernel itself. A program over
-        several devices takes `sharding.Attention`, which knows how batch and heads are split.
+      q_BSHK, k_BTGK, v_BTGK: rotated queries and keys, and values; scores are scaled by K ** -0.5.
+      visible_until: static integers [S], the number of leading keys that each query sees; None: all keys.
+      key_valid_BT: mask of keys, False at padding, which no query sees; None: no padding.
+      kernel: name in `KERNELS`, "auto" (`splash` on TPU, `chunked` elsewhere), or a kernel. A program on several
+        devices uses `sharding.Attention`, which knows how batch and heads are sharded.
 
     Returns:
-      The mean of the visible values, in the dtype of `q_BSHK`. Rows of queries that see no valid key are finite and
-      meaningless.
+      The weighted mean of the visible values, in the dtype of `q_BSHK`. It is finite but meaningless for queries that
+      see no valid key.
 
     Raises:
       ValueError: for an unknown kernel.
@@ -60,7 +60,7 @@ def attention(
 
 
 def choose(name: str, platform: str) -> Kernel:
-    """The kernel of that name; "auto" is the fastest one for a platform such as "tpu" or "cpu".
+    """The kernel with a name; "auto" means the fastest one for a platform such as "tpu" or "cpu".
 
     Raises:
       ValueError: for an unknown name.

@@ -1,7 +1,7 @@
-"""Attention in plain JAX that keeps no S x T array: one head at a time, and of it one chunk of queries at a time.
+"""Attention in plain JAX without an S x T array: it computes one head and one chunk of queries at a time.
 
-XLA's CPU backend is slow at batched products of small matrices; plain 2-D products, one after the other, run several
-times faster (`tests/benchmarks/attention_cpu.py`).
+XLA's CPU backend is slow at batched products of small matrices; a sequence of plain 2-D products runs several times
+faster (`tests/benchmarks/attention_cpu.py`).
 
 Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `R` query heads per key-value head,
 `K` head width, `N` chunks, `C` queries of a chunk, `E` keys that a group of chunks sees.
@@ -16,12 +16,12 @@ import numpy as np
 
 from qi2_jax.attention.reference import NEGATIVE
 
-CHUNK = 256  # queries whose scores exist at a time
-LEVELS = 4  # a chunk meets 1/4, 2/4 .. of the keys: each level is compiled once, and the keys beyond it are skipped
+CHUNK = 256  # queries per chunk
+LEVELS = 4  # a chunk reads 1/4, 2/4, .. of the keys and skips the rest; each level is compiled once
 
 
 def chunked(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
-    """See `attention`. The backward pass computes the scores again."""
+    """See `attention`. The backward pass recomputes the scores."""
     (B, S, H, K), (T, G) = q_BSHK.shape, k_BTGK.shape[1:3]
     N = math.ceil(S / CHUNK)
     C = math.ceil(S / N)

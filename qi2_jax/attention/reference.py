@@ -1,4 +1,4 @@
-"""The definition of attention, with the whole matrix of scores in fp32: what every kernel is tested against.
+"""The definition of attention, with the whole matrix of scores in fp32; tests compare every kernel with it.
 
 Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `R` query heads per key-value head,
 `K` head width.
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NEGATIVE = -1e30  # a finite "minus infinity": a query that sees no valid key gets a mean of values instead of NaN
+NEGATIVE = -1e30  # finite, so that a query without visible keys gets a mean of values instead of NaN
 
 
 def reference(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):

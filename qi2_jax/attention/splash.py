@@ -1,4 +1,4 @@
-"""Attention on TPU with Pallas' splash kernel: scores live in fast memory only, blocks that no query sees are skipped.
+"""Attention on TPU with Pallas' splash kernel: scores stay in VMEM, and blocks that no query sees are skipped.
 
 Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `K` head width.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-LANES = 128  # the kernel's blocks are multiples of it
+LANES = 128  # block sizes of the kernel are multiples of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Splash:
     """A `Kernel` for one TPU device (or one shard of a mesh, see `sharding.Attention`).
 
     Attributes:
-      largest_block: limit of queries in one block, and of keys that it meets at once. 1024 fits the fast memory of v5e
-        and v6e up to a head width of 128; wider heads take proportionally smaller blocks.
-      interpret: run without a TPU, slowly, to test the kernel.
+      largest_block: maximum number of queries per block, and of keys per inner step. 1024 fits the VMEM of v5e and v6e
+        up to a head width of 128; wider heads use proportionally smaller blocks.
+      interpret: whether to run in Pallas' interpreter, which needs no TPU but is slow; for tests.
     """
 
     largest_block: int = 1024
@@ -37,8 +37,8 @@ class Splash:
         mask = _VisibleUntil(np.pad(until, (0, padded_S - S), mode="edge"), padded_T)
         kernel = pallas.make_splash_mha(
             masks.MultiHeadMask([mask] * H),
-            # The backward pass computes three gradients in five products instead of seven, and writes one partial dq
-            # per block of keys: hence blocks of keys are twice as long as what meets the queries at once.
+            # The fused backward pass needs five products instead of seven, and writes one partial dq per block of keys.
+            # Blocks of keys are therefore twice as long as the inner step.
             block_sizes=pallas.BlockSizes(
                 block_q=queries,
                 block_kv=keys,
@@ -54,7 +54,7 @@ class Splash:
         )
         segments = None
         if key_valid_BT is not None:
-            # All queries are of segment 1, padding's too: it then attends to real keys and stays finite.
+            # All queries are in segment 1, padding included: padding then attends to real keys and stays finite.
             valid_BT = jnp.pad(key_valid_BT.astype(jnp.int32), ((0, 0), (0, padded_T - T)))
             segments = pallas.SegmentIds(q=jnp.ones((B, padded_S), jnp.int32), kv=valid_BT)
         q_BHSK, k_BGTK, v_BGTK = (
@@ -65,7 +65,7 @@ class Splash:
 
 
 def _block(length: int, step: int, largest: int) -> int:
-    """The cheapest block that is a multiple of `step`, taking the overhead of a block as that of `step` more rows."""
+    """The cheapest block size that is a multiple of `step`; a block's overhead is taken to equal `step` more rows."""
     return min(
         range(step, max(step, largest) + 1, step), key=lambda block: _round_up(length, block) * (1 + step / block)
     )
@@ -76,9 +76,10 @@ def _round_up(length: int, block: int) -> int:
 
 
 class _VisibleUntil(masks.Mask):
-    """Query i sees keys j < until[i]; evaluated block by block on the host, and inside the kernel.
+    """Query i sees keys j < until[i]; evaluated block by block, on the host and inside the kernel.
 
-    The kernel hands `mask_function` each query's entry of `q_sequence`, by its name an index; ours is what it sees.
+    The kernel passes each query's entry of `q_sequence` to `mask_function`. The library means an index by that; here it
+    is the number of visible keys.
     """
 
     def __init__(self, until_S: np.ndarray, keys: int):

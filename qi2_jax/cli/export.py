@@ -56,8 +56,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from qi2_jax.runtime import compilation_cache
     from qi2_jax.workflows.verify import compare_export
 
+    compilation_cache.use()
     comparisons = compare_export(arguments.model, arguments.out, weights=arguments.weights, dtype=arguments.dtype)
     for name, comparison in comparisons.items():
         print(f"{name}: {comparison.describe()}")

@@ -34,7 +34,12 @@ def add_common_arguments(parser: argparse.ArgumentParser, size: str) -> None:
     )
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument("--prompt", action="append", metavar="TEXT", help="what to generate; may be repeated")
-    texts.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="a text file with one prompt per line")
+    texts.add_argument(
+        "--prompts",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a text file with one prompt per line (UTF-8, or UTF-16 with a byte-order mark)",
+    )
     parser.add_argument("--size", type=_size, metavar="WxH", help=f"pixels (default: {size})")
     parser.add_argument(
         "--negative", metavar="TEXT", help="prompt that guidance leads away from (default: the empty prompt)"
@@ -131,20 +136,18 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     """Returns the prompts of `--prompt` or `--prompts`.
 
     Raises:
-      ValueError: if the file is missing or empty, or if the file or an argument is not UTF-8.
+      ValueError: if the file does not exist, is not text or contains no prompt, or an argument is not UTF-8.
     """
     for text in (*(arguments.prompt or ()), arguments.negative or ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(f"{text!r} is not UTF-8 text")
     if arguments.prompts is None:
         return arguments.prompt
-    if not arguments.prompts.is_file():
+    if not arguments.prompts.exists() or arguments.prompts.is_dir():
         raise ValueError(f"{arguments.prompts} is not a file; give a text file with one prompt per line")
-    try:
-        texts = arguments.prompts.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{arguments.prompts} is not UTF-8 text: {error}") from None
-    prompts = [line for line in texts.splitlines() if line.strip()]
+    from qi2_jax.runtime.text_files import read_text, split_lines
+
+    prompts = split_lines(read_text(arguments.prompts))
     if not prompts:
         raise ValueError(f"{arguments.prompts} contains no prompt; give one per line")
     return prompts
@@ -165,6 +168,7 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     from tqdm import tqdm
 
     from qi2_jax.inference.pipeline import Pipeline
+    from qi2_jax.runtime import compilation_cache
     from qi2_jax.runtime.atomic import write_atomic
 
     texts, negative = read_prompts(arguments), arguments.negative
@@ -175,6 +179,7 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     out.parent.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of sampling
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
+    compilation_cache.use()
     dtype = getattr(jnp, arguments.dtype)
     pipeline = Pipeline.load(arguments.model, dtype=dtype, item=arguments.weights, loras=arguments.lora)
     if arguments.guidance > 1 and negative is None:

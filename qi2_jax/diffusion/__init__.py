@@ -1,4 +1,4 @@
-"""Flow matching as small objects that compose: path and loss, timestep laws, resolution shift, schedule, sampler.
+"""Flow matching: path and loss, timestep distributions, resolution shift, schedule, noise and sampler.
 
 Time runs from t = 1 (noise) to t = 0 (data), everywhere.
 """

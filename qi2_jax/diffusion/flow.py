@@ -1,4 +1,4 @@
-"""The straight path between data and noise, and the loss on its velocity.
+"""The linear path between data and noise, and the loss on its velocity.
 
 Dims: `B` batch, `N` target slots, `C` latent channels.
 """

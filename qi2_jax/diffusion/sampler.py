@@ -17,27 +17,27 @@ from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.sequence import BLOCK_CAUSAL, Layout
 
-AHEAD = 2  # steps that the devices may still have to compute while the next is dispatched
+AHEAD = 2  # steps in flight on the devices while the next one is dispatched
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One side of guidance: a layout and what fills it."""
+    """The conditional or the unconditional side of guidance: a layout and its content."""
 
     layout: Layout
-    given: Conditioning
+    cond: Conditioning
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
-def _prefill(model: MMDiT, layout: Layout, given: Conditioning, run: Execution):
-    return model.prefill(layout, given, run)
+def _prefill(model: MMDiT, layout: Layout, cond: Conditioning, execution: Execution):
+    return model.prefill(layout, cond, execution)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 6))
-def _velocity(model: MMDiT, layout: Layout, x_BNC, t_B, given: Conditioning, past, run: Execution):
+def _velocity(model: MMDiT, layout: Layout, x_BNC, t_B, cond: Conditioning, past, execution: Execution):
     if past is None:
-        return model(layout, x_BNC, t_B, given, run)
-    return model.decode(layout, x_BNC, t_B, given, past, run)
+        return model(layout, x_BNC, t_B, cond, execution)
+    return model.decode(layout, x_BNC, t_B, cond, past, execution)
 
 
 @jax.jit
@@ -55,7 +55,7 @@ def sample(
     *,
     negative: Prompt | None = None,
     guidance: float = 1.0,
-    run: Execution = Execution(),
+    execution: Execution = Execution(),
     cache_prefix: bool = True,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Float[Array, "B N C"]:
@@ -64,22 +64,23 @@ def sample(
     Args:
       model: the velocity model.
       noise_BNC: initial noise, padded to the layout's target slots.
-      times: decreasing times, see `Schedule.times`; [steps + 1, B], or [steps + 1] for all images alike.
-      prompt: what to generate.
-      negative: what guidance leads away from; its own layout may have other text slots, the target's must be equal.
-      guidance: scale of classifier-free guidance; a second pass runs only where it is above 1 and `negative` is given.
-      run: dtype, kernel and placement.
-      cache_prefix: compute the keys and values of text and condition images once instead of at every step, where the
-        model's rules allow it.
+      times: decreasing times, see `Schedule.times`; [steps + 1, B], or [steps + 1] for all images.
+      prompt: the prompts with their condition images.
+      negative: the negative prompts; their layout may have other text slots, but the same target slots.
+      guidance: scale of classifier-free guidance; the second pass is skipped unless it is above 1 and `negative` is
+        present.
+      execution: dtype, kernel and sharding.
+      cache_prefix: whether to compute keys and values of text and condition images once instead of at every step, if
+        the model's configuration allows it.
       progress: wraps the iteration over steps, for a progress bar.
 
     Returns:
-      Latents, normalised per channel as the model was trained on; padding slots hold garbage.
+      Latents, normalised per channel as in training; the content of padding slots is undefined.
     """
     sides = [prompt] if negative is None or guidance <= 1 else [prompt, negative]
     if not (model.config.condition_timestep == "zero" and model.config.attention == BLOCK_CAUSAL):
         cache_prefix = False
-    pasts = [_prefill(model, side.layout, side.given, run) if cache_prefix else None for side in sides]
+    pasts = [_prefill(model, side.layout, side.cond, execution) if cache_prefix else None for side in sides]
     x_BNC = jnp.asarray(noise_BNC, jnp.float32)
     times = np.asarray(times, np.float32)
     times_B = np.broadcast_to(times if times.ndim == 2 else times[:, None], (len(times), len(x_BNC)))
@@ -87,7 +88,7 @@ def sample(
     for index in progress(range(len(times) - 1)):
         t_B, next_B = times_B[index], times_B[index + 1]
         velocities = [
-            _velocity(model, side.layout, x_BNC, t_B, side.given, past, run)
+            _velocity(model, side.layout, x_BNC, t_B, side.cond, past, execution)
             for side, past in zip(sides, pasts, strict=True)
         ]
         x_BNC = _step(x_BNC, velocities[0], velocities[1] if len(sides) == 2 else None, guidance, t_B, next_B)

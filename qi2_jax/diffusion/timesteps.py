@@ -1,4 +1,4 @@
-"""Laws that draw training times, and the shift of time with resolution.
+"""Timestep distributions of training, and the resolution-dependent shift of time.
 
 Dims: `B` batch, `Q` quantiles.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 
 class TimestepLaw(Protocol):
-    """Draws times in (0, 1) before any shift, one from each key; the share `q` of them lies below `quantile(q)`."""
+    """A distribution of times in (0, 1) before any shift: samples, one per key, and quantiles."""
 
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]: ...
 
@@ -26,7 +26,7 @@ class LogitNormal:
     """`t = sigmoid(mean + std z)` with standard normal z (Esser et al., 2024, section 3.1).
 
     Raises:
-      ValueError: for a mean that is not finite, or a deviation that is not above 0.
+      ValueError: for a mean that is not finite, or a standard deviation that is not positive.
     """
 
     mean: float = 0.0
@@ -45,7 +45,7 @@ class LogitNormal:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Every t in [low, high) alike.
+    """Uniform distribution over [low, high).
 
     Raises:
       ValueError: unless 0 <= low < high <= 1.
@@ -70,17 +70,17 @@ LAWS: dict[str, Callable[..., TimestepLaw]] = {"logit_normal": LogitNormal, "uni
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """Moves times towards noise, further for images of more tokens: `t' = s t / (1 + (s - 1) t)`.
+    """Moves times towards noise, further for images with more tokens: `t' = s t / (1 + (s - 1) t)`.
 
-    This is the only shift in the project: training, validation and sampling call it. It counts the target image's own
-    tokens, never text or condition images (diffusers `FlowMatchEulerDiscreteScheduler`, `pipeline_qwenimage21.py`).
+    Training, validation and sampling share this function. Only tokens of the target image count, not those of text and
+    condition images (diffusers `FlowMatchEulerDiscreteScheduler`, `pipeline_qwenimage21.py`).
 
     Attributes:
       dynamic: `s = exp(mu)` ("exponential") or `s = mu` ("linear") with mu linear in tokens through
-        (base_tokens, base_shift) and (max_tokens, max_shift); otherwise `s = shift` for every resolution.
+        (base_tokens, base_shift) and (max_tokens, max_shift). If False, `s = shift` at every resolution.
 
     Raises:
-      ValueError: for an unknown kind, values that are no finite numbers, or a line through no two points.
+      ValueError: for an unknown kind, values that are not finite numbers, or base_tokens >= max_tokens.
     """
 
     dynamic: bool = True
@@ -106,7 +106,7 @@ class Shift:
             raise ValueError(f"time shift: shift is {self.shift}; it must be above 0")
 
     def strength(self, tokens: Any) -> Any:
-        """s for an image of `tokens` tokens (a number or an array of numbers)."""
+        """The strength s for an image of `tokens` tokens (a number or an array)."""
         if not self.dynamic:
             return self.shift
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
@@ -116,6 +116,6 @@ class Shift:
         return math.exp(mu) if isinstance(mu, float) else jnp.exp(mu)
 
     def __call__(self, t: Any, tokens: Any) -> Any:
-        """Shifted times in (0, 1], for t in (0, 1]; arrays of numpy or jax, or numbers."""
+        """Shifted times in (0, 1] for t in (0, 1]; NumPy or JAX arrays, or numbers."""
         strength = self.strength(tokens)
         return strength * t / (1 + (strength - 1) * t)

@@ -1,1 +1,1 @@
-"""Generation and editing with a loaded model, and the frozen encoders."""
+"""Generation and editing with a loaded model, and the frozen encoders of training."""

@@ -1,4 +1,4 @@
-"""The two frozen encoders on a mesh: pixels to latents, prompts with condition images to text features."""
+"""The frozen encoders on a mesh: pixels to latents, and prompts with condition images to text features."""
 
 import dataclasses
 import logging
@@ -26,12 +26,12 @@ from qi2_jax.text import prompts
 
 _log = logging.getLogger(__name__)
 
-LENGTH_MULTIPLE = 64  # tokens: prompts of similar length share compiled programs
-AREA = 256 * 256  # pixels of the images of which `batch_size` are encoded at once
+LENGTH_MULTIPLE = 64  # padding granularity in tokens: prompts of similar length share compiled programs
+AREA = 256 * 256  # pixels; `batch_size` images of this area are encoded at once
 
 
 def digests(model: pathlib.Path) -> dict[str, str]:
-    """What samples depend on in a model folder: both encoders and the prompts' processor, by their bytes."""
+    """SHA-256 digests of the parts of a model folder that samples depend on: both encoders and the processor."""
     names = (f"{STEM}.safetensors", "config.json")
     parts = {part: [model / part / name for name in names] for part in ("vae", "text_encoder")}
     parts["processor"] = sorted(path for path in (model / "processor").iterdir() if path.is_file())
@@ -39,13 +39,13 @@ def digests(model: pathlib.Path) -> dict[str, str]:
 
 
 class ImageEncoder:
-    """The encoding half of a model folder's autoencoder.
+    """The encoder half of a model folder's autoencoder.
 
     Args:
-      model: the folder.
+      model: the model folder.
       mesh: devices of this process.
-      dtype: of weights and activations; latents are in fp32.
-      batch_size: images of 256 x 256 pixels at once, see `images_at_once`.
+      dtype: dtype of weights and activations; latents are in fp32.
+      batch_size: number of 256 x 256 images per batch, see `images_at_once`.
     """
 
     def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int):
@@ -54,7 +54,7 @@ class ImageEncoder:
         del self.vae.decoder, self.vae.post_quant_conv  # most of the weights
 
     def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
-        """Normalised latents of pictures; those of one size are encoded together, by one program for each size."""
+        """Normalised latents of images. Images of one size are encoded together; each size has its own program."""
         running: list[tuple[list[int], jax.Array]] = []
         for height, width in sorted({image.shape[:2] for image in images}):
             places = [place for place, image in enumerate(images) if image.shape[:2] == (height, width)]
@@ -64,13 +64,13 @@ class ImageEncoder:
                 filled = np.stack([images[place] for place in own + own[:1] * (size - len(own))])
                 pixels = sharding.put_batch(self.mesh, normalize(filled), size)
                 running.append((own, encode_images(self.vae, pixels, self.dtype)))
-        # Everything is on its way before the first result is waited for.
+        # All batches are dispatched before the first result is awaited.
         found = {place: row for own, made in running for place, row in zip(own, np.asarray(made), strict=False)}
         return [found[place] for place in range(len(images))]
 
 
 def images_at_once(mesh: Mesh, batch_size: int, width: int, height: int) -> int:
-    """How many images of a size are encoded together: as many pixels as `batch_size` of the smallest area have."""
+    """Number of images of a size per batch, whose total area is at most that of `batch_size` 256 x 256 images."""
     count, parts = batch_size * AREA // max(AREA, width * height), sharding.batch_parts(mesh)
     return max(parts, count // parts * parts)
 
@@ -79,12 +79,12 @@ class Encoders:
     """Autoencoder and condition encoder of a model folder.
 
     Args:
-      model: an imported folder, or that of a run.
+      model: an imported folder, or the model folder of a run.
       mesh: devices of this process.
-      dtype: of weights and activations; text features are kept in it, latents in fp32.
-      batch_size: prompts, or images of 256 x 256 pixels, at once; of larger images fewer. The mesh's data axes must
-        divide it.
-      online: see `samples.ONLINE`: what is only measured here, as features without width and latents without channels.
+      dtype: dtype of weights, activations and text features; latents are in fp32.
+      batch_size: number of prompts, or of 256 x 256 images, per batch; a multiple of the size of the mesh's data axes.
+      online: what training computes itself, see `samples.ONLINE`. It is only measured here, as features without width
+        and latents without channels.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
@@ -101,11 +101,11 @@ class Encoders:
         self.factor, self.channels = vae.factor, vae.in_channels
 
     def images_at_once(self, width: int, height: int) -> int:
-        """See the function of that name."""
+        """See the function `images_at_once`."""
         return images_at_once(self.mesh, self.batch_size, width, height)
 
     def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
-        """Normalised latents of pictures of any sizes."""
+        """Normalised latents of images of any sizes."""
         if self.images is None:
             grids = [(image.shape[0] // self.factor, image.shape[1] // self.factor) for image in images]
             return [np.zeros((*grid, 0), np.float32) for grid in grids]
@@ -114,13 +114,15 @@ class Encoders:
     def texts(
         self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0
     ) -> list[Text]:
-        """Features of prompts, each with its condition images, of which all have the same number.
+        """Features of prompts with their condition images; all prompts have the same number of images.
 
         Args:
-          max_patches: of 16 x 16 pixels in the largest condition image of all calls.
+          texts: the prompts.
+          images: pixels of each prompt's condition images, resized as `resize_condition` does.
+          max_patches: number of 16 x 16 patches in the largest condition image of all calls.
 
         Raises:
-          ValueError: if the processor's limits would resize a condition image again.
+          ValueError: as `PromptProcessor`.
         """
         found: list[Text] = []
         for start in range(0, len(texts), self.batch_size):
@@ -151,7 +153,7 @@ class Encoders:
         ]
 
     def _places(self, inputs: EncoderInputs) -> EncoderInputs:
-        """Shardings of a batch: prompts over the data axes, and their images likewise."""
+        """Shardings of a batch: prompts and images are split over the data axes."""
         axes = sharding.RULES["batch"]
         split = NamedSharding(self.mesh, PartitionSpec(axes))
         places = jax.tree.map(lambda _: split, inputs)
@@ -161,7 +163,7 @@ class Encoders:
 
 
 def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:
-    """Loads one component of a model folder onto a mesh."""
+    """Loads a component of a model folder onto a mesh."""
     component = components.COMPONENTS[name]
     config = components.read_config(model / name, name)
     like = component.abstract(config)

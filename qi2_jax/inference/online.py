@@ -1,5 +1,5 @@
-"""Text features computed in the training step's place: prompts are prepared on the host, the frozen encoder runs on the
-mesh, and what comes out stands where cached features would.
+"""Text features that are computed during training: the host prepares prompts, and the frozen encoder runs on the mesh.
+The features replace those that other samples have cached.
 
 Dims: `B` batch, `S` tokens of the encoder, `T` text slots, `E` width of text features, `k` condition images of a
 sample, `P` patches and `M` features of an image.
@@ -28,12 +28,12 @@ from qi2_jax.text.prompts import PromptProcessor
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PromptRows:
-    """Prompts ready for the encoder, every array with one row per sample, so that hosts and devices can split them.
+    """Prompts prepared for the encoder; all arrays have one row per sample, so that hosts and devices can split them.
 
     Attributes:
       input_ids, valid, positions: see `EncoderInputs`; positions are [B, S, 3].
-      slots: the place among the S tokens whose feature each text slot takes; S where it holds nothing.
-      vision: see `VisionInputs`, [B, k, ...]; `slots` of it count within their row. None without condition images.
+      slots: for each text slot, the index among the S tokens of its feature; S for padding.
+      vision: see `VisionInputs`, [B, k, ...]; its `slots` count within their row. None without condition images.
     """
 
     input_ids: Int[AnyArray, "B S"]
@@ -53,7 +53,7 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sa
     prompts = [text.prompt for text in texts if text.prompt is not None]
     if len(prompts) < len(texts) or texts[0].features.shape[-1]:
         raise ValueError("these samples hold text features; encode them with encode.online=text to compute them here")
-    # Every segment of text, every image at a quarter of its latents, and the system turn, all filled.
+    # The longest possible prompt: all text slots, one feature per four latents of each image, and the system turn.
     most = sum(layout.text) + sum(layout.conditions) // 4 + processor.num_system_tokens
     pictures = [[Image.fromarray(pixels) for pixels in own] for own in (sample.pictures for sample in samples)]
     patches = max(layout.conditions, default=0)
@@ -74,7 +74,7 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sa
 
 @functools.partial(jax.jit, static_argnames="kernel")
 def text_features(encoder: Qwen3VL, prompts: PromptRows, *, kernel: str | Kernel = "auto") -> Float[Array, "B T E"]:
-    """Features for every text slot, zero where it holds nothing, in the dtype of the encoder's embeddings."""
+    """Features for all text slots, zero at padding, in the dtype of the encoder's embeddings."""
     B, S = prompts.input_ids.shape
     vision = prompts.vision
     if vision is not None:

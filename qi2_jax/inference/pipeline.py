@@ -37,9 +37,9 @@ from qi2_jax.text import prompts
 
 _log = logging.getLogger(__name__)
 
-SIDE_MULTIPLE = 32  # pixels: one feature of the encoder is 2 x 2 latents of 16 x 16 pixels
-MAX_SIDE = 8192  # pixels: four times that of the largest images in training; far beyond, arrays no longer fit
-TEXT_MULTIPLE = 32  # text slots are rounded up to this, so that prompts of similar length share compiled programs
+SIDE_MULTIPLE = 32  # pixels: one feature of the encoder covers 2 x 2 latents of 16 x 16 pixels
+MAX_SIDE = 8192  # pixels: four times the side of the largest training images
+TEXT_MULTIPLE = 32  # granularity of text slots: prompts of similar length share compiled programs
 
 
 def check_size(width: int, height: int) -> None:
@@ -54,12 +54,12 @@ def _rounded(length: int) -> int:
     return -(-length // TEXT_MULTIPLE) * TEXT_MULTIPLE
 
 
-def _in_own_precision(method):
-    """A method of `Pipeline` whose products are in fp32 where its dtype is: TPUs would multiply in bf16."""
+def _full_precision(method):
+    """Decorates a method of `Pipeline`: with dtype float32, products are in fp32 too, where TPUs would use bf16."""
 
     @functools.wraps(method)
     def precise(self, *arguments, **options):
-        with jax.default_matmul_precision("highest" if self.run.dtype == jnp.float32 else None):
+        with jax.default_matmul_precision("highest" if self.execution.dtype == jnp.float32 else None):
             return method(self, *arguments, **options)
 
     return precise
@@ -67,14 +67,14 @@ def _in_own_precision(method):
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Everything that generation needs; build it with `load`."""
+    """The models, processor and schedule of generation; created by `load`."""
 
     transformer: MMDiT
     vae: VAE
     encoder: Qwen3VL
     processor: prompts.PromptProcessor
     schedule: Schedule
-    run: Execution
+    execution: Execution
 
     @classmethod
     def load(
@@ -90,15 +90,15 @@ class Pipeline:
         """Loads a run, a checkpoint of a run, or an imported folder.
 
         Args:
-          path: see `runs.locate`.
-          dtype: of weights and activations.
-          mesh: where weights and activations live; by default split over all devices.
-          item: for a run, "ema" or "model" (the raw weights).
-          code: round the weights to this dtype of safetensors first, as an export in that dtype does.
+          path: run, checkpoint or imported folder, see `locating.locate`.
+          dtype: dtype of weights and activations.
+          mesh: devices of weights and activations; by default all devices, with the weights split over them.
+          item: weights of a run: "ema" (averaged) or "model" (raw).
+          code: safetensors code of a dtype to which the weights are rounded first, as an export in it does.
           loras: adapters (file or folder, scale) to merge into the transformer in fp32.
 
         Raises:
-          ValueError: if something is missing or does not fit, naming it.
+          ValueError: naming what is missing or does not fit.
         """
         located = locating.locate(path, item)
         mesh = mesh or sharding.make_mesh(sharding.MeshShape(tensor=jax.device_count()))
@@ -156,16 +156,16 @@ class Pipeline:
             own = {"sizes": sizes and sizes[part], "latents": None if latents is None else latents[part]}
             yield from self(texts[part], **own, seed=seed + start, **options)
 
-    @_in_own_precision
+    @_full_precision
     def decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
-        """The image of normalised latents.
+        """Decodes normalised latents to an image.
 
         Raises:
-          ValueError: if it is not finite.
+          ValueError: if a pixel is not finite.
         """
-        return to_image(np.asarray(decode_latents(self.vae, latents[None], self.run.dtype))[0])
+        return to_image(np.asarray(decode_latents(self.vae, latents[None], self.execution.dtype))[0])
 
-    @_in_own_precision
+    @_full_precision
     def denoise(
         self,
         texts: Sequence[str],
@@ -181,15 +181,15 @@ class Pipeline:
         latents: Float[np.ndarray, "B N C"] | None = None,
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> list[Float[np.ndarray, "h w C"]]:
-        """Normalised latents of one image per text.
+        """Samples the normalised latents of one image per text.
 
         Args:
-          texts: prompts, or instructions where there are condition images.
-          sizes: (width, height) of each result in pixels, multiples of 32; by default resolution x resolution, or
+          texts: prompts, or instructions for an edit with condition images.
+          sizes: (width, height) of each result in pixels, multiples of 32. The default is resolution x resolution, or
             with condition images the size to which the last of them is resized.
-          images: condition images, the same for every text, in the order in which the text may name them.
-          resolution: side of the area to which condition images are resized.
-          negative: what guidance leads away from; used where `guidance` is above 1.
+          images: condition images, the same for every text; a text may refer to them by their order.
+          resolution: side of a square with the area that condition images are resized to.
+          negative: negative prompt; used if `guidance` is above 1.
           guidance: scale of classifier-free guidance.
           steps, sigmas: see `Schedule.times`.
           seed: seed of the initial noise; image i has that of `seed + i`, see `initial_noise`.
@@ -198,8 +198,7 @@ class Pipeline:
           progress: wraps the iteration over steps.
 
         Raises:
-          ValueError: for sizes off the grid, noise of another shape, or condition images that the processor or the
-            autoencoder cannot take.
+          ValueError: for sizes off the grid, noise of another shape, or condition images that do not fit the models.
         """
         resized = [prompts.resize_condition(image, resolution) for image in images]
         for image in resized:
@@ -211,23 +210,19 @@ class Pipeline:
         sides = [list(texts)]
         if negative is not None and guidance > 1:
             sides.append([negative] * len(texts))
-        # All prompts first: one that is refused costs no computation on the devices.
-        batches = [self.processor(own, [resized] * len(own), multiple=TEXT_MULTIPLE, enlarge=False) for own in sides]
-        conditions = tuple(self.encode(image) for image in resized)
-        prompt, *other = (self._prompt(batch, conditions, grids) for batch in batches)
-        shape = (len(texts), prompt.layout.target, self.transformer.config.latent_channels)
-        if latents is None:
-            latents = initial_noise(seed, [h * w for h, w in grids], *shape[1:])
-        elif np.shape(latents) != shape:
-            raise ValueError(f"latents have shape {np.shape(latents)}, these prompts and sizes need {shape}")
+        prompt, *other = self._prompts(sides, resized, grids)
+        slots, channels = prompt.layout.target, self.transformer.config.latent_channels
+        noise = initial_noise(seed, [h * w for h, w in grids], slots, channels) if latents is None else latents
+        if noise.shape != (shape := (len(texts), slots, channels)):
+            raise ValueError(f"latents have shape {noise.shape}, these prompts and sizes need {shape}")
         result = sampler.sample(
             self.transformer,
-            latents,
+            noise,
             times,
             prompt,
             negative=other[0] if other else None,
             guidance=guidance,
-            run=self.run,
+            execution=self.execution,
             progress=progress,
         )
         return [row[: h * w].reshape(h, w, -1) for row, (h, w) in zip(np.asarray(result), grids, strict=True)]
@@ -236,11 +231,20 @@ class Pipeline:
         check_size(width, height)
         return height // self.vae.config.factor, width // self.vae.config.factor
 
-    @_in_own_precision
+    @_full_precision
     def encode(self, image: Image.Image) -> Float[np.ndarray, "h w C"]:
         """Normalised latents of an image whose sides are multiples of 16 pixels."""
         pixels = to_pixels(image, self.vae.config.in_channels)
-        return np.asarray(encode_images(self.vae, pixels[None], self.run.dtype))[0]
+        return np.asarray(encode_images(self.vae, pixels[None], self.execution.dtype))[0]
+
+    def _prompts(
+        self, sides: Sequence[Sequence[str]], images: Sequence[Image.Image], grids: Sequence[sequence.Grid]
+    ) -> list[sampler.Prompt]:
+        """Encodes the texts of each side of guidance (prompts, negative prompts) with the resized condition images."""
+        # The processor checks all prompts before the devices start to compute.
+        batches = [self.processor(own, [images] * len(own), multiple=TEXT_MULTIPLE, enlarge=False) for own in sides]
+        conditions = tuple(self.encode(image) for image in images)
+        return [self._prompt(batch, conditions, grids) for batch in batches]
 
     def _prompt(
         self,
@@ -249,7 +253,7 @@ class Pipeline:
         grids: Sequence[sequence.Grid],
     ) -> sampler.Prompt:
         """Encodes one side of guidance and packs it as training does."""
-        features = prompts.encode_prompts(self.encoder, batch, kernel=self.run.kernel)
+        features = prompts.encode_prompts(self.encoder, batch, kernel=self.execution.kernel)
         texts = [
             Text(own[segments.text_indices].astype(np.float32), segments.text_lengths)
             for own, segments in zip(features, batch.segments, strict=True)

@@ -6,5 +6,5 @@ NAMES = NameMap(
     renames=tuple(
         (f"{tower}_model.encoder.layers.{{}}.", f"{tower}_model.encoder.layers.") for tower in ("vision", "text")
     ),
-    carried=(r"(vision|text)_model\.embeddings\.position_ids",),  # a buffer that early files keep
+    passthrough=(r"(vision|text)_model\.embeddings\.position_ids",),  # a buffer in early files
 )

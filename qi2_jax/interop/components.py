@@ -1,4 +1,4 @@
-"""The components of a pipeline that hold weights: how each is configured, named and stored."""
+"""The pipeline components with weights: their configuration, tensor names and files."""
 
 import dataclasses
 import pathlib
@@ -15,20 +15,20 @@ from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from qi2_jax.models.vae import VAE
 
-# What a hostile or mistaken configuration raises in code that reads or builds from it.
+# Errors that a hostile or wrong configuration causes in code that reads it or builds a model from it.
 _MISFITS = (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """One component.
+    """A component of the pipeline.
 
     Attributes:
-      published: (library, class) of the published implementation, as `model_index.json` names them.
-      stem: of its published weight files.
-      model: the class of our model.
-      read_config: published `config.json` -> our config.
-      name_map: our config -> its name map.
+      published: (library, class) of the published implementation in `model_index.json`.
+      stem: name of its published weight files without suffixes.
+      model: class of our model.
+      read_config: function from the published `config.json` to our config.
+      name_map: function from our config to its name map.
     """
 
     published: tuple[str, str]
@@ -38,18 +38,18 @@ class Component:
     name_map: Callable[[Any], NameMap]
 
     def abstract(self, config: Any) -> Any:
-        """The model without memory.
+        """The model as shapes without arrays.
 
         Raises:
-          ValueError: if no model can be built from the configuration.
+          ValueError: if the configuration describes no valid model.
         """
         try:
             return jax.eval_shape(lambda: self.model(config, key=jax.random.key(0)))
         except _MISFITS as error:
-            raise ValueError(f"no {self.published[1]} can be built from {config}: {_said(error)}") from error
+            raise ValueError(f"no {self.published[1]} can be built from {config}: {_message(error)}") from error
 
     def expected(self, config: Any) -> dict[str, tuple[int, ...]]:
-        """{our name: shape} of every parameter; raises as `abstract`."""
+        """{our name: shape} of all parameters; raises as `abstract`."""
         return {name: tuple(leaf.shape) for name, leaf in tree.to_dict(self.abstract(config)).items()}
 
 
@@ -65,10 +65,10 @@ COMPONENTS = {
 
 
 def read_config(folder: pathlib.Path | str, name: str) -> Any:
-    """Our configuration of component `name` stored in `folder`.
+    """Reads the `config.json` of component `name` in `folder`.
 
     Raises:
-      ValueError: naming the file and what is wrong with it.
+      ValueError: naming the file and the problem.
     """
     path, component = pathlib.Path(folder) / "config.json", COMPONENTS[name]
     values = read_json(path)
@@ -78,8 +78,8 @@ def read_config(folder: pathlib.Path | str, name: str) -> Any:
     try:
         return component.read_config(values)
     except _MISFITS as error:
-        raise ValueError(f"{path}: {_said(error)}") from error
+        raise ValueError(f"{path}: {_message(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else repr(error)

@@ -1,8 +1,8 @@
 """Import and export of a published pipeline folder, streaming every tensor from file to file.
 
-Our model folder mirrors the published one: the same subfolders with the same configuration, scheduler and processor
-files to the byte, and one `model.safetensors` per component with our names, stacked layers and the carried tensors. So
-an imported folder can be exported again without loss, and each host of a pod reads only its slices.
+Our model folder mirrors the published one: it has the same subfolders with byte-identical configuration, scheduler and
+processor files, and one `model.safetensors` per component with our names, stacked layers and the passthrough tensors.
+An imported folder can therefore be exported without loss, and each host of a pod reads only its slices.
 
 ```
 MODEL/qi2.json  model_index.json  scheduler/  processor/
@@ -29,7 +29,7 @@ from qi2_jax.interop import weights as storage
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
 from qi2_jax.interop.tensors import CODES, Writer, size
-from qi2_jax.interop.weights import CARRIED, STEM, FileWeights, Weight, Weights
+from qi2_jax.interop.weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.models import tree
 from qi2_jax.sequence import BLOCK_CAUSAL
 
@@ -45,8 +45,13 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an import or export did: numbers of parameters and bytes per component, carried tensors included, and the
-    files that were left out."""
+    """Result of an import or export.
+
+    Attributes:
+      parameters, bytes: their number in each component, passthrough tensors included.
+      left_out: files that are neither weights nor configuration.
+      unread: weight files without a tensor that was read, such as those of another variant.
+    """
 
     parameters: dict[str, int]
     bytes: dict[str, int]
@@ -55,15 +60,20 @@ class Report:
 
 
 def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None = None) -> Report:
-    """Published pipeline folder -> our model folder.
+    """Turns a published pipeline folder into one of our model folders.
 
-    Every component is checked before the first byte is written; peak memory does not depend on the model's size. `out`
-    is marked as complete at the very end; see `files.building` for what a failure or a kill leaves behind.
+    All components are checked before the first byte is written; peak memory does not depend on the model's size. `out`
+    appears when it is complete, see `files.building`.
+
+    Args:
+      source: the published folder.
+      out: the folder to create; missing or empty.
+      variant: variant of the weights, see `published_files.weights_file`.
 
     Raises:
       ValueError: for another pipeline, links that lead out of the folder, a component that does not match its
-        configuration (every offending tensor is listed), weights that are not safetensors, or an `out` that is not
-        empty.
+        configuration (all offending tensors are listed), weights that are not safetensors, or an `out` that is not
+        empty or lies in `source`.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
     check_published(source, variant)
@@ -76,8 +86,8 @@ def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None =
         )
     copied, left_out = _auxiliary(source)
     with files.building(out, _total(source, opened, copied)) as place, _bar("import", opened) as bar:
-        for name, (weights, carried) in opened.items():
-            write_ours(place / name, weights, carried, bar)
+        for name, (weights, passthrough) in opened.items():
+            write_ours(place / name, weights, passthrough, bar)
         _copy(source, place, copied)
         mark(place)
     return dataclasses.replace(_report(opened, left_out), unread=_unread(source, opened))
@@ -91,19 +101,19 @@ def export_folder(
     code: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Report:
-    """Our model folder -> published pipeline folder, loadable by diffusers.
+    """Turns one of our model folders into a published pipeline folder, which diffusers loads.
 
-    `model_index.json`, without which diffusers opens no folder, is written at the very end.
+    `model_index.json` is written last, because diffusers opens no folder without it.
 
     Args:
-      source: a folder made by `import_folder` or by a run.
-      out: the folder to make; must be empty or missing.
-      replace: weights to take for a component instead of the folder's own, for instance a checkpoint's.
-      code: convert every tensor to this dtype of safetensors, one of `tensors.WEIGHT_DTYPES`; None: as stored.
-      max_shard_bytes: larger components are split into shards with an index.
+      source: a folder from `import_folder`, or the model folder of a run.
+      out: the folder to create; missing or empty.
+      replace: weights of components that replace those in the folder, for instance from a checkpoint.
+      code: dtype to convert all tensors to, one of `tensors.WEIGHT_DTYPES`; None: as stored.
+      max_shard_bytes: size above which a component is split into shards with an index.
 
     Raises:
-      ValueError: as `import_folder`, also where replaced weights do not match the component's configuration.
+      ValueError: as `import_folder`, and if replaced weights do not match the component's configuration.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
     files.check_outside(out, source)
@@ -116,12 +126,14 @@ def export_folder(
         config = components.read_config(source / name, name)
         expected = component.expected(config)
         if replace and name in replace:
-            weights, carried = replace[name], storage.carried_of_ours(source / name)
+            weights, passthrough = replace[name], storage.passthrough_of_ours(source / name)
             shapes = {key: weight.shape for key, weight in weights.items()}
             storage.check_ours(shapes, expected, f"weights of the {name}")
         else:
-            weights, carried = storage.of_ours(source / name, expected)
-        both = (weights, carried) if code is None else (storage.cast(weights, code), storage.cast(carried, code))
+            weights, passthrough = storage.of_ours(source / name, expected)
+        both = (
+            (weights, passthrough) if code is None else (storage.cast(weights, code), storage.cast(passthrough, code))
+        )
         opened[name], names = both, component.name_map(config)
         items[name] = _published_items(*both, names)
         naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
@@ -133,9 +145,9 @@ def export_folder(
     return _report(opened, left_out)
 
 
-def write_ours(folder: pathlib.Path, weights: FileWeights, carried: FileWeights, bar: Any = None) -> None:
-    """Writes one component's `model.safetensors` with our names, from other files."""
-    everything = {**weights, **{CARRIED + name: weight for name, weight in carried.items()}}
+def write_ours(folder: pathlib.Path, weights: FileWeights, passthrough: FileWeights, bar: Any = None) -> None:
+    """Writes the `model.safetensors` of a component, with our names, from tensors in other files."""
+    everything = {**weights, **{PASSTHROUGH + name: weight for name, weight in passthrough.items()}}
     specs = {name: (weight.code, weight.shape) for name, weight in everything.items()}
     with Writer(folder / f"{STEM}.safetensors", specs, bar) as writer:
         for name, weight in everything.items():
@@ -145,20 +157,23 @@ def write_ours(folder: pathlib.Path, weights: FileWeights, carried: FileWeights,
 
 
 def save_component(
-    folder: pathlib.Path, config: Mapping[str, Any], model: Any = None, carried: Mapping[str, np.ndarray] | None = None
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    model: Any = None,
+    passthrough: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes a component that we trained or made: its published `config.json` and, unless None, its model.
+    """Writes a component that was trained or created here: its published `config.json` and its model.
 
     Args:
       folder: the component's folder in a model folder.
-      config: the content of the published configuration.
-      model: parameters to write; None where a run keeps them in checkpoints.
-      carried: published tensors that our model does not use.
+      config: content of `config.json`.
+      model: parameters to write; None if a run keeps them in checkpoints.
+      passthrough: passthrough tensors: published tensors that our model does not use.
     """
     files.write_json(folder / "config.json", config)
     if model is None:
         return
-    leaves = tree.to_dict(model) | {CARRIED + name: array for name, array in (carried or {}).items()}
+    leaves = tree.to_dict(model) | {PASSTHROUGH + name: array for name, array in (passthrough or {}).items()}
     specs = {name: (CODES[np.dtype(leaf.dtype)], tuple(leaf.shape)) for name, leaf in leaves.items()}
     with Writer(folder / f"{STEM}.safetensors", specs) as writer:
         for name, leaf in leaves.items():
@@ -166,7 +181,7 @@ def save_component(
 
 
 class _Item(NamedTuple):
-    """One published tensor and where its bytes come from."""
+    """A published tensor and the weight, or layer of a stacked weight, with its bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -178,8 +193,8 @@ class _Item(NamedTuple):
         return size(self.source.code, self.shape)
 
 
-def _published_items(weights: Weights, carried: Weights, names: naming.NameMap) -> list[_Item]:
-    items = [_Item(name, weight.shape, weight, None) for name, weight in carried.items()]
+def _published_items(weights: Weights, passthrough: Weights, names: naming.NameMap) -> list[_Item]:
+    items = [_Item(name, weight.shape, weight, None) for name, weight in passthrough.items()]
     for ours, weight in weights.items():
         for name in names.to_published(ours, weight.shape):
             layer = names.to_ours(name)[1]
@@ -210,12 +225,12 @@ def _write_published(folder: pathlib.Path, stem: str, items: list[_Item], max_sh
 
 
 def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...]]:
-    """Relative paths of the files to copy, with `model_index.json` last, and of those to leave out."""
+    """Relative paths of the files to copy, `model_index.json` last, and of the files to leave out."""
     copied, left_out = [], []
     for parent, _, found in os.walk(source):
         for relative in (pathlib.Path(parent, name).relative_to(source) for name in found):
             is_weights = published_files.is_weights(relative.name)
-            is_hidden = any(part.startswith(".") for part in relative.parts)  # what downloading and git keep there
+            is_hidden = any(part.startswith(".") for part in relative.parts)  # metadata of git and of downloads
             if is_weights or is_hidden or relative.name == MARK:
                 continue
             wanted = len(relative.parts) == 2 and relative.parts[0] in (*COMPONENTS, *AUXILIARY)
@@ -229,7 +244,7 @@ def _auxiliary(source: pathlib.Path) -> tuple[list[pathlib.Path], tuple[str, ...
 
 
 def check_auxiliary(source: pathlib.Path, relative_paths: Iterable[pathlib.Path]) -> None:
-    """Raises a ValueError that lists every file too large to be configuration, vocabulary or a template."""
+    """Raises a ValueError that lists all files that are too large for configuration, vocabulary or a template."""
     large = sorted(str(path) for path in relative_paths if (source / path).stat().st_size > MAX_AUXILIARY_BYTES)
     if large:
         raise ValueError(f"{source}: {large} have more than {MAX_AUXILIARY_BYTES} bytes each")
@@ -241,8 +256,7 @@ def _copy(source: pathlib.Path, out: pathlib.Path, relative_paths: list[pathlib.
 
 
 def check_published(source: pathlib.Path, variant: str | None = None) -> None:
-    """Raises a ValueError unless `source` is a published pipeline folder that can be imported, as far as that shows
-    without its weights; see `check_source`, `published_files.check_place`."""
+    """Raises a ValueError unless `source` is a published pipeline folder that can be imported; reads no weights."""
     published_files.check_place(source)
     check_source(source)
     found = {name: published_files.variants(source / name, component.stem) for name, component in COMPONENTS.items()}
@@ -264,17 +278,23 @@ def _unread(source: pathlib.Path, opened: Mapping[str, tuple[FileWeights, FileWe
 
 
 def check_source(source: pathlib.Path) -> None:
-    """Raises a ValueError unless `source` holds the pipeline and the components that we know, a schedule that can be
-    run, no stray links, and a processor whose files are not too large to be read."""
+    """Raises a ValueError unless a folder has the supported pipeline, components and scheduler.
+
+    It must not contain stray links, and its processor files must not be too large to read.
+    """
     index = read_json(source / INDEX)
     if index.get("_class_name") != PIPELINE_CLASS:
-        raise ValueError(f"{source / INDEX} describes a {index.get('_class_name')!r}, only {PIPELINE_CLASS} is read")
+        raise ValueError(
+            f"{source / INDEX} describes a {index.get('_class_name')!r}; only {PIPELINE_CLASS} is supported"
+        )
     wanted = {name: list(component.published) for name, component in COMPONENTS.items()}
     other = {name: index.get(name) for name, published in wanted.items() if index.get(name) != published}
     if other:
-        raise ValueError(f"{source / INDEX} has the components {other}; only {wanted} are read")
+        raise ValueError(f"{source / INDEX} has the components {other}; only {wanted} are supported")
     if not (source / "processor").is_dir():
-        raise ValueError(f"{source} has no folder processor, with the tokenizer and the image processor")
+        raise ValueError(
+            f"{source} has no folder processor with the tokenizer and the image processor; {files.contents(source)}"
+        )
     files.check_links(source)
     check_auxiliary(source, [path.relative_to(source) for path in (source / "processor").rglob("*") if path.is_file()])
     read_schedule(source)
@@ -296,7 +316,7 @@ def read_schedule(folder: pathlib.Path) -> Schedule:
 
 
 def mark(folder: pathlib.Path, scheduler_of: str | None = None) -> None:
-    """Marks a complete model folder.
+    """Marks a model folder as complete.
 
     Args:
       folder: the model folder.
@@ -309,16 +329,16 @@ def mark(folder: pathlib.Path, scheduler_of: str | None = None) -> None:
 
 
 def check_mark(folder: pathlib.Path) -> None:
-    """Raises a ValueError unless `folder` is a complete model folder of a version that we read."""
+    """Raises a ValueError unless `folder` is a complete model folder of the supported version."""
     if not (folder / MARK).is_file():
         raise ValueError(f"{folder} is not a complete model folder (no {MARK}); `qi2 import` makes one")
     version = read_json(folder / MARK).get("version")
     if version != VERSION:
-        raise ValueError(f"{folder} has model folder version {version!r}, this qi2 reads version {VERSION}")
+        raise ValueError(f"{folder} has model folder version {version!r}; this qi2 reads version {VERSION}")
 
 
 def _total(source: pathlib.Path, opened: Mapping[str, tuple[Weights, Weights]], copied: list[pathlib.Path]) -> int:
-    """Bytes that a folder takes: tensors, and files copied as they are."""
+    """Size of a folder in bytes: tensors and copied files."""
     return sum(_report(opened, ()).bytes.values()) + sum((source / path).stat().st_size for path in copied)
 
 
@@ -328,7 +348,7 @@ def _bar(title: str, opened) -> tqdm:
 
 
 def describe(report: Report) -> str:
-    """The report as lines to print."""
+    """The report as text to print."""
     lines = [
         f"{name}: {count:,} parameters, {report.bytes[name] / 1e9:.3f} GB" for name, count in report.parameters.items()
     ]
@@ -341,8 +361,8 @@ def describe(report: Report) -> str:
 
 def _report(opened: Mapping[str, tuple[Weights, Weights]], left_out: tuple[str, ...]) -> Report:
     counts, sizes = {}, {}
-    for name, (weights, carried) in opened.items():
-        everything = (*weights.values(), *carried.values())
+    for name, (weights, passthrough) in opened.items():
+        everything = (*weights.values(), *passthrough.values())
         counts[name] = sum(math.prod(weight.shape) for weight in everything)
         sizes[name] = sum(size(weight.code, weight.shape) for weight in everything)
     return Report(counts, sizes, left_out)

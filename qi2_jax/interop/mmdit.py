@@ -8,7 +8,7 @@ from qi2_jax.interop.names import NameMap
 from qi2_jax.models.mmdit import MMDiTConfig
 
 CLASS = "QwenImage21Transformer2DModel"
-ATTENTION = "qi2_attention"  # a key of our own folders, for a rule that the published code does not have
+ATTENTION = "qi2_attention"  # key of our model folders for an option that the published code does not have
 
 NAMES = NameMap(
     renames=(
@@ -35,7 +35,7 @@ NAMES = NameMap(
 
 
 def from_diffusers(values: Mapping[str, Any]) -> MMDiTConfig:
-    """Reads a transformer's `config.json`; absent keys take the published defaults.
+    """Reads a transformer's `config.json`; missing keys take the published defaults.
 
     Raises:
       ValueError: for a patch size or output width that this model does not have.
@@ -62,7 +62,7 @@ def from_diffusers(values: Mapping[str, Any]) -> MMDiTConfig:
 
 
 def to_diffusers(config: MMDiTConfig) -> dict[str, Any]:
-    """The `config.json` of a transformer; bidirectional attention, which diffusers cannot run, as a key of our own."""
+    """The `config.json` of a transformer; bidirectional attention, which diffusers cannot run, has a key of ours."""
     own = {} if config.attention == sequence.BLOCK_CAUSAL else {ATTENTION: config.attention}
     return own | {
         "_class_name": CLASS,

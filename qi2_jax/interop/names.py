@@ -1,8 +1,8 @@
 """The bijection between published tensor names and ours.
 
-Weights have the same orientation on both sides, so exchange is renaming, plus stacking: a published name with a layer
-index becomes one slice of our stacked parameter. A few published tensors take no part in the computation (for example
-convolutions over time in an image autoencoder); they are carried through files untouched.
+Weights have the same orientation on both sides, so exchange only renames and stacks them: a published tensor with a
+layer index becomes one slice of our stacked parameter. A few published tensors take no part in the computation, for
+example convolutions over time in an image autoencoder. They pass through our files unchanged (passthrough tensors).
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ MAX_LAYERS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
-    """How one published component names its tensors.
+    """The tensor names of a published component.
 
     Attributes:
-      renames: (published, ours) prefixes, tried in order; `{}` in the published prefix stands for the index of a layer
-        that is one slice of our stacked parameter. A name that no prefix matches is the same on both sides.
-      carried: regular expressions of published names that our model does not use but files keep.
-      carried_shapes: {published name: shape} of those that files of one configuration have.
-      optional: names in `carried_shapes` that not all files have.
+      renames: (published, ours) prefixes, tried in order. `{}` in a published prefix stands for the layer index, which
+        selects a slice of our stacked parameter. Names without a matching prefix are the same on both sides.
+      passthrough: regular expressions of the names of passthrough tensors.
+      passthrough_shapes: {published name: shape} of the passthrough tensors of this configuration.
+      optional: names in `passthrough_shapes` that may be missing.
     """
 
     renames: tuple[tuple[str, str], ...] = ()
-    carried: tuple[str, ...] = ()
-    carried_shapes: Shapes = dataclasses.field(default_factory=dict)
+    passthrough: tuple[str, ...] = ()
+    passthrough_shapes: Shapes = dataclasses.field(default_factory=dict)
     optional: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -42,25 +42,25 @@ class NameMap:
             for published, ours in self.renames
         )
 
-    def is_carried(self, published: str) -> bool:
-        return any(re.fullmatch(pattern, published) for pattern in self.carried)
+    def is_passthrough(self, published: str) -> bool:
+        return any(re.fullmatch(pattern, published) for pattern in self.passthrough)
 
     def to_ours(self, published: str) -> tuple[str, int | None]:
-        """Our name of a published tensor and, for a stacked parameter, the index of its slice."""
+        """Our name of a published tensor, and the index of its slice in a stacked parameter (None if not stacked)."""
         for pattern, ours in self._patterns:
             if match := pattern.match(published):
                 return ours + published[match.end() :], int(match.group(1)) if match.groups() else None
         return published, None
 
     def is_stacked(self, published: str) -> bool:
-        """Whether a published tensor is one slice of a stacked parameter."""
+        """Whether a published tensor is a slice of a stacked parameter."""
         return self.to_ours(published)[1] is not None
 
     def to_published(self, ours: str, shape: tuple[int, ...]) -> list[str]:
-        """Published names of one of our parameters: one per slice of a stacked parameter, else a single one.
+        """Published names of one of our parameters: one per slice if it is stacked, otherwise a single name.
 
         Raises:
-          ValueError: for more than `MAX_LAYERS` slices, which a configuration from outside may claim.
+          ValueError: for more than `MAX_LAYERS` slices, as a hostile configuration may claim.
         """
         for published, prefix in self.renames:
             if ours.startswith(prefix):
@@ -73,24 +73,24 @@ class NameMap:
         return [ours]
 
 
-def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, with_carried: bool = True) -> None:
+def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, with_passthrough: bool = True) -> None:
     """Compares the tensors of a published component with the parameters of our model.
 
     Args:
       published: {published name: shape} as found in files.
       expected: {our name: shape}, stacked parameters with their leading dim.
       names: the component's name map.
-      where: what to call the component in the error.
-      with_carried: compare the carried tensors too.
+      where: name of the component in the error.
+      with_passthrough: whether to compare the passthrough tensors as well.
 
     Raises:
-      ValueError: listing every missing, unexpected and misshapen tensor at once.
+      ValueError: listing all missing, unexpected and misshapen tensors.
     """
-    wanted = dict(names.carried_shapes) if with_carried else {}
+    wanted = dict(names.passthrough_shapes) if with_passthrough else {}
     for ours, shape in expected.items():
         for target in names.to_published(ours, shape):
             wanted[target] = shape[1:] if names.is_stacked(target) else shape
-    found = {name for name in published if with_carried or not names.is_carried(name)}
+    found = {name for name in published if with_passthrough or not names.is_passthrough(name)}
     problems = [f"missing: {name} {wanted[name]}" for name in sorted(wanted.keys() - found - set(names.optional))]
     problems += [f"unexpected: {name} {tuple(published[name])}" for name in sorted(found - wanted.keys())]
     problems += [
@@ -105,11 +105,10 @@ def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, wi
 
 
 def stack(published: Mapping[str, np.ndarray], expected: Mapping[str, Any], names: NameMap) -> dict[str, np.ndarray]:
-    """Published tensors in memory -> {our name: array}; for models small enough to hold twice. Carried tensors may be
-    among them or not.
+    """Converts published tensors in memory to {our name: array}; for models small enough to be in memory twice.
 
     Args:
-      published: {published name: array}.
+      published: {published name: array}, with or without the passthrough tensors.
       expected: {our name: anything with `.shape`}, for instance `tree.to_dict(abstract_model)`.
 
     Raises:
@@ -120,7 +119,7 @@ def stack(published: Mapping[str, np.ndarray], expected: Mapping[str, Any], name
         {name: tuple(leaf.shape) for name, leaf in expected.items()},
         names,
         "tensors",
-        with_carried=False,
+        with_passthrough=False,
     )
     result = {}
     for ours, leaf in expected.items():

@@ -14,16 +14,18 @@ NAMES = NameMap(
         ("model.language_model.layers.{}.", "language_model.layers."),
         ("model.", ""),
     ),
-    carried=(r"model\.language_model\.norm\.weight", r"lm_head\.weight"),
+    passthrough=(r"model\.language_model\.norm\.weight", r"lm_head\.weight"),
 )
 
 
 def name_map(config: Qwen3VLConfig) -> NameMap:
-    """The name map with the shapes of the final norm and the language head, which act after the hidden state that
-    conditions the diffusion transformer. A model with tied embeddings publishes no head."""
+    """The name map, with the final norm and the language head as passthrough tensors.
+
+    They follow the hidden state that conditions the diffusion transformer. A model with tied embeddings has no head.
+    """
     text = config.text
     shapes = {
         "model.language_model.norm.weight": (text.hidden_size,),
         "lm_head.weight": (text.vocab_size, text.hidden_size),
     }
-    return dataclasses.replace(NAMES, carried_shapes=shapes, optional=("lm_head.weight",))
+    return dataclasses.replace(NAMES, passthrough_shapes=shapes, optional=("lm_head.weight",))

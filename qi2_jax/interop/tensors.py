@@ -1,7 +1,7 @@
-"""safetensors files as byte ranges: found without reading them, copied without passing through memory.
+"""safetensors files as byte ranges, which are found without reading tensors and copied without loading them.
 
-The `safetensors` library reads and validates; it can only write a file whose tensors are all in memory, so the writer
-that streams is ours.
+The `safetensors` library validates files. It can only write tensors that are all in memory, so the writer here streams
+them.
 """
 
 import dataclasses
@@ -28,21 +28,20 @@ DTYPES: dict[str, np.dtype] = {
     "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
 }
-# What weights may be. Integers and 8-bit floats would be quantised weights, which mean nothing without the scales that
-# their makers keep elsewhere.
+# Dtypes of weights. Integers and 8-bit floats would be quantised weights, which are useless without their scales.
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 COPY_CHUNK = 16 << 20
 
 
 def size(code: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor."""
+    """Size of a tensor in bytes."""
     return math.prod(shape) * DTYPES[code].itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """One tensor's place in a file: its bytes are `file[start : start + nbytes]`."""
+    """A tensor in a file, with the bytes `file[start : start + nbytes]`."""
 
     file: pathlib.Path
     code: str
@@ -58,7 +57,7 @@ class Stored:
         return size(self.code, self.shape)
 
     def part(self, layer: int | None) -> "Stored":
-        """The slice of a stacked tensor that holds one layer; None: the whole tensor."""
+        """One layer of a stacked tensor; None: the whole tensor."""
         if layer is None:
             return self
         rest = dataclasses.replace(self, shape=self.shape[1:])
@@ -79,7 +78,7 @@ def scan(path: pathlib.Path, dtypes: tuple[str, ...] = WEIGHT_DTYPES) -> dict[st
       dtypes: codes of the dtypes that its tensors may have.
 
     Raises:
-      ValueError: if the file is not a complete safetensors file, or holds tensors of other dtypes.
+      ValueError: if the file is not a complete safetensors file, or contains tensors of other dtypes.
     """
     try:
         with safe_open(path, framework="numpy"):  # checks the header, its offsets and the length of the file
@@ -91,7 +90,7 @@ def scan(path: pathlib.Path, dtypes: tuple[str, ...] = WEIGHT_DTYPES) -> dict[st
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     header.pop("__metadata__", None)
     if other := {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in dtypes}:
-        raise ValueError(f"{path} holds tensors of other dtypes than {dtypes}: {other}")
+        raise ValueError(f"{path} contains tensors of other dtypes than {dtypes}: {other}")
     return {
         name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
@@ -112,7 +111,7 @@ def scan_folder(folder: pathlib.Path, stem: str, variant: str | None = None) -> 
         return scan(index)
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise ValueError(f"{index} has no weight_map from names of tensors to names of files")
+        raise ValueError(f"{index} has no weight_map from tensor names to file names")
     shards = sorted(set(places.values()))
     outside = [file for file in shards if pathlib.PurePath(file).name != file]
     absent = [file for file in shards if file not in outside and not (folder / file).is_file()]
@@ -123,24 +122,22 @@ def scan_folder(folder: pathlib.Path, stem: str, variant: str | None = None) -> 
     for file in shards:
         for tensor, stored in scan(folder / file).items():
             if places.get(tensor) != file:
-                wrong.append(f"{tensor} stands in {file}, the index says {places.get(tensor)}")
+                wrong.append(f"{tensor} is in {file}, the index says {places.get(tensor)}")
             found[tensor] = stored
-    wrong += [
-        f"{tensor} stands in no shard, the index says {places[tensor]}" for tensor in places.keys() - found.keys()
-    ]
+    wrong += [f"{tensor} is in no shard, the index says {places[tensor]}" for tensor in places.keys() - found.keys()]
     if wrong:
         raise ValueError(f"{index} and its shards disagree:\n  " + "\n  ".join(sorted(wrong)))
     return found
 
 
 class Writer:
-    """Writes one safetensors file piece by piece; it appears under its name only when complete.
+    """Writes a safetensors file piece by piece; the file appears under its name when it is complete.
 
     Args:
-      path: the file to make.
-      specs: {name: (dtype code, shape)}, in the order in which they are laid out.
-      bar: a progress bar to advance by the bytes written.
-      metadata: further texts for the file's header.
+      path: the file to create.
+      specs: {name: (dtype code, shape)} in the order of the file.
+      bar: progress bar, advanced by the number of bytes written.
+      metadata: further entries of the header's metadata.
     """
 
     def __init__(
@@ -173,7 +170,7 @@ class Writer:
     def write(self, name: str, part: np.ndarray | Stored, offset: int = 0) -> int:
         """Writes bytes of tensor `name` from `offset` on, and returns how many.
 
-        `part` is an array, or a tensor in another file, which the kernel copies.
+        `part` is an array, or a tensor in another file, which the operating system copies.
         """
         place, room = self._places[name]
         if offset + part.nbytes > room:
@@ -212,7 +209,7 @@ class Writer:
 
 
 def _name(error: OSError, path: pathlib.Path) -> None:
-    """Gives an error the path of its file, if it names none: a full disk is met by calls that know none."""
+    """Adds the path to an error without one: calls on a file handle report a full disk without a name."""
     if error.errno is not None and error.filename is None:
         error.filename = str(path)
 

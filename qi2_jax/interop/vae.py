@@ -8,9 +8,9 @@ from qi2_jax.models.vae import VAEConfig
 
 CLASS_NAME = "AutoencoderKLQwenImage21"
 
-MAX_BLOCKS, MAX_LEVELS = 64, 8  # far more than any autoencoder has; each is a module of its own
+MAX_BLOCKS, MAX_LEVELS = 64, 8  # limits for configurations from outside
 
-# Published switches that change the model, with the only value that ours has.
+# Published options that change the model, each with the only value that is supported.
 _FIXED = {"is_residual": True, "attn_scales": [], "dropout": 0.0, "patch_size": None}
 
 _FIELDS = {
@@ -28,19 +28,21 @@ _FIELDS = {
 
 
 def from_diffusers(published: Mapping[str, Any]) -> VAEConfig:
-    """Reads the content of a published `config.json`; absent sizes take the published defaults.
+    """Reads the content of a published `config.json`; missing sizes take the published defaults.
 
     Raises:
       ValueError: for another class, for missing statistics of the latents, for unknown entries, and for values that
         our autoencoder does not support.
     """
     if (found := published.get("_class_name", CLASS_NAME)) != CLASS_NAME:
-        raise ValueError(f"the autoencoder's class is {found!r}; only {CLASS_NAME} can be read")
+        raise ValueError(f"the autoencoder's class is {found!r}; only {CLASS_NAME} is supported")
     entries = {key: value for key, value in published.items() if not key.startswith("_")}
     if missing := sorted({"latents_mean", "latents_std"} - entries.keys()):
         raise ValueError(f"the autoencoder's configuration lacks {missing}; add one value per latent channel")
     if unknown := sorted(entries.keys() - {*_FIELDS.values(), *_FIXED, *_scale_factors(VAEConfig())}):
-        raise ValueError(f"the autoencoder's configuration has unknown entries {unknown}; only diffusers 0.42 is known")
+        raise ValueError(
+            f"the autoencoder's configuration has unknown entries {unknown}; only those of diffusers 0.42 are supported"
+        )
     for key, value in _FIXED.items():
         if entries.get(key, value) != value:
             raise ValueError(f"the autoencoder has {key} = {entries[key]!r}; only {value!r} is supported")
@@ -72,7 +74,7 @@ def to_diffusers(config: VAEConfig) -> dict[str, Any]:
 
 
 def name_map(config: VAEConfig) -> NameMap:
-    """How the published autoencoder names our parameters.
+    """The name map of the published autoencoder.
 
     The published layers that change resolution keep their convolution as the second of a sequence, next to a
     convolution over time, which no image passes through.
@@ -81,12 +83,12 @@ def name_map(config: VAEConfig) -> NameMap:
     for level in range(len(config.halves_time)):
         for ours in (f"encoder.down_blocks.{level}.downsampler.", f"decoder.up_blocks.{level}.upsampler."):
             renames.append((ours + "resample.1.", ours))
-    carried = (r".*\.(down|up)sampler\.time_conv\.(weight|bias)",)
-    return NameMap(renames=tuple(renames), carried=carried, carried_shapes=carried_shapes(config))
+    passthrough = (r".*\.(down|up)sampler\.time_conv\.(weight|bias)",)
+    return NameMap(renames=tuple(renames), passthrough=passthrough, passthrough_shapes=passthrough_shapes(config))
 
 
-def carried_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of the convolutions over time, which a published folder has beside our parameters.
+def passthrough_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of the convolutions over time, the passthrough tensors of the autoencoder.
 
     Their values mean nothing for images: weights that were trained from scratch are published with zeros here.
     """

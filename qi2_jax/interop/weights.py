@@ -1,4 +1,4 @@
-"""The weights of one component under our names, wherever they are stored: read in slices, straight onto a mesh."""
+"""Weights of a component under our names, wherever they are stored; slices are read directly onto a mesh."""
 
 import dataclasses
 import pathlib
@@ -13,12 +13,12 @@ from qi2_jax.interop import tensors
 from qi2_jax.interop.tensors import Stored
 from qi2_jax.models import tree
 
-CARRIED = "carried."  # prefix, in our files, of published tensors that our model does not use
-STEM = "model"  # of our own weight files
+PASSTHROUGH = "carried."  # prefix of passthrough tensors (published ones that our model does not use) in our files
+STEM = "model"  # name of our weight files without suffix
 
 
 class Weight(Protocol):
-    """One of our parameters, wherever it is stored: dtype code of safetensors, shape, and its values."""
+    """A parameter, wherever it is stored: its safetensors dtype code, shape and values."""
 
     @property
     def code(self) -> str: ...
@@ -27,11 +27,11 @@ class Weight(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        """The part that `index` selects (all by default), converted to `dtype`."""
+        """The slice that `index` selects (everything by default), converted to `dtype`."""
         ...
 
     def part(self, layer: int | None) -> Stored | np.ndarray:
-        """One layer of a stacked parameter, or everything (None), as bytes to write."""
+        """One layer of a stacked parameter, or the whole parameter (None), for writing."""
         ...
 
 
@@ -40,7 +40,7 @@ Weights = Mapping[str, Weight]
 
 @dataclasses.dataclass(frozen=True)
 class FileWeight:
-    """A parameter in safetensors files: one stored tensor, or one per layer to be stacked along a new leading dim."""
+    """A parameter in safetensors files: one stored tensor, or one per layer, stacked along a new leading dim."""
 
     pieces: tuple[Stored, ...]
     stacked: bool
@@ -54,7 +54,7 @@ class FileWeight:
         return (len(self.pieces), *self.pieces[0].shape) if self.stacked else self.pieces[0].shape
 
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        """As `Weight.read`; nothing but the selected part is read."""
+        """As `Weight.read`; only the selected part is read from the file."""
         if not self.stacked:
             part = self.pieces[0].open()[index]
         else:
@@ -95,7 +95,7 @@ class ArrayWeight:
 
 @dataclasses.dataclass(frozen=True)
 class CastWeight:
-    """A parameter converted to another dtype on its way."""
+    """A parameter that is converted to another dtype when it is read."""
 
     weight: Weight
     code: str
@@ -115,15 +115,15 @@ class CastWeight:
 def of_published(
     folder: pathlib.Path, stem: str, expected: naming.Shapes, names: naming.NameMap, variant: str | None = None
 ) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
-    """Weights of a published component and its carried tensors.
+    """Weights of a published component, and its passthrough tensors.
 
     Args:
       folder, stem, variant: see `published_files.weights_file`.
-      expected: {our name: shape} as its configuration says.
+      expected: {our name: shape} according to its configuration.
       names: the component's name map.
 
     Raises:
-      ValueError: listing every missing, unexpected and misshapen tensor, or every parameter whose layers have different
+      ValueError: listing all missing, unexpected and misshapen tensors, or all parameters whose layers have different
         dtypes.
     """
     found = tensors.scan_folder(folder, stem, variant)
@@ -137,24 +137,26 @@ def of_published(
         weights[ours] = FileWeight(pieces, stacked=names.is_stacked(published[0]))
     if mixed:
         raise ValueError(f"{folder}: the layers of these parameters have different dtypes: {mixed}")
-    return weights, _whole({name: stored for name, stored in found.items() if names.is_carried(name)})
+    return weights, _whole({name: stored for name, stored in found.items() if names.is_passthrough(name)})
 
 
 def of_ours(folder: pathlib.Path, expected: naming.Shapes) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
-    """Weights of one of our own components and its carried tensors; raises as `of_published`."""
+    """Weights of a component in a model folder, and its passthrough tensors; raises as `of_published`."""
     found = tensors.scan_folder(folder, STEM)
-    own = {name: stored for name, stored in found.items() if not name.startswith(CARRIED)}
+    own = {name: stored for name, stored in found.items() if not name.startswith(PASSTHROUGH)}
     check_ours({name: stored.shape for name, stored in own.items()}, expected, str(folder))
-    return _whole(own), _carried(found)
+    return _whole(own), _passthrough(found)
 
 
-def carried_of_ours(folder: pathlib.Path) -> dict[str, FileWeight]:
-    """The carried tensors of one of our own components; none where its weights stand elsewhere."""
-    return _carried(tensors.scan_folder(folder, STEM)) if (folder / f"{STEM}.safetensors").is_file() else {}
+def passthrough_of_ours(folder: pathlib.Path) -> dict[str, FileWeight]:
+    """Passthrough tensors of a component in a model folder; none if its weights are stored elsewhere."""
+    return _passthrough(tensors.scan_folder(folder, STEM)) if (folder / f"{STEM}.safetensors").is_file() else {}
 
 
-def _carried(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
-    return _whole({name.removeprefix(CARRIED): stored for name, stored in found.items() if name.startswith(CARRIED)})
+def _passthrough(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
+    return _whole(
+        {name.removeprefix(PASSTHROUGH): stored for name, stored in found.items() if name.startswith(PASSTHROUGH)}
+    )
 
 
 def _whole(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
@@ -162,12 +164,12 @@ def _whole(found: Mapping[str, Stored]) -> dict[str, FileWeight]:
 
 
 def cast(weights: Weights, code: str) -> Weights:
-    """The weights in another dtype, given by its code in safetensors files; converted as they are read."""
+    """The weights in another dtype, given by its safetensors code; they are converted when they are read."""
     return {name: weight if weight.code == code else CastWeight(weight, code) for name, weight in weights.items()}
 
 
 def check_ours(found: naming.Shapes, expected: naming.Shapes, where: str) -> None:
-    """Raises a ValueError that lists every parameter, under our names, that does not match the configuration."""
+    """Raises a ValueError that lists all parameters that do not match the configuration."""
     naming.check(found, expected, naming.NameMap(), where)
 
 
@@ -175,10 +177,10 @@ def load(weights: Weights, like: Any, shardings: Any = None, dtype: Any = None) 
     """Builds a model from weights, leaf by leaf; each device reads only its own slices.
 
     Args:
-      weights: every leaf of `like`.
+      weights: weights for all leaves of `like`.
       like: the abstract model.
       shardings: a tree prefix of shardings for `like` (`qi2_jax.sharding.shardings`); None: the default device.
-      dtype: convert to this dtype; None: as stored.
+      dtype: dtype to convert to; None: as stored.
     """
     placed = [None] * len(jax.tree.leaves(like))
     if shardings is not None:

@@ -1,6 +1,6 @@
-"""CLIP and SigLIP: an image tower and a text tower whose embeddings say how well a text fits an image.
+"""CLIP and SigLIP: an image tower and a text tower whose embeddings measure how well a text fits an image.
 
-Both as transformers publishes them (`CLIPModel`, `SiglipModel`), with the same parameter names; layers are stacked.
+Parameter names are those of transformers (`CLIPModel`, `SiglipModel`); layers are stacked.
 They differ in the text's mask and pooling, the vision tower's class token and pooling, and the activation.
 
 Dims: `B` batch, `H` `W` pixels, `P` patches (and class token), `T` tokens, `D` width of a tower, `E` embedding.
@@ -20,7 +20,7 @@ from qi2_jax.attention import attention
 from qi2_jax.models.layers import Embedding, LayerNorm, Linear, keys, stacked
 
 CLIP, SIGLIP = "clip", "siglip"
-LEGACY_EOS = 2  # written into early configurations of CLIP, whose texts end in their highest token
+LEGACY_EOS = 2  # in early configurations of CLIP: the end of a text is its highest token id
 
 ACTIVATIONS: dict[str, Callable] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -42,14 +42,14 @@ class TowerConfig:
 
     def __post_init__(self):
         if min(self.width, self.layers, self.heads, self.hidden) < 1 or self.width % self.heads:
-            raise ValueError(f"a tower of {self} is impossible: sizes are positive and heads divide the width")
+            raise ValueError(f"{self} is not a valid tower: sizes must be positive, and the width a multiple of heads")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is unknown; only {sorted(ACTIVATIONS)} are read")
+            raise ValueError(f"activation {self.activation!r} is unknown; supported are {sorted(ACTIVATIONS)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class DualEncoderConfig:
-    """The published configuration, as far as the mathematics needs it."""
+    """The part of the published configuration that affects the computation."""
 
     kind: str
     vision: TowerConfig
@@ -66,12 +66,12 @@ class DualEncoderConfig:
         """Reads a `config.json` of transformers.
 
         Raises:
-          ValueError: for another model type, or a configuration that lacks something.
+          ValueError: for another model type, or missing or invalid values.
         """
         kind = values.get("model_type")
         if kind not in (CLIP, SIGLIP):
-            raise ValueError(f"model_type {kind!r} is not read, only {CLIP!r} and {SIGLIP!r}")
-        # What transformers leaves out of a file where it equals these defaults of its own.
+            raise ValueError(f"model_type {kind!r} is not supported, only {CLIP!r} and {SIGLIP!r}")
+        # Defaults of transformers, which omits values that equal them.
         clip = kind == CLIP
         common: dict[str, Any] = {"num_hidden_layers": 12, "image_size": 224, "layer_norm_eps": 1e-5 if clip else 1e-6}
         common["hidden_act"] = "quick_gelu" if clip else "gelu_pytorch_tanh"
@@ -129,7 +129,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two layers with an activation between."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, config: TowerConfig, *, key: Array):
         rng = keys(key)
@@ -183,7 +183,7 @@ class PatchEmbedding(nnx.Module):
 
 
 class VisionEmbeddings(nnx.Module):
-    """Patches, for CLIP behind a class token, with learned positions."""
+    """Patches with learned positions; CLIP puts a class token before them."""
 
     def __init__(self, config: DualEncoderConfig, *, key: Array):
         rng, width, has_class = keys(key), config.vision.width, config.kind == CLIP
@@ -202,7 +202,7 @@ class VisionEmbeddings(nnx.Module):
 
 
 class PoolingAttention(nnx.Module):
-    """PyTorch's `MultiheadAttention`: one matrix for queries, keys and values."""
+    """Attention as in PyTorch's `MultiheadAttention`, with one matrix for queries, keys and values."""
 
     def __init__(self, config: TowerConfig, *, key: Array):
         rng, width = keys(key), config.width
@@ -291,7 +291,7 @@ class TextModel(nnx.Module):
 
 
 class DualEncoder(nnx.Module):
-    """Both towers; `embed_images` and `embed_texts` give unit vectors whose product is the cosine similarity.
+    """Both towers; `embed_images` and `embed_texts` return unit vectors, whose product is the cosine similarity.
 
     `logit_scale`, and for SigLIP `logit_bias`, are read with the weights: SigLIP's probability of a pair is
     sigmoid(exp(scale) cosine + bias).
@@ -317,7 +317,7 @@ class DualEncoder(nnx.Module):
         return _unit(self.visual_projection(x) if self.config.kind == CLIP else x)
 
     def embed_texts(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        """Unit vectors of texts: CLIP's end in its end token, SigLIP's are padded to all of its positions."""
+        """Unit vectors of texts; those for CLIP end in its end token, those for SigLIP are padded to full length."""
         x = self.text_model(ids_BT)
         return _unit(self.text_projection(x) if self.config.kind == CLIP else x)
 

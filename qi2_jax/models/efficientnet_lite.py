@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0: a small convolutional classifier of the 1,000 classes of ImageNet, for inference.
+"""EfficientNet-Lite0: a small convolutional classifier for the 1,000 classes of ImageNet; inference only.
 
 EfficientNet-B0 (Tan and Le, arXiv 1905.11946, table 1) without squeeze-and-excitation and with ReLU6. Every batch norm
-is folded into the convolution before it, so a layer is `{name}.weight` and `{name}.bias`; `qi2_torch.efficientnet_lite`
-writes the published weights so.
+is folded into the convolution before it, so a layer has `{name}.weight` and `{name}.bias`; the published weights are
+converted by `qi2_torch.efficientnet_lite`.
 
 Dims: `B` batch, `H` `W` pixels, `C` channels.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 SIDE, CLASSES = 224, 1000
-MEAN, SCALE = 127.0, 128.0  # of the Lite family; the others subtract ImageNet's mean colour
+MEAN, SCALE = 127.0, 128.0  # normalisation of the Lite family; other EfficientNets subtract ImageNet's mean colour
 STEM, HEAD = 32, 1280
 STAGES = (  # kernel, stride of the first block, expansion, channels, blocks
     (3, 1, 1, 16, 1),
@@ -30,7 +30,7 @@ STAGES = (  # kernel, stride of the first block, expansion, channels, blocks
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Inverted bottleneck: 1x1 up to `hidden` channels, a convolution of each channel by itself, 1x1 down to `out`."""
+    """Inverted bottleneck: 1x1 convolution to `hidden` channels, depthwise convolution, 1x1 convolution to `out`."""
 
     name: str
     kernel: int
@@ -58,7 +58,7 @@ def blocks() -> Iterator[Block]:
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """{name: shape} of all parameters; convolutions are [out, in per group, height, width]."""
+    """{name: shape} of all parameters; kernels are [out, in per group, height, width]."""
     kernels = {"stem": (STEM, 3, 3, 3)}
     for block in blocks():
         if block.expands:
@@ -73,10 +73,10 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def logits(weights: Mapping[str, Array], pixels_BHWc: Float[Array, "B 224 224 3"]) -> Float[Array, "B 1000"]:
-    """Scores of ImageNet's classes, whose softmax is their probability.
+    """Logits of the ImageNet classes.
 
     Args:
-      weights: as `shapes` says.
+      weights: parameters with the names and shapes of `shapes`.
       pixels_BHWc: RGB, 0..255.
     """
 
@@ -100,7 +100,7 @@ def _full(x_BHWC, kernel_OChw, stride):
 
 
 def _depthwise(x_BHWC, kernel_C1hw, stride):
-    """Each channel by itself, as a sum of shifted pictures: on CPU far faster than XLA's grouped convolution."""
+    """Depthwise convolution as a sum of shifted images: on CPUs far faster than XLA's grouped convolution."""
     side, (height, width) = kernel_C1hw.shape[-1], x_BHWC.shape[1:3]
     ends = [-(-length // stride) for length in (height, width)]
     lacking = [max(0, (end - 1) * stride + side - length) for end, length in zip(ends, (height, width), strict=True)]

@@ -2,7 +2,7 @@
 
 Every parameter is an `nnx.Param` that carries `axes`, the logical names of its dims (`qi2_jax.sharding` maps them to a
 mesh). Weights keep PyTorch's orientation (`Linear` [out, in], `Conv2d` [out, in, height, width]), so that exchanging
-weights is renaming and never transposing; XLA contracts either orientation at the same cost.
+weights needs renaming but no transposition; XLA contracts either orientation at the same cost.
 
 Parameters are stored in the dtype of the state (fp32 while training); a layer computes in the dtype of its input.
 
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 Axes = tuple[str | None, ...]
-AnyArray = Any  # of a batch: a numpy array on the host, then a jax.Array
+AnyArray = Any  # an array of a batch: NumPy on the host, a jax.Array on the devices
 
 
 def keys(key: Array):
@@ -47,7 +47,7 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, [count, width], looked up in the dtype in which it is stored."""
+    """Lookup in a table of vectors, [count, width], in its stored dtype."""
 
     def __init__(self, count: int, dim: int, *, key: Array, axes: Axes):
         self.weight = nnx.Param(jax.random.normal(key, (count, dim)), axes=axes)
@@ -59,7 +59,7 @@ class Embedding(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last dim, computed in fp32 and scaled by `offset + weight`.
 
-    `offset=1` is the zero-centred form (stored weight 0 means scale 1), `offset=0` the ordinary one.
+    `offset=1` is the zero-centred form, in which a stored weight of 0 means scale 1; `offset=0` is the usual form.
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-6, offset: float = 0.0):

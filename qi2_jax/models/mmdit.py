@@ -28,15 +28,15 @@ ROPE_THETA = 10_000.0
 
 @dataclasses.dataclass(frozen=True)
 class MMDiTConfig:
-    """What the model computes. Widths are in channels; `rope_dims` (frame, row, column) add up to `head_width`.
+    """Architecture of the model. Widths are in channels; `rope_dims` (frame, row, column) add up to `head_width`.
 
     Attributes:
       attention: "block_causal" (released 2.1 weights) or "bidirectional" (implied by the 2.0 report).
       condition_timestep: "zero" modulates text and condition images with t = 0, so that the prefix does not depend on
-        the sampled t; "sampled" modulates every token with it.
+        the sampled t; "sampled" modulates all tokens with the sampled t.
 
     Raises:
-      ValueError: for sizes below 1, widths that do not fit together or unknown rules.
+      ValueError: for sizes below 1, widths that do not fit together, or unknown values of the other options.
     """
 
     layers: int = 32
@@ -71,13 +71,13 @@ class MMDiTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How the model runs, as opposed to what it computes; hashable, so it can be static under `jit`.
+    """How the model runs, which does not change what it computes; hashable, so that it can be static under `jit`.
 
     Attributes:
       dtype: dtype of activations; parameters keep theirs.
-      kernel: attention kernel, see `qi2_jax.attention`; over several devices `sharding.Attention`.
-      remat: recompute each block in the backward pass, keeping only its input.
-      constrain: places an activation on the mesh by the logical names of its dims.
+      kernel: attention kernel, see `qi2_jax.attention`; on several devices `sharding.Attention`.
+      remat: whether to recompute each block in the backward pass from its input alone.
+      constrain: function that shards an activation over the mesh by the logical names of its dims.
     """
 
     dtype: Any = jnp.float32
@@ -87,7 +87,7 @@ class Execution:
 
 
 class Conditioning(NamedTuple):
-    """What samples are conditioned on, padded to a layout: text features, clean condition latents and placement."""
+    """Conditioning of samples, padded to a layout: text features, clean condition latents, positions and validity."""
 
     text_BTE: Float[AnyArray, "B T E"]
     positions_BS3: Int[AnyArray, "B S 3"]
@@ -109,17 +109,19 @@ class Attention(nnx.Module):
         self.heads, self.head_width = config.heads, config.head_width
 
     @jax.named_scope("attention")
-    def __call__(self, x_BSD, rotation, visible_until, key_valid, past, run: Execution):
-        """Returns the output and this call's (keys, values); `past` holds keys and values to stand before them."""
+    def __call__(self, x_BSD, rotation, visible_until, key_valid, past, execution: Execution):
+        """Returns the output and this call's (keys, values); those in `past` precede them."""
         heads = (*x_BSD.shape[:2], self.heads, self.head_width)
         names = ("batch", "sequence", "act_heads", None)
-        q_BSHK = run.constrain(sequence.rotate(self.q_norm(self.q(x_BSD).reshape(heads)), rotation), names)
-        k_BSHK = run.constrain(sequence.rotate(self.k_norm(self.k(x_BSD).reshape(heads)), rotation), names)
-        v_BSHK = run.constrain(self.v(x_BSD).reshape(heads), names)
+        q_BSHK = execution.constrain(sequence.rotate(self.q_norm(self.q(x_BSD).reshape(heads)), rotation), names)
+        k_BSHK = execution.constrain(sequence.rotate(self.k_norm(self.k(x_BSD).reshape(heads)), rotation), names)
+        v_BSHK = execution.constrain(self.v(x_BSD).reshape(heads), names)
         all_k, all_v = k_BSHK, v_BSHK
         if past is not None:
             all_k, all_v = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k_BSHK, v_BSHK), strict=True))
-        y = attention(q_BSHK, all_k, all_v, visible_until=visible_until, key_valid_BT=key_valid, kernel=run.kernel)
+        y = attention(
+            q_BSHK, all_k, all_v, visible_until=visible_until, key_valid_BT=key_valid, kernel=execution.kernel
+        )
         return self.out(y.reshape((*x_BSD.shape[:2], -1))), (k_BSHK, v_BSHK)
 
 
@@ -133,9 +135,9 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, width, key=next(rng), axes=("embed", "mlp"))
 
     @jax.named_scope("mlp")
-    def __call__(self, x_BSD, run: Execution):
+    def __call__(self, x_BSD, execution: Execution):
         names = ("batch", "sequence", "act_mlp")
-        return self.down(run.constrain(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD), names))
+        return self.down(execution.constrain(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD), names))
 
 
 class Block(nnx.Module):
@@ -148,12 +150,14 @@ class Block(nnx.Module):
         self.eps = config.eps
 
     @jax.named_scope("mmdit/block")
-    def __call__(self, x_BSD, modulation, rotation, visible_until, key_valid, past, run: Execution):
+    def __call__(self, x_BSD, modulation, rotation, visible_until, key_valid, past, execution: Execution):
         scale1, gate1, scale2, gate2 = modulation
-        y, kept = self.attn(standardize(x_BSD, self.eps) * (1 + scale1), rotation, visible_until, key_valid, past, run)
+        y, kept = self.attn(
+            standardize(x_BSD, self.eps) * (1 + scale1), rotation, visible_until, key_valid, past, execution
+        )
         x_BSD = x_BSD + jnp.tanh(gate1) * y
-        x_BSD = x_BSD + jnp.tanh(gate2) * self.mlp(standardize(x_BSD, self.eps) * (1 + scale2), run)
-        return run.constrain(x_BSD, ("batch", "sequence", "act_embed")), kept
+        x_BSD = x_BSD + jnp.tanh(gate2) * self.mlp(standardize(x_BSD, self.eps) * (1 + scale2), execution)
+        return execution.constrain(x_BSD, ("batch", "sequence", "act_embed")), kept
 
 
 class TextIn(nnx.Module):
@@ -181,7 +185,7 @@ class TimeIn(nnx.Module):
     @jax.named_scope("time_in")
     def __call__(self, t_B: Float[Array, "B"]) -> Float[Array, "B D"]:
         half = TIME_FEATURES // 2
-        # 1000 t amplifies an error of one ulp here to 1e-4: rounded once, as the published weights were trained with.
+        # 1000 t amplifies an error of one ulp to 1e-4. Round once, as in the training of the published weights.
         exponents = np.float32(-np.log(TIME_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
         frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
         angles = TIME_FACTOR * t_B.astype(jnp.float32)[:, None] * frequencies
@@ -212,31 +216,31 @@ class MMDiT(nnx.Module):
         layout: sequence.Layout,
         target_BNC: Float[Array, "B N C"],
         t_B: Float[Array, "B"],
-        given: Conditioning,
-        run: Execution = Execution(),
+        cond: Conditioning,
+        execution: Execution = Execution(),
     ) -> Float[Array, "B N C"]:
-        """Velocity of the noisy target at time t (1 is noise, 0 is data), in fp32. Padding slots hold garbage."""
+        """Velocity of the noisy target at time t (1 is noise, 0 is data), in fp32; undefined at padding."""
         is_target = np.arange(layout.length) >= layout.prefix
-        x_BSD = sequence.join(layout, *self._prefix_parts(given, run), self._latents_in(target_BNC, run))
-        modulate, scale = self._modulate(t_B, is_target, run)
+        x_BSD = sequence.join(layout, *self._prefix_parts(cond, execution), self._latents_in(target_BNC, execution))
+        modulate, scale = self._modulate(t_B, is_target, execution)
         x_BSD, _ = self._run_blocks(
             x_BSD,
             modulate,
-            given.positions_BS3,
+            cond.positions_BS3,
             layout.visible_until(self.config.attention),
-            given.valid_BS,
+            cond.valid_BS,
             None,
-            run,
+            execution,
         )
         return self._read_out(x_BSD[:, layout.prefix :], scale if scale.shape[1] == 1 else scale[:, layout.prefix :])
 
     def prefill(
         self,
         layout: sequence.Layout,
-        given: Conditioning,
-        run: Execution = Execution(),
+        cond: Conditioning,
+        execution: Execution = Execution(),
     ) -> tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]]:
-        """Keys and values of the prefix, which `decode` needs; they hold for every t.
+        """Keys and values of the prefix for `decode`; they do not depend on t.
 
         Raises:
           ValueError: if the configuration lets the prefix depend on the target or on t.
@@ -247,16 +251,16 @@ class MMDiT(nnx.Module):
                 f"'block_causal'; this model has {self.config.condition_timestep!r} and {self.config.attention!r}"
             )
         prefix = layout.prefix
-        x_BPD = sequence.join(layout, *self._prefix_parts(given, run), None)
-        modulate, _ = self._modulate(jnp.zeros(x_BPD.shape[0]), np.zeros(prefix, bool), run)
+        x_BPD = sequence.join(layout, *self._prefix_parts(cond, execution), None)
+        modulate, _ = self._modulate(jnp.zeros(x_BPD.shape[0]), np.zeros(prefix, bool), execution)
         _, kept = self._run_blocks(
             x_BPD,
             modulate,
-            given.positions_BS3[:, :prefix],
+            cond.positions_BS3[:, :prefix],
             layout.visible_until(self.config.attention)[:prefix],
-            given.valid_BS[:, :prefix],
+            cond.valid_BS[:, :prefix],
             None,
-            run,
+            execution,
             keep=True,
         )
         return kept
@@ -266,65 +270,66 @@ class MMDiT(nnx.Module):
         layout: sequence.Layout,
         target_BNC: Float[Array, "B N C"],
         t_B: Float[Array, "B"],
-        given: Conditioning,
+        cond: Conditioning,
         past: tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]],
-        run: Execution = Execution(),
+        execution: Execution = Execution(),
     ) -> Float[Array, "B N C"]:
-        """As `__call__`, with the prefix given by `prefill`; only target tokens are computed."""
+        """As `__call__`, but computes only the target tokens, with keys and values of the prefix from `prefill`."""
         prefix = layout.prefix
-        modulate, scale = self._modulate(t_B, np.ones(layout.target, bool), run)
+        modulate, scale = self._modulate(t_B, np.ones(layout.target, bool), execution)
         x_BND, _ = self._run_blocks(
-            self._latents_in(target_BNC, run),
+            self._latents_in(target_BNC, execution),
             modulate,
-            given.positions_BS3[:, prefix:],
+            cond.positions_BS3[:, prefix:],
             None,
-            given.valid_BS,
+            cond.valid_BS,
             past,
-            run,
+            execution,
         )
         return self._read_out(x_BND, scale)
 
-    def _prefix_parts(self, given: Conditioning, run: Execution) -> tuple[Array, Array | None]:
-        text = self.text_in(given.text_BTE.astype(run.dtype))
-        conditions = None if given.conditions_BMC is None else self._latents_in(given.conditions_BMC, run)
+    def _prefix_parts(self, cond: Conditioning, execution: Execution) -> tuple[Array, Array | None]:
+        text = self.text_in(cond.text_BTE.astype(execution.dtype))
+        conditions = None if cond.conditions_BMC is None else self._latents_in(cond.conditions_BMC, execution)
         return text, conditions
 
     @jax.named_scope("mmdit/image_in")
-    def _latents_in(self, latents_BNC, run: Execution):
-        return self.image_in(latents_BNC.astype(run.dtype))
+    def _latents_in(self, latents_BNC, execution: Execution):
+        return self.image_in(latents_BNC.astype(execution.dtype))
 
-    def _modulate(self, t_B, is_target: np.ndarray, run: Execution):
-        """A function that gives the four block modulations, and the final scale: [B, S or 1, D] each.
+    def _modulate(self, t_B, is_target: np.ndarray, execution: Execution):
+        """A function that returns the four block modulations, and the final scale: [B, S or 1, D] each.
 
-        Target tokens take t, the others t = 0. A function, because each block should choose for itself: kept for the
-        backward pass is then one row for each t instead of one for each token, and the gradients of tokens and blocks
-        are added up in fp32.
+        Target tokens are modulated with t, all others with t = 0. Each block calls the function, so that the backward
+        pass keeps one row per t instead of one per token, and sums the gradients of tokens and blocks in fp32.
         """
 
         @jax.named_scope("mmdit/modulation")
         def project(t):
             time = jax.nn.silu(self.time_in(t))
             values = self.modulation(time)[:, None], self.final_modulation(time)[:, None]
-            return [run.constrain(value, ("batch", "sequence", "act_embed")) for value in values]
+            return [execution.constrain(value, ("batch", "sequence", "act_embed")) for value in values]
 
         @jax.named_scope("mmdit/modulation")
         def choose(value, at_zero):
-            return (value if at_zero is None else jnp.where(is_target[None, :, None], value, at_zero)).astype(run.dtype)
+            return (value if at_zero is None else jnp.where(is_target[None, :, None], value, at_zero)).astype(
+                execution.dtype
+            )
 
         zero_matters = self.config.condition_timestep == "zero" and not is_target.all()
         (blocks, final), (blocks_0, final_0) = project(t_B), project(jnp.zeros(1)) if zero_matters else (None, None)
         return lambda: jnp.split(choose(blocks, blocks_0), 4, axis=-1), choose(final, final_0)
 
-    def _run_blocks(self, x, modulate, positions, visible_until, key_valid, past, run: Execution, keep=False):
+    def _run_blocks(self, x, modulate, positions, visible_until, key_valid, past, execution: Execution, keep=False):
         rotation = sequence.rotations(positions, self.config.rope_dims, ROPE_THETA)
 
         def body(x, layer):
             block, past = layer
-            x, kept = block(x, modulate(), rotation, visible_until, key_valid, past, run)
+            x, kept = block(x, modulate(), rotation, visible_until, key_valid, past, execution)
             return x, kept if keep else None
 
-        x = run.constrain(x, ("batch", "sequence", "act_embed"))
-        return jax.lax.scan(jax.checkpoint(body) if run.remat else body, x, (self.blocks, past))
+        x = execution.constrain(x, ("batch", "sequence", "act_embed"))
+        return jax.lax.scan(jax.checkpoint(body) if execution.remat else body, x, (self.blocks, past))
 
     @jax.named_scope("mmdit/read_out")
     def _read_out(self, x_BND, scale):

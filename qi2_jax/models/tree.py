@@ -1,10 +1,10 @@
-"""Names of the leaves of a tree: the one form in which parameters meet files, reports and other frameworks."""
+"""Dotted names of the leaves of a tree, as used in files, reports and exchange with other frameworks."""
 
 from typing import Any
 
 import jax
 
-_VALUE = "value"  # the attribute under which flax's `nnx.Param` keeps its array: not part of a name
+_VALUE = "value"  # attribute of flax's `nnx.Param` that holds the array; not part of a name
 
 
 def _part(entry: Any) -> str:
@@ -29,7 +29,7 @@ def from_dict(like: Any, leaves: dict[str, Any]) -> Any:
     """Puts named leaves back into the structure of `like`.
 
     Raises:
-      ValueError: naming every missing and every unexpected leaf at once.
+      ValueError: listing all missing and all unexpected leaves.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = [leaf_name(path) for path, _ in flat]

@@ -20,14 +20,14 @@ from qi2_jax.models.vae_blocks import ChannelNorm, Conv2d, DownBlock, MidBlock, 
 
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite and above zero
 
-# Spread of a fresh input convolution's bias. Without it a zero image has zero activations, at which the channel norms
-# multiply gradients by 1e12.
+# Standard deviation of the initial bias of input convolutions. With zero biases, a zero image would have zero
+# activations, at which the channel norms multiply gradients by 1e12.
 INPUT_BIAS_STD = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Shape of an autoencoder; the defaults are the published one (78.7M and 259.0M parameters).
+    """Architecture of an autoencoder; the defaults are the published one (78.7M and 259.0M parameters).
 
     Attributes:
       encoder_width, decoder_width: channels of the level with the highest resolution.
@@ -41,7 +41,7 @@ class VAEConfig:
       latents_mean, latents_std: statistics of latents over a corpus, one value per latent channel; None: 0 and 1.
 
     Raises:
-      ValueError: for values that fit no autoencoder of this form.
+      ValueError: for values that give no valid autoencoder.
     """
 
     encoder_width: int = 96
@@ -80,7 +80,7 @@ class VAEConfig:
                 raise ValueError(f"{name} has values that are not finite: {values}")
         if self.latents_std is not None and min(self.latents_std) <= 0:
             raise ValueError(f"latents_std has the value {min(self.latents_std)}; all must be positive")
-        # The decoder's last level has no shortcut; every other shortcut needs whole groups of channels.
+        # The decoder's last level has no shortcut; all other shortcuts need whole groups of channels.
         shortcuts = [(level.in_dim, level.out_dim, level) for level in self.encoder_levels()]
         shortcuts += [(level.out_dim, level.in_dim, level) for level in self.decoder_levels()[:-1]]
         for many, few, level in shortcuts:
@@ -107,7 +107,7 @@ class VAEConfig:
 
 
 class Level(NamedTuple):
-    """Channels in and out of a level, its change of height and width, and of frames in the video ancestor (1 or 2)."""
+    """Channels in and out of a level, its scale factor for height and width, and for frames in the video ancestor."""
 
     in_dim: int
     out_dim: int
@@ -122,14 +122,14 @@ def _levels(width: int, multipliers: tuple[int, ...], halves_time: tuple[bool, .
 
 
 class Posterior(NamedTuple):
-    """Distribution of an image's latents: a normal with this mean and logarithm of the variance, each [B, h, w, C]."""
+    """Normal distribution of latents with this mean and log variance, each [B, h, w, C]."""
 
     mean: Float[Array, "B h w C"]
     logvar: Float[Array, "B h w C"]
 
 
 class Encoder(nnx.Module):
-    """Images to 2 C channels, before the last 1x1 convolution (`VAE.quant_conv`)."""
+    """Encodes images to 2 C channels, the input of `VAE.quant_conv`."""
 
     def __init__(self, config: VAEConfig, *, key: Array):
         rng = keys(key)
@@ -148,7 +148,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents, after the first 1x1 convolution (`VAE.post_quant_conv`), to images of any range."""
+    """Decodes the output of `VAE.post_quant_conv` to images with unbounded values."""
 
     def __init__(self, config: VAEConfig, *, key: Array):
         rng = keys(key)
@@ -167,7 +167,7 @@ class Decoder(nnx.Module):
 
 
 class VAE(nnx.Module):
-    """Autoencoder of images; `config.factor` pixels squared become one latent.
+    """Image autoencoder; a square of `config.factor` pixels becomes one latent.
 
     `remat=True` keeps only the activations between levels for the backward pass and computes the others again.
     """
@@ -182,10 +182,10 @@ class VAE(nnx.Module):
 
     @jax.named_scope("vae/encode")
     def encode(self, images: Float[Array, "B H W I"], *, remat: bool = False) -> Posterior:
-        """Images in [-1, 1] -> the distribution of their raw latents, in the dtype of the images; its mode is the mean.
+        """The distribution of the raw latents of images in [-1, 1], in the dtype of the images; its mode is the mean.
 
         Raises:
-          ValueError: if height or width is no multiple of `config.factor`, or for a wrong number of channels.
+          ValueError: if height or width is not a multiple of `config.factor`, or for a wrong number of channels.
         """
         config = self.config
         _, H, W, I = images.shape
@@ -200,7 +200,7 @@ class VAE(nnx.Module):
     def decode(
         self, latents: Float[Array, "B h w C"], *, clamp: bool = True, remat: bool = False
     ) -> Float[Array, "B H W I"]:
-        """Raw latents -> images in [-1, 1], in the dtype of the latents.
+        """Decodes raw latents to images in [-1, 1], in the dtype of the latents.
 
         `clamp=False` leaves values outside the range as they are: what training needs, since a clamped value passes no
         gradient.
@@ -216,12 +216,12 @@ class VAE(nnx.Module):
         return jnp.clip(images, -1.0, 1.0) if clamp else images
 
     def normalize(self, latents: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """Raw latents -> latents of zero mean and unit variance per channel, what the diffusion model sees."""
+        """Scales raw latents to zero mean and unit variance per channel, for the diffusion model."""
         mean_C, std_C = self._statistics()
         return ((latents.astype(jnp.float32) - mean_C) / std_C).astype(latents.dtype)
 
     def denormalize(self, latents: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """Inverse of `normalize`: what `decode` takes."""
+        """Inverse of `normalize`; returns the input of `decode`."""
         mean_C, std_C = self._statistics()
         return (latents.astype(jnp.float32) * std_C + mean_C).astype(latents.dtype)
 

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float
 from qi2_jax.attention import attention
 from qi2_jax.models.layers import keys
 
-# Positions up to which attention keeps all scores at once, 64 MiB for an image of 1024 x 1024 pixels. It then splits
-# over a mesh with the batch; the kernel that does not keep them walks through the batch.
+# Number of positions up to which attention keeps the whole matrix of scores: 64 MiB for an image of 1024 x 1024 pixels.
+# Such attention is sharded over the batch; the chunked kernel processes the images of a batch one by one.
 WHOLE_SCORES = 4096
 
 
@@ -82,7 +82,7 @@ class ChannelNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """`x + conv(silu(norm(conv(silu(norm(x))))))`, with a 1x1 convolution of x where the number of channels changes.
+    """`x + conv(silu(norm(conv(silu(norm(x))))))`, with a 1x1 convolution of x if the number of channels changes.
 
     The last convolution starts at zero, so a fresh block is its shortcut and a fresh model is nearly linear. Small
     models learn faster from there than from equally scaled convolutions.
@@ -104,7 +104,7 @@ class ResidualBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Residual self-attention with one head as wide as the channels; every position sees every other.
+    """Residual self-attention over all positions, with a single head whose width is the number of channels.
 
     Queries, keys and values are thirds of one 1x1 convolution. The projection starts at zero, as in `ResidualBlock`.
     """
@@ -138,7 +138,7 @@ class MidBlock(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """One level of the encoder: `count` residual blocks, then, with factor 2, a convolution that halves the size.
+    """A level of the encoder: `count` residual blocks, and with factor 2 a convolution that halves the resolution.
 
     `frames` is 2 where the published level also halves time (see the top of this file), else 1.
     """
@@ -161,7 +161,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """One level of the decoder: `count` residual blocks, then, with factor 2, a doubling of pixels and a convolution.
+    """A level of the decoder: `count` residual blocks, and with factor 2 an upsampling and a convolution.
 
     The level with factor 1 has no shortcut around it. `frames` as in `DownBlock`.
     """

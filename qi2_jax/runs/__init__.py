@@ -1,1 +1,1 @@
-"""The layout of run, job and model folders, and finding the model that a path holds."""
+"""The layout of run, job and model folders, and locating the model in a path."""

@@ -1,9 +1,9 @@
-"""Where things stand in the folder of a run, and what a path given by the user means.
+"""The layout of a run, and the meaning of a path given by the user.
 
-RUN/config.json  metrics.jsonl       what was run and how it went
-RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in checkpoints
-                                     (of a LoRA run, the adapter is there and the transformer that it adapts here)
-RUN/start_lora/                      of a LoRA run that began with another LoRA run: the adapter that was merged into
+RUN/config.json  metrics.jsonl       configuration and metrics
+RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in the checkpoints
+                                     (a LoRA run keeps the adapter there and the adapted transformer here)
+RUN/start_lora/                      for a LoRA run that started from another LoRA run: the adapter that was merged into
                                      the transformer, as `qi2 export --lora` writes it
 RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoints.manager`
 JOB/job.json  JOB/transformer/       a job (`qi2_jax.workflows.demo`) and its run
@@ -32,7 +32,7 @@ class Located:
     """A model folder and, for a run, the checkpoint whose transformer replaces the folder's.
 
     Attributes:
-      lora: where the checkpoint holds an adapter of the folder's transformer instead: its configuration.
+      lora: configuration of the adapter if the checkpoint contains one; it adapts the folder's transformer.
     """
 
     model: pathlib.Path
@@ -40,7 +40,7 @@ class Located:
     lora: LoRAConfig | None = None
 
     def weights(self, name: str, item: str = "ema") -> Weights:
-        """Weights of a component, an adapter merged into them; `item` chooses between a checkpoint's "ema" and "model".
+        """Weights of a component, with the adapter merged; `item` is "ema" or "model" (raw weights) of a checkpoint.
 
         Raises:
           ValueError: if they are missing or do not match the component's configuration.
@@ -54,22 +54,22 @@ class Located:
         return stored
 
     def check(self) -> None:
-        """Compares the checkpoint's files with their checksums; to be called before its weights become others'.
+        """Compares the checkpoint's files with their checksums; to be called before its weights are copied elsewhere.
 
         Raises:
           ValueError: if it is damaged, naming what is wrong.
         """
         if self.checkpoint is not None and (wrong := checksums.problems(self.checkpoint)):
             raise ValueError(
-                f"checkpoint {self.checkpoint} is damaged: {'; '.join(wrong)}. Name an earlier one, or let its run go "
-                "on, which begins again from the one before"
+                f"checkpoint {self.checkpoint} is damaged: {'; '.join(wrong)}. Name an earlier one, or continue its "
+                "run, which resumes from the checkpoint before"
             )
 
     def adapter(self, item: str = "ema") -> tuple[LoRAConfig, dict[str, np.ndarray]]:
-        """Configuration and leaves of a LoRA run's adapter, {our name: array}; it is small enough to be held.
+        """Configuration and leaves {our name: array} of a LoRA run's adapter, in memory.
 
         Raises:
-          ValueError: if this is no LoRA run, or the checkpoint does not match its configuration.
+          ValueError: if this is not a LoRA run, or the checkpoint does not match its configuration.
         """
         if self.lora is None:
             raise ValueError(f"{self.checkpoint or self.model} holds no adapter; a run with lora.rank above 0 does")
@@ -116,16 +116,16 @@ class Located:
 
 
 def model_of(path: pathlib.Path) -> pathlib.Path:
-    """The model folder of a job or a run; any other folder is taken for one itself."""
+    """The model folder of a job or a run; any other path is returned unchanged."""
     path = run_of(path)
     return path / MODEL if (path / MODEL).is_dir() else path
 
 
 def lora_of(run: pathlib.Path) -> LoRAConfig | None:
-    """The adapter that a run trains, by the group `lora` of its configuration; None if it trains the whole model.
+    """The configuration of the adapter that a run trains; None if it trains the whole model.
 
     Raises:
-      ValueError: if the group does not describe one.
+      ValueError: if the group `lora` of the run's configuration is invalid.
     """
     path = run / CONFIG
     group = files.read_json(path).get("lora") if path.is_file() else None
@@ -146,11 +146,11 @@ def _began_with_a_lora_run(run: pathlib.Path) -> bool:
 
 
 def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
-    """Finds the model in a run (its newest checkpoint), in a job's run, in one checkpoint, or in an imported folder.
+    """Locates the model in a run (its newest checkpoint), a job, a checkpoint, or an imported folder.
 
     Raises:
-      ValueError: if the path is none of these, saying what was looked for, or is a folder with one set of weights where
-        `item` asks for others.
+      ValueError: if the path is none of these, or if `item` asks for raw weights of a folder with a single set of
+        weights.
     """
     path = run_of(pathlib.Path(path).absolute())
     if (path / folder.MARK).is_file():
@@ -165,7 +165,7 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
                 raise ValueError(f"{path} is not a complete checkpoint; {run} has those of the steps {steps}")
             return Located(run / MODEL, path, lora_of(run))
         if not steps:
-            raise ValueError(f"{run} has no complete checkpoint yet in {run / CHECKPOINTS}")
+            raise ValueError(f"{run} has no complete checkpoint in {run / CHECKPOINTS}")
         return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]), lora_of(run))
     if reading.is_adapter(path):
         raise ValueError(

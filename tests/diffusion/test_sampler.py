@@ -18,7 +18,7 @@ TIMES = np.float32([[1.0, 0.9], [0.6, 0.5], [0.25, 0.2], [0.0, 0.0]])  # [steps 
 
 @pytest.fixture(scope="module")
 def model():
-    """Random weights everywhere: as initialised, the velocity would be zero."""
+    """A model with random weights everywhere, because a freshly initialised one predicts zero."""
     rng = np.random.default_rng(0)
     like = jax.eval_shape(lambda: MMDiT(CONFIG, key=jax.random.key(0)))
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) * 0.4, like)
@@ -40,9 +40,9 @@ run_model = jax.jit(MMDiT.__call__, static_argnums=1)
 def reference(model, times, negative=None, guidance=1.0):
     x = NOISE
     for t, after in itertools.pairwise(times):
-        velocity = np.asarray(run_model(model, PROMPT.layout, x, t, PROMPT.given))
+        velocity = np.asarray(run_model(model, PROMPT.layout, x, t, PROMPT.cond))
         if negative is not None:
-            other = np.asarray(run_model(model, negative.layout, x, t, negative.given))
+            other = np.asarray(run_model(model, negative.layout, x, t, negative.cond))
             velocity = other + guidance * (velocity - other)
         x = x - (t - after)[:, None, None] * velocity
     return x

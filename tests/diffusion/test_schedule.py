@@ -21,7 +21,7 @@ CONFIGS = {
 
 
 def published_times(config, steps, tokens, sigmas=None):
-    """Times as the published pipeline sets them before its loop."""
+    """The times that the published pipeline sets before its loop."""
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
     values = scheduler.config
     mu = calculate_shift(
@@ -104,7 +104,7 @@ def test_times_that_are_refused(schedule, steps, sigmas, message):
 
 @pytest.mark.parametrize("terminal", [None, 0.02, 0.5])
 def test_one_step_goes_from_noise_to_data_at_every_size(terminal):
-    """With fp32, the shift of time 1 misses 1 at a quarter of all sizes: 64, 2304 and 6032 tokens, not 100."""
+    """In fp32, the shift of time 1 is slightly below 1 at a quarter of all sizes, such as 64, 2304 and 6032 tokens."""
     schedule = Schedule(Shift(), terminal)
     for tokens in range(1, 7000):
         np.testing.assert_array_equal(schedule.times(1, tokens), np.float32([1, 0]))

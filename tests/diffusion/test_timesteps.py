@@ -1,4 +1,4 @@
-"""The laws that draw times, and the shift."""
+"""Timestep distributions and the shift."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_the_static_shift_ignores_the_resolution():
 
 
 def test_the_shift_in_training_is_the_shift_in_sampling():
-    """Training has one time and one number of tokens per image, as arrays inside a compiled step."""
+    """Training shifts arrays inside a compiled step, with one time and one number of tokens per image."""
     shift, t_B, tokens_B = Shift(), T[:5], np.array([24, 256, 1024, 4096, 16384], np.int32)
     got = jax.jit(shift)(t_B, tokens_B)
     want = [shift(float(t), int(tokens)) for t, tokens in zip(t_B, tokens_B, strict=True)]
@@ -47,7 +47,7 @@ def test_the_logit_normal_law():
     assert np.all((t > 0) & (t < 1))
     logits = np.log(t / (1 - t))
     assert abs(logits.mean() + 0.4) < 0.04 and abs(logits.std() - 1.5) < 0.04
-    assert abs(np.mean(np.abs(logits + 0.4) < 1.5) - 0.6827) < 0.01  # a normal's share within one deviation
+    assert abs(np.mean(np.abs(logits + 0.4) < 1.5) - 0.6827) < 0.01  # share of a normal within one standard deviation
 
 
 def test_the_uniform_law():
@@ -68,7 +68,7 @@ def test_quantiles_of_a_law_are_those_of_what_it_draws(law):
     of_q = np.asarray(law.quantile(q))
     assert np.all(np.diff(of_q) > 0)
     shares = np.mean(t[:, None] < of_q, axis=0)
-    np.testing.assert_allclose(shares, q, atol=0.01)  # four deviations of the empirical share
+    np.testing.assert_allclose(shares, q, atol=0.01)  # four standard deviations of the empirical share
 
 
 @pytest.mark.parametrize("name", LAWS)

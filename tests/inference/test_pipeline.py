@@ -1,4 +1,4 @@
-"""Whole images against diffusers' whole pipeline, from the same weights, prompts and noise, in fp32."""
+"""Images from our pipeline against those from diffusers, with the same weights, prompts and noise, in fp32."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ LONG = "An old lighthouse on a rock above a stormy sea at dawn, oil on canvas, w
 
 @pytest.fixture(scope="module", autouse=True)
 def few_threads():
-    """PyTorch's threads spin when other processes hold the cores."""
+    """PyTorch's threads waste time in spin locks when other processes occupy the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -130,7 +130,7 @@ def test_parity_of_a_batch_with_each_sample_alone(ours, theirs, guidance, negati
     texts, sizes = [TEXT, LONG, ""], [SQUARE, TALL, SIZE]
     latents = noise(*sizes)
     longest = max(len(rows) for rows in latents)
-    # What stands in padding must not matter.
+    # The content of padding must not matter.
     padded = np.stack([np.pad(rows, ((0, longest - len(rows)), (0, 0)), constant_values=3.0) for rows in latents])
     got = ours(texts, sizes=sizes, latents=padded, guidance=guidance, negative=negative, steps=3)
     for text, size, rows, image in zip(texts, sizes, latents, got, strict=True):
@@ -197,7 +197,7 @@ def test_parity_of_a_folder_with_its_own_schedule(published, tmp_path):
 
 
 def test_parity_of_other_forms(tmp_path):
-    """RGB images, and text modulated with the sampled time, so that no prefix can be kept."""
+    """RGB images, and text modulated with the sampled time, for which the prefix cannot be cached."""
     source = tiny_pipeline.write(tmp_path / "published", image_channels=3, causal_condition=False)
     folder.import_folder(source, tmp_path / "model")
     (latents,) = noise(SIZE)

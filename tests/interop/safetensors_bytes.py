@@ -1,4 +1,4 @@
-"""safetensors files taken apart without the code under test: {tensor name: (dtype, shape, bytes)}."""
+"""safetensors files parsed without the code under test: {tensor name: (dtype, shape, bytes)}."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ def read(path: pathlib.Path) -> Tensors:
 
 
 def read_folder(folder: pathlib.Path) -> Tensors:
-    """All tensors of a component, whatever its files are called."""
+    """All tensors of a component, from files of any name."""
     tensors: Tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         own = read(path)
@@ -30,7 +30,7 @@ def read_folder(folder: pathlib.Path) -> Tensors:
 
 
 def write(path: pathlib.Path, header: dict | bytes, data: bytes = b"") -> pathlib.Path:
-    """A file with any header, true or not."""
+    """Writes a file with any header, valid or not."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -1,4 +1,4 @@
-"""Weights onto a mesh of eight devices: every leaf with its sharding, read in slices, equal to the published ones."""
+"""Loading weights onto a mesh of eight devices: sharded, read in slices, and equal to the published ones."""
 
 import collections
 
@@ -21,7 +21,7 @@ COMPONENT = components.COMPONENTS["text_encoder"]
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def encoder(request, tmp_path_factory):
-    """(folder, dtype, tensors as transformers reads them) of a Qwen3-VL in shards."""
+    """(folder, dtype, tensors read by transformers) of a Qwen3-VL in shards."""
     folder = tmp_path_factory.mktemp(request.param)
     theirs = tiny_qwen3_vl.build(tiny_qwen3_vl.published_config("grouped_queries", tie_word_embeddings=False))[0]
     theirs.to(getattr(torch, request.param)).save_pretrained(folder, max_shard_size="20KB")
@@ -33,7 +33,7 @@ def encoder(request, tmp_path_factory):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Shapes of what is read of each weight, in order."""
+    """Records the shapes of the slices that are read of each weight, in order."""
     shapes, read = collections.defaultdict(list), FileWeight.read
 
     def counted(self, index=(), dtype=None):
@@ -52,7 +52,7 @@ def open_encoder(folder):
 
 
 def published_array(names, theirs, ours, shape):
-    """One of our parameters from the published tensors, in fp32, which holds every bf16 number."""
+    """A parameter of ours from the published tensors, in fp32, which represents all bf16 values."""
     published = names.to_published(ours, shape)
     layers = [theirs[name].float().numpy() for name in published]
     return np.stack(layers) if names.is_stacked(published[0]) else layers[0]
@@ -72,7 +72,7 @@ def test_parity_of_a_sharded_folder_put_onto_a_mesh(encoder, reads):
         np.testing.assert_array_equal(
             np.asarray(leaf, np.float32), published_array(names, theirs, name, leaf.shape), err_msg=name
         )
-        # Eight devices read their slices; what all of them hold whole is read once.
+        # Eight devices read their slices; replicated parameters are read once.
         part = place.shard_shape(leaf.shape)
         assert reads[weights[name]] == ([leaf.shape] if place.is_fully_replicated else [part] * 8), name
         divided += part != leaf.shape

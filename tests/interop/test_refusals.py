@@ -1,4 +1,4 @@
-"""Folders that do not fit, cannot be trusted or are half written: refused with everything that is wrong, at once."""
+"""Folders that do not fit or cannot be trusted are refused, with all problems in one error."""
 
 import json
 import math
@@ -22,7 +22,7 @@ WEIGHTS = {
 
 @pytest.fixture
 def source(published, tmp_path):
-    """A copy of the published folder to spoil; its files are links to the original, to be replaced and not changed."""
+    """A copy of the published folder to damage. Its files are hard links: replace them, never write into them."""
     out = tmp_path / "published"
     shutil.copytree(published, out, copy_function=os.link, ignore=shutil.ignore_patterns("tokenizer.json"))
     return out
@@ -35,7 +35,7 @@ def replace(path: pathlib.Path, content: bytes | str | dict) -> None:
 
 
 def refused(source: pathlib.Path, *messages: str) -> str:
-    """The error of an import, which must leave nothing behind and contain all messages."""
+    """The error of an import, which must contain all messages; the import must leave nothing behind."""
     out = source.parent / "out"
     with pytest.raises(ValueError) as caught:
         folder.import_folder(source, out)
@@ -100,12 +100,12 @@ def test_weights_that_replace_others_are_checked(imported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_carried_tensors_that_a_model_folder_lost_are_listed(imported, tmp_path):
-    """An export without them would leave diffusers to make values up."""
+def test_passthrough_tensors_that_a_model_folder_lost_are_listed(imported, tmp_path):
+    """Without them in the export, diffusers would invent values."""
     model = tmp_path / "model"
     shutil.copytree(imported, model, copy_function=os.link)
     path = model / "vae" / "model.safetensors"
-    kept = {name: t for name, t in safetensors_bytes.read(path).items() if not name.startswith(storage.CARRIED)}
+    kept = {name: t for name, t in safetensors_bytes.read(path).items() if not name.startswith(storage.PASSTHROUGH)}
     path.unlink()
     safetensors_bytes.write_tensors(path, kept)
     with pytest.raises(ValueError, match="12 tensors do not match"):
@@ -121,7 +121,7 @@ def test_layers_of_different_dtypes(source):
     path.unlink()
     safetensors_bytes.write_tensors(path, found)
     message = refused(source, "blocks.attn.q.weight ['BF16', 'F32']", "blocks.attn.k_norm.weight ['BF16', 'F32']")
-    assert "image_in" not in message  # a tensor alone may have its own dtype
+    assert "image_in" not in message  # a single tensor may differ in dtype from others
 
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -178,10 +178,10 @@ def shard(folder_, name, *keys):
         ({"weight_map": {"a": "../outside.safetensors"}}, ["outside its folder ['../outside.safetensors']"]),
         ({"weight_map": {"a": "/etc/passwd", "b": "two"}}, ["outside its folder ['/etc/passwd']", "missing ['two']"]),
         ({"weight_map": {"a": "..", "b": ""}}, ["missing ['', '..']"]),
-        ({"weight_map": {"a": "m-1.safetensors"}}, ["b stands in m-1.safetensors, the index says None"]),
+        ({"weight_map": {"a": "m-1.safetensors"}}, ["b is in m-1.safetensors, the index says None"]),
         (
             {"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-1.safetensors"}},
-            ["a stands in m-1.safetensors, the index says m-2", "c stands in no shard", "d stands in m-2.safetensors"],
+            ["a is in m-1.safetensors, the index says m-2", "c is in no shard", "d is in m-2.safetensors"],
         ),
         ({"weight_map": ["a"]}, ["has no weight_map"]),
         ({"weight_map": {"a": 5}}, ["has no weight_map"]),
@@ -212,7 +212,7 @@ def test_two_forms_at_once_are_ambiguous(tmp_path):
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -242,7 +242,7 @@ def test_code_and_pickles_are_not_copied(source, tmp_path):
     for name in strange:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    os.mkfifo(source / "processor" / "pipe.json")  # would block whoever opens it
+    os.mkfifo(source / "processor" / "pipe.json")  # opening it would block
     (source / "processor" / ".cache").mkdir()
     (source / "processor" / ".cache" / "download.json").write_text("{}")
     report = folder.import_folder(source, tmp_path / "ours")
@@ -305,7 +305,7 @@ def test_links_in_a_circle(source):
 
 
 def test_a_snapshot_in_a_hugging_face_cache(source, tmp_path):
-    """Its files are links to blobs beside the snapshots; what they hold is copied."""
+    """Its files are links to blobs beside the snapshots; the content of the blobs is copied."""
     repository = tmp_path / "models--qwen--image"
     snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
     blobs.mkdir(parents=True)
@@ -379,7 +379,7 @@ def test_folders_that_are_not_empty_are_left_alone(source, imported, tmp_path):
             call(origin, out)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     (out / "thesis.tex").unlink()
-    folder.import_folder(source, out)  # an empty folder will do
+    folder.import_folder(source, out)  # an empty folder is accepted
     with pytest.raises(ValueError, match="not an empty folder"):
         folder.import_folder(source, out)
 

@@ -1,4 +1,4 @@
-"""Published folder -> ours -> published folder gives back every byte, and PyTorch loads what we export."""
+"""Import and export of a published folder reproduce every byte, and PyTorch loads our exports."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ SHARDS, SHARD_BYTES = "50KB", 50_000
 
 @pytest.fixture(scope="module")
 def folders(published, tmp_path_factory):
-    """Published folders by dtype and form."""
+    """Published folders by dtype and by single or sharded files."""
     root = tmp_path_factory.mktemp("forms")
     return {
         "F32 single": published,
@@ -30,7 +30,7 @@ def folders(published, tmp_path_factory):
 
 
 def other_files(path: pathlib.Path) -> dict[str, bytes]:
-    """Every file but weights and their index."""
+    """All files except weights and their index."""
     return {
         str(file.relative_to(path)): file.read_bytes()
         for file in path.rglob("*")
@@ -44,7 +44,7 @@ def test_round_trip_gives_back_every_byte(folders, form, tmp_path):
     code, is_sharded = form.split()[0], form.endswith("sharded")
     report = folder.import_folder(source, ours)
     assert report.left_out == ()
-    # Back in the other form: what files tensors were in plays no part.
+    # Exported in the other form, because the division into files must not matter.
     folder.export_folder(ours, out, max_shard_bytes=10**9 if is_sharded else SHARD_BYTES)
     for name, component in components.COMPONENTS.items():
         before, after = safetensors_bytes.read_folder(source / name), safetensors_bytes.read_folder(out / name)
@@ -59,15 +59,15 @@ def test_round_trip_gives_back_every_byte(folders, form, tmp_path):
 
 
 def test_round_trip_covers_tensors_that_our_models_do_not_use(published):
-    """The test above proves nothing about these unless the published folder has them."""
+    """Ensures that the test above covers them."""
     assert "model.language_model.norm.weight" in safetensors_bytes.read_folder(published / "text_encoder")
     assert "lm_head.weight" in safetensors_bytes.read_folder(published / "text_encoder")
     time = [name for name in safetensors_bytes.read_folder(published / "vae") if "time_conv" in name]
-    assert len(time) == 2 * 2 * 3  # weight and bias, in encoder and decoder, of the three levels that halve time
+    assert len(time) == 2 * 2 * 3  # weight and bias, encoder and decoder, three levels that halve time
 
 
 def test_round_trip_of_ours(folders, imported, tmp_path):
-    """Shards that we wrote are read as well as those of the published code, and give the same model folder."""
+    """Shards that we wrote give the same model folder as those of the published code."""
     folder.export_folder(imported, tmp_path / "sharded", max_shard_bytes=SHARD_BYTES)
     folder.import_folder(tmp_path / "sharded", tmp_path / "again")
     for name in components.COMPONENTS:
@@ -102,7 +102,7 @@ def test_parity_of_a_sharded_export_in_pytorch(imported, tmp_path):
 
 
 def test_parity_of_an_export_in_another_dtype(imported, tmp_path):
-    """Rounded as PyTorch rounds, carried tensors included."""
+    """The rounding is that of PyTorch, also for passthrough tensors."""
     folder.export_folder(imported, tmp_path / "out", code="BF16")
     for name, model in tiny_pipeline.build().items():
         found = safetensors_bytes.read_folder(tmp_path / "out" / name)
@@ -113,7 +113,7 @@ def test_parity_of_an_export_in_another_dtype(imported, tmp_path):
 
 
 def test_round_trip_with_replaced_weights(imported, tmp_path):
-    """A component trained here takes the place of the folder's; carried tensors stay."""
+    """Trained weights replace those of the folder; passthrough tensors stay."""
     replaced = {}
     for name in ("transformer", "vae"):
         component = components.COMPONENTS[name]
@@ -136,10 +136,12 @@ def test_round_trip_of_a_model_folder_written_from_memory(imported, tmp_path):
     """`save_component` writes the same file as an import."""
     config = components.read_config(imported / "vae", "vae")
     component = components.COMPONENTS["vae"]
-    weights, carried = storage.of_ours(imported / "vae", component.expected(config))
+    weights, passthrough = storage.of_ours(imported / "vae", component.expected(config))
     model = storage.load(weights, component.abstract(config))
     published = json.loads((imported / "vae" / "config.json").read_text())
-    folder.save_component(tmp_path / "vae", published, model, {name: weight.read() for name, weight in carried.items()})
+    folder.save_component(
+        tmp_path / "vae", published, model, {name: weight.read() for name, weight in passthrough.items()}
+    )
     assert safetensors_bytes.read_folder(tmp_path / "vae") == safetensors_bytes.read_folder(imported / "vae")
     assert components.read_config(tmp_path / "vae", "vae") == config
 
@@ -159,5 +161,5 @@ def test_cast_leaves_the_right_dtype_alone(imported):
     assert halved.code == "BF16" and halved.shape == values.shape
     rounded = values.astype(tensors.DTYPES["BF16"])
     np.testing.assert_array_equal(halved.read((slice(3, 5),)), rounded[3:5])
-    # Asked for fp32, the values are still those that an export would write.
+    # Values read as fp32 are still those that an export would write.
     np.testing.assert_array_equal(halved.read(dtype=np.float32), rounded.astype(np.float32))

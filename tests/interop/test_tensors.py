@@ -1,4 +1,4 @@
-"""The streaming writer and the byte ranges it reads from."""
+"""The streaming writer, and byte ranges of files."""
 
 import os
 
@@ -46,7 +46,7 @@ def test_round_trip_through_the_writer(file, tmp_path, from_file):
     path = tmp_path / "new" / "copy.safetensors"
     sources = scan(file) if from_file else ARRAYS
     with Writer(path, specs(ARRAYS)) as writer:
-        for name in reversed(ARRAYS):  # the order of writing plays no part
+        for name in reversed(ARRAYS):  # the order of writing does not matter
             writer.write(name, sources[name])
         assert not path.exists()
     assert os.listdir(path.parent) == [path.name]
@@ -57,7 +57,7 @@ def test_round_trip_through_the_writer(file, tmp_path, from_file):
 
 
 def test_round_trip_where_the_kernel_does_not_copy(file, tmp_path, monkeypatch):
-    """Some file systems refuse it; short writes must not lose bytes either."""
+    """Some file systems do not support it; short writes must not lose bytes either."""
 
     def refuse(*args):
         raise OSError(38, "Function not implemented")

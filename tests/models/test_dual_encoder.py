@@ -39,7 +39,7 @@ def test_embeddings_parity(case):
     rng = np.random.default_rng(1)
     pixels = rng.normal(size=(3, config.image_size, config.image_size, 3)).astype(np.float32)
     ids = rng.integers(3, 88, (4, 11))
-    ids[np.arange(4), [10, 3, 5, 7]] = 88  # the end, then padding
+    ids[np.arange(4), [10, 3, 5, 7]] = 88  # end token, followed by padding
     with torch.no_grad():
         images = theirs.get_image_features(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         texts = theirs.get_text_features(input_ids=torch.from_numpy(ids))

@@ -22,7 +22,7 @@ def theirs():
 
 
 def randomise(module) -> None:
-    """Weights and statistics under which all layers matter and nothing grows out of range."""
+    """Weights and statistics with which all layers contribute and activations stay in range."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
@@ -45,7 +45,7 @@ def test_logits_parity(theirs, published):
     folded = {name: tensor.numpy() for name, tensor in fold(theirs.state_dict()).items()}
     assert {name: array.shape for name, array in folded.items()} == efficientnet_lite.shapes()
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3)).astype(np.float32)
-    pixels[1] = np.linspace(0, 255, 224)[:, None]  # smooth, and uneven at the borders
+    pixels[1] = np.linspace(0, 255, 224)[:, None]  # a gradient, whose borders differ
     with torch.no_grad():
         expected = theirs(torch.from_numpy((pixels.transpose(0, 3, 1, 2) - 127) / 128)).numpy()
     weights = {name: jnp.asarray(array) for name, array in folded.items()}

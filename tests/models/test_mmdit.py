@@ -1,4 +1,4 @@
-"""The transformer against diffusers' implementation, and what parity cannot show: padding, the cache, other rules."""
+"""The transformer against diffusers; and padding, the prefix cache and options that diffusers does not have."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ GRIDS = {0: ((4, 6), []), 1: ((6, 2), [(2, 4)]), 2: ((4, 4), [(6, 2), (2, 2)]), 
 
 @dataclasses.dataclass
 class Sample:
-    """One sample as both sides need it; text segments surround the condition images."""
+    """A sample with the inputs of both sides; text segments surround the condition images."""
 
     texts: list[np.ndarray]
     conditions: list[np.ndarray]
@@ -50,7 +50,7 @@ def random_torch(config, seed=0):
     model = QwenImage21Transformer2DModel(**values).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Of the order of trained weights: much larger ones amplify fp32 rounding beyond any parity bound.
+            # As large as trained weights: much larger ones amplify fp32 rounding beyond any tolerance.
             parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else parameter.shape[1] ** -0.5))
             if "norm_q" in name or "norm_k" in name:
                 parameter.add_(1.0)
@@ -82,7 +82,7 @@ def torch_forward(model, sample: Sample, t: float, use_cache=False):
 
 
 def batch(samples: list[Sample], extra_text=0, extra_image=0, fill=0.0):
-    """Pads samples to one layout; padding holds `fill`."""
+    """Pads samples to one layout with the value `fill`."""
     segments, images = len(samples[0].texts), len(samples[0].conditions)
     layout = Layout(
         text=tuple(max(len(s.texts[i]) for s in samples) + extra_text for i in range(segments)),
@@ -156,7 +156,7 @@ def test_parity_batch_of_different_prompt_lengths_and_times(images):
 
 @pytest.mark.parametrize("images", [0, 2])
 def test_parity_cached_prefix(images):
-    """The prefix computed once serves every t, in a padded batch, and equals the uncached pass and diffusers."""
+    """A cached prefix serves all t in a padded batch; results equal those without a cache, and those of diffusers."""
     config = CONFIGS["two_heads"]
     reference = random_torch(config)
     model = ours_from_torch(config, reference)
@@ -181,7 +181,7 @@ def test_padding_changes_nothing():
 
 
 def plain(model, sample: Sample, t: float):
-    """The same mathematics written token by token over one unpadded sample, for every rule of the configuration."""
+    """The model written token by token over one unpadded sample, for all options of the configuration."""
     config, leaves = model.config, {name: np.asarray(leaf, np.float64) for name, leaf in tree.to_dict(model).items()}
     layout, _, _ = batch([sample])
     positions, _ = place(layout, [len(x) for x in sample.texts], sample.target_grid, sample.condition_grids)

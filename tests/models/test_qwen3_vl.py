@@ -1,4 +1,4 @@
-"""The condition encoder against transformers' implementation, its weights' names, and what it refuses."""
+"""The condition encoder against transformers, its tensor names, and its errors."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from qi2_jax.models import tree
 from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig, prepare_inputs
 from tests.models import tiny_qwen3_vl as tiny
 
-# Per prompt: sizes of its images in features, and lengths of the text around them.
+# For each prompt: sizes of its images in features, and lengths of the texts around them.
 BATCHES = {
     "text_only": ([[], [], []], [(5,), (1,), (9,)]),
     "one_image": ([[(2, 3)]], [(3, 4)]),
@@ -117,7 +117,7 @@ def test_parity_of_a_saved_folder(tmp_path, tied):
     for name, leaf in tree.to_dict(ours).items():
         np.testing.assert_array_equal(leaves[name], leaf)
     back = {target for name, leaf in leaves.items() for target in NAMES.to_published(name, leaf.shape)}
-    assert back == {name for name in tensors if not NAMES.is_carried(name)}
+    assert back == {name for name in tensors if not NAMES.is_passthrough(name)}
 
 
 def test_constructor_makes_the_parameters_it_announces():

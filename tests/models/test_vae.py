@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers' implementation, its exchange with it, and what training relies on."""
+"""The autoencoder against diffusers, its import and export, and properties that training needs."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from qi2_jax.models import tree, vae_blocks
 from qi2_jax.models.vae import VAE, Encoder, VAEConfig
 from qi2_jax.models.vae_blocks import ChannelNorm
 
-# Different widths, numbers of levels, flags, residual blocks and channels, with a size of images in latents for each.
+# Different widths, numbers of levels, flags, residual blocks and channels, each with an image size in latents.
 CASES = {
     "published_levels": (VAEConfig(4, 8, 64, (1, 2, 4, 8, 8), 2), (2, 3)),
     "four_levels": (VAEConfig(6, 10, 16, (1, 2, 4, 4), 1, (True, False, True), in_channels=3, out_channels=3), (5, 3)),
@@ -35,7 +35,7 @@ def abstract(config):
 
 
 def random_torch(config, seed=0):
-    """The published implementation with random weights, gains and biases, of the size that trained ones have."""
+    """The published implementation with random weights, gains and biases as large as trained ones."""
     torch.manual_seed(seed)
     model = AutoencoderKLQwenImage21.from_config(interop.to_diffusers(config)).eval()
     with torch.no_grad():
@@ -50,9 +50,9 @@ def random_torch(config, seed=0):
 
 
 def published_arrays(model, of=lambda parameter: parameter):
-    """{published name: array} of `of(parameter)`, of the parameters that take part in the computation."""
-    carried = interop.name_map(VAEConfig()).is_carried
-    return {name: of(p).detach().numpy() for name, p in model.named_parameters() if not carried(name)}
+    """{published name: `of(parameter)` as an array} of the parameters that affect the computation."""
+    passthrough = interop.name_map(VAEConfig()).is_passthrough
+    return {name: of(p).detach().numpy() for name, p in model.named_parameters() if not passthrough(name)}
 
 
 def to_ours(config, arrays):
@@ -104,7 +104,7 @@ def test_parity_of_gradients():
     rng = np.random.default_rng(1)
     weights_logvar = rng.normal(size=nhwc(posterior.logvar).shape).astype(np.float32)
     weights_images = rng.normal(size=x.shape).astype(np.float32)
-    weights_images *= np.abs(nhwc(images)) < 0.999  # at the edge of the clamp, rounding decides on a pixel's gradient
+    weights_images *= np.abs(nhwc(images)) < 0.999  # at the clamp's limits, a pixel's gradient depends on rounding
 
     def loss(model, x):
         posterior = model.encode(x)
@@ -126,12 +126,12 @@ def test_published_sizes_names_and_shapes():
     assert interop.to_diffusers(config) == {"_class_name": "AutoencoderKLQwenImage21", **entries}
     published = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
     ours = {name: leaf.shape for name, leaf in tree.to_dict(abstract(config)).items()}
-    carried = interop.carried_shapes(config)
+    passthrough = interop.passthrough_shapes(config)
     names.check(published, ours, interop.name_map(config), "vae")
-    assert carried == {name: s for name, s in published.items() if interop.name_map(config).is_carried(name)}
+    assert passthrough == {name: s for name, s in published.items() if interop.name_map(config).is_passthrough(name)}
 
     def total(prefix):
-        return sum(int(np.prod(s)) for name, s in [*ours.items(), *carried.items()] if name.startswith(prefix))
+        return sum(int(np.prod(s)) for name, s in [*ours.items(), *passthrough.items()] if name.startswith(prefix))
 
     for part, parameters in (("encoder.", 78_675_680), ("decoder.", 259_044_052)):
         assert total(part) == parameters
@@ -145,7 +145,7 @@ def test_wrong_tensors_are_listed_by_name():
         name_map.to_published(name, leaf.shape)[0]: np.zeros(leaf.shape, np.float32) for name, leaf in like.items()
     }
     arrays["encoder.down_blocks.0.downsampler.time_conv.weight"] = np.zeros((4, 4, 1, 1), np.float32)
-    names.stack(arrays, like, name_map)  # as it should be
+    names.stack(arrays, like, name_map)  # complete
     del arrays["encoder.down_blocks.0.downsampler.resample.1.weight"]
     arrays["decoder.mid_block.resnets.2.conv1.weight"] = np.zeros((4, 4, 3, 3), np.float32)
     arrays["encoder.norm_out.gamma"] = np.zeros((4,), np.float32)
@@ -230,7 +230,7 @@ def test_computes_in_the_dtype_of_the_input_with_norms_in_fp32():
 
 
 def test_gradients_of_an_image_of_zeros_are_small():
-    """The norms divide by the length of a pixel: a fresh encoder must not map a zero pixel to nearly zero."""
+    """The norms divide by a pixel's norm, so a fresh encoder must not map a zero pixel to nearly zero."""
     encoder = compiled(lambda: Encoder(TINY, key=jax.random.key(0)))()
     gradients = compiled(jax.grad(lambda m, x: jnp.mean(m(x, remat=False))))(encoder, jnp.zeros((1, 4, 8, 3)))
     largest = {name: float(jnp.abs(gradient).max()) for name, gradient in tree.to_dict(gradients).items()}

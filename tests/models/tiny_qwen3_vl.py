@@ -16,7 +16,7 @@ from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 
 IMAGE, VIDEO, VISION_START, VISION_END = 60, 61, 62, 63  # ids in a vocabulary of 64 tokens
 
-# Shapes are chosen to disagree wherever two of them could be confused.
+# All sizes differ, so that no two of them can be confused.
 SHAPES = {
     "grouped_queries": (
         dict(hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2)
@@ -52,7 +52,7 @@ TINY_TOKENS = dict(
 
 
 def published_config(shape: str, *, vocabulary: int = 64, **fields) -> PublishedConfig:
-    """Configuration of a tiny model; with Qwen's vocabulary of 151936 it also has Qwen's special ids."""
+    """Configuration of a tiny model; with Qwen's vocabulary of 151936 it has Qwen's special token ids as well."""
     text, vision = SHAPES[shape]
     config = PublishedConfig(
         text_config=dict(text, vocab_size=vocabulary),
@@ -65,7 +65,7 @@ def published_config(shape: str, *, vocabulary: int = 64, **fields) -> Published
 
 
 def build(config: PublishedConfig) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VL, Qwen3VLConfig]:
-    """A published model in fp32 with random weights, biases and norms included, and ours with the same."""
+    """A published model in fp32 with random weights, biases and norms, and our model with the same parameters."""
     theirs = Qwen3VLForConditionalGeneration(config).float().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in theirs.named_parameters():

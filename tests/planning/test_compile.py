@@ -1,5 +1,6 @@
 """The training step of a tiny transformer, compiled for TPU chips that are not attached."""
 
+import dataclasses
 import importlib.util
 import math
 import pathlib

@@ -1,4 +1,4 @@
-"""What a path given by the user means, and the weights found there."""
+"""Locating the model in a path given by the user, and its weights."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def run(imported, tmp_path_factory):
 
 @pytest.fixture
 def copied(run, tmp_path):
-    """A copy of the run to spoil."""
+    """A copy of the run to damage."""
     shutil.copytree(run[0], tmp_path / "run", copy_function=os.link)
     return tmp_path / "run"
 
@@ -85,7 +85,7 @@ def test_a_job_means_its_run(run, tmp_path):
     ("record", "order"),
     [
         ({"order": ["b", "a"], "stages": {"a": {}, "b": {}}}, ["b", "a"]),
-        ({"stages": {"b": {}, "a": {}}}, ["a", "b"]),  # of an older version
+        ({"stages": {"b": {}, "a": {}}}, ["a", "b"]),  # of an earlier version
     ],
 )
 def test_a_curriculum_means_the_run_of_its_latest_stage(record, order, run, tmp_path):
@@ -148,7 +148,7 @@ def test_round_trip_of_a_checkpoint(run, tmp_path):
         for name, layer in zip(names, leaf if mmdit.NAMES.is_stacked(names[0]) else [leaf], strict=True):
             want[name] = ("F32", layer.shape, np.asarray(layer).tobytes())
     assert safetensors_bytes.read_folder(tmp_path / "out" / "transformer") == want
-    # What the export wrote is a pipeline like any other.
+    # The export can be imported like any published pipeline.
     folder.import_folder(tmp_path / "out", tmp_path / "again")
     again = locating.locate(tmp_path / "again").weights("transformer")
     for name, leaf in tree.to_dict(states[3].ema).items():
@@ -173,7 +173,7 @@ def test_checkpoints_that_do_not_exist(copied, name):
 
 def test_a_run_that_has_saved_nothing_yet(copied):
     shutil.rmtree(copied / "checkpoints")
-    with pytest.raises(ValueError, match="has no complete checkpoint yet in"):
+    with pytest.raises(ValueError, match="has no complete checkpoint in"):
         locating.locate(copied)
 
 
@@ -238,6 +238,6 @@ def test_weights_that_are_missing(copied):
     (copied / "model" / "vae" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"vae has neither model\.safetensors nor"):
         locating.locate(copied).weights("vae")
-    # The model folder of a run, taken alone, has no transformer.
+    # The model folder of a run contains no transformer weights.
     with pytest.raises(ValueError, match=r"transformer has neither model\.safetensors nor"):
         locating.locate(copied / "model").weights("transformer")

@@ -1,4 +1,4 @@
-"""Prompt handling against the published pipeline, and what it refuses."""
+"""Prompt handling against the published pipeline, and its errors."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ TEXTS = [
 
 
 class Processor(Qwen3VLProcessor):
-    """The published processor; it insists on torchvision for videos, which play no part here."""
+    """The published processor, without its check for torchvision, which only videos need."""
 
     last = None
 
@@ -185,7 +185,7 @@ def test_parity_of_resized_images(pipeline, image):
     width, height = condition_size(*image.size, RESOLUTION)
     want = pipeline.image_processor.resize(image.convert("RGBA"), width=width, height=height)
     np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
-    # What the autoencoder of the pipeline reads is made of the same pixels.
+    # The pipeline's autoencoder reads the same pixels.
     pixels = pipeline.image_processor.preprocess(image.convert("RGBA"), width=width, height=height)
     np.testing.assert_allclose(pixels[0].permute(1, 2, 0), np.asarray(got) / 127.5 - 1, atol=1e-6)
 
@@ -283,7 +283,7 @@ def test_chat_templates_that_are_refused(ours, template, message):
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "torchvision", "diffusers"):
-    sys.modules[name] = None  # importing it fails, looking for it finds nothing
+    sys.modules[name] = None  # makes importing it fail
 import json
 from PIL import Image
 from qi2_jax.models.qwen3_vl import Qwen3VLConfig
@@ -304,7 +304,7 @@ def test_processor_needs_no_torch(folder, models):
 
 
 def test_condition_images_below_the_published_limit_keep_their_size(ours, tmp_path):
-    """At 256p some buckets have fewer than the 256 x 256 pixels to which the published processor enlarges."""
+    """At 256p some buckets have fewer than the 256 x 256 pixels to which the published processor enlarges images."""
     save_qwen_processor(tmp_path)
     processor = PromptProcessor.from_folder(tmp_path, ours.config)
     sizes = Buckets.for_area(256).sizes

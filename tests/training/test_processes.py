@@ -135,7 +135,7 @@ put = lambda row: sharding.put_batch(mesh, np.stack([row] * rows), count)
 given = Conditioning(put(np.ones((16, 48), np.float32)), put(positions), put(valid))
 run = Execution(kernel=sharding.Attention(mesh), constrain=sharding.Constrain(mesh))
 noise = put(np.ones((24, 64), np.float32))
-drawn = sampler.sample(model, noise, np.linspace(1, 0, 61), sampler.Prompt(layout, given), run=run)
+drawn = sampler.sample(model, noise, np.linspace(1, 0, 61), sampler.Prompt(layout, given), execution=run)
 print("drawn", jax.block_until_ready(drawn).shape, flush=True)
 """
 

@@ -36,8 +36,8 @@ class VisionConfig:
 
     Attributes:
       num_position_embeddings: entries of the learned position table, a square number.
-      deepstack_visual_indexes: blocks whose output is also handed to the text tower, strictly increasing; the n-th of
-        them is added after text layer n.
+      deepstack_visual_indexes: blocks whose output also goes to the text tower, strictly increasing; the n-th output is
+        added after text layer n.
     """
 
     depth: int
@@ -142,8 +142,8 @@ class TextConfig:
         _require(model_type == "qwen3_vl_text", f"{where} is a {model_type!r}, not a dense Qwen3-VL tower")
         act = fields.get("hidden_act", "silu")
         _require(act == "silu", f"{where} hidden_act {act!r} is not supported, only silu")
-        _require(not fields.get("attention_bias"), f"{where} has attention_bias, which our projections cannot hold")
-        # Older files split into rope_theta and rope_scaling what newer ones call rope_parameters.
+        _require(not fields.get("attention_bias"), f"{where} has attention_bias, which is not supported")
+        # Older files have rope_theta and rope_scaling instead of rope_parameters.
         rope = fields.get("rope_parameters") or {**(fields.get("rope_scaling") or {}), **fields}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         _require(rope_type in ("default", "mrope"), f"{where} rope type {rope_type!r} is not supported, only default")
@@ -168,7 +168,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3VLConfig:
-    """Both towers and the ids of the tokens that stand for visual input."""
+    """Configuration of both towers, and ids of the tokens that stand for visual input."""
 
     vision: VisionConfig
     text: TextConfig

@@ -1,5 +1,5 @@
-"""What the encoder reads, prepared on the host: everything that depends on prompts and image sizes is data, in shapes
-that the caller can hold fixed.
+"""Inputs of the encoder, prepared on the host. All that depends on prompts and image sizes is data in arrays whose
+shapes the caller can fix.
 
 Dims: `B` prompts, `S` tokens, `I` images of all prompts, `P` patches per image, `C` numbers per patch, `M` visual
 features per image (P / m^2, with m the side of the square of patches that are merged).
@@ -24,8 +24,8 @@ class VisionInputs:
     Attributes:
       patches: pixels, fp32, normalised; patches in merge order.
       valid: False marks padding.
-      coordinates: int32, row and column of every patch.
-      table_index, table_weight: the four entries of the learned position table around every patch, and their shares.
+      coordinates: int32, row and column of each patch.
+      table_index, table_weight: the four entries of the learned position table around each patch, and their weights.
       slots: int32, the flat position b * S + s of every feature among the tokens; B * S where there is none.
     """
 
@@ -65,14 +65,14 @@ def prepare_inputs(
     image_count: int | None = None,
     patch_count: int | None = None,
 ) -> EncoderInputs:
-    """Pads a batch and derives positions and indices, as numpy arrays.
+    """Pads a batch and computes positions and indices, as NumPy arrays.
 
     Args:
-      token_ids: prompts without padding; images stand in the order of `grids`, prompt by prompt.
-      patches: the patches of all images one after another, in merge order.
-      grids: (frames, rows, columns) of every image in patches; one frame.
+      token_ids: prompts without padding; their images are in the order of `grids`.
+      patches: the patches of all images, concatenated, in merge order.
+      grids: (frames, rows, columns) of each image in patches; one frame.
       length, image_count, patch_count: S, I and P to pad to, so that different batches run the same compiled program;
-        by default the largest of the batch. With `image_count`, a batch without images has rows of padding instead.
+        by default the largest in the batch. With `image_count`, a batch without images has rows of padding instead.
 
     Raises:
       ValueError: if something does not fit, or images and image tokens disagree.
@@ -98,7 +98,27 @@ def prepare_inputs(
 
     if image_count is None and len(grids) == 0:
         return EncoderInputs(input_ids, valid, positions, vision=None)
-    counts = grids[:, 1] * grids[:, 2]
+    slots = np.flatnonzero(valid & (input_ids == config.image_token_id))
+    images = _vision_inputs(vision, patches, grids, slots, batch * length, image_count, patch_count)
+    return EncoderInputs(input_ids, valid, positions, images)
+
+
+def _vision_inputs(
+    vision: VisionConfig,
+    patches: Float[np.ndarray, "patches C"] | None,
+    grids: Int[np.ndarray, "I 3"],
+    slots: Int[np.ndarray, "features"],
+    no_slot: int,
+    image_count: int | None,
+    patch_count: int | None,
+) -> VisionInputs:
+    """Pads the images of a batch.
+
+    Args:
+      slots: the flat position among the tokens of each feature of all images.
+      no_slot: the position that marks padding.
+    """
+    merge, counts = vision.spatial_merge_size, grids[:, 1] * grids[:, 2]
     if len(grids) and (patches is None or patches.shape != (counts.sum(), vision.patch_dim)):
         found = None if patches is None else patches.shape
         raise ValueError(f"patches must have shape {(counts.sum(), vision.patch_dim)} for grids {grids}, got {found}")
@@ -106,16 +126,14 @@ def prepare_inputs(
     columns = _fitted("patch_count", patch_count, int(counts.max(initial=merge**2)), "patches in the largest image")
     if columns % merge**2:
         raise ValueError(f"patch_count {columns} must be a multiple of {merge**2}, the patches of one feature")
-
     filled = VisionInputs(
         patches=np.zeros((rows, columns, vision.patch_dim), np.float32),
         valid=np.zeros((rows, columns), bool),
         coordinates=np.zeros((rows, columns, 2), np.int32),
         table_index=np.zeros((rows, columns, 4), np.int32),
         table_weight=np.zeros((rows, columns, 4), np.float32),
-        slots=np.full((rows, columns // merge**2), batch * length, np.int32),
+        slots=np.full((rows, columns // merge**2), no_slot, np.int32),
     )
-    slots = np.flatnonzero(valid & (input_ids == config.image_token_id))
     ends = np.cumsum(counts)
     for i, (_, height, width) in enumerate(grids):
         count, before = counts[i], ends[i] - counts[i]
@@ -125,7 +143,7 @@ def prepare_inputs(
         filled.coordinates[here] = coordinates = patch_coordinates(height, width, merge)
         filled.table_index[here], filled.table_weight[here] = table_corners(coordinates, height, width, vision)
         filled.slots[i, : count // merge**2] = slots[before // merge**2 : ends[i] // merge**2]
-    return EncoderInputs(input_ids, valid, positions, vision=filled)
+    return filled
 
 
 def _fitted(name: str, wanted: int | None, needed: int, what: str) -> int:
@@ -143,7 +161,9 @@ def mrope_positions(
     from p, and then advances p by the larger of its sides.
 
     Args:
-      grids: (rows, columns) of the images in features; as many are taken as the prompt holds.
+      ids: token ids of the prompt.
+      image_token_id: id of the token that stands for one image feature.
+      grids: (rows, columns) in features of this prompt's images, and of the prompts after it.
 
     Raises:
       ValueError: if a run of image tokens is not exactly one image.

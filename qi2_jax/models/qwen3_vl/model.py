@@ -15,8 +15,8 @@ from qi2_jax.models.qwen3_vl.vision import VisionTower
 
 
 class Qwen3VL(nnx.Module):
-    """Vision and text tower. The final norm and the language head are not part of it: the diffusion transformer reads
-    the hidden state before them."""
+    """Vision and text tower, without the final norm and the language head: the diffusion transformer reads the hidden
+    state before them."""
 
     def __init__(self, config: Qwen3VLConfig, *, key: Array):
         rng = keys(key)

@@ -95,7 +95,7 @@ class TextTower(nnx.Module):
         *,
         kernel: str | Kernel = "auto",
     ) -> Float[Array, "B S D"]:
-        """Runs the layers on embeddings into which visual features are already written.
+        """Runs the layers on embeddings that already contain the visual features.
 
         Args:
           x_BSD: embeddings; everything but norms, softmax and rotation is computed in their dtype.
@@ -111,7 +111,7 @@ class TextTower(nnx.Module):
             layer, index = layer_and_index
             x_BSD = layer(x_BSD, angles_BSF, valid_BS, kernel=kernel)
             if taps_NIMD is not None and slots_IM is not None:
-                # One loop over all layers with a branch inside: cutting the stack in two would copy the weights.
+                # One loop over all layers with a branch inside, because splitting the stack would copy the weights.
                 x_BSD = jax.lax.cond(
                     index < taps_NIMD.shape[0],
                     lambda x: place(x, slots_IM, taps_NIMD[index], add=True),
@@ -126,7 +126,7 @@ class TextTower(nnx.Module):
 def place(
     x_BSD: Float[Array, "B S D"], slots_IM: Int[Array, "I M"], features_IMD: Float[Array, "I M D"], *, add: bool = False
 ) -> Float[Array, "B S D"]:
-    """Writes (or adds) features at their flat positions b * S + s; those at B * S fall off the end."""
+    """Writes (or adds) features at their flat positions b * S + s; features at B * S are ignored."""
     rows = x_BSD.reshape(-1, x_BSD.shape[-1]).at[slots_IM.reshape(-1)]
     update = rows.add if add else rows.set
     features = features_IMD.reshape(-1, x_BSD.shape[-1]).astype(x_BSD.dtype)
@@ -134,9 +134,9 @@ def place(
 
 
 def frequency_axes(config: TextConfig) -> np.ndarray:
-    """Which position, 0 frame, 1 height, 2 width, turns each of the K/2 rotary frequencies, [K/2].
+    """The position axis (0 frame, 1 height, 2 width) of each rotary frequency, [K/2].
 
-    Interleaved layout: frequency i belongs to axis i mod 3 as long as i < 3 * mrope_section[axis], beyond that to the
+    Interleaved layout: frequency i belongs to axis i mod 3 while i < 3 * mrope_section[axis], and otherwise to the
     frame axis (Qwen3-VL technical report, interleaved M-RoPE).
     """
     index = np.arange(config.head_dim // 2)

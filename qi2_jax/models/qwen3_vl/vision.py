@@ -38,14 +38,14 @@ class PatchProjection(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Holds the projection under its published name."""
+    """The projection, under its published name."""
 
     def __init__(self, config: VisionConfig, *, key: Array):
         self.proj = PatchProjection(config, key=key)
 
 
 class VisionAttention(nnx.Module):
-    """Attention of all patches of an image to each other."""
+    """Self-attention over all patches of an image."""
 
     def __init__(self, config: VisionConfig, *, key: Array):
         rng, dim = keys(key), config.hidden_size
@@ -65,7 +65,7 @@ class VisionAttention(nnx.Module):
 
 
 class VisionMLP(nnx.Module):
-    """Two layers with a GELU (tanh form) between."""
+    """Two linear layers with GELU (tanh) between them."""
 
     def __init__(self, config: VisionConfig, *, key: Array):
         rng = keys(key)
@@ -136,9 +136,9 @@ class VisionTower(nnx.Module):
     def __call__(
         self, inputs: VisionInputs, *, kernel: str | Kernel = "auto"
     ) -> tuple[Float[Array, "I M O"], Float[Array, "N I M O"]]:
-        """Features of the last block, and those of the DeepStack taps in the order of their blocks.
+        """Features of the last block, and of the DeepStack taps in the order of their blocks.
 
-        Rows of padding are finite and meaningless.
+        Rows of padding are finite but meaningless.
         """
         x_IPD = self.patch_embed.proj(inputs.patches)
         corners_IP4D = self.pos_embed(inputs.table_index).astype(jnp.float32)
@@ -160,7 +160,7 @@ class VisionTower(nnx.Module):
 
 
 def axial_angles(coordinates_IP2, config: VisionConfig) -> Float[Array, "I P F"]:
-    """Rotary angles, fp32 [I, P, K/2]: the first half turns with a patch's row, the second with its column."""
+    """Rotary angles, fp32 [I, P, K/2]: the first half depends on a patch's row, the second on its column."""
     freqs = frequencies(config.head_dim // 2, config.rope_theta)
     angles_IP2F = coordinates_IP2[..., None].astype(jnp.float32) * freqs
     return angles_IP2F.reshape(*angles_IP2F.shape[:2], -1)

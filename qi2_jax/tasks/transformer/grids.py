@@ -130,7 +130,7 @@ class Grids:
             self._prompt(panel, samples, [sample.texts[0] for sample in samples]),
             negative=negative,
             guidance=config.guidance,
-            run=self.objective.execution,
+            execution=self.objective.execution,
             progress=watched,
         )
         several = jax.process_count() > 1

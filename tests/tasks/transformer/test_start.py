@@ -57,7 +57,8 @@ def test_other_encoders_are_refused(imported, tmp_path):
         start.give_model(CONFIG, made, tmp_path, tmp_path / "run")
 
 
-def test_run_without_encoders_says_so(tmp_path, capsys):
+def test_run_without_encoders_says_so(tmp_path, caplog):
+    caplog.set_level("INFO")
     start.give_model(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
     assert "can train, but not sample" in caplog.text
     assert not (tmp_path / "run").exists()
