@@ -20,7 +20,11 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json")
 ARCHIVE_SUFFIXES = (".tar", ".parquet")
 _COMPANIONS = (".json", *CAPTION_SUFFIXES)
 _KNOWN = frozenset((*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXES, *ARCHIVE_SUFFIXES))
-_LISTS = (".jsonl", ".csv")
+_WAYS_OUT = {
+    ".jsonl": "name it as the source if it lists images",
+    ".csv": "name it as the source if it lists images",
+    ".arrayrecord": "name its folder as the source",
+}
 _HIDDEN = ("__MACOSX", "@eaDir")  # what macOS and Synology add; other hidden names begin with a dot
 
 
@@ -30,6 +34,10 @@ class Image:
 
     key: str
     beside: tuple[str, ...]
+
+    @property
+    def has_json(self) -> bool:
+        return any(suffix_of(name) == ".json" for name in self.beside)
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,13 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
         elif suffix in ARCHIVE_SUFFIXES:
             tree.archives.append(place + name)
         elif known:
-            way_out = "name it as the source if it lists images" if suffix in _LISTS else ""
-            ledger.refuse(Refused("not_read", way_out), place + name)
+            ledger.refuse(Refused("not_read", _WAYS_OUT.get(suffix, "")), place + name)
     # `.txt` comes before `.TXT`, `.caption` and `.json`, whatever the order of the file system.
     order = {suffix: number for number, suffix in enumerate((*CAPTION_SUFFIXES, ".json"))}
     for name in images:
-        found = sorted(beside.get(_stem(name), ()), key=lambda key: (order[suffix_of(key)], key.swapcase()))
+        # Downloaders also write `1.jpg.txt` and `1.jpg.json`.
+        names_beside = (*beside.get(_stem(name), ()), *beside.get(name, ()))
+        found = sorted(names_beside, key=lambda key: (order[suffix_of(key)], key.swapcase()))
         tree.images.append(Image(place + name, tuple(found)))
 
 

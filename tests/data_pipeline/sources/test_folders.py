@@ -44,9 +44,10 @@ def tar() -> bytes:
 
 
 def read(src, **options):
-    report = ingest(src, src.parent / f"{src.name}-out", Options(**options), progress=False)
+    out = src.parent / f"{src.name}-{len(options)}-out"
+    report = ingest(src, out, Options(**options), progress=False)
     assert set(report.refused.counts) <= set(REASONS)
-    records = list(RecordFolder(src.parent / f"{src.name}-out"))
+    records = list(RecordFolder(out))
     assert len({record.key for record in records}) == len(records) == report.records
     return records, report
 
@@ -105,7 +106,9 @@ def test_data_sets_as_they_are_cloned(tmp_path):
     assert report.refused.counts == {"not_listed": 1}
 
 
-@pytest.mark.parametrize("names", [("1.JPG", "1.TXT"), ("1.jpg", "1.caption"), ("1.JPG", "1.txt")])
+@pytest.mark.parametrize(
+    "names", [("1.JPG", "1.TXT"), ("1.jpg", "1.caption"), ("1.JPG", "1.txt"), ("1.jpg", "1.jpg.txt")]
+)
 def test_names_of_captions(tmp_path, names):
     put(tmp_path / "set", {f"10_hill/{names[0]}": b"x", f"10_hill/{names[1]}": "hills in spring"})
     assert read(tmp_path / "set")[0][0].captions == (Caption("hills in spring"),)
@@ -131,6 +134,9 @@ def test_json_beside_a_caption(tmp_path):
     assert records[3].captions == (Caption("hills 3"), Caption("Hügel", language="de"))
     assert report.lost.counts == {"bad_json": 2}
     assert report.refused.examples == {"missing_caption": ["4.jpg (keys 'description', 'url')"]}
+    put(src, {"0.txt": " "})
+    records = read(src, columns={"text": "description"})[0]
+    assert records[0].captions == (Caption("an alternative text"),) and records[4].captions == (Caption("hills"),)
 
 
 def test_hidden_folders_are_no_data(tmp_path):
@@ -193,6 +199,17 @@ def test_lines_of_one_picture_are_captions_of_one_record(tmp_path):
     assert [caption.text for caption in records[1].captions] == ["make it night", "darken it"]
     assert records[2].conditions == (b"image 2",) and len(records[0].tags) == 6
     assert report.refused.counts == {"duplicate_key": 1}
+
+
+def test_two_metadata_files_of_one_folder_are_merged(tmp_path):
+    put(tmp_path / "set", pictures(2) | {"metadata.jsonl": "\n".join(LINES[:2])})
+    put(tmp_path / "set", {"metadata.csv": "file_name,caption\n0.jpg,hills 0\n1.jpg,mountains\n"})
+    records, report = read(tmp_path / "set")
+    assert [[caption.text for caption in record.captions] for record in records] == [
+        ["hills 0"],
+        ["mountains", "hills 1"],
+    ]
+    assert report.refused.to_dict() == {"duplicate_key": {"count": 1, "examples": ["metadata.jsonl: 0.jpg"]}}
 
 
 def test_consecutive_rows_of_one_picture_are_captions_of_one_record(tmp_path):
