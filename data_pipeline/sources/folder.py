@@ -4,6 +4,7 @@
   `a/cat.json` with the keys of `fields.describe`.
 - Metadata files (`metadata.jsonl`, `.csv` or `.json`): they alone say which images below their folder belong to the
   data set.
+- Pairs of InstructPix2Pix: `1_0.jpg` before and `1_1.jpg` after the edit of a `prompt.json`.
 - Tars and Parquet tables: each by its own reader.
 """
 
@@ -17,7 +18,17 @@ from data_pipeline.records.schema import Record
 from data_pipeline.sources import base, layouts
 from data_pipeline.sources.base import CAPTION_SUFFIXES, Ledger, Options, Refused
 from data_pipeline.sources.beside import describe_files
-from data_pipeline.sources.fields import MAX_JSON_BYTES, Described, Text, make_record, merge, name_of, text_of_file
+from data_pipeline.sources.fields import (
+    MAX_JSON_BYTES,
+    Described,
+    Text,
+    describe,
+    make_record,
+    merge,
+    name_of,
+    parse_json,
+    text_of_file,
+)
 from data_pipeline.sources.metadata import Entry, Listing, read_metadata
 from data_pipeline.sources.parquet import NoImageColumn, read_parquet
 from data_pipeline.sources.tree import Files, Image, Tree, walk
@@ -153,6 +164,10 @@ def read_entries(files: Files, entries: Iterable[Entry | Image], options: Option
 
 
 def _described_beside(files: Files, image: Image, options: Options) -> Described:
+    if image.source is not None:
+        prompt = parse_json(files.read(image.beside[0], MAX_JSON_BYTES, "bad_json"))
+        fields = {"instruction": prompt.get("edit"), "text": prompt.get("output"), "conditions": [image.source]}
+        return describe({name: value for name, value in fields.items() if value is not None}, options.licence)
     texts: list[Text] = []
     json_file: bytes | Refused | None = None
     for name in image.beside:
