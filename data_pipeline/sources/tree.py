@@ -97,7 +97,8 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
         if suffix in _COMPANIONS:
             beside.setdefault(_stem(name), []).append(place + name)
         if name in METADATA:
-            tree.metadata += [] if is_pairs else [place + name]
+            if not is_pairs:  # that of InstructPix2Pix has the seeds of the pairs
+                tree.metadata.append(place + name)
         elif suffix in IMAGE_SUFFIXES:
             images.append(name)
         elif suffix in ARCHIVE_SUFFIXES:
