@@ -68,7 +68,7 @@ def test_pictures_and_sets_that_are_not_read_are_counted_and_named(tmp_path):
         ".txt": 9,
         ".zip": 1,
     }
-    assert ".heic" in report.table().title.plain and report.to_dict()["files"][".heic"] == 1
+    assert ".heic" in str(report.table().title) and report.to_dict()["files"][".heic"] == 1
 
 
 def test_pictures_tars_and_tables_of_one_folder_are_all_read(tmp_path):
