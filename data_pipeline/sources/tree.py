@@ -179,5 +179,6 @@ class Files:
 def _hub_blobs(root: Path) -> Iterator[Path]:
     """The blobs beside the snapshot that a folder lies in: `datasets--OWNER--NAME/snapshots/COMMIT/..`."""
     for folder in root.parents:
-        if folder.name == "snapshots" and "--" in folder.parent.name:
-            yield (folder.parent / "blobs").resolve()
+        blobs = folder.parent / "blobs"
+        if folder.name == "snapshots" and "--" in folder.parent.name and not blobs.is_symlink():
+            yield blobs

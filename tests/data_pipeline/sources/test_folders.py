@@ -226,10 +226,11 @@ def test_text_files_are_read_by_their_byte_order_marks(tmp_path, encoding):
     text = "雪山\r\nin spring\u2028and more"
     put(tmp_path / "set", {"1.jpg": b"1", "1.txt": text.encode(encoding), "2.jpg": b"2"})
     put(tmp_path / "set", {"2.txt": "hills in spring".encode("utf-16-le")})
-    put(tmp_path / "lines", pictures(1) | {"metadata.jsonl": f"{LINES[0]}\r\n".encode(encoding)})
+    lines = f"{LINES[0]}\r\n".replace("hills", "hills\u2028and ")
+    put(tmp_path / "lines", pictures(1) | {"metadata.jsonl": lines.encode(encoding)})
     put(tmp_path / "csv", pictures(1) | {"metadata.csv": "file_name,text\r\n0.jpg,雪山\r\n".encode(encoding)})
     records, report = read(tmp_path / "set")
     assert records[0].captions == (Caption("雪山\nin spring\u2028and more"),)
     assert report.refused.to_dict() == {"not_utf8": {"count": 1, "examples": ["2.jpg"]}}
-    assert read(tmp_path / "lines")[0][0].captions == (Caption("hills 0"),)
+    assert read(tmp_path / "lines")[0][0].captions == (Caption("hills\u2028and  0"),)
     assert read(tmp_path / "csv")[0][0].captions == (Caption("雪山"),)
