@@ -41,6 +41,9 @@ class Folder:
 
     Attributes:
       entries: images to read, in the order of their keys, as metadata describes them or with the files beside them.
+      archives: tars and tables, relative to the root.
+      prefixes: what the keys of each archive begin with.
+      has_columns: whether `Options.columns` mean anything here.
     """
 
     files: Files
