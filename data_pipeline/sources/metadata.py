@@ -1,7 +1,7 @@
 """Metadata files: JSON lines, a JSON list or a CSV table in which every row names an image and describes it.
 
 The name of the image is relative to the folder of the metadata file. Several rows of one image are one record with all
-of their captions; rows of one image with other condition images are records of their own.
+of their captions; rows of one image with other condition images are separate records.
 """
 
 import codecs
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass
 class Listing:
-    """What a metadata file says.
+    """Content of a metadata file.
 
     Attributes:
       named: every file that it names, also in rows that were refused.
