@@ -110,7 +110,9 @@ def read_shard_scores(folder: Path | str, filter: Filter, shard: Shard) -> pa.Ta
       ValueError: when they are missing, stale or damaged.
     """
     if not is_complete(folder, filter, shard):
-        raise ValueError(f"{folder}: filter {filter.name!r} has not scored {shard.file}; score the folder first")
+        raise ValueError(
+            f"{folder}: filter {filter.name!r} has not scored {shard.file}; run `qi2 data score {folder}` first"
+        )
     return _read(paths(folder, filter, shard)[0], filter, shard)
 
 

@@ -1,4 +1,4 @@
-"""Where records come from: one file per kind of source, each a reader that counts what it refuses."""
+"""Sources of records: one file per kind of source. Every reader counts the samples that it refuses."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ def open_source(src: Path | str, options: Options, ledger: Ledger) -> Source:
     if not path.is_dir():
         raise ValueError(f"{src} is not a folder and not a {', '.join((*_FILES, *SUFFIXES))} file")
     if any(next(path.glob(pattern), None) for pattern in PATTERNS):
-        read_manifest(path)  # before anything is written
+        read_manifest(path)  # so that nothing is written if it is incomplete
         return Source(read_records(path, options, ledger), False)
     folder = open_folder(path, options, ledger)
     return Source(folder.read(options, ledger), folder.has_columns)

@@ -72,8 +72,8 @@ LOST = {
     "bad_language": "a language that is not a tag such as en or zh-Hans; the caption is kept without it",
     "unknown_kind": "a kind of caption that is not known; the caption is kept as a general one",
     "too_many_tags": f"tags beyond the first {MAX_TAGS}",
-    "bad_tag": f"tags that are blank, no text, or longer than {MAX_TAG_CHARS} characters",
-    "bad_licence": "a licence that is no text or too long; the record counts as without a licence",
+    "bad_tag": f"tags that are blank, not text, or longer than {MAX_TAG_CHARS} characters",
+    "bad_licence": "a licence that is not text or is too long; the record is kept without a licence",
 }
 
 

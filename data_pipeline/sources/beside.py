@@ -11,8 +11,8 @@ from data_pipeline.sources.fields import Described, Text, describe, parse_json
 def describe_files(json_file: bytes | Refused | None, texts: Sequence[Text], options: Options) -> Described:
     """Describes a sample by all of its files. A JSON file that cannot be used matters only without a text file.
 
-    Captions under our own keys, `text` and `captions`, are kept beside those of text files. Under other names, as
-    img2dataset writes them, they repeat the text file or describe something else, and count only without one.
+    Captions under our own keys, `text` and `captions`, are kept beside those of text files. Captions under other keys,
+    as img2dataset writes them, usually repeat the text file and are used only if there is no text in one.
 
     Raises:
       Refused: if there is no usable caption; it names the keys of the JSON file if none of them holds a caption.
@@ -25,7 +25,7 @@ def describe_files(json_file: bytes | Refused | None, texts: Sequence[Text], opt
         fields = layouts.values_of(row, layouts.fields_of(row, options.columns, table=False))
     except Refused as refusal:
         fields, problem = {}, refusal
-    if texts:
+    if any(isinstance(text.content, str) and text.content.strip() for text in texts):
         fields = {name: value for name, value in fields.items() if name not in ("text", "captions") or name in row}
     try:
         described = describe(fields, options.licence, texts)

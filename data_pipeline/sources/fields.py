@@ -108,12 +108,12 @@ def describe(fields: dict[str, Any], licence: str | None, texts: Sequence[Text] 
     """
     if "text" in fields and "captions" in fields:
         raise Refused("bad_metadata")
-    instructions, given = _listed(fields, "instruction"), _listed(fields, "captions") + _listed(fields, "text")
+    instructions, general = _listed(fields, "instruction"), _listed(fields, "captions") + _listed(fields, "text")
     conditions = _listed(fields, "conditions")
     if len(conditions) > MAX_CONDITIONS or not all(isinstance(name, str) for name in conditions):
         raise Refused("bad_metadata")
     parts: list[tuple[Any, str | None]] = [(value, INSTRUCTION) for value in instructions]
-    parts += [(text.content, text.kind) for text in texts] + [(value, None) for value in given]
+    parts += [(text.content, text.kind) for text in texts] + [(value, None) for value in general]
     captions, lost = _captions(parts)
     tags, lost_tags = _tags(fields.get("tags"))
     found = fields.get("licence")
@@ -149,7 +149,7 @@ def _captions(parts: Sequence[tuple[Any, str | None]]) -> tuple[tuple[Caption, .
 
 
 def _caption(value: object, kind: str | None) -> tuple[Caption, list[str]]:
-    """A caption from a string or from {text, kind, language}, and what it lost.
+    """A caption from a string or from {text, kind, language}, and reasons of LOST for its parts.
 
     Args:
       kind: INSTRUCTION if the caption must be an instruction; None if it must not be one.
@@ -183,7 +183,7 @@ def _caption(value: object, kind: str | None) -> tuple[Caption, list[str]]:
 
 
 def _tags(value: Any) -> tuple[tuple[str, ...], list[str]]:
-    """The first tags that can be used, from a list or from one string with commas, and what was lost."""
+    """The first usable tags of a list, or of a string with commas, and the reasons of LOST for the others."""
     if value is None:
         return (), []
     values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]

@@ -4,20 +4,31 @@
   `a/cat.json` with the keys of `fields.describe`.
 - Metadata files (`metadata.jsonl`, `.csv` or `.json`): they alone say which images below their folder belong to the
   data set.
+- Pairs of InstructPix2Pix: `1_0.jpg` before and `1_1.jpg` after the edit of a `prompt.json`.
 - Tars and Parquet tables: each by its own reader.
 """
 
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.records.schema import Record
 from data_pipeline.sources import base, layouts
 from data_pipeline.sources.base import CAPTION_SUFFIXES, Ledger, Options, Refused
 from data_pipeline.sources.beside import describe_files
-from data_pipeline.sources.fields import MAX_JSON_BYTES, Described, Text, make_record, name_of, text_of_file
+from data_pipeline.sources.fields import (
+    MAX_JSON_BYTES,
+    Described,
+    Text,
+    describe,
+    make_record,
+    merge,
+    name_of,
+    parse_json,
+    text_of_file,
+)
 from data_pipeline.sources.metadata import Entry, Listing, read_metadata
 from data_pipeline.sources.parquet import NoImageColumn, read_parquet
 from data_pipeline.sources.tree import Files, Image, Tree, walk
@@ -30,6 +41,9 @@ class Folder:
 
     Attributes:
       entries: images to read, in the order of their keys, as metadata describes them or with the files beside them.
+      archives: tars and tables, relative to the root.
+      prefixes: what the keys of each archive begin with.
+      has_columns: whether `Options.columns` mean anything here.
     """
 
     files: Files
@@ -62,11 +76,11 @@ def open_folder(path: Path, options: Options, ledger: Ledger) -> Folder:
     listings = {name: read_metadata(files, name, options, ledger) for name in tree.metadata}
     # A file in which no row names an image describes something else.
     listings = {name: listing for name, listing in listings.items() if listing.names_images or not listing.keys}
-    entries: list[Entry | Image] = list(_listed(listings, ledger))
-    entries += _unlisted(tree, listings, ledger)
+    entries: list[Entry | Image] = [*_listed(listings, ledger), *_unlisted(tree, listings, ledger)]
     entries.sort(key=lambda entry: entry.key)
     has_tables = any(name.lower().endswith(".parquet") for name in tree.archives)
-    return Folder(files, entries, tree.archives, _prefixes(tree), has_tables or bool(listings))
+    has_json = any(isinstance(entry, Image) and entry.has_json for entry in entries)
+    return Folder(files, entries, tree.archives, _prefixes(tree), has_tables or has_json or bool(listings))
 
 
 def open_metadata(path: Path, options: Options, ledger: Ledger) -> Folder:
@@ -77,16 +91,21 @@ def open_metadata(path: Path, options: Options, ledger: Ledger) -> Folder:
     return Folder(files, sorted(listing.entries, key=lambda entry: entry.key), [], [], True)
 
 
-def _listed(listings: dict[str, Listing], ledger: Ledger) -> Iterator[Entry]:
-    """The entries of all metadata files; what two of them describe is taken from the first."""
-    seen: set[str] = set()
+def _listed(listings: dict[str, Listing], ledger: Ledger) -> list[Entry]:
+    """The entries of all metadata files; what several of them say about one image is merged."""
+    entries: dict[str, Entry] = {}
     for name, listing in listings.items():
         for entry in listing.entries:
-            if entry.key in seen:
-                ledger.refuse("duplicate_key", f"{name}: {entry.key}")
-            else:
-                seen.add(entry.key)
-                yield entry
+            first = entries.setdefault(entry.key, entry)
+            if first is entry:
+                continue
+            try:
+                if first.described.conditions != entry.described.conditions:
+                    raise Refused("duplicate_key")
+                entries[entry.key] = replace(first, described=merge(first.described, entry.described))
+            except Refused as refusal:
+                ledger.refuse(refusal, f"{name}: {entry.key}")
+    return list(entries.values())
 
 
 def _unlisted(tree: Tree, listings: dict[str, Listing], ledger: Ledger) -> Iterator[Image]:
@@ -148,6 +167,10 @@ def read_entries(files: Files, entries: Iterable[Entry | Image], options: Option
 
 
 def _described_beside(files: Files, image: Image, options: Options) -> Described:
+    if image.source is not None:
+        prompt = parse_json(files.read(image.beside[0], MAX_JSON_BYTES, "bad_json"))
+        fields = {"instruction": prompt.get("edit"), "text": prompt.get("output"), "conditions": [image.source]}
+        return describe({name: value for name, value in fields.items() if value is not None}, options.licence)
     texts: list[Text] = []
     json_file: bytes | Refused | None = None
     for name in image.beside:

@@ -47,7 +47,7 @@ class IngestReport:
         return sum((source.dropped for source in self.sources), Tally())
 
     def table(self) -> Table:
-        """A table of what was refused and why, for each source, and of what records lost."""
+        """The refusals of each source; the title counts files and lost parts."""
         files = ", ".join(f"{count:,} {suffix}" for suffix, count in self.files.items())
         lost = (f"{count:,} {reason}" for reason, count in self.lost.counts.items())
         title = f"ingested into {self.folder}" + (f"; files: {files}" if files else "")
@@ -129,7 +129,7 @@ def _records(
 
 
 def _nothing(sources: Sequence[Path | str], ledgers: Sequence[Ledger]) -> str:
-    """The message for sources without a single usable sample: what was looked for, and what was found instead."""
+    """The error message for sources without any usable sample; it lists the supported kinds and the refusals."""
     refused = sum((ledger.refused for ledger in ledgers), Tally())
     found = [f"{count:,} {reason}, such as {refused.examples[reason][0]}" for reason, count in refused.counts.items()]
     where = ", ".join(map(str, sources))

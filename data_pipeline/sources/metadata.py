@@ -1,7 +1,7 @@
 """Metadata files: JSON lines, a JSON list or a CSV table in which every row names an image and describes it.
 
 The name of the image is relative to the folder of the metadata file. Several rows of one image are one record with all
-of their captions; rows of one image with other condition images are records of their own.
+of their captions; rows of one image with other condition images are separate records.
 """
 
 import codecs
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass
 class Listing:
-    """What a metadata file says.
+    """Content of a metadata file.
 
     Attributes:
       named: every file that it names, also in rows that were refused.
@@ -140,8 +140,9 @@ def _rows(path: Path, name: str, ledger: Ledger) -> Iterator[tuple[str, dict[str
 def _json_lines(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
     """Lines that are not blank, in bounded memory whatever the length of a line."""
     encoding = _encoding(path)
-    with open(path, "rb") as binary:
-        file: Any = binary if encoding == "utf-8" else codecs.getreader(encoding)(binary, "replace")
+    in_bytes = encoding == "utf-8"  # so that a malformed line costs itself alone
+    opened: Any = open(path, "rb") if in_bytes else open(path, encoding=encoding, errors="replace", newline="\n")  # noqa: SIM115
+    with opened as file:
         number = 0
         while line := file.readline(MAX_JSON_BYTES + 1):
             number += 1

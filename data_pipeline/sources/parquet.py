@@ -178,8 +178,8 @@ def record_of_row(found: dict[str, Any], name: str, options: Options, source: st
     key = found.pop("key", None)
     if key is not None:
         name = f"{name.rpartition('/')[0]}/{inner_path(str(key))}"  # unique among files
-        if not is_name(name):
-            raise Refused("bad_name")
+    if not is_name(name):
+        raise Refused("bad_name")
     described = describe(found, options.licence)
     return make_record(name, image, conditions, described, name_of(options, source)), described
 

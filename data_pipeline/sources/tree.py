@@ -1,6 +1,7 @@
 """The files of a folder: each is counted by its suffix, and either kept for a reader or refused by name."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,21 +16,37 @@ from data_pipeline.sources.base import (
     Refused,
     suffix_of,
 )
+from data_pipeline.sources.fields import MAX_JSON_BYTES, parse_json
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json")
 ARCHIVE_SUFFIXES = (".tar", ".parquet")
+PROMPT = "prompt.json"
+_SOURCE = re.compile(r"(.+)_0(\.[^.]+)")
 _COMPANIONS = (".json", *CAPTION_SUFFIXES)
 _KNOWN = frozenset((*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXES, *ARCHIVE_SUFFIXES))
-_LISTS = (".jsonl", ".csv")
+_WAYS_OUT = {
+    ".jsonl": "name it as the source if it lists images",
+    ".csv": "name it as the source if it lists images",
+    ".arrayrecord": "name its folder as the source",
+}
 _HIDDEN = ("__MACOSX", "@eaDir")  # what macOS and Synology add; other hidden names begin with a dot
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image file, and the files beside it that share its name up to the suffix; all relative to the root."""
+    """An image file and the files beside it that describe it; all relative to the root.
+
+    Attributes:
+      source: of a pair of InstructPix2Pix, the image before the edit; the file beside is its prompt then.
+    """
 
     key: str
     beside: tuple[str, ...]
+    source: str | None = None
+
+    @property
+    def has_json(self) -> bool:
+        return any(suffix_of(name) == ".json" for name in self.beside)
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,7 @@ def walk(folder: Path, ledger: Ledger) -> Tree:
 
 def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> None:
     hidden_place = any(part.startswith(".") or part in _HIDDEN for part in place.split("/"))
+    is_pairs = PROMPT in names and not hidden_place and _is_prompt(tree, place)
     beside: dict[str, list[str]] = {}
     images = []
     for name in names:
@@ -79,19 +97,40 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
         if suffix in _COMPANIONS:
             beside.setdefault(_stem(name), []).append(place + name)
         if name in METADATA:
-            tree.metadata.append(place + name)
+            if not is_pairs:  # that of InstructPix2Pix has the seeds of the pairs
+                tree.metadata.append(place + name)
         elif suffix in IMAGE_SUFFIXES:
             images.append(name)
         elif suffix in ARCHIVE_SUFFIXES:
             tree.archives.append(place + name)
         elif known:
-            way_out = "name it as the source if it lists images" if suffix in _LISTS else ""
-            ledger.refuse(Refused("not_read", way_out), place + name)
-    # `.txt` comes before `.TXT`, `.caption` and `.json`, whatever the order of the file system.
-    order = {suffix: number for number, suffix in enumerate((*CAPTION_SUFFIXES, ".json"))}
-    for name in images:
-        found = sorted(beside.get(_stem(name), ()), key=lambda key: (order[suffix_of(key)], key.swapcase()))
-        tree.images.append(Image(place + name, tuple(found)))
+            ledger.refuse(Refused("not_read", _WAYS_OUT.get(suffix, "")), place + name)
+    sources = _sources(set(images)) if is_pairs else {}
+    for name in set(images) - set(sources.values()):
+        if name in sources:
+            tree.images.append(Image(place + name, (place + PROMPT,), place + sources[name]))
+        else:  # downloaders also write `1.jpg.txt` and `1.jpg.json`
+            names_beside = (*beside.get(_stem(name), ()), *beside.get(name, ()))
+            tree.images.append(Image(place + name, tuple(sorted(names_beside, key=_by_suffix))))
+
+
+def _by_suffix(key: str) -> tuple[int, str]:
+    """Sorts `.txt` before `.TXT`, `.caption` and `.json`, whatever the order of the file system."""
+    return (*CAPTION_SUFFIXES, ".json").index(suffix_of(key)), key.swapcase()
+
+
+def _sources(names: set[str]) -> dict[str, str]:
+    """{target: source} of the pairs `1_1.jpg` and `1_0.jpg` among file names."""
+    matches = [match for match in map(_SOURCE.fullmatch, names) if match]
+    return {target: match[0] for match in matches if (target := f"{match[1]}_1{match[2]}") in names}
+
+
+def _is_prompt(tree: Tree, place: str) -> bool:
+    """Whether the `prompt.json` of a folder describes an edit, as those of InstructPix2Pix do."""
+    try:
+        return "edit" in parse_json(Files(tree.root).read(place + PROMPT, MAX_JSON_BYTES, "bad_json"))
+    except Refused:
+        return False
 
 
 def _stem(name: str) -> str:
@@ -140,5 +179,6 @@ class Files:
 def _hub_blobs(root: Path) -> Iterator[Path]:
     """The blobs beside the snapshot that a folder lies in: `datasets--OWNER--NAME/snapshots/COMMIT/..`."""
     for folder in root.parents:
-        if folder.name == "snapshots" and "--" in folder.parent.name:
-            yield (folder.parent / "blobs").resolve()
+        blobs = folder.parent / "blobs"
+        if folder.name == "snapshots" and "--" in folder.parent.name and not blobs.is_symlink():
+            yield blobs

@@ -97,7 +97,7 @@ def _place(member: tarfile.TarInfo, path: Path, ledger: Ledger, prefix: str) -> 
     folder, _, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
     if file.startswith("._"):
-        return None  # macOS puts one before every file, for what its own file system stores beside it
+        return None  # macOS adds one to every file, with attributes of its file system
     ledger.meet(base.suffix_of(file))
     if not stem:
         if file.lower().endswith(IMAGE_SUFFIXES):

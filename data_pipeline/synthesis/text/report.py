@@ -1,4 +1,4 @@
-"""The report of `qi2 data synth text`: what was made and what was dropped, as tables and as figures."""
+"""The report of `qi2 data synth text`: the records made and the texts dropped, as tables and as figures."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class TextReport:
         return shortfall(self.records, self.asked, sum(self.dropped.values(), Tally()).counts)
 
     def tables(self) -> Iterator[Table]:
-        """Records per script and strategy; then what was dropped and why."""
+        """A table of records per script and strategy; then one of dropped texts and reasons."""
         strategies = list(dict.fromkeys(strategy for strategy, _ in (*self.made, *self.given_up)))
         scripts = list(dict.fromkeys(script for _, script in (*self.made, *self.given_up)))
         right = (*strategies, "given up")

@@ -70,7 +70,7 @@ class Recipe:
     source: str
 
     def make(self, number: int) -> tuple[str, str, Record | None, list[tuple[str, str]]]:
-        """The strategy, script code, record or None, and (reason, text) of what was dropped on the way."""
+        """The strategy, the script code, the record or None, and (reason, text) of every dropped text."""
         strategy = self.strategies[number % len(self.strategies)]
         script = self.scripts[number // len(self.strategies) % len(self.scripts)]
         dropped: list[tuple[str, str]] = []

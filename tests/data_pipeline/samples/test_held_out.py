@@ -92,5 +92,5 @@ def test_numbers_are_uniform_and_a_larger_fraction_holds_what_a_smaller_one_hold
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_fractions_that_cannot_be_held_out_are_refused(fraction):
-    with pytest.raises(ValueError, match=r"held_out is .*below 1"):
+    with pytest.raises(ValueError, match=r"held_out is .*less than 1"):
         check_held_out(fraction)

@@ -58,7 +58,7 @@ def test_killed_run_continues_with_what_is_missing(folder, monkeypatch):
     (folder / f"scores/resolution/{names[0]}.parquet").unlink()
     (folder / f"scores/resolution/{names[1]}.done.json").unlink()
     (folder / f"scores/duplicates/{names[2]}.done.json").write_text("{")
-    with pytest.raises(ValueError, match=r"'resolution' version 1 has not scored 2 of 3 shards; run"):
+    with pytest.raises(ValueError, match=r"'resolution' version 1 has not scored 2 of 3 shards; run `qi2 data score"):
         select(folder)
     report = score(folder, workers=1, progress=False)
     assert report.scored == dict.fromkeys(report.scored, 0) | {"resolution": 6, "duplicates": 1}

@@ -44,9 +44,10 @@ def tar() -> bytes:
 
 
 def read(src, **options):
-    report = ingest(src, src.parent / f"{src.name}-out", Options(**options), progress=False)
+    out = src.parent / f"{src.name}-{len(options)}-out"
+    report = ingest(src, out, Options(**options), progress=False)
     assert set(report.refused.counts) <= set(REASONS)
-    records = list(RecordFolder(src.parent / f"{src.name}-out"))
+    records = list(RecordFolder(out))
     assert len({record.key for record in records}) == len(records) == report.records
     return records, report
 
@@ -67,7 +68,7 @@ def test_pictures_and_sets_that_are_not_read_are_counted_and_named(tmp_path):
         ".txt": 9,
         ".zip": 1,
     }
-    assert ".heic" in report.table().title.plain and report.to_dict()["files"][".heic"] == 1
+    assert ".heic" in str(report.table().title) and report.to_dict()["files"][".heic"] == 1
 
 
 def test_pictures_tars_and_tables_of_one_folder_are_all_read(tmp_path):
@@ -105,7 +106,9 @@ def test_data_sets_as_they_are_cloned(tmp_path):
     assert report.refused.counts == {"not_listed": 1}
 
 
-@pytest.mark.parametrize("names", [("1.JPG", "1.TXT"), ("1.jpg", "1.caption"), ("1.JPG", "1.txt")])
+@pytest.mark.parametrize(
+    "names", [("1.JPG", "1.TXT"), ("1.jpg", "1.caption"), ("1.JPG", "1.txt"), ("1.jpg", "1.jpg.txt")]
+)
 def test_names_of_captions(tmp_path, names):
     put(tmp_path / "set", {f"10_hill/{names[0]}": b"x", f"10_hill/{names[1]}": "hills in spring"})
     assert read(tmp_path / "set")[0][0].captions == (Caption("hills in spring"),)
@@ -131,6 +134,9 @@ def test_json_beside_a_caption(tmp_path):
     assert records[3].captions == (Caption("hills 3"), Caption("Hügel", language="de"))
     assert report.lost.counts == {"bad_json": 2}
     assert report.refused.examples == {"missing_caption": ["4.jpg (keys 'description', 'url')"]}
+    put(src, {"0.txt": " "})
+    records = read(src, columns={"text": "description"})[0]
+    assert records[0].captions == (Caption("an alternative text"),) and records[4].captions == (Caption("hills"),)
 
 
 def test_hidden_folders_are_no_data(tmp_path):
@@ -195,6 +201,17 @@ def test_lines_of_one_picture_are_captions_of_one_record(tmp_path):
     assert report.refused.counts == {"duplicate_key": 1}
 
 
+def test_two_metadata_files_of_one_folder_are_merged(tmp_path):
+    put(tmp_path / "set", pictures(2) | {"metadata.jsonl": "\n".join(LINES[:2])})
+    put(tmp_path / "set", {"metadata.csv": "file_name,caption\n0.jpg,hills 0\n1.jpg,mountains\n"})
+    records, report = read(tmp_path / "set")
+    assert [[caption.text for caption in record.captions] for record in records] == [
+        ["hills 0"],
+        ["mountains", "hills 1"],
+    ]
+    assert report.refused.to_dict() == {"duplicate_key": {"count": 1, "examples": ["metadata.jsonl: 0.jpg"]}}
+
+
 def test_consecutive_rows_of_one_picture_are_captions_of_one_record(tmp_path):
     rows = [{"image": b"a" if n < 3 else b"b", "text": f"way {n}", "key": "a" if n < 3 else "b"} for n in range(5)]
     rows.append(rows[0])
@@ -209,10 +226,11 @@ def test_text_files_are_read_by_their_byte_order_marks(tmp_path, encoding):
     text = "雪山\r\nin spring\u2028and more"
     put(tmp_path / "set", {"1.jpg": b"1", "1.txt": text.encode(encoding), "2.jpg": b"2"})
     put(tmp_path / "set", {"2.txt": "hills in spring".encode("utf-16-le")})
-    put(tmp_path / "lines", pictures(1) | {"metadata.jsonl": f"{LINES[0]}\r\n".encode(encoding)})
+    lines = f"{LINES[0]}\r\n".replace("hills", "hills\u2028and ")
+    put(tmp_path / "lines", pictures(1) | {"metadata.jsonl": lines.encode(encoding)})
     put(tmp_path / "csv", pictures(1) | {"metadata.csv": "file_name,text\r\n0.jpg,雪山\r\n".encode(encoding)})
     records, report = read(tmp_path / "set")
     assert records[0].captions == (Caption("雪山\nin spring\u2028and more"),)
     assert report.refused.to_dict() == {"not_utf8": {"count": 1, "examples": ["2.jpg"]}}
-    assert read(tmp_path / "lines")[0][0].captions == (Caption("hills 0"),)
+    assert read(tmp_path / "lines")[0][0].captions == (Caption("hills\u2028and  0"),)
     assert read(tmp_path / "csv")[0][0].captions == (Caption("雪山"),)

@@ -92,6 +92,22 @@ def test_pico_banana(tmp_path):
     assert record.captions == (NIGHT, CHOSEN) and record.tags == ("Change the time of day",)
 
 
+def test_folders_of_instruct_pix2pix(tmp_path):
+    src = tmp_path / "pix2pix"
+    prompt = {"caption": "hills by day", "edit": "make it night", "output": "hills by night", "url": "http://x.invalid"}
+    for place in ("shard-00/0000000", "shard-00/0000001"):
+        (src / place).mkdir(parents=True)
+        (src / place / "prompt.json").write_text(json.dumps(prompt))
+        (src / place / "metadata.jsonl").write_text('{"seed": 7, "cfg_scale": 7.5, "clip_dir": 0.3}')
+        for seed in (7, 8):
+            (src / place / f"{seed}_0.jpg").write_bytes(b"before")
+            (src / place / f"{seed}_1.jpg").write_bytes(b"after")
+    records = read(src)
+    assert [record.key for record in records][:2] == ["shard-00/0000000/7_1.jpg", "shard-00/0000000/8_1.jpg"]
+    assert {(record.image, record.conditions) for record in records} == {(b"after", (b"before",))} and len(records) == 4
+    assert records[0].captions == (NIGHT, Caption("hills by night"))
+
+
 def image(name: str) -> dict:
     return {"bytes": name.encode(), "path": f"{name}.png"}
 
