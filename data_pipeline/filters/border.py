@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.base import Candidate, Chosen, Exemption, Filter, Row, Threshold, within
 from data_pipeline.filters.exemptions import DESIGN, FLAT
 
 SIDE = 512  # pixels of the longer side to which images are reduced, so that borders of a few pixels vanish
@@ -90,7 +90,11 @@ def _bars(uniform: Bool[np.ndarray, " n"]) -> tuple[int, int]:
     return int(np.argmin(uniform)), int(np.argmin(uniform[::-1]))
 
 
-_NO_BARS = Exemption("images without a pair of opposite straight bars", lambda row, _: not row["border.bars"])
+def _has_no_bars(row: Row, chosen: Chosen) -> bool:
+    return not row["border.bars"]
+
+
+_NO_BARS = Exemption("images without a pair of opposite straight bars", _has_no_bars)
 
 BORDER = Filter(
     name="border",

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.base import Candidate, Chosen, Exemption, Filter, Row, Threshold, within
 from data_pipeline.filters.exemptions import FLAT
 
 SIDE = 1024
@@ -90,9 +90,11 @@ def _noise(pixels: Int16[np.ndarray, "H W"]) -> float:
     return float(np.searchsorted(below, middle, side="right").mean()) / (0.6745 * math.sqrt(36))
 
 
-_BLACK_AND_WHITE = Exemption(
-    f"images with a `two_level` of at least {TWO_LEVEL}", lambda row, _: row["quality.two_level"] >= TWO_LEVEL
-)
+def _is_black_and_white(row: Row, chosen: Chosen) -> bool:
+    return row["quality.two_level"] >= TWO_LEVEL
+
+
+_BLACK_AND_WHITE = Exemption(f"images with a `two_level` of at least {TWO_LEVEL}", _is_black_and_white)
 
 QUALITY = Filter(
     name="quality",

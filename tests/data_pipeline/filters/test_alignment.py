@@ -16,6 +16,7 @@ from data_pipeline import filters
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.filters.aesthetic import AESTHETIC, with_head
 from data_pipeline.filters.alignment import ALIGNMENT, with_model
+from data_pipeline.filters.base import Candidate
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.scoring.cascade import score
@@ -59,7 +60,7 @@ def test_alignment_parity(clip, picture, encoded):
     filter = with_model(ALIGNMENT, clip)
     images = [decode_image(encoded(picture(seed, (60 + 7 * seed, 40)))) for seed in range(3)]
     record = Record("k", b"", tuple(map(Caption, TEXTS)), "s")
-    scored = filter.score([filters.Candidate(record, image, None) for image in images])
+    scored = filter.score([Candidate(record, image, None) for image in images])
 
     model = CLIPModel.from_pretrained(clip).eval()
     tokenizer, processor = CLIPTokenizer.from_pretrained(clip), CLIPImageProcessorPil.from_pretrained(clip)
@@ -137,7 +138,7 @@ def test_aesthetic_head_parity(clip, tmp_path, picture, encoded):
     filter = with_head(AESTHETIC, clip, head)
     images = [decode_image(encoded(picture(seed))) for seed in range(3)]
     record = Record("k", b"", (Caption("x"),), "s")
-    scored = filter.score([filters.Candidate(record, image, None) for image in images])
+    scored = filter.score([Candidate(record, image, None) for image in images])
 
     layers = torch.nn.Sequential(torch.nn.Linear(12, 7), torch.nn.Dropout(0.2), torch.nn.Linear(7, 1)).eval()
     layers.load_state_dict({k.removeprefix("layers."): torch.from_numpy(v) for k, v in load_file(head).items()})

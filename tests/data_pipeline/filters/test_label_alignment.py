@@ -12,6 +12,7 @@ from data_pipeline import filters
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.demo.pictures import PHOTOS
 from data_pipeline.filters import label_alignment
+from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.label_alignment import CAVEAT, LABEL_ALIGNMENT, sentence_vectors, with_labels
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
@@ -39,13 +40,13 @@ def test_right_captions_score_higher(labels, demo):
     filter, captions = with_labels(LABEL_ALIGNMENT, labels), [photo.captions[0] for photo in PHOTOS]
     record = Record("all captions", b"", tuple(captions), "s")
     images = [decode_image((demo[0] / "clean" / photo.name).read_bytes()) for photo in PHOTOS]
-    rows = filter.score([filters.Candidate(record, image, None) for image in images])
+    rows = filter.score([Candidate(record, image, None) for image in images])
     cosines = np.array([row["cosines"] for row in rows])  # picture, caption
     matched, others = np.diagonal(cosines), cosines[~np.eye(len(cosines), dtype=bool)]
     assert matched.mean() > others.mean() + 0.1
     assert np.mean(others[None] < matched[:, None]) > 0.75  # by chance half
     # One picture, or one caption, at a time is the same.
-    alone = filter.score([filters.Candidate(Record("k", b"", (captions[3],), "s"), images[5], None)])
+    alone = filter.score([Candidate(Record("k", b"", (captions[3],), "s"), images[5], None)])
     np.testing.assert_allclose(alone[0]["cosines"], [cosines[5, 3]], atol=2e-4)
 
 
@@ -62,7 +63,7 @@ def test_captions_in_other_languages_find_their_picture(labels, demo):
     }
     record = Record("all", b"", tuple(Caption(text) for group in texts.values() for text in group), "s")
     images = [decode_image((demo[0] / "clean" / name).read_bytes()) for name in texts]
-    rows = with_labels(LABEL_ALIGNMENT, labels).score([filters.Candidate(record, image, None) for image in images])
+    rows = with_labels(LABEL_ALIGNMENT, labels).score([Candidate(record, image, None) for image in images])
     best = np.argmax([row["cosines"] for row in rows], axis=0)
     assert np.mean(best == np.repeat(np.arange(3), 4)) > 0.8  # by chance a third
 
