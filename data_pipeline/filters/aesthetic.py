@@ -86,6 +86,7 @@ AESTHETIC = Filter(
             high=100,
             column="score",
             by_group=True,
+            reason="not_beautiful",
         ),
         Threshold(
             "min_aesthetic_percentile",
@@ -93,6 +94,7 @@ AESTHETIC = Filter(
             "percentage of the images of each class that is dropped, those with the lowest scores",
             low=0,
             high=100,
+            reason="not_beautiful",
         ),
     ),
     drops=_drops,

@@ -166,6 +166,7 @@ ALIGNMENT = Filter(
             column="cosines",
             asked="pairs",
             by_group=True,
+            reason="unrelated",
         ),
         Threshold(
             "min_alignment_percentile",
@@ -173,6 +174,7 @@ ALIGNMENT = Filter(
             "percentage of the captions of each language and class that is dropped, those with the lowest cosines",
             low=0,
             high=100,
+            reason="unrelated",
         ),
     ),
     step="captions",

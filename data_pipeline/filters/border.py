@@ -94,7 +94,7 @@ def _has_no_bars(row: Row, chosen: Chosen) -> bool:
     return not row["border.bars"]
 
 
-_NO_BARS = Exemption("images without a pair of opposite straight bars", _has_no_bars)
+_NO_BARS = Exemption("images without two opposite straight bars", _has_no_bars)
 
 BORDER = Filter(
     name="border",

@@ -166,6 +166,7 @@ CLUSTER = Filter(
             "records of one cluster that are kept, drawn by the hash of their keys; 0: all",
             low=0,
             high=1 << 62,
+            reason="cluster_is_full",
         ),
     ),
     optional=True,

@@ -119,6 +119,7 @@ DUPLICATES = Filter(
             "drop_exact_duplicates",
             True,
             "whether to keep only one of several files with the same bytes or the same pixels",
+            reason="same_bytes, same_pixels",
         ),
     ),
 )

@@ -211,6 +211,7 @@ EDIT_PAIR = Filter(
             high=1e6,
             column="aspect",
             keeps="below",
+            reason="other_shape",
         ),
         Threshold(
             "min_shared",
@@ -219,6 +220,7 @@ EDIT_PAIR = Filter(
             low=0,
             high=1,
             column="shared",
+            reason="other_scene",
         ),
         Threshold(
             "max_shift",
@@ -228,6 +230,7 @@ EDIT_PAIR = Filter(
             high=1,
             column="shift",
             keeps="below",
+            reason="shifted",
         ),
         Threshold(
             "min_changed",
@@ -237,6 +240,7 @@ EDIT_PAIR = Filter(
             high=1,
             column="changed",
             logarithmic=True,
+            reason="nothing_changes",
         ),
         Threshold(
             "max_changed",
@@ -246,6 +250,7 @@ EDIT_PAIR = Filter(
             high=1,
             column="changed",
             keeps="below",
+            reason="everything_changes",
         ),
         Threshold(
             "min_difference",
@@ -255,6 +260,7 @@ EDIT_PAIR = Filter(
             high=255,
             column="difference",
             logarithmic=True,
+            reason="nothing_changes",
         ),
         Threshold(
             "min_unchanged_psnr",
@@ -263,6 +269,7 @@ EDIT_PAIR = Filter(
             low=0,
             high=99,
             column="unchanged_psnr",
+            reason="unchanged_region_differs",
         ),
     ),
     step="edit",

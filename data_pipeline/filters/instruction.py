@@ -184,11 +184,13 @@ INSTRUCTION_TEXT = Filter(
             high=1,
             column="script",
             asked="edits",
+            reason="other_script",
         ),
         Threshold(
             "name_sources",
             True,
             "whether to drop instructions of edits tagged `edit/compose` that do not name all of several sources",
+            reason="source_not_named",
         ),
     ),
     step="captions",

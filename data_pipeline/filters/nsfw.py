@@ -55,6 +55,7 @@ NSFW = Filter(
             high=1,
             column="score",
             keeps="below",
+            reason="unsafe",
         ),
     ),
     drops=_drops,

@@ -59,6 +59,7 @@ ORIENTATION = Filter(
             "drop_contradictory_orientation",
             True,
             "whether to drop files that contradict themselves about which side is up",
+            reason=", ".join(CONTRADICTIONS),
         ),
     ),
     drops=_drops,

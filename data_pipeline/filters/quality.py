@@ -94,7 +94,7 @@ def _is_black_and_white(row: Row, chosen: Chosen) -> bool:
     return row["quality.two_level"] >= TWO_LEVEL
 
 
-_BLACK_AND_WHITE = Exemption(f"images with a `two_level` of at least {TWO_LEVEL}", _is_black_and_white)
+_BLACK_AND_WHITE = Exemption("black and white images (`two_level`)", _is_black_and_white)
 
 QUALITY = Filter(
     name="quality",

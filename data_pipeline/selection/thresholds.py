@@ -19,6 +19,7 @@ NEAR = (
         True,
         "whether to keep only one of each group of near duplicates: two images whose hashes are within one of the next "
         "two bounds, and whose thumbnails are within the third",
+        reason="near",
     ),
     Threshold("near_distance", 8, "bits between two 64-bit perceptual hashes", low=0, high=MAX_DISTANCE),
     Threshold("near_gradient", 4, "bits between two 64-bit gradient hashes", low=0, high=MAX_GRADIENT),
