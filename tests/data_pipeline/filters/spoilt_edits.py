@@ -1,4 +1,4 @@
-"""Edits spoilt on purpose, each in one way, with the reason that selection must give; shared with the benchmark."""
+"""Edits that are spoilt on purpose, each in one way, with the reason that selection must give."""
 
 import io
 import re
@@ -20,10 +20,12 @@ def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def spoilt(record: Record, other: Record, rng: np.random.Generator) -> Iterator[tuple[str, str, Record]]:
-    """(what was done, the reason it deserves, the spoilt record), for everything that can be done to an edit.
+    """(damage, expected reason, spoilt record) for every kind of damage that applies to an edit.
 
     Args:
+      record: the edit to spoil.
       other: an edit of another scene.
+      rng: draws the amounts of damage.
     """
     target = over_white(decode_image(record.image).image)
     source = over_white(decode_image(record.conditions[0]).image)
