@@ -48,7 +48,7 @@ class _Checks:
       ValueError: for a value outside its range.
     """
 
-    def __post_init__(self):
+    def __post_init__(self: Any) -> None:
         for name, one in DECLARED.items():
             if one.low is not None and not one.low <= getattr(self, name) <= one.high:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose between {one.low} and {one.high}")
