@@ -164,7 +164,7 @@ ALIGNMENT = Filter(
             low=-1,
             high=1,
             column="cosines",
-            asked="pairs",
+            applies_to="pairs",
             by_group=True,
             reason="unrelated",
         ),

@@ -62,14 +62,13 @@ class Threshold:
       default: value where a config says nothing.
       meaning: what is required, for the documentation.
       low, high: smallest and largest valid value; None for switches and names.
-      column: the filter's column that is compared with it; None if the rule needs more than one comparison and the
-        report has nothing to draw.
-      keeps: the side of the threshold on which records stay.
+      column: the filter's column that is compared with it and that the report draws; None if there is no single one.
+      keeps: side of the threshold on which records stay.
       reason: why records or captions are dropped that fail it. If the filter has no function of its own for that
         (`drops`, `drops_caption`), a comparison with the column decides.
-      exempt: records for which it is not asked.
-      asked: the records that it is asked of.
-      values: the scores that are compared with it, if not simply those of the column.
+      exempt: records that it does not apply to.
+      applies_to: all records, or only image-text pairs or edits.
+      values: the scores that the report draws, if they are not simply the column.
       logarithmic: whether the report's histogram is.
       by_group: whether a percentile (`<name>_percentile`) may raise it for groups of records.
     """
@@ -83,7 +82,7 @@ class Threshold:
     keeps: Literal["above", "below"] = "above"
     reason: str = ""
     exempt: tuple[Exemption, ...] = ()
-    asked: Literal["all", "pairs", "edits"] = "all"
+    applies_to: Literal["all", "pairs", "edits"] = "all"
     values: Callable[[Row, Chosen], list] | None = None
     logarithmic: bool = False
     by_group: bool = False

@@ -1,4 +1,4 @@
-"""Captions: length in tokens of the real tokenizer, refusals, text that repeats itself, and text that is none."""
+"""Captions: length in tokens of the real tokenizer, refusals, repetitions and misread text."""
 
 import functools
 import re
@@ -92,7 +92,7 @@ CAPTION_LENGTH = Filter(
             low=0,
             high=1 << 20,
             column="tokens",
-            asked="pairs",
+            applies_to="pairs",
             logarithmic=True,
             reason="too_short",
         ),
@@ -115,7 +115,7 @@ CAPTION_LENGTH = Filter(
             high=1 << 20,
             column="tokens",
             keeps="below",
-            asked="edits",
+            applies_to="edits",
             logarithmic=True,
             reason="too_many_tokens",
         ),

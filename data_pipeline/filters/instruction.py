@@ -187,7 +187,7 @@ INSTRUCTION_TEXT = Filter(
             low=0,
             high=1,
             column="script",
-            asked="edits",
+            applies_to="edits",
             reason="other_script",
         ),
         Threshold(

@@ -26,7 +26,7 @@ def table() -> str:
 def _row(one: Threshold) -> str:
     limits = "" if one.low is None or one.high is None else f"{one.low:g} .. {_short(one.high)}"
     default = f"`{one.default}`" if isinstance(one.default, bool | str) else f"{one.default:g}"
-    other = {"all": [], "pairs": ["edits"], "edits": ["image-text pairs"]}[one.asked]
+    other = {"all": [], "pairs": ["edits"], "edits": ["image-text pairs"]}[one.applies_to]
     exempt = ", ".join([*other, *(exemption.meaning for exemption in one.exempt)])
     return f"| `{one.name}` | {default} | {limits} | {one.meaning} | {exempt} | {one.reason} |"
 
