@@ -1,4 +1,4 @@
-"""Embedded profiles: pixels reach sRGB as other colour-managed programs show them, and hostile profiles do no harm."""
+"""Embedded profiles are converted to sRGB by the formulas of their colour spaces, and hostile ones do no harm."""
 
 import hashlib
 import itertools
@@ -65,7 +65,7 @@ def profile(gamma: float, primaries=None) -> bytes:
 
 
 def in_srgb(levels: np.ndarray, gamma: float, primaries) -> np.ndarray:
-    """Levels 0..255 of sRGB, by the formulas of the colour spaces; what sRGB cannot show is clipped."""
+    """sRGB levels 0..255 according to the formulas of the colour spaces, clipped to the gamut of sRGB."""
     linear = (levels / 255.0) ** gamma @ (np.linalg.inv(to_xyz_d65(SRGB_PRIMARIES)) @ to_xyz_d65(primaries)).T
     linear = linear.clip(0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -81,7 +81,7 @@ SPACES = {
 
 @pytest.fixture(scope="module")
 def chart() -> Image.Image:
-    """Muted colours in large squares: inside of sRGB in every space of `SPACES`."""
+    """Large squares of muted colours, which lie within sRGB in every space of `SPACES`."""
     levels = np.random.default_rng(0).integers(110, 160, (6, 8, 3), np.uint8)
     return Image.fromarray(levels).resize((800, 600), Image.Resampling.NEAREST)
 

@@ -87,7 +87,7 @@ def test_percentiles_cut_each_language_by_itself_and_edits_not_at_all(clip, reco
     assert kept["edit"] == (0,)
     strict = select(records, Thresholds(**asked, min_alignment=1.0))
     assert strict.keys == ("edit",) and strict.dropped["0"] == Dropped("captions", "unrelated")
-    # What was scored elsewhere counts here, where there is no model.
+    # Scores from another machine count on this one, which has no model.
     assert set(score(records, workers=1, progress=False).scored.values()) == {0}
 
 

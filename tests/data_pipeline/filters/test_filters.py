@@ -38,7 +38,7 @@ def test_filters_give_exactly_their_columns_as_json(picture, encoded):
         assert json.loads(json.dumps(rows)) == rows
         for name, (kind, _) in filter.columns.items():
             values = [row[name] for row in rows if row[name] is not None]
-            if kind in (int, bool, str):  # what Parquet would round or refuse
+            if kind in (int, bool, str):  # Parquet would round or refuse other types
                 assert {type(value) for value in values} <= {kind}, f"{filter.name}.{name}"
         assert rows[1:] == filter.score(candidates[1:]), f"{filter.name} depends on the batch"
 
@@ -52,7 +52,7 @@ def _exif(orientation: int, size: tuple[int, int] | None = None) -> Image.Exif:
 
 
 def _long_exif(orientation: int) -> bytes:
-    """The tag as TIFF's type LONG8, which holds 64 bits."""
+    """The orientation tag with TIFF's 64-bit type LONG8."""
     return b"Exif\0\0II*\0" + struct.pack("<IHHHIIIQ", 8, 1, 0x0112, 16, 1, 26, 0, orientation)
 
 

@@ -19,7 +19,7 @@ from tests.data_pipeline.decoding.test_colour import SPACES, profile
 
 @pytest.fixture
 def choose(tmp_path, encoded):
-    """choose({key: image or bytes}, **thresholds): the selection among these records."""
+    """choose({key: image or bytes}, **thresholds): selects among these images."""
 
     def run(images: dict, **thresholds):
         images = {key: image if isinstance(image, bytes) else encoded(image) for key, image in images.items()}
