@@ -4,13 +4,14 @@ import hashlib
 import itertools
 import re
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from data_pipeline.decoding import colour
-from data_pipeline.decoding.images import HALVED, decode_image
+from data_pipeline.decoding.images import HALVED, UndecodableImage, decode_image
 
 SRGB_PRIMARIES = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 P3_PRIMARIES = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
@@ -214,6 +215,27 @@ def test_hostile_profiles_are_ignored(picture, encoded, name):
     data = encoded(image, "WEBP", lossless=True, icc_profile=hostile()[name])
     decoded = decode_image(data)
     assert (decoded.colour, decoded.image.tobytes()) == ("ignored", image.tobytes())
+
+
+@pytest.mark.parametrize(
+    "content",
+    {
+        "method": b"name\0\x07" + zlib.compress(b"x"),
+        "no name": b"",
+        "too large": b"name\0\0" + zlib.compress(bytes(9 << 20)),
+        "not compressed": b"name\0\0" + b"\xff" * 9,
+    }.values(),
+    ids=lambda content: str(len(content)),
+)
+def test_a_png_with_a_damaged_chunk_of_its_profile_is_decoded(picture, encoded, content):
+    image = picture(size=(40, 30))
+    data = encoded(image)
+    chunk = struct.pack(">I", len(content)) + b"iCCP" + content + struct.pack(">I", zlib.crc32(b"iCCP" + content))
+    decoded = decode_image(data[:33] + chunk + data[33:])
+    assert decoded.image.tobytes() == image.tobytes()
+    assert decoded.colour in ("ignored", "untagged")  # Pillow itself drops what it cannot decompress
+    with pytest.raises(UndecodableImage):
+        decode_image(data[:33] + chunk + data[33:60])
 
 
 def test_damaged_profiles_never_raise(picture, encoded):

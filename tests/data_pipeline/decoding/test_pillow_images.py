@@ -31,7 +31,9 @@ def test_each_is_decoded_as_by_pillow_or_refused_with_its_reason(outcomes):
     for name, found in outcomes.items():
         ours, plain = found["ours"], found["plain"]
         assert found["preview_first"] == ours, name
-        if ours["reason"] is None:
+        if ours["reason"] is None and "error" in plain:
+            assert ours["colour"] == "ignored", name  # Pillow refuses PNG files with a damaged profile
+        elif ours["reason"] is None:
             expected = plain["managed"] if ours["colour"] == "converted" else plain
             assert name in PILLOW_LOSES or ours["pixels"] == expected[ours["mode"]], name
             assert ours["size"] == plain["size"], name
