@@ -23,6 +23,7 @@ OUTCOMES = {
 
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile, and the mode whose pixels it describes
 _DEVICES = ("scnr", "mntr", "prtr", "spac")  # classes of profiles that describe pixels
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SAME = 2  # levels by which a profile may differ from sRGB and still count as sRGB; roundings make 1
 _LEAST_RANGE = 64  # levels between black and white below which a profile cannot be right
 _KEPT_PROFILES = 16  # a data set has few different ones
@@ -76,6 +77,20 @@ def embedded(image: Image.Image) -> Profile:
     if not isinstance(data, bytes) or len(data) > MAX_PROFILE_BYTES:
         return _IGNORED
     return _read(data, _kind(image.mode))
+
+
+def without_png_profile(data: bytes) -> bytes | None:
+    """A PNG file without the chunk of its profile; None for other files and PNG files without such a chunk."""
+    position = len(_PNG)
+    while data.startswith(_PNG) and position + 8 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        name = data[position + 4 : position + 8]
+        if name == b"iCCP" and end <= len(data):
+            return data[:position] + data[end:]
+        if name in (b"IDAT", b"IEND"):  # a profile comes before the pixels
+            break
+        position = end
+    return None
 
 
 def _kind(mode: str) -> str:

@@ -169,7 +169,14 @@ def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        file: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            file: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception:
+            # Pillow refuses PNG files whose profile is damaged or too large.
+            if (plain := colour.without_png_profile(data)) is None:
+                raise
+            file = Image.open(io.BytesIO(plain), formats=("PNG",))
+            file.info["icc_profile"] = b"damaged"
     except UnidentifiedImageError:
         raise UndecodableImage("unknown_format", f"begins with {data[:16]!r}") from None
     except Exception as error:  # decoders raise errors of any type on hostile bytes

@@ -1,6 +1,7 @@
-"""Aesthetics: a head of linear layers on CLIP's image embedding, as LAION publishes it, from a safetensors file.
+"""Aesthetics: LAION's kind of head, a chain of linear layers on CLIP's image embedding, from a safetensors file.
 
-LAION's scores go from 1 to 10; its sets take 4.5, 5 or 6 as threshold. The head belongs to one CLIP (ViT-L/14).
+LAION's scores range from 1 to 10, and its data sets use 4.5, 5 or 6 as threshold. A head fits only the CLIP that it was
+trained on (ViT-L/14 for LAION's).
 """
 
 import functools
@@ -21,16 +22,18 @@ LOWEST_AESTHETIC = "aesthetic.lowest"  # of a record's row: what selection requi
 
 
 def with_head(filter: Filter, clip: Path | str, head: Path | str) -> Filter:
-    """The filter with the head in a file, on the CLIP in a folder.
+    """The filter with a head from a file, on a CLIP from a folder.
 
     Raises:
-      ValueError: if either cannot be read, or the head does not take the embeddings of this CLIP to one number.
+      ValueError: if either cannot be read, or the head does not map the embeddings of this CLIP to one number.
     """
     clip, head = Path(clip).resolve(), Path(head).resolve()
     layers = _load(head)
     width = embed_images(clip, ()).shape[1]
     if layers[0][0].shape[1] != width or layers[-1][0].shape[0] != 1:
-        raise ValueError(f"{head} has layers {[w.shape for w, _ in layers]}; {clip} has embeddings of {width} numbers")
+        raise ValueError(
+            f"{head} has layers {[w.shape for w, _ in layers]}; the embeddings of {clip} have width {width}"
+        )
     digest = hashlib.sha256(model_digest(clip).encode() + head.read_bytes()).hexdigest()
     return replace(filter, model=digest, score=functools.partial(score, clip, head))
 
@@ -75,7 +78,7 @@ def _drops(row: Row, chosen: Chosen) -> str | None:
 AESTHETIC = Filter(
     name="aesthetic",
     version=2,
-    columns={"score": (float, "of the head: LAION's goes from 1 to 10, ordinary pictures lie around 5")},
+    columns={"score": (float, "score of the head; LAION's ranges from 1 to 10, with ordinary images around 5")},
     score=no_model,
     thresholds=(
         Threshold(
@@ -86,6 +89,7 @@ AESTHETIC = Filter(
             high=100,
             column="score",
             by_group=True,
+            reason="not_beautiful",
         ),
         Threshold(
             "min_aesthetic_percentile",
@@ -93,6 +97,7 @@ AESTHETIC = Filter(
             "percentage of the images of each class that is dropped, those with the lowest scores",
             low=0,
             high=100,
+            reason="not_beautiful",
         ),
     ),
     drops=_drops,

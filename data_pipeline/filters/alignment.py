@@ -1,7 +1,7 @@
-"""Image-text alignment: how well each caption fits its picture, by CLIP or SigLIP from a folder of weights.
+"""Image-text alignment: how well each caption fits its image, according to a CLIP or SigLIP from a folder.
 
-Scores of different models do not compare (CLIP's cosines of good pairs lie around 0.3, SigLIP's around 0.1), so the
-digest of the weights belongs to a score, and percentiles are safer thresholds than numbers.
+Scores of different models are not comparable: cosines of good pairs are around 0.3 for CLIP and around 0.1 for SigLIP.
+So every score carries the digest of the weights, and percentiles are safer thresholds than numbers.
 """
 
 import functools
@@ -18,17 +18,17 @@ from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
 from qi2_jax.runtime.digests import of_file
 
-BATCH = 32  # images or texts at once, always filled up, so that each tower is compiled once
-TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # a folder may only choose among these
+BATCH = 32  # images or texts per batch; batches are padded to it, so that each tower is compiled once
+TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # the only classes that a folder may name
 DECIMALS = 4
 UNRELATED = "alignment.unrelated"  # of a record's row: for each caption, whether selection finds its cosine too low
 
 
 def with_model(filter: Filter, folder: Path | str) -> Filter:
-    """The filter with the CLIP or SigLIP in a folder, as transformers saves them.
+    """The filter with a CLIP or SigLIP from a folder in the layout of transformers.
 
     Raises:
-      ValueError: if the folder does not hold such a model in safetensors, with its tokenizer and image processor.
+      ValueError: if the folder does not contain such a model in safetensors, with its tokenizer and image processor.
     """
     folder = Path(folder).resolve()
     _load(folder)
@@ -36,7 +36,7 @@ def with_model(filter: Filter, folder: Path | str) -> Filter:
 
 
 def model_digest(folder: Path) -> str:
-    """Changes with the weights and the configuration in a folder."""
+    """SHA-256 of the configuration and the weights in a folder."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(of_file(path))
@@ -56,7 +56,7 @@ def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def embed_images(folder: Path, candidates: Sequence[Candidate]) -> Float[np.ndarray, "n E"]:
-    """Unit vectors of the candidates' pictures; those of the last batch are kept for the next filter that asks."""
+    """Unit vectors of the candidates' images. Those of the last batch are cached for the next filter."""
     encoder = _load(folder)
     if encoder.last is None or [id(candidate) for candidate in encoder.last[0]] != [id(one) for one in candidates]:
         images = encoder.embed_images([over_white(candidate.whole.image) for candidate in candidates])
@@ -65,17 +65,17 @@ def embed_images(folder: Path, candidates: Sequence[Candidate]) -> Float[np.ndar
 
 
 def embed_pictures(folder: Path, pictures: Sequence[Any]) -> Float[np.ndarray, "n E"]:
-    """Unit vectors of upright RGB pictures."""
+    """Unit vectors of upright RGB images."""
     return _load(folder).embed_images(pictures)
 
 
 def no_model(candidates: Sequence[Candidate]) -> list[dict]:
-    """Stands for the score without a model; never called, since such a filter is not asked."""
+    """Placeholder for the score of a filter without its model, which is never called."""
     raise ValueError("this filter has no model; see filters.cascade")
 
 
 class Encoder:
-    """Pictures and texts to unit vectors, on JAX's default device in fp32."""
+    """Maps images and texts to unit vectors, on JAX's default device in fp32."""
 
     def __init__(self, folder: Path):
         import jax
@@ -100,18 +100,18 @@ class Encoder:
         settings = files.read_json(folder / "tokenizer_config.json")
         name = str(settings.get("tokenizer_class", "CLIPTokenizer")).removesuffix("Fast")
         if name not in TOKENIZERS:
-            raise ValueError(f"{folder} asks for the tokenizer {name!r}; only {TOKENIZERS} are read")
+            raise ValueError(f"{folder} names the tokenizer {name!r}; supported are {TOKENIZERS}")
         processor = CLIPImageProcessorPil if self.config.kind == CLIP else SiglipImageProcessorPil
         try:
             self.tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
             self.processor = processor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # these readers meet broken files with errors of any type
-            raise ValueError(f"{folder} holds no readable tokenizer and image processor: {error!r}") from error
+        except Exception as error:  # these readers raise errors of any type on broken files
+            raise ValueError(f"{folder} contains no readable tokenizer and image processor: {error!r}") from error
         self._images = jax.jit(lambda model, pixels: model.embed_images(pixels))
         self._texts = jax.jit(lambda model, ids: model.embed_texts(ids))
 
     def embed_images(self, images: Sequence[Any]) -> Float[np.ndarray, "n E"]:
-        """Unit vectors of RGB pictures, prepared as the folder's processor says."""
+        """Unit vectors of RGB images, preprocessed by the folder's processor."""
 
         def prepare(part):
             pixels = self.processor(list(part), return_tensors="np")["pixel_values"]
@@ -120,7 +120,7 @@ class Encoder:
         return self._batches(images, prepare, self._images)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Unit vectors of texts; what goes beyond the model's positions is cut off."""
+        """Unit vectors of texts, cut off at the model's number of positions."""
 
         def prepare(part):
             options = {"padding": "max_length", "truncation": True, "max_length": self.config.positions}
@@ -149,7 +149,7 @@ def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
 ALIGNMENT = Filter(
     name="alignment",
     version=2,
-    columns={"cosines": (list[float], "of each caption with the picture, -1..1; unrelated texts lie near 0")},
+    columns={"cosines": (list[float], "cosine of each caption with the image, -1..1; unrelated texts are near 0")},
     score=no_model,
     thresholds=(
         Threshold(
@@ -164,8 +164,9 @@ ALIGNMENT = Filter(
             low=-1,
             high=1,
             column="cosines",
-            asked="pairs",
+            applies_to="pairs",
             by_group=True,
+            reason="unrelated",
         ),
         Threshold(
             "min_alignment_percentile",
@@ -173,6 +174,7 @@ ALIGNMENT = Filter(
             "percentage of the captions of each language and class that is dropped, those with the lowest cosines",
             low=0,
             high=100,
+            reason="unrelated",
         ),
     ),
     step="captions",

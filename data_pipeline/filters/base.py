@@ -62,13 +62,13 @@ class Threshold:
       default: value where a config says nothing.
       meaning: what is required, for the documentation.
       low, high: smallest and largest valid value; None for switches and names.
-      column: the filter's column that is compared with it; None if the rule needs more than one comparison and the
-        report has nothing to draw.
-      keeps: the side of the threshold on which records stay.
-      reason: why records are dropped that fail the comparison; "": the filter's `drops` or selection itself decides.
-      exempt: records for which it is not asked.
-      asked: the records that it is asked of.
-      values: the scores that are compared with it, if not simply those of the column.
+      column: the filter's column that is compared with it and that the report draws; None if there is no single one.
+      keeps: side of the threshold on which records stay.
+      reason: why records or captions are dropped that fail it. If the filter has no function of its own for that
+        (`drops`, `drops_caption`), a comparison with the column decides.
+      exempt: records that it does not apply to.
+      applies_to: all records, or only image-text pairs or edits.
+      values: the scores that the report draws, if they are not simply the column.
       logarithmic: whether the report's histogram is.
       by_group: whether a percentile (`<name>_percentile`) may raise it for groups of records.
     """
@@ -82,7 +82,7 @@ class Threshold:
     keeps: Literal["above", "below"] = "above"
     reason: str = ""
     exempt: tuple[Exemption, ...] = ()
-    asked: Literal["all", "pairs", "edits"] = "all"
+    applies_to: Literal["all", "pairs", "edits"] = "all"
     values: Callable[[Row, Chosen], list] | None = None
     logarithmic: bool = False
     by_group: bool = False
@@ -100,7 +100,7 @@ class Filter:
       score: function from candidates to one dict of these columns per candidate, in order. Pure and picklable.
       thresholds: those that a stage may set for its scores.
       step: step of the selection funnel that its reasons belong to; "": its name.
-      drops: why a record is dropped, or None; without it, the first threshold with a reason that the record fails.
+      drops: why a record is dropped, or None. Without it, the reason of the first threshold that the record fails.
       drops_caption: why a record's caption of this number is dropped, or None.
       sees_broken: whether it also scores images that do not decode. Otherwise their columns are None.
       model: digest of the weights behind the scores. Other weights make stored scores stale.
@@ -131,7 +131,7 @@ class Filter:
         """Why a record is dropped for this filter's scores; None: it stays."""
         if self.drops is not None:
             return self.drops(row, chosen)
-        failed = (one.reason for one in self.thresholds if one.reason and self._fails(one, row, chosen))
+        failed = (one.reason for one in self.thresholds if one.column and self._fails(one, row, chosen))
         return next(failed, None)
 
     def _fails(self, threshold: Threshold, row: Row, chosen: Chosen) -> bool:

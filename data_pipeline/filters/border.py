@@ -2,9 +2,9 @@
 
 The plain ground around a product also has rows and columns of one colour. It differs from a frame in its inner edge: a
 photograph fills its frame up to the corners, while a product touches its bounding box in places only. So bars count
-only if their inner edges are straight up to their ends (`straight`). Measured on 20 photographs in white and black
-frames this is 0.7 to 1, on products with round outlines at most 0.1. A rectangular box on a plain ground is taken for
-a framed image.
+only if their inner edges are straight up to their ends (`straight`). This is 0.7 to 1 for photographs in white and
+black frames, and at most 0.1 for products with round outlines. Of 65 stamps of tuxpaint on white, 4 still count as
+framed, since a rectangular box on a plain ground looks like a framed image.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.base import Candidate, Chosen, Exemption, Filter, Row, Threshold, within
 from data_pipeline.filters.exemptions import DESIGN, FLAT
 
 SIDE = 512  # pixels of the longer side to which images are reduced, so that borders of a few pixels vanish
@@ -90,7 +90,11 @@ def _bars(uniform: Bool[np.ndarray, " n"]) -> tuple[int, int]:
     return int(np.argmin(uniform)), int(np.argmin(uniform[::-1]))
 
 
-_NO_BARS = Exemption("images without a pair of opposite straight bars", lambda row, _: not row["border.bars"])
+def _has_no_bars(row: Row, chosen: Chosen) -> bool:
+    return not row["border.bars"]
+
+
+_NO_BARS = Exemption("images without two opposite straight bars", _has_no_bars)
 
 BORDER = Filter(
     name="border",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from data_pipeline.decoding.colour import OUTCOMES
 from data_pipeline.decoding.images import REASONS
-from data_pipeline.filters.base import Candidate, Filter
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -23,6 +23,10 @@ def _score(candidate: Candidate) -> dict:
     return {"reason": None, "detail": None} | found | size
 
 
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    return row["broken.reason"]
+
+
 BROKEN = Filter(
     name="broken",
     version=4,
@@ -35,6 +39,6 @@ BROKEN = Filter(
         "bytes": (int, "size of the file"),
     },
     score=score,
-    drops=lambda row, _: row["broken.reason"],
+    drops=_drops,
     sees_broken=True,
 )

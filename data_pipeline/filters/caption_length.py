@@ -1,4 +1,4 @@
-"""Captions: length in tokens of the real tokenizer, refusals, text that repeats itself, and text that is none."""
+"""Captions: length in tokens of the real tokenizer, refusals, repetitions and misread text."""
 
 import functools
 import re
@@ -88,13 +88,13 @@ CAPTION_LENGTH = Filter(
         Threshold(
             "min_tokens",
             3,
-            "tokens of a caption; a pair stays if one of its captions does, an edit if one of its instructions does. "
-            f"Instructions need {MIN_LETTERS} letters instead",
+            f"tokens of a caption; instructions need {MIN_LETTERS} letters instead",
             low=0,
             high=1 << 20,
             column="tokens",
-            asked="pairs",
+            applies_to="pairs",
             logarithmic=True,
+            reason="too_short",
         ),
         Threshold(
             "max_tokens",
@@ -105,6 +105,7 @@ CAPTION_LENGTH = Filter(
             column="tokens",
             keeps="below",
             logarithmic=True,
+            reason="too_many_tokens",
         ),
         Threshold(
             "max_instruction_tokens",
@@ -114,8 +115,9 @@ CAPTION_LENGTH = Filter(
             high=1 << 20,
             column="tokens",
             keeps="below",
-            asked="edits",
+            applies_to="edits",
             logarithmic=True,
+            reason="too_many_tokens",
         ),
         Threshold(
             "max_run",
@@ -126,6 +128,7 @@ CAPTION_LENGTH = Filter(
             column="longest_run",
             keeps="below",
             logarithmic=True,
+            reason="repeats_itself",
         ),
         Threshold(
             "min_compressed",
@@ -136,6 +139,7 @@ CAPTION_LENGTH = Filter(
             high=1,
             column="compressed",
             values=_compressed,
+            reason="repeats_itself",
         ),
         Threshold(
             "repetitive_tokens",

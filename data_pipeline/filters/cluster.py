@@ -1,8 +1,8 @@
-"""Clusters: which of K groups of similar pictures one belongs to, so that selection can cap every group.
+"""Clusters: which of K groups of similar images each image belongs to, so that selection can cap every group.
 
-Centroids are fitted by k-means on CLIP's unit vectors of a sample of the records, once, and kept beside the scores:
+Centroids are fitted once, by k-means on CLIP's unit vectors of some of the records, and stored with the scores:
 
-    DIR/scores/cluster/centroids.safetensors     centroids: float32 [K, E]; what they were fitted on as metadata
+    DIR/scores/cluster/centroids.safetensors     centroids: float32 [K, E]; metadata: what they were fitted on
 """
 
 import functools
@@ -22,20 +22,20 @@ from data_pipeline.records.shards import RecordFolder
 from qi2_jax.pixels import over_white
 from qi2_jax.runtime.atomic import write_atomic
 
-PER_CLUSTER = 256  # records of the sample for each cluster
+PER_CLUSTER = 256  # records per cluster that centroids are fitted on
 ITERATIONS = 25
-_ROWS_AT_ONCE = 1 << 14  # bounds the memory of a comparison with all centroids
+_ROWS_AT_ONCE = 1 << 14  # bounds the memory of comparing rows with all centroids
 _BATCH = 32
 
 
 def fit_centroids(folder: Path | str, clip: Path | str, clusters: int) -> Path:
-    """Fits centroids on a folder of records, unless this was done before for the same records, model and number.
+    """Fits centroids on a folder of records, unless they exist for the same records, model and number of clusters.
 
     Returns:
-      The file of centroids, for `with_centroids`.
+      Path of the centroids, for `with_centroids`.
 
     Raises:
-      ValueError: if the folder has fewer decodable pictures than clusters, or one of the folders is not readable.
+      ValueError: if the folder has fewer decodable images than clusters, or one of the folders is not readable.
     """
     import safetensors.numpy
 
@@ -50,7 +50,7 @@ def fit_centroids(folder: Path | str, clip: Path | str, clusters: int) -> Path:
     drawn = np.random.default_rng(0).permutation(len(records))[: PER_CLUSTER * clusters]
     vectors = np.concatenate([*_embed(records, clip, np.sort(drawn))])
     if len(vectors) < clusters:
-        raise ValueError(f"{folder}: {len(vectors)} pictures decode, too few for {clusters} clusters")
+        raise ValueError(f"{folder}: {len(vectors)} images decode, too few for {clusters} clusters")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, safetensors.numpy.save({"centroids": kmeans(vectors, clusters)}, {"fitted_on": digest}))
     return path
@@ -62,16 +62,16 @@ def _embed(records: RecordFolder, clip: Path, drawn: Int64[np.ndarray, " n"]) ->
         for index in drawn[start : start + _BATCH]:
             try:
                 pictures.append(over_white(decode_image(records[int(index)].image).image))
-            except UndecodableImage:  # counted by the filter `broken`
+            except UndecodableImage:  # the filter `broken` counts it
                 continue
         yield embed_pictures(clip, pictures)
 
 
 def kmeans(vectors: Float[np.ndarray, "n E"], clusters: int) -> Float[np.ndarray, "K E"]:
-    """Centroids of spherical k-means (Dhillon and Modha, 2001): unit vectors, the same for the same input.
+    """Centroids of spherical k-means (Dhillon and Modha, 2001), deterministic, of length 1.
 
-    It begins with vectors that lie far from those chosen before (k-means++, seeded). A cluster that runs empty takes
-    the vector that fits its own centroid worst.
+    Initial centroids are drawn far from each other (k-means++, seeded). An empty cluster takes the vector that fits its
+    present centroid worst.
 
     Args:
       vectors: unit vectors, n >= clusters.
@@ -166,6 +166,7 @@ CLUSTER = Filter(
             "records of one cluster that are kept, drawn by the hash of their keys; 0: all",
             low=0,
             high=1 << 62,
+            reason="cluster_is_full",
         ),
     ),
     optional=True,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold
+from data_pipeline.filters.base import Candidate, Chosen, Exemption, Filter, Row, Threshold
 from data_pipeline.filters.exemptions import FLAT
 
 # Luminance table of JPEG (ITU-T T.81, table K.1), which encoders scale.
@@ -55,7 +55,11 @@ def _jpeg_quality(data: bytes) -> float | None:
     return round(min(100.0, max(1.0, 5000 / percent if percent > 100 else (200 - percent) / 2)), 1)
 
 
-_OTHER_FORMAT = Exemption("files that are not JPEG", lambda row, _: row["compression.jpeg_quality"] is None)
+def _is_not_jpeg(row: Row, chosen: Chosen) -> bool:
+    return row["compression.jpeg_quality"] is None
+
+
+_OTHER_FORMAT = Exemption("files that are not JPEG", _is_not_jpeg)
 
 COMPRESSION = Filter(
     name="compression",

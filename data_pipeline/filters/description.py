@@ -50,9 +50,24 @@ DESCRIPTION = Filter(
     },
     score=score,
     thresholds=(
-        Threshold("pairs", True, "whether image-text pairs are kept"),
-        Threshold("edits", True, "whether edits are kept"),
-        Threshold("synthetic", True, "whether image-text pairs tagged `synthetic/..` are kept"),
+        Threshold(
+            "pairs",
+            True,
+            "whether image-text pairs are kept",
+            reason="pair",
+        ),
+        Threshold(
+            "edits",
+            True,
+            "whether edits are kept",
+            reason="edit",
+        ),
+        Threshold(
+            "synthetic",
+            True,
+            "whether image-text pairs tagged `synthetic/..` are kept",
+            reason="synthetic",
+        ),
         Threshold(
             "max_per_class",
             0,
@@ -60,6 +75,7 @@ DESCRIPTION = Filter(
             "classes needs room in each; records without a class always stay",
             low=0,
             high=1 << 62,
+            reason="class_is_full",
         ),
     ),
     step="task",

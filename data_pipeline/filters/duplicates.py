@@ -1,11 +1,11 @@
 """Duplicates: fingerprints of every image. `data_pipeline.scoring.pairs` compares them.
 
-An edit is fingerprinted as a whole: its result, its sources in their order, and its instructions. So it never equals an
-image-text pair, nor an edit of the same pictures with another instruction.
+An edit is fingerprinted as a whole: its target, its sources in order, and its instructions. So it never equals an
+image-text pair, nor an edit of the same images with another instruction.
 
-Three fingerprints see a picture on white paper: the 64-bit perceptual hash (signs of the lowest DCT coefficients), the
-64-bit gradient hash (whether a cell of 9 x 8 is brighter than its left neighbour), and a thumbnail of brightness and
-colour. `pairs` says how they are compared, and what was measured.
+Three fingerprints are computed over white: the 64-bit perceptual hash (signs of the lowest DCT coefficients), the
+64-bit gradient hash (whether each of 9 x 8 cells is brighter than its left neighbour), and a thumbnail of brightness
+and colour. `pairs` explains how they are compared and what was measured.
 """
 
 import base64
@@ -24,10 +24,10 @@ from data_pipeline.records.schema import INSTRUCTION
 
 SIDE = 32  # cells per side of what the hashes see
 FINE_SIDE, COLOUR_SIDE = 64, 8  # cells per side of the thumbnail: in brightness, and in each of the two colour channels
-THUMBNAIL = FINE_SIDE**2 + 2 * COLOUR_SIDE**2  # bytes per picture
-REDUCING_GAP = 3.0  # cells are averages of cells a third of their size: four times as fast, and hardly another number
+THUMBNAIL = FINE_SIDE**2 + 2 * COLOUR_SIDE**2  # bytes per image
+REDUCING_GAP = 3.0  # reduces in two steps, in a quarter of the time and with nearly the same result
 _COSINES = 2 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))  # DCT-II
-HASH = 16  # hexadecimal digits of a hash per picture
+HASH = 16  # hexadecimal digits of a hash
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -68,7 +68,7 @@ def _pixels(decoded: Decoded) -> str:
 
 
 def thumbnail(picture: Image.Image) -> bytes:
-    """`THUMBNAIL` bytes of an RGB picture: FINE_SIDE**2 of luma, then COLOUR_SIDE**2 each of Cb and Cr."""
+    """`THUMBNAIL` bytes of an RGB image: FINE_SIDE**2 of luma, then COLOUR_SIDE**2 each of Cb and Cr."""
     size = FINE_SIDE, FINE_SIDE
     small = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP).convert("YCbCr")
     luma, *colour = small.split()
@@ -89,9 +89,9 @@ def coarse(fine: UInt8[np.ndarray, "*n FINE_SIDE FINE_SIDE"]) -> UInt8[np.ndarra
 def perceptual_hash(luma: UInt8[np.ndarray, "s s"]) -> str:
     """Signs, about their median, of the 8 x 8 lowest coefficients of a cosine transform of SIDE x SIDE pixels, in hex.
 
-    Bit for bit `phash` of the package imagehash for such a picture.
+    Equals `phash` of the package imagehash for such an image.
     """
-    low = np.round(_COSINES @ luma.astype(np.float64) @ _COSINES.T, 6)  # no rounding error where 0 should be
+    low = np.round(_COSINES @ luma.astype(np.float64) @ _COSINES.T, 6)  # removes rounding errors around 0
     return np.packbits(low > np.sort(low, axis=None)[31:33].mean()).tobytes().hex()
 
 
@@ -109,17 +109,17 @@ DUPLICATES = Filter(
     name="duplicates",
     version=5,
     columns={
-        "bytes_sha256": (str, "of the file; of an edit, of all its files and instructions"),
+        "bytes_sha256": (str, "hash of the file; of an edit, of all its files and instructions"),
         "pixels_sha256": (
             str,
-            "the same without metadata: of a JPEG as it is coded and turned, of others size and pixels after turning, "
-            "equal for copies in other lossless formats",
+            "hash without metadata: of a JPEG, its coded data and orientation; of other formats, and after a colour "
+            "conversion, size and pixels, which are equal for copies in other lossless formats",
         ),
-        "phash": (str, f"64-bit perceptual hash, {HASH} hexadecimal digits for the picture and each source"),
-        "dhash": (str, "64-bit gradient hash, likewise"),
-        "thumbnail": (str, f"base64 of {THUMBNAIL} bytes of `thumbnail` for the picture and each source"),
-        "edit": (str, "hash of the number of pictures and the instructions of an edit; None: an image-text pair"),
-        "edit_pixels": (str, f"of an edit, {HASH} digits of the pixel hash of every picture"),
+        "phash": (str, f"64-bit perceptual hash, {HASH} hexadecimal digits for the image and each source"),
+        "dhash": (str, "64-bit gradient hash, in the same form"),
+        "thumbnail": (str, f"base64 of {THUMBNAIL} bytes of `thumbnail` for the image and each source"),
+        "edit": (str, "hash of the number of images and the instructions of an edit; None for an image-text pair"),
+        "edit_pixels": (str, f"of an edit, {HASH} digits of the pixel hash of every image"),
     },
     score=score,
     thresholds=(
@@ -127,6 +127,7 @@ DUPLICATES = Filter(
             "drop_exact_duplicates",
             True,
             "whether to keep only one of several files with the same bytes or the same pixels",
+            reason="same_bytes, same_pixels",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Edit pairs: whether source and target show one scene in one place, how much changes, and whether the rest stays.
+"""Edit pairs: whether source and target show the same scene in place, how much changes, and whether the rest stays.
 
 What is right depends on the edit: a change of style touches every pixel, a change of one word must leave the others
 alone. So everything is a column, and the thresholds apply to classes of edits, which their tags name:
@@ -13,15 +13,15 @@ alone. So everything is a column, and the thresholds apply to classes of edits, 
 
 The target is compared with the source that it resembles most, resized to the target.
 
-- `shared` tells another scene. Both pictures are reduced to `SIDE`, what is coarser than `COARSE` pixels is taken off
-  (skies and floors look alike everywhere), and every block of the target that has something in it is correlated with
-  the source's block in the same place. A normalised correlation does not see brightness and contrast, and blur, noise
-  and rain hardly. The share of blocks found again is robust: an edit of one place leaves the blocks of all others.
-- `shift` is the peak of the phase correlation (Kuglin and Hines, 1975) or of the plain one, which blurred pictures
-  need. It is believed only where it makes the pictures differ less than they do without.
-- `changed` counts blocks of a grid of `GRID` whose difference is stronger than compression makes it.
-- `unchanged_psnr` looks at the blocks away from those, as far as they have something in them. Of their errors the
-  upper quartile counts: what is spoilt all over reaches it; a soft shadow, a faint part of the edit, does not.
+- `shared` detects another scene. Both images are reduced to `SIDE`, and structure coarser than `COARSE` pixels is
+  removed, because skies and floors look alike everywhere. Every textured block of the target is then correlated with
+  the block of the source in the same place. Normalised correlation ignores brightness and contrast, and nearly ignores
+  blur, noise and rain. The share of correlated blocks is robust: a local edit leaves all other blocks.
+- `shift` is the peak of the phase correlation (Kuglin and Hines, 1975), or of the plain correlation, which blurred
+  images need. It counts only if it makes the images differ less than without it.
+- `changed` is the share of the blocks, on a grid of `GRID`, that differ more than compression explains.
+- `unchanged_psnr` is measured on the other textured blocks. It uses the upper quartile of their errors, which damage
+  to the whole image raises, but a soft shadow or a faint part of the edit does not.
 """
 
 import math
@@ -35,17 +35,17 @@ from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
 
 SIDE, BLOCK, COARSE = 256, 16, 8
-MAX_SIDE = 2048  # pixels; larger pictures are reduced to it before they are compared, which bounds the memory
+MAX_SIDE = 2048  # pixels to which larger images are reduced before the comparison, to bound the memory
 GRID, CHANGED = 64, 24.0  # blocks of the longer side; root of the mean squared difference, in levels of 255
-TEXTURED = 2.0  # standard deviation in grey levels from which a block has something in it
-FOUND = 0.6  # correlation from which a block is found again; unrelated blocks reach it in 1 of 100
-CLOSER, MAX_SHIFT = 0.9, 0.4  # a shift is believed if it reduces the difference to this part; share of the sides
+TEXTURED = 2.0  # standard deviation in grey levels from which a block is textured
+FOUND = 0.6  # correlation from which a block is shared; 1 in 100 unrelated blocks reaches it
+CLOSER, MAX_SHIFT = 0.9, 0.4  # share to which a shift must reduce the difference; largest share of the sides
 MAX_PSNR = 99.0
-MIN_UNCHANGED = 16  # blocks with something in them below which there is nothing to compare outside of the change
+MIN_UNCHANGED = 16  # textured blocks outside of the change, below which there is no score
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
-    """Columns of `EDIT_PAIR` for each candidate; None of a pair without condition images."""
+    """Columns of `EDIT_PAIR` for each candidate; all None for an image-text pair."""
     return [_score(candidate) if candidate.conditions else dict.fromkeys(COLUMNS) for candidate in candidates]
 
 
@@ -81,14 +81,14 @@ def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _fine(image: Image.Image, size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """Grey levels of the reduced picture without its coarse part."""
+    """Grey levels of the reduced image without its coarse structure."""
     grey = image.convert("L").resize(size, Image.Resampling.BOX)
     coarse = grey.filter(ImageFilter.GaussianBlur(COARSE))
     return np.asarray(grey, np.float32) - np.asarray(coarse, np.float32)
 
 
 def _register(source: Float[np.ndarray, "H W"], target: Float[np.ndarray, "H W"]) -> tuple[float | None, float | None]:
-    """(shared, shift as a share of the longer side) of two pictures of one size; None where the target is flat."""
+    """(shared, shift as a share of the longer side) of two images of equal size; None if the target is flat."""
     H, W = target.shape
     window = np.hanning(H + 2)[1:-1, None] * np.hanning(W + 2)[None, 1:-1]
     spectrum = np.fft.rfft2(target * window) * np.conj(np.fft.rfft2(source * window))
@@ -107,7 +107,7 @@ def _register(source: Float[np.ndarray, "H W"], target: Float[np.ndarray, "H W"]
 
 
 def _between(line: Float[np.ndarray, " n"], peak: int) -> float:
-    """Place of a peak between the samples of a circle, by the parabola through three of them; -n/2..n/2."""
+    """Sub-sample position of a peak on a circle, from the parabola through three samples; -n/2..n/2."""
     n = len(line)
     left, top, right = line[(peak - 1) % n], line[peak], line[(peak + 1) % n]
     bend = left - 2 * top + right
@@ -116,7 +116,7 @@ def _between(line: Float[np.ndarray, " n"], peak: int) -> float:
 
 
 def _overlap(source: np.ndarray, target: np.ndarray, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray]:
-    """What both pictures show when the target is the source moved down by dy and right by dx."""
+    """The overlap of both images if the target is the source moved down by dy and right by dx."""
     H, W = target.shape
     rows, columns = slice(max(0, dy), H + min(0, dy)), slice(max(0, dx), W + min(0, dx))
     moved_rows, moved_columns = slice(max(0, -dy), H + min(0, -dy)), slice(max(0, -dx), W + min(0, -dx))
@@ -143,7 +143,7 @@ def _shared(source: Float[np.ndarray, "H W"], target: Float[np.ndarray, "H W"]) 
 
 
 def _compare(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "H W 3"]) -> tuple[float, float | None]:
-    """(share of the blocks that change, decibels of what does not); see above."""
+    """(changed, unchanged_psnr), as explained above."""
     size = _fit((after.shape[1], after.shape[0]), GRID)
 
     def blocks(pixels: np.ndarray) -> Float[np.ndarray, "h w"]:
@@ -163,15 +163,21 @@ def _compare(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "H W 3
 
 
 COLUMNS = {
-    "base": (int, "which source the target resembles most, counted from 1; the others are compared with nothing"),
-    "aspect": (float, "ratio of the aspects of source and target, 1 and above: 1.02 is a pixel or two of rounding"),
+    "base": (int, "number, from 1, of the source that the target resembles most; the others are not compared"),
+    "aspect": (float, "ratio of the aspects of source and target, >= 1; 1.02 is a pixel or two of rounding"),
     "scale": (float, "side of the target over that of the source"),
-    "shared": (float, "share of the target's blocks that the source shows in the same place: other scenes 0.02"),
-    "shift": (float, "by which the target is moved, as a share of the longer side; None: too flat to tell"),
-    "changed": (float, "share of the picture that changes more than compression does"),
-    "difference": (float, "mean over all pixels and channels, in levels of 255"),
-    "unchanged_psnr": (float, "decibels away from the change, 99: equal; None: all changes, or the rest is flat"),
-    "repeated_source": (bool, "whether two of the sources are the same picture"),
+    "shared": (
+        float,
+        "share of the target's textured blocks that the source shows in the same place; other scenes: 0.02",
+    ),
+    "shift": (float, "shift of the target, as a share of the longer side; None: too flat"),
+    "changed": (float, "share of the image that differs more than compression explains"),
+    "difference": (float, "mean difference over all pixels and channels, in levels of 255"),
+    "unchanged_psnr": (
+        float,
+        "PSNR in decibels away from the change; 99: equal; None: everything changes, or the rest is flat",
+    ),
+    "repeated_source": (bool, "whether two of the sources are equal"),
 }
 
 
@@ -211,6 +217,7 @@ EDIT_PAIR = Filter(
             high=1e6,
             column="aspect",
             keeps="below",
+            reason="other_shape",
         ),
         Threshold(
             "min_shared",
@@ -219,6 +226,7 @@ EDIT_PAIR = Filter(
             low=0,
             high=1,
             column="shared",
+            reason="other_scene",
         ),
         Threshold(
             "max_shift",
@@ -228,6 +236,7 @@ EDIT_PAIR = Filter(
             high=1,
             column="shift",
             keeps="below",
+            reason="shifted",
         ),
         Threshold(
             "min_changed",
@@ -237,6 +246,7 @@ EDIT_PAIR = Filter(
             high=1,
             column="changed",
             logarithmic=True,
+            reason="nothing_changes",
         ),
         Threshold(
             "max_changed",
@@ -246,6 +256,7 @@ EDIT_PAIR = Filter(
             high=1,
             column="changed",
             keeps="below",
+            reason="everything_changes",
         ),
         Threshold(
             "min_difference",
@@ -255,6 +266,7 @@ EDIT_PAIR = Filter(
             high=255,
             column="difference",
             logarithmic=True,
+            reason="nothing_changes",
         ),
         Threshold(
             "min_unchanged_psnr",
@@ -263,6 +275,7 @@ EDIT_PAIR = Filter(
             low=0,
             high=99,
             column="unchanged_psnr",
+            reason="unchanged_region_differs",
         ),
     ),
     step="edit",

@@ -17,7 +17,7 @@ or compressed as JPEG (`tests/benchmarks/filter_fairness.py`).
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
@@ -33,23 +33,23 @@ _GREY_VARIANCE = 16.0  # below this, colour may vary more than the grey levels, 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `ENTROPY` for each candidate."""
-    return [_score(candidate.whole.preview) for candidate in candidates]
+    return [_score(candidate.whole.preview, candidate.whole.preview_grey) for candidate in candidates]
 
 
-def _score(preview: Image.Image) -> dict:
-    grey = np.asarray(preview.convert("L"))
+def _score(preview: Image.Image, preview_grey: Image.Image) -> dict:
+    grey = np.asarray(preview_grey)
     window = _window(grey)
     colours = [np.asarray(channel) for channel in _reduced(preview).convert("YCbCr").split()[1:]]
     rough = window
-    if _variance(window[::2].astype(np.int32)) < _GREY_VARIANCE:
+    if _variance(window[::2].astype(np.int16)) < _GREY_VARIANCE:
         channels = [_window(np.asarray(channel)) for channel in preview.convert("YCbCr").split()]
-        rough = max(channels, key=lambda channel: _variance(channel[::2].astype(np.int32)))
+        rough = max(channels, key=lambda channel: _variance(channel[::2].astype(np.int16)))
     return {
         "bits": _bits(grey[::2]),
         "edges": round(_edges(window), 6),
         "colour_bits": max(map(_bits, colours)),
         "colour_edges": round(max(map(_edges, colours)), 6),
-        "roughness": round(_roughness(rough.astype(np.int32)), 4),
+        "roughness": round(_roughness(rough.astype(np.int16)), 4),
     }
 
 
@@ -79,7 +79,7 @@ def _edges(pixels: UInt8[np.ndarray, "H W"]) -> float:
     return np.count_nonzero(np.maximum(right, below) >= EDGE) / here.size
 
 
-def _roughness(pixels: Int32[np.ndarray, "H W"]) -> float:
+def _roughness(pixels: Integer[np.ndarray, "H W"]) -> float:
     """The largest ratio of the fine scales, but no more than the least of the coarse ones; see `_ratios`.
 
     0 for an image that is less than 3 pixels wide or high, or of a single level.
@@ -90,15 +90,17 @@ def _roughness(pixels: Int32[np.ndarray, "H W"]) -> float:
     return min(fine, coarse)
 
 
-def _ratios(pixels: Int32[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
+def _ratios(pixels: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
     """(scale, ratio) for every scale that is large enough and not of a single level.
 
     The ratio is the variance of a pixel minus the mean of its four neighbours, divided by the variance of the image:
     1.25 for white noise. It is computed from every second row.
     """
-    for scale in range(max(COARSE_SCALES) + 1):  # pixels are sums of 4 ** scale levels
+    for scale in range(max(COARSE_SCALES) + 1):  # pixels are sums of 4 ** scale levels, of which 16 bits hold 32 * 255
         if min(pixels.shape) < (3 if scale in FINE_SCALES else _LEAST_SIDE):
             return
+        if 4**scale > 32:
+            pixels = pixels.astype(np.int32)
         around = pixels[:-2:2, 1:-1] + pixels[2::2, 1:-1] + pixels[1:-1:2, :-2] + pixels[1:-1:2, 2:]
         variance = _variance(pixels[::2])
         if variance > 1e-3 * 16**scale:
@@ -108,7 +110,7 @@ def _ratios(pixels: Int32[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
         pixels = rows[:, 0::2] + rows[:, 1::2]
 
 
-def _variance(values: Int32[np.ndarray, "H W"]) -> float:
+def _variance(values: Integer[np.ndarray, "H W"]) -> float:
     """Variance from integers that double precision holds exactly: the same on every machine, in any order."""
     exact = values.astype(np.float64)
     mean = exact.sum() / exact.size
@@ -142,9 +144,27 @@ ENTROPY = Filter(
             low=0,
             high=8,
             column="bits",
+            reason="empty",
         ),
-        Threshold("min_edges", 0.0005, "share of pixels on an edge, see `min_bits`", low=0, high=1, column="edges"),
-        Threshold("max_roughness", 0.8, "a rougher image is noise", low=0, high=2, column="roughness", keeps="below"),
+        Threshold(
+            "min_edges",
+            0.0005,
+            "share of pixels on an edge, see `min_bits`",
+            low=0,
+            high=1,
+            column="edges",
+            reason="empty",
+        ),
+        Threshold(
+            "max_roughness",
+            0.8,
+            "a rougher image is noise",
+            low=0,
+            high=2,
+            column="roughness",
+            keeps="below",
+            reason="noise",
+        ),
     ),
     drops=_drops,
 )

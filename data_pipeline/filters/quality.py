@@ -4,10 +4,10 @@ They are measured on grey levels reduced to at most `SIDE` pixels per side, so t
 comparable.
 
 - `clarity` is the variance of the Laplacian at full exposure. The same scene three stops darker has a sixth of its
-  variance, and a bright, pale one no more, though both are as sharp. So what comes from rounding to whole levels is
-  taken off, and the rest is scaled to the span of levels of a daylight photograph.
-- `noise` means nothing where every pixel is black or white, as in dithered and screened pages, line art and text.
-  `two_level` tells how near an image is to that.
+  variance, and a bright, pale one as little, although both are as sharp. So the part that comes from rounding
+  to whole levels is subtracted, and the rest is scaled to the span of levels of a daylight photograph.
+- `noise` is meaningless where every pixel is black or white, as in dithered and screened pages, line art and text.
+  `two_level` measures how close an image comes to that.
 """
 
 import math
@@ -17,16 +17,16 @@ import numpy as np
 from jaxtyping import Float, Int16
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Exemption, Filter, Threshold, within
+from data_pipeline.filters.base import Candidate, Chosen, Exemption, Filter, Row, Threshold, within
 from data_pipeline.filters.exemptions import FLAT
 
 SIDE = 1024
 DARK, BRIGHT = 8, 247  # grey levels up to which, and from which, no detail can be seen
-SPAN = 0.75  # of all levels: what a daylight photograph covers between its darkest or brightest end and the other one
+SPAN = 0.75  # share of all levels that a daylight photograph covers, from black up or from white down
 OUTLIERS = 0.005  # share of the pixels at each end that does not count for the span
 MAX_GAIN = 6.0  # about three stops; beyond, noise would pass for detail
 ROUNDING = 20 / 12  # variance of the Laplacian of rounding errors, which are uniform in +-1/2
-TWO_LEVEL = 0.8  # of `two_level`, from which noise is not asked about
+TWO_LEVEL = 0.8  # value of `two_level` from which `noise` is ignored
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -90,9 +90,11 @@ def _noise(pixels: Int16[np.ndarray, "H W"]) -> float:
     return float(np.searchsorted(below, middle, side="right").mean()) / (0.6745 * math.sqrt(36))
 
 
-_BLACK_AND_WHITE = Exemption(
-    f"images with a `two_level` of at least {TWO_LEVEL}", lambda row, _: row["quality.two_level"] >= TWO_LEVEL
-)
+def _is_black_and_white(row: Row, chosen: Chosen) -> bool:
+    return row["quality.two_level"] >= TWO_LEVEL
+
+
+_BLACK_AND_WHITE = Exemption("black and white images (`two_level`)", _is_black_and_white)
 
 QUALITY = Filter(
     name="quality",
@@ -103,7 +105,7 @@ QUALITY = Filter(
         "dark": (float, f"share of pixels of at most {DARK} of 255"),
         "bright": (float, f"share of pixels of at least {BRIGHT} of 255"),
         "noise": (float, "standard deviation of white noise, in grey levels of 255"),
-        "two_level": (float, f"1: every pixel is black or white; above {TWO_LEVEL} `noise` means nothing"),
+        "two_level": (float, f"1: every pixel is black or white; from {TWO_LEVEL} on `noise` is ignored"),
     },
     score=score,
     thresholds=(

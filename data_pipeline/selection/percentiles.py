@@ -1,9 +1,9 @@
-"""Thresholds that follow the data: the lowest percentage of each group is left out, whatever the scale of the scores.
+"""Thresholds that follow the data: the lowest percentage of each group is dropped, whatever the scale of the scores.
 
-Scores of different models, languages and kinds of pictures do not compare: a poster is seldom as beautiful to a head as
-a portrait, and a caption in a language that a CLIP saw little of seldom as near. So captions are compared within their
-language and class, pictures within their class. The class is the first part of a record's first tag: `design` of
-`design/slide`; None without tags.
+Scores of different models, languages and kinds of images are not comparable. An aesthetic head rates posters lower than
+portraits, and a CLIP rates captions lower in a language that it saw little of. So captions are compared within their
+language and class, and images within their class. The class is the first part of a record's first tag: `design` for
+`design/slide`, None without tags.
 """
 
 from dataclasses import dataclass
@@ -17,33 +17,34 @@ from data_pipeline.filters.base import Filter
 from data_pipeline.filters.description import DESCRIPTION
 from data_pipeline.scoring.score_tables import read_scores
 
-Group = tuple[str | None, ...]  # (language, class) of a caption, (class,) of a picture
+Group = tuple[str | None, ...]  # (language, class) of a caption, (class,) of an image
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """The lowest score that stays in each group; without an entry nothing is asked."""
+    """The lowest score that stays in each group; groups without an entry have no requirement."""
 
     alignment: dict[Group, float]
     aesthetic: dict[Group, float]
 
 
 def class_of(row: dict) -> str | None:
-    """The class of a record's score row."""
+    """The class of a record, from its row of scores."""
     return row["description.tags"][0].split("/")[0] if row["description.tags"] else None
 
 
 def find_cuts(folder: Path | str, alignment: float, aesthetic: float, by: Filter = ALIGNMENT) -> Cuts:
-    """Reads the scores once and finds, for percentages above 0, the cut of every group.
+    """Reads the scores once and finds the cut of every group, for percentages above 0.
 
     Args:
-      alignment: percentage of the captions of each language and class that lies below the cut; edits, whose
-        instructions do not describe their pictures, are not among them.
-      aesthetic: percentage of the pictures of each class.
-      by: the filter whose cosines count as alignment.
+      folder: folder of scored records.
+      alignment: percentage of the captions of each language and class that lies below the cut. Edits do not count,
+        because their instructions do not describe their images.
+      aesthetic: percentage of the images of each class.
+      by: filter whose cosines count as alignment.
 
     Raises:
-      ValueError: if the scores that are asked for are not there.
+      ValueError: if the scores are missing.
     """
     captions: dict[Group, list[float]] = {}
     pictures: dict[Group, list[float]] = {}

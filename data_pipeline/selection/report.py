@@ -163,7 +163,7 @@ def _scan(folder: Path, thresholds: Thresholds, limits: Sequence[Limit], cuts: C
 
 def _values(limit: Limit, row: dict, thresholds: Thresholds) -> list[float]:
     """The scores of a record that a threshold is asked about."""
-    if limit.declared.asked not in ("all", "edits" if row["description.conditions"] else "pairs"):
+    if limit.declared.applies_to not in ("all", "edits" if row["description.conditions"] else "pairs"):
         return []
     found = row[limit.column] if limit.declared.values is None else limit.declared.values(row, thresholds)
     values = found if isinstance(found, list) else [found]
@@ -218,7 +218,7 @@ def _limit(limit: Limit, scan: _Scan, records: RecordFolder, thresholds: Thresho
         for title, side in ((f"kept side, {asked}", kept), ("other side", other))
     )
     columns = {f"{f.name}.{name}": text for f in (*CASCADE, *TRIALS) for name, (_, text) in f.columns.items()}
-    of = "" if limit.declared.asked == "all" else f" (of {limit.declared.asked} alone)"
+    of = "" if limit.declared.applies_to == "all" else f" (of {limit.declared.applies_to} alone)"
     return (
         f"<section><h3>{limit.column} <small>{_text(columns[limit.column])}{of}</small></h3>"
         f"{_histogram(scan.values[limit.threshold], cuts, limit)}{_groups(groups or {})}"

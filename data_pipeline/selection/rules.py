@@ -32,7 +32,7 @@ def _rules() -> dict[str, Callable[[Row, Thresholds], str | None]]:
     for filter in CASCADE:
         if filter.step == CAPTIONS:
             rules.setdefault(CAPTIONS, _captions)
-        elif filter.drops is not None or any(threshold.reason for threshold in filter.thresholds):
+        elif filter.drops is not None or any(threshold.column for threshold in filter.thresholds):
             rules[filter.step or filter.name] = filter.reason
     return rules
 

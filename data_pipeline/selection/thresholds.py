@@ -20,6 +20,7 @@ NEAR = (
         True,
         "whether to keep only one of each group of near duplicates: two images whose hashes are within one of the next "
         "two bounds, and whose thumbnails are within the third",
+        reason="near",
     ),
     Threshold("near_distance", 8, "bits between two 64-bit perceptual hashes", low=0, high=MAX_DISTANCE),
     Threshold("near_gradient", 4, "bits between two 64-bit gradient hashes", low=0, high=MAX_GRADIENT),
@@ -48,7 +49,7 @@ class _Checks:
       ValueError: for a value outside its range.
     """
 
-    def __post_init__(self):
+    def __post_init__(self: Any) -> None:
         for name, one in DECLARED.items():
             if one.low is not None and not one.low <= getattr(self, name) <= one.high:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose between {one.low} and {one.high}")

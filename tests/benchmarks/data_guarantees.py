@@ -1,4 +1,4 @@
-"""What the filters find, measured: planted near duplicates, pages of text, noise and flat pictures.
+"""Measures what the filters find: planted near duplicates, pages of text, noise and flat images.
 
 Run `python tests/benchmarks/data_guarantees.py` (five minutes; needs the Debian package mate-backgrounds).
 """

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.demo.dataset import write_demo_folder
+from data_pipeline.filters.alignment import UNRELATED
 from data_pipeline.filters.caption_length import CAPTION_LENGTH
 from data_pipeline.filters.description import DESCRIPTION
 from data_pipeline.filters.edit_pair import EDIT_PAIR
@@ -26,7 +27,7 @@ from data_pipeline.filters.instruction import INSTRUCTION_TEXT
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.scoring.cascade import _decode, _score_batch
-from data_pipeline.selection.rules import RULES, UNRELATED
+from data_pipeline.selection.rules import RULES
 from data_pipeline.selection.thresholds import Thresholds
 from data_pipeline.sources import Options
 from data_pipeline.sources.ingest import ingest

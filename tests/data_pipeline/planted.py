@@ -1,4 +1,4 @@
-"""What filters are measured on: near duplicates planted among photographs, rendered pages, noise and flat pictures."""
+"""Images on which filters are measured: near duplicates of photographs, rendered pages, noise and flat images."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ WORDS = (
 
 
 def select_files(files: Iterable[tuple[str, bytes]], thresholds: Thresholds) -> Selection:
-    """Writes, scores (without NSFW) and selects files by key, each with a caption."""
+    """Writes files as records with a caption, scores them without NSFW, and selects them."""
     records = [Record(key, data, (Caption("a picture of something"),), "planted") for key, data in files]
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder), records, records_per_shard=64)
@@ -37,17 +37,17 @@ def select_files(files: Iterable[tuple[str, bytes]], thresholds: Thresholds) -> 
 
 
 def near_duplicates(pictures: Sequence[Image.Image], kind: str) -> tuple[float, float]:
-    """Recall and precision of duplicates when a copy of every picture is planted beside it (`real_pictures.COPIES`)."""
+    """Recall and precision of duplicates if each image has a copy of this kind (`real_pictures.COPIES`)."""
     files = [(f"a/{i:04d}", bytes_of(picture)) for i, picture in enumerate(pictures)]
     files += [(f"b/{i:04d}", COPIES[kind](picture)) for i, picture in enumerate(pictures)]
-    selection = select_files(files, Thresholds(min_side=64))  # also copies of half size
+    selection = select_files(files, Thresholds(min_side=64))  # small enough for copies of half size
     dropped = {key: why for key, why in selection.dropped.items() if why.step == "duplicates"}
     right = sum(key == f"b/{(why.duplicate_of or '')[2:]}" for key, why in dropped.items())
     return right / len(pictures), right / max(1, len(dropped))
 
 
 def pages(count: int) -> Iterator[tuple[str, bytes]]:
-    """Pages of text, slides and forms in many sizes, half of them as JPEG files."""
+    """Pages of text, slides and forms of many sizes, half of them as JPEG."""
     for i in range(count):
         rng = np.random.default_rng(i)
         width, height = (int(side) for side in rng.integers(400, 1200, 2))
@@ -76,7 +76,7 @@ def pages(count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def worthless(count: int) -> Iterator[tuple[str, bytes]]:
-    """Noise and flat pictures by turns: enlarged, blurred, faint, coloured, as PNG or JPEG files."""
+    """Noise and flat images in turn: enlarged, blurred, faint, coloured, as PNG or JPEG."""
     for i in range(count):
         rng = np.random.default_rng(i)
         size = tuple(int(side) for side in rng.integers(300, 800, 2))
@@ -99,7 +99,7 @@ def worthless(count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def repetitions(pictures: Sequence[Image.Image], kind: str | None, opacity: float = 0.4) -> Float[np.ndarray, " n"]:
-    """Scores of `filters.watermark` under watermarks of a kind (`real_pictures.watermark`), or None of them."""
+    """Scores of `filters.watermark` under a kind of watermark (`real_pictures.watermark`), or without one (None)."""
     texts, found = ("SAMPLE", "stock-photo.com", "© 2026 J. Doe"), []
     for index, picture in enumerate(pictures):
         if kind is not None:

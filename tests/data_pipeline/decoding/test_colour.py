@@ -1,16 +1,17 @@
-"""Embedded profiles: pixels reach sRGB as other colour-managed programs show them, and hostile profiles do no harm."""
+"""Embedded profiles are converted to sRGB by the formulas of their colour spaces, and hostile ones do no harm."""
 
 import hashlib
 import itertools
 import re
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from data_pipeline.decoding import colour
-from data_pipeline.decoding.images import HALVED, decode_image
+from data_pipeline.decoding.images import HALVED, UndecodableImage, decode_image
 
 SRGB_PRIMARIES = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 P3_PRIMARIES = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
@@ -65,7 +66,7 @@ def profile(gamma: float, primaries=None) -> bytes:
 
 
 def in_srgb(levels: np.ndarray, gamma: float, primaries) -> np.ndarray:
-    """Levels 0..255 of sRGB, by the formulas of the colour spaces; what sRGB cannot show is clipped."""
+    """sRGB levels 0..255 according to the formulas of the colour spaces, clipped to the gamut of sRGB."""
     linear = (levels / 255.0) ** gamma @ (np.linalg.inv(to_xyz_d65(SRGB_PRIMARIES)) @ to_xyz_d65(primaries)).T
     linear = linear.clip(0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -81,7 +82,7 @@ SPACES = {
 
 @pytest.fixture(scope="module")
 def chart() -> Image.Image:
-    """Muted colours in large squares: inside of sRGB in every space of `SPACES`."""
+    """Large squares of muted colours, which lie within sRGB in every space of `SPACES`."""
     levels = np.random.default_rng(0).integers(110, 160, (6, 8, 3), np.uint8)
     return Image.fromarray(levels).resize((800, 600), Image.Resampling.NEAREST)
 
@@ -214,6 +215,27 @@ def test_hostile_profiles_are_ignored(picture, encoded, name):
     data = encoded(image, "WEBP", lossless=True, icc_profile=hostile()[name])
     decoded = decode_image(data)
     assert (decoded.colour, decoded.image.tobytes()) == ("ignored", image.tobytes())
+
+
+@pytest.mark.parametrize(
+    "content",
+    {
+        "method": b"name\0\x07" + zlib.compress(b"x"),
+        "no name": b"",
+        "too large": b"name\0\0" + zlib.compress(bytes(9 << 20)),
+        "not compressed": b"name\0\0" + b"\xff" * 9,
+    }.values(),
+    ids=lambda content: str(len(content)),
+)
+def test_a_png_with_a_damaged_chunk_of_its_profile_is_decoded(picture, encoded, content):
+    image = picture(size=(40, 30))
+    data = encoded(image)
+    chunk = struct.pack(">I", len(content)) + b"iCCP" + content + struct.pack(">I", zlib.crc32(b"iCCP" + content))
+    decoded = decode_image(data[:33] + chunk + data[33:])
+    assert decoded.image.tobytes() == image.tobytes()
+    assert decoded.colour in ("ignored", "untagged")  # Pillow itself drops what it cannot decompress
+    with pytest.raises(UndecodableImage):
+        decode_image(data[:33] + chunk + data[33:60])
 
 
 def test_damaged_profiles_never_raise(picture, encoded):

@@ -11,7 +11,7 @@ from data_pipeline.decoding.images import decode_image
 
 
 def png(levels: np.ndarray, bits: int, transparent: tuple[int, ...]) -> bytes:
-    """A PNG of grey or RGB levels with `bits` bits each, whose colour `transparent` is not drawn."""
+    """A PNG of grey or RGB levels with `bits` bits each, and a transparent colour."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -66,7 +66,7 @@ def test_grey_tiff_of_16_bits_in_both_orders_and_polarities(encoded):
 
 
 def test_grey_tiff_of_12_bits_is_not_black():
-    """Written by hand, since Pillow writes none: 4 x 1 pixels of 12 bits."""
+    """The file of 4 x 1 pixels is assembled here, since Pillow writes no 12 bits."""
     pixels = bytes([0x00, 0x08, 0x00, 0xFF, 0xF1, 0x00])  # 0, 0x800, 0xFFF, 0x100
     entries = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(pixels))]
     directory = struct.pack("<H", len(entries))

@@ -26,7 +26,7 @@ def test_reasons(picture, encoded):
     cases = {
         b"": "empty",
         b"no image at all": "unknown_format",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "unknown_format",  # would start another program
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "unknown_format",  # Pillow would start another program
         _bomb(65_000): "too_many_pixels",
         _bomb(1_000): "undecodable",
         jpeg[: len(jpeg) // 2]: "undecodable",
@@ -80,7 +80,7 @@ def test_every_mode_becomes_rgb(picture, encoded, mode):
     else:
         image = source.convert(mode)
         expected = image.convert("RGB")
-    # Pillow 12 cannot read the YCbCr that it writes without compression, and libtiff rounds it to RGB by itself.
+    # Pillow 12 cannot read YCbCr that it wrote uncompressed. libtiff converts it to RGB with roundings of its own.
     decoded = decode_image(encoded(image, "TIFF", compression="tiff_lzw"))
     assert decoded.image.mode == "RGB"
     difference = np.abs(np.asarray(decoded.image, np.int16) - np.asarray(expected, np.int16)).max()

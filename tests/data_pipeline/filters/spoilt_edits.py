@@ -1,4 +1,4 @@
-"""Edits spoilt on purpose, each in one way, with the reason that selection must give; shared with the benchmark."""
+"""Edits that are spoilt on purpose, each in one way, with the reason that selection must give."""
 
 import io
 import re
@@ -20,10 +20,12 @@ def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def spoilt(record: Record, other: Record, rng: np.random.Generator) -> Iterator[tuple[str, str, Record]]:
-    """(what was done, the reason it deserves, the spoilt record), for everything that can be done to an edit.
+    """(damage, expected reason, spoilt record) for every kind of damage that applies to an edit.
 
     Args:
+      record: the edit to spoil.
       other: an edit of another scene.
+      rng: draws the amounts of damage.
     """
     target = over_white(decode_image(record.image).image)
     source = over_white(decode_image(record.conditions[0]).image)
@@ -63,7 +65,7 @@ def spoilt(record: Record, other: Record, rng: np.random.Generator) -> Iterator[
 
 
 def compressed(record: Record) -> Record:
-    """The same edit in JPEG files, as most real data come: nothing is wrong with it."""
+    """The same edit as JPEG files, like most real data. It is not spoilt."""
     files = [over_white(decode_image(data).image) for data in (record.image, *record.conditions)]
     image, *conditions = (encode(file, "JPEG", quality=95 if place else 90) for place, file in enumerate(files))
     return replace(record, image=image, conditions=tuple(conditions))
@@ -77,7 +79,7 @@ def with_texts(record: Record, texts: list[str]) -> Record:
 
 
 def shifted(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Moved by 1% to 4% of its longer side, the edge repeated."""
+    """The image moved by 1% to 4% of its longer side, with its edge repeated."""
     far = max(2, round(max(image.size) * rng.uniform(0.01, 0.04)))
     angle = rng.uniform(0, 2 * np.pi)
     down, right = round(far * np.sin(angle)), round(far * np.cos(angle))

@@ -16,6 +16,7 @@ from data_pipeline import filters
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.filters.aesthetic import AESTHETIC, with_head
 from data_pipeline.filters.alignment import ALIGNMENT, with_model
+from data_pipeline.filters.base import Candidate
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.scoring.cascade import score
@@ -59,7 +60,7 @@ def test_alignment_parity(clip, picture, encoded):
     filter = with_model(ALIGNMENT, clip)
     images = [decode_image(encoded(picture(seed, (60 + 7 * seed, 40)))) for seed in range(3)]
     record = Record("k", b"", tuple(map(Caption, TEXTS)), "s")
-    scored = filter.score([filters.Candidate(record, image, None) for image in images])
+    scored = filter.score([Candidate(record, image, None) for image in images])
 
     model = CLIPModel.from_pretrained(clip).eval()
     tokenizer, processor = CLIPTokenizer.from_pretrained(clip), CLIPImageProcessorPil.from_pretrained(clip)
@@ -86,7 +87,7 @@ def test_percentiles_cut_each_language_by_itself_and_edits_not_at_all(clip, reco
     assert kept["edit"] == (0,)
     strict = select(records, Thresholds(**asked, min_alignment=1.0))
     assert strict.keys == ("edit",) and strict.dropped["0"] == Dropped("captions", "unrelated")
-    # What was scored elsewhere counts here, where there is no model.
+    # Scores from another machine count on this one, which has no model.
     assert set(score(records, workers=1, progress=False).scored.values()) == {0}
 
 
@@ -109,7 +110,7 @@ def test_other_weights_score_again(clip, records, tmp_path):
     ("file", "content", "message"),
     [
         ("config.json", '{"model_type": "bert"}', "model_type 'bert' is not read"),
-        ("tokenizer_config.json", '{"tokenizer_class": "Evil"}', "asks for the tokenizer 'Evil'"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Evil"}', "names the tokenizer 'Evil'"),
         ("model.safetensors", "", "safetensors"),
         ("preprocessor_config.json", "[", "no readable tokenizer and image processor"),
     ],
@@ -137,7 +138,7 @@ def test_aesthetic_head_parity(clip, tmp_path, picture, encoded):
     filter = with_head(AESTHETIC, clip, head)
     images = [decode_image(encoded(picture(seed))) for seed in range(3)]
     record = Record("k", b"", (Caption("x"),), "s")
-    scored = filter.score([filters.Candidate(record, image, None) for image in images])
+    scored = filter.score([Candidate(record, image, None) for image in images])
 
     layers = torch.nn.Sequential(torch.nn.Linear(12, 7), torch.nn.Dropout(0.2), torch.nn.Linear(7, 1)).eval()
     layers.load_state_dict({k.removeprefix("layers."): torch.from_numpy(v) for k, v in load_file(head).items()})
@@ -165,8 +166,8 @@ def test_aesthetic_scores_are_selected_by(clip, records, tmp_path):
 @pytest.mark.parametrize(
     ("widths", "more", "message"),
     [
-        ((11, 1), {}, "has embeddings of 12 numbers"),
-        ((12, 7, 2), {}, "has embeddings of 12 numbers"),
+        ((11, 1), {}, "have width 12"),
+        ((12, 7, 2), {}, "have width 12"),
         ((12, 1), {"other": np.zeros(3, np.float32)}, "not a chain of linear layers"),
         ((12, 1), {"layers.5.weight": np.zeros((1, 3), np.float32)}, "not a chain of linear layers"),
     ],

@@ -58,7 +58,7 @@ def test_what_cannot_be_clustered_is_refused(clip, records, tmp_path):  # noqa: 
     with pytest.raises(ValueError, match=r"clusters is 1; choose between 2 and"):
         fit_centroids(records, clip, 1)
     score(records, filters=[f for f in filters.CASCADE if f.name != "nsfw"], workers=1, progress=False)
-    with pytest.raises(ValueError, match=f"max_per_cluster asks for clusters, which were not scored: {CLUSTER.needs}"):
+    with pytest.raises(ValueError, match=f"max_per_cluster requires clusters, which were not scored: {CLUSTER.needs}"):
         select(records, Thresholds(max_per_cluster=1))
     (tmp_path / "centroids.safetensors").write_bytes(b"nothing")
     for path in (tmp_path / "absent", tmp_path / "centroids.safetensors"):

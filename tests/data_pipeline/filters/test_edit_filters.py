@@ -1,4 +1,4 @@
-"""Edit filters: exact pairs pass, spoilt ones are dropped for what was done to them, columns measure what they say."""
+"""Edit filters: exact pairs pass, spoilt ones are dropped for the right reason, and columns measure what they claim."""
 
 import re
 from collections import Counter
@@ -56,9 +56,7 @@ def test_spoilt_pairs_are_dropped_for_what_was_done_to_them(edits, tmp_path):  #
     all_, any_, exact = found
     assert len(all_) == 14 and all_.total() > 80
     for what in all_:
-        hard = what.endswith(
-            ("blurred", "recompressed", "JPEG 20")
-        )  # from some pictures these take nothing that is seen
+        hard = what.endswith(("blurred", "recompressed", "JPEG 20"))  # these leave some images visibly unchanged
         assert any_[what] >= (0.5 if hard else 1.0) * all_[what], (what, any_[what], all_[what])
     assert any_.total() >= 0.93 * all_.total() and exact.total() >= 0.9 * any_.total(), (all_, any_, exact)
 

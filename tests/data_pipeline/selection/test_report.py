@@ -59,7 +59,7 @@ def test_page_shows_funnel_scores_tables_and_captions_by_script(page):
     for limit in LIMITS:
         # no JPEG, no model, no edit, no long caption
         absent = limit.column.startswith(("compression.jpeg", "alignment", "aesthetic", "edit_pair"))
-        absent |= limit.asked == "edits" or limit.threshold == "min_compressed"
+        absent |= limit.declared.applies_to == "edits" or limit.threshold == "min_compressed"
         assert (limit in shown) == (not absent), limit
     assert page.count("<svg") == page.count("<section>") == len(shown)
     assert "alignment was not scored" in page

@@ -14,11 +14,12 @@ from data_pipeline.scoring.cascade import score
 from data_pipeline.selection.index import Dropped
 from data_pipeline.selection.select import RULES, select
 from data_pipeline.selection.thresholds import Thresholds
+from tests.data_pipeline.decoding.test_colour import SPACES, profile
 
 
 @pytest.fixture
 def choose(tmp_path, encoded):
-    """choose({key: image or bytes}, **thresholds): the selection among these records."""
+    """choose({key: image or bytes}, **thresholds): selects among these images."""
 
     def run(images: dict, **thresholds):
         images = {key: image if isinstance(image, bytes) else encoded(image) for key, image in images.items()}
@@ -134,6 +135,16 @@ def test_table_shows_names_as_they_are(choose, picture):
     console = Console(width=200, file=io.StringIO())
     console.print(choose({"[/b] [red]x": b"broken", "y": picture(size=(40, 40))}).table())
     assert "[/b] [red]x" in console.file.getvalue()
+
+
+def test_colour_profiles_are_counted(choose, picture, encoded):
+    adobe, text = profile(*SPACES["Adobe RGB"]), b"not a profile"
+    files = {"plain": picture(1), "adobe": encoded(picture(2), icc_profile=adobe)}
+    files["broken profile"] = encoded(picture(3), "WEBP", lossless=True, icc_profile=text)
+    selection = choose(files | {"broken file": b"no image"})
+    assert selection.colours == {"converted": 1, "ignored": 1, "untagged": 1}
+    assert selection.to_dict()["colours"] == selection.colours
+    assert "colour profiles: 1 converted, 1 ignored" in selection.table().caption
 
 
 def test_thresholds_can_be_switched_off(demo):

@@ -40,7 +40,7 @@ def picture(path, width, height):
         ({"edits": (("join", *("a.png",) * 4),)}, "the paths of one to 3 condition images"),
         ({"edits": ("make it night",)}, "is 'make it night'; it must be a tuple"),
         ({"edits": (("make it night", 3),)}, r"edits\[0\]\[1\] is 3; it must be a string"),
-        ({"edits": (("make it night", "nowhere/a.png"),)}, r"samples.edits\[0\]: image nowhere/a.png is no file"),
+        ({"edits": (("make it night", "nowhere/a.png"),)}, r"samples.edits\[0\]: image nowhere/a.png is not a file"),
         ({"edits": (("make it night", "x" * 300),)}, "cannot be read: File name too long"),
         ({"edits": (("make it night", "README.md"),)}, "image README.md: unknown_format"),
         *(
