@@ -4,8 +4,8 @@ Two hashes propose a pair, and they fail in different places: the perceptual has
 differ) and the gradient hash (at most `MAX_GRADIENT`). Hashes are cut into bands, and pictures are filed under the
 value of each band. By the pigeonhole principle two hashes within 8 bits agree in one of 3 bands up to 2 bits, and two
 within 4 bits agree in one of 5 bands exactly. In the bands of the perceptual hash, pictures are therefore also filed
-under every key with one bit flipped, so that two that differ in two bits meet. Crops are proposed by the hashes of windows
-(`windows`), which are filed as they are: they meet a whole picture whose band differs in at most one bit.
+under every key with one bit flipped, so that two that differ in two bits meet. Crops are proposed by the hashes of
+windows (`windows`), which are filed as they are: they meet a whole picture whose band differs in at most one bit.
 
 The number of pairs grows linearly with the number of pictures, even if all of them look alike, as the frames of a film
 do. Under each key a picture is compared with the `NEIGHBOURS` that follow it in the order of their hashes. It proposes

@@ -14,7 +14,8 @@ from PIL import Image
 from data_pipeline.samples.cache import write_cache
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.cli import main
-from qi2_jax.reporting import charts, curves, panels, run_report
+from qi2_jax.pages import render
+from qi2_jax.reporting import charts, curves, formats, panels, run_report
 from qi2_jax.training.telemetry import accounting
 
 
@@ -98,8 +99,8 @@ def test_a_job_is_shown_run_by_run_in_the_order_of_their_starts(tmp_path):
     assert [one["run"] for one in figures] == ["b", "a/deeper"]
     assert [one["state"] for one in figures] == ["finished", "running, or killed"]
     text = (tmp_path / "page.html").read_text()
-    assert 'href="job/b/samples/grid-20.png"' in text and '<section id="a/deeper">' in text
-    with pytest.raises(ValueError, match=r"empty is no run and has none below it: no metrics\.jsonl"):
+    assert 'href="job/b/samples/grid-20.png"' in text and 'id="a/deeper"' in text
+    with pytest.raises(ValueError, match=r"no runs found in .*empty: neither it nor .* has a metrics\.jsonl"):
         (tmp_path / "empty").mkdir()
         run_report.write_report(tmp_path / "page.html", tmp_path / "empty")
 
@@ -204,7 +205,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("last", "state"),
     [
-        ({"event": "sigterm"}, "stopped by SIGTERM, can be continued"),
+        ({"event": "sigterm"}, "stopped by SIGTERM, can be resumed"),
         ({"event": "error", "message": "watchdog: no progress"}, "failed: watchdog: no progress"),
         ({"event": "restore"}, "running, or killed"),
     ],
@@ -264,6 +265,10 @@ def test_a_million_steps_are_a_small_page_in_seconds(tmp_path):
     assert (tmp_path / "page.html").stat().st_size < 1e6
 
 
+def draw(lines, span):
+    return render("chart.html", chart=charts.chart(lines, span))
+
+
 def curve_of(*values):
     curve = curves.Curve()
     curve.add(np.arange(1.0, len(values) + 1), np.array(values, float))
@@ -294,7 +299,7 @@ def test_metrics_share_charts_by_prefix_and_scale():
 
 @pytest.mark.parametrize("values", [(5,), (0, 0), (-3, -3), (1e-9, 1e9), (-1, 1), (1e30, 2e30), (0.1, 0.1 + 1e-12)])
 def test_charts_of_any_range_have_ticks_inside(values):
-    drawn = charts.chart([charts.Line("x", curve_of(*values), "x")], (1, len(values)))
+    drawn = draw([charts.Line("x", curve_of(*values), "x")], (1, len(values)))
     places = [float(place) for place in re.findall(r'y="([\d.]+)" text-anchor="end"', drawn)]
     assert places and all(charts.TOP <= place <= charts.HEIGHT for place in places)
     assert "nan" not in drawn and "inf" not in drawn
@@ -315,10 +320,10 @@ def test_each_stream_has_one_chart_of_its_validation_over_t():
 
 def test_a_logarithmic_axis_is_for_positive_values_that_spread():
     for values, expected in (((1, 100), True), ((1, 2), False), ((0, 100), False), ((-1, 100), False)):
-        drawn = charts.chart([charts.Line("x", curve_of(*values), "x")], (1, 2))
+        drawn = draw([charts.Line("x", curve_of(*values), "x")], (1, 2))
         assert (">log<" in drawn) == expected, values
 
 
 def test_numbers_are_short():
     numbers = (0.0, 1234.5, 12345, 1_234_567, 1.2e-5, -2.5e9, 3e13)
-    assert [charts.number(value) for value in numbers] == ["0", "1234", "12.35K", "1.235M", "1.2e-05", "-2.5G", "30T"]
+    assert [formats.number(value) for value in numbers] == ["0", "1234", "12.35K", "1.235M", "1.2e-05", "-2.5G", "30T"]

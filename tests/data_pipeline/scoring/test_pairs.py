@@ -21,9 +21,10 @@ from data_pipeline.scoring import candidates as proposing
 from data_pipeline.scoring import pair_search
 from data_pipeline.scoring.candidates import BANDS, MAX_DISTANCE, MAX_GRADIENT, candidates, members, partition
 from data_pipeline.scoring.cascade import score
+from data_pipeline.scoring.near_groups import group_near
 from data_pipeline.scoring.pair_scores import read_pairs
-from data_pipeline.scoring.pair_search import score_pairs
-from data_pipeline.scoring.pairs import compare, differences
+from data_pipeline.scoring.pair_search import Contents, score_pairs
+from data_pipeline.scoring.pairs import PICTURE, compare, differences
 from data_pipeline.scoring.score_tables import write_scores
 from data_pipeline.scoring.windows import WINDOWS
 from data_pipeline.selection.index import Kept
@@ -377,3 +378,75 @@ def _candidate(record: Record):
     from data_pipeline.filters import Candidate
 
     return Candidate(record, decode_image(record.image), None)
+
+
+def _shot(image: Image.Image, box: tuple[float, float, float, float], noise: float = 0.0) -> Image.Image:
+    """Part of a picture, as shares of its size, with noise."""
+    width, height = image.size
+    part = image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
+    levels = np.asarray(part) + np.random.default_rng(0).normal(0, noise, np.asarray(part).shape)
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def _cells(image: Image.Image) -> np.ndarray:
+    return np.frombuffer(thumbnail(image), np.uint8)[None]
+
+
+def test_crops_and_bursts_are_near_and_other_words_are_not(tmp_path, picture, encoded):
+    """Crops of 10 % of width and height; frames that are shifted by 2 %, noisy and brighter."""
+    first, second = picture(1, (480, 400)), picture(2, (480, 400))
+    shots = {
+        "a whole": first,
+        "b middle": _shot(first, (0.05, 0.05, 0.95, 0.95)),
+        "c corner": _shot(first, (0, 0, 0.9, 0.9)),
+        "d slice": _shot(first, (0.02, 0.0, 1.0, 0.95)),
+        "e frame": _shot(second, (0.0, 0.02, 0.96, 0.98), noise=3),
+        "f frame": ImageEnhance.Brightness(_shot(second, (0.03, 0.0, 0.99, 0.96), noise=3)).enhance(1.1),
+    }
+    records = [
+        Record(key, encoded(shot, "JPEG", quality=85), (Caption("a picture for a test"),), "s")
+        for key, shot in shots.items()
+    ]
+    assert near_score(tmp_path, records) == dict.fromkeys(shots, "near") | {"a whole": None, "e frame": None}
+    near = read_pairs(tmp_path).near
+    corner = near[(near["left"] == 0) & (near["right"] == 2)]
+    assert corner["overlap"][0] == pytest.approx(0.81, abs=0.03)
+    summer, winter = word(first, "SUMMER"), word(_shot(first, (0.02, 0.0, 1.0, 0.95)), "WINTER")
+    limit = Thresholds().near_difference
+    assert compare(_cells(summer), _cells(winter))[0] > limit
+    assert compare(_cells(first), _cells(second))[0] > limit
+
+
+def _film(frames: int) -> Contents:
+    """Frames of one film: the same picture with a few bits of noise in hashes and cells."""
+    rng, order = np.random.default_rng(0), np.arange(frames)
+    film = np.empty(frames, PICTURE)
+    flips = np.uint64(1) << rng.integers(0, 64, (2, frames, 2), np.uint64)
+    film["phash"], film["dhash"] = np.uint64(0x0123456789ABCDEF) ^ np.bitwise_xor.reduce(flips, axis=2)
+    film["pixels"] = order
+    film["thumbnail"] = rng.integers(90, 94, film["thumbnail"].shape, np.uint8)
+    windows = np.tile(film["phash"][:, None] ^ np.uint64(0xFFFF0000FFFF0000), len(WINDOWS))
+    ones, kinds = np.ones(frames, np.int64), np.zeros(frames, np.uint64)
+    return Contents(order, order, ones, kinds, film["phash"], film["dhash"], windows, film)
+
+
+def test_a_crowd_costs_linear_pairs_and_becomes_one_group(tmp_path):
+    """Four times the frames propose about four times the pairs, not sixteen times, and no frame is lost."""
+    pairs = {}
+    for frames in (300, 1200):
+        near = pair_search.search(_film(frames), tmp_path)
+        group = group_near(np.arange(frames), np.ones(frames, bool), near["left"], near["right"])
+        assert len(set(group)) == 1
+        pairs[frames] = len(near)
+    assert pairs[1200] < 6 * pairs[300] < 1200 * 1199 / 2 / 4
+
+
+def test_fingerprints_of_an_earlier_version_are_computed_anew(folder):
+    score(folder, workers=1, progress=False)
+    marker = next((folder / "scores/duplicates").glob("*.done.json"))
+    marker.write_text(marker.read_text().replace(f'"version": {DUPLICATES.version}', '"version": 4'))
+    (folder / "scores/pairs/done.json").write_text("{}")
+    with pytest.raises(ValueError, match="duplicates have not been compared"):
+        select(folder, Thresholds(min_side=30))
+    report = score(folder, workers=1, progress=False)
+    assert report.scored["duplicates"] == 3 and report.scored["entropy"] == 0 and report.pairs is not None
