@@ -217,7 +217,7 @@ def test_replicated_metrics_of_two_processes_are_fetched_by_both_and_written_by_
 FULL = """
 import pathlib, resource, sys
 import numpy as np
-from qi2_jax.training import metrics
+from qi2_jax.training.telemetry import metrics
 
 directory = pathlib.Path(sys.argv[1])
 written = metrics.Metrics(directory, 0)
