@@ -28,10 +28,10 @@ class Kept:
     """A kept record.
 
     Attributes:
-      key, index: its name, and its position in the `RecordFolder`.
-      width, height: upright size in pixels.
-      captions: which of its captions to use: of an edit the instructions.
-      conditions: number of condition images.
+      key, index: Key of the record, and its position in the `RecordFolder`.
+      width, height: Upright size in pixels.
+      captions: Positions of the captions to use; those of an edit are its instructions.
+      conditions: Number of condition images.
     """
 
     key: str
@@ -44,7 +44,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Why a record was dropped: the step, the reason, and for duplicates the key of the record kept in its place."""
+    """Why a record was dropped: step and reason, and for duplicates the key of the record that was kept instead."""
 
     step: str
     reason: str
@@ -53,16 +53,16 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome.
+    """What a selection keeps and drops.
 
     Attributes:
-      thresholds: what was asked.
-      kept: records in the order of the folder.
-      dropped: the others, by key.
-      steps: the funnel of counts.
-      not_scored: filters that could drop nothing because their model was absent, and what they need.
-      trials: filters whose scores are for trials only, and what this selection did with them.
-      records: digest of the records, see `shards.digest_of`.
+      thresholds: Thresholds that were applied.
+      kept: Kept records, in the order of the folder.
+      dropped: The other records, by key.
+      steps: Funnel of counts.
+      not_scored: Filters that dropped nothing because they have no scores, and what they need.
+      trials: Filters whose scores are for trials only, and what this selection did with them.
+      records: Digest of the records, see `shards.digest_of`.
     """
 
     thresholds: Thresholds
@@ -78,7 +78,7 @@ class Selection:
         return tuple(record.key for record in self.kept)
 
     def table(self):
-        """The funnel as a `rich.table.Table`, which says below what was not scored, and what is for trials only."""
+        """The funnel as a `rich.table.Table`, with warnings below about filters without scores and trials."""
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
@@ -87,7 +87,7 @@ class Selection:
         return view
 
     def to_dict(self) -> dict:
-        """Thresholds, filter versions and funnel, for JSON; without the list of keys, which may be long."""
+        """Thresholds, filter versions and funnel, for JSON, without the keys of records."""
         return {
             "records": self.records,
             "thresholds": asdict(self.thresholds),
@@ -135,26 +135,26 @@ def _write(path: Path, rows: pa.Table) -> None:
 
 
 def read_selection(path: Path) -> Iterator[Kept]:
-    """Kept records in the order of their folder, read piece by piece.
+    """Reads kept records batch by batch, in the order of their folder.
 
     Raises:
-      ValueError: if the file is missing or no selection.
+      ValueError: if the file is missing or not a selection.
     """
     try:
         for batch in _open_selection(path).iter_batches():
             for row in batch.to_pylist():
                 yield Kept(**row | {"captions": tuple(row["captions"])})
     except (pa.ArrowException, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a selection; select again: {error}") from None
+        raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
 
 
 def selection_facts(path: Path) -> dict:
-    """What a selection says of itself, as `Selection.to_dict`; raises as `read_selection`."""
+    """The `Selection.to_dict` in the metadata of a selection; raises what `read_selection` raises."""
     file = _open_selection(path)
     try:
         return json.loads(file.schema_arrow.metadata[b"selection"])
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a selection; select again: {error}") from None
+        raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
 
 
 def _open_selection(path: Path) -> pq.ParquetFile:
@@ -163,4 +163,4 @@ def _open_selection(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a selection; select again: {error}") from None
+        raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
