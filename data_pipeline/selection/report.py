@@ -35,10 +35,12 @@ class Limit:
     """A threshold and the score column that it cuts.
 
     Attributes:
-      keeps: on which side records stay, "above" or "below".
-      logarithmic: whether its histogram is.
-      asked: of "all" records, or of "pairs" or "edits" alone.
-      by_group: whether a percentile (`THRESHOLD_percentile`) may raise it for groups of records.
+      column: Score column.
+      threshold: Field of `Thresholds`.
+      keeps: Side on which records stay, "above" or "below".
+      logarithmic: Whether the axis of its histogram is logarithmic.
+      asked: Records to which it applies: "all", "pairs" or "edits".
+      by_group: Whether a percentile (`THRESHOLD_percentile`) can raise it for groups of records.
     """
 
     column: str
@@ -84,10 +86,10 @@ LIMITS = (
 
 @dataclass
 class _Scan:
-    """What one pass over the scores collects; `values`, `near` and `groups` by the name of a threshold."""
+    """What one pass over the scores collects. `values`, `near` and `groups` are keyed by the name of a threshold."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
-    near: dict[str, tuple[list, list]] = field(default_factory=dict)  # nearest kept side, nearest other
+    near: dict[str, tuple[list, list]] = field(default_factory=dict)  # nearest on the kept side, nearest on the other
     groups: dict[str, dict[Group, list]] = field(default_factory=dict)  # [lowest that stays, scores, scores below]
     languages: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)
@@ -101,17 +103,17 @@ def write_report(
     """Writes the page.
 
     Args:
-      path: of the HTML file.
-      folder: of scored records.
-      selection: of these records.
-      resolutions: whose buckets the kept records would go to; None: no such table.
+      path: The HTML file.
+      folder: Folder of scored records.
+      selection: Selection of these records.
+      resolutions: Resolutions for a table of buckets of the kept records; None leaves the table out.
 
     Returns:
-      The figures of the page's tables beside those of the selection, for JSON: `resolutions`, `languages` and `kinds`
-      of captions, `classes` of records, and `groups`, the cut that a percentile makes in each.
+      The figures of the page's tables, for JSON: `resolutions`, `languages` and `kinds` of captions, `classes` of
+      records, and `groups`: the cut that a percentile makes in each group.
 
     Raises:
-      ValueError: when scores are missing.
+      ValueError: if scores are missing.
     """
     records, thresholds = RecordFolder(folder), selection.thresholds
     by = ALIGNMENTS[thresholds.alignment_by]
@@ -206,7 +208,7 @@ def _scan(
 
 
 def _values(limit: Limit, row: dict, thresholds: Thresholds) -> list[float]:
-    """The scores of a record that a threshold is asked about."""
+    """The scores of a record to which a threshold applies."""
     if limit.asked not in ("all", "edits" if row["description.conditions"] else "pairs"):
         return []
     found = row[limit.column]
@@ -218,7 +220,7 @@ def _values(limit: Limit, row: dict, thresholds: Thresholds) -> list[float]:
 
 
 def _cuts(limit: Limit, row: dict, count: int, thresholds: Thresholds, cuts: Cuts) -> list[tuple[Group | None, float]]:
-    """Where a threshold lies for each of a record's scores, and the group for which it does; None: for all records."""
+    """The group and the threshold of each of a record's scores; the group is None if the threshold has no groups."""
     cut = getattr(thresholds, limit.threshold)
     if not limit.by_group or not _percentile(limit, thresholds):
         return [(None, cut)] * count
@@ -286,7 +288,7 @@ def _largest_first(groups: dict[Group, list]) -> list[tuple[Group, list]]:
 
 
 def _captions(records: RecordFolder, selection: Selection) -> list[tuple[str, list[str]]]:
-    """Some captions of each script that they hold, from at most a thousand kept records."""
+    """Some captions for each script that occurs in them, from at most a thousand kept records."""
     found: dict[str, list[str]] = {}
     for kept in selection.kept[:: max(1, len(selection.kept) // 1000)]:
         record = records[kept.index]
@@ -300,9 +302,10 @@ def _captions(records: RecordFolder, selection: Selection) -> list[tuple[str, li
 
 
 def scripts_of(text: str) -> dict[str, int]:
-    """Where the first letter is of each script of a text, as Unicode names it: Latin, Han, Arabic.
+    """The scripts of a text, by their Unicode names (Latin, Han, Arabic), with the position of their first letter.
 
-    Scripts of a single letter are left out unless they are all that there is; a text without letters is of "none".
+    Scripts with a single letter are left out unless there is no other script. A text without letters has the script
+    "none".
     """
     counts: Counter[str] = Counter()
     first: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Near pairs: every one is found once, by any partition; groups are those of comparing everything with everything."""
+"""Near duplicates: the search finds the groups that comparing all records with all records gives."""
 
 import base64
 import hashlib
@@ -68,7 +68,7 @@ def test_every_pair_of_a_small_group_is_proposed_by_any_partition(phash, dhash, 
 
 
 def rows_of(choices) -> list[dict]:
-    """Score rows with few different hashes and thumbnails, so that all kinds of nearness occur."""
+    """Score rows with few different hashes and thumbnails, so that near pairs of all kinds occur."""
     rows = []
     for number, (hashes, shades, edit, bits, same) in enumerate(choices):
         pictures = 2 if edit else 1
@@ -90,7 +90,7 @@ def rows_of(choices) -> list[dict]:
 
 
 def all_pairs(keys: list[str], rows: list[dict], thresholds: Thresholds) -> dict[str, tuple[str, str]]:
-    """The plain way: every record against every other, and groups grown one by one."""
+    """The reference: compares every record with every other, and merges groups one by one."""
     left = sorted(range(len(rows)), key=lambda i: keys[i])
     drops = {}
 
@@ -140,7 +140,7 @@ def all_pairs(keys: list[str], rows: list[dict], thresholds: Thresholds) -> dict
 
 
 def drawn(random) -> list[tuple]:
-    """What `rows_of` takes: few hashes, shades and instructions, so that everything is often near to something."""
+    """Choices for `rows_of`: few hashes, shades and instructions, so that most records are near to another."""
 
     def flipped(base: int, most: int) -> int:
         return base ^ sum(1 << bit for bit in random.sample(range(64), random.randint(0, most)))
