@@ -77,7 +77,6 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     late |= _crowded(left, thresholds.max_per_cluster, "cluster_is_full")
     for key in sorted(late):
         drop(key, late[key])
-
     steps = []
     for name, tally in tallies.items():
         steps.append(Step(name, count, tally))
