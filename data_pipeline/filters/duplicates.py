@@ -23,7 +23,7 @@ from data_pipeline.filters.base import Candidate, Filter, Threshold
 from data_pipeline.records.schema import INSTRUCTION
 
 SIDE = 32  # cells per side of what the hashes see
-FINE_SIDE, COLOUR_SIDE = 64, 8  # cells per side of the thumbnail: in brightness, and in each of the two colour channels
+FINE_SIDE, COLOUR_SIDE = 64, 16  # cells per side of the thumbnail: brightness, and each of two colour channels
 THUMBNAIL = FINE_SIDE**2 + 2 * COLOUR_SIDE**2  # bytes per image
 REDUCING_GAP = 3.0  # reduces in two steps, in a quarter of the time and with nearly the same result
 _COSINES = 2 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))  # DCT-II
@@ -80,8 +80,8 @@ def _luma(thumbnail: bytes) -> UInt8[np.ndarray, "s s"]:
     return coarse(np.frombuffer(thumbnail, np.uint8, FINE_SIDE**2).reshape(FINE_SIDE, FINE_SIDE))
 
 
-def coarse(fine: UInt8[np.ndarray, "*n FINE_SIDE FINE_SIDE"]) -> UInt8[np.ndarray, "*n SIDE SIDE"]:
-    """The luma of thumbnails at half the resolution, each cell the rounded mean of four."""
+def coarse(fine: UInt8[np.ndarray, "*n s s"]) -> UInt8[np.ndarray, "*n t t"]:
+    """Channels of thumbnails at half the resolution: each cell is the rounded mean of four."""
     rows = fine[..., 0::2, :].astype(np.uint16) + fine[..., 1::2, :]
     return ((rows[..., 0::2] + rows[..., 1::2] + 2) // 4).astype(np.uint8)
 

@@ -1,8 +1,9 @@
-"""Scoring on Apache Beam, for folders that are too large for one machine: the same functions, hence the same bytes.
+"""Scoring on Apache Beam, for folders that are too large for one machine. It writes the same bytes as `cascade`.
 
-Every shard is fetched to a worker's own disk, scored there as `cascade` does, and its scores are stored beside it; then
-`pairs` are found by grouping what is filed under the same keys. The folder may be on any file system that Beam knows
-(`gs://bucket/folder` with the extra `apache-beam[gcp]`). `docs/data_at_scale.md` says how to run it on Dataflow.
+A worker copies a shard to its disk, scores it as `cascade` does, and stores the scores in the folder. Then near pairs
+are found by grouping pictures by the keys of their hashes (`candidates`). The folder may be on any file system that
+Beam supports (`gs://bucket/folder` with the extra `apache-beam[gcp]`). `docs/data_at_scale.md` shows how to run it on
+Dataflow.
 """
 
 import os
@@ -32,7 +33,9 @@ try:
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
 except ImportError:
-    raise ValueError("a runner needs Apache Beam: pip install 'apache-beam>=2.77,<3', for Dataflow [gcp]") from None
+    raise ValueError(
+        "--runner needs Apache Beam: pip install 'apache-beam>=2.77,<3', or 'apache-beam[gcp]' for Dataflow"
+    ) from None
 
 RUNNERS = ("DirectRunner", "DataflowRunner")
 _GROUP = 1 << 20  # records whose digests are compared at once
@@ -44,21 +47,22 @@ _CONTENT = np.dtype([*_PLACE.descr, ("trusted", bool), ("kind", np.uint64), *_HA
 def score_with_beam(
     folder: str, runner: str, options: Sequence[str] = (), *, filters: Sequence[Filter] = CASCADE
 ) -> ScoreReport:
-    """As `cascade.score`, on a runner of Beam.
+    """Does what `cascade.score` does, on a Beam runner.
 
     Args:
-      folder: of records, a path or an address such as gs://bucket/folder.
-      runner: one of RUNNERS; DirectRunner works in this process, with everything in memory, for trials.
-      options: of the pipeline, such as `--project=NAME`.
+      folder: Folder of records, as a path or an address such as gs://bucket/folder.
+      runner: One of RUNNERS. DirectRunner is for trials: it works in this process and keeps everything in memory.
+      options: Options of the pipeline, such as `--project=NAME`.
+      filters: Filters to score by.
 
     Raises:
-      ValueError: for another runner, filters whose model lives on an accelerator, or a folder that is not complete.
+      ValueError: for another runner, for filters whose model needs an accelerator, or if the folder is incomplete.
     """
     if runner not in RUNNERS:
         raise ValueError(f"runner is {runner!r}; choose one of {RUNNERS}")
     asked = tuple(filter for filter in filters if filter.can_score)
     if device := [filter.name for filter in asked if filter.on_device]:
-        raise ValueError(f"filters {device} run on an accelerator of this machine: score by them without a runner")
+        raise ValueError(f"filters {device} need the accelerator of this machine; score by them without --runner")
     with tempfile.TemporaryDirectory() as local:
         _fetch(folder, MANIFEST, local)
         shards = read_manifest(local)
@@ -80,7 +84,7 @@ def score_with_beam(
 
 
 def _pipeline(runner: str, options: Sequence[str]) -> "beam.Pipeline":
-    if runner == "DirectRunner":  # by this name Beam would first try another one, whose program it downloads
+    if runner == "DirectRunner":  # for this name Beam first tries Prism, a program that it downloads
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
         return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(list(options)))
@@ -94,7 +98,7 @@ def _run(pipeline: "beam.Pipeline"):
 
 
 class _OnLocalCopies(beam.DoFn):
-    """Works on files of the folder that are copied to the worker's disk."""
+    """Works on copies of the folder's files, on the worker's disk."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -109,7 +113,7 @@ class _OnLocalCopies(beam.DoFn):
 
 
 class _ScoreShard(_OnLocalCopies):
-    """Number of a shard -> its scores in the folder, as far as they are missing."""
+    """Takes the number of a shard, and stores the scores that it lacks in the folder."""
 
     NAMESPACE = "scored"
 
@@ -139,7 +143,7 @@ class _ScoreShard(_OnLocalCopies):
 
 
 def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> None:
-    """The search of `pair_search`, by keys."""
+    """Does what `pair_search` does, grouped by keys."""
     starts = np.concatenate([[0], np.cumsum(records)]).astype(np.int64)
     seen = (
         pipeline
@@ -182,7 +186,7 @@ def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> N
 
 
 class _Fingerprints(_OnLocalCopies):
-    """Number of a shard -> its pictures, and where its digests are grouped."""
+    """Takes the number of a shard; yields its pictures, and its digests for the groups in which they are compared."""
 
     def __init__(self, folder: str, starts: np.ndarray):
         super().__init__(folder)
@@ -222,14 +226,14 @@ def _firsts(places: np.ndarray) -> np.ndarray:
 
 
 def _first(_: int, blocks: Iterable[np.ndarray], *, column: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """Of all records with digests of a part, the first with the same."""
+    """For the records of a group, the first record with the same digest."""
     blocks = list(blocks)
     places = _together(blocks, blocks[0].dtype, "record")
     return column, places["record"], _firsts(places)
 
 
 def _contents(_: int, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """What is to be compared: first records of fingerprints that at least one trusted record has."""
+    """The records to compare: the first of each fingerprint that at least one trusted record has."""
     places = _together(blocks, _CONTENT, "record")
     first = _firsts(places)
     chosen = np.unique(first[places["trusted"]])
@@ -259,7 +263,11 @@ def _by_shard(pairs: np.ndarray, *, starts: np.ndarray) -> Iterator[tuple[int, n
 
 
 def _pictures_of(grouped: dict, records: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(number of pictures, positions, PICTURE [p, number]) of records of one shard."""
+    """Pictures of records of one shard.
+
+    Yields:
+      For each number of pictures: the number, positions in `records`, and PICTURE [positions, number].
+    """
     ((counts, picture),) = grouped["pictures"]
     first, here = np.cumsum(counts) - counts, records - start
     for number in np.unique(counts[here]):
@@ -268,7 +276,7 @@ def _pictures_of(grouped: dict, records: np.ndarray, start: int) -> Iterator[tup
 
 
 def _attach(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Candidates with the pictures of their left side."""
+    """Candidates with the pictures of their left records."""
     if grouped["pairs"]:
         pairs = distinct(np.concatenate(list(grouped["pairs"])))  # several bands may propose the same pair
         for _, at, pictures in _pictures_of(grouped, pairs["left"], int(starts[shard])):
@@ -290,7 +298,7 @@ def _confirm(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[np.nd
 
 
 class _Write(_OnLocalCopies):
-    """All that was found -> the tables of the folder."""
+    """Takes all that was found, and stores it in the tables of the folder."""
 
     def process(self, _, blocks, confirmed, *, total: int):
         same = np.full((total, len(pair_scores.SAME)), -1, np.int64)

@@ -4,12 +4,12 @@ Two hashes propose a pair, and they fail in different places: the perceptual has
 differ) and the gradient hash (at most `MAX_GRADIENT`). Hashes are cut into bands, and pictures are filed under the
 value of each band. By the pigeonhole principle two hashes within 8 bits agree in one of 3 bands up to 2 bits, and two
 within 4 bits agree in one of 5 bands exactly. In the bands of the perceptual hash, pictures are therefore also filed
-under every key with one bit flipped, so that two that differ in two bits meet. Crops are proposed by the hashes of windows
-(`windows`), which are filed as they are: they meet a whole picture whose band differs in at most one bit.
+under every key with one bit flipped, so that two that differ in two bits meet. Crops are proposed by the hashes of
+windows (`windows`), which are filed as they are: they meet a whole picture whose band differs in at most one bit.
 
 The number of pairs grows linearly with the number of pictures, even if all of them look alike, as the frames of a film
-do. Under each key a picture is compared with the `NEIGHBOURS` that follow it in the order of their hashes. It proposes
-at most the `LINKS` nearest of them and the next one. That joins a crowd into one group without listing all its pairs.
+do. Under each key a picture is compared with the next `Band.neighbours` in the order of their hashes. It proposes at
+most the `LINKS` nearest of them and the next one. That joins a crowd into one group without listing all its pairs.
 Any partition of the keys proposes the same pairs.
 """
 
@@ -21,7 +21,7 @@ from jaxtyping import Int64, Shaped, UInt8, UInt64
 from data_pipeline.scoring.windows import WINDOWS
 
 MAX_DISTANCE, MAX_GRADIENT = 8, 4  # bits
-NEIGHBOURS, LINKS = 64, 5
+LINKS = 5
 
 # An entry under a key. `picture` is the caller's number of the picture; `kind` separates image-text pairs (0) and edits
 # by their instructions; `phash` is the hash of the whole picture or, if `window` is set, of a window.
@@ -46,13 +46,15 @@ _COMPARED_AT_ONCE = 1 << 17  # bounds the memory
 class Band:
     """Bits `shift` to `shift + width` of a hash.
 
-    With `flips`, pictures are also filed under keys with one bit flipped, and their windows as they are.
+    With `flips`, pictures are also filed under keys with one bit flipped, and their windows as they are. A key holds
+    many pictures if the band is narrow, so these are compared with more `neighbours`.
     """
 
     hash: str
     shift: int
     width: int
     flips: bool
+    neighbours: int
 
     @property
     def keys(self) -> int:
@@ -64,8 +66,8 @@ class Band:
 
 
 BANDS = (
-    *(Band("phash", shift, width, True) for shift, width in ((0, 22), (22, 21), (43, 21))),
-    *(Band("dhash", shift, width, False) for shift, width in ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))),
+    *(Band("phash", shift, width, True, 128) for shift, width in ((0, 22), (22, 21), (43, 21))),
+    *(Band("dhash", shift, width, False, 1024) for shift, width in ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))),
 )
 
 
@@ -107,14 +109,15 @@ def candidates(band: Band, entries: Shaped[np.ndarray, " m"]) -> Shaped[np.ndarr
 
     Returns:
       Different PAIRs, left < right, sorted. Over all bands and partitions these are all pairs of the same kind within
-      MAX_DISTANCE or MAX_GRADIENT, as long as a picture has at most LINKS of them under a key.
+      MAX_DISTANCE or MAX_GRADIENT, as long as a key holds at most `band.neighbours` entries, and a picture has at most
+      LINKS of such pairs under it.
     """
     entries, ends = _in_buckets(entries)
     links = np.full((len(entries), LINKS), -1, np.int64)
     apart = np.full((len(entries), LINKS), _NEVER, np.uint8)
     following = np.full(len(entries), -1, np.int64)
     active = np.arange(len(entries))
-    for step in range(1, NEIGHBOURS + 1):
+    for step in range(1, band.neighbours + 1):
         active = active[active + step < ends[active]]
         if not len(active):
             break

@@ -1,4 +1,4 @@
-"""The cascade: every filter over every shard, in worker processes, resumable at the grain of a shard and a filter."""
+"""The cascade: scores every shard by every filter, in worker processes. It resumes at the shard and filter."""
 
 import math
 import os
@@ -22,8 +22,8 @@ from data_pipeline.scoring.score_tables import is_complete, write_scores
 from data_pipeline.workers import process_pool
 
 BATCH_RECORDS = 32
-MAX_RECORD_PIXELS = 2 * MAX_PIXELS  # ten sources of 12 million and their target pass
-BATCH_PIXELS = 50_000_000  # a batch ends earlier when its pictures are large
+MAX_RECORD_PIXELS = 2 * MAX_PIXELS  # enough for ten sources of 12 million pixels and their target
+BATCH_PIXELS = 50_000_000  # a batch of large images ends earlier
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class ScoreReport:
     """What a run did.
 
     Attributes:
-      records: in the folder.
-      scored: for every filter, how many of them this run had to look at.
-      not_scored: filters without their model, and what they need.
-      pairs: what the comparison of all records found; None: nothing had to be compared.
+      records: Number of records in the folder.
+      scored: Number of records that each filter scored in this run.
+      not_scored: Filters without their model, and what they need.
+      pairs: What the search for duplicates found; None if it was done before.
     """
 
     records: int
@@ -44,7 +44,7 @@ class ScoreReport:
 
     def table(self) -> Table:
         """A table with a row per filter."""
-        columns = ("filter", "there before", "scored now")
+        columns = ("filter", "scored before", "scored now")
         view = Table(f"scores of {self.records:,} records", columns, right=columns[1:])
         for name, count in self.scored.items():
             view.add_row(name, f"{self.records - count:,}", f"{count:,}")
@@ -67,26 +67,29 @@ def score(
     workers: int | None = None,
     progress: bool = True,
 ) -> ScoreReport:
-    """Scores the records of a folder and writes the columns beside them (`scores`), then their pairs (`pair_scores`).
+    """Scores the records of a folder (`score_tables`), then searches it for duplicates (`pair_scores`).
 
-    Only what is missing is computed: shards of a killed run, filters that are new or have another version. The result
+    Only missing scores are computed: shards of a killed run, filters that are new or have another version. The result
     does not depend on the number of workers.
 
     Args:
-      workers: processes; 1: this process alone; None: one per core. Worker processes import the calling script, which
-        therefore needs the usual `if __name__ == "__main__":` around its work.
+      folder: Folder of records.
+      filters: Filters to score by.
+      workers: Number of processes; 1 is this process alone, None is one per core. Worker processes import the calling
+        script, which therefore needs the usual `if __name__ == "__main__":` around its work.
+      progress: Whether to show bars.
 
     Raises:
-      ValueError: when the folder is not a complete folder of records, or a shard is corrupt.
-      ChildProcessError: when a worker process dies, naming what to do.
-      OSError: when the disk is full; finished shards are kept.
+      ValueError: if the folder is not a complete folder of records, or a shard is corrupt.
+      ChildProcessError: if a worker process dies.
+      OSError: if the disk is full; finished shards are kept.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1, or None for one per core")
     records = RecordFolder(folder)
     not_scored = {filter.name: filter.needs for filter in filters if not filter.can_score}
     scored = {filter.name: 0 for filter in filters if filter.can_score}
-    # A device is owned by one process: its filters come in a pass of their own, in this one.
+    # One process owns a device, so the filters that need it run in a second pass, in this process.
     for on_device, title in ((False, "score"), (True, "score on device")):
         asked = [filter for filter in filters if filter.can_score and filter.on_device == on_device]
         tasks = []
@@ -108,7 +111,7 @@ def score(
 
 
 def _run(records: RecordFolder, tasks: list[tuple[int, tuple[Filter, ...]]], workers: int) -> Iterator[int]:
-    """Yields numbers of finished records."""
+    """Yields numbers of records as they are finished."""
     if workers <= 1:
         for number, filters in tasks:
             yield from score_shard(records, number, filters)
@@ -124,7 +127,11 @@ def _score_whole_shard(records: RecordFolder, number: int, filters: tuple[Filter
 
 
 def score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...]) -> Iterator[int]:
-    """Scores one shard by these filters and writes the columns; yields numbers of records on the way."""
+    """Scores one shard by some filters and writes the tables.
+
+    Yields:
+      Numbers of records, batch by batch.
+    """
     keys: list[str] = []
     rows: dict[str, list[dict]] = {filter.name: [] for filter in filters}
     for batch in _batches(records.read_shard(number)):
@@ -145,7 +152,7 @@ def _score_batch(filter: Filter, batch: list[Candidate]) -> list[dict]:
 
 def _decode(record: Record) -> Candidate:
     images: list[Decoded] = []
-    left = MAX_RECORD_PIXELS  # of all images together: they are held at the same time
+    left = MAX_RECORD_PIXELS  # all images of a record are in memory at the same time
     for place, data in enumerate((record.image, *record.conditions)):
         try:
             images.append(decode_image(data, preview_first=True, max_pixels=min(left, MAX_PIXELS)))

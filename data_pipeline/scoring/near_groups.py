@@ -1,4 +1,4 @@
-"""Groups of near duplicates: the connected components of pairs, among the records that are left."""
+"""Groups of near duplicates: the connected components of near pairs."""
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -13,9 +13,9 @@ def group_near(
     """A number for every record, the same within a group of near duplicates.
 
     Args:
-      content: of every record; equal where fingerprints are.
-      trusted: whether the record may be near to another.
-      left, right: near contents; those of no trusted record do not count, so they join nothing.
+      content: Number of each record's fingerprints; equal if the fingerprints are.
+      trusted: Whether each record may be near to another.
+      left, right: Contents of near pairs. A content that no trusted record has joins nothing.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -23,7 +23,7 @@ def group_near(
     group = np.arange(len(content))
     if not trusted.any():
         return group
-    present, own = np.unique(content[trusted], return_inverse=True)
+    present, position = np.unique(content[trusted], return_inverse=True)
     ends = []
     for side in (left, right):
         ends.append(np.minimum(np.searchsorted(present, side), len(present) - 1))
@@ -31,5 +31,5 @@ def group_near(
     rows, columns = ends[0][both], ends[1][both]
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(len(present), len(present)))
     _, component = connected_components(graph, directed=False)
-    group[trusted] = len(content) + component[own]
+    group[trusted] = len(content) + component[position]
     return group

@@ -10,7 +10,7 @@ since any two records may be near.
 
 Of a crowd of records that are all near to each other, the table lists some pairs of each record and not all pairs
 (`candidates`). Memory is about 230 bytes per record and 30 per near pair. Thumbnails wait in a temporary file beside
-the result, which takes 4.3 kB per record.
+the result, which takes 4.6 kB per record.
 """
 
 import base64

@@ -5,7 +5,6 @@ import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,8 @@ from data_pipeline.scoring.pairs import NEAR, PICTURE, near
 from data_pipeline.workers import process_pool
 
 FILED_AT_ONCE = 1 << 20  # entries of a partition; each takes some 150 bytes while it is compared
-IN_ONE_PROCESS = 20_000  # contents for which starting processes takes longer than the work
-_BLOCK, _CONFIRMED_AT_ONCE = 1 << 16, 1 << 12
+IN_ONE_PROCESS = 20_000  # contents or pairs for which starting processes takes longer than the work
+_BLOCK, _CONFIRMED_AT_ONCE = 1 << 16, 1 << 10
 _WORK = ".work-"
 
 
@@ -101,35 +100,24 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
 
 
 def search(contents: Contents, work: Path, workers: int = 1, progress: bool = False) -> Shaped[np.ndarray, " p"]:
-    """The near pairs of contents, sorted.
-
-    Args:
-      contents: What is compared.
-      work: Folder with the file of its pictures, for worker processes.
-      workers: Number of processes.
-      progress: Whether to show bars.
-    """
-    if workers > 1 and len(contents.record) > IN_ONE_PROCESS:
-        contents.save(work)
-        with process_pool(workers, "comparing pictures") as pool:
-            return _search(contents, partial(_map_saved, pool, work), progress)
-    return _search(contents, lambda function, tasks: (function(contents, *task) for task in tasks), progress)
-
-
-def _search(contents: Contents, run: Callable[..., Iterable[np.ndarray]], progress: bool) -> Shaped[np.ndarray, " p"]:
     """Proposes pairs, partition by partition, and confirms them.
 
     Args:
       contents: What is compared.
-      run: Takes a function and tasks; yields `function(contents, *task)` for each task, in any process.
+      work: Folder with the file of its pictures, for worker processes.
+      workers: Number of processes; few contents and few pairs are compared in this process alone.
       progress: Whether to show bars.
+
+    Returns:
+      NEAR, sorted.
     """
     partitions = [
         (band, part, parts) for band in range(len(BANDS)) for parts in [_parts(band, contents)] for part in range(parts)
     ]
-    proposed, waiting = np.empty(0, PAIR), 0
-    blocks = []
-    for pairs in _shown(run(_propose, partitions), "pairs: propose", len(partitions), progress):
+    few = len(contents.record) <= IN_ONE_PROCESS
+    proposed, blocks, waiting = np.empty(0, PAIR), [np.empty(0, PAIR)], 0
+    found = _run(contents, work, 1 if few else workers, _propose, partitions)
+    for pairs in _shown(found, "pairs: propose", len(partitions), progress):
         blocks.append(pairs)
         waiting += len(pairs)
         if waiting > max(_BLOCK, len(proposed)):
@@ -137,17 +125,25 @@ def _search(contents: Contents, run: Callable[..., Iterable[np.ndarray]], progre
     proposed = distinct(np.concatenate([proposed, *blocks]))
     starts = range(0, len(proposed), _CONFIRMED_AT_ONCE)
     tasks = [(proposed[start : start + _CONFIRMED_AT_ONCE],) for start in starts]
-    confirmed = [np.empty(0, NEAR), *_shown(run(_confirm, tasks), "pairs: confirm", len(tasks), progress)]
-    found = np.concatenate(confirmed)
-    return found[np.lexsort((found["right"], found["left"]))]
+    found = _run(contents, work, 1 if len(proposed) <= IN_ONE_PROCESS else workers, _confirm, tasks)
+    confirmed = np.concatenate([np.empty(0, NEAR), *_shown(found, "pairs: confirm", len(tasks), progress)])
+    return confirmed[np.lexsort((confirmed["right"], confirmed["left"]))]
 
 
 def _shown(results: Iterable[np.ndarray], title: str, total: int, progress: bool) -> Iterable[np.ndarray]:
     return tqdm(results, desc=title, total=total, disable=not progress or not total, dynamic_ncols=True)
 
 
-def _map_saved(pool: Executor, work: Path, function: Callable, tasks: list[tuple]) -> Iterator[np.ndarray]:
-    return pool.map(partial(_call_saved, work, function), tasks)
+def _run(
+    contents: Contents, work: Path, workers: int, function: Callable[..., np.ndarray], tasks: list[tuple]
+) -> Iterator[np.ndarray]:
+    """Yields `function(contents, *task)` for each task, in worker processes or in this one."""
+    if workers <= 1:
+        yield from (function(contents, *task) for task in tasks)
+        return
+    contents.save(work)
+    with process_pool(workers, "comparing pictures") as pool:
+        yield from pool.map(partial(_call_saved, work, function), tasks)
 
 
 def _call_saved(work: Path, function: Callable, task: tuple) -> np.ndarray:

@@ -23,12 +23,12 @@ from jaxtyping import Bool, Float, Int32, Num, Shaped, UInt8
 
 from data_pipeline.filters.duplicates import COLOUR_SIDE, FINE_SIDE, SIDE, THUMBNAIL, coarse
 from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT, PAIR
-from data_pipeline.scoring.registration import MIN_OVERLAP, aligned, as_magnified, register, smooth
+from data_pipeline.scoring.registration import MIN_OVERLAP, SMOOTHINGS, aligned, as_magnified, register, smooth
 from data_pipeline.scoring.windows import WINDOWS, window_hashes
 
 MAX_DIFFERENCE = 16.0  # grey levels of 255
 SAME_PLACE = 4.0  # pairs below this difference are not registered
-REGISTERED = 1.35
+REGISTERED = 1.25
 ONE_WAY, COLOUR = 8.0, 4.0  # changes in one direction, and of colour, count this fraction
 
 # A near pair. `overlap` is the share of each picture that the other shows: 1 unless the two had to be registered.
@@ -40,6 +40,7 @@ PICTURE = np.dtype(
     [("phash", np.uint64), ("dhash", np.uint64), ("pixels", np.uint64), ("thumbnail", np.uint8, THUMBNAIL)]
 )
 
+GREY = np.float32(128)  # level of Cb and Cr without colour
 _FLATTEST = 64.0  # variance below which a picture gives no gain to fit
 _DARK, _BRIGHT = 8, 247  # grey levels of cells that are not clipped
 _COMPARED_AT_ONCE, _REGISTERED_AT_ONCE = 1 << 11, 1 << 7  # bound the memory
@@ -125,7 +126,7 @@ def differences(one: UInt8[np.ndarray, "n t"], other: UInt8[np.ndarray, "n t"]) 
     for start in range(0, len(one), _COMPARED_AT_ONCE):
         part = slice(start, start + _COMPARED_AT_ONCE)
         cells = (coarse(_luma(side[part])).reshape(-1, SIDE**2).astype(np.int32) for side in (one, other))
-        colours = (_colour(side[part]).reshape(len(one[part]), -1) for side in (one, other))
+        colours = (coarse(_colour(side[part])).reshape(len(one[part]), -1) - GREY for side in (one, other))
         found[part] = _differences(*cells, *colours)
     return found
 
@@ -134,9 +135,9 @@ def _luma(thumbnails: UInt8[np.ndarray, "n t"]) -> UInt8[np.ndarray, "n f f"]:
     return thumbnails[:, : FINE_SIDE**2].reshape(-1, FINE_SIDE, FINE_SIDE)
 
 
-def _colour(thumbnails: UInt8[np.ndarray, "n t"]) -> Float[np.ndarray, "n 2 c c"]:
-    """Cb and Cr around 0."""
-    return thumbnails[:, FINE_SIDE**2 :].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE).astype(np.float32) - 128
+def _colour(thumbnails: UInt8[np.ndarray, "n t"]) -> UInt8[np.ndarray, "n 2 c c"]:
+    """Cb and Cr; 128 is grey."""
+    return thumbnails[:, FINE_SIDE**2 :].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE)
 
 
 def _differences(
@@ -158,8 +159,8 @@ def _registered(
     one: UInt8[np.ndarray, "n t"], other: UInt8[np.ndarray, "n t"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """The difference where both show the same, and how much of each the other shows."""
-    fine = [smooth(_luma(side).astype(np.float32)) for side in (one, other)]
-    colour = [_colour(side) for side in (one, other)]
+    fine = [smooth(_luma(side).astype(np.float32), SMOOTHINGS) for side in (one, other)]
+    colour = [_smooth_colour(side) for side in (one, other)]
     mapping = register(*fine)
     swap = mapping.scale.prod(1) > 1  # the wider view is the one that is resampled
     mapping = mapping.inverse().where(swap, mapping)
@@ -176,6 +177,11 @@ def _registered(
     best = _worst((b - a) * seen, (b_colour - a_colour) * seen_colour)
     best = np.minimum(best, _worst((b - fitted) * seen, (b_colour - gain * a_colour) * seen_colour))
     return np.round(REGISTERED * best, 2).astype(np.float32), mapping.overlap.astype(np.float32)
+
+
+def _smooth_colour(thumbnails: UInt8[np.ndarray, "n t"]) -> Float[np.ndarray, "n 2 c c"]:
+    colour = _colour(thumbnails) - GREY
+    return smooth(colour.reshape(-1, COLOUR_SIDE, COLOUR_SIDE), 1).reshape(colour.shape)
 
 
 def _as(choose: Bool[np.ndarray, " n"], like: np.ndarray) -> Bool[np.ndarray, "n ..."]:

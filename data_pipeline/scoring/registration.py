@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 MIN_OVERLAP = 0.6  # share of each picture that the other must show
 _SCALES, _SHIFT = (0.75, 1.34), 0.3  # bounds of the search
 _COARSE_STEPS, _FINE_STEPS, _LARGEST_STEP = 6, 2, 0.06
-_SMOOTHINGS = 2  # of the fine thumbnails; they spread a cell over about two to each side
+SMOOTHINGS = 2  # of luma; they spread a cell over about two to each side
 _EDGE = 3  # fine cells along the border, which the smoothing and the resampling of thumbnails make unreliable
 
 
@@ -63,9 +63,9 @@ def aligned(
     return rows @ one @ columns.transpose(0, 2, 1), seen_rows[:, :, None] & seen_columns[:, None, :]
 
 
-def smooth(picture: Float[np.ndarray, "p s s"]) -> Float[np.ndarray, "p s s"]:
+def smooth(picture: Float[np.ndarray, "p s s"], times: int) -> Float[np.ndarray, "p s s"]:
     """Thumbnails as they are registered and compared."""
-    for _ in range(_SMOOTHINGS):
+    for _ in range(times):
         picture = _smooth(picture)
     return picture
 

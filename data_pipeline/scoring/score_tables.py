@@ -1,11 +1,10 @@
 """Scores on disk: one Parquet file per filter and shard, beside the records.
 
     DIR/scores/<filter>/records-00000-of-00003.parquet     columns key, <filter>.<column>, ..; a row per record
-    DIR/scores/<filter>/records-00000-of-00003.done.json
+    DIR/scores/<filter>/records-00000-of-00003.done.json   the marker, written after the table
 
-The second file is written after the first. It names the filter's version, the digest of its model and that of the
-shard, so it says both that the scores are complete and what they are valid for; anything else counts as missing and is
-computed again.
+The marker names the filter's version, the digest of its model and the digest of the shard. So it shows that the scores
+are complete, and what they are valid for. Scores without a matching marker count as missing and are computed again.
 """
 
 import io
@@ -25,7 +24,7 @@ _TYPES = _SCALARS | {list[kind]: pa.list_(arrow) for kind, arrow in _SCALARS.ite
 
 
 def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
-    """Whether the scores of this shard by this version of the filter are there."""
+    """Whether this version of the filter has scored the whole shard."""
     scores, marker = paths(folder, filter, shard)
     try:
         return scores.is_file() and json.loads(marker.read_bytes()) == _validity(filter, shard)
@@ -34,9 +33,9 @@ def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
 
 
 def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
-    """Optional filters whose scores are not there, and what they need.
+    """Optional filters that have not scored all shards, and what they need.
 
-    Scores of another model than that of this machine count as there: the one that made them may run elsewhere.
+    Scores by another model than this machine has do count: the model that made them may be elsewhere.
 
     Raises:
       ValueError: if the shards were scored by different models.
@@ -47,12 +46,14 @@ def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
         if None in models:
             missing[filter.name] = filter.needs
         elif len(models) > 1:
-            raise ValueError(f"{folder}: {filter.name!r} has scores of {len(models)} models; score the folder again")
+            raise ValueError(
+                f"{folder}: {len(models)} models made the scores of {filter.name!r}; run `qi2 data score` again"
+            )
     return missing
 
 
 def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
-    """Digest of the model that scored a shard with this version of a filter; None: no scores."""
+    """Digest of the model with which this version of a filter scored a shard; None if it did not."""
     try:
         found = json.loads(paths(folder, filter, shard)[1].read_bytes())
         return found["model"] if found == _validity(filter, shard) | {"model": found["model"]} else None
@@ -61,7 +62,14 @@ def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
 
 
 def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequence[str], rows: Sequence[dict]) -> None:
-    """Writes one dict of the filter's columns per record of the shard, and then the marker."""
+    """Writes the table and then the marker.
+
+    Args:
+      folder: Folder of records.
+      filter: Filter that scored.
+      shard: Shard of the folder.
+      keys, rows: Key and columns of each record of the shard.
+    """
     assert len(keys) == len(rows) == shard.records, f"{filter.name} gave {len(rows)} scores for {shard.records} records"
     scores, marker = paths(folder, filter, shard)
     scores.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +85,13 @@ def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequenc
 
 
 def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]:
-    """Yields one dict per record, in the order of the records: its key and the columns of all filters.
+    """Reads the scores of a folder, in the order of its records.
 
-    Columns of optional filters that did not score are None.
+    Yields:
+      A dict per record: its key and the columns of all filters. Those of optional filters without scores are None.
 
     Raises:
-      ValueError: when scores are missing or stale (naming the filter and the way out), or do not match the records.
+      ValueError: if scores are missing or stale, or do not match the records.
     """
     shards, absent = read_manifest(folder), unscored(folder, filters)
     nothing = {f"{f.name}.{column}": None for f in filters if f.name in absent for column in f.columns}
@@ -98,7 +107,10 @@ def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]
         tables = [_read(paths(folder, filter, shard)[0], filter, shard) for filter in filters]
         keys = tables[0].column("key")
         if not all(table.column("key").equals(keys) for table in tables):
-            raise ValueError(f"scores of {shard.file} disagree about the keys; delete {folder}/scores, score again")
+            raise ValueError(
+                f"the score tables of {shard.file} have different keys; delete {folder}/scores and run "
+                f"`qi2 data score {folder}` again"
+            )
         for rows in zip(*(table.to_pylist() for table in tables), strict=True):
             yield {name: value for row in rows for name, value in row.items()} | nothing
 
@@ -107,7 +119,7 @@ def read_shard_scores(folder: Path | str, filter: Filter, shard: Shard) -> pa.Ta
     """The columns of one filter for one shard, a row per record.
 
     Raises:
-      ValueError: when they are missing, stale or damaged.
+      ValueError: if they are missing, stale or damaged.
     """
     if not is_complete(folder, filter, shard):
         raise ValueError(
@@ -120,12 +132,12 @@ def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not readable; delete it, score again: {error}") from None
+        raise ValueError(f"{path} cannot be read; delete it and run `qi2 data score` again: {error}") from None
     expected = ["key", *(f"{filter.name}.{column}" for column in filter.columns)]
     if table.num_rows != shard.records or table.column_names != expected:
         raise ValueError(
-            f"{path} has {table.num_rows} rows of {table.column_names}, not {shard.records} of {expected}; delete it, "
-            "score again"
+            f"{path} has {table.num_rows} rows of {table.column_names}, not {shard.records} of {expected}; delete it "
+            "and run `qi2 data score` again"
         )
     return table
 

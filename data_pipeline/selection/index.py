@@ -1,4 +1,9 @@
-"""The selection index: which records a stage trains on, as a Parquet file."""
+"""The selection on disk: which records a stage trains on, and why it does not train on the others.
+
+selection.parquet           a row per kept record (`Kept`); thresholds and funnel are in the file's metadata
+selection.dropped.parquet   a row per other record: key, step, reason and, for duplicates, `duplicate_of`: the key
+                            of the record that was kept in its place
+"""
 
 import io
 import json
@@ -14,7 +19,8 @@ from data_pipeline.funnel import Step, Table, table
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.runtime.atomic import write_atomic
 
-INDEX = "selection.parquet"  # default name in a folder of records
+INDEX = "selection.parquet"  # in a folder of records, unless `--out` names another file
+_DROPPED = pa.schema([(name, pa.string()) for name in ("key", "step", "reason", "duplicate_of")])
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,37 @@ class Selection:
 
 
 def write_selection(path: Path, selection: Selection) -> None:
-    """Writes one Parquet row per kept record, with `Selection.to_dict` as JSON in the file's metadata."""
+    """Writes the dropped records and then the kept ones, with thresholds and funnel as JSON in the file's metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dropped = [{"key": key, **asdict(why)} for key, why in selection.dropped.items()]
+    _write(dropped_path(path), pa.Table.from_pylist(dropped, _DROPPED))
     rows = [asdict(kept) | {"captions": list(kept.captions)} for kept in selection.kept]
     types = {"key": pa.string(), "captions": pa.list_(pa.int64())}
-    schema = pa.schema([(one.name, types.get(one.name, pa.int64())) for one in fields(Kept)])
-    rows_table = pa.Table.from_pylist(rows, schema.with_metadata({"selection": json.dumps(selection.to_dict())}))
+    schema = pa.schema([(field.name, types.get(field.name, pa.int64())) for field in fields(Kept)])
+    _write(path, pa.Table.from_pylist(rows, schema.with_metadata({"selection": json.dumps(selection.to_dict())})))
+
+
+def dropped_path(path: Path) -> Path:
+    """The file of the dropped records beside a selection."""
+    return path.with_suffix(f".dropped{path.suffix}")
+
+
+def read_dropped(path: Path) -> dict[str, Dropped]:
+    """The records that a selection dropped, by key, from the file beside it.
+
+    Raises:
+      ValueError: if the file is missing or damaged.
+    """
+    try:
+        rows = _open_selection(dropped_path(path)).read().to_pylist()
+        return {row.pop("key"): Dropped(**row) for row in rows}
+    except (pa.ArrowException, TypeError, KeyError) as error:
+        raise ValueError(f"{dropped_path(path)} is damaged; run `qi2 data select` again: {error}") from None
+
+
+def _write(path: Path, rows: pa.Table) -> None:
     buffer = io.BytesIO()
-    pq.write_table(rows_table, buffer, compression="zstd")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
 
 
@@ -122,16 +151,16 @@ def read_selection(path: Path) -> Iterator[Kept]:
             for row in batch.to_pylist():
                 yield Kept(**row | {"captions": tuple(row["captions"])})
     except (pa.ArrowException, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a selection; select again: {error}") from None
+        raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
 
 
 def selection_facts(path: Path) -> dict:
-    """The `Selection.to_dict` stored in a selection file; raises as `read_selection` does."""
+    """The `Selection.to_dict` in the metadata of a selection; raises what `read_selection` raises."""
     file = _open_selection(path)
     try:
         return json.loads(file.schema_arrow.metadata[b"selection"])
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a selection; select again: {error}") from None
+        raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
 
 
 def _open_selection(path: Path) -> pq.ParquetFile:
@@ -140,4 +169,4 @@ def _open_selection(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a selection; select again: {error}") from None
+        raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None

@@ -1,1 +1,1 @@
-"""The page of `qi2 report`: curves of metrics files, charts, and which of them stand where."""
+"""The page of `qi2 report`, and sheets of sample images."""

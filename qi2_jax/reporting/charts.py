@@ -1,25 +1,25 @@
-"""Line charts as inline SVG, with a legend in HTML."""
+"""Line charts: what `qi2_jax/pages/templates/chart.html` draws as SVG, with a legend."""
 
 import dataclasses
-import html
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from qi2_jax.reporting.curves import Curve
+from qi2_jax.reporting.formats import number
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 58, 14, 10, 24
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 58, 14, 10, 24  # pixels; the last four are margins
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#78716c", "#1e293b")
 RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (222, 190, 20))  # viridis, its end darkened
-LOG_FROM = 5  # highest by lowest value from which an axis is logarithmic
-SHADED = 3  # lines up to which the range of each is drawn
-DOTTED = 40  # points up to which each is drawn
+LOG_FROM = 5  # ratio of highest to lowest value from which an axis is logarithmic
+MAX_SHADED = 3  # lines of a chart up to which the range of each is shaded
+MAX_DOTTED = 40  # points of a line up to which each is marked by a dot
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve of a chart; lines of the same `color` (a key) look alike but for their dashes."""
+    """A curve of a chart. Lines with the same `color`, which is a key, share a color and differ by their dashes."""
 
     label: str
     curve: Curve
@@ -27,53 +27,71 @@ class Line:
     dashed: bool = False
 
 
-def chart(lines: Sequence[Line], span: tuple[float, float], restarts: Sequence[float] = ()) -> str:
-    """An SVG of some curves over steps, and its legend with the last values.
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A line as it is drawn.
 
-    A curve of many steps is the mean of each bucket, shaded from the lowest to the highest value where few curves are
-    drawn. The axis is logarithmic where all values are positive and spread widely.
+    Attributes:
+      label, last: Name and last value, for the legend.
+      color: As in CSS.
+      dashed: Whether the line is dashed.
+      path: SVG path of the means.
+      range: SVG path around the lowest and highest values; empty if they are not shaded.
+      points: Places of the dots.
+    """
+
+    label: str
+    last: str
+    color: str
+    dashed: bool
+    path: str
+    range: str
+    points: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What the template draws: `rows` and `columns` are the places and labels of the ticks on both axes."""
+
+    rows: list[tuple[float, str]]
+    columns: list[tuple[float, str]]
+    logarithmic: bool
+    restarts: list[tuple[float, str]]
+    traces: list[Trace]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
+
+
+def chart(lines: Sequence[Line], span: tuple[float, float], restarts: Sequence[float] = ()) -> Chart:
+    """A chart of curves over steps.
+
+    A curve of many steps is drawn as the mean of each bucket. The range from the lowest to the highest value is shaded
+    if the chart has few curves. The axis is logarithmic if all values are positive and spread widely.
 
     Args:
-      lines: at least one.
-      span: first and last step of the axis.
-      restarts: steps at which to draw a mark.
+      lines: Curves, at least one.
+      span: First and last step of the axis.
+      restarts: Steps at which to draw a mark.
     """
     colors = _colors(lines)
-    shade = len(lines) <= SHADED
-    parts = [line.curve.points for line in lines]
-    low = min(float((part[2] if shade else part[1]).min()) for part in parts)
-    high = max(float((part[3] if shade else part[1]).max()) for part in parts)
+    shaded = len(lines) <= MAX_SHADED
+    points = [line.curve.points for line in lines]
+    low = min(float((lows if shaded else means).min()) for _, means, lows, _ in points)
+    high = max(float((highs if shaded else means).max()) for _, means, _, highs in points)
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, low > 0 and high / low >= LOG_FROM)
     x = Axis(*span, LEFT, WIDTH - RIGHT, False, tight=True)
-    drawn = [_frame(x, y)]
-    drawn += [
-        f'<path class="mark" d="M{x(step):.1f},{TOP}V{HEIGHT - BOTTOM}"><title>started again at step {step:.0f}</title>'
-        "</path>"
-        for step in restarts
-        if span[0] < step < span[1]
-    ]
-    for line, (steps, means, lows, highs) in zip(lines, parts, strict=True):
-        color, across = colors[line.color], x(steps)
-        if shade and line.curve.width > 1:
-            outline = _path(np.concatenate([across, across[::-1]]), np.concatenate([y(lows), y(highs)[::-1]]))
-            drawn.append(f'<path fill="{color}" opacity=".18" d="{outline}Z"/>')
-        dash = ' stroke-dasharray="5 3"' if line.dashed else ""
-        down, title = y(means), f"<title>{html.escape(line.label)}</title>"
-        drawn.append(f'<path class="line" stroke="{color}"{dash} d="{_path(across, down)}">{title}</path>')
-        if len(steps) <= DOTTED:
-            drawn += [
-                f'<circle cx="{a:.1f}" cy="{d:.1f}" r="2" fill="{color}"/>' for a, d in zip(across, down, strict=True)
-            ]
-    keys = "".join(
-        f'<span><i class="{"dashed" if line.dashed else "solid"}" style="color:{colors[line.color]}"></i>'
-        f"{html.escape(line.label)} <b>{number(line.curve.last)}</b></span>"
-        for line in lines
-    )
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(drawn)}</svg><div class="keys">{keys}</div>'
+    marks = [(_place(x, step), f"{step:.0f}") for step in restarts if span[0] < step < span[1]]
+    columns = [(_place(x, tick), number(tick)) for tick in x.ticks() if tick == round(tick)]
+    rows = [(_place(y, tick), number(tick)) for tick in y.ticks()]
+    return Chart(rows, columns, y.logarithmic, marks, [_trace(line, colors, x, y, shaded) for line in lines])
 
 
 class Axis:
-    """Maps values to pixels, and knows its round values."""
+    """Maps values to pixels, and chooses round values for ticks."""
 
     def __init__(self, low: float, high: float, begin: float, end: float, logarithmic: bool, tight: bool = False):
         if not logarithmic and not tight and 0 <= low < 0.4 * high:
@@ -94,7 +112,7 @@ class Axis:
         return self.begin + (np.asarray(values) - low) / (high - low) * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """Some round values inside."""
+        """Some round values within the axis."""
         if not self.logarithmic:
             step = _round_up((self.high - self.low) / 5)
             return [step * n for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
@@ -105,32 +123,24 @@ class Axis:
         return ticks[:: -(-len(ticks) // 9)] if ticks else []
 
 
-def number(value: float) -> str:
-    """A value in at most about six characters: 1234567 is 1.23M, 0.000012 is 1.2e-05."""
-    size = abs(value)
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "K")):
-        if limit <= size < 1e15:
-            return f"{value / (1e3 if unit == 'K' else limit):.4g}{unit}"
-    return f"{value:.4g}"
-
-
 def _round_up(step: float) -> float:
     decade = 10.0 ** math.floor(math.log10(step))
     return next(factor * decade for factor in (1, 2, 5, 10) if factor * decade >= step * 0.999)
 
 
-def _frame(x: Axis, y: Axis) -> str:
-    grid = "".join(
-        f'<path class="grid" d="M{LEFT},{y(tick):.1f}H{WIDTH - RIGHT}"/>'
-        f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-        for tick in y.ticks()
-    )
-    ticks = [tick for tick in x.ticks() if tick == round(tick)]
-    below = "".join(
-        f'<text x="{x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{number(tick)}</text>' for tick in ticks
-    )
-    log = f'<text x="{LEFT + 4}" y="{TOP + 10}">log</text>' if y.logarithmic else ""
-    return f'{grid}{below}{log}<path class="axis" d="M{LEFT},{TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
+def _trace(line: Line, colors: dict[str, str], x: Axis, y: Axis, shaded: bool) -> Trace:
+    steps, means, lows, highs = line.curve.points
+    across, down, outline = x(steps), y(means), ""
+    if shaded and line.curve.width > 1:
+        outline = _path(np.concatenate([across, across[::-1]]), np.concatenate([y(lows), y(highs)[::-1]]))
+    dotted = len(steps) <= MAX_DOTTED
+    dots = [(f"{a:.1f}", f"{d:.1f}") for a, d in zip(across, down, strict=True)] if dotted else []
+    last, path = number(line.curve.last), _path(across, down)
+    return Trace(line.label, last, colors[line.color], line.dashed, path, outline, dots)
+
+
+def _place(axis: Axis, value: float) -> float:
+    return round(float(axis(value)), 1)
 
 
 def _path(across: np.ndarray, down: np.ndarray) -> str:
@@ -138,7 +148,7 @@ def _path(across: np.ndarray, down: np.ndarray) -> str:
 
 
 def _colors(lines: Sequence[Line]) -> dict[str, str]:
-    """A colour for each key: of a ramp where keys are numbers, as bins of t are."""
+    """A color for each key. Keys that are numbers, as bins of t are, get the colors of a ramp."""
     keys = list(dict.fromkeys(line.color for line in lines))
     if (len(keys) > 2 and all(key.isdecimal() for key in keys)) or len(keys) > len(COLORS):
         places = np.linspace(0, len(RAMP) - 1, len(keys))

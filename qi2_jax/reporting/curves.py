@@ -1,4 +1,4 @@
-"""Curves of a metrics file: any number of lines, read once, in memory that does not grow with them."""
+"""Curves of a metrics file. It is read once, and memory does not grow with the number of its lines."""
 
 import dataclasses
 import pathlib
@@ -11,19 +11,19 @@ from jaxtyping import Float
 
 from qi2_jax.runtime import json_lines
 
-POINTS = 400  # of a curve, about what a chart has pixels for
-MAX_CURVES = 500  # a file with more names is not of this trainer
+POINTS = 400  # of a curve; a chart is about as many pixels wide
+MAX_CURVES = 500  # this trainer writes fewer metrics
 BLOCK = 1 << 25  # bytes read at once
 
 
 class Curve:
-    """One metric over steps, in at most 2 x `POINTS` buckets of consecutive steps; values that are not finite are gaps.
+    """One metric over steps, in at most 2 x `POINTS` buckets of consecutive steps. Values that are not finite are gaps.
 
     Attributes:
-      count: values.
-      first, last, low: the first and the last value, and the lowest.
-      width: steps of a bucket.
-      span: first and last step.
+      count: Number of values.
+      first, last, low: First, last and lowest value.
+      width: Steps per bucket.
+      span: First and last step.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Curve:
         self._rows = np.empty((6, 0))  # lowest step, sum of steps, sum, lowest, highest, count
 
     def add(self, steps: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> None:
-        """Appends values; steps do not fall."""
+        """Appends values; steps must not decrease."""
         good = np.isfinite(values) & np.isfinite(steps)
         steps, values = steps[good], values[good]
         if not values.size:
@@ -54,19 +54,19 @@ class Curve:
 
     @property
     def points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Mean step, mean, lowest and highest value of each bucket."""
+        """Mean step, mean value, lowest and highest value of each bucket."""
         _, steps, sums, low, high, counts = self._rows
         return steps / counts, sums / counts, low, high
 
 
 @dataclasses.dataclass
 class Scan:
-    """What one pass over a metrics file finds.
+    """The content of a metrics file.
 
     Attributes:
-      curves: by metric.
-      step: the highest step; None without lines.
-      kept_seconds: see `qi2_jax.training.telemetry.accounting`.
+      curves: Curve of each metric.
+      step: Highest step; None if the file has no lines.
+      kept_seconds: See `qi2_jax.training.telemetry.accounting`.
     """
 
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
@@ -75,7 +75,7 @@ class Scan:
 
 
 def scan(path: pathlib.Path) -> Scan:
-    """Reads a metrics file; what is no number, and lines that killed processes left unfinished, are passed over."""
+    """Reads a metrics file, without values that are not numbers and lines that a killed process left unfinished."""
     found = Scan()
     for block in _blocks(path):
         columns = _columns(block)
@@ -92,7 +92,7 @@ def scan(path: pathlib.Path) -> Scan:
 
 
 def _blocks(path: pathlib.Path) -> Iterator[bytes]:
-    """Whole lines of a file, many at a time; the last may be unfinished."""
+    """Blocks of whole lines of a file; the last line may be unfinished."""
     with path.open("rb") as file:
         rest = b""
         while data := file.read(BLOCK):
@@ -105,7 +105,7 @@ def _blocks(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _columns(block: bytes) -> dict[str, np.ndarray]:
-    """The numbers of some lines by name, NaN where a line has none; nothing without steps."""
+    """The numbers of a block of lines by metric, NaN where a line has none. Empty if there are no steps."""
     try:
         table = pyarrow.json.read_json(pa.BufferReader(block))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an unfinished line, or a value of another type

@@ -1,6 +1,6 @@
-"""Which metrics share a chart, in which order, and what is said above them.
+"""Which metrics share a chart, in which order, and the notes above them.
 
-Nothing here must know a metric: names without an entry are drawn too, those of one prefix together.
+A metric needs no entry here: metrics without one are drawn as well, those with the same prefix together.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 from qi2_jax.reporting.charts import Line
 from qi2_jax.reporting.curves import Curve
 
-APART = 30.0  # times by which neighbouring curves may differ on one linear axis
+APART = 30.0  # largest ratio of neighbouring curves on one linear axis
 SECTIONS = {
     "Loss": ("loss", "validation_loss", "loss_t"),
     "Optimisation": ("gradient_norm", "update_norm", "parameter_norm", "learning_rate", "skipped_total"),
@@ -30,27 +30,27 @@ NOTES = {
     "loss_t": "training, nine equal bins of shifted t (1 is noise)",
     "validation_loss": "EMA weights, mean over streams",
     "validation_loss/": "by stream: EMA solid, raw weights dashed",
-    "validation_loss/ema_t": "EMA weights, at nine quantiles of the law of times, then shifted per image",
-    "validation_loss/*_t": "one stream at nine quantiles of the law, shifted per image: EMA solid, raw weights dashed",
+    "validation_loss/ema_t": "EMA weights, at nine quantiles of the timestep distribution, shifted per image",
+    "validation_loss/*_t": "one stream at nine quantiles, shifted per image: EMA solid, raw weights dashed",
     "gradient_norm": "before clipping",
-    "gradient_norm/": "by group of parameters, before clipping",
-    "update_norm/": "by group of parameters",
-    "parameter_norm/": "by group of parameters",
-    "skipped_total": "steps that were not finite and changed nothing",
-    "mfu": "share of the chips' bf16 peak, model operations only, those of padding among them",
+    "gradient_norm/": "per parameter group, before clipping",
+    "update_norm/": "per parameter group",
+    "parameter_norm/": "per parameter group",
+    "skipped_total": "steps with values that were not finite; they changed nothing",
+    "mfu": "share of the chips' bf16 peak: model operations only, padding included",
     "goodput": "kept step time / wall time since the first start",
     "time/": "share of each interval",
     "time/seconds": "length of each interval",
     "memory/": "fullest device of process 0",
     "batch/": "composition of batches",
 }
-ALONE = ("time/seconds",)  # beside shares
-TWINS = re.compile(r"(.+)/(ema|raw)(_t/.+)?/([^/]+)")  # by the average and by raw weights, of a stream at one t
+ALONE = ("time/seconds",)  # not in one chart with shares of time
+TWINS = re.compile(r"(.+)/(ema|raw)(_t/.+)?/([^/]+)")  # a metric by EMA weights and by raw weights
 
 
 @dataclasses.dataclass
 class Panel:
-    """Lines of one chart."""
+    """The lines of one chart, with its title and a note."""
 
     title: str
     note: str
@@ -58,7 +58,7 @@ class Panel:
 
 
 def sections(curves: dict[str, Curve]) -> dict[str, list[Panel]]:
-    """Panels by section, both in the order in which they are read."""
+    """Panels of each section, in the order of the page."""
     grouped: dict[str, dict[str, list[Line]]] = {}
     place = {prefix: (rank, section) for section, all_of in SECTIONS.items() for rank, prefix in enumerate(all_of)}
     for name in sorted(curves, key=lambda name: (place.get(name.partition("/")[0], (99, OTHER))[0], name)):
@@ -68,7 +68,7 @@ def sections(curves: dict[str, Curve]) -> dict[str, list[Panel]]:
     result: dict[str, list[Panel]] = {}
     for section in (*SECTIONS, OTHER):
         for key, lines in grouped.get(section, {}).items():
-            lines.sort(key=lambda line: line.color)  # twins beside each other
+            lines.sort(key=lambda line: line.color)  # EMA and raw weights next to each other
             name = key.rstrip("/")
             note = NOTES.get(key) or NOTES.get(name) or NOTES.get(name.rpartition("/")[0], "")
             panels = [Panel(f"{key}…" if key.endswith("/") else key, note, some) for some in _split(lines)]
@@ -77,7 +77,7 @@ def sections(curves: dict[str, Curve]) -> dict[str, list[Panel]]:
 
 
 def _place(name: str, curve: Curve) -> tuple[str, Line]:
-    """The key of a metric's panel, `a/` for `a/b` and `a` for `a`, and its line."""
+    """The line of a metric and the key of its panel: `a/` for `a/b`, and `a` for `a`."""
     if twin := TWINS.fullmatch(name):
         stem, which, stream, label = twin.groups()
         line = Line(f"{label} {which}", curve, label, dashed=which == "raw")
@@ -89,7 +89,7 @@ def _place(name: str, curve: Curve) -> tuple[str, Line]:
 
 
 def _split(lines: list[Line]) -> list[list[Line]]:
-    """Several charts where curves are too different for one linear axis."""
+    """Splits curves that are too different for one linear axis over several charts."""
     sizes = {id(line): float(max(abs(line.curve.points[2]).max(), abs(line.curve.points[3]).max())) for line in lines}
     if all(line.curve.low > 0 for line in lines):  # their axis may be logarithmic
         return [lines]

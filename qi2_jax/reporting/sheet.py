@@ -1,4 +1,4 @@
-"""Pictures of samples on one sheet: side by side and below each other, titles above the columns, a text under each."""
+"""A sheet of samples: images in rows and columns, titles above the columns, a text below each sample."""
 
 import bisect
 import math
@@ -6,51 +6,51 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 6  # pixels between pictures
-# Letters are at least so high, and of a large cell this share: they stay readable where the sheet is shown reduced.
+GAP = 6  # pixels between images
+# Least height of letters in pixels, and their share of a large cell: they stay readable if the sheet is shown reduced.
 LEAST_LETTERS, LETTERS = 11, 1 / 20
 
 
 def lay_out(
     samples: Sequence[Sequence[Image.Image]], titles: Sequence[str], texts: Sequence[str], across: int
 ) -> Image.Image:
-    """The sheet; every cell is as large as the largest picture, and as wide as the longest title.
+    """Draws the sheet. Every cell is as large as the largest image, and as wide as the longest title.
 
     Args:
-      samples: of each its pictures (RGB), in the order of `titles`.
-      titles: of the columns, ASCII.
-      texts: of each sample, ASCII; cut to the width of its pictures.
-      across: samples beside each other, if there are so many.
+      samples: Images (RGB) of each sample, in the order of `titles`.
+      titles: Titles of the columns, ASCII.
+      texts: Text of each sample, ASCII. It is cut to the width of the sample's images.
+      across: Largest number of samples in a row.
     """
-    pictures = [picture for own in samples for picture in own]
-    width, height = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    images = [image for sample in samples for image in sample]
+    width, height = max(image.width for image in images), max(image.height for image in images)
     size = max(LEAST_LETTERS, round(max(width, height) * LETTERS))
     font, line = ImageFont.load_default(size), 2 * size
     width = max(width, *(math.ceil(font.getlength(title)) for title in titles))
     across = min(across, len(samples))
-    own_width = len(titles) * (width + GAP) - GAP
-    group, row = own_width + 3 * GAP, height + line + GAP
+    sample_width = len(titles) * (width + GAP) - GAP
+    group, row = sample_width + 3 * GAP, height + line + GAP
     sheet = Image.new("RGB", (across * group + GAP, -(-len(samples) // across) * row + line), "white")
     pen = ImageDraw.Draw(sheet)
     for column in range(across):
         for place, title in enumerate(titles):
             pen.text((column * group + place * (width + GAP) + GAP, size // 2), title, "black", font)
-    for index, (own, text) in enumerate(zip(samples, texts, strict=True)):
+    for index, (sample, text) in enumerate(zip(samples, texts, strict=True)):
         left, top = (index % across) * group + GAP, index // across * row + line
-        for place, picture in enumerate(own):
-            shift = (width - picture.width) // 2, (height - picture.height) // 2
-            sheet.paste(picture, (left + place * (width + GAP) + shift[0], top + shift[1]))
-        pen.text((left, top + height + size // 3), _cut(text, font, own_width), "black", font)
+        for place, image in enumerate(sample):
+            shift = (width - image.width) // 2, (height - image.height) // 2
+            sheet.paste(image, (left + place * (width + GAP) + shift[0], top + shift[1]))
+        pen.text((left, top + height + size // 3), _cut(text, font, sample_width), "black", font)
     return sheet
 
 
 def in_ascii(text: str) -> str:
-    """A text in one line as Pillow's own font can draw it; one in other letters is replaced by its length."""
+    """A text in one line, for Pillow's built-in font; a note with its length if it is not ASCII."""
     return " ".join(text.split()) if text.isascii() else f"({len(text)} characters that this font lacks)"
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """The text, or as much of its beginning as is at most so wide, and three dots."""
+    """The text, or its beginning and three dots if it is wider than `width`."""
     if font.getlength(text) <= width:
         return text
     fits = bisect.bisect_right(range(len(text)), width, key=lambda count: font.getlength(f"{text[:count]}..."))

@@ -94,8 +94,9 @@ def select(argument: str) -> None:
 
 
 def search(argument: str) -> None:
-    from data_pipeline.scoring.pair_search import Contents, _parts, _run
-    from data_pipeline.scoring.pairs import BANDS, PICTURE
+    from data_pipeline.scoring import pair_search
+    from data_pipeline.scoring.pairs import PICTURE
+    from data_pipeline.scoring.windows import WINDOWS
 
     count, rng = int(argument), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as work:
@@ -109,15 +110,10 @@ def search(argument: str) -> None:
                     row[start : start + len(block)] = block[name]
                 file.write(block.tobytes())
         picture = np.memmap(Path(work, "picture"), PICTURE, "r")
-        order, ones = np.arange(count), np.ones(count, np.int64)
-        contents = Contents(order, order, ones, np.zeros(count, np.uint64), *hashes, picture)
-        tasks = [
-            (band, part, parts)
-            for band in range(len(BANDS))
-            for parts in [_parts(band, contents)]
-            for part in range(parts)
-        ]
-        found = sum(len(pairs) for pairs in _run(Path(work), contents, tasks, 1))
+        order, ones, kinds = np.arange(count), np.ones(count, np.int64), np.zeros(count, np.uint64)
+        windows = rng.integers(0, 1 << 63, (count, len(WINDOWS)), dtype=np.uint64)
+        contents = pair_search.Contents(order, order, ones, kinds, *hashes, windows, picture)
+        found = len(pair_search.search(contents, Path(work)))
         assert found >= count // 10, found
 
 

@@ -1,13 +1,16 @@
-"""How well changed copies of real pictures are told from other pictures, with the default thresholds.
+"""Recall of copies of real pictures, and how many other pictures are taken for copies, with the default thresholds.
 
     apt-get install mate-backgrounds tuxpaint-stamps-default
-    python tests/benchmarks/near_duplicates.py [FOLDER ...]
+    python -m tests.benchmarks.near_duplicates [FOLDER ...]
 
-The figures in the docstring of `data_pipeline.scoring.pairs` come from here.
+Every pair is compared, so this measures hashes and thumbnails. `tests/benchmarks/data_guarantees.py` measures the whole
+search, which compares only the pairs that meet under a common key.
 """
 
+import base64
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,11 @@ from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.schema import Caption, Record
-from data_pipeline.scoring.pairs import differences
+from data_pipeline.scoring.candidates import PAIR
+from data_pipeline.scoring.pairs import PICTURE, near
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.pixels import over_white
+from tests.data_pipeline.real_pictures import burst, crop
 
 FOLDERS = ("/usr/share/backgrounds/mate", f"{Path(skimage.__file__).parent}/data", "/usr/share/tuxpaint/stamps")
 SIDE, SMALLEST = 1024, 128
@@ -68,6 +73,11 @@ COPIES = {
     "watermark, tiled, 30 %": tiled,
     "opaque label": label,
     "a word added, large": text("SUMMER", (0.5, 0.5), 1 / 6, outline=True),
+    "crop of 2 %": lambda image: crop(image, 0.02),
+    "crop of 5 %": lambda image: crop(image, 0.05),
+    "crop of 10 %": lambda image: crop(image, 0.1),
+    "crop of 10 %, one corner": lambda image: image.crop((image.width // 10, image.height // 10, *image.size)),
+    "burst": lambda image: burst(image, image.width * image.height),
 }
 OTHERS = {
     "another word, large": [text(word, (0.5, 0.5), 1 / 6, outline=True) for word in ("SUMMER", "WINTER")],
@@ -75,58 +85,71 @@ OTHERS = {
     "another line, small": [
         text(word, (0.5, 0.8), 1 / 12, outline=True) for word in ("Open Monday 9", "Open Friday 8")
     ],
+    "another word, crop of 5 %": [
+        text("SUMMER", (0.5, 0.5), 1 / 6, outline=True),
+        lambda image: crop(text("SUMMIT", (0.5, 0.5), 1 / 6, outline=True)(image), 0.05),
+    ],
 }
 
 
-def fingerprint(image: Image.Image) -> tuple[int, int, np.ndarray, float]:
-    import base64
-
+def fingerprint(image: Image.Image) -> tuple[np.ndarray, float]:
+    """PICTURE and entropy in bits."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     record = Record("key", buffer.getvalue(), (Caption("x"),), "benchmark")
     candidate = Candidate(record, decode_image(record.image), None)
     (row,), (entropy,) = DUPLICATES.score([candidate]), ENTROPY.score([candidate])
-    cells = np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8)
-    return int(row["phash"], 16), int(row["dhash"], 16), cells, entropy["bits"]
+    picture = np.zeros((), PICTURE)
+    picture["phash"], picture["dhash"] = int(row["phash"], 16), int(row["dhash"], 16)
+    picture["pixels"] = int(row["pixels_sha256"][:16], 16)
+    picture["thumbnail"] = np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8)
+    return picture, entropy["bits"]
 
 
-def share_near(pairs: list, thresholds: Thresholds) -> float:
-    worst = differences(np.stack([one[2] for one, _ in pairs]), np.stack([other[2] for _, other in pairs]))
-    near = [
-        (one[0] ^ other[0]).bit_count() <= thresholds.near_distance
-        or (one[1] ^ other[1]).bit_count() <= thresholds.near_gradient
-        for one, other in pairs
-    ]
-    return float(np.mean(np.array(near) & (worst <= thresholds.near_difference)))
+def near_pairs(one: list[np.ndarray], other: list[np.ndarray], thresholds: Thresholds) -> np.ndarray:
+    """Positions at which the two pictures are near."""
+    pairs = np.zeros(len(one), PAIR)
+    pairs["left"] = np.arange(len(one))
+    found = near(pairs, np.stack(one)[:, None], np.stack(other)[:, None])
+    proposed = (found["distance"] <= thresholds.near_distance) | (found["gradient"] <= thresholds.near_gradient)
+    return found["left"][proposed & (found["difference"] <= thresholds.near_difference)]
+
+
+def read_pictures(folders: Sequence[str], thresholds: Thresholds) -> list[tuple[str, Image.Image, np.ndarray]]:
+    pictures = []
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*") if path.is_file()):
+        try:
+            image = over_white(decode_image(path.read_bytes()).image)
+        except UndecodableImage:
+            continue
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        if min(image.size) >= SMALLEST:
+            found, bits = fingerprint(image)
+            if bits >= thresholds.near_min_entropy:
+                pictures.append((path.name, image, found))
+    return pictures
 
 
 def main() -> None:
-    thresholds, pictures = Thresholds(), []
-    for folder in sys.argv[1:] or FOLDERS:
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                try:
-                    image = over_white(decode_image(path.read_bytes()).image)
-                except UndecodableImage:
-                    continue
-                image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-                if min(image.size) >= SMALLEST and (found := fingerprint(image))[3] >= thresholds.near_min_entropy:
-                    pictures.append((path.name, image, found))
+    thresholds = Thresholds()
+    pictures = read_pictures(sys.argv[1:] or FOLDERS, thresholds)
+    whole = [found for _, _, found in pictures]
     print(f"{len(pictures)} pictures with at least {thresholds.near_min_entropy} bits of entropy")
     print(f"{'copies that are found':>28}")
     for name, change in COPIES.items():
-        share = share_near([(found, fingerprint(change(image))) for _, image, found in pictures], thresholds)
-        print(f"{name:>28} {share:>7.1%}")
+        found = near_pairs(whole, [fingerprint(change(image))[0] for _, image, _ in pictures], thresholds)
+        print(f"{name:>28} {len(found) / len(pictures):>7.1%}", flush=True)
     print(f"{'other pictures taken for it':>28}")
     for name, (one, other) in OTHERS.items():
-        share = share_near(
-            [(fingerprint(one(image)), fingerprint(other(image))) for _, image, _ in pictures], thresholds
-        )
-        print(f"{name:>28} {share:>7.1%}")
-    for i, (name, _, found) in enumerate(pictures):
-        for other_name, _, other in pictures[:i]:
-            if share_near([(found, other)], thresholds):
-                print(f"near to each other as they came: {other_name}, {name}")
+        sides = ([fingerprint(change(image))[0] for _, image, _ in pictures] for change in (one, other))
+        print(f"{name:>28} {len(near_pairs(*sides, thresholds)) / len(pictures):>7.1%}", flush=True)
+    total, names = 0, []
+    for i, (name, _, found) in enumerate(pictures[1:], start=1):
+        close = near_pairs([found] * i, whole[:i], thresholds)
+        total, names = total + i, names + [(pictures[j][0], name) for j in close]
+    print(f"of {total:,} pairs as they came, {len(names)} are near to each other:")
+    for one, other in names:
+        print(f"  {one}, {other}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from tests.debian import require_debian
@@ -73,12 +74,34 @@ def bytes_of(image: Image.Image, format: str = "JPEG", **options) -> bytes:
     return buffer.getvalue()
 
 
+def crop(image: Image.Image, share: float) -> Image.Image:
+    """The picture without `share` of its width and height, half of it on each side."""
+    width, height = (round(side * share / 2) for side in image.size)
+    return image.crop((width, height, image.width - width, image.height - height))
+
+
+def burst(image: Image.Image, seed: int = 0) -> Image.Image:
+    """The next frame of a burst: shifted by up to 2 %, turned by up to half a degree, a little brighter, noisy."""
+    rng = np.random.default_rng(seed)
+    turned = image.rotate(float(rng.uniform(-0.5, 0.5)), Image.Resampling.BICUBIC)
+    (left, top), (width, height) = rng.uniform(0.01, 0.05, 2), image.size
+    frame = turned.crop(
+        (round(left * width), round(top * height), round((left + 0.94) * width), round((top + 0.94) * height))
+    )
+    levels = np.asarray(frame) * rng.uniform(0.95, 1.05) + rng.normal(0, 3, (frame.height, frame.width, 3))
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
 # What is planted as near duplicates: name -> the file of a copy.
 COPIES = {
     "JPEG quality 30": lambda image: bytes_of(image, quality=30),
     "half size": lambda image: bytes_of(image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)),
     "brightness x 1.3": lambda image: bytes_of(ImageEnhance.Brightness(image).enhance(1.3)),
     "watermark": lambda image: bytes_of(watermark(image)),
+    "crop of 2 %": lambda image: bytes_of(crop(image, 0.02), quality=85),
+    "crop of 5 %": lambda image: bytes_of(crop(image, 0.05), quality=85),
+    "crop of 10 %": lambda image: bytes_of(crop(image, 0.1), quality=85),
+    "burst": lambda image: bytes_of(burst(image, image.width + image.getpixel((9, 9))[0])),
 }
 
 

@@ -1,4 +1,4 @@
-"""The page about runs."""
+"""The page of `qi2 report`."""
 
 import base64
 import io
@@ -14,12 +14,13 @@ from PIL import Image
 from data_pipeline.samples.cache import write_cache
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.cli import main
-from qi2_jax.reporting import charts, curves, panels, run_report
+from qi2_jax.pages import render
+from qi2_jax.reporting import charts, curves, formats, panels, run_report
 from qi2_jax.training.telemetry import accounting
 
 
 class Page(HTMLParser):
-    """What a page holds, and whether its tags close."""
+    """Tags, texts and attributes of a page; checks that its tags close."""
 
     VOID = ("meta", "img", "br", "path", "circle")
 
@@ -67,12 +68,13 @@ def write_run(folder, steps=60, begun=1000.0, ended=True, hostile="ordinary"):
         Image.new("RGB", (8, 8), (step, 0, 0)).save(folder / "samples" / f"grid-{step}.png")
 
 
-def test_a_page_shows_a_run_and_loads_nothing(tmp_path, capsys):
+def test_page_shows_a_run_and_loads_nothing(tmp_path, capsys):
     write_run(tmp_path / "run")
     main.main(["report", str(tmp_path / "run"), "--json", str(tmp_path / "figures.json")])
     text = (tmp_path / "run" / "report.html").read_text()
     page = Page(text)
     assert "script" not in page.tags and "link" not in page.tags
+    assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
     for tag, name, value in page.attributes:
         assert name != "src" or value.startswith("data:image/"), (tag, value)
         assert name != "href" or re.fullmatch(r"samples/grid-\d+\.png", value), value
@@ -90,7 +92,7 @@ def test_a_page_shows_a_run_and_loads_nothing(tmp_path, capsys):
     assert "run: step 60 of 80, finished" in capsys.readouterr().out
 
 
-def test_a_job_is_shown_run_by_run_in_the_order_of_their_starts(tmp_path):
+def test_runs_of_a_job_are_shown_in_the_order_of_their_starts(tmp_path):
     write_run(tmp_path / "job" / "b", begun=1000.0)
     write_run(tmp_path / "job" / "a" / "deeper", begun=5000.0, ended=False)
     write_run(tmp_path / "job" / "checkpoints" / "no_run")
@@ -98,14 +100,17 @@ def test_a_job_is_shown_run_by_run_in_the_order_of_their_starts(tmp_path):
     assert [one["run"] for one in figures] == ["b", "a/deeper"]
     assert [one["state"] for one in figures] == ["finished", "running, or killed"]
     text = (tmp_path / "page.html").read_text()
-    assert 'href="job/b/samples/grid-20.png"' in text and '<section id="a/deeper">' in text
-    with pytest.raises(ValueError, match=r"empty is no run and has none below it: no metrics\.jsonl"):
+    assert 'href="job/b/samples/grid-20.png"' in text and 'id="a/deeper"' in text
+    contents = text.partition('<nav class="contents">')[2].partition("</nav>")[0]
+    assert re.findall(r'<a href="#([^"]*)">', contents) == ["b", "a/deeper"]
+    assert re.search(r"\.contents \{[^}]*flex-wrap: wrap", text)  # many links take several lines
+    with pytest.raises(ValueError, match=r"no runs found in .*empty: neither it nor .* has a metrics\.jsonl"):
         (tmp_path / "empty").mkdir()
         run_report.write_report(tmp_path / "page.html", tmp_path / "empty")
 
 
 def write_grid(folder, step, samples, whole=()):
-    """A grid of a run with what stands beside it."""
+    """A grid of a run with its JSON file and images at full size."""
     Image.new("RGB", (8, 8)).save(folder / f"edits-{step}.png")
     notes = {"columns": ["condition 1", "sample"], "samples": samples}
     (folder / f"edits-{step}.json").write_text(json.dumps(notes))
@@ -114,7 +119,7 @@ def write_grid(folder, step, samples, whole=()):
         Image.new("RGB", (9, 9)).save(folder / f"edits-{step}.full" / f"{number}.png")
 
 
-def test_texts_of_a_grid_stand_beside_it_with_links_to_full_sizes(tmp_path):
+def test_texts_of_a_grid_are_listed_with_links_to_full_sizes(tmp_path):
     write_run(tmp_path / "run")
     evil = "</li><script>alert('x')</script>"
     samples = [
@@ -145,7 +150,7 @@ def test_tall_and_large_grids_are_shown(tmp_path):
     assert Image.open(io.BytesIO(base64.b64decode(shown))).size == (1024, 1694)
 
 
-def test_a_curriculum_has_a_table_of_its_stages_while_it_runs(tmp_path):
+def test_running_curriculum_has_a_table_of_stages(tmp_path):
     order = ["first", "second", "<third>"]  # not that of the alphabet
     record = {"order": order, "stages": {name: {} for name in sorted(order)}}
     text = np.zeros((1, 2), np.float32)
@@ -179,7 +184,7 @@ def test_a_curriculum_has_a_table_of_its_stages_while_it_runs(tmp_path):
     assert "<h2>Stages</h2>" not in (tmp_path / "page.html").read_text()
 
 
-def test_a_run_of_nothing_but_metrics_has_a_page(tmp_path):
+def test_run_with_metrics_only_has_a_page(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
     (figures,) = run_report.write_report(tmp_path / "page.html", tmp_path)
     assert figures["state"] == "unknown" and figures["goodput"] is None and figures["last"] == {"loss": 0.5}
@@ -188,7 +193,7 @@ def test_a_run_of_nothing_but_metrics_has_a_page(tmp_path):
     Page((tmp_path / "page.html").read_text())
 
 
-def test_what_comes_from_outside_is_escaped(tmp_path):
+def test_names_and_messages_from_outside_are_escaped(tmp_path):
     evil = "\"><script>alert('x')</script>&<img src=http://a>"
     write_run(tmp_path / "run", hostile=evil)
     (tmp_path / "run" / "samples" / "<b>evil-1.png").write_bytes(b"no image")
@@ -204,12 +209,12 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("last", "state"),
     [
-        ({"event": "sigterm"}, "stopped by SIGTERM, can be continued"),
+        ({"event": "sigterm"}, "stopped by SIGTERM, can be resumed"),
         ({"event": "error", "message": "watchdog: no progress"}, "failed: watchdog: no progress"),
         ({"event": "restore"}, "running, or killed"),
     ],
 )
-def test_the_last_event_that_is_not_routine_tells_the_state(tmp_path, last, state):
+def test_state_is_that_of_the_last_event_that_is_not_routine(tmp_path, last, state):
     write_run(tmp_path / "run", ended=False)
     with (tmp_path / "run" / "events.jsonl").open("a") as file:
         file.write(json.dumps({"time": 2000.0, **last}) + "\n" + json.dumps({"time": 2001.0, "event": "save"}) + "\n")
@@ -248,7 +253,7 @@ def test_blocks_and_broken_lines_lose_nothing_else(tmp_path, monkeypatch):
     assert found.curves["loss"].points[1].tolist() == list(range(50)) and found.step == 49
 
 
-def test_kept_seconds_are_those_of_goodput(tmp_path):
+def test_kept_seconds_agree_with_goodput(tmp_path):
     write_run(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     assert curves.scan(path).kept_seconds == accounting.kept_seconds(accounting.metrics.lines(path)) == 90
@@ -262,6 +267,10 @@ def test_a_million_steps_are_a_small_page_in_seconds(tmp_path):
     (figures,) = run_report.write_report(tmp_path / "page.html", tmp_path)
     assert figures["step"] == 960_000 and time.monotonic() - begun < 60  # 2 s on a machine without other work
     assert (tmp_path / "page.html").stat().st_size < 1e6
+
+
+def draw(lines, span):
+    return render("chart.html", chart=charts.chart(lines, span))
 
 
 def curve_of(*values):
@@ -294,13 +303,13 @@ def test_metrics_share_charts_by_prefix_and_scale():
 
 @pytest.mark.parametrize("values", [(5,), (0, 0), (-3, -3), (1e-9, 1e9), (-1, 1), (1e30, 2e30), (0.1, 0.1 + 1e-12)])
 def test_charts_of_any_range_have_ticks_inside(values):
-    drawn = charts.chart([charts.Line("x", curve_of(*values), "x")], (1, len(values)))
+    drawn = draw([charts.Line("x", curve_of(*values), "x")], (1, len(values)))
     places = [float(place) for place in re.findall(r'y="([\d.]+)" text-anchor="end"', drawn)]
     assert places and all(charts.TOP <= place <= charts.HEIGHT for place in places)
     assert "nan" not in drawn and "inf" not in drawn
 
 
-def test_each_stream_has_one_chart_of_its_validation_over_t():
+def test_each_stream_has_one_chart_of_validation_loss_over_t():
     streams, places = ("256-0", "256-1"), [f"{place:02d}" for place in range(9)]
     names = [f"validation_loss/{kind}_t/{s}/{t}" for kind in ("ema", "raw") for s in streams for t in places]
     names += [f"validation_loss/ema_t/{t}" for t in places]
@@ -313,12 +322,12 @@ def test_each_stream_has_one_chart_of_its_validation_over_t():
     assert "EMA solid" in found[1].note and found[0].note.startswith("EMA weights")
 
 
-def test_a_logarithmic_axis_is_for_positive_values_that_spread():
+def test_axis_is_logarithmic_for_positive_values_that_spread_widely():
     for values, expected in (((1, 100), True), ((1, 2), False), ((0, 100), False), ((-1, 100), False)):
-        drawn = charts.chart([charts.Line("x", curve_of(*values), "x")], (1, 2))
+        drawn = draw([charts.Line("x", curve_of(*values), "x")], (1, 2))
         assert (">log<" in drawn) == expected, values
 
 
 def test_numbers_are_short():
     numbers = (0.0, 1234.5, 12345, 1_234_567, 1.2e-5, -2.5e9, 3e13)
-    assert [charts.number(value) for value in numbers] == ["0", "1234", "12.35K", "1.235M", "1.2e-05", "-2.5G", "30T"]
+    assert [formats.number(value) for value in numbers] == ["0", "1234", "12.35K", "1.235M", "1.2e-05", "-2.5G", "30T"]

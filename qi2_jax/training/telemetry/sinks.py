@@ -1,11 +1,10 @@
-"""Where metrics go beside the file: TensorBoard and Weights & Biases."""
+"""Sinks: TensorBoard and Weights & Biases, which get the metrics that `metrics.jsonl` always gets."""
 
 import contextlib
 import math
 import os
 import pathlib
 import socket
-import struct
 import time
 import uuid
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ SAMPLES, TENSORBOARD, WANDB_ID = "samples", "tensorboard", "wandb_id"
 
 
 class TensorBoard:
-    """Event files; points from the step after `start` on that an earlier process wrote are declared void.
+    """Event files for TensorBoard. Points after step `start` that an earlier process wrote are declared void.
 
-    Written in the caller's thread: that of tensorboardX dies on a full disk, and its queue then blocks for ever.
+    Records are written by tensorboardX's record writer, in the caller's thread. Its `FileWriter` has a thread that dies
+    on a full disk, after which its queue blocks the caller for ever.
     """
 
     def __init__(self, directory: pathlib.Path, start: int):
@@ -27,11 +27,10 @@ class TensorBoard:
         from tensorboardX.proto import event_pb2
 
         self._directory, self._summary, self._event = directory, summary, event_pb2.Event
-        self._checksum = record_writer.masked_crc32c
         directory.mkdir(parents=True, exist_ok=True)
-        # Event files have names of whole seconds: two processes within one would write the same.
+        # tensorboardX names event files by whole seconds: two processes within one second would share a file.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (directory / name).open("wb")
+        self._writer = record_writer.RecordWriter(str(directory / name))
         void = start + 1 if start else 0
         begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(self._event(step=void, file_version="brain.Event:2"), self._event(step=void, session_log=begun))
@@ -49,25 +48,27 @@ class TensorBoard:
             self._write(self._event(step=step, summary=self._summary.Summary(value=[value])))
 
     def close(self) -> None:
-        self._file.close()
+        self._writer.close()
 
     def _write(self, *events: Any) -> None:
-        """Appends records: length, its checksum, event, its checksum."""
+        """Appends events and flushes them to the disk.
+
+        Raises:
+          OSError: naming the directory, for example if the disk is full.
+        """
         try:
             for event in events:
                 event.wall_time = time.time()
-                data = event.SerializeToString()
-                for part in (struct.pack("<Q", len(data)), data):
-                    self._file.write(part + struct.pack("<I", self._checksum(part)))
-            self._file.flush()
+                self._writer.write(event.SerializeToString())
+            self._writer.flush()
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.close()
+                self._writer.close()
             raise OSError(error.errno, error.strerror, str(self._directory)) from error
 
 
 class WeightsAndBiases:
-    """One W&B run per run directory, continued by its id; WANDB_PROJECT, WANDB_MODE and the like apply."""
+    """One W&B run per run directory, resumed by its id. WANDB_PROJECT, WANDB_MODE and similar variables apply."""
 
     def __init__(self, directory: pathlib.Path, start: int, config: Mapping[str, Any] | None):
         import wandb

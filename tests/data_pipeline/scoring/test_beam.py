@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from data_pipeline.filters import CASCADE
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.scoring.cascade import score
@@ -72,3 +73,4 @@ def test_without_the_package_the_way_to_it_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "data_pipeline.scoring.beam", raising=False)
     with pytest.raises(ValueError, match="pip install 'apache-beam"):
         importlib.import_module("data_pipeline.scoring.beam")
+    assert CASCADE

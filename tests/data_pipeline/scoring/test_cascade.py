@@ -63,7 +63,7 @@ def test_killed_run_continues_with_what_is_missing(folder, monkeypatch):
     report = score(folder, workers=1, progress=False)
     assert report.scored == dict.fromkeys(report.scored, 0) | {"resolution": 6, "duplicates": 1}
     assert files(folder) == complete
-    monkeypatch.setattr(cascade, "decode_image", None)  # a complete folder is not looked at again
+    monkeypatch.setattr(cascade, "decode_image", None)  # a complete folder is not decoded again
     assert set(score(folder, workers=1, progress=False).scored.values()) == {0}
 
 

@@ -157,3 +157,15 @@ def test_captions_are_shown_under_the_scripts_that_they_quote(tmp_path, picture,
         next(row for row in table.split("<tr>") if row.startswith(f"<td>{name}<")) for name in ("Hebrew", "Latin")
     )
     assert "In its middle stands “שלום עולם”" in hebrew and "שלום" not in latin and len(latin) < 700
+
+
+def test_near_duplicates_are_shown_beside_the_record_kept_in_their_place(tmp_path, picture, encoded):
+    image = picture(1, (96, 64))
+    copies = {"a<b>.png": image.resize((90, 60)), "large.png": image, "other.png": picture(2, (96, 64))}
+    records = [Record(key, encoded(copy), (Caption("a red boat"),), "s") for key, copy in copies.items()]
+    write_shards(tmp_path, records, records_per_shard=8)
+    score(tmp_path, workers=1, progress=False)
+    write_report(tmp_path / "page.html", tmp_path, select(tmp_path, Thresholds(min_side=30)))
+    shown = (tmp_path / "page.html").read_text(encoding="utf-8").split("<h2>Duplicates</h2>")[1].split("<h2>")[0]
+    assert "1 near duplicates were dropped" in shown and shown.count("<img") == 2
+    assert "kept<br>large.png<br>96 x 64<" in shown and "dropped<br>a&lt;b&gt;.png<br>90 x 60<" in shown

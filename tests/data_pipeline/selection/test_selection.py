@@ -11,7 +11,7 @@ from data_pipeline.filters import CASCADE
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.scoring.cascade import score
-from data_pipeline.selection.index import Dropped
+from data_pipeline.selection.index import Dropped, read_dropped, write_selection
 from data_pipeline.selection.select import RULES, select
 from data_pipeline.selection.thresholds import Thresholds
 from tests.data_pipeline.decoding.test_colour import SPACES, profile
@@ -162,15 +162,20 @@ def test_thresholds_can_be_switched_off(demo):
     assert len(selection.kept) == len(summary.clean) + len(summary.dropped) - 3
 
 
-def test_first_by_key_is_kept_whatever_the_order_of_the_records(choose, picture):
+def test_the_best_copy_is_kept_whatever_the_order_of_the_records(choose, picture, encoded, tmp_path):
     image, other = picture(1, (60, 40)), picture(2, (60, 40))
-    near = image.resize((62, 42))
-    selection = choose({"c": near, "b": image, "x": other, "a": image})
-    assert selection.keys == ("x", "a")
-    assert selection.dropped == {
-        "b": Dropped("duplicates", "same_bytes", "a"),
-        "c": Dropped("duplicates", "near", "a"),
-    }
+    larger, poor = image.resize((62, 42)), encoded(image, "JPEG", quality=40)
+    good = encoded(image, "JPEG", quality=90)
+    selection = choose({"b": image, "a": larger, "x": other, "c": image})  # more pixels
+    assert selection.keys == ("a", "x")
+    assert selection.dropped == {"b": Dropped("duplicates", "near", "a"), "c": Dropped("duplicates", "same_bytes", "a")}
+    assert choose({"a": poor, "c": good, "b": good}).keys == ("b",)  # quality, then the first key
+    assert choose({"a": poor, "d": good, "c": image}).keys == ("c",)  # lossless
+    write_selection(tmp_path / "selection.parquet", selection)
+    assert read_dropped(tmp_path / "selection.parquet") == selection.dropped
+    (tmp_path / "selection.dropped.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"selection\.dropped\.parquet is not a selection"):
+        read_dropped(tmp_path / "selection.parquet")
 
 
 def test_copy_of_a_copy_points_to_the_one_that_is_kept(choose, picture, encoded):
