@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.funnel import Step, Table, Tally, table
 
 PATCH = 16  # pixels per side of a token: the compression of the VAE
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "9:16", "16:9", "1:3", "3:1")  # width : height, Qwen-Image report
@@ -187,8 +187,8 @@ class BucketReport:
     upscaled: int
     left_out: Tally
 
-    def table(self):
-        """A `rich.table.Table`: the images left out and why, and how many entered each bucket."""
+    def table(self) -> Table:
+        """A table of the images left out and why, and how many entered each bucket."""
         steps = [Step("fit a bucket", self.seen, self.left_out)]
         steps += [Step(name, count, Tally()) for name, count in self.counts.items()]
         return table(f"buckets: mean crop {self.mean_cropped:.1%}, enlarged {self.upscaled:,}", tuple(steps))

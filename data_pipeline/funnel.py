@@ -1,13 +1,15 @@
-"""Counts with reasons, as a table for the terminal and as a dict for JSON."""
+"""Counts with reasons, as plain tables and as dicts for JSON."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 MAX_EXAMPLES = 5
 
 
 @dataclass
 class Tally:
-    """How many were refused for which reason, and the first few of each."""
+    """How many items were rejected for each reason, and the names of the first few."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -29,32 +31,73 @@ class Tally:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {reason: {"count": n, "examples": self.examples[reason]} for reason, n in self.counts.items()}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a funnel: `entered` came in, `dropped` left for the counted reasons."""
+    """One step of a funnel.
+
+    Attributes:
+      name: what the step checks.
+      entered: number of items that reached it.
+      dropped: the items that it rejected, by reason.
+    """
 
     name: str
     entered: int
     dropped: Tally
 
-    def to_dict(self) -> dict:
-        return {"step": self.name, "in": self.entered, "out": self.entered - self.dropped.total} | {
-            "dropped": self.dropped.to_dict()
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.name,
+            "in": self.entered,
+            "out": self.entered - self.dropped.total,
+            "dropped": self.dropped.to_dict(),
         }
 
 
-def table(title: str, steps: tuple[Step, ...]):
-    """A `rich.table.Table` with a row per step and reason: in, dropped, why, out, examples."""
-    from rich.table import Table
-    from rich.text import Text
+class Table:
+    """A table as plain text cells; `qi2_jax.cli.tables` draws it on a terminal.
 
-    view = Table(title=Text(title))
-    for column in ("step", "in", "dropped", "reason", "out", "examples"):
-        view.add_column(column, justify="right" if column in ("in", "dropped", "out") else "left", overflow="fold")
+    Args:
+      title: printed above the table.
+      columns: their headings.
+      right: the columns that are aligned to the right, numbers usually.
+
+    Attributes:
+      rows: the cells of each row.
+      section_ends: indices of rows that a line follows.
+      caption: a warning below the table.
+    """
+
+    def __init__(self, title: str, columns: Sequence[str], right: Sequence[str] = ()):
+        self.title, self.columns, self.right = title, tuple(columns), tuple(right)
+        self.rows: list[tuple[str, ...]] = []
+        self.section_ends: set[int] = set()
+        self.caption = ""
+
+    def add_row(self, *cells: str, end_section: bool = False) -> None:
+        if end_section:
+            self.section_ends.add(len(self.rows))
+        self.rows.append(cells)
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if name in self.right else cell.ljust(width)
+                for cell, width, name in zip(cells, widths, self.columns, strict=True)
+            ).rstrip()
+            for cells in (self.columns, *self.rows)
+        ]
+        return "\n".join([self.title, *lines, *([self.caption] if self.caption else [])])
+
+
+def table(title: str, steps: Sequence[Step]) -> Table:
+    """A table with a row per step and reason."""
+    view = Table(title, ("step", "in", "dropped", "reason", "out", "examples"), right=("in", "dropped", "out"))
     for step in steps:
         reasons = list(step.dropped.counts.items()) or [("", 0)]
         for row, (reason, count) in enumerate(reasons):
@@ -65,7 +108,7 @@ def table(title: str, steps: tuple[Step, ...]):
                 f"{count:,}",
                 reason,
                 f"{step.entered - step.dropped.total:,}" if last else "",
-                Text(", ".join(step.dropped.examples.get(reason, []))),  # names are data, not markup
+                ", ".join(step.dropped.examples.get(reason, [])),
                 end_section=last,
             )
     return view

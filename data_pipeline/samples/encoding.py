@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data_pipeline.buckets import Bucket, Resolutions
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.records.shards import RecordFolder, digest_of
 from data_pipeline.samples import cache
 from data_pipeline.samples.cache import Cache
@@ -59,8 +59,8 @@ class EncodeReport:
     online: str
     bytes: int
 
-    def table(self):
-        """A `rich.table.Table` with a row per stream."""
+    def table(self) -> Table:
+        """A table with a row per stream."""
         left_out = Tally(dict(self.left_out), {reason: [] for reason in self.left_out})
         rows = [Step("records and their areas", sum(self.streams.values()) + left_out.total, left_out)]
         rows += [Step(f"stream {name}", count, Tally()) for name, count in self.streams.items()]

@@ -13,6 +13,7 @@ from data_pipeline.decoding.images import MAX_PIXELS, Decoded, UndecodableImage,
 from data_pipeline.filters import CASCADE, Candidate, Filter
 from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
+from data_pipeline.funnel import Table
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.scoring.pair_search import PairReport, score_pairs
@@ -40,13 +41,10 @@ class ScoreReport:
     not_scored: dict[str, str] = field(default_factory=dict)
     pairs: PairReport | None = None
 
-    def table(self):
-        """A `rich.table.Table` with a row per filter."""
-        from rich.table import Table
-
-        view = Table(title=f"scores of {self.records:,} records")
-        for column in ("filter", "there before", "scored now"):
-            view.add_column(column, justify="left" if column == "filter" else "right")
+    def table(self) -> Table:
+        """A table with a row per filter."""
+        columns = ("filter", "there before", "scored now")
+        view = Table(f"scores of {self.records:,} records", columns, right=columns[1:])
         for name, count in self.scored.items():
             view.add_row(name, f"{self.records - count:,}", f"{count:,}")
         for name, needs in self.not_scored.items():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.filters import CASCADE, TRIALS
-from data_pipeline.funnel import Step, table
+from data_pipeline.funnel import Step, Table, table
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.runtime.atomic import write_atomic
 
@@ -71,13 +71,13 @@ class Selection:
     def keys(self) -> tuple[str, ...]:
         return tuple(record.key for record in self.kept)
 
-    def table(self):
-        """The funnel as a `rich.table.Table`, which says below what was not scored, and what is for trials only."""
+    def table(self) -> Table:
+        """The funnel, with a caption that names filters without scores and filters for trials only."""
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
         if lines:
-            view.caption, view.caption_style = "\n".join(lines), "bold red"
+            view.caption = "\n".join(lines)
         return view
 
     def to_dict(self) -> dict:

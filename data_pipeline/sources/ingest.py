@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.sources import DEFAULTS, LOOKED_FOR, TABLES, Options, base, open_source, source_names
@@ -36,8 +36,8 @@ class IngestReport:
         """What all sources together were refused for."""
         return sum((source.dropped for source in self.sources), Tally())
 
-    def table(self):
-        """A `rich.table.Table` of what was refused and why, for each source."""
+    def table(self) -> Table:
+        """A table of what was refused and why, for each source."""
         return table(f"ingested into {self.folder}", self.sources)
 
     def to_dict(self) -> dict:

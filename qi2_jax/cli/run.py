@@ -4,8 +4,6 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from qi2_jax.cli import options, tables
 from qi2_jax.runtime import devices, processes, signals
 
@@ -57,13 +55,8 @@ def _run_curriculum(config: "CurriculumExperiment", arguments: argparse.Namespac
         from qi2_jax.workflows import curriculum
 
         devices.set_compilation_cache(config, arguments.out)
-        curriculum.run(
-            config,
-            arguments.out,
-            arguments.data,
-            accept_changes=arguments.accept_changes,
-            show=tables.shown_on(Console()),
-        )
+        accept = arguments.accept_changes
+        curriculum.run(config, arguments.out, arguments.data, accept_changes=accept, show=tables.show)
 
 
 def _run_demo(config: "DemoExperiment", arguments: argparse.Namespace) -> None:
@@ -73,4 +66,4 @@ def _run_demo(config: "DemoExperiment", arguments: argparse.Namespace) -> None:
     from qi2_jax.workflows import demo
 
     devices.set_compilation_cache(config, arguments.out)
-    demo.run(config, arguments.out, arguments.data, show=tables.shown_on(Console()))
+    demo.run(config, arguments.out, arguments.data, show=tables.show)

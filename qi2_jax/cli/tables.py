@@ -1,30 +1,23 @@
-"""Draws the reports and tables that workflows and the data pipeline hand over."""
-
-from collections.abc import Callable
-from typing import Any
+"""Draws plain tables on the terminal."""
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from data_pipeline.funnel import Table
 
 
-def shown_on(console: Console) -> Callable[[Any], None]:
-    """A function that draws reports on a console, as `workflows.reports.Show`."""
-
-    def show(report: Any) -> None:
-        if hasattr(report, "tables"):
-            for table in report.tables():
-                console.print(table)
-        else:
-            console.print(report.table() if hasattr(report, "table") else _drawn(report))
-
-    return show
+def show(table: Table) -> None:
+    """Prints a table with its title and its warning. Cells are data: no markup in them is interpreted."""
+    view = RichTable(title=Text(table.title), caption=Text(table.caption) if table.caption else None)
+    view.caption_style = "bold red"
+    for column in table.columns:
+        view.add_column(Text(column), justify="right" if column in table.right else "left", overflow="fold")
+    for index, cells in enumerate(table.rows):
+        view.add_row(*map(Text, cells), end_section=index in table.section_ends)
+    Console().print(view)
 
 
-def _drawn(report: Any) -> Table:
-    """A `workflows.reports.Table` as rich draws it."""
-    table = Table(title=report.title, show_header=bool(report.columns))
-    for place, column in enumerate(report.columns):
-        table.add_column(column, justify="right" if place else "left")
-    for row in report.rows:
-        table.add_row(*row)
-    return table
+def warn(text: str) -> None:
+    """Prints a line in red."""
+    Console().print(Text(text, "bold red"))

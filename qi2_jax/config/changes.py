@@ -58,8 +58,8 @@ def is_changeable(cls: Any, key: str) -> bool:
             field = next((field for field in parsing.config_fields(cls) if field.name == name), None)
             if field is None:
                 return False
-            if (declared := fields.change_of(field)) is not None:
-                return declared is fields.Change.ALLOWED
+            if (declared := fields.declares_changeable(field)) is not None:
+                return declared
         cls = parsing.below(cls, name)
     return False
 

@@ -1,32 +1,24 @@
 """What a config dataclass declares about its fields, and the range checks that these dataclasses share."""
 
 import dataclasses
-import enum
 from collections.abc import Mapping
 from typing import Any
 
-_CHANGE, _CHOICES, _TYPED = "change", "choices", "typed"
-
-
-class Change(enum.Enum):
-    """Whether a field, and everything below it, may differ when a run or job continues."""
-
-    ALLOWED = "allowed"
-    REFUSED = "refused"
+_CHANGEABLE, _CHOICES, _TYPED = "changeable", "choices", "typed"
 
 
 def changeable(**options: Any) -> Any:
-    """A field that may change when a run continues: it moves the end, the reports or the machines, not the results.
+    """A field that may change when a run or job continues, with everything below it: no result depends on it.
 
     Args:
       options: arguments of `dataclasses.field`, such as `default`.
     """
-    return dataclasses.field(metadata={_CHANGE: Change.ALLOWED}, **options)
+    return dataclasses.field(metadata={_CHANGEABLE: True}, **options)
 
 
 def fixed(**options: Any) -> Any:
     """A group whose keys may not change when a job continues, whatever the group itself declares."""
-    return dataclasses.field(metadata={_CHANGE: Change.REFUSED}, **options)
+    return dataclasses.field(metadata={_CHANGEABLE: False}, **options)
 
 
 def choice(table: Mapping[str, Any], **options: Any) -> Any:
@@ -47,9 +39,9 @@ def as_typed() -> Any:
     return dataclasses.field(default_factory=dict, compare=False, repr=False, metadata={_TYPED: True})
 
 
-def change_of(field: dataclasses.Field) -> Change | None:
-    """What the field declares about changes; None if it leaves that to the fields below it."""
-    return field.metadata.get(_CHANGE)
+def declares_changeable(field: dataclasses.Field) -> bool | None:
+    """Whether the field is changeable or fixed; None if it leaves that to the fields below it."""
+    return field.metadata.get(_CHANGEABLE)
 
 
 def choices_of(field: dataclasses.Field) -> Mapping[str, Any] | None:

@@ -36,7 +36,7 @@ def make_corpus(config: CorpusConfig, out: pathlib.Path, show: Show) -> None:
     Args:
       config: how many of each.
       out: folder that receives `records/`, and what they are made of; what an earlier call made is used again.
-      show: function that receives the reports.
+      show: function that draws the reports.
     """
     records = out / "records"
     if not (records / MANIFEST).is_file():
@@ -44,14 +44,14 @@ def make_corpus(config: CorpusConfig, out: pathlib.Path, show: Show) -> None:
         if not (sources[0] / MANIFEST).is_file():
             if not (out / "demo_set" / "metadata.jsonl").is_file():
                 write_demo_folder(out / "demo_set")
-            show(ingest(out / "demo_set", sources[0]))
+            show(ingest(out / "demo_set", sources[0]).table())
         if config.edits:
             sources.append(out / "edits")
             _make_edits(config, sources[0], out, show)
         if config.texts:
             sources.append(out / "texts")
             _make_texts(config, sources[-1], show)
-        show(ingest(sources, records))
+        show(ingest(sources, records).table())
     cascade.score(records, workers=config.workers or None)
 
 
@@ -59,21 +59,22 @@ def _make_edits(config: CorpusConfig, images: pathlib.Path, out: pathlib.Path, s
     if (out / "edits" / MANIFEST).is_file():
         return
     write_cutouts(out / "cutouts")
-    show(
-        synthesize_edits(
-            images,
-            out / "edits",
-            count=config.edits,
-            cutouts=out / "cutouts",
-            cutouts_licence=CUTOUTS_LICENCE,
-            max_side=config.side,
-            workers=config.workers or None,
-        )
+    report = synthesize_edits(
+        images,
+        out / "edits",
+        count=config.edits,
+        cutouts=out / "cutouts",
+        cutouts_licence=CUTOUTS_LICENCE,
+        max_side=config.side,
+        workers=config.workers or None,
     )
+    show(report.table())
 
 
 def _make_texts(config: CorpusConfig, out: pathlib.Path, show: Show) -> None:
-    if not (out / MANIFEST).is_file():
-        show(
-            synthesize_text(out, count=config.texts, side=config.side, scripts=SCRIPTS, workers=config.workers or None)
-        )
+    if (out / MANIFEST).is_file():
+        return
+    workers = config.workers or None
+    report = synthesize_text(out, count=config.texts, side=config.side, scripts=SCRIPTS, workers=workers)
+    for table in report.tables():
+        show(table)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from data_pipeline.funnel import Table
 from data_pipeline.records.shards import MANIFEST
 from data_pipeline.samples.cache import Cache
 from data_pipeline.selection.index import INDEX, read_selection
@@ -36,7 +37,7 @@ from qi2_jax.workflows.checks import check_curriculum
 from qi2_jax.workflows.config import CurriculumExperiment, StageExperiment
 from qi2_jax.workflows.corpus import check_fonts, make_corpus
 from qi2_jax.workflows.export import NOT_EXPORTED, export
-from qi2_jax.workflows.reports import Show, Table
+from qi2_jax.workflows.reports import Show
 from qi2_jax.workflows.selection import select_stage
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def run(
       out: folder that receives everything, see above.
       records: folder of scored records; None: `config.corpus` says what is made instead.
       accept_changes: whether to continue although the config changed; what is already made stays as it is.
-      show: function that receives the reports of all steps, in process 0.
+      show: function that draws the reports of all steps, in process 0.
 
     Returns:
       The metrics of `report.json`.
@@ -101,8 +102,9 @@ def _run(
     figures: dict[str, Any] = {}
     for number, (name, stage) in enumerate(config.ordered.items(), start=1):
         log.info("stage %d of %d: %s", number, len(config.order), name)
-        figures[name] = _run_stage(stage, records, out, out / paths.STAGES / name, source, show, accept_changes)
-        source = str(out / paths.STAGES / name / paths.TRANSFORMER)
+        place = out / paths.STAGES / name
+        figures[name] = _run_stage(stage.started_from(source), records, out, place, show, accept_changes)
+        source = str(place / paths.TRANSFORMER)
 
     log.info("export")
     report = {"stages": figures, "minutes": (time.monotonic() - started) / 60}
@@ -157,19 +159,17 @@ def _run_stage(
     records: pathlib.Path,
     out: pathlib.Path,
     place: pathlib.Path,
-    source: str,
     show: Show,
     accept_changes: bool,
 ) -> dict[str, Any]:
     """Encodes and trains a stage.
 
     Args:
-      stage: config of the stage.
+      stage: config of the stage, whose `transformer.start` names the run of the stage before it.
       records: folder of scored records.
       out: folder of the curriculum.
       place: folder of the stage.
-      source: run or folder whose transformer the stage starts from; "": random weights.
-      show: function that receives the report of encoding.
+      show: function that draws the report of encoding.
       accept_changes: see `loop.train`.
 
     Returns:
@@ -180,7 +180,7 @@ def _run_stage(
         with processes.agreed():
             encoded = encode.encode(stage, records, place / INDEX, model, place / paths.SAMPLES)
     assert encoded is not None
-    show(encoded)
+    show(encoded.table())
     samples = Cache(place / paths.SAMPLES)
     with processes.agreed():
         if jax.process_index() == 0:
@@ -189,7 +189,7 @@ def _run_stage(
                 model_folder.finish(model, shape, stage.transformer.timesteps.shift)
             start.give_model(stage.transformer, samples, model, run)
     # For a stage that is trained, this verifies that its last checkpoint is whole and does not end a failed run.
-    train_transformer(stage.started_from(source), samples, run, accept_changes=accept_changes)
+    train_transformer(stage, samples, run, accept_changes=accept_changes)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
     return {
         "samples": len(samples),
@@ -201,10 +201,10 @@ def _run_stage(
 
 
 def _table(report: dict[str, Any], out: pathlib.Path) -> Table:
-    rows = []
+    columns = ("stage", "samples", "steps", "validation loss, before -> after", "min")
+    table = Table(f"curriculum in {out}, {report['minutes']:.1f} min for this call", columns, right=columns[1:])
     for name, figures in report["stages"].items():
         losses = figures["validation_loss_before"], figures["validation_loss_after"]
         loss = " -> ".join("unknown" if value is None else f"{value:.3f}" for value in losses)
-        rows.append((name, f"{figures['samples']:,}", f"{figures['steps']:,}", loss, f"{figures['minutes']:.1f}"))
-    columns = ("stage", "samples", "steps", "validation loss, before -> after", "min")
-    return Table(f"curriculum in {out}, {report['minutes']:.1f} min for this call", columns, tuple(rows))
+        table.add_row(name, f"{figures['samples']:,}", f"{figures['steps']:,}", loss, f"{figures['minutes']:.1f}")
+    return table

@@ -36,7 +36,7 @@ def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, 
       config: group `data` of the job.
       out: folder that receives `records/` with the selection, and `demo_set/` if there is no source.
       source: folder of the user's images; None: the embedded demo set.
-      show: function that receives the reports.
+      show: function that draws the reports.
 
     Raises:
       ValueError: if the source cannot be read, or no image is left.
@@ -47,16 +47,16 @@ def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, 
             source = out / "demo_set"
             if not (source / "metadata.jsonl").is_file():
                 write_demo_folder(source)
-        show(ingest(source, records))
+        show(ingest(source, records).table())
     else:
         log.info("using %s of an earlier run again; to train on other images choose another --out", records)
     cascade.score(records, workers=config.workers or None)
     selection = select(records, config.thresholds)
-    show(selection)
+    show(selection.table())
     if any(kept.conditions for kept in selection.kept):
         raise ValueError("the demo trains text-to-image only: exclude edits with data.thresholds.edits=False")
     write_selection(records / INDEX, selection)
-    show(config.resolutions.report([(kept.width, kept.height) for kept in selection.kept]))
+    show(config.resolutions.report([(kept.width, kept.height) for kept in selection.kept]).table())
     chosen = images_of(records, selection.kept, config.resolutions, config.channels)
     if not len(chosen):
         raise ValueError(

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from data_pipeline.funnel import Table
 from data_pipeline.loading.crops import Pictures
 from data_pipeline.samples.cache import Cache
 from data_pipeline.selection.index import INDEX
@@ -39,7 +40,7 @@ from qi2_jax.workflows import data, encode, job_folder, reports, results
 from qi2_jax.workflows.config import CompareConfig, DemoExperiment, ExpectConfig, SampleConfig
 from qi2_jax.workflows.data import Caption
 from qi2_jax.workflows.export import NOT_EXPORTED, export
-from qi2_jax.workflows.reports import Show, Table
+from qi2_jax.workflows.reports import Show
 from qi2_jax.workflows.verify import check_installed, compare
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def run(
       out: folder that receives everything: `job.json` (the config), `records/`, `vae/`, `samples/`, the run
         `transformer/`, the export `diffusers/`, `samples.png` and `report.json`.
       source: images with `.txt` captions, or with a `metadata.jsonl`; None: the embedded demo set.
-      show: function that receives the reports of all steps.
+      show: function that draws the reports of all steps.
 
     Returns:
       The metrics of `report.json`.
@@ -158,7 +159,7 @@ def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, show: Sh
     log.info("3 encode: latents and text features, once")
     encoded = encode.encode(config, out / "records", out / "records" / INDEX, model, out / paths.SAMPLES)
     assert encoded is not None, "the demo is one process"
-    show(encoded)
+    show(encoded.table())
     samples = Cache(out / paths.SAMPLES)
     shape = transformer.transformer_config(config.transformer, samples)
     model_folder.finish(model, shape, config.transformer.timesteps.shift)
@@ -263,4 +264,7 @@ def _table(figures: dict[str, Any], out: pathlib.Path) -> Table:
         rows["JAX beside PyTorch"] = str(out / "jax_and_pytorch_0.png")
     if (out / "diffusers").is_dir():
         rows["diffusers folder"] = str(out / "diffusers")
-    return Table("result", (), tuple(rows.items()))
+    table = Table("result", ("", "this job"))
+    for row in rows.items():
+        table.add_row(*row)
+    return table

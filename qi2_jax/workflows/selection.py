@@ -18,7 +18,7 @@ def select_stage(stage: StageExperiment, records: pathlib.Path, out: pathlib.Pat
       stage: config of the stage.
       records: folder of scored records.
       out: folder of the stage, which receives the selection.
-      show: function that receives the report of a new selection.
+      show: function that draws the report of a new selection.
 
     Raises:
       ValueError: if the selection has no records for a stream to which the config's mixture gives steps.
@@ -26,7 +26,7 @@ def select_stage(stage: StageExperiment, records: pathlib.Path, out: pathlib.Pat
     index = out / INDEX
     if not index.is_file():
         selection = select(records, stage.data.thresholds)
-        show(selection)
+        show(selection.table())
         out.mkdir(parents=True, exist_ok=True)
         write_selection(index, selection)
     if missing := _missing_streams(stage, records, index):

@@ -157,7 +157,7 @@ def test_fixed_prompts_and_edits_are_drawn_as_the_saved_model_generates_them(cac
     asked = configs.load("experiments/demo.py:tiny", grids).transformer.samples
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     pipeline = Pipeline.load(out, dtype=np.float32, mesh=mesh)
-    options = {"negative": "", **{key: asked[key] for key in ("steps", "guidance", "seed")}}
+    options = {"negative": "", **{key: getattr(asked, key) for key in ("steps", "guidance", "seed")}}
     ((instruction, path),) = asked.edits
     condition = resize_condition(read_image(pathlib.Path(path)), 64)
     assert condition.size == (96, 64)
@@ -237,7 +237,6 @@ def test_other_records_and_settings_are_refused(caches, records, imported, tmp_p
     for change, message in (
         ("encode.records_per_unit=4", "records_per_unit: 16384, expected 4"),
         ("encode.online=text_and_images", "online: 'nothing', expected 'text_and_images'"),
-        ("encode.online=images", r"encode.online is 'images'; choose one of \('nothing', 'text', 'text_and_images'\)"),
     ):
         config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, change])
         with pytest.raises(ValueError, match=message):

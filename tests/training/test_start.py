@@ -151,7 +151,9 @@ def test_a_base_with_a_flipped_byte_is_refused_by_name(samples, adapted, importe
     data[-1] ^= 1
     weights.write_bytes(data)
     claimed = (out / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"created with a different config[^\n]*\n  data\.base_transformer: 'sha256:\w+' -> "):
+    with pytest.raises(
+        ValueError, match=r"created with a different config[^\n]*\n  data\.base_transformer: 'sha256:\w+' -> "
+    ):
         train(samples, out, imported, 8, ADAPTER, imported)
     assert (out / "config.json").read_bytes() == claimed
 

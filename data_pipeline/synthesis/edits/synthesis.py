@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.funnel import Tally
+from data_pipeline.funnel import Table, Tally
 from data_pipeline.records.schema import MAX_NAME_CHARS, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.synthesis.edits import objects, restoration, text, tone
@@ -127,13 +127,10 @@ class EditsReport:
     not_made: dict[str, Tally]
     drawn_again: dict[str, Tally]
 
-    def table(self):
-        """A `rich.table.Table` with a row per kind."""
-        from rich.table import Table
-
-        view = Table(title=f"{sum(self.made.values()):,} edits in {self.folder}")
-        for column in ("kind", "made", "not made", "drawn again"):
-            view.add_column(column, justify="right" if column == "made" else "left", overflow="fold")
+    def table(self) -> Table:
+        """A table with a row per kind."""
+        title = f"{sum(self.made.values()):,} edits in {self.folder}"
+        view = Table(title, ("kind", "made", "not made", "drawn again"), right=("made",))
         for kind, count in self.made.items():
             reasons = (
                 ", ".join(f"{reason} {n:,}" for reason, n in sorted(tallies[kind].counts.items()))

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-
-from data_pipeline.funnel import Step, Tally, table
+from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS
 
 
@@ -37,9 +35,8 @@ class TextReport:
         """Made per script and strategy; then what was dropped and why."""
         strategies = list(dict.fromkeys(strategy for strategy, _ in (*self.made, *self.given_up)))
         scripts = list(dict.fromkeys(script for _, script in (*self.made, *self.given_up)))
-        view = Table(title=f"{self.records:,} records of synthetic text in {self.folder}")
-        for name in ("script", *strategies, "given up"):
-            view.add_column(name, justify="left" if name == "script" else "right")
+        right = (*strategies, "given up")
+        view = Table(f"{self.records:,} records of synthetic text in {self.folder}", ("script", *right), right)
         for script in scripts:
             given_up = sum(self.given_up.get((strategy, script), 0) for strategy in strategies)
             counts = [f"{self.made.get((strategy, script), 0):,}" for strategy in strategies]

@@ -1,6 +1,7 @@
 """The transformer's config."""
 
 import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +170,7 @@ class StageConfig:
                     f"transformer.{name} is {values}; it needs one number for each of data.sides {self.data.sides}"
                 )
 
-    def started_from(self, folder: str) -> "StageConfig":
+    def started_from(self, folder: str) -> Self:
         """The same stage with another `transformer.start.folder`."""
         typed = {**self.transformer.as_typed, "start": {"folder": folder}}
         transformer = dataclasses.replace(self.transformer, start=StartConfig(folder), as_typed=typed)
