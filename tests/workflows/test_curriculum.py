@@ -162,7 +162,7 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
         (f"{SECOND}.lora.rank=2 {SECOND}.lora.targets=('nope',)", r"s2_256p_edits: lora.targets \['nope'\] match no"),
         (f"{SECOND}.model.layers=3", r"stages.s2_256p_edits.transformer differs from .*: model.layers: 2 -> 3"),
         (f"{SECOND}.timesteps.shift.max_shift=0.7", "differs from .*: timesteps.shift.max_shift: .* -> 0.7"),
-        (f"{SECOND}.start.folder=/nope", "is /nope, but a stage begins with the weights of the one before it"),
+        (f"{SECOND}.start.folder=/nope", "is /nope, but a stage starts from the weights of the stage before it"),
         ("stages.s1_256p_t2i.transformer.lora.rank=2", "name the transformer to adapt with start.folder"),
         ("order=('s2_256p_edits','s1_256p_t2i')", "order is .*; it must name each of the stages .* once"),
         ("stages.s2_256p_edits.data.mixture.tasks=(1,1,1)", r"data.mixture.tasks \(1, 1, 1\) needs two shares"),
