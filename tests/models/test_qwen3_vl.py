@@ -180,7 +180,7 @@ def test_missing_field_is_named():
 def test_folders_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         read_config(tmp_path, "text_encoder")
-    for content, message in [("{", "not valid JSON"), ("[]", "holds a list"), (" " * (1 << 21), "bytes")]:
+    for content, message in [("{", "not valid JSON"), ("[]", "contains a list"), (" " * (1 << 21), "bytes")]:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_config(tmp_path, "text_encoder")

@@ -171,7 +171,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("labels.json", b"[]", "labels.json holds a list"),
+        ("labels.json", b"[]", "labels.json contains a list"),
         ("labels.json", b'{"names": ["a", ""]}', "has no list `names`"),
         ("labels.json", b'{"names": ["a", "b"]}', "names 2 of 1000 classes"),
         ("model.safetensors", b"", "not a complete safetensors file"),
