@@ -1,4 +1,4 @@
-"""Colour management: what an embedded ICC profile asks for, and pixels brought to sRGB.
+"""Colour management: converts pixels with an embedded ICC profile to sRGB.
 
 Profiles come from outside and are read by LittleCMS. One that is too large, broken, or made for another kind of pixels
 is ignored, and the pixels then mean what they mean in a file without a profile: sRGB. `Decoded.colour` says which of
@@ -21,7 +21,7 @@ OUTCOMES = {
     "pixels are taken for sRGB",
 }
 
-_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile, and the mode whose pixels it describes
+_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile: mode of the pixels that it describes
 _DEVICES = ("scnr", "mntr", "prtr", "spac")  # classes of profiles that describe pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SAME = 2  # levels by which a profile may differ from sRGB and still count as sRGB; roundings make 1
@@ -30,12 +30,12 @@ _KEPT_PROFILES = 16  # a data set has few different ones
 
 
 class Profile:
-    """What to do with the pixels of one image.
+    """The conversion of an image's pixels to sRGB.
 
     Attributes:
       outcome: a key of OUTCOMES.
       transform: converts RGB or CMYK pixels to sRGB; None: there is nothing to convert, or `curve` does it.
-      curve: of grey pixels, the sRGB level 0..255 of each of 256 evenly spaced levels.
+      curve: for grey pixels, the sRGB level 0..255 of each of 256 evenly spaced levels.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Profile:
         """Pixels in sRGB: mode RGB, or RGBA for an image of this mode.
 
         Args:
-          image: of any mode that `convert("RGB")` accepts. If the profile describes grey pixels: grey levels in mode
-            L, or in mode RGB or RGBA with three equal channels.
+          image: image of any mode that `convert("RGB")` accepts. If the profile describes grey pixels: grey levels in
+            mode L, or in mode RGB or RGBA with three equal channels.
         """
         alpha = image.getchannel("A") if image.mode == "RGBA" else None
         if self.transform is not None:

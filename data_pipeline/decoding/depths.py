@@ -23,9 +23,9 @@ def to_eight_bits(image: Image.Image, raw: str, curve: Float[np.ndarray, "256"] 
     Pillow itself keeps the high byte of 16-bit colour, but leaves 16-bit grey and all transparent colours to us.
 
     Args:
-      image: loaded; its `info["transparency"]` may be changed.
+      image: loaded image, whose `info["transparency"]` may be changed.
       raw: `raw_mode` of the image.
-      curve: of 16-bit grey, the sRGB level of each of 256 evenly spaced levels; None: the levels are sRGB.
+      curve: for 16-bit grey, the sRGB level of each of 256 evenly spaced levels; None: the levels are sRGB.
     """
     transparent = image.info.get("transparency")
     if not image.mode.startswith("I;16"):
@@ -34,7 +34,7 @@ def to_eight_bits(image: Image.Image, raw: str, curve: Float[np.ndarray, "256"] 
         elif isinstance(transparent, tuple) and raw.startswith("RGB;16"):
             image.info["transparency"] = tuple(level >> 8 for level in transparent)
         return image
-    stored = np.asarray(image).astype(np.uint16)  # of either byte order
+    stored = np.asarray(image).astype(np.uint16)  # from either byte order
     levels = stored << 4 if raw == "I;12" else stored
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         levels = 65535 - levels

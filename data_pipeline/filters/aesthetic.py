@@ -18,7 +18,7 @@ from data_pipeline.filters.alignment import embed_images, model_digest, no_model
 from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 
 MAX_HEAD_BYTES = 64 << 20
-LOWEST_AESTHETIC = "aesthetic.lowest"  # of a record's row: what selection requires of its class
+LOWEST_AESTHETIC = "aesthetic.lowest"  # entry of a record's row: the lowest score that stays in its class
 
 
 def with_head(filter: Filter, clip: Path | str, head: Path | str) -> Filter:

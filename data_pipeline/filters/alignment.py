@@ -21,7 +21,7 @@ from qi2_jax.runtime.digests import of_file
 BATCH = 32  # images or texts per batch; batches are padded to it, so that each tower is compiled once
 TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # the only classes that a folder may name
 DECIMALS = 4
-UNRELATED = "alignment.unrelated"  # of a record's row: for each caption, whether selection finds its cosine too low
+UNRELATED = "alignment.unrelated"  # entry of a record's row: for each caption, whether its cosine is too low
 
 
 def with_model(filter: Filter, folder: Path | str) -> Filter:
@@ -64,9 +64,9 @@ def embed_images(folder: Path, candidates: Sequence[Candidate]) -> Float[np.ndar
     return encoder.last[1]
 
 
-def embed_pictures(folder: Path, pictures: Sequence[Any]) -> Float[np.ndarray, "n E"]:
+def embed_upright(folder: Path, images: Sequence[Any]) -> Float[np.ndarray, "n E"]:
     """Unit vectors of upright RGB images."""
-    return _load(folder).embed_images(pictures)
+    return _load(folder).embed_images(images)
 
 
 def no_model(candidates: Sequence[Candidate]) -> list[dict]:

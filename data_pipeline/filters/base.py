@@ -1,4 +1,4 @@
-"""What a filter is: a pure function from records to score columns, and the thresholds that a stage may set on them."""
+"""The definition of a filter: a pure function from records to score columns, and the thresholds of a stage for them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image
 from data_pipeline.decoding.images import Decoded, UndecodableImage
 from data_pipeline.records.schema import Record
 
-Row = dict[str, Any]  # of one record: {"<filter>.<column>": score} of all filters
+Row = dict[str, Any]  # scores of one record: {"<filter>.<column>": score} of all filters
 Chosen = Any  # values of all thresholds, as attributes: `selection.thresholds.Thresholds`
 
 
@@ -46,7 +46,7 @@ class Exemption:
     """Records that a threshold does not apply to.
 
     Attributes:
-      meaning: which records, for the documentation.
+      meaning: description of these records for the documentation.
       applies: whether a record is exempt.
     """
 
@@ -60,7 +60,7 @@ class Threshold:
 
     Attributes:
       default: value where a config says nothing.
-      meaning: what is required, for the documentation.
+      meaning: explanation for the documentation.
       low, high: smallest and largest valid value; None for switches and names.
       column: the filter's column that is compared with it and that the report draws; None if there is no single one.
       keeps: side of the threshold on which records stay.

@@ -15,7 +15,7 @@ RESERVED = re.compile("|".join(re.escape(token) for token, _ in SPECIAL_TOKENS))
 RUN = re.compile(r"(.)\1*", re.DOTALL)
 # Control characters, except white space: left-overs of UTF-16 text or binary data that was read as UTF-8.
 CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f\ufffe\uffff]")
-MIN_LETTERS = 2  # of an instruction: "上色" and "zoom in" are complete ones, of two tokens
+MIN_LETTERS = 2  # in an instruction: "上色" and "zoom in" are complete, with two tokens
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:

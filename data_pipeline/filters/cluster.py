@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from data_pipeline.decoding.images import UndecodableImage, decode_image
-from data_pipeline.filters.alignment import embed_images, embed_pictures, model_digest, no_model
+from data_pipeline.filters.alignment import embed_images, embed_upright, model_digest, no_model
 from data_pipeline.filters.base import Candidate, Filter, Threshold
 from data_pipeline.records.shards import RecordFolder
 from qi2_jax.pixels import over_white
@@ -58,13 +58,13 @@ def fit_centroids(folder: Path | str, clip: Path | str, clusters: int) -> Path:
 
 def _embed(records: RecordFolder, clip: Path, drawn: Int64[np.ndarray, " n"]) -> Iterator[Float[np.ndarray, "b E"]]:
     for start in range(0, len(drawn), _BATCH):
-        pictures = []
+        images = []
         for index in drawn[start : start + _BATCH]:
             try:
-                pictures.append(over_white(decode_image(records[int(index)].image).image))
+                images.append(over_white(decode_image(records[int(index)].image).image))
             except UndecodableImage:  # the filter `broken` counts it
                 continue
-        yield embed_pictures(clip, pictures)
+        yield embed_upright(clip, images)
 
 
 def kmeans(vectors: Float[np.ndarray, "n E"], clusters: int) -> Float[np.ndarray, "K E"]:
@@ -104,7 +104,7 @@ def kmeans(vectors: Float[np.ndarray, "n E"], clusters: int) -> Float[np.ndarray
 def _nearest(
     vectors: Float[np.ndarray, "n E"], centroids: Float[np.ndarray, "K E"]
 ) -> tuple[Int64[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Of every vector the first of the nearest centroids, and its cosine with it."""
+    """For every vector, the number of the nearest centroid (the first, if several are) and the cosine with it."""
     nearest, cosine = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)

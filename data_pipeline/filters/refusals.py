@@ -1,4 +1,4 @@
-"""Refusals: what captioning models write instead of a caption.
+"""Refusals: texts in which a captioning model declines to describe an image.
 
 The first words do not decide: "Sorry, we are closed, says a sign" describes an image. So in every language a refusal is
 an apology, or the first person, soon followed by words for being unable, and those by a word for what a captioner does.

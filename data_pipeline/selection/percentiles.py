@@ -47,7 +47,7 @@ def find_cuts(folder: Path | str, alignment: float, aesthetic: float, by: Filter
       ValueError: if the scores are missing.
     """
     captions: dict[Group, list[float]] = {}
-    pictures: dict[Group, list[float]] = {}
+    images: dict[Group, list[float]] = {}
     if alignment or aesthetic:
         for row in read_scores(folder, (DESCRIPTION, by, AESTHETIC)):
             if not row["description.conditions"]:
@@ -55,8 +55,8 @@ def find_cuts(folder: Path | str, alignment: float, aesthetic: float, by: Filter
                 for language, cosine in zip(row["description.languages"], cosines, strict=False):
                     captions.setdefault((language, class_of(row)), []).append(cosine)
             if row["aesthetic.score"] is not None:
-                pictures.setdefault((class_of(row),), []).append(row["aesthetic.score"])
-    return Cuts(_cut(folder, ALIGNMENT, captions, alignment), _cut(folder, AESTHETIC, pictures, aesthetic))
+                images.setdefault((class_of(row),), []).append(row["aesthetic.score"])
+    return Cuts(_cut(folder, ALIGNMENT, captions, alignment), _cut(folder, AESTHETIC, images, aesthetic))
 
 
 def _cut(folder: Path | str, filter: Filter, groups: dict[Group, list[float]], percentage: float) -> dict[Group, float]:

@@ -13,7 +13,7 @@ from data_pipeline.scoring.pairs import MAX_DIFFERENCE
 
 ALIGNMENTS = {filter.name: filter for filter in (ALIGNMENT, LABEL_ALIGNMENT)}
 
-# Of the comparison of all images with each other (`scoring.pairs`), whose results no filter's column holds.
+# Thresholds of the comparison between images (`scoring.pairs`), whose scores are not columns of a filter.
 NEAR = (
     Threshold(
         "drop_near_duplicates",
