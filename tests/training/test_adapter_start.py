@@ -69,9 +69,9 @@ def test_an_adapter_is_continued(samples, imported, file, fused, tmp_path):
     assert np.abs(a[0, 2:]).min() > 0 and np.abs(found["blocks.mlp.gate.lora_A.weight"]).min() > 0
 
 
-def test_an_exported_adapter_is_continued_as_it_is(samples, imported, tmp_path):
-    """Of a run's adapter, exported and taken up again, the factors are the same bit for bit before the first step."""
-    first = train(samples, tmp_path / "first", imported, 2, ADAPTER, imported)
+def test_an_exported_adapter_is_continued_as_it_is(samples, imported, chain, tmp_path):
+    """The factors of the first run's adapter are those with which the second run begins."""
+    first = chain[0]
     main.main(["export", str(first), "--lora", "--out", str(tmp_path / "alone")])
     second = train(samples, tmp_path / "second", tmp_path / "alone", 1, (*ADAPTER, STILL), imported)
     _, want = locating.locate(first).adapter("ema")
