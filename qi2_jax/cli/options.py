@@ -66,6 +66,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def group_of(arguments: argparse.Namespace) -> meeting.Group:
+    """Returns how this process joins the others."""
+    names = ("verb", "coordinator", "processes", "process", "distributed", "join_seconds")
+    return meeting.Group(**{name: getattr(arguments, name) for name in names})
+
+
 def check_processes(arguments: argparse.Namespace, platform: str) -> int:
     """Returns the number of processes, or 1 where the cluster decides it.
 

@@ -53,7 +53,7 @@ def _run_curriculum(config: "CurriculumExperiment", arguments: argparse.Namespac
     count = options.check_processes(arguments, config.platform)
     parts = [part for stage in config.stages.values() for part in (stage.encode, stage.transformer)]
     devices.set_platform(config, [part.mesh for part in (config.vae, *parts)], count)
-    with processes.joined(arguments):
+    with processes.joined(options.group_of(arguments)):
         from qi2_jax.workflows import curriculum
 
         devices.set_compilation_cache(config, arguments.out)

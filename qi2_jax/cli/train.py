@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
         )
     count = options.check_processes(arguments, config.platform)
     devices.set_platform(config, (config.transformer.mesh,), count)
-    with processes.joined(arguments):
+    with processes.joined(options.group_of(arguments)):
         devices.set_compilation_cache(config, arguments.out)
         _train(config, arguments)
 

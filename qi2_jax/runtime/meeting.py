@@ -9,6 +9,7 @@ arrived, and at the end with "go" or with the error that ends all of them.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -53,19 +54,40 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
-def meet(address: Address, count: int, index: int, deadline: float = DEADLINE) -> None:
-    """Returns in every process once all `count` of them have arrived.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """How this process becomes one of several.
+
+    Attributes:
+      verb: the command, for error messages.
+      coordinator: host of process 0 with a port, see `parse_address`.
+      processes: number of processes; None: one, or what the cluster says.
+      process: number of this process.
+      distributed: whether the cluster tells JAX what is missing here.
+      join_seconds: time to wait for the others.
+    """
+
+    verb: str
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    distributed: bool = False
+    join_seconds: float = DEADLINE
+
+
+def meet(group: Group) -> None:
+    """Returns in every process once all of them have arrived.
 
     Args:
-      address: where process 0 listens.
-      count: number of processes.
-      index: number of this process.
-      deadline: seconds to wait for the others.
+      group: with coordinator, number of processes and number of this process.
 
     Raises:
       ValueError: if they do not arrive in time, a number is given twice, the processes disagree about their number, or
         the port is taken.
     """
+    count, index, deadline = group.processes, group.process, group.join_seconds
+    assert group.coordinator is not None and count is not None and index is not None  # checked by the command line
+    address = parse_address(group.coordinator)
     end = time.monotonic() + deadline
     if index:
         _join(address, count, index, end, deadline)

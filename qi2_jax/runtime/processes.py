@@ -1,6 +1,5 @@
 """Runs several processes as one program: how they join, how they agree, and how an error in one of them ends all."""
 
-import argparse
 import contextlib
 import json
 import logging
@@ -28,7 +27,7 @@ _WAITING = "\1"  # precedes the name of a signal that waits until a step is comp
 
 
 @contextlib.contextmanager
-def joined(arguments: argparse.Namespace) -> Iterator[None]:
+def joined(group: meeting.Group) -> Iterator[None]:
     """Connects this process with the others for the length of a block; a single process needs nothing.
 
     JAX must not have been used yet. An error in the block is printed and ends this process with a non-zero status. It
@@ -36,26 +35,25 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
     `HEARTBEAT` seconds.
 
     Args:
-      arguments: those of `cli.options.add_process_arguments`, and the verb.
+      group: which of the processes this is, and how they find each other.
 
     Raises:
       ValueError: if the processes cannot connect.
     """
-    if not arguments.distributed and arguments.processes is None:
+    if not group.distributed and group.processes is None:
         yield
         return
-    if arguments.coordinator is not None and not arguments.distributed:
-        address = meeting.parse_address(arguments.coordinator)
-        meeting.meet(address, arguments.processes, arguments.process, arguments.join_seconds)
+    if not group.distributed:
+        meeting.meet(group)
     else:
         _log.info("waiting up to %d s for the processes that the cluster names", JOINING)
     # JAX would answer SIGTERM itself, and the second one would kill.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            arguments.coordinator,
-            arguments.processes,
-            arguments.process,
+            group.coordinator,
+            group.processes,
+            group.process,
             initialization_timeout=JOINING,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=LEAVING,
@@ -70,7 +68,7 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, signals.Terminated) or (isinstance(error, SystemExit) and not error.code):
             raise
-        _leave(arguments.verb, error)
+        _leave(group.verb, error)
 
 
 def _leave(verb: str, error: BaseException) -> None:

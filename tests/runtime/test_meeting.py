@@ -20,7 +20,7 @@ logging.basicConfig(level=logging.INFO)
 meeting.REPORT_EVERY = 0.5
 index, count, address, deadline = sys.argv[1:]
 try:
-    meeting.meet(meeting.parse_address(address), int(count), int(index), float(deadline))
+    meeting.meet(meeting.Group('test', address, int(count), int(index), join_seconds=float(deadline)))
 except ValueError as error:
     raise SystemExit(str(error))
 print("met")

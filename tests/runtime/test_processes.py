@@ -11,17 +11,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
-import argparse, signal, sys, time
+import signal, sys, time
 import jax
 jax.config.update("jax_platforms", "cpu")
-from qi2_jax.runtime import processes, signals
+from qi2_jax.runtime import meeting, processes, signals
 
 index, address, where = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-arguments = argparse.Namespace(
-    distributed=False, processes=2, process=index, coordinator=address, join_seconds=100, verb="test"
-)
+group = meeting.Group("test", address, 2, index, join_seconds=100)
 signals.listen(interruptible=True)
-with signals.ending(), processes.joined(arguments):
+with signals.ending(), processes.joined(group):
     processes.gather("")
     print("joined", flush=True)
     if where == "step":  # the signal waits, and the program ends by itself
