@@ -39,7 +39,7 @@ from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.tasks.transformer import start
 from qi2_jax.tasks.transformer.config import check_transformer, shares_of, transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
-from qi2_jax.training import loop
+from qi2_jax.training import loop, restarting
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows import data, demo, encode, export
 from qi2_jax.workflows.changes import allowed_changes, check_accepted, is_begun
@@ -159,6 +159,8 @@ def _run(
     first_process = jax.process_index() == 0
     asked = {"records": str(records.absolute()) if records else "made here", **configs.to_dict(config)}
     ordered = _ordered(config)
+    for name in ordered:  # before another config is recorded
+        restarting.check(out / paths.STAGES / name / paths.TRANSFORMER, restart=restart)
     with processes.agreed():
         may_change = allowed_changes(config, out)
         if accept_changes:

@@ -31,7 +31,7 @@ from qi2_jax.tasks.autoencoder.config import check_vae
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.tasks.transformer.config import check_transformer, transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
-from qi2_jax.training import loop
+from qi2_jax.training import loop, restarting
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows import data, encode, results
@@ -97,6 +97,7 @@ def _run(config: Any, out: pathlib.Path, source: pathlib.Path | None, restart: b
     run_folder = out / paths.TRANSFORMER
     model = run_folder / paths.MODEL
     asked = {"source": str(source.absolute()) if source else "demo set", **configs.to_dict(config)}
+    restarting.check(run_folder, restart=restart)  # before another config is recorded
     recorded.claim(out / paths.JOB, asked, may_change(out, asked.keys()))
 
     console.rule("1 data: ingest, filter, bucket")
