@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+import jax
+
 from qi2_jax.runtime import processes, signals
 from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoints.manager import Checkpoints
@@ -24,7 +26,9 @@ class NonFiniteError(FloatingPointError):
 
 def raise_if_interrupted() -> None:
     """Raises `Interrupted` if any process received a signal to stop. Every process must call it."""
-    if processes.terminating():
+    with jax.transfer_guard("allow"):  # also within a step, where only `microbatch.put` may copy to the devices
+        terminating = processes.terminating()
+    if terminating:
         raise Interrupted
 
 

@@ -31,6 +31,7 @@ from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.tasks.transformer import start
 from qi2_jax.tasks.transformer.config import transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
+from qi2_jax.training import restarting
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows import changes, data, encode, job_folder, reports
 from qi2_jax.workflows.checks import check_curriculum
@@ -93,6 +94,8 @@ def _run(
     show: Show,
 ) -> dict[str, Any]:
     started = time.monotonic()
+    for name in config.order:  # before another config is recorded
+        restarting.check(out / paths.STAGES / name / paths.TRANSFORMER, restart=restart)
     _claim(config, out, records, accept_changes)
     log.info("data")
     with processes.agreed():

@@ -34,6 +34,7 @@ from qi2_jax.tasks.autoencoder import config as autoencoder
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.tasks.transformer import config as transformer
 from qi2_jax.tasks.transformer.task import train_transformer
+from qi2_jax.training import restarting
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows import data, encode, job_folder, reports, results
@@ -131,6 +132,7 @@ def _run(
 ) -> dict[str, Any]:
     started = time.monotonic()
     typed = {"source": str(source.absolute()) if source else "demo set", **config.as_typed}
+    restarting.check(out / paths.TRANSFORMER, restart=restart)  # before another config is recorded
     recorded.claim(out / paths.JOB, typed, may_change(out))
     log.info("1 data: ingest, filter, bucket")
     images = data.prepare(config.data, out, source, show)

@@ -1,6 +1,7 @@
 """The training loop on a toy model: when it gives up, and what its checkpoints record."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -161,3 +162,8 @@ def test_an_implicit_copy_to_the_devices_within_a_step_is_an_error(tmp_path):
     implicit.frozen = np.float32(0.5)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         train(implicit, config(), tmp_path)
+
+
+def test_processes_may_talk_to_each_other_between_two_microbatches(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.processes, "terminating", lambda: bool(jnp.any(np.zeros(3))))
+    assert int(train(task(accumulate=True), config(ahead=0, steps=2), tmp_path).step) == 2

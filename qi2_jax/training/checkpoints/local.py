@@ -122,8 +122,8 @@ class LocalCheckpoints:
         for part in parts.values():  # all copies start before the first is waited for
             part.copy_to_host_async()
         host = {key: np.asarray(part, order="C") for key, part in parts.items()}
-        manifest_json = files.plain({"step": step, "life": self._life, **manifest})
-        self._saving = step, self._background.submit(self._write, step, host, manifest_json)
+        record = files.plain({"step": step, "life": self._life, **manifest})
+        self._saving = step, self._background.submit(self._write, step, host, record)
 
     def _write(self, step: int, parts: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
         path = files.unfinished_path(self.directory, step)

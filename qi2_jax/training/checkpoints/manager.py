@@ -126,14 +126,14 @@ class Checkpoints:
         step = int(state.step)
         self.wait()
         if step != self._newest:
-            plain = files.plain({"step": step, **(manifest or {})})
+            record = files.plain({"step": step, **(manifest or {})})
             path = self.directory / str(step)
             try:
                 with _saving():
-                    written = ocp.save_checkpointables_async(path, _items(state), custom_metadata=plain)
+                    written = ocp.save_checkpointables_async(path, _items(state), custom_metadata=record)
             except Exception as error:
                 raise self._failed(step, error) from error
-            self._saving = step, self._background.submit(self._finish, written, path, plain)
+            self._saving = step, self._background.submit(self._finish, written, path, record)
 
     def begin_locally(self) -> None:
         """Prepares `save_locally`, if the policy has local checkpoints. Earlier ones are deleted, unless `restore`

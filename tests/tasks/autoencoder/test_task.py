@@ -45,10 +45,16 @@ def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(pict
     assert "none of the first 12 images is held out" in capsys.readouterr().out
 
 
-def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(pictures, tmp_path):
+def tiny():
     config = ml_collections.ConfigDict(configs.load("experiments/demo.py:tiny").vae)
+    config.model.update(encoder_width=4, decoder_width=4, latent_channels=8, multipliers=(1, 1), halves_time=(True,))
+    config.update(batch_size=2, statistics_batches=1)
     config.train.update(steps=2, sinks=())
-    train_vae(config, pictures, tmp_path / "vae", tmp_path / "model", held_out=0.5)
+    return config
+
+
+def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(pictures, tmp_path):
+    train_vae(tiny(), pictures, tmp_path / "vae", tmp_path / "model", held_out=0.5)
     lines = [line for line in metrics.lines(tmp_path / "vae" / metrics.FILE) if "validation_loss" in line]
     assert [line["step"] for line in lines] == [0, 2]
     names = {"step", "validation_loss", "validation_psnr", "validation_loss/raw", "validation_psnr/raw"}
@@ -64,7 +70,7 @@ def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(pict
 
 
 def test_validation_does_not_depend_on_how_its_batch_is_filled_up(pictures):
-    config = configs.load("experiments/demo.py:tiny").vae
+    config = tiny()
     made = task.make_task(config, pictures, task.mesh_of(config.mesh), 0.5)
     model = made.make_model(task.jax.random.key(0))
     found = [made._validate(model, made.validation[:size], 2) for size in (2, 4)]
