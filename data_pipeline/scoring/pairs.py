@@ -75,8 +75,8 @@ def near(
     found["distance"], found["gradient"] = distance.max(1), gradient.max(1)
     kept = (found["distance"] <= MAX_DISTANCE) | (found["gradient"] <= MAX_GRADIENT)
     found, one, other = found[kept], one[kept], other[kept]
-    flat = (pictures["thumbnail"].reshape(-1, THUMBNAIL) for pictures in (one, other))
-    difference, overlap = compare(*flat, np.repeat(found["distance"] <= MAX_DISTANCE, one.shape[1]))
+    left, right = (pictures["thumbnail"].reshape(-1, THUMBNAIL) for pictures in (one, other))
+    difference, overlap = compare(left, right, np.repeat(found["distance"] <= MAX_DISTANCE, one.shape[1]))
     found["difference"] = difference.reshape(one.shape).max(1, initial=0)
     found["overlap"] = overlap.reshape(one.shape).min(1, initial=1)
     return found[found["difference"] <= MAX_DIFFERENCE]
@@ -168,7 +168,7 @@ def _registered(
     mapping = mapping.inverse().where(swap, mapping)
     fine, colour = ([np.where(_as(swap, a), b, a), np.where(_as(swap, a), a, b)] for a, b in (fine, colour))
     fine[1] = as_magnified(fine[1], mapping)
-    found, seen = aligned(*fine, mapping)
+    found, seen = aligned(fine[0], fine[1], mapping)
     seen = seen.reshape(len(one), -1)
     a, b = (np.round(cells).reshape(len(one), -1).astype(np.int32) for cells in (found, fine[1]))
     shown = [aligned(colour[0][:, channel], colour[1][:, channel], mapping) for channel in (0, 1)]
