@@ -176,8 +176,16 @@ def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], 
     record = np.unique(same[trusted, -1])
     same[pictures == 0] = -1
     start = np.cumsum(pictures) - pictures
-    chosen = (column[record] for column in (start, pictures, kind, phash, dhash, windows))
-    return same, Contents(record, *chosen, _pictures(work))
+    columns_of = {
+        "start": start,
+        "pictures": pictures,
+        "kind": kind,
+        "phash": phash,
+        "dhash": dhash,
+        "windows": windows,
+    }
+    chosen = {name: column[record] for name, column in columns_of.items()}
+    return same, Contents(record=record, picture=_pictures(work), **chosen)
 
 
 def _pictures(work: Path) -> Shaped[np.ndarray, " m"]:

@@ -8,8 +8,9 @@ of the worst of the stronger one, or a quarter of the worst difference in colour
 is another picture.
 
 A pair that differs more than `SAME_PLACE` is registered (`registration`) and compared again where both show the same.
-This finds crops and frames of a burst. A registration can also hide some of a real difference, which is why the
-difference that remains counts `REGISTERED` times.
+This finds crops and frames of a burst. Smooth pictures, such as skies, have equal gradients and can be registered with
+each other, so the perceptual hash must have proposed the pair, by the whole pictures or by a window. A registration can
+also hide some of a real difference, which is why the difference that remains counts `REGISTERED` times.
 
 One digit on a page of small text changes no cell by more than compression does. No thumbnail can decide there, so
 pictures of little entropy (flat drawings, slides, text pages) are never near, only equal.
@@ -67,15 +68,15 @@ def near(
     pairs, one, other = pairs[kept], one[kept], other[kept]
     distance = np.bitwise_count(one["phash"] ^ other["phash"])
     gradient = np.bitwise_count(one["dhash"] ^ other["dhash"])
-    far = (distance.max(1) > MAX_DISTANCE) & (gradient.max(1) > MAX_GRADIENT)
+    far = distance.max(1) > MAX_DISTANCE
     distance[far] = np.minimum(distance[far], _window_distance(one[far], other[far]))
     found = np.empty(len(pairs), NEAR)
     found["left"], found["right"] = pairs["left"], pairs["right"]
     found["distance"], found["gradient"] = distance.max(1), gradient.max(1)
     kept = (found["distance"] <= MAX_DISTANCE) | (found["gradient"] <= MAX_GRADIENT)
     found, one, other = found[kept], one[kept], other[kept]
-    flat = (pictures["thumbnail"].reshape(-1, THUMBNAIL) for pictures in (one, other))
-    difference, overlap = compare(*flat)
+    left, right = (pictures["thumbnail"].reshape(-1, THUMBNAIL) for pictures in (one, other))
+    difference, overlap = compare(left, right, np.repeat(found["distance"] <= MAX_DISTANCE, one.shape[1]))
     found["difference"] = difference.reshape(one.shape).max(1, initial=0)
     found["overlap"] = overlap.reshape(one.shape).min(1, initial=1)
     return found[found["difference"] <= MAX_DIFFERENCE]
@@ -92,19 +93,20 @@ def _window_distance(one: Shaped[np.ndarray, "p k"], other: Shaped[np.ndarray, "
 
 
 def compare(
-    one: UInt8[np.ndarray, "n t"], other: UInt8[np.ndarray, "n t"]
+    one: UInt8[np.ndarray, "n t"], other: UInt8[np.ndarray, "n t"], movable: Bool[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """How much the pictures of each pair differ, and how much of each the other shows.
 
     Args:
       one, other: Thumbnails (`filters.duplicates.thumbnail`).
+      movable: Pairs that may be registered.
 
     Returns:
       Grey levels of 255 in steps of 0.01, and shares; float32. An overlap below 1 tells of a registration.
     """
     difference = differences(one, other)
     overlap = np.ones(len(one), np.float32)
-    apart = np.flatnonzero(difference > SAME_PLACE)
+    apart = np.flatnonzero((difference > SAME_PLACE) & movable)
     for start in range(0, len(apart), _REGISTERED_AT_ONCE):
         at = apart[start : start + _REGISTERED_AT_ONCE]
         registered, shared = _registered(one[at], other[at])
@@ -166,7 +168,7 @@ def _registered(
     mapping = mapping.inverse().where(swap, mapping)
     fine, colour = ([np.where(_as(swap, a), b, a), np.where(_as(swap, a), a, b)] for a, b in (fine, colour))
     fine[1] = as_magnified(fine[1], mapping)
-    found, seen = aligned(*fine, mapping)
+    found, seen = aligned(fine[0], fine[1], mapping)
     seen = seen.reshape(len(one), -1)
     a, b = (np.round(cells).reshape(len(one), -1).astype(np.int32) for cells in (found, fine[1]))
     shown = [aligned(colour[0][:, channel], colour[1][:, channel], mapping) for channel in (0, 1)]

@@ -45,9 +45,9 @@ def register(one: Float[np.ndarray, "p s s"], other: Float[np.ndarray, "p s s"])
     Args:
       one, other: Luma of thumbnails; s is even.
     """
-    halves = [_smooth(_halved(picture)) for picture in (one, other)]
+    half_one, half_other = (_smooth(_halved(picture)) for picture in (one, other))
     identity = Mapping(np.zeros((len(one), 2)), np.ones((len(one), 2)))
-    mapping = _refine(*halves, identity, _COARSE_STEPS)
+    mapping = _refine(half_one, half_other, identity, _COARSE_STEPS)
     return _refine(one, other, mapping, _FINE_STEPS)
 
 

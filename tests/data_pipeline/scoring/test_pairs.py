@@ -113,7 +113,7 @@ def all_pairs(keys: list[str], rows: list[dict], thresholds: Thresholds) -> dict
             for name in ("phash", "dhash")
         )
         cells = [np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8).reshape(count, -1) for row in (one, other)]
-        worst = max(compare(*cells)[0])
+        worst = max(compare(*cells, np.full(count, distance <= MAX_DISTANCE))[0])
         return worst <= thresholds.near_difference and (
             distance <= thresholds.near_distance or gradient <= thresholds.near_gradient
         )
