@@ -205,7 +205,7 @@ class _Fingerprints(_OnLocalCopies):
         places["record"] = self.starts[number] + whole
         places["trusted"], places["kind"] = found.trusted[whole], found.kind[whole]
         for (name, *_), hashes in zip(_HASHES, found.hashes(), strict=True):
-            places[name] = hashes[whole]
+            places[str(name)] = hashes[whole]
         parts = np.uint64(-(-int(self.starts[-1]) // _GROUP))
         for column, name in enumerate(pair_scores.SAME):
             places["high"], places["low"] = found.same[whole, column].T

@@ -94,8 +94,8 @@ def _write(
         parts = {name: part.astype(DTYPES[code]) for name, part in parts.items()}
     specs = {PREFIX + name: (CODES[part.dtype], part.shape) for name, part in parts.items()}
     with (
-        files.building(out, sum(part.nbytes for part in parts.values())),
-        Writer(out / FILE, specs, metadata=metadata) as writer,
+        files.building(out, sum(part.nbytes for part in parts.values())) as place,
+        Writer(place / FILE, specs, metadata=metadata) as writer,
     ):
         for name, part in parts.items():
             writer.write(PREFIX + name, part)

@@ -21,6 +21,7 @@ from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
+from qi2_jax.runtime.digests import of_file
 from qi2_jax.tasks.transformer.start import check_fits, model_with
 from qi2_jax.training.checkpoints import manager
 from qi2_jax.training.step import TrainState
@@ -148,8 +149,5 @@ def _check_continues(source: pathlib.Path, changes: Changes, config: LoRAConfig,
 
 def _digest(paths: Sequence[pathlib.Path]) -> str:
     """The SHA-256 of one file, as `sha256sum` prints it; of several files, the hash of their digests."""
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [of_file(path).hex() for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
