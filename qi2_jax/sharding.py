@@ -126,7 +126,7 @@ def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> Parti
     """Partition of an array; a dim that its axes do not divide is replicated.
 
     Otherwise tiny models on wide meshes would fail on their smallest dims. For the published sizes every rule applies,
-    and `left_whole` names the large weights to which a rule does not apply.
+    and `unsharded_weights` names the large weights to which a rule does not apply.
 
     Args:
       mesh: the devices.
@@ -167,7 +167,7 @@ def _dims(parameter: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
     return shape, ("layers",) * (len(shape) - len(names)) + names
 
 
-def left_whole(model: Any, mesh: Mesh) -> list[str]:
+def unsharded_weights(model: Any, mesh: Mesh) -> list[str]:
     """One line for each mesh axis that leaves large weights replicated, because it does not divide their dims.
 
     Args:
@@ -207,12 +207,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def batch_parts(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Number of shards of a batch: devices along `data` times devices along `fsdp`."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """Rows of a global batch that the devices of this process hold, in ascending order.
 
     Several processes hold the same rows if `tensor` crosses processes.
@@ -220,7 +220,7 @@ def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     Raises:
       ValueError: if the batch cannot be split over the mesh.
     """
-    parts = batch_parts(mesh)
+    parts = num_batch_shards(mesh)
     if batch_size < 1 or batch_size % parts:
         raise ValueError(f"a batch of {batch_size} does not split over data x fsdp = {parts} devices")
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
@@ -232,13 +232,13 @@ def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
 
     Args:
       mesh: devices of all processes.
-      batch: a tree of arrays with the `own_rows` of this process.
+      batch: a tree of arrays with the `local_rows` of this process.
       batch_size: number of rows of the global batch.
 
     Raises:
       ValueError: if an array has more or fewer rows.
     """
-    sharding, own = batch_sharding(mesh), own_rows(mesh, batch_size)
+    sharding, own = batch_sharding(mesh), local_rows(mesh, batch_size)
 
     def put(rows):
         rows = np.asarray(rows)

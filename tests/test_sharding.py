@@ -82,10 +82,10 @@ def test_slices_of_different_size_are_refused():
         sharding.make_mesh(sharding.MeshShape(data=2, fsdp=10), devices)
 
 
-def left_whole(config: MMDiTConfig, shape: sharding.MeshShape) -> list[str]:
+def unsharded_weights(config: MMDiTConfig, shape: sharding.MeshShape) -> list[str]:
     hosts = [dataclasses.replace(chip, platform="cpu", device_kind="cpu") for chip in chips(1, side=32)]
     mesh = sharding.make_mesh(shape, hosts[: shape.size])
-    return sharding.left_whole(jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0))), mesh)
+    return sharding.unsharded_weights(jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0))), mesh)
 
 
 @pytest.mark.parametrize("shape", [sharding.MeshShape(4, 256, 1), sharding.MeshShape(4, 64, 4)])

@@ -77,12 +77,12 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     samples = Cache(arguments.samples)
     source = config.transformer.start.folder
     # Checked before the lock creates the folder. A run that has checkpoints no longer needs its start.
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
             start.check_source(source, arguments.model)
     with lock.hold(arguments.out):
         restarting.check(arguments.out, restart=arguments.restart)
-        with processes.agreed():
+        with processes.raise_together():
             check_samples(config, samples)
             if jax.process_index() == 0:
                 start.give_model(config.transformer, samples, arguments.model, arguments.out)

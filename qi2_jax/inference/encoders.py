@@ -71,7 +71,7 @@ class ImageEncoder:
 
 def images_at_once(mesh: Mesh, batch_size: int, width: int, height: int) -> int:
     """Number of images of a size per batch, whose total area is at most that of `batch_size` 256 x 256 images."""
-    count, parts = batch_size * AREA // max(AREA, width * height), sharding.batch_parts(mesh)
+    count, parts = batch_size * AREA // max(AREA, width * height), sharding.num_batch_shards(mesh)
     return max(parts, count // parts * parts)
 
 
@@ -91,7 +91,7 @@ class Encoders:
     """
 
     def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int, online: str = NOTHING):
-        sharding.own_rows(mesh, batch_size)
+        sharding.local_rows(mesh, batch_size)
         self.mesh, self.batch_size, self.online = mesh, batch_size, online
         self.images = None if online == TEXT_AND_IMAGES else ImageEncoder(model, mesh, dtype, batch_size)
         self.encoder = load(model, "text_encoder", mesh, dtype) if online == NOTHING else None

@@ -35,7 +35,7 @@ def hold(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        with processes.agreed():
+        with processes.raise_together():
             if jax.process_index() == 0:
                 stack.enter_context(exclusive(folder, remove=remove))
         _held.add(folder)

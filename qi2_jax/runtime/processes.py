@@ -113,7 +113,7 @@ def mean(values: Mapping[str, float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def agreed(*, interruptible: bool = True) -> Iterator[None]:
+def raise_together(*, interruptible: bool = True) -> Iterator[None]:
     """A block without communication that all processes leave together.
 
     An error in one process is raised in all of them. A signal to one of them ends all, once the others have completed
@@ -154,7 +154,7 @@ def agreed(*, interruptible: bool = True) -> Iterator[None]:
     if _hear(stopped_by):
         if jax.process_index() == 0:
             print(signals.stopped_message(), file=sys.stderr)
-        raise signals.Terminated(told=True)
+        raise signals.Terminated(reported=True)
 
 
 def _signal_name(text: str, mark: str) -> str:
@@ -171,7 +171,7 @@ def _hear(names: list[str]) -> bool:
     return bool(first)
 
 
-def all_say(yes: bool) -> bool:
+def all_true(yes: bool) -> bool:
     """Whether the argument is true in every process. Every process must call it, from its main thread."""
     return set(gather("yes" if yes else "no")) == {"yes"}
 
@@ -181,7 +181,7 @@ def terminating() -> bool:
     return _hear(gather(signals.name() if signals.received() else ""))
 
 
-def say(text: str) -> None:
+def log_on_main(text: str) -> None:
     """Logs a message in process 0."""
     if jax.process_index() == 0:
         _log.info("%s", text)

@@ -41,13 +41,13 @@ class Terminated(SystemExit):
     exits with 143 after SIGTERM.
 
     Attributes:
-      told: whether the user has been informed already.
+      reported: whether the user has been informed already.
     """
 
-    def __init__(self, told: bool = False):
+    def __init__(self, reported: bool = False):
         number = _received or _heard or signal.SIGTERM
         super().__init__(STATUS[number] if _resumable or number != signal.SIGTERM else NOT_RESUMABLE)
-        self.told = told
+        self.reported = reported
 
 
 def received() -> bool:
@@ -156,8 +156,8 @@ def ending() -> Iterator[None]:
         for number in STATUS:
             if signal.getsignal(number) is _receive:
                 signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
-        if not terminated.told:
-            terminated.told = True
+        if not terminated.reported:
+            terminated.reported = True
             print(stopped_message(), file=sys.stderr)
         raise terminated from (None if terminated is error else error)
 

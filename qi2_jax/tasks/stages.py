@@ -38,12 +38,12 @@ def check_batch_sizes(name: str, shape: MeshShape, batch_sizes: Sequence[int]) -
     """Raises a ValueError, with the name of the config's group, if batches do not split over the mesh."""
     try:
         for size in batch_sizes:
-            sharding.own_rows(make_mesh(shape), size)
+            sharding.local_rows(make_mesh(shape), size)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def parts_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tuple[int, int]:
+def microbatches_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tuple[int, int]:
     """The number of equal microbatches of a batch, and the images of one microbatch over all devices.
 
     Args:
@@ -54,10 +54,10 @@ def parts_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tuple[int, 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
     """
-    sharding.own_rows(mesh, batch_size)
-    rows = batch_size // sharding.batch_parts(mesh)
+    sharding.local_rows(mesh, batch_size)
+    rows = batch_size // sharding.num_batch_shards(mesh)
     at_once = next(count for count in range(min(images_per_device or rows, rows), 0, -1) if rows % count == 0)
-    return rows // at_once, at_once * sharding.batch_parts(mesh)
+    return rows // at_once, at_once * sharding.num_batch_shards(mesh)
 
 
 def encoder_dtype(fingerprint: dict[str, Any]) -> jnp.dtype:

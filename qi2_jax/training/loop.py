@@ -102,21 +102,21 @@ def is_finished(config: TrainingConfig, data: Mapping[str, Any], directory: path
       ValueError: if the directory was created with another config or other data.
     """
     total, folder = config.train.steps, directory / "checkpoints"
-    with processes.agreed():
+    with processes.raise_together():
         found = max(manager.steps(folder), default=-1) == total and checksums.is_verified(folder / str(total))
-    if not processes.all_say(found):
+    if not processes.all_true(found):
         return False
-    with processes.agreed():
+    with processes.raise_together():
         _claim(config, data, directory)
         wrong = checksums.problems(folder / str(total), jax.process_index(), jax.process_count())
-    if not processes.all_say(not wrong):  # before anything is read, since another process may have found the damage
+    if not processes.all_true(not wrong):  # before anything is read, since another process may have found the damage
         return False
-    with processes.agreed():
+    with processes.raise_together():
         skipped = int(manager.weights(folder / str(total), "progress")["skipped"].read())
         ended = accounting.has_ended(directory, total)
-    finished = processes.all_say(ended and skipped < config.train.max_skipped)
+    finished = processes.all_true(ended and skipped < config.train.max_skipped)
     if finished:
-        processes.say(f"{directory} is finished; its last checkpoint, step {total:,}, is intact")
+        processes.log_on_main(f"{directory} is finished; its last checkpoint, step {total:,}, is intact")
     return finished
 
 
@@ -143,7 +143,7 @@ def _train(
         state = task.initial_state(steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh))
     else:
         state = restored[0]
-    with processes.agreed(interruptible=False):
+    with processes.raise_together(interruptible=False):
         if jax.process_index() == 0:
             task.on_config_accepted()
         _claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
@@ -212,7 +212,7 @@ def _take_steps(
         if save:
             run.save(save, wait=not follows)
     if stopping.is_early(step):
-        with processes.agreed(interruptible=False):
+        with processes.raise_together(interruptible=False):
             reader.raise_error()
         run.stop()
 
@@ -222,7 +222,7 @@ def _compile(
 ) -> Compiled:
     """Compiles all programs of the run."""
     programs = steps.make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp)
-    with processes.agreed():
+    with processes.raise_together():
         examples = [microbatch.put(mesh, example) for example in task.examples()]
     update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
     processes.gather("")  # Gloo waits no longer than 30 seconds for processes that still compile

@@ -28,7 +28,7 @@ def check(directory: pathlib.Path, *, restart: bool = False) -> None:
     Raises:
       ValueError: if an earlier run saved checkpoints here, none is left, and `restart` is False.
     """
-    with processes.agreed(interruptible=False):
+    with processes.raise_together(interruptible=False):
         if jax.process_index() != 0 or manager.steps(directory / "checkpoints"):
             return
         saved = last_saved(directory)

@@ -117,7 +117,7 @@ class Run:
         if step:
             self.save(Save.PERSISTENT, wait=True)
         self._journal.stopped(step, self._checkpoints.directory)
-        raise signals.Terminated(told=True)
+        raise signals.Terminated(reported=True)
 
     def end(self) -> steps.TrainState:
         """Ends a run whose last step is saved, and returns its state."""

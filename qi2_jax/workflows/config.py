@@ -48,7 +48,7 @@ class EncodeConfig:
     def check(self) -> None:
         """Raises a ValueError if the devices of this process cannot encode with this config."""
         try:
-            sharding.own_rows(make_mesh(self.mesh, jax.local_devices()), self.batch_size)
+            sharding.local_rows(make_mesh(self.mesh, jax.local_devices()), self.batch_size)
         except ValueError as error:
             raise ValueError(f"encode: {error}") from None
 

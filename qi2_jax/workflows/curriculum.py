@@ -77,7 +77,7 @@ def run(
             f"{records} is not a folder of records: `qi2 data ingest` makes one, and `qi2 data score` scores it"
         )
     check_curriculum(config, out)
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0 and records is None:
             check_fonts(config.corpus, out / paths.CORPUS)
     with lock.hold(out):
@@ -98,7 +98,7 @@ def _run(
         restarting.check(out / paths.STAGES / name / paths.TRANSFORMER, restart=restart)
     _claim(config, out, records, accept_changes)
     log.info("data")
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0:
             if records is None:
                 make_corpus(config.corpus, out / paths.CORPUS, show)
@@ -119,7 +119,7 @@ def _run(
 
     log.info("export")
     report = {"stages": figures, "minutes": (time.monotonic() - started) / 60}
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0:
             write_json_atomic(out / "report.json", report)
             if stage.transformer.model.attention == sequence.BLOCK_CAUSAL:
@@ -133,7 +133,7 @@ def _run(
 def _claim(config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Path | None, accept_changes: bool) -> None:
     """Records the config, or compares it with the recorded one."""
     typed = {changes.RECORDS: str(records.absolute()) if records else "made here", **config.as_typed}
-    with processes.agreed():
+    with processes.raise_together():
         allowed = changes.may_change(config, out)
         if accept_changes:
             changes.check_accepted(config, out, typed, allowed)
@@ -154,7 +154,7 @@ def _make_models(
 ) -> None:
     """Makes the condition encoder and trains the autoencoder, or takes both from `model.folder`."""
     model = out / paths.MODEL
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0 and config.model.folder:
             model_folder.adopt(locating.model_of(pathlib.Path(config.model.folder)), model)
         elif jax.process_index() == 0:
@@ -200,12 +200,12 @@ def _run_stage(
     """
     started, run, model = time.monotonic(), place / paths.TRANSFORMER, out / paths.MODEL
     for _ in range(2):  # after the first pass every process has written its units, and the cache can be completed
-        with processes.agreed():
+        with processes.raise_together():
             encoded = encode.encode(stage, records, place / INDEX, model, place / paths.SAMPLES)
     assert encoded is not None
     show(encoded.table())
     samples = Cache(place / paths.SAMPLES)
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0:
             if not (model / folder.MARK).is_file():
                 shape = transformer_config(stage.transformer, samples)

@@ -57,7 +57,7 @@ def main() -> None:
         mesh = topology_mesh(SLICE, transformer.mesh, num_slices=chips // SLICE_CHIPS)
         conditions = max(key.conditions for key in weights)
         for side in config.data.sides:
-            images = at_once[side] * sharding.batch_parts(mesh)
+            images = at_once[side] * sharding.num_batch_shards(mesh)
             report, _ = compile_train_step(model, layout(tokens[side], conditions), mesh, images=images)
             print(
                 f"  {side}p, {conditions} condition images, {at_once[side]} images at once on {mesh.shape['tensor']} "

@@ -25,10 +25,10 @@ with signals.ending(), processes.joined(group):
     if where == "step":  # the signal waits, and the program ends by itself
         while index == 1 and not signals.received():
             time.sleep(0.05)
-        with processes.agreed(interruptible=False):
+        with processes.raise_together(interruptible=False):
             pass
-        raise signals.Terminated(told=True)
-    with processes.agreed():
+        raise signals.Terminated(reported=True)
+    with processes.raise_together():
         time.sleep(60 if index == 1 else 0)
     print("not reached", flush=True)
 """

@@ -205,7 +205,7 @@ for name in ("nothing", "text_and_images"):
     inputs = batches.Inputs(config, cache, pathlib.Path(model), mesh)
     for stream in cache.streams:
         layout = layout_of(stream.largest, cache.empty.lengths)
-        loaded = Loader(stream, cache.empty, layout, 4, 0, rows=sharding.own_rows(mesh, 4)).batches()
+        loaded = Loader(stream, cache.empty, layout, 4, 0, rows=sharding.local_rows(mesh, 4)).batches()
         for batch in batches.ahead(inputs.complete_on_host(layout, loaded[step].batch) for step in range(3)):
             assert len(batch.latents_BNC) == 2
             kept = batch.latents_BNC, batch.cond.conditions_BMC

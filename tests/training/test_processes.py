@@ -30,7 +30,7 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
     devices = [jax.devices()[index] for index in (0, 5, 2, 7, 4, 1, 6, 3)]
     mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), sharding.AXES)
     whole = np.arange(48.0).reshape(16, 3)
-    own = sharding.own_rows(mesh, 16)
+    own = sharding.local_rows(mesh, 16)
     batch = sharding.put_batch(mesh, whole[list(own)], 16)
     for shard in batch.addressable_shards:
         assert np.array_equal(shard.data, whole[shard.index]), (shape, shard)
@@ -75,22 +75,22 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 from qi2_jax.runtime import processes, signals
 signals.listen(interruptible=False)
 
-with processes.agreed():
+with processes.raise_together():
     pass
 try:
-    with processes.agreed():
+    with processes.raise_together():
         if process == 1:
             raise ValueError("\\0SIGTERM of another kind")
 except ValueError as error:
     print("refused", error, flush=True)
 with signals.deferred():
     signal.raise_signal(signal.SIGTERM) if process == 1 else None
-    with processes.agreed(interruptible=False):  # training answers by itself
+    with processes.raise_together(interruptible=False):  # training answers by itself
         print("trains", signals.received(), flush=True)
     signals._received = False
 print("waits", flush=True)
 try:
-    with processes.agreed():
+    with processes.raise_together():
         time.sleep(60 if process == 1 else 0)
     print("not reached")
 finally:
@@ -130,7 +130,7 @@ make = lambda: MMDiT(config, key=jax.random.key(0))
 model = jax.jit(make, out_shardings=sharding.shardings(jax.eval_shape(make), mesh))()
 layout, count = Layout(text=(16,), target=24), 16
 positions, valid = place(layout, [9], target=(4, 6))
-rows = len(sharding.own_rows(mesh, count))
+rows = len(sharding.local_rows(mesh, count))
 put = lambda row: sharding.put_batch(mesh, np.stack([row] * rows), count)
 given = Conditioning(put(np.ones((16, 48), np.float32)), put(positions), put(valid))
 run = Execution(kernel=sharding.Attention(mesh), constrain=sharding.Constrain(mesh))

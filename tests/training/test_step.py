@@ -235,12 +235,12 @@ def test_mesh_of_another_size_is_refused_with_the_way_out():
 
 def test_batch_that_does_not_split_over_the_mesh_is_refused(mesh):
     with pytest.raises(ValueError, match="a batch of 6 does not split over data x fsdp = 4 devices"):
-        sharding.own_rows(mesh, 6)
+        sharding.local_rows(mesh, 6)
 
 
 def test_each_row_of_a_batch_is_put_where_the_mesh_wants_it(mesh):
     rows = np.arange(8)[:, None] * np.ones((1, 3))
     placed = sharding.put_batch(mesh, rows, 8)
-    assert sharding.own_rows(mesh, 8) == tuple(range(8)) and np.array_equal(placed, rows)
+    assert sharding.local_rows(mesh, 8) == tuple(range(8)) and np.array_equal(placed, rows)
     for shard in placed.addressable_shards:
         assert np.array_equal(shard.data, rows[shard.index])

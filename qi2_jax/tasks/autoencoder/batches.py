@@ -43,7 +43,7 @@ def held_out_indices(pictures: Pictures, fraction: float, count: int = VALIDATIO
     scanned = range(min(len(pictures), MAX_SCANNED))
     found = list(itertools.islice((i for i in scanned if is_held(pictures.record(i), fraction)), count))
     if not found:
-        processes.say(
+        processes.log_on_main(
             f"none of the first {len(scanned):,} images is held out with data.held_out={fraction}: the autoencoder is "
             "validated on images of the training"
         )

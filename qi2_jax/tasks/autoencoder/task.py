@@ -109,9 +109,9 @@ class AutoencoderTask(Task):
 
     def _put(self, images: Float[np.ndarray, "B H W c"]) -> jax.Array:
         """Images on the mesh; the last batch shard is filled up with repetitions."""
-        shards = sharding.batch_parts(self.mesh)
+        shards = sharding.num_batch_shards(self.mesh)
         size = -(-len(images) // shards) * shards
-        rows = [row % len(images) for row in sharding.own_rows(self.mesh, size)]
+        rows = [row % len(images) for row in sharding.local_rows(self.mesh, size)]
         return sharding.put_batch(self.mesh, images[rows], size)
 
 
@@ -131,10 +131,10 @@ def make_task(config: AutoencoderConfig, pictures: Pictures, mesh: Mesh, held_ou
     smallest = min(min(picture.bucket.width, picture.bucket.height) for picture in pictures.chosen)
     if not 0 < config.crop <= smallest:
         raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
-    rows = sharding.own_rows(mesh, config.batch_size)
+    rows = sharding.local_rows(mesh, config.batch_size)
     # Every image is cropped again and again: if there is room, it is decoded once.
     images = list(pictures) if pictures.nbytes <= batches.MAX_CACHED_BYTES else pictures
-    with processes.agreed():
+    with processes.raise_together():
         indices = batches.held_out_indices(pictures, held_out)
         drawn = indices[: batches.DRAWN_IMAGES]
         return AutoencoderTask(
@@ -176,7 +176,7 @@ def train_vae(
     task = make_task(config, pictures, mesh, held_out)
     state = loop.train(task, config, out, mesh, accept_changes=accept_changes, restart=restart)
     step = int(state.step)  # not `train.steps`: a resumed run may already be beyond an end that was brought forward
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0:
             trained = manager.weights(out / paths.CHECKPOINTS / str(step), "ema")
             vae = weights.load(trained, jax.eval_shape(lambda: task.make_model(jax.random.key(0))))

@@ -55,7 +55,7 @@ def base_of_adapter(
         adapter.
     """
     place, digest = run / paths.MODEL / "transformer", ""
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0:
             if not manager.steps(run / paths.CHECKPOINTS):  # the source may still change
                 if source is None:

@@ -190,7 +190,7 @@ def check(config: StageConfig) -> None:
         lora.targets(like, transformer.adapter)
     fixed_prompts.check_images(transformer.samples, max(config.data.sides))
     check_batch_sizes("transformer", transformer.mesh, transformer.batch_sizes)
-    sharding.left_whole(like, make_mesh(transformer.mesh))
+    sharding.unsharded_weights(like, make_mesh(transformer.mesh))
 
 
 def transformer_config(config: TransformerConfig, samples: Cache) -> MMDiTConfig:

@@ -91,7 +91,7 @@ class Grids:
         self, state: TrainState, panel: Panel, check_signals: CheckSignals, held_out: bool = False
     ) -> Drawing:
         """One grid. Held-out samples are shown with their targets."""
-        shards = sharding.batch_parts(self.mesh)
+        shards = sharding.num_batch_shards(self.mesh)
         size = -(-len(panel.samples) // shards) * shards
         samples = [panel.samples[row % len(panel.samples)] for row in range(size)]
         latents = self._sample(state, panel, samples, check_signals)
@@ -110,7 +110,7 @@ class Grids:
         self, state: TrainState, panel: Panel, samples: Sequence[Sample], check_signals: CheckSignals
     ) -> Float[np.ndarray, "B N C"]:
         """Latents that the EMA weights draw, in every process."""
-        config, rows = self.config, sharding.own_rows(self.mesh, len(samples))
+        config, rows = self.config, sharding.local_rows(self.mesh, len(samples))
         sizes = [sample.latents.shape[:2] for sample in samples]
         times = np.stack([self.schedule.times(config.steps, h * w) for h, w in sizes], axis=1)
         noise = initial_noise(config.seed, [h * w for h, w in sizes], panel.layout.target, self.channels)
@@ -138,7 +138,7 @@ class Grids:
 
     def _prompt(self, panel: Panel, samples: Sequence[Sample], texts: Sequence[Text]) -> sampler.Prompt:
         """The samples with these texts, as one side of guidance."""
-        rows = sharding.own_rows(self.mesh, len(samples))
+        rows = sharding.local_rows(self.mesh, len(samples))
         batch = collate(panel.layout, [with_text(samples[row], texts[row]) for row in rows])
         batch = self.inputs.complete_on_host(panel.layout, batch)
         batch = sharding.put_batch(self.mesh, batch, len(samples))
@@ -173,7 +173,7 @@ def make_grids(
     if not config.every or not (config.count or fixed):
         return None
     if not (model / "vae").is_dir():
-        processes.say(f"{model} has no autoencoder: no sample grids are drawn")
+        processes.log_on_main(f"{model} has no autoencoder: no sample grids are drawn")
         return None
     return Grids(
         config=config,

@@ -129,7 +129,7 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: path
     """
     like = jax.eval_shape(lambda: state.model)
     located = locating.locate(model_with(source, base))
-    with processes.agreed():
+    with processes.raise_together():
         if jax.process_index() == 0:
             located.check()
     changes = reading.read(source, like.config) if reading.is_adapter(source) else {}

@@ -176,7 +176,7 @@ def make_task(
     stage, model = config.transformer, out / paths.MODEL
     model_config, adapter = transformer_config(stage, samples), stage.adapter
     source = pathlib.Path(stage.start.folder) if stage.start.folder else None
-    with processes.agreed():  # before anything else is on the devices
+    with processes.raise_together():  # before anything else is on the devices
         dtype = stages.encoder_dtype(samples.fingerprint)
         fixed = fixed_prompts.encode(stage.samples, max(config.data.sides), model, mesh, dtype)
     inputs = Inputs(stage, samples, model, mesh)
@@ -188,7 +188,7 @@ def make_task(
         transformer, digest = base_of_adapter(like, source, out, adapter, mesh, dtype, base)
         frozen, data = frozen._replace(base=transformer), {**data, "base_transformer": digest}
     mixture = _mixture(config, samples, mesh)
-    with processes.agreed():
+    with processes.raise_together():
         held_out = {
             stream.name: validation.held_out_batches(stream, stage.validation.samples, mesh, inputs)
             for stream in mixture.streams
@@ -231,13 +231,13 @@ def _mixture(config: StageConfig, samples: Cache, mesh: Mesh) -> Mixture:
     mixture = Mixture.of_cache(
         samples,
         config.data.shares,
-        [stages.parts_of(mesh, size, microbatch_per_device) for size, microbatch_per_device in sizes],
+        [stages.microbatches_of(mesh, size, microbatch_per_device) for size, microbatch_per_device in sizes],
         seed=stage.seed,
         dropout=stage.dropout,
-        local_rows=lambda size: sharding.own_rows(mesh, size),
+        local_rows=lambda size: sharding.local_rows(mesh, size),
     )
     if unused := mixture.unused(samples):
-        processes.say(f"samples that data.mixture never reads, by stream (side-conditions: number): {unused}")
+        processes.log_on_main(f"samples that data.mixture never reads, by stream (side-conditions: number): {unused}")
     return mixture
 
 
@@ -270,12 +270,12 @@ def train_transformer(
     stage = config.transformer
     data = samples.fingerprint | {"mixture": dataclasses.asdict(config.data.mixture)}
     if stage.adapter is None and not accept_changes and loop.is_finished(stage, data, out):
-        with processes.agreed():
+        with processes.raise_together():
             if jax.process_index() == 0:
                 finish_model(stage, samples, out / paths.MODEL, base)
         return
     mesh = stages.make_mesh(stage.mesh)
-    for line in sharding.left_whole(abstract_transformer(transformer_config(stage, samples)), mesh):
-        processes.say(line)
+    for line in sharding.unsharded_weights(abstract_transformer(transformer_config(stage, samples)), mesh):
+        processes.log_on_main(line)
     task = make_task(config, samples, out, mesh, data, base)
     loop.train(task, stage, out, mesh, accept_changes=accept_changes, restart=restart)

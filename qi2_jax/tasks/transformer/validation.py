@@ -93,11 +93,11 @@ def make_validation(
 def held_out_batches(stream: Stream, most: int, mesh: Mesh, inputs: Inputs) -> HeldOut:
     """The first `most` held-out samples of a stream, on the mesh."""
     loader, count = stream.loader, min(most, len(stream.held_out))
-    shards = sharding.batch_parts(mesh)
+    shards = sharding.num_batch_shards(mesh)
     size = min(loader.batch_size, -(-count // shards) * shards)
     microbatches = []
     for start in range(0, count, size):
-        samples = [stream.held_out[(start + row) % count] for row in sharding.own_rows(mesh, size)]
+        samples = [stream.held_out[(start + row) % count] for row in sharding.local_rows(mesh, size)]
         batch = collate(loader.layout, [with_text(sample, sample.texts[0]) for sample in samples])
         batch = inputs.complete_on_host(loader.layout, batch)
         microbatches.append(put(mesh, Microbatch(loader.layout, batch, stats=Stats(size))))
