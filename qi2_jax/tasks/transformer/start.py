@@ -48,7 +48,7 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
             raise ValueError(f"{found} is not a complete model folder (no {folder.MARK})")
         if made_samples(model, samples):  # an earlier call was refused after it had put them there
             return
-        print(f"{found} does not exist: this run can train, but not sample. Name the encoders' folder with --model")
+        log.info("%s does not exist: this run can train, but not sample. Name the encoders' folder with --model", found)
         return
     differing = [name for name, digest in encoders.digests(found).items() if samples.fingerprint.get(name) != digest]
     if differing:

@@ -1,8 +1,8 @@
 """Everything that the training loop reports: metrics, events, the progress bar, profiles, and signs of life."""
 
 import contextlib
+import logging
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +21,8 @@ from qi2_jax.training.telemetry.metrics import Drawing, Metrics, fetch
 from qi2_jax.training.telemetry.profiling import Profiler
 from qi2_jax.training.telemetry.progress import Progress
 from qi2_jax.training.telemetry.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 SLOW = 20  # compilation, saves, validation and drawing may take this many times the watchdog's limit of a step
 
@@ -252,7 +254,7 @@ class Journal(contextlib.ExitStack):
 
     def stopped(self, step: int, directory: pathlib.Path) -> None:
         """Reports that a signal ended the run after a step, which is saved unless it is 0."""
-        name = getattr(signals, "name", str)() or "SIGTERM"
+        name = signals.name() or "SIGTERM"
         self._events.write(accounting.SIGTERM, step, signal=name)
         self.note(f"{name}: {f'saved step {step} in {directory}' if step else 'stopped'}; run again to continue")
 
@@ -269,5 +271,5 @@ class Journal(contextlib.ExitStack):
         except Exception as closing:
             if error is None:
                 raise
-            print(f"while closing: {closing}", file=sys.stderr)
+            log.warning("while closing: %s", closing)
             return False
