@@ -10,7 +10,7 @@ from typing import Any
 
 from fontTools import unicodedata
 
-from data_pipeline.buckets import Resolutions
+from data_pipeline.buckets import BucketReport, Resolutions
 from data_pipeline.filters import CASCADE, TRIALS
 from data_pipeline.filters.base import Threshold
 from data_pipeline.records.shards import RecordFolder
@@ -115,6 +115,11 @@ def write_report(
         captions=_captions(records, selection),
     )
     write_atomic(path, page.encode())
+    return _figures(scan, selection, fit)
+
+
+def _figures(scan: _Scan, selection: Selection, fit: BucketReport | None) -> dict[str, Any]:
+    """The figures of the page's tables, for JSON."""
     return {
         "resolutions": None if fit is None else fit.to_dict(),
         "languages": dict(scan.languages.most_common()),
