@@ -61,7 +61,7 @@ class Buckets:
     max_upscale: float = 1.0
     max_cropped: float = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.sizes:
             raise ValueError("a stage needs at least one bucket")
         if self.max_upscale <= 0 or not 0 <= self.max_cropped < 1:
@@ -144,7 +144,7 @@ class Resolutions:
     areas: tuple[tuple[int, Buckets], ...]
     smaller_too: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sides = [side for side, _ in self.areas]
         if not sides or sides != sorted(set(sides)):
             raise ValueError(f"sides {sides} must be one or more, ascending")

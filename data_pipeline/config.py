@@ -56,7 +56,7 @@ class DataConfig:
     channels: int = 4
     workers: int = changeable(default=0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, workers=0)
         check_held_out(self.held_out)
         _ = self.resolutions

@@ -39,7 +39,7 @@ class Layout:
     target: int
     conditions: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.text) != len(self.conditions) + 1:
             raise ValueError(
                 f"a layout with {len(self.conditions)} condition images needs {len(self.conditions) + 1} text "

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float
+from numpy.typing import ArrayLike
 
 from qi2_jax import attention
 from qi2_jax.models.tree import leaf_name
@@ -58,7 +60,7 @@ class MeshShape:
     fsdp: int = 1
     tensor: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.data, self.fsdp, self.tensor) < 1:
             raise ValueError(
                 f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor}: each axis needs at least 1"
@@ -151,7 +153,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     The result is a tree prefix of `tree`, which `jax.jit` and `jax.device_put` accept.
     """
 
-    def of_leaf(leaf):
+    def of_leaf(leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, spec(mesh, *_dims(leaf)) if _is_parameter(leaf) else PartitionSpec())
 
     return jax.tree.map(of_leaf, tree, is_leaf=_is_parameter)
@@ -240,12 +242,13 @@ def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
     """
     sharding, own = batch_sharding(mesh), local_rows(mesh, batch_size)
 
-    def put(rows):
-        rows = np.asarray(rows)
+    def put(leaf: ArrayLike) -> jax.Array:
+        rows = np.asarray(leaf)
         if len(rows) != len(own):
             raise ValueError(f"a batch has {len(rows)} rows; this process holds {len(own)} of {batch_size}")
 
-        def shard(index):
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[0].indices(batch_size)
             first = own.index(start)
             return rows[first : first + stop - start]
@@ -277,7 +280,14 @@ class Attention:
     mesh: Mesh
     kernel: str | attention.Kernel = "auto"
 
-    def __call__(self, q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+    def __call__(
+        self,
+        q_BSHK: Float[Array, "B S H K"],
+        k_BTGK: Float[Array, "B T G K"],
+        v_BTGK: Float[Array, "B T G K"],
+        visible_until: np.ndarray | None,
+        key_valid_BT: Bool[Array, "B T"] | None,
+    ) -> Float[Array, "B S H K"]:
         kernel = self.kernel
         if isinstance(kernel, str):
             kernel = attention.choose(kernel, self.mesh.devices.flat[0].platform)

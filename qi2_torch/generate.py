@@ -27,7 +27,7 @@ def generate(request: dict) -> dict[str, np.ndarray]:
     images = [Image.open(path) for path in request["images"]]
     results, last = {}, {}
 
-    def remember(pipeline, step, time, tensors):
+    def remember(pipeline: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         last.update(tensors)
         return tensors
 

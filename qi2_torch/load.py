@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+from typing import Any
 
 import torch
 from diffusers import QwenImage21Pipeline
@@ -12,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 class _ImageOnlyProcessor(Qwen3VLProcessor):
     """Qwen3-VL's processor without its video part, which needs torchvision and is not used for images."""
 
-    def check_argument_for_proper_class(self, argument_name, argument):
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> None:
         if argument_name != "video_processor":
             super().check_argument_for_proper_class(argument_name, argument)
 

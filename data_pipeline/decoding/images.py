@@ -260,12 +260,12 @@ class _StrictPillow:
     Warnings are silenced too, because bad files are counted by reason.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock, self._depth = threading.Lock(), 0
         self._before: tuple[int | None, bool] = (None, False)
         self._warnings = warnings.catch_warnings()
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         with self._lock:
             if self._depth == 0:
                 self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
@@ -275,7 +275,7 @@ class _StrictPillow:
                 warnings.simplefilter("ignore")
             self._depth += 1
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:

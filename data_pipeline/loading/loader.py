@@ -44,7 +44,7 @@ class Loader:
     rows: Sequence[int] | None = None
     labels: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is {self.dropout}; it must be between 0 and 1")
 

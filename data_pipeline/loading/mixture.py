@@ -62,7 +62,7 @@ class Mixture:
     streams: tuple[Stream, ...]
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         weights = [stream.weight for stream in self.streams]
         if not weights or min(weights) < 1 or sum(weights) > MAX_CYCLE:
             raise ValueError(f"weights {weights} must be at least 1 each and at most {MAX_CYCLE} together")
@@ -164,7 +164,7 @@ class Shares:
     of_tasks: tuple[int, int]
     of_conditions: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.of_sides) != len(self.sides):
             raise ValueError(f"mixture.sides {self.of_sides} needs a share for each of data.sides {self.sides}")
         if len(self.of_tasks) != 2:

@@ -60,7 +60,7 @@ class Caption:
     kind: str = "general"
     language: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_text("caption", self.text, MAX_CAPTION_CHARS)
         if self.kind not in KINDS:
             raise ValueError(f"caption kind {self.kind!r} is unknown; choose one of {KINDS}")
@@ -85,7 +85,7 @@ class Record:
     conditions: tuple[bytes, ...] = ()
     tags: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_text("key", self.key, MAX_NAME_CHARS)
         _check_text("source", self.source, MAX_NAME_CHARS)
         if self.licence is not None:

@@ -163,7 +163,7 @@ class RecordFolder:
             path = self.folder / self.shards[shard].file
             raise ValueError(f"{path}: its records are not those of {MANIFEST}; make {self.folder} again")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["RecordFolder"], tuple[Path]]:
         return RecordFolder, (self.folder,)
 
     def _read(self, shard: int, position: int) -> tuple[bytes, Record]:

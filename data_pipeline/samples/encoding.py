@@ -6,7 +6,7 @@ interrupted run resumes at the first unit that is missing, and several processes
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -206,7 +206,7 @@ def _encode_unit(
             yield from _encode_batch(usable, pictures.resolutions, pictures.encoders)
 
 
-def _ahead(prepare, batches: Sequence[list[Item]]) -> Iterator[list[Pixels]]:
+def _ahead(prepare: Callable[[Sequence[Item]], list[Pixels]], batches: Sequence[list[Item]]) -> Iterator[list[Pixels]]:
     """Prepared batches in order; threads prepare a few of them ahead of their use."""
     with ThreadPoolExecutor(DECODERS) as pool:
         futures = [pool.submit(prepare, batch) for batch in batches[:AHEAD]]

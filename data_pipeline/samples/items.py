@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,6 +18,7 @@ from data_pipeline.samples.schema import Text
 from data_pipeline.selection.index import Kept
 
 
+@runtime_checkable
 class Encoders(Protocol):
     """Encoders of images and prompts; see `qi2_jax.inference.encoders`.
 

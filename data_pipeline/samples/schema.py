@@ -60,7 +60,7 @@ class Sample:
     pictures: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
     target: UInt8[np.ndarray, "H W c"] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         assert self.texts and bool(self.conditions) == (self.empty is not None)
         assert all(len(text.lengths) == len(self.conditions) + 1 for text in self.all_texts)
         assert self.target is None or len(self.pictures) == len(self.conditions)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def _pipeline(runner: str, options: Sequence[str]) -> "beam.Pipeline":
     return beam.Pipeline(runner=runner, options=PipelineOptions(list(options), save_main_session=False))
 
 
-def _run(pipeline: "beam.Pipeline"):
+def _run(pipeline: "beam.Pipeline") -> "beam.runners.runner.PipelineResult":
     result = pipeline.run()
     result.wait_until_finish()
     return result
@@ -103,12 +104,12 @@ class _OnLocalCopies(beam.DoFn):
     def __init__(self, folder: str):
         self.folder = folder
 
-    def setup(self):
+    def setup(self) -> None:
         self.local = tempfile.mkdtemp(prefix="qi2-")
         _fetch(self.folder, MANIFEST, self.local)
         self.shards = read_manifest(self.local)
 
-    def teardown(self):
+    def teardown(self) -> None:
         shutil.rmtree(self.local, ignore_errors=True)
 
 
@@ -121,7 +122,7 @@ class _ScoreShard(_OnLocalCopies):
         super().__init__(folder)
         self.filters = filters
 
-    def process(self, number: int):
+    def process(self, number: int) -> None:
         shard, missing = self.shards[number], []
         for filter in self.filters:
             names = [_name(self.local, path) for path in score_tables.paths(self.local, filter, shard)]
@@ -192,7 +193,7 @@ class _Fingerprints(_OnLocalCopies):
         super().__init__(folder)
         self.starts = starts
 
-    def process(self, number: int):
+    def process(self, number: int) -> Iterator[Any]:  # Beam takes the annotation for the type of the main output
         shard = self.shards[number]
         for filter in (DUPLICATES, ENTROPY):
             for path in score_tables.paths(self.local, filter, shard):
@@ -283,7 +284,9 @@ def _attach(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[tuple[
             yield pairs[at], pictures
 
 
-def _by_shard_with_pictures(attached: tuple[np.ndarray, np.ndarray], *, starts: np.ndarray):
+def _by_shard_with_pictures(
+    attached: tuple[np.ndarray, np.ndarray], *, starts: np.ndarray
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
     pairs, pictures = attached
     shard = np.searchsorted(starts, pairs["right"], side="right") - 1
     for number in np.unique(shard):
@@ -300,7 +303,14 @@ def _confirm(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[np.nd
 class _Write(_OnLocalCopies):
     """Takes all that was found, and stores it in the tables of the folder."""
 
-    def process(self, _, blocks, confirmed, *, total: int):
+    def process(
+        self,
+        _: None,
+        blocks: Iterable[tuple[int, np.ndarray, np.ndarray]],
+        confirmed: Iterable[np.ndarray],
+        *,
+        total: int,
+    ) -> None:
         same = np.full((total, len(pair_scores.SAME)), -1, np.int64)
         for column, record, first in blocks:
             same[record, column] = first

@@ -7,9 +7,9 @@ name, and of a sequence the list of these. It needs `pip install qi2[tfds]`.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipeline.records.schema import MAX_CONDITIONS, Record
 from data_pipeline.sources.base import Ledger, Options, Refused
@@ -18,6 +18,7 @@ from data_pipeline.sources.layouts import values_of
 from data_pipeline.sources.parquet import columns_of, record_of_row
 
 SCHEME = "tfds:"
+Value = TypeVar("Value")
 
 
 def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
@@ -56,7 +57,7 @@ def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
             ledger.refuse(error, key)
 
 
-def _open(name: str, data_dir: Path | None):
+def _open(name: str, data_dir: Path | None) -> Any:
     try:
         from tensorflow_datasets.core import read_only_builder
     except ImportError:
@@ -73,7 +74,7 @@ def _open(name: str, data_dir: Path | None):
         raise ValueError(f"no prepared data set {name!r} in {place}: {reason}") from None
 
 
-def _split(builder, split: str):
+def _split(builder: Any, split: str) -> Sequence[bytes]:
     """Random access to the stored examples of a split, as bytes."""
     from tensorflow_datasets.core.decode import DeserializeMethod
 
@@ -87,7 +88,7 @@ def _split(builder, split: str):
         ) from None
 
 
-def _flatten(features, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     from tensorflow_datasets.core import features as kinds
 
     for name, feature in features.items():
@@ -103,11 +104,11 @@ def _flatten(features, prefix: str = "") -> Iterator[tuple[str, Any]]:
 class _Many:
     """A sequence of features of one kind."""
 
-    def __init__(self, feature):
+    def __init__(self, feature: Any):
         self.feature = feature
 
 
-def _reader(feature) -> Callable[[Any], Any] | None:
+def _reader(feature: Any) -> Callable[[Any], Any] | None:
     """A function that decodes a stored feature; None for features other than images, text and classes."""
     from tensorflow_datasets.core import features as kinds
 
@@ -127,7 +128,9 @@ def _reader(feature) -> Callable[[Any], Any] | None:
     return None
 
 
-def _parser(columns: dict[str, tuple[str, ...]], readers: dict[str, Callable[[Any], Any] | None]):
+def _parser(
+    columns: dict[str, tuple[str, ...]], readers: dict[str, Callable[[Any], Any] | None]
+) -> Callable[[bytes], dict[str, Any]]:
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -147,7 +150,7 @@ def _parser(columns: dict[str, tuple[str, ...]], readers: dict[str, Callable[[An
     return parse
 
 
-def _one(values):
+def _one(values: Sequence[Value]) -> Value | None:
     if len(values) > 1:
         raise Refused("bad_metadata")
     return values[0] if values else None
@@ -160,7 +163,7 @@ def _text(value: bytes | None) -> str | None:
         raise Refused("not_utf8") from None
 
 
-def _class(feature, value: int | None) -> str | None:
+def _class(feature: Any, value: int | None) -> str | None:
     if value is None or value == -1:  # "no label", as in test splits
         return None
     if not 0 <= value < feature.num_classes:

@@ -30,7 +30,7 @@ _Sample = dict[str, bytes | Refused]
 class _Member(tarfile.TarInfo):
     """A member whose extended headers have a bounded size, since the library reads them into memory."""
 
-    def _proc_member(self, tar):
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _HEADERS and self.size > MAX_JSON_BYTES:
             raise tarfile.ReadError(f"an extended header of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]

@@ -5,7 +5,7 @@ Kernels: `reference` (the definition, for tests), `chunked` (plain JAX, for any 
 Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads (H is a multiple of G), `K` head width.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from qi2_jax.attention.reference import reference
 from qi2_jax.attention.splash import Splash
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """An implementation of `attention`; hashable, so that it can be static under `jit`."""
 

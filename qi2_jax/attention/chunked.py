@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from qi2_jax.attention.reference import NEGATIVE
 
@@ -20,7 +21,13 @@ CHUNK = 256  # queries per chunk
 LEVELS = 4  # a chunk reads 1/4, 2/4, .. of the keys and skips the rest; each level is compiled once
 
 
-def chunked(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+def chunked(
+    q_BSHK: Float[Array, "B S H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGK: Float[Array, "B T G K"],
+    visible_until: np.ndarray | None,
+    key_valid_BT: Bool[Array, "B T"] | None,
+) -> Float[Array, "B S H K"]:
     """See `attention`. The backward pass recomputes the scores."""
     (B, S, H, K), (T, G) = q_BSHK.shape, k_BTGK.shape[1:3]
     N = math.ceil(S / CHUNK)
@@ -31,7 +38,13 @@ def chunked(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
     bounds = [0, *np.flatnonzero(np.diff(levels_N)) + 1, N]
 
     @jax.checkpoint
-    def chunk(q_RCK, until_C, k_EK, v_EK, valid_E):
+    def chunk(
+        q_RCK: Float[Array, "R C K"],
+        until_C: Int[Array, "C"],
+        k_EK: Float[Array, "E K"],
+        v_EK: Float[Array, "E K"],
+        valid_E: Bool[Array, "E"] | None,
+    ) -> Float[Array, "R C K"]:
         R, E = q_RCK.shape[0], k_EK.shape[0]
         scores = jnp.dot(q_RCK.reshape(R * C, K), k_EK.T, preferred_element_type=jnp.float32).reshape(R, C, E)
         scores = jnp.where(np.arange(E) < until_C[:, None], scores * K**-0.5, NEGATIVE)
@@ -40,7 +53,9 @@ def chunked(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
         weights = jax.nn.softmax(scores, axis=-1).astype(v_EK.dtype)
         return jnp.dot(weights.reshape(R * C, E), v_EK).reshape(R, C, K).astype(q_RCK.dtype)
 
-    def head(operands):
+    def head(
+        operands: tuple[Float[Array, "N R C K"], Float[Array, "T K"], Float[Array, "T K"], Bool[Array, "T"] | None],
+    ) -> Float[Array, "N R C K"]:
         q_NRCK, k_TK, v_TK, valid_T = operands
         groups = []
         for start, end in itertools.pairwise(bounds):

@@ -7,11 +7,18 @@ Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `R
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 NEGATIVE = -1e30  # finite, so that a query without visible keys gets a mean of values instead of NaN
 
 
-def reference(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+def reference(
+    q_BSHK: Float[Array, "B S H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGK: Float[Array, "B T G K"],
+    visible_until: np.ndarray | None,
+    key_valid_BT: Bool[Array, "B T"] | None,
+) -> Float[Array, "B S H K"]:
     """See `attention`."""
     (B, S, H, K), (T, G) = q_BSHK.shape, k_BTGK.shape[1:3]
     q_BSGRK = q_BSHK.reshape(B, S, G, H // G, K)

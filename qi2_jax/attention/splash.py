@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jaxtyping import Array, Bool, Float
 
 LANES = 128  # block sizes of the kernel are multiples of this
 
@@ -28,7 +29,14 @@ class Splash:
     largest_block: int = 1024
     interpret: bool = False
 
-    def __call__(self, q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT):
+    def __call__(
+        self,
+        q_BSHK: Float[Array, "B S H K"],
+        k_BTGK: Float[Array, "B T G K"],
+        v_BTGK: Float[Array, "B T G K"],
+        visible_until: np.ndarray | None,
+        key_valid_BT: Bool[Array, "B T"] | None,
+    ) -> Float[Array, "B S H K"]:
         (B, S, H, K), T = q_BSHK.shape, k_BTGK.shape[1]
         largest = self.largest_block * LANES // max(K, LANES)
         queries, keys = _block(S, LANES, largest), _block(T, 2 * LANES, 2 * largest)
@@ -91,7 +99,7 @@ class _VisibleUntil(masks.Mask):
     def shape(self) -> tuple[int, int]:
         return len(self.q_sequence), self.keys
 
-    def __getitem__(self, index) -> np.ndarray:
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         queries, keys = index
         return self.mask_function(self.q_sequence[queries][:, None], np.arange(self.keys)[None, keys])
 

@@ -1,6 +1,6 @@
 """Euler integration of the learned velocity from noise to data.
 
-Dims: `B` batch, `N` target slots, `C` latent channels.
+Dims: `B` batch, `N` target slots, `C` latent channels, `L` layers, `P` prefix slots, `H` heads, `K` head width.
 """
 
 import dataclasses
@@ -29,19 +29,36 @@ class Prompt:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
-def _prefill(model: MMDiT, layout: Layout, cond: Conditioning, execution: Execution):
+def _prefill(
+    model: MMDiT, layout: Layout, cond: Conditioning, execution: Execution
+) -> tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]]:
     return model.prefill(layout, cond, execution)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 6))
-def _velocity(model: MMDiT, layout: Layout, x_BNC, t_B, cond: Conditioning, past, execution: Execution):
+def _velocity(
+    model: MMDiT,
+    layout: Layout,
+    x_BNC: Float[Array, "B N C"],
+    t_B: Float[Array, "B"],
+    cond: Conditioning,
+    past: tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]] | None,
+    execution: Execution,
+) -> Float[Array, "B N C"]:
     if past is None:
         return model(layout, x_BNC, t_B, cond, execution)
     return model.decode(layout, x_BNC, t_B, cond, past, execution)
 
 
 @jax.jit
-def _step(x_BNC, velocity_BNC, negative_BNC, guidance, t_B, next_B):
+def _step(
+    x_BNC: Float[Array, "B N C"],
+    velocity_BNC: Float[Array, "B N C"],
+    negative_BNC: Float[Array, "B N C"] | None,
+    guidance: Float[Array, ""],
+    t_B: Float[Array, "B"],
+    next_B: Float[Array, "B"],
+) -> Float[Array, "B N C"]:
     if negative_BNC is not None:
         velocity_BNC = negative_BNC + guidance * (velocity_BNC - negative_BNC)
     return x_BNC + (next_B - t_B)[:, None, None] * velocity_BNC

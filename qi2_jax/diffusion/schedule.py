@@ -41,7 +41,7 @@ class Schedule:
     terminal: float | None = 0.02
     sample_sigmas: tuple[float, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.terminal is not None and not (isinstance(self.terminal, (int, float)) and 0 <= self.terminal < 1):
             raise ValueError(f"the terminal time is {self.terminal!r}; it must be in [0, 1), or null")
 

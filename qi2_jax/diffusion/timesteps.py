@@ -6,19 +6,22 @@ Dims: `B` batch, `Q` quantiles.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from qi2_jax.models.layers import AnyArray
 
+
+@runtime_checkable
 class TimestepLaw(Protocol):
     """A distribution of times in (0, 1) before any shift: samples, one per key, and quantiles."""
 
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]: ...
 
-    def quantile(self, q: Float[Array, "Q"]) -> Float[Array, "Q"]: ...
+    def quantile(self, q: Float[AnyArray, "Q"]) -> Float[AnyArray, "Q"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +35,14 @@ class LogitNormal:
     mean: float = 0.0
     std: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not math.isfinite(self.mean) or not 0 < self.std < math.inf:
             raise ValueError(f"logit_normal has mean {self.mean} and std {self.std}; std must be above 0, both finite")
 
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]:
         return jax.nn.sigmoid(self.mean + self.std * jax.vmap(jax.random.normal)(keys_B))
 
-    def quantile(self, q: Float[Array, "Q"]) -> Float[Array, "Q"]:
+    def quantile(self, q: Float[AnyArray, "Q"]) -> Float[AnyArray, "Q"]:
         return jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(q))
 
 
@@ -54,14 +57,14 @@ class Uniform:
     low: float = 0.0
     high: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"uniform has low {self.low} and high {self.high}; it needs 0 <= low < high <= 1")
 
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]:
         return jax.vmap(lambda key: jax.random.uniform(key, minval=self.low, maxval=self.high))(keys_B)
 
-    def quantile(self, q: Float[Array, "Q"]) -> Float[Array, "Q"]:
+    def quantile(self, q: Float[AnyArray, "Q"]) -> Float[AnyArray, "Q"]:
         return self.low + (self.high - self.low) * q
 
 
@@ -91,7 +94,7 @@ class Shift:
     kind: str = "exponential"
     shift: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in ("exponential", "linear"):
             raise ValueError(f"time shift {self.kind!r} is unknown; choose 'exponential' or 'linear'")
         for name in ("base_tokens", "max_tokens", "base_shift", "max_shift", "shift"):

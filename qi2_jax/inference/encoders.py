@@ -130,12 +130,14 @@ class Encoders:
             found += self._texts(texts[part], images[part], max_patches)
         return found
 
-    def _texts(self, texts, images, max_patches) -> list[Text]:
+    def _texts(
+        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int
+    ) -> list[Text]:
         missing = self.batch_size - len(texts)
         pictures = [[Image.fromarray(pixels) for pixels in own] for own in images]
         count = len(images[0])
         batch = self.processor(
-            [*texts, *texts[:1] * missing],
+            [*texts, *list(texts[:1]) * missing],
             [*pictures, *pictures[:1] * missing],
             multiple=LENGTH_MULTIPLE,
             enlarge=False,

@@ -8,7 +8,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ from qi2_jax.runs import locating
 from qi2_jax.runtime import logs
 from qi2_jax.text import prompts
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 _log = logging.getLogger(__name__)
 
 SIDE_MULTIPLE = 32  # pixels: one feature of the encoder covers 2 x 2 latents of 16 x 16 pixels
@@ -54,11 +57,13 @@ def _rounded(length: int) -> int:
     return -(-length // TEXT_MULTIPLE) * TEXT_MULTIPLE
 
 
-def _full_precision(method):
+def _full_precision(
+    method: Callable[Concatenate["Pipeline", Arguments], Result],
+) -> Callable[Concatenate["Pipeline", Arguments], Result]:
     """Decorates a method of `Pipeline`: with dtype float32, products are in fp32 too, where TPUs would use bf16."""
 
     @functools.wraps(method)
-    def precise(self, *arguments, **options):
+    def precise(self: "Pipeline", *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         with jax.default_matmul_precision("highest" if self.execution.dtype == jnp.float32 else None):
             return method(self, *arguments, **options)
 
@@ -103,7 +108,7 @@ class Pipeline:
         located = locating.locate(path, item)
         mesh = mesh or sharding.make_mesh(sharding.MeshShape(tensor=jax.device_count()))
 
-        def load(name):
+        def load(name: str) -> Any:
             component = components.COMPONENTS[name]
             config = components.read_config(located.model / name, name)
             like = component.abstract(config)

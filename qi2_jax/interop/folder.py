@@ -342,7 +342,7 @@ def _total(source: pathlib.Path, opened: Mapping[str, tuple[Weights, Weights]], 
     return sum(_report(opened, ()).bytes.values()) + sum((source / path).stat().st_size for path in copied)
 
 
-def _bar(title: str, opened) -> tqdm:
+def _bar(title: str, opened: Mapping[str, tuple[Weights, Weights]]) -> tqdm:
     total = sum(_report(opened, ()).bytes.values())
     return tqdm(total=total, desc=title, unit="B", unit_scale=True, dynamic_ncols=True)
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import struct
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 import ml_dtypes
@@ -186,7 +187,9 @@ class Writer:
             self._bar.update(part.nbytes)
         return part.nbytes
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         complete = False
         if isinstance(error, OSError):
             _name(error, self.path)

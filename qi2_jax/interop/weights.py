@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ PASSTHROUGH = "carried."  # prefix of passthrough tensors (published ones that o
 STEM = "model"  # name of our weight files without suffix
 
 
+@runtime_checkable
 class Weight(Protocol):
     """A parameter, wherever it is stored: its safetensors dtype code, shape and values."""
 
@@ -186,7 +187,7 @@ def load(weights: Weights, like: Any, shardings: Any = None, dtype: Any = None) 
     if shardings is not None:
         placed = jax.tree.leaves(jax.tree.map(lambda s, part: jax.tree.map(lambda _: s, part), shardings, like))
 
-    def array(weight: Weight, sharding):
+    def array(weight: Weight, sharding: jax.sharding.Sharding | None) -> jax.Array:
         if sharding is None:
             return jax.numpy.asarray(weight.read(dtype=dtype))
         return jax.make_array_from_callback(weight.shape, sharding, lambda index: weight.read(index or (), dtype))

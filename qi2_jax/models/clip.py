@@ -3,7 +3,8 @@
 Parameter names are those of transformers (`CLIPModel`, `SiglipModel`); layers are stacked.
 They differ in the text's mask and pooling, the vision tower's class token and pooling, and the activation.
 
-Dims: `B` batch, `H` `W` pixels, `P` patches (and class token), `T` tokens, `D` width of a tower, `E` embedding.
+Dims: `B` batch, `H` `W` pixels, `P` patches (and class token), `T` tokens, `S` either of the two,
+`D` width of a tower, `E` embedding.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class TowerConfig:
     activation: str
     eps: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.width, self.layers, self.heads, self.hidden) < 1 or self.width % self.heads:
             raise ValueError(f"{self} is not a valid tower: sizes must be positive, and the width a multiple of heads")
         if self.activation not in ACTIVATIONS:
@@ -121,7 +122,7 @@ class Attention(nnx.Module):
         self.out_proj = Linear(width, width, key=next(rng), axes=("embed", "heads"), bias=True)
         self.heads = config.heads
 
-    def __call__(self, x, *, causal: bool):
+    def __call__(self, x: Float[Array, "B S D"], *, causal: bool) -> Float[Array, "B S D"]:
         heads = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
         q, k, v = (project(x).reshape(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
         visible = np.arange(1, x.shape[1] + 1) if causal else None
@@ -137,7 +138,7 @@ class MLP(nnx.Module):
         self.fc2 = Linear(config.hidden, config.width, key=next(rng), axes=("embed", "mlp"), bias=True)
         self.activation = config.activation
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
@@ -150,7 +151,7 @@ class Layer(nnx.Module):
         self.self_attn = Attention(config, key=next(rng))
         self.mlp = MLP(config, key=next(rng))
 
-    def __call__(self, x, *, causal: bool):
+    def __call__(self, x: Float[Array, "B S D"], *, causal: bool) -> Float[Array, "B S D"]:
         x = x + self.self_attn(self.layer_norm1(x), causal=causal)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -161,7 +162,7 @@ class Tower(nnx.Module):
     def __init__(self, config: TowerConfig, *, key: Array):
         self.layers = stacked(lambda k: Layer(config, key=k), config.layers, key)
 
-    def __call__(self, x, *, causal: bool):
+    def __call__(self, x: Float[Array, "B S D"], *, causal: bool) -> Float[Array, "B S D"]:
         return jax.lax.scan(lambda x, layer: (layer(x, causal=causal), None), x, self.layers)[0]
 
 
@@ -173,7 +174,7 @@ class PatchEmbedding(nnx.Module):
         self.weight = nnx.Param(weight, axes=("embed", None, None, None))
         self.bias = nnx.Param(jnp.zeros((width,)), axes=("embed",)) if bias else None
 
-    def __call__(self, pixels_BHWc):
+    def __call__(self, pixels_BHWc: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
         B, H, W, c = pixels_BHWc.shape
         side = self.weight.shape[-1]
         patches = pixels_BHWc.reshape(B, H // side, side, W // side, side, c)
@@ -193,7 +194,7 @@ class VisionEmbeddings(nnx.Module):
         self.position_embedding = Embedding(config.patches + has_class, width, key=next(rng), axes=(None, "embed"))
         self.has_class = has_class
 
-    def __call__(self, pixels_BHWc):
+    def __call__(self, pixels_BHWc: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
         x = self.patch_embedding(pixels_BHWc)
         if self.has_class:
             first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
@@ -212,7 +213,7 @@ class PoolingAttention(nnx.Module):
         self.out_proj = Linear(width, width, key=next(rng), axes=("embed", "heads"), bias=True)
         self.heads = config.heads
 
-    def __call__(self, query_B1D, x_BPD):
+    def __call__(self, query_B1D: Float[Array, "B 1 D"], x_BPD: Float[Array, "B P D"]) -> Float[Array, "B 1 D"]:
         weights = jnp.split(self.in_proj_weight[...].astype(x_BPD.dtype), 3)
         biases = jnp.split(self.in_proj_bias[...].astype(x_BPD.dtype), 3)
         q, k, v = (
@@ -232,7 +233,7 @@ class PoolingHead(nnx.Module):
         self.layernorm = LayerNorm(config.width, eps=config.eps)
         self.mlp = MLP(config, key=next(rng))
 
-    def __call__(self, x_BPD):
+    def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B D"]:
         probe = jnp.broadcast_to(self.probe[...].astype(x_BPD.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))
         pooled = self.attention(probe, x_BPD)
         return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
@@ -251,7 +252,7 @@ class VisionModel(nnx.Module):
         if self.kind == SIGLIP:
             self.head = PoolingHead(tower, key=next(rng))
 
-    def __call__(self, pixels_BHWc):
+    def __call__(self, pixels_BHWc: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
         x_BPD = self.embeddings(pixels_BHWc)
         if self.kind == CLIP:
             return self.post_layernorm(self.encoder(self.pre_layrnorm(x_BPD), causal=False)[:, 0])
@@ -266,7 +267,7 @@ class TextEmbeddings(nnx.Module):
         self.token_embedding = Embedding(config.vocabulary, width, key=next(rng), axes=("vocab", "embed"))
         self.position_embedding = Embedding(config.positions, width, key=next(rng), axes=(None, "embed"))
 
-    def __call__(self, ids_BT):
+    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         return self.token_embedding(ids_BT) + self.position_embedding.weight[: ids_BT.shape[1]]
 
 
@@ -281,7 +282,7 @@ class TextModel(nnx.Module):
         if self.kind == SIGLIP:
             self.head = Linear(tower.width, config.embedding, key=next(rng), axes=(None, "embed"), bias=True)
 
-    def __call__(self, ids_BT):
+    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B _"]:
         x_BTD = self.encoder(self.embeddings(ids_BT), causal=self.kind == CLIP)
         x_BTD = self.final_layer_norm(x_BTD)
         if self.kind == SIGLIP:
@@ -322,6 +323,6 @@ class DualEncoder(nnx.Module):
         return _unit(self.text_projection(x) if self.config.kind == CLIP else x)
 
 
-def _unit(x_BE):
+def _unit(x_BE: Float[Array, "B E"]) -> Float[Array, "B E"]:
     x_BE = x_BE.astype(jnp.float32)
     return x_BE / jnp.linalg.norm(x_BE, axis=-1, keepdims=True)

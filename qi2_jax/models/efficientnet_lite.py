@@ -4,11 +4,13 @@ EfficientNet-B0 (Tan and Le, arXiv 1905.11946, table 1) without squeeze-and-exci
 is folded into the convolution before it, so a layer has `{name}.weight` and `{name}.bias`; the published weights are
 converted by `qi2_torch.efficientnet_lite`.
 
-Dims: `B` batch, `H` `W` pixels, `C` channels.
+Dims: `B` batch, `H` `W` pixels, `C` channels, `O` channels, `H2` `W2` pixels of a layer's output, `h` `w` kernel.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +82,9 @@ def logits(weights: Mapping[str, Array], pixels_BHWc: Float[Array, "B 224 224 3"
       pixels_BHWc: RGB, 0..255.
     """
 
-    def convolve(name, x, stride=1, depthwise=False):
+    def convolve(
+        name: str, x: Float[Array, "B H W C"], stride: int = 1, depthwise: bool = False
+    ) -> Float[Array, "B H2 W2 O"]:
         kernel, bias = (weights[f"{name}.{part}"].astype(x.dtype) for part in ("weight", "bias"))
         return (_depthwise if depthwise else _full)(x, kernel, stride) + bias
 
@@ -94,16 +98,21 @@ def logits(weights: Mapping[str, Array], pixels_BHWc: Float[Array, "B 224 224 3"
     return x_BC @ weights["classifier.weight"].T.astype(x.dtype) + weights["classifier.bias"].astype(x.dtype)
 
 
-def _full(x_BHWC, kernel_OChw, stride):
+def _full(
+    x_BHWC: Float[Array, "B H W C"], kernel_OChw: Float[Array, "O C h w"], stride: int
+) -> Float[Array, "B H2 W2 O"]:
     dims = ("NHWC", "OIHW", "NHWC")
     return jax.lax.conv_general_dilated(x_BHWC, kernel_OChw, (stride, stride), "SAME", dimension_numbers=dims)
 
 
-def _depthwise(x_BHWC, kernel_C1hw, stride):
+def _depthwise(
+    x_BHWC: Float[Array, "B H W C"], kernel_C1hw: Float[Array, "C 1 h w"], stride: int
+) -> Float[Array, "B H2 W2 C"]:
     """Depthwise convolution as a sum of shifted images: on CPUs far faster than XLA's grouped convolution."""
     side, (height, width) = kernel_C1hw.shape[-1], x_BHWC.shape[1:3]
     ends = [-(-length // stride) for length in (height, width)]
     lacking = [max(0, (end - 1) * stride + side - length) for end, length in zip(ends, (height, width), strict=True)]
     x = jnp.pad(x_BHWC, [(0, 0), *((total // 2, total - total // 2) for total in lacking), (0, 0)])
     rows, columns = ([slice(i, i + (end - 1) * stride + 1, stride) for i in range(side)] for end in ends)
-    return sum(x[:, rows[i], columns[j]] * kernel_C1hw[:, 0, i, j] for i in range(side) for j in range(side))
+    places = itertools.product(range(side), repeat=2)
+    return cast(Array, sum(x[:, rows[i], columns[j]] * kernel_C1hw[:, 0, i, j] for i, j in places))

@@ -9,8 +9,8 @@ Parameters are stored in the dtype of the state (fp32 while training); a layer c
 Dims: `B` batch, `D` width, `I` input width, `O` output width.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,17 @@ from jaxtyping import Array, Float, Int
 
 Axes = tuple[str | None, ...]
 AnyArray = Any  # an array of a batch: NumPy on the host, a jax.Array on the devices
+Module = TypeVar("Module", bound=nnx.Module)
 
 
-def keys(key: Array):
+def keys(key: Array) -> Iterator[Array]:
     """Yields fresh random keys from one key, for constructors that initialise many parameters."""
     while True:
         key, sub = jax.random.split(key)
         yield sub
 
 
-def stacked(make: Callable[[Array], nnx.Module], count: int, key: Array):
+def stacked(make: Callable[[Array], Module], count: int, key: Array) -> Module:
     """Builds `count` equal modules as one module whose parameters have a leading dim of `count` layers."""
     return jax.vmap(make)(jax.random.split(key, count))
 

@@ -41,7 +41,7 @@ class LoRAConfig:
     alpha: float
     targets: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank!r}; it must be a positive integer")
         if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
@@ -121,11 +121,11 @@ def init(base: Any, config: LoRAConfig, *, key: Array) -> Adapter:
     """
     rng, existing = keys(key), linears(base)
 
-    def change(linear):
+    def change(linear: Linear) -> LowRank:
         *layers, out_dim, in_dim = linear.weight.shape
         axes = linear.weight.get_metadata()["axes"]
 
-        def make(key):
+        def make(key: Array) -> LowRank:
             return LowRank(in_dim, out_dim, config, key=key, axes=axes)
 
         return stacked(make, layers[0], next(rng)) if layers else make(next(rng))
@@ -176,7 +176,7 @@ def _replaced(base: Any, adapter: Mapping[str, LowRank], replace: Any) -> Any:
     if unknown := sorted(adapter.keys() - existing.keys()):
         raise ValueError(f"the adapter changes {unknown}; the model has the linear layers {list(existing)}")
 
-    def change(path, node):
+    def change(path: tuple[Any, ...], node: Any) -> Any:
         name = tree.leaf_name(path)
         return replace(node, adapter[name]) if name in adapter else node
 

@@ -4,12 +4,13 @@ Text, clean condition images and the noisy target share one sequence (`qi2_jax.s
 one `lax.scan`. Modulation is purely multiplicative, without shifts, and one projection of the time embedding serves all
 blocks (Qwen-Image-2.0 report, section 3.2; dimensions and tanh gates after the published Qwen-Image-2.1 weights).
 
-Dims: `B` batch, `S` sequence, `T` text slots, `M` condition slots, `N` target slots, `P` prefix slots, `D` width,
-`H` heads, `K` head width, `C` latent channels, `E` width of text features, `L` layers.
+Dims: `B` batch, `S` sequence, `T` text slots, `M` condition slots, `N` target slots, `P` prefix slots, `A` slots that
+the sequence attends to (itself, after the prefix if that was computed before), `D` width, `H` heads, `K` head width,
+`C` latent channels, `E` width of text features, `L` layers.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ class MMDiTConfig:
     attention: str = sequence.BLOCK_CAUSAL
     condition_timestep: str = "zero"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("layers", "heads", "head_width", "mlp_ratio", "latent_channels", "text_width"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -109,7 +110,15 @@ class Attention(nnx.Module):
         self.heads, self.head_width = config.heads, config.head_width
 
     @jax.named_scope("attention")
-    def __call__(self, x_BSD, rotation, visible_until, key_valid, past, execution: Execution):
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        rotation: tuple[Float[Array, "B S K"], Float[Array, "B S K"]],
+        visible_until: np.ndarray | None,
+        key_valid: Bool[AnyArray, "B A"],
+        past: tuple[Float[Array, "B P H K"], Float[Array, "B P H K"]] | None,
+        execution: Execution,
+    ) -> tuple[Float[Array, "B S D"], tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]]:
         """Returns the output and this call's (keys, values); those in `past` precede them."""
         heads = (*x_BSD.shape[:2], self.heads, self.head_width)
         names = ("batch", "sequence", "act_heads", None)
@@ -135,7 +144,7 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, width, key=next(rng), axes=("embed", "mlp"))
 
     @jax.named_scope("mlp")
-    def __call__(self, x_BSD, execution: Execution):
+    def __call__(self, x_BSD: Float[Array, "B S D"], execution: Execution) -> Float[Array, "B S D"]:
         names = ("batch", "sequence", "act_mlp")
         return self.down(execution.constrain(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD), names))
 
@@ -150,7 +159,16 @@ class Block(nnx.Module):
         self.eps = config.eps
 
     @jax.named_scope("mmdit/block")
-    def __call__(self, x_BSD, modulation, rotation, visible_until, key_valid, past, execution: Execution):
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        modulation: Sequence[Float[Array, "B #S D"]],
+        rotation: tuple[Float[Array, "B S K"], Float[Array, "B S K"]],
+        visible_until: np.ndarray | None,
+        key_valid: Bool[AnyArray, "B A"],
+        past: tuple[Float[Array, "B P H K"], Float[Array, "B P H K"]] | None,
+        execution: Execution,
+    ) -> tuple[Float[Array, "B S D"], tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]]:
         scale1, gate1, scale2, gate2 = modulation
         y, kept = self.attn(
             standardize(x_BSD, self.eps) * (1 + scale1), rotation, visible_until, key_valid, past, execution
@@ -170,7 +188,7 @@ class TextIn(nnx.Module):
         self.down = Linear(config.width, config.width, key=next(rng), axes=("embed", "heads"))
 
     @jax.named_scope("mmdit/text_in")
-    def __call__(self, text_BTE):
+    def __call__(self, text_BTE: Float[AnyArray, "B T E"]) -> Float[Array, "B T D"]:
         return self.down(jax.nn.gelu(self.up(self.norm(text_BTE)), approximate=True))
 
 
@@ -263,6 +281,7 @@ class MMDiT(nnx.Module):
             execution,
             keep=True,
         )
+        assert kept is not None
         return kept
 
     def decode(
@@ -294,10 +313,12 @@ class MMDiT(nnx.Module):
         return text, conditions
 
     @jax.named_scope("mmdit/image_in")
-    def _latents_in(self, latents_BNC, execution: Execution):
+    def _latents_in(self, latents_BNC: Float[AnyArray, "B N C"], execution: Execution) -> Float[Array, "B N D"]:
         return self.image_in(latents_BNC.astype(execution.dtype))
 
-    def _modulate(self, t_B, is_target: np.ndarray, execution: Execution):
+    def _modulate(
+        self, t_B: Float[Array, "B"], is_target: Bool[np.ndarray, "S"], execution: Execution
+    ) -> tuple[Callable[[], list[Float[Array, "B #S D"]]], Float[Array, "B #S D"]]:
         """A function that returns the four block modulations, and the final scale: [B, S or 1, D] each.
 
         Target tokens are modulated with t, all others with t = 0. Each block calls the function, so that the backward
@@ -305,13 +326,13 @@ class MMDiT(nnx.Module):
         """
 
         @jax.named_scope("mmdit/modulation")
-        def project(t):
+        def project(t: Float[Array, "B"]) -> list[Float[Array, "B 1 _"]]:
             time = jax.nn.silu(self.time_in(t))
             values = self.modulation(time)[:, None], self.final_modulation(time)[:, None]
             return [execution.constrain(value, ("batch", "sequence", "act_embed")) for value in values]
 
         @jax.named_scope("mmdit/modulation")
-        def choose(value, at_zero):
+        def choose(value: Float[Array, "B 1 _"], at_zero: Float[Array, "1 1 _"] | None) -> Float[Array, "B #S _"]:
             return (value if at_zero is None else jnp.where(is_target[None, :, None], value, at_zero)).astype(
                 execution.dtype
             )
@@ -320,10 +341,20 @@ class MMDiT(nnx.Module):
         (blocks, final), (blocks_0, final_0) = project(t_B), project(jnp.zeros(1)) if zero_matters else (None, None)
         return lambda: jnp.split(choose(blocks, blocks_0), 4, axis=-1), choose(final, final_0)
 
-    def _run_blocks(self, x, modulate, positions, visible_until, key_valid, past, execution: Execution, keep=False):
+    def _run_blocks(
+        self,
+        x: Float[Array, "B S D"],
+        modulate: Callable[[], list[Float[Array, "B #S D"]]],
+        positions: Int[AnyArray, "B S 3"],
+        visible_until: np.ndarray | None,
+        key_valid: Bool[AnyArray, "B A"],
+        past: tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]] | None,
+        execution: Execution,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "B S D"], tuple[Float[Array, "L B S H K"], Float[Array, "L B S H K"]] | None]:
         rotation = sequence.rotations(positions, self.config.rope_dims, ROPE_THETA)
 
-        def body(x, layer):
+        def body(x: Float[Array, "B S D"], layer: tuple[Block, Any]) -> tuple[Float[Array, "B S D"], Any]:
             block, past = layer
             x, kept = block(x, modulate(), rotation, visible_until, key_valid, past, execution)
             return x, kept if keep else None
@@ -332,6 +363,6 @@ class MMDiT(nnx.Module):
         return jax.lax.scan(jax.checkpoint(body) if execution.remat else body, x, (self.blocks, past))
 
     @jax.named_scope("mmdit/read_out")
-    def _read_out(self, x_BND, scale):
+    def _read_out(self, x_BND: Float[Array, "B N D"], scale: Float[Array, "B #N D"]) -> Float[Array, "B N C"]:
         y = standardize(x_BND, self.config.eps) * (1 + scale)
         return self.image_out(y).astype(jnp.float32)

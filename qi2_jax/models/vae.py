@@ -55,7 +55,7 @@ class VAEConfig:
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = (self.encoder_width, self.decoder_width, self.latent_channels, self.residual_blocks, *self.multipliers)
         if min(sizes) < 1:
             raise ValueError(
@@ -140,7 +140,7 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(levels[-1].out_dim)
         self.conv_out = Conv2d(levels[-1].out_dim, 2 * config.latent_channels, 3, key=next(rng))
 
-    def __call__(self, x: Float[Array, "B H W I"], *, remat: bool) -> Float[Array, "B h w 2*C"]:
+    def __call__(self, x: Float[Array, "B H W I"], *, remat: bool) -> Float[Array, "B h w _"]:
         x = self.conv_in(x)
         for block in [*self.down_blocks, self.mid_block]:
             x = jax.checkpoint(block)(x) if remat else block(x)

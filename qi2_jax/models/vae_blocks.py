@@ -183,14 +183,12 @@ class UpBlock(nnx.Module):
         return self.upsampler(double(y)) + duplicate_up(x, self.out_dim, frames=self.frames)
 
 
-def double(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
+def double(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
     """Repeats every pixel twice along height and width (nearest-neighbour upsampling)."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-def average_down(
-    x: Float[Array, "B H W C"], out_dim: int, *, factor: int, frames: int
-) -> Float[Array, "B H//factor W//factor O"]:
+def average_down(x: Float[Array, "B H W C"], out_dim: int, *, factor: int, frames: int) -> Float[Array, "B H2 W2 O"]:
     """Shortcut of an encoder level: moves pixels into channels, then averages neighbouring channels down to `out_dim`.
 
     Each patch of factor x factor pixels becomes the channels (C, frame, row, column), where all frames but the last
@@ -204,7 +202,7 @@ def average_down(
     return patches.reshape(B, h, w, out_dim, -1).mean(axis=-1)
 
 
-def duplicate_up(x: Float[Array, "B H W C"], out_dim: int, *, frames: int) -> Float[Array, "B 2*H 2*W O"]:
+def duplicate_up(x: Float[Array, "B H W C"], out_dim: int, *, frames: int) -> Float[Array, "B H2 W2 O"]:
     """Shortcut of a decoder level: repeats channels to 4 * frames * `out_dim`, then moves channels into pixels.
 
     The channels are read as (O, frame, row, column) and all frames but the last are dropped, the counterpart of

@@ -187,7 +187,7 @@ def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh)
     """Shapes, dtypes and shardings of a global batch, as the loader yields it."""
     placed = sharding.batch_sharding(mesh)
 
-    def array(*shape, dtype=jnp.float32):
+    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=placed)
 
     conditions = array(sum(layout.conditions), config.latent_channels) if layout.conditions else None

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -105,7 +106,13 @@ class Axis:
             low = low / room if logarithmic else low - (room if low else 0.0)
         self.low, self.high, self.begin, self.end, self.logarithmic = low, high, begin, end, logarithmic
 
-    def __call__(self, values):
+    @overload
+    def __call__(self, values: float) -> float: ...
+
+    @overload
+    def __call__(self, values: np.ndarray) -> np.ndarray: ...
+
+    def __call__(self, values: np.ndarray | float) -> np.ndarray | float:
         low, high = self.low, self.high
         if self.logarithmic:
             values, low, high = np.log(values), math.log(low), math.log(high)

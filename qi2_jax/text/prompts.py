@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from qi2_jax.attention import Kernel
@@ -274,7 +274,7 @@ def resize_condition(image: Image.Image, resolution: int) -> Image.Image:
 
 
 @functools.partial(jax.jit, static_argnames="kernel")
-def _hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str | Kernel):
+def _hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str | Kernel) -> Float[Array, "B S D"]:
     return model(inputs, kernel=kernel)
 
 

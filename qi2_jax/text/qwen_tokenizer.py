@@ -87,7 +87,7 @@ def build_qwen_tokenizer() -> Any:
     return tokenizer
 
 
-def save_qwen_processor(folder: str | Path):
+def save_qwen_processor(folder: str | Path) -> None:
     """Writes a complete processor folder with Qwen's real tokenizer, readable by `PromptProcessor.from_folder` and by
     transformers' `Qwen3VLProcessor`.
 

@@ -56,7 +56,7 @@ class Train:
     watchdog_seconds: float
     sinks: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, steps=1, ahead=0, log_every=1, max_skipped=1, watchdog_seconds=0)
         if self.ahead > MAX_AHEAD:
             raise ValueError(f"ahead is {self.ahead}; it must be at most {MAX_AHEAD}")
@@ -76,7 +76,7 @@ class Checkpoint(Policy):
 
     every: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, every=1)
         if self.local_every and self.local_every % self.every == 0:
@@ -99,7 +99,7 @@ class Validation:
 
     every: int = changeable()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, every=1)
 
 
@@ -116,7 +116,7 @@ class Samples:
 
     every: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, every=0)
 
 
@@ -135,7 +135,7 @@ class Profile:
     start: int
     steps: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, start=0, steps=1)
 
 
@@ -168,7 +168,7 @@ class TrainingConfig:
     profile: Profile = changeable()
     as_typed: Mapping[str, Any] = as_typed()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_seed(self.seed)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")

@@ -30,7 +30,7 @@ class Optimizer:
     warmup: int
     decay_steps: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay", "clip", "warmup", "decay_steps"):
             value, positive = getattr(self, name), name in ("lr", "eps", "clip")
             if not (value > 0 or (value == 0 and not positive)) or value > MAX_SETTING:

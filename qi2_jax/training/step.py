@@ -10,7 +10,7 @@ Dims: `B` images of a microbatch, `L` layers.
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from qi2_jax.models import tree
 from qi2_jax.training.mean import Mean
 from qi2_jax.training.optimizer import Optimizer
 
+Tree = TypeVar("Tree")
 Scalars = dict[str, Float[Array, ""] | Mean]
 # (model, frozen, layout, batch, keys_B) -> (mean loss over the images, further metrics). A metric is a mean over the
 # images, or a `Mean` whose total and count are both divided by the number of images. `frozen` holds arrays that
@@ -106,7 +107,7 @@ def abstract_state(
     )
 
 
-def _init(make_model, optimizer, key) -> TrainState:
+def _init(make_model: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     model = make_model(key)
     ema = jax.tree.map(jnp.copy, model)
     return TrainState(jnp.int32(0), model, optimizer.init(model), ema, jnp.int32(0), jnp.int32(0))
@@ -158,17 +159,17 @@ def make_programs(
         far, until `ema_decay` is smaller. It is for parameters that start at random or at zero.
     """
 
-    def gradient(state, frozen, layout, batch, first):
+    def gradient(state: TrainState, frozen: Any, layout: Hashable, batch: Any, first: Int[Array, ""] | int) -> Sums:
         images = jax.tree.leaves(batch)[0].shape[0]
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
         (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, layout, batch, keys_B)
         return Sums(gradients, value, scalars)
 
-    def placed(sums):
-        return jax.lax.with_sharding_constraint(sums, sharding.shardings(sums, mesh))
+    def placed(tree: Tree) -> Tree:
+        return jax.lax.with_sharding_constraint(tree, sharding.shardings(tree, mesh))
 
-    def apply(state, sums):
+    def apply(state: TrainState, sums: Sums) -> tuple[TrainState, Scalars]:
         new_state, updates = _advance(state, sums, optimizer, ema_decay, ema_ramp)
         # The shardings of the state must not change, or the second call would need another program.
         new_state = placed(new_state)
@@ -184,11 +185,19 @@ def make_programs(
         return new_state, metrics
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def step(state: TrainState, frozen: Any, layout: Hashable, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, frozen: Any, layout: Hashable, batch: Any) -> tuple[TrainState, Scalars]:
         return apply(state, gradient(state, frozen, layout, batch, 0))
 
     @functools.partial(jax.jit, static_argnums=3, donate_argnums=1)
-    def add(state: TrainState, sums: Sums, frozen: Any, layout: Hashable, batch: Any, first: Any, weight: Any):
+    def add(
+        state: TrainState,
+        sums: Sums,
+        frozen: Any,
+        layout: Hashable,
+        batch: Any,
+        first: Int[Array, ""],
+        weight: Float[Array, ""],
+    ) -> tuple[Sums, Float[Array, ""]]:
         more = gradient(state, frozen, layout, batch, first)
         return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more)), more.loss
 
@@ -207,7 +216,7 @@ def _advance(
     share = jnp.maximum(1 - ema_decay, ramp)
     ema = jax.tree.map(lambda old, new: old + share * (new - old), state.ema, model)
 
-    def keep_if_finite(new, old):
+    def keep_if_finite(new: Tree, old: Tree) -> Tree:
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
     new_state = TrainState(

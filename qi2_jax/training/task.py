@@ -1,7 +1,7 @@
 """What the training loop needs to know about the thing that it trains."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -15,6 +15,7 @@ from qi2_jax.training.telemetry.metrics import Drawing
 CheckSignals = Callable[[], None]
 
 
+@runtime_checkable
 class Task(Protocol):
     """A model, its data and its loss. Each task is one class in `qi2_jax/tasks/`, constructed by keyword.
 

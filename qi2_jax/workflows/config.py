@@ -41,7 +41,7 @@ class EncodeConfig:
     mesh: MeshShape = changeable()
     records_per_unit: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_one_of(self, "online", ONLINE)
         check_at_least(self, records_per_unit=1)
 
@@ -86,7 +86,7 @@ class JobConfig:
     compilation_cache: str = changeable(default="")
     as_typed: Mapping[str, Any] = as_typed()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.platform not in ("", "cpu"):
             raise ValueError(
                 f"platform is {self.platform!r}; choose 'cpu', or '' for what JAX finds, which JAX_PLATFORMS may narrow"
@@ -99,7 +99,7 @@ class StageExperiment(JobConfig, StageConfig):
 
     encode: EncodeConfig
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         JobConfig.__post_init__(self)
         StageConfig.__post_init__(self)
 
@@ -121,7 +121,7 @@ class SampleConfig:
     batch_size: int
     captions: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, steps=1, batch_size=1, captions=0)
         check_seed(self.seed)
 
@@ -141,7 +141,7 @@ class CompareConfig:
     images: int
     steps: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, images=0, steps=1)
 
 
@@ -175,7 +175,7 @@ class DemoExperiment(StageExperiment):
     compare: CompareConfig = changeable()
     expect: ExpectConfig = changeable()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.data.channels != self.vae.model.in_channels:
             raise ValueError(
@@ -201,7 +201,7 @@ class CorpusConfig:
     side: int
     workers: int = changeable()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, edits=0, texts=0, workers=0)
 
 
@@ -238,7 +238,7 @@ class CurriculumExperiment(JobConfig):
     order: tuple[str, ...]
     stages: Mapping[str, StageExperiment]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.order or sorted(self.order) != sorted(self.stages):
             raise ValueError(f"order is {self.order}; it must name each of the stages {sorted(self.stages)} once")

@@ -37,7 +37,7 @@ def nearest_is_own(
     return (nearest == np.asarray(owners)).tolist()
 
 
-def _thumbnail(pixels) -> Float[np.ndarray, "64 64 3"]:
+def _thumbnail(pixels: UInt8[np.ndarray, "H W c"]) -> Float[np.ndarray, "64 64 3"]:
     image = over_white(Image.fromarray(pixels))
     return np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float32)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,8 @@ from data_pipeline.synthesis.edits.compositing import MAX_ENLARGED, Placement
 from data_pipeline.synthesis.edits.cutouts import Cutout, CutoutFile, Unsuitable, cutout_of_record
 from data_pipeline.synthesis.edits.scenes import MIN_SIDE, Scene, read_scene
 from data_pipeline.synthesis.lettering.fonts import FontLibrary
+
+Drawn = TypeVar("Drawn", Scene, Cutout)
 
 ATTEMPTS = 8  # pictures that are drawn until one suits
 
@@ -81,7 +84,7 @@ class Ingredients:
             raise Unsuitable("no_cutouts")
         return self._draw(rng, len(self.cutouts), read)
 
-    def _draw(self, rng, count, read):
+    def _draw(self, rng: np.random.Generator, count: int, read: Callable[[int], Drawn]) -> Drawn:
         for attempt in range(ATTEMPTS):
             try:
                 return read(int(rng.integers(count)))
@@ -89,6 +92,7 @@ class Ingredients:
                 if attempt == ATTEMPTS - 1:
                     raise
                 self.refuse(str(reason))
+        raise AssertionError("the last attempt returns or raises")
 
 
 def scene_for(scene: Scene, *cutouts: Cutout, share: float) -> Scene:

@@ -186,7 +186,9 @@ def _behind(scene: Scene, size: tuple[int, int]) -> Scene:
     return scene.resized(size)
 
 
-def _instructions(kind, rng, cutout: Cutout, at: tuple[str, str], **fields: tuple) -> tuple[Caption, ...]:
+def _instructions(
+    kind: str, rng: np.random.Generator, cutout: Cutout, at: tuple[str, str], **fields: tuple
+) -> tuple[Caption, ...]:
     """Instructions with the object's names; `fields` are pairs of English and Chinese."""
     english = {"object": cutout.definite, "an_object": cutout.english, "where": at[0]}
     english |= {name: pair[0] for name, pair in fields.items()}

@@ -185,7 +185,9 @@ def draw_block(image: Image.Image, block: Block, left: float, top: float, colour
         _draw_line(draw, block, line, x, top + row * block.pitch + ascent, colour)
 
 
-def _draw_line(draw: ImageDraw.ImageDraw, block: Block, line: str, x: float, baseline: float, colour) -> None:
+def _draw_line(
+    draw: ImageDraw.ImageDraw, block: Block, line: str, x: float, baseline: float, colour: Colour | int
+) -> None:
     typeface = block.style.typeface
     direction = _direction(typeface)
     runs = _runs(line, typeface, block.language)
@@ -194,14 +196,25 @@ def _draw_line(draw: ImageDraw.ImageDraw, block: Block, line: str, x: float, bas
         x += at_size(file, block.size).getlength(run, direction=direction, language=block.language)
 
 
-def _draw_vertical(draw: ImageDraw.ImageDraw, block: Block, line: str, middle: float, top: float, colour) -> None:
+def _draw_vertical(
+    draw: ImageDraw.ImageDraw, block: Block, line: str, middle: float, top: float, colour: Colour | int
+) -> None:
     if block.style.align == "end":
         top += block.height - length(line, block.style.typeface, block.size, block.language, vertical=True)
     ((file, run),) = _runs(line, block.style.typeface, block.language)
     _draw_run(draw, block, file, run, (round(middle), round(top)), "st", "ttb", colour)
 
 
-def _draw_run(draw: ImageDraw.ImageDraw, block: Block, file: FontFile, run: str, at, anchor, direction, colour) -> None:
+def _draw_run(
+    draw: ImageDraw.ImageDraw,
+    block: Block,
+    file: FontFile,
+    run: str,
+    at: tuple[int, int],
+    anchor: str,
+    direction: str,
+    colour: Colour | int,
+) -> None:
     font, language = at_size(file, block.size), block.language
     box = draw.textbbox(at, run, font=font, anchor=anchor, direction=direction, language=language)
     width, height = draw.im.size

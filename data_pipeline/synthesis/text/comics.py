@@ -71,7 +71,16 @@ def _draw_panel(canvas: Canvas, box: tuple[float, float, float, float], number: 
     return f"In panel {number}, on {ground}, a {mood} {figure} figure says {quote(text)}."
 
 
-def _draw_figure(draw: ImageDraw.ImageDraw, job: Job, x, head, radius, bottom, colour: Colour, line: int) -> str:
+def _draw_figure(
+    draw: ImageDraw.ImageDraw,
+    job: Job,
+    x: float,
+    head: float,
+    radius: float,
+    bottom: float,
+    colour: Colour,
+    line: int,
+) -> str:
     """Draws a body with a face; returns its mood."""
     body = (x - 1.2 * radius, head + 0.8 * radius, x + 1.2 * radius, bottom + radius)
     draw.pieslice((body[0], body[1], body[2], 2 * bottom - body[1]), 180, 360, fill=colour, outline=_BLACK, width=line)

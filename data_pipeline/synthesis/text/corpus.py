@@ -8,9 +8,10 @@ import functools
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from babel import Locale
@@ -48,6 +49,7 @@ _NO_PLACES = ("EU", "EZ", "QO", "UN", "XA", "XB", "ZZ")  # regions of CLDR that 
 _NO_SPACE = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Texts by script and language."""
 
@@ -231,7 +233,7 @@ def _names(language: str) -> dict[str, tuple[str, ...]]:
     assert script is not None
     codes = SCRIPTS[script].unicode
 
-    def usable(names) -> tuple[str, ...]:
+    def usable(names: Mapping[Any, str]) -> tuple[str, ...]:
         from fontTools.unicodedata import script as script_of
 
         found = dict(sorted(names.items())).values()

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,13 +18,14 @@ from data_pipeline.synthesis.text.corpus import Corpus
 from data_pipeline.synthesis.text.scenes import Scene, Scenes
 from qi2_jax.text.qwen_tokenizer import build_qwen_tokenizer
 
+Choice = TypeVar("Choice")
 MAX_CAPTION_TOKENS = 1024
 DESCRIPTION_TOKENS = 320  # reserved for the words around the quotations
 LEAST_TOKENS = 6  # of a quotation; fewer do not make a word in most scripts
 
 
 @functools.cache
-def _tokenizer():
+def _tokenizer() -> Any:
     return build_qwen_tokenizer()
 
 
@@ -70,7 +72,7 @@ class Job:
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def pick(self, *choices):
+    def pick(self, *choices: Choice) -> Choice:
         return choices[self.rng.integers(len(choices))]
 
     def between(self, low: float, high: float) -> float:

@@ -7,6 +7,7 @@ Sharpness and noise are measured in the picture and matched (`surfaces`).
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
@@ -92,7 +93,7 @@ def _fit(image: Image.Image) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _paint(job: Job, window: Window, ground) -> _Writing:
+def _paint(job: Job, window: Window, ground: Float[np.ndarray, "3"]) -> _Writing:
     """Letters painted directly on the surface."""
     red, green, blue = (int(value) for value in ground)
     ink = readable_on(job.rng, (red, green, blue))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_pipeline.synthesis.lettering.colours import COLOURS, choose, contrast, readable_on
 from data_pipeline.synthesis.lettering.linebreak import graphemes, sentences
-from data_pipeline.synthesis.lettering.typesetting import Style, set_paragraphs
+from data_pipeline.synthesis.lettering.typesetting import Block, Colour, Style, set_paragraphs
 from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, quote, with_article
 
 _NUMBERS = ("", "one", "two", "three")
@@ -56,7 +56,15 @@ def draw_pure(job: Job) -> Sample:
     return Sample(canvas.image, " ".join(said), tuple(canvas.texts), tags)
 
 
-def _write(job: Job, canvas: Canvas, texts: list[str], style: Style, box, colour: str, vertical: bool):
+def _write(
+    job: Job,
+    canvas: Canvas,
+    texts: list[str],
+    style: Style,
+    box: tuple[float, float, float, float],
+    colour: str,
+    vertical: bool,
+) -> tuple[list[Block], int]:
     """Writes the paragraphs; returns their blocks and the number of columns."""
     left, top, right, bottom = box
     unit, style = canvas.unit, canvas.legible(style)
@@ -87,7 +95,7 @@ def _height(size: int, unit: float) -> str:
     return "Small" if size < 26 * unit else "Large" if size > 50 * unit else "Medium-sized"
 
 
-def _ground(job: Job, size: tuple[int, int]):
+def _ground(job: Job, size: tuple[int, int]) -> tuple[Canvas, str, tuple[Colour, ...]]:
     """A canvas with its colours in words and as RGB: plain, or a gradient between two similar colours."""
     first = choose(job.rng)
     alike = tuple(name for name in COLOURS if name != first and contrast(COLOURS[name], COLOURS[first]) < 1.4)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw, ImageOps
 
 from data_pipeline.synthesis.lettering.colours import COLOURS, READABLE_LARGE, choose, contrast, readable_on
-from data_pipeline.synthesis.lettering.typesetting import Style
+from data_pipeline.synthesis.lettering.typesetting import Colour, Style
 from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, listing, quote, with_article
 
 _MARKS = ("round", "square", "diamond")
@@ -191,7 +191,7 @@ def _place_picture(canvas: Canvas, picture: Image.Image, box: tuple[float, float
     canvas.image.paste(ImageOps.fit(picture, (right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
 
 
-def _draw_mark(draw: ImageDraw.ImageDraw, mark: str, x: float, y: float, radius: float, colour) -> None:
+def _draw_mark(draw: ImageDraw.ImageDraw, mark: str, x: float, y: float, radius: float, colour: Colour) -> None:
     box = (x - radius, y - radius, x + radius, y + radius)
     if mark == "round":
         draw.ellipse(box, fill=colour)

@@ -124,7 +124,9 @@ def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tupl
     return tuple(float(value) for value in np.linalg.solve(np.asarray(rows), np.asarray(right)))
 
 
-def warp(sheet: Image.Image, corners: Float[np.ndarray, "4 2"], size: tuple[int, int], outside: Colour | int):
+def warp(
+    sheet: Image.Image, corners: Float[np.ndarray, "4 2"], size: tuple[int, int], outside: Colour | int
+) -> Float[np.ndarray, "H W *channels"]:
     """Warps a sheet into the corners of a picture of (width, height) pixels: float32 [H, W] or [H, W, 3], 0..255.
 
     Args:

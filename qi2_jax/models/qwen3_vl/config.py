@@ -12,7 +12,7 @@ _DEFAULT_MROPE_SECTION = (24, 20, 20)
 _VISION_ROPE_THETA = 10_000.0
 
 
-def _require(holds: bool, problem: str):
+def _require(holds: bool, problem: str) -> None:
     if not holds:
         raise ValueError(f"Qwen3-VL configuration: {problem}")
 
@@ -53,7 +53,7 @@ class VisionConfig:
     deepstack_visual_indexes: tuple[int, ...]
     rope_theta: float = _VISION_ROPE_THETA
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(
             self.hidden_size % (4 * self.num_heads) == 0,
             f"vision hidden_size {self.hidden_size} must be num_heads {self.num_heads} times a multiple of 4",
@@ -125,7 +125,7 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int] = _DEFAULT_MROPE_SECTION
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.head_dim % 2 == 0, f"text head_dim {self.head_dim} must be even")
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
@@ -175,7 +175,7 @@ class Qwen3VLConfig:
     image_token_id: int
     video_token_id: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(
             self.vision.out_hidden_size == self.text.hidden_size,
             f"vision out_hidden_size {self.vision.out_hidden_size} differs from text hidden_size "

@@ -135,7 +135,7 @@ def _vision_inputs(
         slots=np.full((rows, columns // merge**2), no_slot, np.int32),
     )
     ends = np.cumsum(counts)
-    for i, (_, height, width) in enumerate(grids):
+    for i, (_, height, width) in enumerate(grids.tolist()):
         count, before = counts[i], ends[i] - counts[i]
         here = np.s_[i, :count]
         assert patches is not None

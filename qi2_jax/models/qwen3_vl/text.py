@@ -1,7 +1,7 @@
 """Text tower of Qwen3-VL: a causal decoder with grouped queries and interleaved three-axis rotary positions.
 
-Dims: `B` batch, `S` tokens, `D` width, `H` query heads, `G` key-value heads, `K` head width, `I` images, `M` features
-per image, `N` DeepStack taps.
+Dims: `B` batch, `S` tokens, `D` width, `H` query heads, `G` key-value heads, `K` head width,
+`F` rotary frequencies (K / 2), `I` images, `M` features per image, `N` DeepStack taps.
 """
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qi2_jax.attention import Kernel, attention
-from qi2_jax.models.layers import Embedding, Linear, RMSNorm, keys, stacked
+from qi2_jax.models.layers import AnyArray, Embedding, Linear, RMSNorm, keys, stacked
 from qi2_jax.models.qwen3_vl.config import TextConfig
 from qi2_jax.models.qwen3_vl.rotary import frequencies, rotate
 
@@ -30,7 +30,14 @@ class TextAttention(nnx.Module):
         self.head_dim = width
 
     @jax.named_scope("attention")
-    def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str | Kernel):
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        angles_BSF: Float[Array, "B S F"],
+        valid_BS: Bool[Array, "B S"],
+        *,
+        kernel: str | Kernel,
+    ) -> Float[Array, "B S D"]:
         heads = *x_BSD.shape[:2], -1, self.head_dim
         q_BSHK = rotate(self.q_norm(self.q_proj(x_BSD).reshape(heads)), angles_BSF)
         k_BSGK = rotate(self.k_norm(self.k_proj(x_BSD).reshape(heads)), angles_BSF)
@@ -55,7 +62,7 @@ class TextMLP(nnx.Module):
         self.down_proj = Linear(hidden, dim, key=next(rng), axes=("embed", "mlp"))
 
     @jax.named_scope("mlp")
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -70,7 +77,14 @@ class TextLayer(nnx.Module):
         self.mlp = TextMLP(config, key=next(rng))
 
     @jax.named_scope("layer")
-    def __call__(self, x_BSD, angles_BSF, valid_BS, *, kernel: str | Kernel):
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        angles_BSF: Float[Array, "B S F"],
+        valid_BS: Bool[Array, "B S"],
+        *,
+        kernel: str | Kernel,
+    ) -> Float[Array, "B S D"]:
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), angles_BSF, valid_BS, kernel=kernel)
         return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
 
@@ -107,7 +121,9 @@ class TextTower(nnx.Module):
         """
         angles_BSF = mrope_angles(positions_3BS, self.config)
 
-        def body(x_BSD, layer_and_index):
+        def body(
+            x_BSD: Float[Array, "B S D"], layer_and_index: tuple[TextLayer, Int[AnyArray, ""]]
+        ) -> tuple[Float[Array, "B S D"], None]:
             layer, index = layer_and_index
             x_BSD = layer(x_BSD, angles_BSF, valid_BS, kernel=kernel)
             if taps_NIMD is not None and slots_IM is not None:

@@ -4,17 +4,17 @@ Every image is one row of a batch, padded to a common number of patches. Patches
 that become one feature are neighbours in the sequence.
 
 Dims: `I` images, `P` patches per image, `C` numbers per patch, `M` features per image (P / m^2), `D` width of the
-tower, `O` width of the text tower, `H` heads, `K` head width, `N` DeepStack taps.
+tower, `O` width of the text tower, `H` heads, `K` head width, `F` rotary frequencies (K / 2), `N` DeepStack taps.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from qi2_jax.attention import Kernel, attention
-from qi2_jax.models.layers import Embedding, LayerNorm, Linear, keys, stacked
+from qi2_jax.models.layers import AnyArray, Embedding, LayerNorm, Linear, keys, stacked
 from qi2_jax.models.qwen3_vl.config import VisionConfig
 from qi2_jax.models.qwen3_vl.inputs import VisionInputs
 from qi2_jax.models.qwen3_vl.rotary import frequencies, rotate
@@ -54,7 +54,14 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_heads
 
     @jax.named_scope("attention")
-    def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str | Kernel):
+    def __call__(
+        self,
+        x_IPD: Float[Array, "I P D"],
+        angles_IPF: Float[Array, "I P F"],
+        valid_IP: Bool[AnyArray, "I P"],
+        *,
+        kernel: str | Kernel,
+    ) -> Float[Array, "I P D"]:
         images, patches, width = x_IPD.shape
         qkv = self.qkv(x_IPD).reshape(images, patches, 3, self.num_heads, width // self.num_heads)
         q_IPHK, k_IPHK, v_IPHK = (qkv[:, :, part] for part in range(3))
@@ -77,7 +84,7 @@ class VisionMLP(nnx.Module):
         )
 
     @jax.named_scope("mlp")
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "I P D"]) -> Float[Array, "I P D"]:
         return self.linear_fc2(jax.nn.gelu(self.linear_fc1(x), approximate=True))
 
 
@@ -91,7 +98,14 @@ class VisionBlock(nnx.Module):
         self.mlp = VisionMLP(config, key=next(rng))
 
     @jax.named_scope("block")
-    def __call__(self, x_IPD, angles_IPF, valid_IP, *, kernel: str | Kernel):
+    def __call__(
+        self,
+        x_IPD: Float[Array, "I P D"],
+        angles_IPF: Float[Array, "I P F"],
+        valid_IP: Bool[AnyArray, "I P"],
+        *,
+        kernel: str | Kernel,
+    ) -> Float[Array, "I P D"]:
         x_IPD = x_IPD + self.attn(self.norm1(x_IPD), angles_IPF, valid_IP, kernel=kernel)
         return x_IPD + self.mlp(self.norm2(x_IPD))
 
@@ -149,7 +163,10 @@ class VisionTower(nnx.Module):
         tap_of_block = np.full(self.config.depth, len(indexes))  # one past the end: nothing is stored
         tap_of_block[list(indexes)] = np.arange(len(indexes))
 
-        def body(carry, block_and_tap):
+        def body(
+            carry: tuple[Float[Array, "I P D"], Float[Array, "N I P D"]],
+            block_and_tap: tuple[VisionBlock, Int[AnyArray, ""]],
+        ) -> tuple[tuple[Float[Array, "I P D"], Float[Array, "N I P D"]], None]:
             (x, taps), (block, tap) = carry, block_and_tap
             x = block(x, angles_IPF, inputs.valid, kernel=kernel)
             return (x, taps.at[tap].set(x, mode="drop")), None
@@ -159,7 +176,7 @@ class VisionTower(nnx.Module):
         return self.merger(x_IPD), jax.vmap(lambda merger, x: merger(x))(self.deepstack_merger_list, taps_NIPD)
 
 
-def axial_angles(coordinates_IP2, config: VisionConfig) -> Float[Array, "I P F"]:
+def axial_angles(coordinates_IP2: Int[AnyArray, "I P 2"], config: VisionConfig) -> Float[Array, "I P F"]:
     """Rotary angles, fp32 [I, P, K/2]: the first half depends on a patch's row, the second on its column."""
     freqs = frequencies(config.head_dim // 2, config.rope_theta)
     angles_IP2F = coordinates_IP2[..., None].astype(jnp.float32) * freqs

@@ -32,7 +32,7 @@ class AutoencoderConfig(TrainingConfig):
     statistics_batches: int
     channels: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of(self, "loss", ERRORS)
         check_at_least(self, statistics_batches=1)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from qi2_jax.models.vae import VAE
-from qi2_jax.training.step import Loss
+from qi2_jax.training.step import Loss, Scalars
 
 
 def reconstruct(vae: VAE, pixels_BHWc: Float[Array, "B H W c"]) -> Float[Array, "B H W c"]:
@@ -41,14 +41,16 @@ def make_loss(kind: str) -> Loss:
     if kind not in ERRORS:
         raise ValueError(f"loss {kind!r} of the autoencoder is unknown; choose one of {sorted(ERRORS)}")
 
-    def loss(vae: VAE, frozen: None, static: None, pixels_BHWc: Float[Array, "B H W c"], keys_B: Key[Array, "B"]):
+    def loss(
+        vae: VAE, frozen: None, static: None, pixels_BHWc: Float[Array, "B H W c"], keys_B: Key[Array, "B"]
+    ) -> tuple[Float[Array, ""], Scalars]:
         error = reconstruct(vae, pixels_BHWc) - pixels_BHWc
         return jnp.mean(ERRORS[kind](error)), {"psnr": _psnr(error)}
 
     return loss
 
 
-def _psnr(error) -> Float[Array, ""]:
+def _psnr(error: Float[Array, "B H W c"]) -> Float[Array, ""]:
     return 10 * jnp.log10(4.0 / jnp.mean(error * error))  # the range [-1, 1] is 2 wide
 
 
@@ -59,8 +61,8 @@ def make_validation(loss: Loss) -> Callable[[VAE, Any, int], dict[str, float]]:
     """
 
     @functools.partial(jax.jit, static_argnums=2)
-    def means(vae: VAE, pixels_BHWc: Float[Array, "B H W c"], count: int):
-        def of_image(pixels_HWc):
+    def means(vae: VAE, pixels_BHWc: Float[Array, "B H W c"], count: int) -> Scalars:
+        def of_image(pixels_HWc: Float[Array, "H W c"]) -> Scalars:
             value, metrics = loss(vae, None, None, pixels_HWc[None], jax.random.key(0)[None])
             return {"loss": value, **metrics}
 

@@ -40,7 +40,7 @@ class ExecutionConfig:
     kernel: str
     remat: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_one_of(self, "kernel", [*attention.KERNELS, "auto"])
 
 
@@ -83,7 +83,7 @@ class AdapterConfig:
     alpha: float
     targets: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _ = self.adapter
 
     @property
@@ -105,7 +105,7 @@ class Validation(training.Validation):
 
     samples: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, samples=1)
 
@@ -138,7 +138,7 @@ class TransformerConfig(TrainingConfig):
     validation: Validation
     samples: Samples = changeable()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, batches_per_update=1)
         if min(self.images_per_device, default=0) < 0:
@@ -163,7 +163,7 @@ class StageConfig:
     data: DataConfig
     transformer: TransformerConfig
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch_sizes", "images_per_device"):
             if len(values := getattr(self.transformer, name)) != len(self.data.sides):
                 raise ValueError(

@@ -18,7 +18,7 @@ from qi2_jax.diffusion.timesteps import Shift, TimestepLaw
 from qi2_jax.models.mmdit import Execution, MMDiT
 from qi2_jax.sequence import Layout
 from qi2_jax.training.mean import Mean
-from qi2_jax.training.step import Loss
+from qi2_jax.training.step import Loss, Scalars
 
 # (frozen, trained) -> the model that predicts, of which the trained parameters may be a part.
 Assemble = Callable[[Any, Any], MMDiT]
@@ -82,7 +82,9 @@ def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
     each of `TIME_BINS` intervals of [0, 1].
     """
 
-    def loss(model: Any, frozen: Any, layout: Layout, batch: Batch, keys_B: Key[Array, "B"]):
+    def loss(
+        model: Any, frozen: Any, layout: Layout, batch: Batch, keys_B: Key[Array, "B"]
+    ) -> tuple[Float[Array, ""], Scalars]:
         time_keys_B, noise_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
         losses_B, t_B = objective.losses(
             model,
@@ -93,7 +95,7 @@ def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
             lambda shape: jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise_keys_B),
         )
         bin_B = jnp.minimum((t_B * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
-        scalars = {}
+        scalars: Scalars = {}
         for place in range(TIME_BINS):
             total = jnp.mean(jnp.where(bin_B == place, losses_B, 0.0))
             scalars[f"loss_t/{place:02d}"] = Mean(total, jnp.mean((bin_B == place).astype(jnp.float32)))
@@ -105,7 +107,7 @@ def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
 def compute_copy(model: MMDiT, dtype: Any) -> MMDiT:
     """The model with the blocks' matrices in the compute dtype: they are cast before they are gathered, not after."""
 
-    def cast(leaf):
+    def cast(leaf: nnx.Variable) -> nnx.Variable:
         return leaf.replace(leaf.get_value().astype(dtype)) if len(leaf.get_metadata()["axes"]) > 1 else leaf
 
     blocks = jax.tree.map(cast, model.blocks, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

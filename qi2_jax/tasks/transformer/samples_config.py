@@ -32,7 +32,7 @@ class Samples(training.Samples):
     prompts: tuple[str, ...]
     edits: tuple[tuple[str, ...], ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, count=0, steps=2, guidance=1)
         check_seed(self.seed)

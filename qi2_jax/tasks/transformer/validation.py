@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int, Key
 
-from data_pipeline.loading.batch import collate, with_text
+from data_pipeline.loading.batch import Batch, collate, with_text
 from data_pipeline.loading.mixture import Stream
 from qi2_jax import sharding
 from qi2_jax.diffusion.timesteps import TimestepLaw
 from qi2_jax.runtime.in_flight import InFlight
+from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.batches import Inputs
 from qi2_jax.tasks.transformer.objective import Objective
 from qi2_jax.training.microbatch import Microbatch, Stats, put
@@ -57,7 +58,16 @@ def make_validation(
     times = np.asarray(law.quantile(jnp.asarray(quantiles)))
 
     @functools.partial(jax.jit, static_argnums=2)
-    def loss_at(model, frozen, layout, batch, time, key, first, images):
+    def loss_at(
+        model: Any,
+        frozen: Any,
+        layout: Layout,
+        batch: Batch,
+        time: Float[Array, ""],
+        key: Key[Array, ""],
+        first: Int[Array, ""],
+        images: Int[Array, ""],
+    ) -> Float[Array, ""]:
         places_B = first + jnp.arange(batch.latents_BNC.shape[0])
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
         losses_B, _ = objective.losses(

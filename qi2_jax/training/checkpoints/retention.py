@@ -29,7 +29,7 @@ class Policy:
     local_every: int = 0
     local_folder: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key, least in (("keep", 1), ("keep_every", 0), ("keep_best", 0), ("local_every", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least {least}")

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -262,7 +263,9 @@ class Journal(contextlib.ExitStack):
         """Records that the last step is done."""
         self._events.write(accounting.END, step)
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
         if error is not None and not isinstance(error, SystemExit):
             with contextlib.suppress(OSError):  # such as a full disk; the error itself matters more
                 self._events.write(accounting.ERROR, message=f"{type(error).__name__}: {error}"[:2000])
