@@ -52,7 +52,7 @@ def test_embeddings_parity(case):
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ValueError, match="model_type 'blip' is not read"):
+    with pytest.raises(ValueError, match="model_type 'blip' is not supported"):
         DualEncoderConfig.from_dict({"model_type": "blip"})
     with pytest.raises(ValueError, match="activation 'swish' is unknown"):
         DualEncoderConfig.from_dict({"model_type": "clip", "text_config": {"hidden_act": "swish"}})

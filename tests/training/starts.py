@@ -5,11 +5,11 @@ import numpy as np
 from data_pipeline.samples.cache import Cache, write_cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.config import loading as configs
 from qi2_jax.inference import encoders
 from qi2_jax.runs import locating
 from qi2_jax.tasks.transformer import start, task
 from qi2_jax.training.telemetry import metrics
+from qi2_jax.workflows import config as configs
 from tests import tiny_pipeline
 
 TINY = "experiments/demo.py:tiny"
@@ -42,12 +42,12 @@ def make_samples(path, model):
     return Cache(path)
 
 
-def train(samples, out, source, steps, overrides=OVERRIDES, model=None):
+def train(samples, out, source, steps, overrides=OVERRIDES, model=None, restart=False):
     """Trains a run as `qi2 train --start SOURCE --model MODEL` does, and returns its folder."""
     given = [*overrides, f"transformer.start.folder={source}", f"transformer.train.steps={steps}"]
     config = configs.load(TINY, given)
     start.give_model(config.transformer, samples, model, out)
-    task.train_transformer(config, samples, out, base=model)
+    task.train_transformer(config, samples, out, restart=restart, base=model)
     return out
 
 

@@ -158,12 +158,12 @@ def test_a_run_of_an_earlier_version_does_not_export_half_of_its_change(samples,
 
 
 def test_another_start_replaces_the_adapter_of_the_first(samples, chain, imported, tmp_path):
-    """As long as nothing is trained, the start may change."""
+    """A run that is restarted may start from other weights."""
     out = tmp_path / "run"
     train(samples, out, chain[0], 1, (*ADAPTER, STILL), imported)
     assert (out / paths.START_LORA).is_dir()
     shutil.rmtree(out / "checkpoints")
-    train(samples, out, imported, 1, (*ADAPTER, STILL), imported)
+    train(samples, out, imported, 1, (*ADAPTER, STILL), imported, restart=True)
     assert not (out / paths.START_LORA).exists()
 
 

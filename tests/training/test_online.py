@@ -193,7 +193,7 @@ from data_pipeline.samples.cache import Cache
 from data_pipeline.loading.loader import Loader
 from data_pipeline.loading.mixture import layout_of
 from qi2_jax import sharding
-from qi2_jax.config import loading as configs
+from qi2_jax.workflows import config as configs
 from qi2_jax.tasks.transformer import batches
 
 config = configs.load("experiments/demo.py:tiny").transformer

@@ -3,7 +3,6 @@
 import io
 import json
 
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,10 +12,10 @@ from data_pipeline.loading.crops import Picture, Pictures
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.samples.held_out import number
-from qi2_jax.config import loading as configs
 from qi2_jax.tasks.autoencoder import batches, task
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.training.telemetry import metrics
+from qi2_jax.workflows import config as configs
 
 SIDE = 64
 
@@ -34,7 +33,8 @@ def pictures(tmp_path_factory):
     return Pictures(RecordFolder(folder), tuple(Picture(i, Bucket(SIDE, SIDE), (0,)) for i in range(12)), 4)
 
 
-def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(pictures, capsys):
+def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(pictures, caplog):
+    caplog.set_level("INFO")
     numbers = [number(pictures.record(index).image) for index in range(12)]
     expected = [index for index in range(12) if numbers[index] < 0.5]
     assert 1 < len(expected) < 12
@@ -42,15 +42,14 @@ def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(pict
     assert batches.held_out_indices(pictures, 0.5, 2) == expected[:2]
     assert batches.held_out_indices(pictures, 0.0, 3) == [0, 1, 2]
     assert batches.held_out_indices(pictures, min(numbers), 3) == [0, 1, 2]
-    assert "none of the first 12 images is held out" in capsys.readouterr().out
+    assert "none of the first 12 images is held out" in caplog.text
 
 
 def tiny():
-    config = ml_collections.ConfigDict(configs.load("experiments/demo.py:tiny").vae)
-    config.model.update(encoder_width=4, decoder_width=4, latent_channels=8, multipliers=(1, 1), halves_time=(True,))
-    config.update(batch_size=2, statistics_batches=1)
-    config.train.update(steps=2, sinks=())
-    return config
+    model = ("encoder_width=4", "decoder_width=4", "latent_channels=8", "multipliers=(1,1)", "halves_time=(True,)")
+    run = ("batch_size=2", "statistics_batches=1", "train.steps=2", "train.sinks=()")
+    overrides = [*(f"vae.model.{change}" for change in model), *(f"vae.{change}" for change in run)]
+    return configs.load("experiments/demo.py:tiny", overrides).vae
 
 
 def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(pictures, tmp_path):
@@ -71,7 +70,7 @@ def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(pict
 
 def test_validation_does_not_depend_on_how_its_batch_is_filled_up(pictures):
     config = tiny()
-    made = task.make_task(config, pictures, task.mesh_of(config.mesh), 0.5)
+    made = task.make_task(config, pictures, task.make_mesh(config.mesh), 0.5)
     model = made.make_model(task.jax.random.key(0))
     found = [made._validate(model, made.validation[:size], 2) for size in (2, 4)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
