@@ -74,7 +74,7 @@ def _open(name: str, data_dir: Path | None) -> Any:
         raise ValueError(f"no prepared data set {name!r} in {place}: {reason}") from None
 
 
-def _split(builder: Any, split: str) -> Sequence[bytes]:
+def _split(builder: Any, split: str) -> Any:
     """Random access to the stored examples of a split, as bytes."""
     from tensorflow_datasets.core.decode import DeserializeMethod
 

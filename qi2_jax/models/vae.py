@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from qi2_jax.models.layers import keys
+from qi2_jax.models.layers import AnyArray, keys
 from qi2_jax.models.vae_blocks import ChannelNorm, Conv2d, DownBlock, MidBlock, UpBlock
 
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite and above zero
@@ -140,7 +140,7 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(levels[-1].out_dim)
         self.conv_out = Conv2d(levels[-1].out_dim, 2 * config.latent_channels, 3, key=next(rng))
 
-    def __call__(self, x: Float[Array, "B H W I"], *, remat: bool) -> Float[Array, "B h w _"]:
+    def __call__(self, x: Float[AnyArray, "B H W I"], *, remat: bool) -> Float[Array, "B h w _"]:
         x = self.conv_in(x)
         for block in [*self.down_blocks, self.mid_block]:
             x = jax.checkpoint(block)(x) if remat else block(x)
@@ -181,7 +181,7 @@ class VAE(nnx.Module):
         self.decoder = Decoder(config, key=next(rng))
 
     @jax.named_scope("vae/encode")
-    def encode(self, images: Float[Array, "B H W I"], *, remat: bool = False) -> Posterior:
+    def encode(self, images: Float[AnyArray, "B H W I"], *, remat: bool = False) -> Posterior:
         """The distribution of the raw latents of images in [-1, 1], in the dtype of the images; its mode is the mean.
 
         Raises:
@@ -215,12 +215,12 @@ class VAE(nnx.Module):
         images = self.decoder(self.post_quant_conv(latents), remat=remat)
         return jnp.clip(images, -1.0, 1.0) if clamp else images
 
-    def normalize(self, latents: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    def normalize(self, latents: Float[AnyArray, "... C"]) -> Float[Array, "... C"]:
         """Scales raw latents to zero mean and unit variance per channel, for the diffusion model."""
         mean_C, std_C = self._statistics()
         return ((latents.astype(jnp.float32) - mean_C) / std_C).astype(latents.dtype)
 
-    def denormalize(self, latents: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    def denormalize(self, latents: Float[AnyArray, "... C"]) -> Float[Array, "... C"]:
         """Inverse of `normalize`; returns the input of `decode`."""
         mean_C, std_C = self._statistics()
         return (latents.astype(jnp.float32) * std_C + mean_C).astype(latents.dtype)

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qi2_jax.attention import attention
-from qi2_jax.models.layers import keys
+from qi2_jax.models.layers import AnyArray, keys
 
 # Number of positions up to which attention keeps the whole matrix of scores: 64 MiB for an image of 1024 x 1024 pixels.
 # Such attention is sharded over the batch; the chunked kernel processes the images of a batch one by one.
@@ -53,7 +53,7 @@ class Conv2d(nnx.Module):
         self.bias = nnx.Param(bias_std * jax.random.normal(key_bias, (out_dim,)), axes=("conv",))
         self.stride = stride
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
+    def __call__(self, x: Float[AnyArray, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
         y = jax.lax.conv_general_dilated(
             x,
             self.weight[...].astype(x.dtype),

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.vae import VAE
 from qi2_jax.training.step import Loss, Scalars
 
 
-def reconstruct(vae: VAE, pixels_BHWc: Float[Array, "B H W c"]) -> Float[Array, "B H W c"]:
+def reconstruct(vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Float[Array, "B H W c"]:
     """Decodes the mode of the posterior; values may lie outside [-1, 1]."""
     return vae.decode(vae.encode(pixels_BHWc).mean, clamp=False)
 
@@ -42,7 +43,7 @@ def make_loss(kind: str) -> Loss:
         raise ValueError(f"loss {kind!r} of the autoencoder is unknown; choose one of {sorted(ERRORS)}")
 
     def loss(
-        vae: VAE, frozen: None, static: None, pixels_BHWc: Float[Array, "B H W c"], keys_B: Key[Array, "B"]
+        vae: VAE, frozen: None, static: None, pixels_BHWc: Float[AnyArray, "B H W c"], keys_B: Key[Array, "B"]
     ) -> tuple[Float[Array, ""], Scalars]:
         error = reconstruct(vae, pixels_BHWc) - pixels_BHWc
         return jnp.mean(ERRORS[kind](error)), {"psnr": _psnr(error)}
@@ -61,7 +62,7 @@ def make_validation(loss: Loss) -> Callable[[VAE, Any, int], dict[str, float]]:
     """
 
     @functools.partial(jax.jit, static_argnums=2)
-    def means(vae: VAE, pixels_BHWc: Float[Array, "B H W c"], count: int) -> Scalars:
+    def means(vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"], count: int) -> Scalars:
         def of_image(pixels_HWc: Float[Array, "H W c"]) -> Scalars:
             value, metrics = loss(vae, None, None, pixels_HWc[None], jax.random.key(0)[None])
             return {"loss": value, **metrics}
