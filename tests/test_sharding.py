@@ -90,11 +90,11 @@ def unsharded_weights(config: MMDiTConfig, shape: sharding.MeshShape) -> list[st
 
 @pytest.mark.parametrize("shape", [sharding.MeshShape(4, 256, 1), sharding.MeshShape(4, 64, 4)])
 def test_the_published_sizes_split_over_the_meshes_of_the_stages(shape):
-    assert left_whole(MMDiTConfig(), shape) == []
+    assert unsharded_weights(MMDiTConfig(), shape) == []
 
 
 def test_large_weights_that_an_axis_does_not_split_are_named():
-    (line,) = left_whole(MMDiTConfig(), sharding.MeshShape(fsdp=4, tensor=3))
+    (line,) = unsharded_weights(MMDiTConfig(), sharding.MeshShape(fsdp=4, tensor=3))
     assert line.startswith("mesh.tensor=3 does not split ")
     assert "blocks.attn.q.weight [32, 4096, 4096] by its dim of 4096" in line
     assert "mlp" not in line  # 12,288 is a multiple of 3
@@ -103,9 +103,9 @@ def test_large_weights_that_an_axis_does_not_split_are_named():
 
 def test_an_axis_that_splits_no_large_weight_is_refused():
     with pytest.raises(ValueError, match=r"mesh.fsdp=3 divides no large weight .*blocks.attn.q.weight \[32, 4096"):
-        left_whole(MMDiTConfig(), sharding.MeshShape(fsdp=3, tensor=2))
+        unsharded_weights(MMDiTConfig(), sharding.MeshShape(fsdp=3, tensor=2))
 
 
 def test_small_models_are_sharded_where_possible_without_a_warning():
     small = MMDiTConfig(layers=2, heads=3, head_width=32, rope_dims=(8, 12, 12), text_width=48)
-    assert left_whole(small, sharding.MeshShape(fsdp=5, tensor=7)) == []
+    assert unsharded_weights(small, sharding.MeshShape(fsdp=5, tensor=7)) == []
