@@ -94,7 +94,7 @@ def test_scoring_that_is_killed_continues_to_the_same_bytes(undisturbed, unscore
     os.kill(process.pid if victim == "parent" else workers[0].pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if victim == "parent" else 1)
-    assert victim == "parent" or "a process for scoring died. What was finished is kept: run again" in errors
+    assert victim == "parent" or "a process for scoring died. Finished work is kept: run again" in errors
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive, "workers outlive their parent"
     assert not (unscored / "scores/pairs/done.json").exists()

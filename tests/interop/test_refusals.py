@@ -390,5 +390,5 @@ def test_model_folders_that_cannot_be_exported(imported, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(imported, model, copy_function=os.link)
     replace(model / folder.MARK, {"version": 99})
-    with pytest.raises(ValueError, match="version 99, this qi2 reads version 1"):
+    with pytest.raises(ValueError, match="version 99; this qi2 reads version 1"):
         folder.export_folder(model, tmp_path / "out")

@@ -97,5 +97,5 @@ def test_unknown_topology_is_refused():
 
 
 def test_chip_without_known_limits_is_refused():
-    with pytest.raises(ValueError, match="limits of 'cpu' are unknown"):
+    with pytest.raises(ValueError, match="no limits known for 'cpu'"):
         chip_of(sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1]))

@@ -109,7 +109,7 @@ def test_other_weights_score_again(clip, records, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", '{"model_type": "bert"}', "model_type 'bert' is not read"),
+        ("config.json", '{"model_type": "bert"}', "model_type 'bert' is not supported"),
         ("tokenizer_config.json", '{"tokenizer_class": "Evil"}', "names the tokenizer 'Evil'"),
         ("model.safetensors", "", "safetensors"),
         ("preprocessor_config.json", "[", "no readable tokenizer and image processor"),

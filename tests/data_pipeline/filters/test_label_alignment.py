@@ -175,7 +175,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         ("labels.json", b'{"names": ["a", ""]}', "has no list `names`"),
         ("labels.json", b'{"names": ["a", "b"]}', "names 2 of 1000 classes"),
         ("model.safetensors", b"", "not a complete safetensors file"),
-        ("model.safetensors", None, "only safetensors weights are read"),
+        ("model.safetensors", None, "has neither model.safetensors nor model.safetensors.index.json"),
     ],
 )
 def test_folders_that_hold_no_labels_are_refused(labels, tmp_path, file, content, message):

@@ -151,9 +151,9 @@ def test_samples_are_what_the_pipeline_computes(whole, folder, imported):
     texts = [record.captions[1].text, record.captions[2].text, ""]
     for text, own in zip(texts, sample.all_texts, strict=True):
         grids = [pipeline._grid(*images[-1].size)]
-        given = pipeline._prompt([text], images[:2], sample.conditions, grids)
-        slots = np.cumsum([0, *given.layout.text])
-        expected = [given.given.text_BTE[0, a : a + n] for a, n in zip(slots, own.lengths, strict=False)]
+        (prompt,) = pipeline._prompts([[text]], images[:2], grids)
+        slots = np.cumsum([0, *prompt.layout.text])
+        expected = [prompt.cond.text_BTE[0, a : a + n] for a, n in zip(slots, own.lengths, strict=False)]
         np.testing.assert_allclose(own.features, np.concatenate(expected), atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.filters import Candidate
+from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.duplicates import DUPLICATES, thumbnail
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards

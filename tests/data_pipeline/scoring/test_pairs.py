@@ -183,7 +183,7 @@ def test_groups_are_those_of_comparing_all_with_all(random, distance, gradient, 
             some = slice(start, start + shard.records)
             for filter, columns in (
                 (DUPLICATES, [{name: row[name] for name in DUPLICATES.columns} for row in rows[some]]),
-                (ENTROPY, [{"bits": row["bits"], "edges": 0.1, "roughness": 0.1} for row in rows[some]]),
+                (ENTROPY, [dict.fromkeys(ENTROPY.columns, 0.1) | {"bits": row["bits"]} for row in rows[some]]),
             ):
                 write_scores(folder, filter, shard, names[some], columns)
             start += shard.records

@@ -35,7 +35,7 @@ def picture(path, width, height):
         ({"prompts": ("a cat", 3)}, r"samples.prompts\[1\] is 3; it must be a string"),
         ({"prompts": (" ",)}, r"samples.prompts\[0\] has the text ' '; it must not be empty"),
         ({"prompts": ("a \udc80",)}, "which is not UTF-8"),
-        ({"prompts": ("a <|image_pad|>",)}, r"with <\|image_pad\|>, a reserved token; remove it"),
+        ({"prompts": ("a <|image_pad|>",)}, r"with <\|image_pad\|>, which stands for pixels; remove it"),
         ({"edits": (("make it night",),)}, r"samples.edits\[0\] is \('make it night',\); an edit is a tuple of an"),
         ({"edits": (("join", *("a.png",) * 4),)}, "the paths of one to 3 condition images"),
         ({"edits": ("make it night",)}, "is 'make it night'; it must be a tuple"),

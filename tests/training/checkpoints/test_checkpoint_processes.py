@@ -110,7 +110,7 @@ def test_a_full_disk_fails_the_save_and_the_same_command_goes_on_later(tmp_path)
         *("restoring", "restored 1", "began 2", "closed", "freed", "1", "2", ""),
     ], done.stderr
     assert f"ValueError: saving step 2 in {tmp_path}/run failed: " in done.stderr
-    assert "No space left on device" in done.stderr and "GiB are left there. Earlier checkpoints [1]" in done.stderr
+    assert "No space left on device" in done.stderr and "GiB are free there. Earlier checkpoints [1]" in done.stderr
 
 
 def together(directory: pathlib.Path, action: str) -> list[str]:
