@@ -41,16 +41,12 @@ def configuration_of_jax_stays():
     assert dict(jax.config.values) == before
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def signals_reach_processes_that_tests_start():
-    """A suite that a script runs in the background ignores SIGINT, and its processes would inherit that."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    """Processes inherit ignored signals: from a suite in the background, or from a test that ended a program here."""
     for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-        if before[number] is signal.SIG_IGN:
+        if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, action)
-    yield
-    for number, action in before.items():
-        signal.signal(number, action)
 
 
 @pytest.fixture(scope="session")
