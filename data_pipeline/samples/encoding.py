@@ -6,8 +6,7 @@ interrupted run resumes at the first unit that is missing, and several processes
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from data_pipeline.records.shards import RecordFolder, digest_of
 from data_pipeline.samples import cache
 from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.held_out import check_held_out
-from data_pipeline.samples.items import Encoders, Item, Pictures, Pixels
+from data_pipeline.samples.items import Encoders, Pictures, Pixels
 from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Sample
 from data_pipeline.selection.index import Kept, read_selection
 from qi2_jax.runtime import lock
+from qi2_jax.runtime.read_ahead import map_ahead
 
 PREPROCESSING = 1  # to be raised whenever the same record would become other pixels or another prompt
 AHEAD = 2  # batches that are decoded while another is encoded
@@ -197,24 +197,13 @@ def _encode_unit(
     """
     start = bar.n
     batches = pictures.batches(selected, left_out)
-    for done, batch in enumerate(_ahead(pictures.prepare, batches)):
+    for done, batch in enumerate(map_ahead(pictures.prepare, batches, AHEAD + 1, DECODERS)):
         bar.update(start + size * done // len(batches) - bar.n)
         for pixels in batch:
             if pixels.left_out is not None:
                 left_out.add(pixels.left_out, pixels.item.kept.key)
         if usable := [pixels for pixels in batch if pixels.left_out is None]:
             yield from _encode_batch(usable, pictures.resolutions, pictures.encoders)
-
-
-def _ahead(prepare: Callable[[Sequence[Item]], list[Pixels]], batches: Sequence[list[Item]]) -> Iterator[list[Pixels]]:
-    """Prepared batches in order; threads prepare a few of them ahead of their use."""
-    with ThreadPoolExecutor(DECODERS) as pool:
-        futures = [pool.submit(prepare, batch) for batch in batches[:AHEAD]]
-        for position in range(len(batches)):
-            if position + AHEAD < len(batches):
-                futures.append(pool.submit(prepare, batches[position + AHEAD]))
-            yield futures[position].result()
-            futures[position] = None  # type: ignore[call-overload]  # frees its images
 
 
 def _encode_batch(

@@ -5,20 +5,12 @@ Dims: `h` `w` rows and columns of latents, `C` latent channels, `T` text tokens,
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 from jaxtyping import Float, UInt8
 
-DTYPES = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype(np.float32),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
-    "U8": np.dtype(np.uint8),
-}
-
+from qi2_jax.runtime.dtypes import DTYPES
 
 # What training computes in every step instead of reading it from the samples: text features, or also latents.
 NOTHING, TEXT, TEXT_AND_IMAGES = ONLINE = "nothing", "text", "text_and_images"

@@ -28,9 +28,10 @@ from qi2_jax.interop import names as naming
 from qi2_jax.interop import weights as storage
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
-from qi2_jax.interop.tensors import CODES, Writer, size
+from qi2_jax.interop.tensors import Writer, size
 from qi2_jax.interop.weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.models import tree
+from qi2_jax.runtime.dtypes import CODES
 from qi2_jax.sequence import BLOCK_CAUSAL
 
 MARK, INDEX = "qi2.json", "model_index.json"

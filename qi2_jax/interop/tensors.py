@@ -14,24 +14,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qi2_jax.interop import published_files
 from qi2_jax.interop.files import read_json
+from qi2_jax.runtime.dtypes import DTYPES
 
-DTYPES: dict[str, np.dtype] = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
-}
 # Dtypes of weights. Integers and 8-bit floats would be quantised weights, which are useless without their scales.
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
-CODES = {dtype: code for code, dtype in DTYPES.items()}
 COPY_CHUNK = 16 << 20
 
 

@@ -12,6 +12,7 @@ from qi2_jax.interop import names as naming
 from qi2_jax.interop import tensors
 from qi2_jax.interop.tensors import Stored
 from qi2_jax.models import tree
+from qi2_jax.runtime.dtypes import CODES, DTYPES
 
 PASSTHROUGH = "carried."  # prefix of passthrough tensors (published ones that our model does not use) in our files
 STEM = "model"  # name of our weight files without suffix
@@ -81,7 +82,7 @@ class ArrayWeight:
 
     @property
     def code(self) -> str:
-        return tensors.CODES[self.array.dtype]
+        return CODES[self.array.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,7 +107,7 @@ class CastWeight:
         return self.weight.shape
 
     def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
-        values = self.weight.read(index, tensors.DTYPES[self.code])
+        values = self.weight.read(index, DTYPES[self.code])
         return values if dtype is None else values.astype(dtype)
 
     def part(self, layer: int | None) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from qi2_jax.interop import components, folder, tensors
+from qi2_jax.interop import components, folder
 from qi2_jax.interop import weights as storage
+from qi2_jax.runtime import dtypes
 from qi2_torch.load import load_pipeline
 from tests import tiny_pipeline
 from tests.interop import safetensors_bytes
@@ -159,7 +160,7 @@ def test_cast_leaves_the_right_dtype_alone(imported):
     halved = storage.cast(weights, "BF16")["image_in.weight"]
     values = weights["image_in.weight"].read()
     assert halved.code == "BF16" and halved.shape == values.shape
-    rounded = values.astype(tensors.DTYPES["BF16"])
+    rounded = values.astype(dtypes.DTYPES["BF16"])
     np.testing.assert_array_equal(halved.read((slice(3, 5),)), rounded[3:5])
     # Values read as fp32 are still those that an export would write.
     np.testing.assert_array_equal(halved.read(dtype=np.float32), rounded.astype(np.float32))

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qi2_jax.interop import tensors
 from qi2_jax.interop.tensors import Stored, Writer, scan
+from qi2_jax.runtime import dtypes
 from tests.interop import safetensors_bytes
 
 ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
     "scalar": np.array(3, np.float64),
     "empty": np.zeros((0, 4), np.float16),
-    "bf16": np.arange(5).astype(tensors.DTYPES["BF16"]),
+    "bf16": np.arange(5).astype(dtypes.DTYPES["BF16"]),
     "stacked": np.arange(24, dtype=np.float16).reshape(2, 3, 4),
 }
 
@@ -27,7 +27,7 @@ def file(tmp_path):
 
 
 def specs(arrays):
-    return {name: (tensors.CODES[array.dtype], array.shape) for name, array in arrays.items()}
+    return {name: (dtypes.CODES[array.dtype], array.shape) for name, array in arrays.items()}
 
 
 def test_scan_finds_what_the_library_finds(file):

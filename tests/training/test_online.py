@@ -194,6 +194,7 @@ from data_pipeline.loading.loader import Loader
 from data_pipeline.loading.mixture import layout_of
 from qi2_jax import sharding
 from qi2_jax.workflows import config as configs
+from qi2_jax.runtime.read_ahead import read_ahead
 from qi2_jax.tasks.transformer import batches
 
 config = configs.load("experiments/demo.py:tiny").transformer
@@ -206,7 +207,7 @@ for name in ("nothing", "text_and_images"):
     for stream in cache.streams:
         layout = layout_of(stream.largest, cache.empty.lengths)
         loaded = Loader(stream, cache.empty, layout, 4, 0, rows=sharding.local_rows(mesh, 4)).batches()
-        for batch in batches.ahead(inputs.complete_on_host(layout, loaded[step].batch) for step in range(3)):
+        for batch in read_ahead((inputs.complete_on_host(layout, loaded[step].batch) for step in range(3)), 2):
             assert len(batch.latents_BNC) == 2
             kept = batch.latents_BNC, batch.cond.conditions_BMC
             summed(sharding.put_batch(mesh, kept, 4))  # over both processes, while the next batch is encoded
@@ -254,25 +255,3 @@ def test_samples_of_the_schema_before_say_what_is_online():
         cache = Cache.__new__(Cache)
         cache.fingerprint = fingerprint
         assert cache.online == online
-
-
-def test_items_are_made_ahead_and_an_error_comes_in_its_place():
-    made = []
-
-    def make(number):
-        if number == 3:
-            raise ValueError("no third item")
-        made.append(number)
-        return number
-
-    items = batches.ahead(map(make, range(9)), 2)
-    assert next(items) == 0
-    assert [next(items), next(items)] == [1, 2] and made == [0, 1, 2]
-    with pytest.raises(ValueError, match="no third item"):
-        next(items)
-    assert list(batches.ahead(iter(range(5)), 2)) == list(range(5))
-    # A consumer that stops early leaves no thread behind.
-    begun = batches.ahead(map(make, itertools.count(10)), 2)
-    next(begun)
-    begun.close()
-    assert len(made) <= 6

@@ -20,10 +20,11 @@ from qi2_jax.interop.lora.merging import Changes
 from qi2_jax.interop.lora.reading import FILE
 from qi2_jax.interop.lora.settings import METADATA, PREFIX
 from qi2_jax.interop.mmdit import NAMES
-from qi2_jax.interop.tensors import CODES, DTYPES, Writer
+from qi2_jax.interop.tensors import Writer
 from qi2_jax.models import lora, tree
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.runtime.dtypes import CODES, DTYPES
 
 
 def expected(base_config: MMDiTConfig, config: LoRAConfig) -> naming.Shapes:

@@ -4,12 +4,10 @@ What the samples lack, the frozen encoders compute: latents ahead of the step, o
 features within the step, on the whole mesh.
 """
 
-import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -28,7 +26,6 @@ from qi2_jax.tasks.transformer.config import TransformerConfig
 from qi2_jax.text.prompts import PromptProcessor
 
 AHEAD = 2  # batches that are completed while the devices compute those before
-Item = TypeVar("Item")
 
 
 class Inputs:
@@ -112,19 +109,3 @@ class Inputs:
             return batch
         features = online.text_features(frozen.text_encoder, batch.prompts, kernel=self._kernel)
         return batch._replace(cond=batch.cond._replace(text_BTE=features), prompts=None)
-
-
-def ahead(items: Iterator[Item], count: int = AHEAD) -> Iterator[Item]:
-    """The same items in the same order, of which a thread makes the next `count` before they are asked for.
-
-    An error is raised in the place of its item.
-    """
-    end = object()
-    pool = ThreadPoolExecutor(1)
-    try:
-        waiting: collections.deque[Future] = collections.deque(pool.submit(next, items, end) for _ in range(count))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, items, end))
-            yield item
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -21,10 +21,11 @@ from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
 from qi2_jax.runs import paths
 from qi2_jax.runtime import processes
 from qi2_jax.runtime.chips import CHIPS
+from qi2_jax.runtime.read_ahead import read_ahead
 from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
 from qi2_jax.tasks.transformer.adapter_start import base_of_adapter, continued
-from qi2_jax.tasks.transformer.batches import Inputs, ahead
+from qi2_jax.tasks.transformer.batches import AHEAD, Inputs
 from qi2_jax.tasks.transformer.config import StageConfig, TransformerConfig, check_samples, transformer_config
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.tasks.transformer.start import finish_model, started_from
@@ -111,7 +112,7 @@ class TransformerTask(Task):
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
         turns = self.config.batches_per_update
-        microbatches = ahead(map(self._complete, self.mixture.from_turn(step * turns)))
+        microbatches = read_ahead(map(self._complete, self.mixture.from_turn(step * turns)), AHEAD)
         for turn in itertools.count(step * turns, turns):
             yield as_update(itertools.islice(microbatches, self.mixture.count_microbatches(turn, turns)))
 

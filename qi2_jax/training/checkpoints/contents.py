@@ -9,7 +9,7 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from qi2_jax.interop.tensors import CODES
+from qi2_jax.runtime.dtypes import CODES
 
 
 def contents(path: pathlib.Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
