@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare all files of these steps with their checksums (default: all steps)",
     )
     actions.add_argument("--keep", type=int, metavar="STEP", help="keep this checkpoint forever")
-    actions.add_argument("--unkeep", type=int, metavar="STEP", help="leave this checkpoint to the run's policy again")
+    actions.add_argument(
+        "--unkeep", type=int, metavar="STEP", help="remove the mark of --keep; the retention policy applies again"
+    )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
 
 

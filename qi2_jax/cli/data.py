@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synth.add_edits_arguments(
         _step(kinds, "edits", synth.run_edits, "make exact edit pairs from the real images of a records folder")
     )
-    _add_score(_step(steps, "score", _score, "run every filter on every record that has no score of it yet"))
+    _add_score(_step(steps, "score", _score, "compute all missing scores of all records"))
 
     sub = _step(steps, "select", _select, "apply the thresholds of a config to the scores; reads no image")
     _add_selection(sub)
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--index", type=pathlib.Path, metavar="FILE", help=f"selection (default: DIR/{INDEX})")
     sub.add_argument("--out", type=pathlib.Path, metavar="DIR", help="cache to create (default: DIR/samples)")
 
-    sub = _step(steps, "report", _report, "draw an HTML page that shows what a selection does and why, with images")
+    sub = _step(steps, "report", _report, "draw an HTML page of a selection: what is dropped and why, with images")
     _add_selection(sub)
     sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help="page to write (default: DIR/report.html)")
 
@@ -61,13 +61,21 @@ def _add_ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of records to create")
     sub.add_argument("--name", help="name of the data set in every record (default: name of the file or folder)")
     sub.add_argument("--licence", help="licence for samples without one")
-    sub.add_argument("--column", action="append", default=[], metavar="FIELD=NAME", help="column that contains a field")
+    sub.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=NAME",
+        help="column or key of a field (image, text, captions, instruction, conditions, ...); may be repeated",
+    )
     sub.add_argument(
         "--split", default="train", help="split of a tfds: data set, such as train[:10%%] (default: train)"
     )
     sub.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="folder of prepared tfds: data sets")
-    sub.add_argument("--max-image-bytes", type=int, metavar="N", help="refuse larger files (default: 64 MiB)")
-    sub.add_argument("--records-per-shard", type=int, default=256, metavar="N", help="default 256")
+    sub.add_argument(
+        "--max-image-bytes", type=int, metavar="N", help="refuse image files larger than N bytes (default: 64 MiB)"
+    )
+    sub.add_argument("--records-per-shard", type=int, default=256, metavar="N", help="records per shard (default 256)")
 
 
 def _add_score(sub: argparse.ArgumentParser) -> None:

@@ -18,11 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", type=pathlib.Path, metavar="DIR", help="a run or job, a checkpoint, or an imported folder"
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIFFUSERS_DIR", help="folder to create")
-    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="for a run: EMA or raw weights")
+    parser.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="for a run: EMA or raw weights (default ema)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to convert all weights to (default: as stored)")
     parser.add_argument("--lora", action="store_true", help="for a LoRA run: the adapter alone, for load_lora_weights")
     parser.add_argument(
-        "--verify", action="store_true", help="generate with both sides from the same noise in fp32 and compare"
+        "--verify",
+        action="store_true",
+        help="generate with qi2 and with diffusers from the same noise in fp32, and compare",
     )
 
 

@@ -5,10 +5,7 @@ from typing import Any
 
 from qi2_jax.runtime import meeting
 
-RESTART = (
-    "begin a run anew at step 0 if its checkpoints are gone, instead of refusing; a run that still has checkpoints "
-    "resumes as always"
-)
+RESTART = "if all checkpoints of a run are gone, start again at step 0; runs that have checkpoints resume as usual"
 
 
 def add_verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
@@ -55,8 +52,10 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--distributed", action="store_true", help="find the other processes through the cluster")
     group.add_argument("--processes", type=int, metavar="N", help="number of processes")
-    group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0; 0 writes the run")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="host of process 0, and a port that is free there")
+    group.add_argument(
+        "--process", type=int, metavar="I", help="index of this process, from 0; process 0 writes the run's files"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="host of process 0 and a free port on it")
     group.add_argument(
         "--join-seconds",
         type=float,

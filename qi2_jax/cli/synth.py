@@ -44,8 +44,10 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
         "--corpus", type=Path, metavar="FILE", help="paragraphs, one per line: TEXT, LANGUAGE<tab>TEXT, or JSON"
     )
     parser.add_argument("--licence", help="licence of the texts in the corpus")
-    parser.add_argument("--scenes", type=Path, metavar="DIR", help="records whose images are written on")
-    parser.add_argument("--side", type=int, metavar="N", help="square root of the area in pixels (default 1024)")
+    parser.add_argument("--scenes", type=Path, metavar="DIR", help="records folder with the images to write text on")
+    parser.add_argument(
+        "--side", type=int, metavar="N", help="side of a square with the area of an image, in pixels (default 1024)"
+    )
     _add_common(parser, "images")
 
 
@@ -58,7 +60,7 @@ def _add_common(parser: argparse.ArgumentParser, items: str) -> None:
     )
     parser.add_argument("--name", help="name of the data set in every record")
     parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one per core)")
-    parser.add_argument("--records-per-shard", type=int, metavar="N", help="default 256")
+    parser.add_argument("--records-per-shard", type=int, metavar="N", help="records per shard (default 256)")
 
 
 def _given(arguments: argparse.Namespace, **names: str) -> dict[str, Any]:

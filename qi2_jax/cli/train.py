@@ -21,15 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=pathlib.Path,
-        help="run, job or model folder with the encoders that made the samples, which `qi2 sample` and `qi2 export` "
-        "need; default: the model of the job that the samples belong to",
+        help="model folder, run or job with the encoders that made the samples (default: that of the samples' job); "
+        "needed for `qi2 sample` and `qi2 export`",
     )
     parser.add_argument(
         "--start",
         type=pathlib.Path,
         metavar="DIR",
-        help="run, checkpoint or imported folder with whose transformer a new run begins, or an adapter of the "
-        "transformer in --model (default: random weights); short for transformer.start.folder=DIR",
+        help="run, checkpoint or imported folder whose transformer to start from, or an adapter file of the "
+        "transformer in --model (default: random weights); short for transformer.start.folder=PATH",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; run again to continue")
     parser.add_argument(

@@ -72,7 +72,9 @@ class Located:
           ValueError: if this is not a LoRA run, or the checkpoint does not match its configuration.
         """
         if self.lora is None:
-            raise ValueError(f"{self.checkpoint or self.model} holds no adapter; a run with lora.rank above 0 does")
+            raise ValueError(
+                f"{self.checkpoint or self.model} has no adapter; only runs with lora.rank above 0 have one"
+            )
         base_config = components.read_config(self.model / "transformer", "transformer")
         found = self._trained(writing.expected(base_config, self.lora), item)
         return self.lora, {name: weight.read() for name, weight in found.items()}

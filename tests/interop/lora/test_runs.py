@@ -101,7 +101,7 @@ def test_a_lora_run_generates_with_its_adapter(lora_run, ours):
 
 
 def test_only_a_lora_run_has_an_adapter(imported, lora_run, tmp_path):
-    with pytest.raises(SystemExit, match=r"holds no adapter; a run with lora.rank above 0 does"):
+    with pytest.raises(SystemExit, match=r"has no adapter; only runs with lora.rank above 0 have one"):
         main.main(["export", str(imported), "--lora", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="leave one of them out"):
         main.main(["export", str(lora_run[0]), "--lora", "--verify", "--out", str(tmp_path / "out")])
