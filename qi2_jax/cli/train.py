@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start",
         type=pathlib.Path,
-        metavar="DIR",
+        metavar="PATH",
         help="run, checkpoint or imported folder whose transformer to start from, or an adapter file of the "
         "transformer in --model (default: random weights); short for transformer.start.folder=PATH",
     )
