@@ -5,6 +5,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,16 @@ class NoImageColumn(ValueError):
         self.columns = columns
 
 
+_READ_METADATA = """
+import sys
+import pyarrow.parquet as pq
+metadata = pq.ParquetFile(sys.argv[1]).metadata
+for group in map(metadata.row_group, range(metadata.num_row_groups)):
+    for part in map(group.column, range(group.num_columns)):
+        part.path_in_schema, part.num_values
+"""
+
+
 def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | None = None) -> Iterator[Record]:
     """Records of one file, in its order. Consecutive rows with one key, image and conditions become one record.
 
@@ -50,6 +62,7 @@ def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | Non
     try:
         with pq.ParquetFile(path) as file:
             columns = columns_of(file.schema_arrow.names, options, str(path))
+            _check_metadata(path)
             ledger.bar.total = (ledger.bar.total or 0) + file.metadata.num_rows
             for number, row in _file_rows(file, columns, path.name, ledger):
                 ledger.bar.update()
@@ -84,6 +97,17 @@ def _same_images(first: Record, second: Record) -> bool:
 def _merged(record: Record, described: Described, more: Described) -> tuple[Record, Described]:
     both = merge(described, more)
     return dataclasses.replace(record, captions=both.captions, tags=both.tags, licence=both.licence), both
+
+
+def _check_metadata(path: Path) -> None:
+    """Reads all metadata in another process: damaged metadata can end a process inside pyarrow.
+
+    Raises:
+      pa.ArrowInvalid: if it ends that process.
+    """
+    done = subprocess.run([sys.executable, "-c", _READ_METADATA, str(path)], capture_output=True, check=False)
+    if done.returncode < 0:
+        raise pa.ArrowInvalid("damaged metadata")
 
 
 def _file_rows(
