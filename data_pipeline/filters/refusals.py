@@ -50,7 +50,7 @@ _ENGLISH = (
     r"(?:empty|blank|missing|corrupt\w*|broken|unavailable|inaccessible)\b(?=\W*(?:[.,;]|$|\s(?:or|and|so)\s))",
     rf"please\s+(?:upload|attach|share|provide|send)\s+(?:\w+\s+){{0,3}}{_IMAGE}\b"
     r"(?=\W*$|\.|\s(?:so|again|and\s+i\b|for\s+me\b|to\s+describe))",
-    # "As an AI artist I painted" is no refusal
+    # "As an AI artist I painted" does not refuse anything.
     rf"as\s+an?\s+(?:ai|artificial\s+intelligence)\b\s*{_ENGLISH_MODEL}\W+{_GAP}{{0,20}}?\bi(?:['’]?m|\s+am)?\s+"
     rf"(?:\w+\s+)?(?:{_ENGLISH_CANNOT}|not)\b",
 )

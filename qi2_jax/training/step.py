@@ -173,16 +173,7 @@ def make_programs(
         new_state, updates = _advance(state, sums, optimizer, ema_decay, ema_ramp)
         # The shardings of the state must not change, or the second call would need another program.
         new_state = placed(new_state)
-        metrics = {
-            "loss": sums.loss,
-            "skipped": new_state.skipped,
-            "skipped_total": new_state.skipped_total,
-            **norms("gradient_norm", sums.gradients),
-            **norms("parameter_norm", state.model),
-            **norms("update_norm", updates),
-            **sums.scalars,
-        }
-        return new_state, metrics
+        return new_state, _metrics(state, new_state, updates, sums)
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
     def step(state: TrainState, frozen: Any, layout: Hashable, batch: Any) -> tuple[TrainState, Scalars]:
@@ -202,6 +193,19 @@ def make_programs(
         return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more)), more.loss
 
     return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
+
+
+def _metrics(state: TrainState, new_state: TrainState, updates: Any, sums: Sums) -> Scalars:
+    """The metrics of an update."""
+    return {
+        "loss": sums.loss,
+        "skipped": new_state.skipped,
+        "skipped_total": new_state.skipped_total,
+        **norms("gradient_norm", sums.gradients),
+        **norms("parameter_norm", state.model),
+        **norms("update_norm", updates),
+        **sums.scalars,
+    }
 
 
 def _advance(
