@@ -2,13 +2,12 @@
 
 In the order in which data passes through:
 
-- `ingest`: a folder of images and captions becomes shards of records (`records`, `shards`).
-- `cascade`: filters (`filters/`) write score columns beside the shards (`scores`); nothing is deleted.
-- `pair_search`, `pairs`: which pictures are near to each other, a score too; `beam_scoring` does both on Apache Beam.
-- `selection`: thresholds turn scores into the list of kept records and a funnel of reasons for the others (`rules`).
-- `buckets`, `prepare`: sizes of equal area and many ratios, and the image resized and cropped to one of them.
-- `encode`, `cache`, `samples`: what training reads, encoded once for each selection.
-- `loader`, `mixture`: the batch of every step, a function of seed and step alone.
-- `synthesis`: records made with exact captions, such as text in many scripts, and exact edit pairs of real pictures.
-- `demo_set`: a small folder of real photographs and rendered words, with every kind of bad picture planted in it.
+- `sources`: a folder of images and captions becomes shards of `records`.
+- `scoring`: `filters` write score columns beside the shards, and near duplicates are found; nothing is deleted.
+- `selection`: thresholds turn scores into the list of kept records, and a funnel of reasons for the others.
+- `buckets`: image sizes of equal area and many aspect ratios.
+- `samples`: what training reads, encoded once for each selection.
+- `loading`: the batch of every step, a function of seed and step alone.
+- `synthesis`: generated records with exact captions: text in many scripts, and edit pairs of real images.
+- `demo`: a small folder of real photographs and rendered words, with every kind of bad image planted in it.
 """

@@ -24,7 +24,7 @@ class Bucket:
 
     @property
     def log_aspect(self) -> float:
-        """log(width / height), negated exactly by exchanging the sides."""
+        """log(width / height); swapping the sides negates it exactly."""
         return math.log(self.width) - math.log(self.height)
 
     def __str__(self) -> str:
@@ -50,9 +50,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Buckets:
-    """The buckets of a resolution stage, from the tallest to the widest, and how far an image may be changed to fit.
+    """The buckets of a resolution stage, and how far an image may be changed to fit.
 
     Attributes:
+      sizes: buckets, from the tallest to the widest.
       max_upscale: largest factor by which an image is enlarged; 1 means never.
       max_cropped: largest fraction of an image's area that is cropped.
     """
@@ -78,9 +79,10 @@ class Buckets:
         max_upscale: float = 1.0,
         max_cropped: float = 0.25,
     ) -> "Buckets":
-        """Buckets of about `side` x `side` pixels: the exact sides of every ratio, rounded to the grid, once each.
+        """Buckets of about `side` x `side` pixels: the sides of every ratio, rounded to the grid, without repeats.
 
         Args:
+          side: side of the square that gives the area, in pixels.
           ratios: ratios of width to height, such as "16:9".
           multiple: grid of both sides in pixels; a multiple of 16, the size of a token.
 
@@ -104,7 +106,7 @@ class Buckets:
         return max(size.tokens for size in self.sizes)
 
     def assign(self, width: int, height: int) -> Bucket:
-        """The bucket with the nearest aspect ratio, on a logarithmic scale; the squarer one of two equally near.
+        """The bucket with the nearest aspect ratio on a logarithmic scale; of two equally near, the squarer one.
 
         Raises:
           ValueError: if a side is not positive.
@@ -115,7 +117,7 @@ class Buckets:
         return min(self.sizes, key=lambda size: (abs(size.log_aspect - aspect), abs(size.log_aspect)))
 
     def fit(self, width: int, height: int) -> Fit:
-        """How an image fits its bucket. Raises as `assign`."""
+        """How an image fits its bucket. Raises the errors of `assign`."""
         bucket = self.assign(width, height)
         scale = max(bucket.width / width, bucket.height / height)
         left, top, right, bottom = crop_box(width, height, bucket)
@@ -134,11 +136,11 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Resolutions:
-    """The buckets of one or several areas. An image goes to the largest area that it fills.
+    """The buckets of one or more areas. An image goes to the largest area that it fills.
 
     Attributes:
       areas: pairs of a side and its buckets, by ascending side.
-      smaller_too: whether an image also goes to every smaller area, so that these see large originals, too.
+      smaller_too: whether an image is also used at every smaller area.
     """
 
     areas: tuple[tuple[int, Buckets], ...]
@@ -147,7 +149,7 @@ class Resolutions:
     def __post_init__(self) -> None:
         sides = [side for side, _ in self.areas]
         if not sides or sides != sorted(set(sides)):
-            raise ValueError(f"sides {sides} must be one or more, ascending")
+            raise ValueError(f"sides {sides} must be one or more sides in ascending order")
 
     def buckets(self, side: int) -> Buckets:
         """The buckets of one area."""
@@ -156,10 +158,10 @@ class Resolutions:
     def fits(self, width: int, height: int) -> list[tuple[int, Fit]]:
         """The sides and buckets that an image goes to, largest first.
 
-        For an image that fits nowhere, this is the smallest area alone, with the reason in `left_out`.
+        For an image that fits nowhere, the result is the smallest area alone, with the reason in `left_out`.
         """
         fits = [(side, buckets.fit(width, height)) for side, buckets in reversed(self.areas)]
-        fitting = [found for found in fits if found[1].left_out is None]
+        fitting = [(side, fit) for side, fit in fits if fit.left_out is None]
         return (fitting if self.smaller_too else fitting[:1]) or fits[-1:]
 
     def report(self, sizes: Iterable[tuple[int, int]]) -> "BucketReport":
@@ -198,7 +200,7 @@ class BucketReport:
     left_out: Tally
 
     def table(self) -> Table:
-        """A table of the images left out and why, and how many entered each bucket."""
+        """A table of the images that were left out, by reason, and the number of images in each bucket."""
         steps = [Step("fit a bucket", self.seen, self.left_out)]
         steps += [Step(name, count, Tally()) for name, count in self.counts.items()]
         return table(f"buckets: mean crop {self.mean_cropped:.1%}, enlarged {self.upscaled:,}", tuple(steps))

@@ -1,4 +1,4 @@
-"""The group `data` of a config: which records a stage trains on, at which resolutions, and in which shares."""
+"""The group `data` of a config: which records a stage trains on, at which resolutions and in which shares."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ class MixtureConfig:
     """Shares of the steps of a stage.
 
     Attributes:
-      sides: shares of the resolutions, one for each of `data.sides`.
+      sides: shares of the resolutions, one for each side in `data.sides`.
       tasks: shares of text-to-image steps and of edit steps.
       conditions: shares of edit steps with one, two, ... condition images.
     """
@@ -30,16 +30,16 @@ class DataConfig:
     """What a stage trains on.
 
     Attributes:
-      sides: sides of the squares whose areas the buckets have, in pixels, ascending.
+      sides: sides in pixels of the squares that give the areas of the buckets, in ascending order.
       ratios: aspect ratios of the buckets, width to height, such as "16:9".
       max_upscale: largest factor by which an image is enlarged.
       max_cropped: largest fraction of an image's area that is cropped.
       smaller_too: whether an image is also used at every smaller resolution.
       held_out: fraction of the images that is held out for validation.
       mixture: shares of the steps.
-      thresholds: which records are selected.
-      channels: channels of the images, 3 (RGB) or 4 (RGBA); the demo's autoencoder reads them.
-      workers: processes that score the demo's records; 0: one for each core.
+      thresholds: thresholds that select the records.
+      channels: channels of the images that the demo's autoencoder reads, 3 (RGB) or 4 (RGBA).
+      workers: number of processes that score the demo's records; 0 means one per core.
 
     Raises:
       ValueError: for a value out of its range.

@@ -40,9 +40,9 @@ class Step:
     """One step of a funnel.
 
     Attributes:
-      name: what the step checks.
+      name: name of the step.
       entered: number of items that reached it.
-      dropped: the items that it rejected, by reason.
+      dropped: items that it rejected, by reason.
     """
 
     name: str
@@ -59,17 +59,17 @@ class Step:
 
 
 class Table:
-    """A table as plain text cells; `qi2_jax.cli.tables` draws it on a terminal.
+    """A table of plain text cells; `qi2_jax.cli.tables` draws it on a terminal.
 
     Args:
-      title: printed above the table.
-      columns: their headings.
-      right: the columns that are aligned to the right, numbers usually.
+      title: title above the table.
+      columns: headings of the columns.
+      right: headings of the columns that are aligned to the right, usually numbers.
 
     Attributes:
-      rows: the cells of each row.
-      section_ends: indices of rows that a line follows.
-      caption: a warning below the table.
+      rows: cells of each row.
+      section_ends: indices of the rows that are followed by a line.
+      caption: warning below the table.
     """
 
     def __init__(self, title: str, columns: Sequence[str], right: Sequence[str] = ()):

@@ -56,16 +56,16 @@ class _Pool(ProcessPoolExecutor):
 def process_pool(workers: int, purpose: str, make: Callable[[int], Any] | None = None) -> Iterator[ProcessPoolExecutor]:
     """Starts a pool of processes. Leaving the block cancels the tasks that have not started.
 
-    If an exception leaves the block, a signal's in particular, the running tasks are interrupted as well; their
+    If an exception leaves the block, such as that of a signal, the running tasks are interrupted as well; their
     `finally` clauses remove partial files.
 
     Args:
       workers: number of processes.
-      purpose: what they do, for error messages.
+      purpose: purpose of the processes, for error messages.
       make: function that is sent to each process once, for `in_order`.
 
     Raises:
-      ChildProcessError: if one of them dies.
+      ChildProcessError: if a process dies.
     """
     context = _Spawn()
     with _Pool(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool:
@@ -99,10 +99,10 @@ def in_order(make: Callable[[int], _T], count: int, workers: int, purpose: str) 
     """Yields make(0), make(1), ..., make(count - 1) in this order, computed by processes that run a little ahead.
 
     Args:
-      make: a pure function, sent to each process once.
+      make: pure function; it is sent to each process once.
       count: number of calls.
       workers: number of processes; 1 means this process alone.
-      purpose: what they do, for error messages.
+      purpose: purpose of the processes, for error messages.
 
     Raises:
       ChildProcessError: see `process_pool`.
@@ -121,10 +121,9 @@ def in_order(make: Callable[[int], _T], count: int, workers: int, purpose: str) 
             yield from waiting.popleft().result()
 
 
-_make: Callable[[int], Any] | None = None  # in a worker process
-
-
-_running = False  # a task, in a worker process
+# State of a worker process: the function of `in_order`, and whether a task is running.
+_make: Callable[[int], Any] | None = None
+_running = False
 
 
 class _Interrupted(SystemExit):
@@ -163,10 +162,7 @@ def _make_chunk(first: int, end: int) -> list[Any]:
 
 
 def _die_with_parent() -> None:
-    """Ends this process when its parent is killed.
-
-    Otherwise it would wait for work forever, because it holds the pipe open itself.
-    """
+    """Ends this process when its parent is killed. Otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

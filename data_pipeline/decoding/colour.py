@@ -1,8 +1,8 @@
 """Colour management: converts pixels with an embedded ICC profile to sRGB.
 
-Profiles come from outside and are read by LittleCMS. One that is too large, broken, or made for another kind of pixels
-is ignored, and the pixels then mean what they mean in a file without a profile: sRGB. `Decoded.colour` says which of
-`OUTCOMES` happened, so that a folder's files can be counted by it.
+LittleCMS reads the profiles, which are untrusted. A profile that is too large, broken or for other pixels is ignored:
+the pixels are taken as sRGB, as in a file without a profile. `Decoded.colour` records the outcome, a key of `OUTCOMES`,
+so that a folder's files can be counted by it.
 """
 
 import functools
@@ -21,12 +21,16 @@ OUTCOMES = {
     "pixels are taken for sRGB",
 }
 
-_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile: mode of the pixels that it describes
+_PIXEL_MODES = {
+    "RGB": "RGB",
+    "GRAY": "L",
+    "CMYK": "CMYK",
+}  # colour space of a profile: mode of the pixels that it describes
 _DEVICES = ("scnr", "mntr", "prtr", "spac")  # classes of profiles that describe pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SAME = 2  # levels by which a profile may differ from sRGB and still count as sRGB; roundings make 1
-_LEAST_RANGE = 64  # levels between black and white below which a profile cannot be right
-_KEPT_PROFILES = 16  # a data set has few different ones
+_MAX_DIFFERENCE = 2  # levels by which a profile that counts as sRGB may differ from it; rounding alone gives 1
+_MIN_RANGE = 64  # levels between black and white below which a profile cannot be right
+_CACHED_PROFILES = 16  # a data set has few different profiles
 
 
 class Profile:
@@ -34,7 +38,7 @@ class Profile:
 
     Attributes:
       outcome: a key of OUTCOMES.
-      transform: converts RGB or CMYK pixels to sRGB; None: there is nothing to convert, or `curve` does it.
+      transform: conversion of RGB or CMYK pixels to sRGB; None if there is nothing to convert or `curve` converts.
       curve: for grey pixels, the sRGB level 0..255 of each of 256 evenly spaced levels.
     """
 
@@ -50,8 +54,8 @@ class Profile:
         """Pixels in sRGB: mode RGB, or RGBA for an image of this mode.
 
         Args:
-          image: image of any mode that `convert("RGB")` accepts. If the profile describes grey pixels: grey levels in
-            mode L, or in mode RGB or RGBA with three equal channels.
+          image: image of any mode that `convert("RGB")` accepts. For a profile of grey pixels, an image in mode L, or
+            in mode RGB or RGBA with three equal channels.
         """
         alpha = image.getchannel("A") if image.mode == "RGBA" else None
         if self.transform is not None:
@@ -69,18 +73,18 @@ class Profile:
         return converted
 
 
-def embedded(image: Image.Image) -> Profile:
-    """The profile of an image that was opened and need not be loaded yet."""
+def read_profile(image: Image.Image) -> Profile:
+    """The profile of an image that is open; its pixels need not be loaded yet."""
     data = image.info.get("icc_profile")
     if not data:
         return _UNTAGGED
     if not isinstance(data, bytes) or len(data) > MAX_PROFILE_BYTES:
         return _IGNORED
-    return _read(data, _kind(image.mode))
+    return _build(data, _profile_mode(image.mode))
 
 
 def without_png_profile(data: bytes) -> bytes | None:
-    """A PNG file without the chunk of its profile; None for other files and PNG files without such a chunk."""
+    """The PNG file without its profile chunk; None for other files and for PNG files without such a chunk."""
     position = len(_PNG)
     while data.startswith(_PNG) and position + 8 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
@@ -93,19 +97,19 @@ def without_png_profile(data: bytes) -> bytes | None:
     return None
 
 
-def _kind(mode: str) -> str:
-    """The mode, of `_SPACES`, that describes an image's pixels."""
+def _profile_mode(mode: str) -> str:
+    """The value in `_PIXEL_MODES` that describes an image's pixels."""
     if mode in ("1", "L", "LA") or mode.startswith("I;16"):
         return "L"
     return "CMYK" if mode == "CMYK" else "RGB"
 
 
-@functools.lru_cache(_KEPT_PROFILES)
-def _read(data: bytes, kind: str) -> Profile:
+@functools.lru_cache(_CACHED_PROFILES)
+def _build(data: bytes, kind: str) -> Profile:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(data))
         about = source.profile
-        if _SPACES.get(about.xcolor_space.strip()) != kind or about.device_class not in _DEVICES:
+        if _PIXEL_MODES.get(about.xcolor_space.strip()) != kind or about.device_class not in _DEVICES:
             return _IGNORED
         transform = ImageCms.buildTransform(
             source,
@@ -113,20 +117,20 @@ def _read(data: bytes, kind: str) -> Profile:
             kind,
             "RGB",
             renderingIntent=ImageCms.Intent.PERCEPTUAL,
-            # LittleCMS would approximate grey by few points, coarsely in the shadows; its table is computed only once.
+            # By default LittleCMS approximates grey with a few points, coarsely in the shadows.
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if kind == "L" else 0),
         )
         black, white = (_probe(transform, kind, colour).mean() for colour in _black_and_white(kind))
-        if white - black < _LEAST_RANGE:
+        if white - black < _MIN_RANGE:
             return _IGNORED
         if kind == "L":
             levels = np.arange(256, dtype=np.uint8)
-            # One channel, the same for all three: a grey pixel stays grey.
+            # One channel gives all three, so a grey pixel stays grey.
             curve = _probe(transform, kind, levels[None])[0, :, 1].astype(np.float64)
-            return _SRGB if np.abs(curve - levels).max() <= _SAME else Profile("converted", curve=curve)
-        if kind == "RGB" and np.abs(_probe(transform, kind, _GRID).astype(int) - _GRID).max() <= _SAME:
+            return _SRGB if np.abs(curve - levels).max() <= _MAX_DIFFERENCE else Profile("converted", curve=curve)
+        if kind == "RGB" and np.abs(_probe(transform, kind, _GRID).astype(int) - _GRID).max() <= _MAX_DIFFERENCE:
             return _SRGB
-    except Exception:  # LittleCMS and its binding meet hostile profiles with errors of several types
+    except Exception:  # LittleCMS and its binding raise errors of several types on hostile profiles
         return _IGNORED
     return Profile("converted", transform)
 

@@ -1,4 +1,4 @@
-"""Images of other depths than 8 bits per channel, and the transparent colours of PNG files."""
+"""Images with bit depths other than 8 per channel, and the transparent colours of PNG files."""
 
 import numpy as np
 from jaxtyping import Float
@@ -6,11 +6,11 @@ from PIL import Image, TiffTags
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 assert TiffTags.lookup(_PHOTOMETRIC).name == "PhotometricInterpretation"
-_GREY_SCALES = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey levels of 2 and 4 bits when it reads them
+_GREY_SCALES = {"L;2": 85, "L;4": 17}  # factors that Pillow applies to grey levels of 2 and 4 bits on reading
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How the file stores a pixel, in Pillow's terms, such as `RGB;16B`. Only known before the image is loaded."""
+    """Pillow's name for how the file stores a pixel, such as `RGB;16B`. It is only known before the image is loaded."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     found = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -18,14 +18,14 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def to_eight_bits(image: Image.Image, raw: str, curve: Float[np.ndarray, "256"] | None) -> Image.Image:
-    """A loaded image with 8 bits per channel and a transparent colour, if any, of the same depth.
+    """Converts a loaded image and its transparent colour, if any, to 8 bits per channel.
 
-    Pillow itself keeps the high byte of 16-bit colour, but leaves 16-bit grey and all transparent colours to us.
+    Pillow itself keeps the high byte of 16-bit colour, but leaves 16-bit grey and transparent colours as they are.
 
     Args:
       image: loaded image, whose `info["transparency"]` may be changed.
       raw: `raw_mode` of the image.
-      curve: for 16-bit grey, the sRGB level of each of 256 evenly spaced levels; None: the levels are sRGB.
+      curve: for 16-bit grey, the sRGB level of each of 256 evenly spaced levels; None if the levels are sRGB.
     """
     transparent = image.info.get("transparency")
     if not image.mode.startswith("I;16"):

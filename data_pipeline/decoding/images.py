@@ -1,7 +1,7 @@
 """Decodes untrusted image files, under size limits, to upright 8-bit sRGB with or without alpha.
 
-Pillow decodes. For ordinary JPEG files, simplejpeg decodes the half size or the grey levels alone, which is faster.
-simplejpeg is strict about damage. Files that it refuses go to Pillow, so both ways accept the same files.
+Pillow decodes in general. For ordinary JPEG files, simplejpeg decodes only the half size or only the grey levels, which
+is faster. It is strict about damage; files that it refuses go to Pillow, so both decoders accept the same files.
 """
 
 import functools
@@ -20,9 +20,9 @@ from data_pipeline.records.schema import MAX_IMAGE_BYTES
 from qi2_jax.pixels import over_white
 
 MAX_PIXELS = 100_000_000
-HALVED = 640  # pixels of the longer side; from this size on, the cheap filters look at half the size
-# Formats of the web whose decoders run inside this process. JPEG 2000 and HEIF are rare there, and icons are too small
-# to train on. The others (PSD, DDS, PPM, ..) are working formats of programs, which can convert them.
+MIN_HALVED_SIDE = 640  # pixels of the longer side from which the cheap filters use half the size
+# Web formats whose decoders run inside this process. JPEG 2000 and HEIF are rare on the web, and icons are too small to
+# train on. Other formats (PSD, DDS, PPM, ..) are working formats of programs that can convert them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one core per worker process
@@ -45,7 +45,7 @@ _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 
 
 class UndecodableImage(ValueError):
-    """An image cannot be decoded. `reason` is one of REASONS; `detail` is the decoder's message."""
+    """An image that cannot be decoded. `reason` is one of REASONS; `detail` is the decoder's message."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -70,14 +70,14 @@ class Decoded:
       format, mode: Pillow's names for the file's format and pixel mode. A JPEG file with several images (MPO) counts as
         JPEG.
       stored_size: (width, height) before turning.
-      orientation: EXIF tag, or None without one. The TIFF decoder turns by itself and leaves no tag. A number that
-        does not fit into the tag's 16 bits is reported as 65535, which is as invalid.
+      orientation: EXIF tag, or None without one. The TIFF decoder turns the image itself and leaves no tag. A number
+        that exceeds the tag's 16 bits is reported as 65535, which is invalid too.
       exif_size: (width, height) according to EXIF, or None.
       xmp_orientation: orientation according to XMP, or None.
       data: bytes of the file.
-      whole: upright image, or None if only the half size was decoded so far.
-      half: upright image at half size, of a JPEG file of which only that was requested.
-      colour: what the embedded colour profile led to, a key of `colour.OUTCOMES`.
+      full: upright image, or None if only the half size has been decoded.
+      half: upright image at half size, if a preview of a large JPEG file was requested.
+      colour: outcome of the embedded colour profile, a key of `colour.OUTCOMES`.
     """
 
     size: tuple[int, int]
@@ -88,28 +88,28 @@ class Decoded:
     exif_size: tuple[int, int] | None
     xmp_orientation: int | None
     data: bytes
-    whole: Image.Image | None
+    full: Image.Image | None
     half: Image.Image | None = None
     colour: str = "untagged"
 
     @property
     def transform(self) -> str:
-        """Pillow's name, in lower case, of the transform that turned the stored pixels upright, or `none`."""
+        """Pillow's name, in lower case, for the transform that turned the stored pixels upright, or `none`."""
         turn = TRANSFORMS.get(self.orientation)
         return "none" if turn is None else turn.name.lower()
 
     @functools.cached_property
     def image(self) -> Image.Image:
-        """Upright sRGB image, mode RGB, or RGBA if at least one pixel is not opaque; first frame of an animation."""
-        return self.whole or decode_image(self.data).image
+        """Upright sRGB image in mode RGB, or RGBA if a pixel is not opaque; the first frame of an animation."""
+        return self.full or decode_image(self.data).image
 
     @functools.cached_property
     def preview(self) -> Image.Image:
-        """Upright RGB image over white, at half size if the longer side has at least `HALVED` pixels."""
+        """Upright RGB image over white, at half size if the longer side has at least `MIN_HALVED_SIDE` pixels."""
         if self.half is not None:
             return self.half
         image = over_white(self.image)
-        return image.reduce(2) if max(image.size) >= HALVED else image
+        return image.reduce(2) if max(image.size) >= MIN_HALVED_SIDE else image
 
     @functools.cached_property
     def preview_grey(self) -> Image.Image:
@@ -119,11 +119,11 @@ class Decoded:
     @functools.cached_property
     def grey(self) -> Image.Image:
         """Grey levels of the whole image over white, mode L."""
-        if self.half is None or self.colour == "converted":  # the luma of the file belongs to another colour space
+        if self.half is None or self.colour == "converted":  # the file's luma is in another colour space
             return over_white(self.image).convert("L")
         grey = jpeg.decode_grey(self.data)
         assert grey is not None, "the half size was decoded from the same file"
-        return _turned(grey, self.orientation)
+        return _upright(grey, self.orientation)
 
 
 def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -133,6 +133,7 @@ def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = 
     `ImageFile.LOAD_TRUNCATED_IMAGES`) do not change the result.
 
     Args:
+      data: bytes of the file.
       preview_first: whether to decode only the half size of a large JPEG. Damage anywhere in the file is still found.
         `Decoded.grey` and `Decoded.image` are decoded on access.
       max_pixels: limit on the pixels that the header announces, checked before any pixel is decoded.
@@ -146,20 +147,20 @@ def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = 
         file = _open(data, max_pixels)
         width, height = stored_size = file.size
         kind = "JPEG" if file.format == "MPO" else file.format or ""
-        halves = preview_first and kind == "JPEG" and file.mode in ("L", "RGB") and max(stored_size) >= HALVED
+        halves = preview_first and kind == "JPEG" and file.mode in ("L", "RGB") and max(stored_size) >= MIN_HALVED_SIDE
         half = jpeg.decode_half(data) if halves else None
-        profile = colour.embedded(file)
+        profile = colour.read_profile(file)
         try:
             image = _load(file, profile) if half is None else None
         except UndecodableImage:
             raise
         except Exception as error:
             raise UndecodableImage("undecodable", _detail(error)) from None
-        orientation, exif_size, xmp_orientation = _claims(file)
+        orientation, exif_size, xmp_orientation = _read_orientation(file)
         if half is not None:
-            half = _turned(profile.to_rgb(half), orientation)
+            half = _upright(profile.to_rgb(half), orientation)
     if image is not None:
-        image = _turned(image, orientation)
+        image = _upright(image, orientation)
         size = image.size
     else:
         size = (height, width) if orientation in QUARTER_TURNS else stored_size
@@ -188,7 +189,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def read_image(path: pathlib.Path) -> Image.Image:
-    """Reads the image file that a user names: upright sRGB, mode RGB, or RGBA if at least one pixel is not opaque.
+    """Reads an image file as an upright sRGB image in mode RGB, or RGBA if a pixel is not opaque.
 
     Raises:
       ValueError: if the path is not a file, the file is larger than `records.MAX_IMAGE_BYTES`, or it does not decode.
@@ -198,7 +199,7 @@ def read_image(path: pathlib.Path) -> Image.Image:
         if not path.is_file():
             raise ValueError(f"image {path} is not a file")
         if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
-            raise ValueError(f"image {path} has {size} bytes; the limit is {MAX_IMAGE_BYTES}")
+            raise ValueError(f"image {path} has {size} bytes, above the limit of {MAX_IMAGE_BYTES}")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"image {path} cannot be read: {error.strerror}") from None
@@ -208,7 +209,7 @@ def read_image(path: pathlib.Path) -> Image.Image:
         raise ValueError(f"image {path}: {error}") from error
 
 
-def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
     turn = TRANSFORMS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
@@ -229,8 +230,8 @@ def _load(image: Image.Image, profile: colour.Profile) -> Image.Image:
     return profile.to_rgb(image)
 
 
-def _claims(image: Image.Image) -> tuple[int | None, tuple[int, int] | None, int | None]:
-    """EXIF orientation, EXIF size and XMP orientation; None for what is missing or unreadable."""
+def _read_orientation(image: Image.Image) -> tuple[int | None, tuple[int, int] | None, int | None]:
+    """EXIF orientation, EXIF size and XMP orientation; each is None if it is missing or unreadable."""
     try:
         exif = image.getexif()
         details = exif.get_ifd(_EXIF_IFD)
@@ -257,7 +258,7 @@ def _detail(error: Exception) -> str:
 class _StrictPillow:
     """Sets Pillow's global switches while at least one thread decodes.
 
-    Warnings are silenced too, because bad files are counted by reason.
+    It also silences warnings, because bad files are counted by reason.
     """
 
     def __init__(self) -> None:

@@ -21,11 +21,11 @@ def decode_grey(data: bytes) -> Image.Image | None:
 def decode_half(data: bytes) -> Image.Image | None:
     """Decodes the image (mode RGB) at half its width and height, rounded up.
 
-    The whole file is read, so damage anywhere is found. The inverse DCT and all later steps take a quarter of their
-    usual time.
+    The whole file is read, so damage anywhere is detected. The inverse DCT and all later steps take a quarter of the
+    time.
 
     Returns:
-      The image, without colour management, or None as `decode_grey`.
+      The image without colour management; None in the cases of `decode_grey`.
     """
     small = _decode(data, "RGBX", 2)
     return small and small.convert("RGB")
@@ -43,7 +43,7 @@ def _decode(data: bytes, colours: str, factor: int) -> Image.Image | None:
 
 
 def coded_digest(data: bytes) -> str:
-    """SHA-256 of a file without its metadata: without comments and all APPn segments except Adobe's.
+    """SHA-256 of a file without its metadata, that is, without comments and without APPn segments except Adobe's.
 
     Files with equal digests have equal pixels before turning and colour management. A file that does not consist of
     segments is hashed as a whole.

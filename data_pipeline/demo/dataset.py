@@ -1,4 +1,4 @@
-"""The demo set: a folder of good pictures with every kind of bad one planted in it, made without network access.
+"""The demo set: a folder of good images with every kind of bad one planted in it, made without network access.
 
     from data_pipeline.demo.dataset import write_demo_folder
     summary = write_demo_folder("runs/demo")
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipeline.demo.pictures import OWN, PHOTOS, SIGNS, Photo, Sign
+from data_pipeline.demo.images import OWN, PHOTOS, SIGNS, Photo, Sign
 from data_pipeline.records.schema import Caption
 from data_pipeline.selection.index import Dropped
 
@@ -57,9 +57,9 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
     for sign in SIGNS:
         _render(sign).save(out / "clean" / sign.name)
         lines.append(_line(f"clean/{sign.name}", (Caption(sign.caption, "text", "en"),), OWN))
-    clean = tuple(sorted(f"clean/{picture.name}" for picture in (*PHOTOS, *SIGNS)))
+    clean = tuple(sorted(f"clean/{image.name}" for image in (*PHOTOS, *SIGNS)))
 
-    dropped = _plant_pictures(out)
+    dropped = _plant_images(out)
     caption = (Caption("Planted for the filters to find.", language="en"),)
     lines += [_line(key, caption, OWN) for key in dropped]
 
@@ -113,8 +113,8 @@ def _render(sign: Sign) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", sign.size, sign.ground), image).convert("RGB")
 
 
-def _plant_pictures(out: Path) -> dict[str, Dropped]:
-    """Writes the bad pictures. Their keys sort after the clean ones, so that selection drops the copies."""
+def _plant_images(out: Path) -> dict[str, Dropped]:
+    """Writes the bad images. Their keys sort after the clean ones, so that selection drops the copies."""
     clean, planted = out / "clean", out / "planted"
 
     flower = (clean / "flower.jpg").read_bytes()

@@ -41,7 +41,7 @@ CASCADE = (
     AESTHETIC,
     CLUSTER,
 )
-TRIALS = (LABEL_ALIGNMENT,)  # stand in for a filter whose model is absent, if a config names them
+TRIALS = (LABEL_ALIGNMENT,)  # substitutes for a filter without a model, used if a config names them
 
 
 def cascade(
@@ -50,13 +50,13 @@ def cascade(
     centroids: Path | None = None,
     labels: Path | None = None,
 ) -> tuple[Filter, ...]:
-    """`CASCADE` with the user's models, followed by the trial filters that have one.
+    """`CASCADE` with the user's models, followed by the trial filters with a model.
 
     Args:
       clip: folder of a CLIP or SigLIP for `alignment`.
       aesthetic: safetensors file of a head on the embeddings of this CLIP.
-      centroids: file of `cluster.fit_centroids` for this CLIP.
-      labels: folder of `qi2_torch.efficientnet_lite`, for `label_alignment`.
+      centroids: file that `cluster.fit_centroids` wrote for this CLIP.
+      labels: folder that `qi2_torch.efficientnet_lite` wrote, for `label_alignment`.
 
     Raises:
       ValueError: if a folder does not contain such a model.

@@ -1,7 +1,7 @@
-"""Aesthetics: LAION's kind of head, a chain of linear layers on CLIP's image embedding, from a safetensors file.
+"""Aesthetics: a head like LAION's, a chain of linear layers on CLIP's image embedding, from a safetensors file.
 
-LAION's scores range from 1 to 10, and its data sets use 4.5, 5 or 6 as threshold. A head fits only the CLIP that it was
-trained on (ViT-L/14 for LAION's).
+LAION's scores range from 1 to 10, and its data sets use thresholds of 4.5, 5 or 6. A head fits only the CLIP that it
+was trained on; LAION's needs ViT-L/14.
 """
 
 import functools
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.filters.alignment import embed_images, model_digest, no_model
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 
 MAX_HEAD_BYTES = 64 << 20
-LOWEST_AESTHETIC = "aesthetic.lowest"  # entry of a record's row: the lowest score that stays in its class
+LOWEST_AESTHETIC = "aesthetic.lowest"  # entry of a record's row: the lowest score that is kept in its class
 
 
 def with_head(filter: Filter, clip: Path | str, head: Path | str) -> Filter:
-    """The filter with a head from a file, on a CLIP from a folder.
+    """Returns the filter with a CLIP from a folder and a head from a file.
 
     Raises:
       ValueError: if either cannot be read, or the head does not map the embeddings of this CLIP to one number.
@@ -48,7 +48,7 @@ def score(clip: Path, head: Path, candidates: Sequence[Candidate]) -> list[dict]
 
 @functools.cache
 def _load(head: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights and biases of the linear layers, in the order of the numbers in their names."""
+    """Weights and biases of the linear layers, sorted by the numbers in their names."""
     import safetensors.numpy
     from safetensors import SafetensorError
 
@@ -70,7 +70,7 @@ def _load(head: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers if bias is not None]
 
 
-def _drops(row: Row, chosen: Chosen) -> str | None:
+def _drops(row: Row, settings: Settings) -> str | None:
     value = row["aesthetic.score"]
     return "not_beautiful" if value is not None and value < row[LOWEST_AESTHETIC] else None
 
@@ -84,7 +84,7 @@ AESTHETIC = Filter(
         Threshold(
             "min_aesthetic",
             0.0,
-            "score on the scale of the head; 0: no requirement",
+            "score of the head; 0: no requirement",
             low=0,
             high=100,
             column="score",
@@ -94,7 +94,7 @@ AESTHETIC = Filter(
         Threshold(
             "min_aesthetic_percentile",
             0.0,
-            "percentage of the images of each class that is dropped, those with the lowest scores",
+            "percentage of images with the lowest scores that is dropped in each class",
             low=0,
             high=100,
             reason="not_beautiful",

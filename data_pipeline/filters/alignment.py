@@ -1,7 +1,7 @@
 """Image-text alignment: how well each caption fits its image, according to a CLIP or SigLIP from a folder.
 
 Scores of different models are not comparable: cosines of good pairs are around 0.3 for CLIP and around 0.1 for SigLIP.
-So every score carries the digest of the weights, and percentiles are safer thresholds than numbers.
+Scores therefore carry the digest of the weights, and percentiles are safer thresholds than fixed cosines.
 """
 
 import functools
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 from qi2_jax.pixels import over_white
 from qi2_jax.runtime.digests import of_file
 
-BATCH = 32  # images or texts per batch; batches are padded to it, so that each tower is compiled once
-TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # the only classes that a folder may name
+BATCH = 32  # images or texts per batch; smaller batches are padded to it, so each tower is compiled once
+TOKENIZERS = ("CLIPTokenizer", "SiglipTokenizer", "GemmaTokenizer")  # the only tokenizer classes that are loaded
 DECIMALS = 4
 UNRELATED = "alignment.unrelated"  # entry of a record's row: for each caption, whether its cosine is too low
 
 
 def with_model(filter: Filter, folder: Path | str) -> Filter:
-    """The filter with a CLIP or SigLIP from a folder in the layout of transformers.
+    """Returns the filter with a CLIP or SigLIP from a folder in the layout of transformers.
 
     Raises:
       ValueError: if the folder does not contain such a model in safetensors, with its tokenizer and image processor.
@@ -56,10 +56,10 @@ def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def embed_images(folder: Path, candidates: Sequence[Candidate]) -> Float[np.ndarray, "n E"]:
-    """Unit vectors of the candidates' images. Those of the last batch are cached for the next filter."""
+    """Unit vectors of the candidates' images. The last batch is cached for the next filter."""
     encoder = _load(folder)
     if encoder.last is None or [id(candidate) for candidate in encoder.last[0]] != [id(one) for one in candidates]:
-        images = encoder.embed_images([over_white(candidate.whole.image) for candidate in candidates])
+        images = encoder.embed_images([over_white(candidate.target.image) for candidate in candidates])
         encoder.last = list(candidates), images
     return encoder.last[1]
 
@@ -70,7 +70,7 @@ def embed_upright(folder: Path, images: Sequence[Any]) -> Float[np.ndarray, "n E
 
 
 def no_model(candidates: Sequence[Candidate]) -> list[dict]:
-    """Placeholder for the score of a filter without its model, which is never called."""
+    """Placeholder for the score function of a filter without a model; it is never called."""
     raise ValueError("this filter has no model; see filters.cascade")
 
 
@@ -83,8 +83,7 @@ class Encoder:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-        from qi2_jax.interop import files
-        from qi2_jax.interop import weights as storage
+        from qi2_jax.interop import files, weights
         from qi2_jax.interop.clip import NAMES
         from qi2_jax.models import tree
         from qi2_jax.models.clip import CLIP, DualEncoder, DualEncoderConfig
@@ -94,19 +93,19 @@ class Encoder:
         self.config = DualEncoderConfig.from_dict(files.read_json(folder / "config.json"))
         like = jax.eval_shape(lambda key: DualEncoder(self.config, key=key), jax.random.key(0))
         shapes = {name: tuple(leaf.shape) for name, leaf in tree.to_dict(like).items()}
-        weights, _ = storage.of_published(folder, "model", shapes, NAMES)
-        self.model = storage.load(weights, like, dtype=np.float32)
+        tensors, _ = weights.of_published(folder, "model", shapes, NAMES)
+        self.model = weights.load(tensors, like, dtype=np.float32)
 
         settings = files.read_json(folder / "tokenizer_config.json")
         name = str(settings.get("tokenizer_class", "CLIPTokenizer")).removesuffix("Fast")
         if name not in TOKENIZERS:
-            raise ValueError(f"{folder} names the tokenizer {name!r}; supported are {TOKENIZERS}")
+            raise ValueError(f"{folder} names the tokenizer {name!r}; supported: {', '.join(TOKENIZERS)}")
         processor = CLIPImageProcessorPil if self.config.kind == CLIP else SiglipImageProcessorPil
         try:
             self.tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
             self.processor = processor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # these readers raise errors of any type on broken files
-            raise ValueError(f"{folder} contains no readable tokenizer and image processor: {error!r}") from error
+            raise ValueError(f"{folder} has no readable tokenizer or image processor: {error!r}") from error
         self._images = jax.jit(lambda model, pixels: model.embed_images(pixels))
         self._texts = jax.jit(lambda model, ids: model.embed_texts(ids))
 
@@ -120,7 +119,7 @@ class Encoder:
         return self._batches(images, prepare, self._images)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Unit vectors of texts, cut off at the model's number of positions."""
+        """Unit vectors of texts, truncated to the model's number of positions."""
 
         def prepare(part: Sequence[str]) -> Int[np.ndarray, "n T"]:
             options = {"padding": "max_length", "truncation": True, "max_length": self.config.positions}
@@ -147,7 +146,7 @@ def _load(folder: Path) -> Encoder:
     return Encoder(folder)
 
 
-def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
+def _drops_caption(row: Row, number: int, settings: Settings) -> str | None:
     return "unrelated" if row[UNRELATED][number] else None
 
 
@@ -160,7 +159,7 @@ ALIGNMENT = Filter(
         Threshold(
             "alignment_by",
             "alignment",
-            "filter whose cosines are compared: `alignment`, or for a trial without a CLIP `label_alignment`",
+            "filter whose cosines are compared: `alignment`, or `label_alignment` for a trial without a CLIP",
         ),
         Threshold(
             "min_alignment",
@@ -176,7 +175,7 @@ ALIGNMENT = Filter(
         Threshold(
             "min_alignment_percentile",
             0.0,
-            "percentage of the captions of each language and class that is dropped, those with the lowest cosines",
+            "percentage of captions with the lowest cosines that is dropped in each language and class",
             low=0,
             high=100,
             reason="unrelated",

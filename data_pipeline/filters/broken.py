@@ -1,10 +1,10 @@
-"""Broken files, which do not decode completely within the limits of `images`, and what decoding found."""
+"""Broken files, which do not decode completely within the limits of `decoding.images`, and formats of the others."""
 
 from collections.abc import Sequence
 
 from data_pipeline.decoding.colour import OUTCOMES
 from data_pipeline.decoding.images import REASONS
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -19,11 +19,11 @@ def _score(candidate: Candidate) -> dict:
         assert failure is not None
         return {"reason": failure.reason, "detail": failure.detail, "format": None, "mode": None, "colour": None} | size
     decoded = candidate.decoded
-    found = {"format": decoded.format, "mode": decoded.mode, "colour": decoded.colour}
-    return {"reason": None, "detail": None} | found | size
+    about = {"format": decoded.format, "mode": decoded.mode, "colour": decoded.colour}
+    return {"reason": None, "detail": None} | about | size
 
 
-def _drops(row: Row, chosen: Chosen) -> str | None:
+def _drops(row: Row, settings: Settings) -> str | None:
     return row["broken.reason"]
 
 
@@ -35,7 +35,7 @@ BROKEN = Filter(
         "detail": (str, "the decoder's message, at most 200 characters"),
         "format": (str, "file format, such as JPEG"),
         "mode": (str, "pixel mode of the file, such as RGB, L, CMYK"),
-        "colour": (str, f"what the embedded colour profile led to, one of {sorted(OUTCOMES)}"),
+        "colour": (str, f"outcome of the embedded colour profile, one of {sorted(OUTCOMES)}"),
         "bytes": (int, "size of the file"),
     },
     score=score,

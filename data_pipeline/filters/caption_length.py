@@ -1,4 +1,4 @@
-"""Captions: length in tokens of the real tokenizer, refusals, repetitions and misread text."""
+"""Captions: length in tokens of Qwen's tokenizer, refusals, repetitions and misread text."""
 
 import functools
 import re
@@ -6,17 +6,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 from data_pipeline.filters.refusals import is_refusal
 from data_pipeline.records.schema import Caption
 from qi2_jax.text.qwen_tokenizer import SPECIAL_TOKENS, build_qwen_tokenizer
 
-# Text that Qwen's tokenizer reads as its special tokens, which end turns or stand for images.
+# Text that Qwen's tokenizer reads as special tokens, which end turns or mark images.
 RESERVED = re.compile("|".join(re.escape(token) for token, _ in SPECIAL_TOKENS))
 RUN = re.compile(r"(.)\1*", re.DOTALL)
-# Control characters, except white space: left-overs of UTF-16 text or binary data that was read as UTF-8.
+# Control characters, except white space: remains of UTF-16 text or binary data that was read as UTF-8.
 CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f\ufffe\uffff]")
-MIN_LETTERS = 2  # in an instruction: "上色" and "zoom in" are complete, with two tokens
+MIN_LETTERS = 2  # letters of an instruction: "上色" and "zoom in", two tokens each, are complete
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -44,26 +44,26 @@ def _score(captions: tuple[Caption, ...], counts: Iterator[int]) -> dict:
     }
 
 
-def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
+def _drops_caption(row: Row, number: int, settings: Settings) -> str | None:
     caption = {name: row[f"caption_length.{name}"][number] for name in CAPTION_LENGTH.columns}
     edit, tokens = bool(row["description.conditions"]), caption["tokens"]
     if caption["reserved"]:
         return "reserved_token"
     if caption["control"]:
         return "control_character"
-    if caption["letters"] < MIN_LETTERS if edit else tokens < chosen.min_tokens:
+    if caption["letters"] < MIN_LETTERS if edit else tokens < settings.min_tokens:
         return "too_short"
-    if tokens > chosen.max_tokens or (edit and tokens > chosen.max_instruction_tokens):
+    if tokens > settings.max_tokens or (edit and tokens > settings.max_instruction_tokens):
         return "too_many_tokens"
     if caption["refusal"]:
         return "refusal"
-    repetitive = tokens >= chosen.repetitive_tokens and caption["compressed"] < chosen.min_compressed
-    return "repeats_itself" if repetitive or caption["longest_run"] > chosen.max_run else None
+    repetitive = tokens >= settings.repetitive_tokens and caption["compressed"] < settings.min_compressed
+    return "repeats_itself" if repetitive or caption["longest_run"] > settings.max_run else None
 
 
-def _compressed(row: Row, chosen: Chosen) -> list[float]:
+def _compressed(row: Row, settings: Settings) -> list[float]:
     pairs = zip(row["caption_length.compressed"], row["caption_length.tokens"], strict=True)
-    return [ratio for ratio, tokens in pairs if tokens >= chosen.repetitive_tokens]
+    return [ratio for ratio, tokens in pairs if tokens >= settings.repetitive_tokens]
 
 
 CAPTION_LENGTH = Filter(
@@ -81,7 +81,7 @@ CAPTION_LENGTH = Filter(
         "longest_run": (list[int], "longest run of one character in each caption"),
         "compressed": (
             list[float],
-            "size of each caption after compression over its size: below 0.2 a text repeats itself",
+            "compressed size of each caption over its size; below 0.2 the text repeats itself",
         ),
     },
     score=score,
@@ -134,8 +134,8 @@ CAPTION_LENGTH = Filter(
         Threshold(
             "min_compressed",
             0.2,
-            "ratio of compression of a caption with at least `repetitive_tokens` tokens; text that repeats itself "
-            "compresses further",
+            "compressed size over size of a caption with at least `repetitive_tokens` tokens; repetitive text has a "
+            "lower ratio",
             low=0,
             high=1,
             column="compressed",
@@ -145,7 +145,7 @@ CAPTION_LENGTH = Filter(
         Threshold(
             "repetitive_tokens",
             50,
-            "tokens from which a caption's compression is judged; shorter captions compress too little",
+            "minimum tokens of a caption for `min_compressed` to apply; shorter captions compress too little",
             low=0,
             high=1 << 20,
         ),

@@ -1,8 +1,8 @@
-"""Clusters: which of K groups of similar images each image belongs to, so that selection can cap every group.
+"""Clusters: assigns each image to one of K groups of similar images, so that selection can cap every group.
 
 Centroids are fitted once, by k-means on CLIP's unit vectors of some of the records, and stored with the scores:
 
-    DIR/scores/cluster/centroids.safetensors     centroids: float32 [K, E]; metadata: what they were fitted on
+    DIR/scores/cluster/centroids.safetensors     centroids: float32 [K, E]; metadata: digest of records and model
 """
 
 import functools
@@ -22,9 +22,9 @@ from data_pipeline.records.shards import RecordFolder
 from qi2_jax.pixels import over_white
 from qi2_jax.runtime.atomic import write_atomic
 
-PER_CLUSTER = 256  # records per cluster that centroids are fitted on
+RECORDS_PER_CLUSTER = 256  # records per cluster for fitting the centroids
 ITERATIONS = 25
-_ROWS_AT_ONCE = 1 << 14  # bounds the memory of comparing rows with all centroids
+_CHUNK_ROWS = 1 << 14  # vectors that are compared with all centroids at once; bounds the memory
 _BATCH = 32
 
 
@@ -35,7 +35,7 @@ def fit_centroids(folder: Path | str, clip: Path | str, clusters: int) -> Path:
       Path of the centroids, for `with_centroids`.
 
     Raises:
-      ValueError: if the folder has fewer decodable images than clusters, or one of the folders is not readable.
+      ValueError: if the folder has fewer decodable images than clusters, or either folder is not readable.
     """
     import safetensors.numpy
 
@@ -47,7 +47,7 @@ def fit_centroids(folder: Path | str, clip: Path | str, clusters: int) -> Path:
     path = Path(folder) / "scores/cluster/centroids.safetensors"
     if path.is_file() and _read(path)[1].get("fitted_on") == digest:
         return path
-    drawn = np.random.default_rng(0).permutation(len(records))[: PER_CLUSTER * clusters]
+    drawn = np.random.default_rng(0).permutation(len(records))[: RECORDS_PER_CLUSTER * clusters]
     vectors = np.concatenate([*_embed(records, clip, np.sort(drawn))])
     if len(vectors) < clusters:
         raise ValueError(f"{folder}: {len(vectors)} images decode, too few for {clusters} clusters")
@@ -68,13 +68,14 @@ def _embed(records: RecordFolder, clip: Path, drawn: Int64[np.ndarray, " n"]) ->
 
 
 def kmeans(vectors: Float[np.ndarray, "n E"], clusters: int) -> Float[np.ndarray, "K E"]:
-    """Centroids of spherical k-means (Dhillon and Modha, 2001), deterministic, of length 1.
+    """Unit-length centroids of spherical k-means (Dhillon and Modha, 2001), deterministic.
 
-    Initial centroids are drawn far from each other (k-means++, seeded). An empty cluster takes the vector that fits its
-    present centroid worst.
+    Initial centroids are drawn far from each other (k-means++, seeded). An empty cluster gets the vector that fits its
+    current centroid worst.
 
     Args:
-      vectors: unit vectors, n >= clusters.
+      vectors: unit vectors, at least as many as clusters.
+      clusters: number of clusters.
     """
     rng = np.random.default_rng(0)
     chosen = [int(rng.integers(len(vectors)))]
@@ -82,7 +83,7 @@ def kmeans(vectors: Float[np.ndarray, "n E"], clusters: int) -> Float[np.ndarray
     while len(chosen) < clusters:
         distance = np.minimum(distance, np.clip(1 - vectors @ vectors[chosen[-1]], 0, None, dtype=np.float64))
         total = np.cumsum(distance)
-        chosen.append(int(np.searchsorted(total, rng.random() * total[-1], side="right").clip(0, len(vectors) - 1)))
+        settings.append(int(np.searchsorted(total, rng.random() * total[-1], side="right").clip(0, len(vectors) - 1)))
     centroids = vectors[chosen].astype(np.float32)
     before = np.full(len(vectors), -1)
     for _ in range(ITERATIONS):
@@ -104,26 +105,26 @@ def kmeans(vectors: Float[np.ndarray, "n E"], clusters: int) -> Float[np.ndarray
 def _nearest(
     vectors: Float[np.ndarray, "n E"], centroids: Float[np.ndarray, "K E"]
 ) -> tuple[Int64[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """For every vector, the number of the nearest centroid (the first, if several are) and the cosine with it."""
+    """For every vector, the index of the nearest centroid (the lowest of several) and the cosine with it."""
     nearest, cosine = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(vectors), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
         cosines = vectors[part] @ centroids.T
         nearest[part], cosine[part] = cosines.argmax(axis=1), cosines.max(axis=1)
     return nearest, cosine
 
 
 def with_centroids(filter: Filter, clip: Path | str, path: Path | str) -> Filter:
-    """The filter with the centroids in a file, on the embeddings of the CLIP in a folder.
+    """Returns the filter with a CLIP from a folder and centroids from a file.
 
     Raises:
-      ValueError: if either cannot be read, or they do not fit each other.
+      ValueError: if either cannot be read, or their widths differ.
     """
     clip, path = Path(clip).resolve(), Path(path).resolve()
     centroids, about = _read(path)
     width = embed_images(clip, ()).shape[1]
     if centroids.shape[1] != width:
-        raise ValueError(f"{path} has centroids of {centroids.shape[1]} numbers; {clip} has embeddings of {width}")
+        raise ValueError(f"{path} has centroids of width {centroids.shape[1]}; {clip} has embeddings of width {width}")
     digest = hashlib.sha256((model_digest(clip) + str(about)).encode() + centroids.tobytes()).hexdigest()
     return replace(filter, model=digest, score=functools.partial(score, clip, path))
 
@@ -155,7 +156,7 @@ CLUSTER = Filter(
     name="cluster",
     version=2,
     columns={
-        "id": (int, "0..K-1: nearest of the centroids beside the scores"),
+        "id": (int, "index 0..K-1 of the nearest centroid"),
         "cosine": (float, "cosine of the image with its centroid"),
     },
     score=no_model,
@@ -163,7 +164,7 @@ CLUSTER = Filter(
         Threshold(
             "max_per_cluster",
             0,
-            "records of one cluster that are kept, drawn by the hash of their keys; 0: all",
+            "records kept per cluster, drawn by the hash of their keys; 0: all",
             low=0,
             high=1 << 62,
             reason="cluster_is_full",

@@ -1,4 +1,4 @@
-"""Compression: how much of the image the file format has lost."""
+"""Compression: how much detail lossy compression has removed from the image."""
 
 import io
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Chosen, Exemption, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Exemption, Filter, Row, Settings, Threshold
 from data_pipeline.filters.exemptions import FLAT
 
-# Luminance table of JPEG (ITU-T T.81, table K.1), which encoders scale.
+# Luminance quantisation table of JPEG (ITU-T T.81, table K.1), which encoders scale.
 LUMINANCE = np.array(
     [
         *(16, 11, 10, 16, 24, 40, 51, 61),
@@ -30,8 +30,8 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def _score(candidate: Candidate) -> dict:
-    width, height = candidate.whole.stored_size
-    is_jpeg = candidate.whole.format == "JPEG"
+    width, height = candidate.target.stored_size
+    is_jpeg = candidate.target.format == "JPEG"
     return {
         "jpeg_quality": _jpeg_quality(candidate.record.image) if is_jpeg else None,
         "bits_per_pixel": round(8 * len(candidate.record.image) / (width * height), 4),
@@ -41,21 +41,21 @@ def _score(candidate: Candidate) -> dict:
 def _jpeg_quality(data: bytes) -> float | None:
     """libjpeg's quality setting, 1..100, for the file's luminance table; None without a table.
 
-    libjpeg scales the standard table by 5000 / q percent below 50, and by 200 - 2 q percent from there on.
+    libjpeg scales the standard table by 5000 / q percent for q below 50, and by 200 - 2 q percent otherwise.
     """
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:  # reads the header only
         tables = getattr(image, "quantization", {})
     if 0 not in tables:
         return None
     table = np.asarray(tables[0], dtype=np.float64)
-    free = table < 255  # a baseline file cannot state more, so these do not show the scale
-    if not free.any():
+    unclipped = table < 255  # entries of a baseline file are clipped at 255
+    if not unclipped.any():
         return 1.0
-    percent = 100 * float(table[free].sum() / LUMINANCE[free].sum())
+    percent = 100 * float(table[unclipped].sum() / LUMINANCE[unclipped].sum())
     return round(min(100.0, max(1.0, 5000 / percent if percent > 100 else (200 - percent) / 2)), 1)
 
 
-def _is_not_jpeg(row: Row, chosen: Chosen) -> bool:
+def _is_not_jpeg(row: Row, settings: Settings) -> bool:
     return row["compression.jpeg_quality"] is None
 
 

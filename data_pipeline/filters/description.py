@@ -1,12 +1,12 @@
-"""Description: the task, classes and languages that a record states."""
+"""Description: the task, classes and languages that a record declares."""
 
 from collections.abc import Sequence
 
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 from data_pipeline.filters.exemptions import SYNTHETIC
 from data_pipeline.records.schema import INSTRUCTION, Record
 
-DESCRIBES = "describes"  # why a caption of an edit that is not an instruction is dropped
+DESCRIBES = "describes"  # reason for dropping an edit's caption that is not an instruction
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -24,16 +24,16 @@ def _score(record: Record) -> dict:
     }
 
 
-def _drops(row: Row, chosen: Chosen) -> str | None:
+def _drops(row: Row, settings: Settings) -> str | None:
     if row["description.conditions"]:
-        return None if chosen.edits else "edit"
-    if not chosen.synthetic and any(tag.startswith(SYNTHETIC) for tag in row["description.tags"]):
+        return None if settings.edits else "edit"
+    if not settings.synthetic and any(tag.startswith(SYNTHETIC) for tag in row["description.tags"]):
         return "synthetic"
-    return None if chosen.pairs else "pair"
+    return None if settings.pairs else "pair"
 
 
-def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
-    """Only instructions are used for an edit."""
+def _drops_caption(row: Row, number: int, settings: Settings) -> str | None:
+    """Drops captions of edits that are not instructions."""
     edit = bool(row["description.conditions"])
     return DESCRIBES if edit and row["description.kinds"][number] != INSTRUCTION else None
 
@@ -71,8 +71,8 @@ DESCRIPTION = Filter(
         Threshold(
             "max_per_class",
             0,
-            "records of one class (tag) that are kept, drawn by the hash of their keys; 0: all. A record of several "
-            "classes needs room in each; records without a class always stay",
+            "records kept per class (tag), drawn by the hash of their keys; 0: all. A record of several classes needs "
+            "room in each; records without a class are always kept",
             low=0,
             high=1 << 62,
             reason="class_is_full",

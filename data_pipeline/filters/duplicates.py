@@ -1,7 +1,7 @@
 """Duplicates: fingerprints of every image. `data_pipeline.scoring.pairs` compares them.
 
-An edit is fingerprinted as a whole: its target, its sources in order, and its instructions. So it never equals an
-image-text pair, nor an edit of the same images with another instruction.
+An edit is fingerprinted as a whole: its target, its sources in order, and its instructions. It therefore never equals
+an image-text pair, nor an edit of the same images with another instruction.
 
 Three fingerprints are computed over white: the 64-bit perceptual hash (signs of the lowest DCT coefficients), the
 64-bit gradient hash (whether each of 9 x 8 cells is brighter than its left neighbour), and a thumbnail of brightness
@@ -22,10 +22,10 @@ from data_pipeline.decoding.images import Decoded
 from data_pipeline.filters.base import Candidate, Filter, Threshold
 from data_pipeline.records.schema import INSTRUCTION
 
-SIDE = 32  # cells per side of what the hashes see
+SIDE = 32  # cells per side of the input of the hashes
 FINE_SIDE, COLOUR_SIDE = 64, 16  # cells per side of the thumbnail: brightness, and each of two colour channels
 THUMBNAIL = FINE_SIDE**2 + 2 * COLOUR_SIDE**2  # bytes per image
-REDUCING_GAP = 3.0  # reduces in two steps, in a quarter of the time and with nearly the same result
+REDUCING_GAP = 3.0  # Pillow then reduces in two steps, in a quarter of the time and with nearly the same result
 _COSINES = 2 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))  # DCT-II
 HASH = 16  # hexadecimal digits of a hash
 
@@ -36,7 +36,7 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def _score(candidate: Candidate) -> dict:
-    record, decoded = candidate.record, (candidate.whole, *candidate.conditions)
+    record, decoded = candidate.record, (candidate.target, *candidate.conditions)
     files = [hashlib.sha256(data).hexdigest() for data in (record.image, *record.conditions)]
     pixels = [_pixels(image) for image in decoded]
     thumbnails = [thumbnail(image.preview) for image in decoded]
@@ -59,7 +59,7 @@ def _score(candidate: Candidate) -> dict:
 
 
 def _pixels(decoded: Decoded) -> str:
-    if decoded.format == "JPEG" and decoded.colour != "converted":  # then the profile belongs to the pixels
+    if decoded.format == "JPEG" and decoded.colour != "converted":  # a converting profile changes the pixels
         return _digest([jpeg.coded_digest(decoded.data), decoded.transform])
     image = decoded.image
     digest = hashlib.sha256(f"{image.mode} {image.width} {image.height}".encode())
@@ -87,9 +87,9 @@ def coarse(fine: UInt8[np.ndarray, "*n s s"]) -> UInt8[np.ndarray, "*n t t"]:
 
 
 def perceptual_hash(luma: UInt8[np.ndarray, "s s"]) -> str:
-    """Signs, about their median, of the 8 x 8 lowest coefficients of a cosine transform of SIDE x SIDE pixels, in hex.
+    """Signs, relative to their median, of the 8 x 8 lowest DCT coefficients of SIDE x SIDE pixels, in hex.
 
-    Equals `phash` of the package imagehash for such an image.
+    It equals `phash` of the package imagehash for such an image.
     """
     low = np.round(_COSINES @ luma.astype(np.float64) @ _COSINES.T, 6)  # removes rounding errors around 0
     return np.packbits(low > np.sort(low, axis=None)[31:33].mean()).tobytes().hex()
@@ -109,17 +109,17 @@ DUPLICATES = Filter(
     name="duplicates",
     version=5,
     columns={
-        "bytes_sha256": (str, "hash of the file; of an edit, of all its files and instructions"),
+        "bytes_sha256": (str, "hash of the file; for an edit, of all its files and instructions"),
         "pixels_sha256": (
             str,
             "hash without metadata. JPEG: coded data and orientation. Other formats, and images with converted "
-            "colours: size and pixels, which are equal for copies in other lossless formats",
+            "colours: size and pixels, so copies in other lossless formats are equal",
         ),
         "phash": (str, f"64-bit perceptual hash, {HASH} hexadecimal digits for the image and each source"),
         "dhash": (str, "64-bit gradient hash, in the same form"),
         "thumbnail": (str, f"base64 of {THUMBNAIL} bytes of `thumbnail` for the image and each source"),
         "edit": (str, "hash of the number of images and the instructions of an edit; None for an image-text pair"),
-        "edit_pixels": (str, f"of an edit, {HASH} digits of the pixel hash of every image"),
+        "edit_pixels": (str, f"for an edit, {HASH} digits of the pixel hash of every image"),
     },
     score=score,
     thresholds=(

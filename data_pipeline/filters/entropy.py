@@ -1,17 +1,17 @@
-"""Entropy: images that show nothing, and images that are nothing but noise.
+"""Entropy: images that are empty, and images that are only noise.
 
-The entropy of the grey levels decides neither. A page of text on white has less than most flat drawings (0.1 to 1.6
-bits, a single word 0.02), a gradient has the most (8.0), and noise hardly more than a photograph (7.6 and 7.7). Further
-columns decide:
+The entropy of the grey levels alone separates neither. A page of text on white has less than most flat drawings (0.1 to
+1.6 bits, a single word 0.02), a gradient has the most (8.0), and noise has hardly more than a photograph (7.6 and 7.7).
+Further columns decide:
 
 - `edges` separates a page of text (0.0009 and more) from an empty one (0).
-- `colour_bits` and `colour_edges` find what grey levels hide: shapes of equal luma.
+- `colour_bits` and `colour_edges` detect shapes of equal luma, which are invisible in grey levels.
 - `roughness` separates noise (0.9 to 1.4) from photographs, grass and gravel included (at most 0.53), from text (at
-  most 0.52), and from dithered or screened pages (at most 0.8). Their dots are as rough as noise, but average out to an
-  ordinary image a few scales down, where noise is still noise.
+  most 0.52), and from dithered or screened pages (at most 0.8). Dither is as rough as noise, but a few scales down its
+  dots average out to an ordinary image, while noise stays noise.
 
-Measured on the photographs of scikit-image, rendered and dithered pages, and noise that was blurred, enlarged, dithered
-or compressed as JPEG (`tests/benchmarks/filter_fairness.py`).
+The figures were measured on the photographs of scikit-image, rendered and dithered pages, and noise that was blurred,
+enlarged, dithered or compressed as JPEG (`tests/benchmarks/filter_fairness.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,20 +20,20 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 
 EDGE = 24  # levels between neighbours
 WINDOW = 1024  # pixels per side of the central part in which edges and roughness are measured
-COLOUR_SIDE = 256  # pixels of the longer side to which colour is reduced, which evens out its coarser sampling in JPEG
+COLOUR_SIDE = 256  # pixels of the longer side to which colour is reduced, as JPEG samples it coarsely
 FINE_SCALES = (0, 1, 2)  # 1, 1/2, 1/4: enlarged or blurred noise is noise again at a smaller scale
 COARSE_SCALES = (2, 3)  # 1/4, 1/8: dots of dither and screens have averaged out
-_LEAST_SIDE = 12  # pixels below which a coarse scale is not measured
-_GREY_VARIANCE = 16.0  # below this, colour may vary more than the grey levels, and roughness is measured there
+_MIN_SIDE = 12  # pixels below which a coarse scale is not measured
+_GREY_VARIANCE = 16.0  # below this, roughness is measured on the channel that varies most, which may be colour
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `ENTROPY` for each candidate."""
-    return [_score(candidate.whole.preview, candidate.whole.preview_grey) for candidate in candidates]
+    return [_score(candidate.target.preview, candidate.target.preview_grey) for candidate in candidates]
 
 
 def _score(preview: Image.Image, preview_grey: Image.Image) -> dict:
@@ -70,19 +70,19 @@ def _bits(pixels: UInt8[np.ndarray, "H W"]) -> float:
 
 
 def _edges(pixels: UInt8[np.ndarray, "H W"]) -> float:
-    """Share of the pixels of every second row that differ from the one to the right or below by `EDGE` levels."""
+    """Share of pixels that differ from the right or lower neighbour by `EDGE` levels, in every second row."""
     if min(pixels.shape) < 2:
         return 0.0
     here, right, below = pixels[:-1:2, :-1], pixels[:-1:2, 1:], pixels[1::2, :-1]
-    # Unsigned differences of bytes take a quarter of the time of wider types.
+    # Unsigned byte differences take a quarter of the time of wider types.
     right, below = (np.maximum(here, there) - np.minimum(here, there) for there in (right, below))
     return np.count_nonzero(np.maximum(right, below) >= EDGE) / here.size
 
 
 def _roughness(pixels: Integer[np.ndarray, "H W"]) -> float:
-    """The largest ratio of the fine scales, but no more than the least of the coarse ones; see `_ratios`.
+    """The largest ratio at the fine scales, capped by the smallest at the coarse scales; see `_ratios`.
 
-    0 for an image that is less than 3 pixels wide or high, or of a single level.
+    It is 0 for an image that is less than 3 pixels wide or high, or that has a single level.
     """
     ratios = dict(_ratios(pixels))
     fine = max((ratio for scale, ratio in ratios.items() if scale in FINE_SCALES), default=0.0)
@@ -91,13 +91,13 @@ def _roughness(pixels: Integer[np.ndarray, "H W"]) -> float:
 
 
 def _ratios(pixels: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
-    """(scale, ratio) for every scale that is large enough and not of a single level.
+    """Yields (scale, ratio) for every scale that is large enough and has more than a single level.
 
-    The ratio is the variance of a pixel minus the mean of its four neighbours, divided by the variance of the image:
-    1.25 for white noise. It is computed from every second row.
+    The ratio is the variance of (pixel - mean of its four neighbours), divided by the variance of the image; it is 1.25
+    for white noise. It is computed from every second row.
     """
-    for scale in range(max(COARSE_SCALES) + 1):  # pixels are sums of 4 ** scale levels, of which 16 bits hold 32 * 255
-        if min(pixels.shape) < (3 if scale in FINE_SCALES else _LEAST_SIDE):
+    for scale in range(max(COARSE_SCALES) + 1):  # pixels are sums of 4 ** scale levels; 16 bits suffice for 32 * 255
+        if min(pixels.shape) < (3 if scale in FINE_SCALES else _MIN_SIDE):
             return
         if 4**scale > 32:
             pixels = pixels.astype(np.int32)
@@ -111,36 +111,36 @@ def _ratios(pixels: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
 
 
 def _variance(values: Integer[np.ndarray, "H W"]) -> float:
-    """Variance from integers that double precision holds exactly: the same on every machine, in any order."""
+    """Variance of integers that double precision represents exactly, so it is the same on every machine."""
     exact = values.astype(np.float64)
     mean = exact.sum() / exact.size
     return float(np.square(exact, out=exact).sum() / exact.size - mean**2)
 
 
-def _drops(row: Row, chosen: Chosen) -> str | None:
-    plain = (row[f"entropy.{name}bits"] < chosen.min_bits for name in ("", "colour_"))
-    smooth = (row[f"entropy.{name}edges"] < chosen.min_edges for name in ("", "colour_"))
+def _drops(row: Row, settings: Settings) -> str | None:
+    plain = (row[f"entropy.{name}bits"] < settings.min_bits for name in ("", "colour_"))
+    smooth = (row[f"entropy.{name}edges"] < settings.min_edges for name in ("", "colour_"))
     if all((*plain, *smooth)):
         return "empty"
-    return "noise" if row["entropy.roughness"] > chosen.max_roughness else None
+    return "noise" if row["entropy.roughness"] > settings.max_roughness else None
 
 
 ENTROPY = Filter(
     name="entropy",
     version=3,
     columns={
-        "bits": (float, "Shannon entropy of the grey-level histogram: solid 0, photographs 4..8"),
+        "bits": (float, "Shannon entropy of the grey-level histogram: 0 for a solid colour, 4..8 for photographs"),
         "edges": (float, f"share of pixels that differ from a neighbour by {EDGE} of 255 grey levels"),
-        "colour_bits": (float, "entropy of the colour channel (Cb or Cr) with more of it"),
-        "colour_edges": (float, "the same as `edges` for the colour channels of the reduced image"),
-        "roughness": (float, "how little a pixel's neighbours predict it, dots of print excepted: white noise 1.25"),
+        "colour_bits": (float, "larger entropy of the two colour channels (Cb, Cr)"),
+        "colour_edges": (float, "`edges` of the colour channels of the reduced image"),
+        "roughness": (float, "how little a pixel's neighbours predict it, ignoring print dots: 1.25 for white noise"),
     },
     score=score,
     thresholds=(
         Threshold(
             "min_bits",
             1.0,
-            "bits; an image is empty if grey levels and colours have less entropy and fewer edges than `min_edges`",
+            "bits; an image is empty if grey levels and colours have less entropy, and fewer edges than `min_edges`",
             low=0,
             high=8,
             column="bits",
@@ -158,7 +158,7 @@ ENTROPY = Filter(
         Threshold(
             "max_roughness",
             0.8,
-            "a rougher image is noise",
+            "roughness above which an image is noise",
             low=0,
             high=2,
             column="roughness",

@@ -1,17 +1,17 @@
 """Exemptions that several filters share."""
 
-from data_pipeline.filters.base import Chosen, Exemption, Row
+from data_pipeline.filters.base import Exemption, Row, Settings
 
 SYNTHETIC = "synthetic/"
-DESIGN_TAGS = (SYNTHETIC, "design/")  # tags of pages, slides and posters, whose margins belong to them
+DESIGN_TAGS = (SYNTHETIC, "design/")  # tags of pages, slides and posters, which have margins on purpose
 
 
-def is_flat(row: Row, chosen: Chosen) -> bool:
-    """Whether an image is flat by design, as drawings and pages of text are."""
-    return row["entropy.bits"] < chosen.near_min_entropy
+def is_flat(row: Row, settings: Settings) -> bool:
+    """Whether an image is flat by nature, such as a drawing or a page of text."""
+    return row["entropy.bits"] < settings.near_min_entropy
 
 
-def is_design(row: Row, chosen: Chosen) -> bool:
+def is_design(row: Row, settings: Settings) -> bool:
     return any(tag.startswith(DESIGN_TAGS) for tag in row["description.tags"])
 
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 from data_pipeline.records.schema import Caption
 
 QUOTED = re.compile(r"\"[^\"]*\"|“[^“”]*”|«[^«»]*»|「[^「」]*」|『[^『』]*』|„[^„“”]*[“”]|(?<!\w)['‘][^'‘’]*['’](?!\w)")
@@ -156,17 +156,17 @@ def script_share(text: str, language: str | None) -> float | None:
     return round(sum(counts[script] for script in scripts) / total, 4) if total else None
 
 
-def _drops_caption(row: Row, number: int, chosen: Chosen) -> str | None:
+def _drops_caption(row: Row, number: int, settings: Settings) -> str | None:
     count = row["description.conditions"]
     if not count:
         return None
     if row["instruction.last_source"][number] > count:
         return "names_missing_source"
     composed = count > 1 and "edit/compose" in row["description.tags"]
-    if chosen.name_sources and composed and row["instruction.sources"][number] < count:
+    if settings.name_sources and composed and row["instruction.sources"][number] < count:
         return "source_not_named"
     script = row["instruction.script"][number]
-    return "other_script" if script is not None and script < chosen.min_script else None
+    return "other_script" if script is not None and script < settings.min_script else None
 
 
 INSTRUCTION_TEXT = Filter(

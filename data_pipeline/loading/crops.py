@@ -20,8 +20,8 @@ from qi2_jax.pixels import normalize
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """The image of one selected record.
+class SelectedImage:
+    """The image of one selected record, in its bucket.
 
     Attributes:
       index: position of the record in its `RecordFolder`.
@@ -33,9 +33,12 @@ class Picture:
     bucket: Bucket
     captions: tuple[int, ...]
 
+    def __repr__(self) -> str:  # enters `SelectedImages.digest`, so runs that exist fix its form
+        return f"Picture(index={self.index!r}, bucket={self.bucket!r}, captions={self.captions!r})"
+
 
 @dataclasses.dataclass(frozen=True)
-class Pictures(Sequence):
+class SelectedImages(Sequence):
     """Pixels of selected records, decoded on access.
 
     Attributes:
@@ -45,7 +48,7 @@ class Pictures(Sequence):
     """
 
     records: RecordFolder
-    chosen: tuple[Picture, ...]
+    chosen: tuple[SelectedImage, ...]
     channels: int = 4
 
     def __len__(self) -> int:
@@ -53,7 +56,7 @@ class Pictures(Sequence):
 
     @property
     def digest(self) -> str:
-        """A hash of the stored images, of their selection, and of how they are prepared."""
+        """A hash of the stored images, their selection and their preparation."""
         total = hashlib.sha256(repr((self.chosen, self.channels)).encode())
         for shard in self.records.shards:
             total.update(shard.digest.encode())
@@ -62,13 +65,13 @@ class Pictures(Sequence):
     @property
     def nbytes(self) -> int:
         """Memory of all decoded images, in bytes."""
-        return sum(picture.bucket.width * picture.bucket.height * self.channels for picture in self.chosen)
+        return sum(image.bucket.width * image.bucket.height * self.channels for image in self.chosen)
 
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]
 
     def captions(self, index: int) -> list[Caption]:
-        """The selected captions of an image."""
+        """Selected captions of an image."""
         captions = self.record(index).captions
         return [captions[position] for position in self.chosen[index].captions]
 
@@ -82,14 +85,14 @@ class Crops:
     """Random square crops of images, mirrored half of the time: a pure function of (seed, step).
 
     Attributes:
-      pictures: images with values 0..255, whose sides are at least `side`.
+      images: images with values 0..255 and sides of at least `side`.
       side: side of a crop, in pixels.
       batch_size: global number of crops per step.
-      seed: seed of order, position and mirroring.
+      seed: seed of the order, positions and mirroring.
       rows: rows of the global batch that this process reads; None for all.
     """
 
-    pictures: Sequence[UInt8[np.ndarray, "H W c"]]
+    images: Sequence[UInt8[np.ndarray, "H W c"]]
     side: int
     batch_size: int
     seed: int
@@ -97,7 +100,7 @@ class Crops:
 
     def from_step(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Pixels in [-1, 1] for steps start, start + 1, ..."""
-        order = grain.MapDataset.range(len(self.pictures)).seed(self.seed).shuffle().repeat()
+        order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
         crops = order.random_map(self._crop, seed=self.seed + 1)
         rows = range(self.batch_size) if self.rows is None else self.rows
 
@@ -108,7 +111,7 @@ class Crops:
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def _crop(self, index: int, rng: np.random.Generator) -> Float[np.ndarray, "H W c"]:
-        pixels = self.pictures[index]
+        pixels = self.images[index]
         top, left = (int(rng.integers(0, size - self.side + 1)) for size in pixels.shape[:2])
         crop = pixels[top : top + self.side, left : left + self.side]
         return normalize(crop[:, ::-1] if rng.random() < 0.5 else crop)

@@ -18,15 +18,15 @@ class Loader:
     """Shuffled, endless, padded batches of one stream.
 
     Every epoch is a new permutation of all samples. Batches may span two epochs, so no sample is left out. A step draws
-    one of the texts of each sample. With probability `dropout` it takes the empty prompt instead: that of the sample,
-    which for an edit includes the condition images, or the common one.
+    one of the texts of each sample. With probability `dropout` it uses the empty prompt instead: for an edit the
+    sample's own, which includes the condition images, otherwise the common one.
 
     Attributes:
       samples: samples of the stream.
       empty: the empty prompt without condition images.
       layout: layout that batches are padded to.
       batch_size: global number of samples per batch.
-      seed: seed of order, texts and dropout.
+      seed: seed of the order, texts and dropout.
       dropout: probability in [0, 1].
       rows: rows of the global batch that this process reads; None for all.
       labels: constant metrics of the stream, logged with every batch.
@@ -49,7 +49,7 @@ class Loader:
             raise ValueError(f"dropout is {self.dropout}; it must be between 0 and 1")
 
     def order(self) -> grain.MapDataset:
-        """The index of the sample at each place of the endless sequence. Its memory does not grow with the samples."""
+        """Indices of the samples in the order of the endless sequence. Memory does not grow with their number."""
         return grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
 
     def batches(self) -> grain.MapDataset:
@@ -69,7 +69,7 @@ class Loader:
         return grain.MapDataset.range(np.iinfo(np.int64).max).map(batch)
 
     def _choose(self, index: int, rng: np.random.Generator) -> tuple[Sample, bool]:
-        """The sample with one text, and whether that is the empty prompt."""
+        """The sample with one text, and whether this text is the empty prompt."""
         sample = self.samples[index]
         text = sample.texts[rng.integers(len(sample.texts))]
         if rng.random() < self.dropout:
@@ -79,11 +79,11 @@ class Loader:
     def _metrics(
         self, batch: Batch, samples: Sequence[Sample], uses_empty_prompt: Sequence[bool]
     ) -> dict[str, float | Mean]:
-        """What the batch is made of, in shares 0..1.
+        """The composition of the batch, as shares 0..1.
 
         `padding` is the share of empty slots in the joint sequence and `padding_text` in its text slots. Each is a mean
         over all slots of an interval, as batches differ in length. `dropped` is the share of rows with the empty
-        prompt, `wide` and `tall` those of targets with more columns than rows and with fewer.
+        prompt; `wide` and `tall` are the shares of targets with more columns than rows, and with fewer.
         """
         sizes = np.array([sample.latents.shape[:2] for sample in samples])
         text_slots = sum(self.layout.text)

@@ -1,8 +1,8 @@
 """Mixtures: batches of several streams (areas, tasks) in exact proportions, a pure function of the turn.
 
 All batches of a stream have one layout and one size, so a step runs one of few compiled programs. The streams take
-turns. A cycle has as many turns as their weights add up to, in an order that is drawn from (seed, cycle). The batch of
-a turn therefore depends on (seed, turn) alone: the whole state is one integer, on any number of hosts. A batch that is
+turns. The number of turns in a cycle is the sum of the weights; their order is drawn from (seed, cycle). The batch of a
+turn therefore depends on (seed, turn) alone: the whole state is one integer, on any number of hosts. A batch that is
 too large for the devices is read as several microbatches.
 """
 
@@ -16,8 +16,7 @@ import grain
 import numpy as np
 
 from data_pipeline.loading.loader import Loader
-from data_pipeline.samples import cache as cached
-from data_pipeline.samples.cache import Cache, Largest, StreamKey
+from data_pipeline.samples.cache import Cache, CachedStream, Largest, StreamKey
 from data_pipeline.samples.schema import Sample
 from qi2_jax.sequence import Layout
 from qi2_jax.training.microbatch import Microbatch
@@ -31,7 +30,7 @@ class Stream:
 
     Attributes:
       name: name in logs, such as "512-1".
-      loader: samples and layout; its batch size is that of a microbatch.
+      loader: loader of microbatches.
       weight: number of its batches in every cycle.
       microbatches: number of microbatches in a batch.
       held_out: samples for validation and sample grids, in the same layout.
@@ -56,7 +55,7 @@ class Mixture:
     """Streams that take turns.
 
     Raises:
-      ValueError: without streams, for a weight below 1, or a cycle above `MAX_CYCLE` steps.
+      ValueError: if there are no streams, a weight is below 1, or a cycle has more than `MAX_CYCLE` turns.
     """
 
     streams: tuple[Stream, ...]
@@ -83,13 +82,13 @@ class Mixture:
         Args:
           cache: encoded samples.
           shares: shares of areas and tasks.
-          microbatch_sizes: for every side the number of microbatches in a batch, and the global samples of each.
-          seed: seed of the order, and of the loaders.
+          microbatch_sizes: for every side, the number of microbatches in a batch and the global size of each.
+          seed: seed of the order and of the loaders.
           dropout: probability of the empty prompt, see `Loader`.
           local_rows: function from the size of a batch to the rows that this process reads.
 
         Raises:
-          ValueError: if a stream with a share has no samples, or no held-out ones although the cache holds some out.
+          ValueError: if a stream with a share has no samples, or none held out although the cache holds some out.
         """
         streams, weights = [], shares.weights()
         for position, (key, (stream, held_out)) in enumerate(streams_of(cache, shares).items()):
@@ -103,7 +102,7 @@ class Mixture:
 
     @property
     def cycle(self) -> int:
-        """Number of turns after which every stream has had exactly as many batches as its weight."""
+        """Number of turns in a cycle, in which every stream has as many batches as its weight."""
         return sum(stream.weight for stream in self.streams)
 
     def turn(self, number: int) -> Turn:
@@ -137,92 +136,92 @@ class Mixture:
         return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def unused(self, cache: Cache) -> dict[str, int]:
-        """Number of samples by stream that no stream of the mixture reads, although they are not held out."""
-        names, free = {stream.name for stream in self.streams}, (s for s in cache.streams if not s.key.held)
-        return {str(stream.key): len(stream) for stream in free if str(stream.key) not in names}
+        """Number of training samples that the mixture does not read, by stream of the cache."""
+        names, training = {stream.name for stream in self.streams}, (s for s in cache.streams if not s.key.held)
+        return {str(stream.key): len(stream) for stream in training if str(stream.key) not in names}
 
     def _order(self, cycle: int) -> np.ndarray:
-        return _draw(tuple(stream.weight for stream in self.streams), self.seed, cycle)
+        return _draw_order(tuple(stream.weight for stream in self.streams), self.seed, cycle)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """The share of the turns that each area and task has.
+    """The shares of areas and tasks in the turns.
 
     Attributes:
-      sides: sides of the squares with these areas, in pixels.
-      of_sides: share of each side; 0 for none.
-      of_tasks: shares of text-to-image and of edits, within each side.
-      of_conditions: shares of one, two, ... condition images, within the edits.
+      sides: sides in pixels of the squares that give the areas.
+      side_shares: share of each side; 0 for none.
+      task_shares: shares of text-to-image and of edits within each side.
+      condition_shares: shares of edits with one, two, ... condition images.
 
     Raises:
       ValueError: if the number of shares is wrong, one is negative, or all are 0.
     """
 
     sides: tuple[int, ...]
-    of_sides: tuple[int, ...]
-    of_tasks: tuple[int, int]
-    of_conditions: tuple[int, ...]
+    side_shares: tuple[int, ...]
+    task_shares: tuple[int, int]
+    condition_shares: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.of_sides) != len(self.sides):
-            raise ValueError(f"mixture.sides {self.of_sides} needs a share for each of data.sides {self.sides}")
-        if len(self.of_tasks) != 2:
-            raise ValueError(f"mixture.tasks {self.of_tasks} needs two shares: one for pairs and one for edits")
-        shares = (*self.of_sides, *self.of_tasks, *self.of_conditions)
-        if min(shares) < 0 or not any(self.of_sides) or not any(self.of_tasks):
+        if len(self.side_shares) != len(self.sides):
+            raise ValueError(f"mixture.sides {self.side_shares} needs a share for each of data.sides {self.sides}")
+        if len(self.task_shares) != 2:
+            raise ValueError(f"mixture.tasks {self.task_shares} needs two shares: one for pairs and one for edits")
+        shares = (*self.side_shares, *self.task_shares, *self.condition_shares)
+        if min(shares) < 0 or not any(self.side_shares) or not any(self.task_shares):
             raise ValueError(f"mixture has a negative share, or only shares of 0: {self}")
-        if self.of_tasks[1] and not any(self.of_conditions):
+        if self.task_shares[1] and not any(self.condition_shares):
             raise ValueError("mixture.tasks has edits, but data.mixture.conditions has no share for them")
 
     def weights(self) -> dict[StreamKey, int]:
         """Number of batches of each stream in a cycle, divided by their greatest common divisor."""
-        edits = sum(self.of_conditions) or 1
-        tasks = {0: self.of_tasks[0] * edits}
-        tasks |= {count: self.of_tasks[1] * share for count, share in enumerate(self.of_conditions, start=1)}
-        found = {
+        edits = sum(self.condition_shares) or 1
+        tasks = {0: self.task_shares[0] * edits}
+        tasks |= {count: self.task_shares[1] * share for count, share in enumerate(self.condition_shares, start=1)}
+        weights = {
             StreamKey(side, conditions): share * weight
-            for side, share in zip(self.sides, self.of_sides, strict=True)
+            for side, share in zip(self.sides, self.side_shares, strict=True)
             for conditions, weight in tasks.items()
             if share * weight
         }
-        divisor = math.gcd(*found.values())
-        return {key: weight // divisor for key, weight in found.items()}
+        divisor = math.gcd(*weights.values())
+        return {key: weight // divisor for key, weight in weights.items()}
 
 
-def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, tuple[cached.Stream, cached.Stream]]:
-    """The streams of a cache that have a share, in the order of their weights, each with its held-out stream.
+def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, tuple[CachedStream, CachedStream]]:
+    """The streams of a cache that have a share, in the order of `Shares.weights`, each with its held-out stream.
 
-    Where the cache holds nothing out, the held-out stream is the stream itself.
+    If the cache holds nothing out, the held-out stream is the stream itself.
 
     Raises:
-      ValueError: if one of them has no samples, or no held-out ones although the cache holds some out.
+      ValueError: if one of them has no samples, or none held out although the cache holds some out.
     """
     found = {stream.key: stream for stream in cache.streams}
     if missing := [str(key) for key in shares.weights() if key not in found]:
         raise ValueError(
-            f"{cache.folder} has no samples for {missing} (side-conditions), only {[str(key) for key in found]}; "
-            "set their share in data.mixture to 0, or select and encode such records"
+            f"{cache.folder} has no samples for the streams {missing} (side-conditions), only for "
+            f"{[str(key) for key in found]}; set their share in data.mixture to 0, or select and encode such records"
         )
     if not cache.held_out:
         return {key: (found[key], found[key]) for key in shares.weights()}
     held = {key: key._replace(held=True) for key in shares.weights()}
     if missing := [str(key) for key in held.values() if key not in found]:
         raise ValueError(
-            f"{cache.folder} has no samples for {missing} to validate with, although data.held_out is "
+            f"{cache.folder} has no validation samples for the streams {missing}, although data.held_out is "
             f"{cache.held_out}. Set their share in data.mixture to 0, add such records, or encode all stages again "
             "with a larger data.held_out, or with 0 to validate on the training samples"
         )
-    return {key: (found[key], found[own]) for key, own in held.items()}
+    return {key: (found[key], found[held_key]) for key, held_key in held.items()}
 
 
 def layout_of(largest: Largest, empty: Sequence[int]) -> Layout:
-    """The smallest layout that every sample of a stream fits, and the empty prompt where it may replace a text."""
+    """The smallest layout for every sample of a stream, and for the empty prompt if it may replace their texts."""
     text = tuple(map(max, largest.text, empty)) if not largest.conditions else largest.text
     return Layout(text, largest.target, largest.conditions)
 
 
 @functools.lru_cache(maxsize=64)
-def _draw(weights: Sequence[int], seed: int, cycle: int) -> np.ndarray:
+def _draw_order(weights: Sequence[int], seed: int, cycle: int) -> np.ndarray:
     order = np.repeat(np.arange(len(weights)), weights)
     return np.random.default_rng((seed, cycle)).permutation(order)

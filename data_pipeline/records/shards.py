@@ -3,7 +3,7 @@
     DIR/manifest.json
     DIR/records-00000-of-00003.arrayrecord ...
 
-The manifest is written last, so a folder without one is what an interrupted run left behind.
+The manifest is written last: a folder without one was left by an interrupted run.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _MAX_MANIFEST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of records. `digest` is the SHA-256 over the hashes of its payloads; scores are valid for one digest."""
+    """One file of records. `digest` is the SHA-256 of its payloads' hashes; scores are valid for one digest."""
 
     file: str
     records: int
@@ -45,7 +45,7 @@ def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_s
 
     Raises:
       ValueError: if `folder` already holds a manifest, another process writes to it, or `records_per_shard` is below 1.
-      OSError: if the disk is full. The folder is not complete then.
+      OSError: if the disk is full; the folder is then incomplete.
     """
     folder = Path(folder)
     if records_per_shard < 1:
@@ -98,11 +98,11 @@ def read_manifest(folder: Path | str) -> tuple[Shard, ...]:
     """Reads the shards of a folder, in order.
 
     Raises:
-      ValueError: if the folder is not complete, or the manifest is malformed or names a file outside the folder.
+      ValueError: if the folder is incomplete, or the manifest is malformed or names a file outside the folder.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {MANIFEST}: not a folder of records, or its ingestion was interrupted")
+        raise ValueError(f"{folder} has no {MANIFEST}: it is not a folder of records, or its ingestion was interrupted")
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
         raise ValueError(f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes")
     try:
@@ -119,15 +119,15 @@ def read_manifest(folder: Path | str) -> tuple[Shard, ...]:
 
 
 def digest_of(shards: Sequence[Shard]) -> str:
-    """A hash that changes with any record of these shards, and with their order."""
+    """A hash of all records in these shards and of their order."""
     return hashlib.sha256("".join(shard.digest for shard in shards).encode()).hexdigest()
 
 
 class RecordFolder:
     """Random access to the records of a folder, by position in the order of ingestion; also iterable.
 
-    A folder can be pickled for worker processes, which open the files for themselves. Reading a shard as a whole also
-    compares its digest with the manifest.
+    A folder can be pickled for worker processes, which open its files again. Reading a whole shard also compares its
+    digest with the manifest.
 
     Raises:
       ValueError: as `read_manifest`, and on access if a shard is missing, corrupt, or does not match the manifest.
@@ -153,7 +153,7 @@ class RecordFolder:
             yield from self.read_shard(shard)
 
     def read_shard(self, shard: int) -> Iterator[Record]:
-        """The records of one shard, by its number; a ValueError at the end if they do not match the manifest."""
+        """Yields the records of a shard; raises a ValueError at the end if they do not match the manifest."""
         digest = hashlib.sha256()
         for position in range(self.shards[shard].records):
             payload, record = self._read(shard, position)
@@ -161,7 +161,7 @@ class RecordFolder:
             yield record
         if digest.hexdigest() != self.shards[shard].digest:
             path = self.folder / self.shards[shard].file
-            raise ValueError(f"{path}: its records are not those of {MANIFEST}; make {self.folder} again")
+            raise ValueError(f"{path}: its records do not match {MANIFEST}; create {self.folder} again")
 
     def __reduce__(self) -> tuple[type["RecordFolder"], tuple[Path]]:
         return RecordFolder, (self.folder,)
@@ -172,7 +172,7 @@ class RecordFolder:
             if shard not in self._readers:
                 reader = ArrayRecordReader(str(path))
                 if reader.num_records() != self.shards[shard].records:
-                    raise ValueError(f"holds {reader.num_records()} records, not {self.shards[shard].records}")
+                    raise ValueError(f"contains {reader.num_records()} records, not {self.shards[shard].records}")
                 self._readers[shard] = reader
             payload = self._readers[shard].read([position])[0]
             return payload, decode_record(payload)

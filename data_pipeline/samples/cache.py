@@ -9,8 +9,8 @@
     DIR/manifest.json                      marks a complete cache; written last
 
 A stream has one area and one number of condition images, so one compiled program trains or validates on it. A unit is
-encoded and stored as a whole, and after a kill encoded again as a whole. A host keeps in memory a name and a number per
-file, and the index of the files that are open.
+encoded and stored as a whole; after a kill, an incomplete unit is encoded again. For each file, a host keeps a name and
+a count in memory, and an index while the file is open.
 """
 
 import json
@@ -38,12 +38,12 @@ from data_pipeline.samples.schema import (
 )
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
-# Schema 2 had no pixels of targets, 3 no streams of held-out samples, 4 no prompts beside text features.
+# Missing in schema 2: pixels of targets; in 3: held-out streams; in 4: prompts stored with text features.
 SCHEMA, READABLE = 5, (2, 3, 4, 5)
-MANIFEST, MAKING, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
+MANIFEST, FINGERPRINT, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
 MAX_OPEN = 128  # open files of a stream; each takes 8 bytes per sample in memory
-_WRITING = "group_size:1,uncompressed"  # latents do not compress, and reading is five times as fast
-_READING = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
+_WRITER_OPTIONS = "group_size:1,uncompressed"  # latents do not compress, and reading is five times as fast
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
 _NAME = re.compile(r"unit-\d{5,}\.arrayrecord")
 
 
@@ -66,7 +66,7 @@ class StreamKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest number of tokens in a stream: of the target, of each text segment, of each condition image."""
+    """The largest token counts in a stream: of the target, of each text segment and of each condition image."""
 
     target: int
     text: tuple[int, ...]
@@ -89,20 +89,22 @@ def begin(folder: Path, fingerprint: dict[str, Any]) -> None:
     """Writes the fingerprint of a new cache, or checks that an interrupted one has the same fingerprint.
 
     Raises:
-      ValueError: naming the values that differ.
+      ValueError: if they differ; the message names the values.
     """
-    path = folder / MAKING
+    path = folder / FINGERPRINT
     if path.is_file():
         check_fingerprint(folder, json.loads(path.read_bytes()), fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, fingerprint)
 
 
-def check_fingerprint(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises a ValueError that names every value in which the fingerprint of a folder differs from the wanted one."""
-    wanted = json.loads(json.dumps(wanted))
+def check_fingerprint(folder: Path, recorded: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises a ValueError that names every value in which the recorded fingerprint differs from the expected one."""
+    expected = json.loads(json.dumps(expected))
     differing = [
-        f"{key}: {made.get(key)!r}, expected {value!r}" for key, value in wanted.items() if made.get(key) != value
+        f"{key}: {recorded.get(key)!r}, expected {value!r}"
+        for key, value in expected.items()
+        if recorded.get(key) != value
     ]
     if differing:
         raise ValueError(
@@ -122,8 +124,8 @@ def write_unit(
     """Writes the samples of a unit, and then its marker.
 
     Args:
-      samples: tuples of the side, the sample and optionally whether it is held out (default: it is not).
-      left_out: records that were left out; complete when `samples` is exhausted.
+      samples: tuples of the side, the sample and optionally whether it is held out (default: False).
+      left_out: tally of the records that were left out; complete once `samples` is exhausted.
     """
     name = f"unit-{unit:05d}.arrayrecord"
     writers: dict[StreamKey, Any] = {}
@@ -134,7 +136,7 @@ def write_unit(
             key = StreamKey(side, len(sample.conditions), *held)
             if key not in writers:
                 (folder / str(key)).mkdir(parents=True, exist_ok=True)
-                writers[key] = ArrayRecordWriter(str(folder / str(key) / f"{name}.partial"), _WRITING)
+                writers[key] = ArrayRecordWriter(str(folder / str(key) / f"{name}.partial"), _WRITER_OPTIONS)
             writers[key].write(encode_sample(sample))
             counts[key] = counts.get(key, 0) + 1
             largest[key] = largest[key] | Largest.of(sample) if key in largest else Largest.of(sample)
@@ -153,6 +155,7 @@ def finish(folder: Path, units: int, empty: Text) -> bool:
     """Completes a cache; returns False while units of other processes are missing.
 
     Args:
+      units: number of units.
       empty: features of the empty prompt, which is " " in the published pipeline.
 
     Raises:
@@ -168,16 +171,16 @@ def finish(folder: Path, units: int, empty: Text) -> bool:
         for part in marker["streams"]:
             key = _key(part)
             files.setdefault(key, []).append({"file": f"unit-{unit:05d}.arrayrecord", "samples": part["samples"]})
-            found = _largest(part["largest"])
-            largest[key] = largest[key] | found if key in largest else found
+            in_unit = _largest(part["largest"])
+            largest[key] = largest[key] | in_unit if key in largest else in_unit
         for reason, count in marker["left_out"].items():
             left_out[reason] = left_out.get(reason, 0) + count
     if not files:
         raise ValueError(f"there are no samples to write to {folder}; left out: {left_out or 'nothing'}")
     write_atomic(folder / EMPTY, encode_text(empty))
     streams = [{**key._asdict(), "largest": vars(largest[key]), "files": files[key]} for key in sorted(files)]
-    making = json.loads((folder / MAKING).read_bytes())
-    content = {"schema": SCHEMA, "fingerprint": making, "left_out": left_out, "streams": streams}
+    fingerprint = json.loads((folder / FINGERPRINT).read_bytes())
+    content = {"schema": SCHEMA, "fingerprint": fingerprint, "left_out": left_out, "streams": streams}
     write_json_atomic(folder / MANIFEST, content)
     return True
 
@@ -188,7 +191,7 @@ def write_cache(
     empty: Text,
     fingerprint: dict[str, Any],
 ) -> None:
-    """Writes a complete cache with one unit, for data that is encoded elsewhere; arguments as in `write_unit`."""
+    """Writes a complete cache with one unit, for samples that were encoded elsewhere; arguments as in `write_unit`."""
     begin(folder, fingerprint)
     write_unit(folder, 0, samples, Tally())
     finish(folder, 1, empty)
@@ -202,12 +205,12 @@ def _largest(fields: dict) -> Largest:
     return Largest(int(fields["target"]), tuple(map(int, fields["text"])), tuple(map(int, fields["conditions"])))
 
 
-class Stream(Sequence):
+class CachedStream(Sequence):
     """Samples of one area and one number of condition images, by index. Several threads may read it.
 
     Attributes:
-      key: what identifies the stream.
-      largest: token counts that no sample exceeds.
+      key: key of the stream.
+      largest: largest token counts of its samples.
     """
 
     def __init__(self, folder: Path, key: StreamKey, largest: Largest, files: Sequence[tuple[str, int]]):
@@ -241,10 +244,10 @@ class Stream(Sequence):
             if file in self._open:
                 self._open.move_to_end(file)
             else:
-                reader = ArrayRecordReader(str(path), _READING)
+                reader = ArrayRecordReader(str(path), _READER_OPTIONS)
                 expected = int(self._ends[file] - (self._ends[file - 1] if file else 0))
                 if reader.num_records() != expected:
-                    raise ValueError(f"holds {reader.num_records()} samples, not {expected}")
+                    raise ValueError(f"contains {reader.num_records()} samples, not {expected}")
                 self._open[file] = reader
                 if len(self._open) > MAX_OPEN:
                     self._open.popitem(last=False)
@@ -255,11 +258,12 @@ class Cache:
     """A complete cache: its streams, in the order of their keys, and the empty prompt.
 
     Args:
-      folder: a folder that `qi2 data cache` wrote.
-      fingerprint: values that the cache must have been made with; None accepts any.
+      folder: folder that `qi2 data cache` wrote.
+      fingerprint: values that the cache's fingerprint must have; None accepts any.
 
     Raises:
-      ValueError: if the cache is incomplete, has another schema, or was made with other values, which are named.
+      ValueError: if the cache is incomplete, has another schema, or its fingerprint differs; the message names the
+        values.
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any] | None = None):
@@ -279,29 +283,29 @@ class Cache:
         self.empty = decode_text((folder / EMPTY).read_bytes())
         self.streams = tuple(self._stream(fields) for fields in manifest["streams"])
 
-    def _stream(self, fields: dict) -> Stream:
+    def _stream(self, fields: dict) -> CachedStream:
         files = [(part["file"], int(part["samples"])) for part in fields["files"]]
         if not all(_NAME.fullmatch(name) and samples > 0 for name, samples in files):
             raise ValueError(
                 f"{self.folder / MANIFEST} names files that are empty or not called unit-NNNNN.arrayrecord"
             )
-        return Stream(self.folder, _key(fields), _largest(fields["largest"]), files)
+        return CachedStream(self.folder, _key(fields), _largest(fields["largest"]), files)
 
     def __len__(self) -> int:
         return sum(map(len, self.streams))
 
     @property
     def held_out(self) -> float:
-        """The fraction of images whose samples are in separate streams, see `held_out`; 0 if there are none."""
+        """The fraction of images that are held out in separate streams, see the module `held_out`."""
         return self.fingerprint.get("preprocessing", {}).get("held_out", 0.0)
 
     @property
     def online(self) -> str:
         """What training computes instead of reading it here, see `schema.ONLINE`."""
-        of_schema_2 = TEXT if self.fingerprint.get("text") == "online" else NOTHING
-        return self.fingerprint.get("online", of_schema_2)
+        in_schema_2 = TEXT if self.fingerprint.get("text") == "online" else NOTHING
+        return self.fingerprint.get("online", in_schema_2)
 
     @property
     def nbytes(self) -> int:
-        """Size of the files of all streams."""
+        """Total size of the files of all streams, in bytes."""
         return sum(path.stat().st_size for stream in self.streams for path in stream.paths)

@@ -1,7 +1,7 @@
 """Encoding: selected records become a cache of samples, once, unit by unit.
 
-A unit is a number of consecutive record shards, so its content depends on the records and the selection alone. An
-interrupted run resumes at the first unit that is missing, and several processes share the units of one cache.
+A unit consists of consecutive record shards, so its content depends on the records and the selection alone. An
+interrupted run resumes at the first missing unit, and several processes share the units of one cache.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from data_pipeline.records.shards import RecordFolder, digest_of
 from data_pipeline.samples import cache
 from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.held_out import check_held_out
-from data_pipeline.samples.items import Encoders, Pictures, Pixels
+from data_pipeline.samples.items import Encoders, ItemPreparer, Pixels
 from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Sample
 from data_pipeline.selection.index import Kept, read_selection
 from qi2_jax.runtime import lock
 from qi2_jax.runtime.read_ahead import map_ahead
 
-PREPROCESSING = 1  # to be raised whenever the same record would become other pixels or another prompt
+PREPROCESSING = 1  # raise it whenever the same record would give different pixels or a different prompt
 AHEAD = 2  # batches that are decoded while another is encoded
 DECODERS = 4  # threads; decoding and resizing release Python's lock
 
@@ -35,11 +35,12 @@ class EncodeReport:
     """Content of a cache.
 
     Attributes:
-      records: records in the folder that it was made from.
-      streams: samples of every stream.
-      left_out: records that were left out, by reason.
+      folder: folder of the cache.
+      records: number of records in the folder that it was encoded from.
+      streams: number of samples in every stream.
+      left_out: number of records that were left out, by reason.
       online: what training computes itself, see `schema.ONLINE`.
-      bytes: size of its files.
+      bytes: total size of its files.
     """
 
     folder: str
@@ -65,24 +66,27 @@ class EncodeReport:
 def preprocessing(data: Any) -> dict[str, Any]:
     """The part of a config's `data` group that decides the pixels of samples and which of them are held out.
 
-    A trainer refuses samples that were made with other values.
+    A trainer refuses samples that were encoded with different values.
 
     Raises:
-      ValueError: for a fraction that cannot be held out.
+      ValueError: if `held_out` is not a valid fraction.
     """
     check_held_out(data.held_out)
     keys = ("sides", "ratios", "max_upscale", "max_cropped", "smaller_too")
     values = {key: getattr(data, key) for key in keys}
-    found = {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in values.items()}
-    if data.held_out:  # caches that hold nothing out stay compatible with those from before this key
-        found["held_out"] = data.held_out
-    return {"preprocessing": {"version": PREPROCESSING, **found}}
+    plain = {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in values.items()}
+    if data.held_out:  # caches without held-out images stay compatible with those written before this key existed
+        plain["held_out"] = data.held_out
+    return {"preprocessing": {"version": PREPROCESSING, **plain}}
 
 
 def fingerprint(records: RecordFolder, index: Path, data: Any, encoders: dict[str, Any]) -> dict[str, Any]:
     """Everything that samples depend on: encoders, records, the selection with its captions, and preprocessing.
 
     Args:
+      records: folder of the records.
+      index: index of the selected records.
+      data: a config's `data` group.
       encoders: values that identify the encoders and how they compute.
     """
     selection = hashlib.sha256()
@@ -102,7 +106,7 @@ def encode(
     resolutions: Resolutions,
     encoders: Encoders,
     out: Path,
-    made_from: dict[str, Any],
+    cache_fingerprint: dict[str, Any],
     *,
     records_per_unit: int,
     held_out: float = 0.0,
@@ -112,36 +116,37 @@ def encode(
     """Writes the cache of a selection; units that an interrupted call has finished are not encoded again.
 
     Args:
-      folder: the records.
-      index: the selection, as `selection.index.write_selection` writes it.
+      folder: folder of the records.
+      index: index of the selected records, as `selection.index.write_selection` writes it.
       resolutions: areas and buckets.
-      out: the cache.
-      made_from: see `fingerprint`.
-      records_per_unit: the least number of records in a unit.
-      held_out: fraction of images whose samples go into streams of their own, see `held_out`.
+      encoders: encoders of images and prompts.
+      out: folder of the cache.
+      cache_fingerprint: result of `fingerprint`.
+      records_per_unit: minimum number of records in a unit.
+      held_out: fraction of images whose samples go into separate streams, see the module `held_out`.
       process: index of this process and number of processes; each encodes its share of the units.
 
     Returns:
       None while other processes still have units to write.
 
     Raises:
-      ValueError: if the cache was made from something else, another program writes to it, or no record is left.
+      ValueError: if the cache has another fingerprint, another process writes to it, or no record is left.
     """
     records = RecordFolder(folder)
     if next(read_selection(index), None) is None:
         raise ValueError(f"{index} selects no record; loosen data.thresholds and select again")
     units = _units(records, records_per_unit)
     with lock.hold(out, remove=True):
-        cache.begin(out, made_from)
+        cache.begin(out, cache_fingerprint)
         missing = [number for number in range(process[0], len(units), process[1]) if not cache.has_unit(out, number)]
-        pictures = Pictures(records, resolutions, encoders, held_out)
-        _write_units(pictures, index, units, missing, out, progress)
+        preparer = ItemPreparer(records, resolutions, encoders, held_out)
+        _write_units(preparer, index, units, missing, out, progress)
         (empty,) = encoders.texts([""], [()])
         return report(out, len(records)) if cache.finish(out, len(units), empty) else None
 
 
 def _write_units(
-    pictures: Pictures, index: Path, units: Sequence[range], missing: Sequence[int], out: Path, progress: bool
+    preparer: ItemPreparer, index: Path, units: Sequence[range], missing: Sequence[int], out: Path, progress: bool
 ) -> None:
     total = sum(len(units[number]) for number in missing)
     hidden = not progress or not missing
@@ -151,59 +156,63 @@ def _write_units(
                 continue
             left_out = Tally()
             end = bar.n + len(units[number])
-            cache.write_unit(out, number, _encode_unit(pictures, selected, left_out, bar, len(units[number])), left_out)
+            cache.write_unit(out, number, _encode_unit(preparer, selected, left_out, bar, len(units[number])), left_out)
             bar.update(end - bar.n)
 
 
 def report(out: Path, records: int) -> EncodeReport:
     """The content of a complete cache."""
-    made = Cache(out)
-    streams = {str(stream.key): len(stream) for stream in made.streams}
-    return EncodeReport(str(out), records, streams, made.left_out, made.online, made.nbytes)
+    finished = Cache(out)
+    streams = {str(stream.key): len(stream) for stream in finished.streams}
+    return EncodeReport(str(out), records, streams, finished.left_out, finished.online, finished.nbytes)
 
 
-def _units(records: RecordFolder, least: int) -> list[range]:
-    """Ranges of record positions: consecutive shards are joined until they contain `least` records."""
-    if least < 1:
-        raise ValueError(f"records_per_unit is {least}; it must be at least 1")
+def _units(records: RecordFolder, records_per_unit: int) -> list[range]:
+    """Ranges of record positions: consecutive shards are joined until they contain `records_per_unit` records."""
+    if records_per_unit < 1:
+        raise ValueError(f"records_per_unit is {records_per_unit}; it must be at least 1")
     units, start, end = [], 0, 0
     for shard in records.shards:
         end += shard.records
-        if end - start >= least:
+        if end - start >= records_per_unit:
             units.append(range(start, end))
             start = end
     return [*units, range(start, end)] if end > start else units
 
 
 def _by_unit(kept: Iterable[Kept], units: Sequence[range]) -> Iterator[tuple[int, list[Kept]]]:
-    """The selected records of every unit, which may be none."""
+    """The selected records of every unit; some units may have none."""
     rows = iter(kept)
-    ahead = next(rows, None)
+    row = next(rows, None)
     for number, unit in enumerate(units):
         selected = []
-        while ahead is not None and ahead.index < unit.stop:
-            selected.append(ahead)
-            ahead = next(rows, None)
+        while row is not None and row.index < unit.stop:
+            selected.append(row)
+            row = next(rows, None)
         yield number, selected
 
 
 def _encode_unit(
-    pictures: Pictures, selected: Sequence[Kept], left_out: Tally, bar: tqdm, size: int
+    preparer: ItemPreparer, selected: Sequence[Kept], left_out: Tally, bar: tqdm, size: int
 ) -> Iterator[tuple[int, Sample, bool]]:
     """Samples of a unit with their sides, and whether they are held out.
 
     Args:
-      bar: progress bar, which advances by `size` records, evenly over the batches.
+      preparer: preparer of the unit's images.
+      selected: selected records of the unit.
+      left_out: tally to which records that are left out are added.
+      bar: progress bar, which advances by `size`, evenly over the batches.
+      size: number of records in the unit.
     """
     start = bar.n
-    batches = pictures.batches(selected, left_out)
-    for done, batch in enumerate(map_ahead(pictures.prepare, batches, AHEAD + 1, DECODERS)):
+    batches = preparer.batches(selected, left_out)
+    for done, batch in enumerate(map_ahead(preparer.prepare, batches, AHEAD + 1, DECODERS)):
         bar.update(start + size * done // len(batches) - bar.n)
         for pixels in batch:
             if pixels.left_out is not None:
                 left_out.add(pixels.left_out, pixels.item.kept.key)
         if usable := [pixels for pixels in batch if pixels.left_out is None]:
-            yield from _encode_batch(usable, pictures.resolutions, pictures.encoders)
+            yield from _encode_batch(usable, preparer.resolutions, preparer.encoders)
 
 
 def _encode_batch(
@@ -213,8 +222,8 @@ def _encode_batch(
     images: list[Any] = [image for pixels in batch for image in (pixels.target, *pixels.conditions)]
     latents = encoders.latents(images)
     with_images = [(text, pixels.conditions) for pixels in batch for text in (*pixels.texts, *[""] * bool(count))]
-    prompts, beside = [text for text, _ in with_images], [conditions for _, conditions in with_images]
-    texts = iter(encoders.texts(prompts, beside, resolutions.buckets(side).max_tokens))
+    prompts, condition_images = [text for text, _ in with_images], [conditions for _, conditions in with_images]
+    texts = iter(encoders.texts(prompts, condition_images, resolutions.buckets(side).max_tokens))
     for place, pixels in enumerate(batch):
         target, *conditions = latents[place * (count + 1) : (place + 1) * (count + 1)]
         encoded = tuple(itertools.islice(texts, len(pixels.texts)))

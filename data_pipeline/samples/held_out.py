@@ -1,7 +1,6 @@
 """Which records are held out for validation.
 
-The bytes of a record's images alone decide. The decision is the same in every stream, area and stage, whatever else is
-selected.
+The decision depends on the bytes of a record's images alone, so it is the same in every stream, area and stage.
 """
 
 import hashlib
@@ -10,7 +9,7 @@ from data_pipeline.records.schema import Record
 
 
 def check_held_out(fraction: float) -> None:
-    """Raises a ValueError for a fraction of images that cannot be held out."""
+    """Raises a ValueError unless 0 <= fraction < 1."""
     if not 0 <= fraction < 1:
         raise ValueError(
             f"held_out is {fraction}; it is the fraction of images held out from training; choose at least 0 "
@@ -18,15 +17,15 @@ def check_held_out(fraction: float) -> None:
         )
 
 
-def number(image: bytes) -> float:
+def image_hash(image: bytes) -> float:
     """A hash of an image in [0, 1), uniform over images: the first 48 bits of the SHA-256 of its bytes."""
     return int.from_bytes(hashlib.sha256(image).digest()[:6], "big") / 2**48
 
 
 def is_held(record: Record, fraction: float) -> bool:
-    """Whether the number of the target or of a condition image is below the fraction.
+    """Whether the hash of the record's target or of a condition image is below the fraction.
 
     Training therefore never sees such an image, neither alone nor as source or target of an edit. It may see the other
-    images of an edit that is held out. A larger fraction includes everything that a smaller one holds out.
+    images of a held-out edit. A larger fraction holds out everything that a smaller one does.
     """
-    return fraction > 0 and any(number(image) < fraction for image in (record.image, *record.conditions))
+    return fraction > 0 and any(image_hash(image) < fraction for image in (record.image, *record.conditions))

@@ -1,4 +1,4 @@
-"""Items of encoding: selected records, the buckets that they go to, and their pixels as the encoders read them."""
+"""Items to encode: selected records, their buckets, and their pixels as the encoders read them."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Encoders(Protocol):
 
     Attributes:
       channels: image channels that the autoencoder reads.
-      online: what training computes itself, see `schema.ONLINE`; samples then hold prompts and pixels instead.
+      online: what training computes itself, see `schema.ONLINE`; samples hold prompts and pixels instead.
     """
 
     channels: int
@@ -41,7 +41,7 @@ class Encoders(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """A selected record that is to be encoded for one area."""
+    """A selected record to encode for one area."""
 
     kept: Kept
     side: int
@@ -66,11 +66,11 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Reads the images of records and fits them into buckets.
+class ItemPreparer:
+    """Groups selected records into batches of items, and decodes and crops their images.
 
     Attributes:
-      held_out: fraction of images that are held out for validation.
+      held_out: fraction of images that are held out.
     """
 
     records: RecordFolder
@@ -102,7 +102,7 @@ class Pictures:
         return Pixels(item, target, tuple(conditions), texts, held)
 
     def batches(self, selected: Sequence[Kept], left_out: Tally) -> list[list[Item]]:
-        """Batches with one target shape and one number of condition images each."""
+        """Batches of items; those of a batch share the bucket and the number of condition images."""
         items = []
         for row in selected:
             fits = self.resolutions.fits(row.width, row.height)
@@ -111,9 +111,9 @@ class Pictures:
                 if fit.left_out is not None:
                     left_out.add(fit.left_out, row.key)
         items.sort(key=lambda item: (item.side, item.kept.conditions, str(item.bucket), item.kept.index))
-        found: list[list[Item]] = []
+        batches: list[list[Item]] = []
         for _, group in itertools.groupby(items, key=lambda item: (item.side, item.kept.conditions, item.bucket)):
             alike = list(group)
             size = self.encoders.images_at_once(alike[0].bucket.width, alike[0].bucket.height)
-            found += [alike[i : i + size] for i in range(0, len(alike), size)]
-        return found
+            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+        return batches

@@ -17,8 +17,7 @@ def prepare_image(image: Image.Image, bucket: Bucket, channels: int = 3) -> UInt
 
     Returns:
       Pixels [bucket.height, bucket.width, channels], 0..255. Resizing weights colours by alpha, so hidden colours do
-      not bleed over edges. Fully transparent pixels are white: a model that mistakes them for opaque ones is still
-      right on white paper.
+      not bleed over edges. Fully transparent pixels are white, so they look right on white even without alpha.
 
     Raises:
       ValueError: for other modes or channels.

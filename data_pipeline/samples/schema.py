@@ -12,16 +12,16 @@ from jaxtyping import Float, UInt8
 
 from qi2_jax.runtime.dtypes import DTYPES
 
-# What training computes in every step instead of reading it from the samples: text features, or also latents.
+# What training computes in every step instead of reading from the samples: nothing, text features, or latents as well.
 NOTHING, TEXT, TEXT_AND_IMAGES = ONLINE = "nothing", "text", "text_and_images"
 
 
 @dataclass(frozen=True)
 class Text:
-    """Features of the tokens of a prompt that are kept, and the number of tokens in each segment.
+    """Features of a prompt's kept tokens, and the number of tokens in each segment.
 
-    If the features have no width, training computes them from the prompt. Caches up to schema 4 store the prompt only
-    in that case.
+    If the features have no width, training computes them from the prompt. Caches up to schema 4 store prompts only in
+    that case.
     """
 
     features: Float[np.ndarray, "T E"]
@@ -34,14 +34,14 @@ class Sample:
     """One training sample.
 
     Attributes:
-      latents: normalised latents of the target. If `target` holds pixels, no latents have channels: training computes
-        them.
+      latents: normalised latents of the target. If `target_pixels` is set, the sample's latents have no channels, and
+        training computes them.
       texts: one text per selected caption or instruction.
       conditions: latents of the condition images, in order.
-      empty: for an edit, the empty prompt beside the same condition images, for classifier-free dropout.
+      empty: for an edit, the empty prompt with the same condition images, for classifier-free dropout.
       record: position of the record in its folder.
-      pictures: pixels of the condition images as the encoders read them, 0..255, if training computes text features.
-      target: pixels of the target as the autoencoder reads it, 0..255, if training computes latents.
+      condition_pixels: the condition images as the encoders read them, 0..255, if training computes text features.
+      target_pixels: the target as the autoencoder reads it, 0..255, if training computes latents.
     """
 
     latents: Float[np.ndarray, "h w C"]
@@ -49,13 +49,13 @@ class Sample:
     conditions: tuple[Float[np.ndarray, "h w C"], ...] = ()
     empty: Text | None = None
     record: int = 0
-    pictures: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
-    target: UInt8[np.ndarray, "H W c"] | None = None
+    condition_pixels: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
+    target_pixels: UInt8[np.ndarray, "H W c"] | None = None
 
     def __post_init__(self) -> None:
         assert self.texts and bool(self.conditions) == (self.empty is not None)
         assert all(len(text.lengths) == len(self.conditions) + 1 for text in self.all_texts)
-        assert self.target is None or len(self.pictures) == len(self.conditions)
+        assert self.target_pixels is None or len(self.condition_pixels) == len(self.conditions)
 
     @property
     def all_texts(self) -> tuple[Text, ...]:
@@ -68,10 +68,10 @@ def encode_sample(sample: Sample) -> bytes:
     arrays |= {f"condition.{index}": latents for index, latents in enumerate(sample.conditions)}
     arrays |= {f"text.{index}": text.features for index, text in enumerate(sample.all_texts)}
     arrays["lengths"] = np.asarray([text.lengths for text in sample.all_texts], np.int32)
-    arrays |= {f"picture.{index}": picture for index, picture in enumerate(sample.pictures)}
-    arrays |= {} if sample.target is None else {"target": sample.target}
+    arrays |= {f"picture.{index}": pixels for index, pixels in enumerate(sample.condition_pixels)}
+    arrays |= {} if sample.target_pixels is None else {"target": sample.target_pixels}
     for index, text in enumerate(sample.all_texts):
-        arrays |= _prompt(f"prompt.{index}", text)
+        arrays |= _prompt_array(f"prompt.{index}", text)
     return encode_arrays(arrays)
 
 
@@ -85,34 +85,37 @@ def decode_sample(payload: bytes) -> Sample:
     try:
         lengths = [tuple(row) for row in arrays["lengths"].tolist()]
         texts = [
-            Text(arrays[f"text.{index}"], row, _prompt_of(f"prompt.{index}", arrays))
+            Text(arrays[f"text.{index}"], row, _read_prompt(f"prompt.{index}", arrays))
             for index, row in enumerate(lengths)
         ]
         conditions = tuple(arrays[f"condition.{index}"] for index in range(len(lengths[0]) - 1))
         empty = texts.pop() if conditions else None
-        pictures = tuple(arrays[f"picture.{index}"] for index in range(len(conditions)) if "picture.0" in arrays)
+        indices = range(len(conditions)) if "picture.0" in arrays else ()
+        pixels = tuple(arrays[f"picture.{index}"] for index in indices)
         record, target = arrays["record"].item(), arrays.get("target")
-        return Sample(arrays["latents"], tuple(texts), conditions, empty, record, pictures, target)
+        return Sample(arrays["latents"], tuple(texts), conditions, empty, record, pixels, target)
     except (KeyError, IndexError) as error:
-        raise ValueError(f"a stored sample lacks {error}: another version wrote it, or it is not a sample") from None
+        raise ValueError(
+            f"a stored sample lacks {error}: it was written by another version, or is not a sample"
+        ) from None
 
 
 def encode_text(text: Text) -> bytes:
     return encode_arrays(
-        {"text": text.features, "lengths": np.asarray(text.lengths, np.int32)} | _prompt("prompt", text)
+        {"text": text.features, "lengths": np.asarray(text.lengths, np.int32)} | _prompt_array("prompt", text)
     )
 
 
 def decode_text(payload: bytes) -> Text:
     arrays = decode_arrays(payload)
-    return Text(arrays["text"], tuple(arrays["lengths"].tolist()), _prompt_of("prompt", arrays))
+    return Text(arrays["text"], tuple(arrays["lengths"].tolist()), _read_prompt("prompt", arrays))
 
 
-def _prompt(name: str, text: Text) -> dict[str, np.ndarray]:
+def _prompt_array(name: str, text: Text) -> dict[str, np.ndarray]:
     return {} if text.prompt is None else {name: np.frombuffer(text.prompt.encode(), np.uint8)}
 
 
-def _prompt_of(name: str, arrays: dict[str, np.ndarray]) -> str | None:
+def _read_prompt(name: str, arrays: dict[str, np.ndarray]) -> str | None:
     return arrays[name].tobytes().decode() if name in arrays else None
 
 

@@ -1,7 +1,7 @@
 """Scoring on Apache Beam, for folders that are too large for one machine. It writes the same bytes as `cascade`.
 
 A worker copies a shard to its disk, scores it as `cascade` does, and stores the scores in the folder. Then near pairs
-are found by grouping pictures by the keys of their hashes (`candidates`). The folder may be on any file system that
+are found by grouping images by the keys of their hashes (`candidates`). The folder may be on any file system that
 Beam supports (`gs://bucket/folder` with the extra `apache-beam[gcp]`). `docs/data_at_scale.md` shows how to run it on
 Dataflow.
 """
@@ -151,7 +151,7 @@ def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> N
         | "shards" >> beam.Create(range(len(records)))
         | beam.Reshuffle()
         | beam.ParDo(_Fingerprints(folder, starts)).with_outputs(
-            "pictures", *(f"places{column}" for column in range(len(pair_scores.SAME)))
+            "images", *(f"places{column}" for column in range(len(pair_scores.SAME)))
         )
     )
     grouped = [
@@ -171,13 +171,13 @@ def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> N
         | "by shard of the left" >> beam.FlatMap(partial(_by_shard, starts=starts))
     )
     confirmed = (
-        {"pairs": confirmed, "pictures": seen["pictures"]}
+        {"pairs": confirmed, "images": seen["images"]}
         | "join left" >> beam.CoGroupByKey()
         | beam.FlatMapTuple(partial(_attach, starts=starts))
-        | "by shard of the right" >> beam.FlatMap(partial(_by_shard_with_pictures, starts=starts))
+        | "by shard of the right" >> beam.FlatMap(partial(_by_shard_with_images, starts=starts))
     )
     confirmed = (
-        {"pairs": confirmed, "pictures": seen["pictures"]}
+        {"pairs": confirmed, "images": seen["images"]}
         | "join right" >> beam.CoGroupByKey()
         | beam.FlatMapTuple(partial(_confirm, starts=starts))
     )
@@ -187,7 +187,7 @@ def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> N
 
 
 class _Fingerprints(_OnLocalCopies):
-    """Takes the number of a shard; yields its pictures, and its digests for the groups in which they are compared."""
+    """Takes the number of a shard; yields its images, and its digests for the groups in which they are compared."""
 
     def __init__(self, folder: str, starts: np.ndarray):
         super().__init__(folder)
@@ -200,8 +200,8 @@ class _Fingerprints(_OnLocalCopies):
                 _fetch(self.folder, _name(self.local, path), self.local)
         found = fingerprints(self.local, shard)
         shutil.rmtree(Path(self.local, "scores"))
-        yield beam.pvalue.TaggedOutput("pictures", (number, (found.pictures, found.picture)))
-        whole = np.flatnonzero(found.pictures)
+        yield beam.pvalue.TaggedOutput("images", (number, (found.images, found.image)))
+        whole = np.flatnonzero(found.images)
         places = np.empty(len(whole), _CONTENT)
         places["record"] = self.starts[number] + whole
         places["trusted"], places["kind"] = found.trusted[whole], found.kind[whole]
@@ -252,7 +252,7 @@ def _file(contents: np.ndarray, *, total: int) -> Iterator[tuple[tuple[int, int]
 
 def _candidates(place: tuple[int, int], blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     entries = np.concatenate(list(blocks))
-    pairs = candidates(BANDS[place[0]], entries[np.lexsort((entries["window"], entries["picture"]))])
+    pairs = candidates(BANDS[place[0]], entries[np.lexsort((entries["window"], entries["image"]))])
     if len(pairs):
         yield pairs
 
@@ -263,39 +263,39 @@ def _by_shard(pairs: np.ndarray, *, starts: np.ndarray) -> Iterator[tuple[int, n
         yield int(number), pairs[shard == number]
 
 
-def _pictures_of(grouped: dict, records: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Pictures of records of one shard.
+def _images_of(grouped: dict, records: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Images of records of one shard.
 
     Yields:
-      For each number of pictures: the number, positions in `records`, and PICTURE [positions, number].
+      For each number of images: the number, positions in `records`, and IMAGE [positions, number].
     """
-    ((counts, picture),) = grouped["pictures"]
+    ((counts, image),) = grouped["images"]
     first, here = np.cumsum(counts) - counts, records - start
     for number in np.unique(counts[here]):
         at = np.flatnonzero(counts[here] == number)
-        yield int(number), at, picture[first[here[at]][:, None] + np.arange(number)]
+        yield int(number), at, image[first[here[at]][:, None] + np.arange(number)]
 
 
 def _attach(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Candidates with the pictures of their left records."""
+    """Candidates with the images of their left records."""
     if grouped["pairs"]:
         pairs = distinct(np.concatenate(list(grouped["pairs"])))  # several bands may propose the same pair
-        for _, at, pictures in _pictures_of(grouped, pairs["left"], int(starts[shard])):
-            yield pairs[at], pictures
+        for _, at, images in _images_of(grouped, pairs["left"], int(starts[shard])):
+            yield pairs[at], images
 
 
-def _by_shard_with_pictures(
+def _by_shard_with_images(
     attached: tuple[np.ndarray, np.ndarray], *, starts: np.ndarray
 ) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-    pairs, pictures = attached
+    pairs, images = attached
     shard = np.searchsorted(starts, pairs["right"], side="right") - 1
     for number in np.unique(shard):
-        yield int(number), (pairs[shard == number], pictures[shard == number])
+        yield int(number), (pairs[shard == number], images[shard == number])
 
 
 def _confirm(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[np.ndarray]:
     for pairs, left in grouped["pairs"]:
-        for number, at, right in _pictures_of(grouped, pairs["right"], int(starts[shard])):
+        for number, at, right in _images_of(grouped, pairs["right"], int(starts[shard])):
             if number == left.shape[1]:
                 yield near(pairs[at], left[at], right)
 

@@ -1,14 +1,14 @@
-"""Which pictures are worth comparing: those whose hashes meet under a common key. Pure array functions.
+"""Which images are worth comparing: those whose hashes meet under a common key. Pure array functions.
 
 Two hashes propose a pair, and they fail in different places: the perceptual hash (at most `MAX_DISTANCE` of 64 bits
-differ) and the gradient hash (at most `MAX_GRADIENT`). Hashes are cut into bands, and pictures are filed under the
+differ) and the gradient hash (at most `MAX_GRADIENT`). Hashes are cut into bands, and images are filed under the
 value of each band. By the pigeonhole principle two hashes within 8 bits agree in one of 3 bands up to 2 bits, and two
-within 4 bits agree in one of 5 bands exactly. In the bands of the perceptual hash, pictures are therefore also filed
+within 4 bits agree in one of 5 bands exactly. In the bands of the perceptual hash, images are therefore also filed
 under every key with one bit flipped, so that two that differ in two bits meet. Crops are proposed by the hashes of
-windows (`windows`), which are filed as they are: they meet a whole picture whose band differs in at most one bit.
+windows (`windows`), which are filed as they are: they meet a whole image whose band differs in at most one bit.
 
-The number of pairs grows linearly with the number of pictures, even if all of them look alike, as the frames of a film
-do. Under each key a picture is compared with the next `Band.neighbours` in the order of their hashes. It proposes at
+The number of pairs grows linearly with the number of images, even if all of them look alike, as the frames of a film
+do. Under each key an image is compared with the next `Band.neighbours` in the order of their hashes. It proposes at
 most the `LINKS` nearest of them and the next one. That joins a crowd into one group without listing all its pairs.
 Any partition of the keys proposes the same pairs.
 """
@@ -23,22 +23,22 @@ from data_pipeline.scoring.windows import WINDOWS
 MAX_DISTANCE, MAX_GRADIENT = 8, 4  # bits
 LINKS = 5
 
-# An entry under a key. `picture` is the caller's number of the picture; `kind` separates image-text pairs (0) and edits
-# by their instructions; `phash` is the hash of the whole picture or, if `window` is set, of a window.
+# An entry under a key. `image` is the caller's number of the image; `kind` separates image-text pairs (0) and edits
+# by their instructions; `phash` is the hash of the whole image or, if `window` is set, of a window.
 MEMBER = np.dtype(
     [
         ("key", np.uint64),
         ("kind", np.uint64),
         ("phash", np.uint64),
         ("dhash", np.uint64),
-        ("picture", np.int64),
+        ("image", np.int64),
         ("window", bool),
     ]
 )
 PAIR = np.dtype([("left", np.int64), ("right", np.int64)])
 
 _NEVER = np.uint8(255)  # "these two propose no pair"
-_OF_WINDOW = 128  # added to the distance from a window: pairs of whole pictures come first
+_OF_WINDOW = 128  # added to the distance from a window: pairs of whole images come first
 _COMPARED_AT_ONCE = 1 << 17  # bounds the memory
 
 
@@ -46,8 +46,8 @@ _COMPARED_AT_ONCE = 1 << 17  # bounds the memory
 class Band:
     """Bits `shift` to `shift + width` of a hash.
 
-    With `flips`, pictures are also filed under keys with one bit flipped, and their windows as they are. A key holds
-    many pictures if the band is narrow, so these are compared with more `neighbours`.
+    With `flips`, images are also filed under keys with one bit flipped, and their windows as they are. A key holds
+    many images if the band is narrow, so these are compared with more `neighbours`.
     """
 
     hash: str
@@ -58,7 +58,7 @@ class Band:
 
     @property
     def keys(self) -> int:
-        """Number of keys under which a picture and its windows are filed."""
+        """Number of keys under which an image and its windows are filed."""
         return 1 + self.flips * (self.width + len(WINDOWS))
 
     def of(self, hashes: UInt64[np.ndarray, "*n"]) -> UInt64[np.ndarray, "*n"]:
@@ -73,23 +73,23 @@ BANDS = (
 
 def members(
     band: Band,
-    picture: Int64[np.ndarray, " n"],
+    image: Int64[np.ndarray, " n"],
     kind: UInt64[np.ndarray, " n"],
     phash: UInt64[np.ndarray, " n"],
     dhash: UInt64[np.ndarray, " n"],
     windows: UInt64[np.ndarray, "n w"],
 ) -> Shaped[np.ndarray, " m"]:
-    """Entries of pictures under all of their keys in a band: `band.keys` for each picture."""
+    """Entries of images under all of their keys in a band: `band.keys` for each image."""
     hashes = phash if band.hash == "phash" else dhash
     flips = np.array([0, *(1 << bit for bit in range(band.width))] if band.flips else [0], np.uint64)
-    whole = np.empty((len(picture), len(flips)), MEMBER)
+    whole = np.empty((len(image), len(flips)), MEMBER)
     whole["key"] = band.of(hashes)[:, None] ^ flips
     whole["phash"], whole["window"] = phash[:, None], False
-    part = np.empty((len(picture), len(WINDOWS) if band.flips else 0), MEMBER)
+    part = np.empty((len(image), len(WINDOWS) if band.flips else 0), MEMBER)
     if band.flips:
         part["key"], part["phash"], part["window"] = band.of(windows), windows, True
     entries = np.concatenate([whole, part], axis=1)
-    for name, column in (("picture", picture), ("kind", kind), ("dhash", dhash)):
+    for name, column in (("image", image), ("kind", kind), ("dhash", dhash)):
         entries[name] = column[:, None]
     return entries.reshape(-1)
 
@@ -101,15 +101,15 @@ def partition(entries: Shaped[np.ndarray, " m"], parts: int) -> Int64[np.ndarray
 
 
 def candidates(band: Band, entries: Shaped[np.ndarray, " m"]) -> Shaped[np.ndarray, " p"]:
-    """Pairs of pictures that a band proposes.
+    """Pairs of images that a band proposes.
 
     Args:
       band: The band.
-      entries: MEMBER, those of whole keys, in the order of their pictures.
+      entries: MEMBER, those of whole keys, in the order of their images.
 
     Returns:
       Different PAIRs, left < right, sorted. Over all bands and partitions these are all pairs of the same kind within
-      MAX_DISTANCE or MAX_GRADIENT, as long as a key holds at most `band.neighbours` entries, and a picture has at most
+      MAX_DISTANCE or MAX_GRADIENT, as long as a key holds at most `band.neighbours` entries, and an image has at most
       LINKS of such pairs under it.
     """
     entries, ends = _in_buckets(entries)
@@ -130,7 +130,7 @@ def candidates(band: Band, entries: Shaped[np.ndarray, " m"]) -> Shaped[np.ndarr
     pairs = [np.empty(0, PAIR)]
     for column in (following, *links.T):
         at = np.flatnonzero(column >= 0)
-        pairs.append(_pairs(entries["picture"][at], entries["picture"][column[at]]))
+        pairs.append(_pairs(entries["image"][at], entries["image"][column[at]]))
     return distinct(np.concatenate(pairs))
 
 
@@ -147,7 +147,7 @@ def _in_buckets(entries: Shaped[np.ndarray, " m"]) -> tuple[Shaped[np.ndarray, "
     _, bucket, counts = np.unique(together, return_inverse=True, return_counts=True)
     shared = counts[bucket] > 1
     entries, bucket = entries[shared], bucket[shared]
-    order = np.lexsort((entries["phash"], bucket))  # stable: equal hashes stay in the order of their pictures
+    order = np.lexsort((entries["phash"], bucket))  # stable: equal hashes stay in the order of their images
     counts = counts[counts > 1]
     return entries[order], np.repeat(np.cumsum(counts), counts)
 
@@ -158,7 +158,7 @@ def _apart(band: Band, left: Shaped[np.ndarray, " m"], right: Shaped[np.ndarray,
     gradient = np.bitwise_count(left["dhash"] ^ right["dhash"])
     windows = left["window"].astype(np.uint8) + right["window"]
     near = distance <= MAX_DISTANCE if band.hash == "phash" else gradient <= MAX_GRADIENT
-    near &= (left["kind"] == right["kind"]) & (left["picture"] != right["picture"]) & (windows < 2)
+    near &= (left["kind"] == right["kind"]) & (left["image"] != right["image"]) & (windows < 2)
     apart = np.where(windows, distance + _OF_WINDOW, distance + gradient)
     return np.where(near, apart, _NEVER).astype(np.uint8)
 

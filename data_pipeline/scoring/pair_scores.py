@@ -31,13 +31,13 @@ from data_pipeline.filters.duplicates import DUPLICATES, FINE_SIDE, HASH, coarse
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import Shard, read_manifest
 from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT
-from data_pipeline.scoring.pairs import MAX_DIFFERENCE, NEAR, PICTURE
+from data_pipeline.scoring.pairs import IMAGE, MAX_DIFFERENCE, NEAR
 from data_pipeline.scoring.score_tables import read_shard_scores
 from data_pipeline.scoring.windows import WINDOWS, window_hashes
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
 VERSION = 2
-MIN_ENTROPY = 2.0  # bits; flatter pictures look alike without being copies
+MIN_ENTROPY = 2.0  # bits; flatter images look alike without being copies
 SAME = ("bytes", "pixels", "fingerprints")
 
 
@@ -46,23 +46,23 @@ class Fingerprints:
     """Fingerprints of consecutive records.
 
     Attributes:
-      pictures: Number of pictures of each record, 0 for a broken one.
+      images: Number of images of each record, 0 for a broken one.
       kind: 0 for image-text pairs; for edits a hash of their instructions.
-      trusted: Whether the picture has enough entropy to be called near to another.
+      trusted: Whether the image has enough entropy to be called near to another.
       same: 128 bits for each of `SAME`.
-      picture: PICTURE, of all records one after the other.
+      image: IMAGE, of all records one after the other.
     """
 
-    pictures: Int64[np.ndarray, " n"]
+    images: Int64[np.ndarray, " n"]
     kind: UInt64[np.ndarray, " n"]
     trusted: Bool[np.ndarray, " n"]
     same: UInt64[np.ndarray, "n 3 2"]
-    picture: Shaped[np.ndarray, " m"]
+    image: Shaped[np.ndarray, " m"]
 
     def hashes(self) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.ndarray, " n"], UInt64[np.ndarray, "n w"]]:
-        """Perceptual and gradient hash of each record's first picture, and the hashes of its windows; 0 if broken."""
-        whole = self.pictures > 0
-        first = self.picture[(np.cumsum(self.pictures) - self.pictures)[whole]]
+        """Perceptual and gradient hash of each record's first image, and the hashes of its windows; 0 if broken."""
+        whole = self.images > 0
+        first = self.image[(np.cumsum(self.images) - self.images)[whole]]
         phash, dhash = np.zeros((2, len(whole)), np.uint64)
         windows = np.zeros((len(whole), len(WINDOWS)), np.uint64)
         phash[whole], dhash[whole] = first["phash"], first["dhash"]
@@ -96,11 +96,11 @@ def fingerprints(folder: Path | str, shard: Shard) -> Fingerprints:
     seen = list(zip(*(column[name] for name in ("phash", "dhash", "edit_pixels", "thumbnail", "edit")), strict=True))
     whole = [row for row in seen if row[0] is not None]
     phash, dhash = (_words(row[place] for row in whole) for place in (0, 1))
-    picture = np.empty(len(phash), PICTURE)
-    picture["phash"], picture["dhash"] = phash, dhash
-    picture["pixels"] = _words(row[2] or "0" * HASH for row in whole)
-    picture["thumbnail"] = np.frombuffer(b"".join(base64.b64decode(row[3]) for row in whole), np.uint8).reshape(
-        picture["thumbnail"].shape
+    image = np.empty(len(phash), IMAGE)
+    image["phash"], image["dhash"] = phash, dhash
+    image["pixels"] = _words(row[2] or "0" * HASH for row in whole)
+    image["thumbnail"] = np.frombuffer(b"".join(base64.b64decode(row[3]) for row in whole), np.uint8).reshape(
+        image["thumbnail"].shape
     )
     everything = (hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in seen)
     digests = zip(column["bytes_sha256"], column["pixels_sha256"], everything, strict=True)
@@ -109,7 +109,7 @@ def fingerprints(folder: Path | str, shard: Shard) -> Fingerprints:
         _words((row[4] or "0" * HASH)[:HASH] for row in seen),
         np.array([found is not None and found >= MIN_ENTROPY for found in bits], bool),
         _words((digest or "0" * 32)[:32] for digest in itertools.chain.from_iterable(digests)).reshape(-1, 3, 2),
-        picture,
+        image,
     )
 
 

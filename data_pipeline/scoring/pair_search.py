@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data_pipeline.records.shards import read_manifest
 from data_pipeline.scoring.candidates import BANDS, MEMBER, PAIR, candidates, distinct, members, partition
 from data_pipeline.scoring.pair_scores import Pairs, are_complete, fingerprints, first_equal, write_pairs
-from data_pipeline.scoring.pairs import NEAR, PICTURE, near
+from data_pipeline.scoring.pairs import IMAGE, NEAR, near
 from data_pipeline.workers import process_pool
 
 FILED_AT_ONCE = 1 << 20  # entries of a partition; each takes some 150 bytes while it is compared
@@ -31,7 +31,7 @@ class PairReport:
 
     Attributes:
       records: Number of records.
-      contents: Number of different records by their fingerprints, without pictures of little entropy.
+      contents: Number of different records by their fingerprints, without images of little entropy.
       near: Number of near pairs among these.
     """
 
@@ -49,31 +49,29 @@ class Contents:
 
     Attributes:
       record: Number of the first record with these fingerprints.
-      start, pictures: Position of its first picture in `picture`, and number of its pictures.
-      kind, phash, dhash, windows: See `pair_scores.Fingerprints`; the hashes of the first picture.
-      picture: PICTURE of all records, in a file.
+      start, images: Position of its first image in `image`, and number of its images.
+      kind, phash, dhash, windows: See `pair_scores.Fingerprints`; the hashes of the first image.
+      image: IMAGE of all records, in a file.
     """
 
     record: Int64[np.ndarray, " n"]
     start: Int64[np.ndarray, " n"]
-    pictures: Int64[np.ndarray, " n"]
+    images: Int64[np.ndarray, " n"]
     kind: UInt64[np.ndarray, " n"]
     phash: UInt64[np.ndarray, " n"]
     dhash: UInt64[np.ndarray, " n"]
     windows: UInt64[np.ndarray, "n w"]
-    picture: Shaped[np.ndarray, " m"]
+    image: Shaped[np.ndarray, " m"]
 
     def save(self, folder: Path) -> None:
         for field in fields(self):
-            if field.name != "picture":
+            if field.name != "image":
                 np.save(folder / f"{field.name}.npy", getattr(self, field.name))
 
     @classmethod
     def load(cls, folder: Path) -> "Contents":
-        names = [field.name for field in fields(cls) if field.name != "picture"]
-        return cls(
-            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}, picture=_pictures(folder)
-        )
+        names = [field.name for field in fields(cls) if field.name != "image"]
+        return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}, image=_images(folder))
 
 
 def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) -> PairReport | None:
@@ -104,7 +102,7 @@ def search(contents: Contents, work: Path, workers: int = 1, progress: bool = Fa
 
     Args:
       contents: What is compared.
-      work: Folder with the file of its pictures, for worker processes.
+      work: Folder with the file of its images, for worker processes.
       workers: Number of processes; few contents and few pairs are compared in this process alone.
       progress: Whether to show bars.
 
@@ -142,7 +140,7 @@ def _run(
         yield from (function(contents, *task) for task in tasks)
         return
     contents.save(work)
-    with process_pool(workers, "comparing pictures") as pool:
+    with process_pool(workers, "comparing images") as pool:
         yield from pool.map(partial(_call_saved, work, function), tasks)
 
 
@@ -164,33 +162,33 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], Contents]:
-    """Equal records and what is to be compared, of all shards. Pictures go to a file on the way."""
+    """Equal records and what is to be compared, of all shards. Images go to a file on the way."""
     columns = []
-    with open(work / "picture", "wb") as file:
+    with open(work / "image", "wb") as file:
         for shard in read_manifest(folder):
             found = fingerprints(folder, shard)
-            file.write(found.picture.tobytes())
-            columns.append((found.pictures, found.kind, found.trusted, found.same, *found.hashes()))
-    pictures, kind, trusted, digests, phash, dhash, windows = map(np.concatenate, zip(*columns, strict=True))
+            file.write(found.image.tobytes())
+            columns.append((found.images, found.kind, found.trusted, found.same, *found.hashes()))
+    images, kind, trusted, digests, phash, dhash, windows = map(np.concatenate, zip(*columns, strict=True))
     same = np.stack([first_equal(digests[:, column]) for column in range(digests.shape[1])], 1)
     record = np.unique(same[trusted, -1])
-    same[pictures == 0] = -1
-    start = np.cumsum(pictures) - pictures
+    same[images == 0] = -1
+    start = np.cumsum(images) - images
     columns_of = {
         "start": start,
-        "pictures": pictures,
+        "images": images,
         "kind": kind,
         "phash": phash,
         "dhash": dhash,
         "windows": windows,
     }
     chosen = {name: column[record] for name, column in columns_of.items()}
-    return same, Contents(record=record, picture=_pictures(work), **chosen)
+    return same, Contents(record=record, image=_images(work), **chosen)
 
 
-def _pictures(work: Path) -> Shaped[np.ndarray, " m"]:
-    path = work / "picture"
-    return np.memmap(path, PICTURE, "r") if path.stat().st_size else np.empty(0, PICTURE)
+def _images(work: Path) -> Shaped[np.ndarray, " m"]:
+    path = work / "image"
+    return np.memmap(path, IMAGE, "r") if path.stat().st_size else np.empty(0, IMAGE)
 
 
 def _parts(band: int, contents: Contents) -> int:
@@ -211,13 +209,13 @@ def _propose(contents: Contents, band: int, part: int, parts: int) -> Shaped[np.
 
 
 def _confirm(contents: Contents, pairs: Shaped[np.ndarray, " p"]) -> Shaped[np.ndarray, " q"]:
-    """The pairs of positions that all pictures confirm, as pairs of records."""
+    """The pairs of positions that all images confirm, as pairs of records."""
     found = [np.empty(0, NEAR)]
-    number, others = contents.pictures[pairs["left"]], contents.pictures[pairs["right"]]
-    for pictures in np.unique(number):
-        some = pairs[(number == pictures) & (others == pictures)]
-        places = np.arange(pictures)
-        sides = (contents.picture[contents.start[some[side]][:, None] + places] for side in ("left", "right"))
+    number, others = contents.images[pairs["left"]], contents.images[pairs["right"]]
+    for images in np.unique(number):
+        some = pairs[(number == images) & (others == images)]
+        places = np.arange(images)
+        sides = (contents.image[contents.start[some[side]][:, None] + places] for side in ("left", "right"))
         found.append(near(some, *sides))
     confirmed = np.concatenate(found)
     for side in ("left", "right"):

@@ -1,21 +1,21 @@
-"""How much the two pictures of a pair differ, and which pairs are near duplicates. Pure array functions.
+"""How much the two images of a pair differ, and which pairs are near duplicates. Pure array functions.
 
 `candidates` proposes pairs by their hashes; a thumbnail confirms them. Compared as it is, or after the gain and offset
-that fit best (of brightness or contrast, with clipping at white), the cells of one picture lie above and below those of
-the other. A watermark or caption that is laid over a picture, like plain brightening, moves cells one way; another word
+that fit best (of brightness or contrast, with clipping at white), the cells of one image lie above and below those of
+the other. A watermark or caption that is laid over an image, like plain brightening, moves cells one way; another word
 on the same poster moves some up and others down. So the difference is the worst cell of the weaker direction, an eighth
 of the worst of the stronger one, or a quarter of the worst difference in colour, whichever is greatest: another colour
-is another picture.
+is another image.
 
 A pair that differs more than `SAME_PLACE` is registered (`registration`) and compared again where both show the same.
-This finds crops and frames of a burst. Smooth pictures, such as skies, have equal gradients and can be registered with
-each other, so the perceptual hash must have proposed the pair, by the whole pictures or by a window. A registration can
+This finds crops and frames of a burst. Smooth images, such as skies, have equal gradients and can be registered with
+each other, so the perceptual hash must have proposed the pair, by the whole images or by a window. A registration can
 also hide some of a real difference, which is why the difference that remains counts `REGISTERED` times.
 
 One digit on a page of small text changes no cell by more than compression does. No thumbnail can decide there, so
-pictures of little entropy (flat drawings, slides, text pages) are never near, only equal.
+images of little entropy (flat drawings, slides, text pages) are never near, only equal.
 
-`tests/benchmarks/near_duplicates.py` measures recall for each kind of copy, and how many other pictures are taken for
+`tests/benchmarks/near_duplicates.py` measures recall for each kind of copy, and how many other images are taken for
 copies.
 """
 
@@ -32,17 +32,17 @@ SAME_PLACE = 4.0  # pairs below this difference are not registered
 REGISTERED = 1.25
 ONE_WAY, COLOUR = 8.0, 4.0  # changes in one direction, and of colour, count this fraction
 
-# A near pair. `overlap` is the share of each picture that the other shows: 1 unless the two had to be registered.
+# A near pair. `overlap` is the share of each image that the other shows: 1 unless the two had to be registered.
 NEAR = np.dtype(
     [*PAIR.descr, ("distance", np.uint8), ("gradient", np.uint8), ("difference", np.float32), ("overlap", np.float32)]
 )
-# What is known of one picture; `pixels` are 64 bits of the hash of its pixels.
-PICTURE = np.dtype(
+# What is known of one image; `pixels` are 64 bits of the hash of its pixels.
+IMAGE = np.dtype(
     [("phash", np.uint64), ("dhash", np.uint64), ("pixels", np.uint64), ("thumbnail", np.uint8, THUMBNAIL)]
 )
 
 GREY = np.float32(128)  # level of Cb and Cr without colour
-_FLATTEST = 64.0  # variance below which a picture gives no gain to fit
+_FLATTEST = 64.0  # variance below which an image gives no gain to fit
 _DARK, _BRIGHT = 8, 247  # grey levels of cells that are not clipped
 _COMPARED_AT_ONCE, _REGISTERED_AT_ONCE = 1 << 11, 1 << 7  # bound the memory
 
@@ -50,18 +50,18 @@ _COMPARED_AT_ONCE, _REGISTERED_AT_ONCE = 1 << 11, 1 << 7  # bound the memory
 def near(
     pairs: Shaped[np.ndarray, " p"], one: Shaped[np.ndarray, "p k"], other: Shaped[np.ndarray, "p k"]
 ) -> Shaped[np.ndarray, " q"]:
-    """Confirms candidates by all of their pictures.
+    """Confirms candidates by all of their images.
 
-    Every picture of an edit must be near to the one in its place. If some are equal and others are not, the two edits
-    were made to differ, as the noisy and the blurred source of one clean picture: they are not near.
+    Every image of an edit must be near to the one in its place. If some are equal and others are not, the two edits
+    were made to differ, as the noisy and the blurred source of one clean image: they are not near.
 
     Args:
       pairs: PAIR.
-      one, other: PICTURE, the k pictures of both sides.
+      one, other: IMAGE, the k images of both sides.
 
     Returns:
       NEAR, the pairs within MAX_DISTANCE or MAX_GRADIENT and within MAX_DIFFERENCE. Each number is that of the worst
-      picture.
+      image.
     """
     equal = one["pixels"] == other["pixels"]
     kept = equal.all(1) | ~equal.any(1)
@@ -75,7 +75,7 @@ def near(
     found["distance"], found["gradient"] = distance.max(1), gradient.max(1)
     kept = (found["distance"] <= MAX_DISTANCE) | (found["gradient"] <= MAX_GRADIENT)
     found, one, other = found[kept], one[kept], other[kept]
-    left, right = (pictures["thumbnail"].reshape(-1, THUMBNAIL) for pictures in (one, other))
+    left, right = (images["thumbnail"].reshape(-1, THUMBNAIL) for images in (one, other))
     difference, overlap = compare(left, right, np.repeat(found["distance"] <= MAX_DISTANCE, one.shape[1]))
     found["difference"] = difference.reshape(one.shape).max(1, initial=0)
     found["overlap"] = overlap.reshape(one.shape).min(1, initial=1)
@@ -83,7 +83,7 @@ def near(
 
 
 def _window_distance(one: Shaped[np.ndarray, "p k"], other: Shaped[np.ndarray, "p k"]) -> UInt8[np.ndarray, "p k"]:
-    """The smallest distance between the hash of one picture and that of a window of the other."""
+    """The smallest distance between the hash of one image and that of a window of the other."""
     best = np.full(one.shape, 64, np.uint8)
     for whole, part in ((one, other), (other, one)):
         cells = coarse(_luma(part["thumbnail"].reshape(-1, THUMBNAIL)))
@@ -95,7 +95,7 @@ def _window_distance(one: Shaped[np.ndarray, "p k"], other: Shaped[np.ndarray, "
 def compare(
     one: UInt8[np.ndarray, "n t"], other: UInt8[np.ndarray, "n t"], movable: Bool[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """How much the pictures of each pair differ, and how much of each the other shows.
+    """How much the images of each pair differ, and how much of each the other shows.
 
     Args:
       one, other: Thumbnails (`filters.duplicates.thumbnail`).
@@ -116,7 +116,7 @@ def compare(
 
 
 def differences(one: UInt8[np.ndarray, "n t"], other: UInt8[np.ndarray, "n t"]) -> Float[np.ndarray, " n"]:
-    """How much the pictures of each pair differ, cell by cell, without registration.
+    """How much the images of each pair differ, cell by cell, without registration.
 
     Args:
       one, other: Thumbnails.
@@ -199,7 +199,7 @@ def _worst(residual: Num[np.ndarray, "n c"], colour: Float[np.ndarray, "n d"]) -
 def _fit(
     a: Int32[np.ndarray, "n c"], b: Int32[np.ndarray, "n c"], seen: Bool[np.ndarray, "#n #c"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gain and offset [n, 1] of b over a by least squares over cells that neither picture clips; 1, 0 where flat."""
+    """Gain and offset [n, 1] of b over a by least squares over cells that neither image clips; 1, 0 where flat."""
     ok = seen & (np.minimum(a, b) > _DARK) & (np.maximum(a, b) < _BRIGHT)
     count = np.maximum(ok.sum(1), 1)
     a, b = a * ok, b * ok

@@ -2,7 +2,7 @@
 
 A shift and a scale along each axis map one thumbnail onto the other. They are found by Gauss-Newton iterations together
 with a gain and an offset of brightness (Lucas and Kanade, 1981). Thumbnails are smoothed first, because interpolation
-between cells is only as good as the picture is smooth there.
+between cells is only as good as the image is smooth there.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-MIN_OVERLAP = 0.6  # share of each picture that the other must show
+MIN_OVERLAP = 0.6  # share of each image that the other must show
 _SCALES, _SHIFT = (0.75, 1.34), 0.3  # bounds of the search
 _COARSE_STEPS, _FINE_STEPS, _LARGEST_STEP = 6, 2, 0.06
 SMOOTHINGS = 2  # of luma; they spread a cell over about two to each side
@@ -19,15 +19,15 @@ _EDGE = 3  # fine cells along the border, which the smoothing and the resampling
 
 @dataclass(frozen=True)
 class Mapping:
-    """Where a place of one picture lies in another: `start + scale * place`, from 0 to 1 along each axis."""
+    """Where a place of one image lies in another: `start + scale * place`, from 0 to 1 along each axis."""
 
     start: Float[np.ndarray, "p 2"]
     scale: Float[np.ndarray, "p 2"]
 
     @property
     def overlap(self) -> Float[np.ndarray, " p"]:
-        """Share of each picture that the other shows, of the two the smaller."""
-        shown = np.minimum(self.start + self.scale, 1) - np.maximum(self.start, 0)  # in places of the other picture
+        """Share of each image that the other shows, of the two the smaller."""
+        shown = np.minimum(self.start + self.scale, 1) - np.maximum(self.start, 0)  # in places of the other image
         return np.maximum(shown, 0).prod(1) / np.maximum(self.scale.prod(1), 1)
 
     def inverse(self) -> "Mapping":
@@ -45,7 +45,7 @@ def register(one: Float[np.ndarray, "p s s"], other: Float[np.ndarray, "p s s"])
     Args:
       one, other: Luma of thumbnails; s is even.
     """
-    half_one, half_other = (_smooth(_halved(picture)) for picture in (one, other))
+    half_one, half_other = (_smooth(_halved(image)) for image in (one, other))
     identity = Mapping(np.zeros((len(one), 2)), np.ones((len(one), 2)))
     mapping = _refine(half_one, half_other, identity, _COARSE_STEPS)
     return _refine(one, other, mapping, _FINE_STEPS)
@@ -63,11 +63,11 @@ def aligned(
     return rows @ one @ columns.transpose(0, 2, 1), seen_rows[:, :, None] & seen_columns[:, None, :]
 
 
-def smooth(picture: Float[np.ndarray, "p s s"], times: int) -> Float[np.ndarray, "p s s"]:
+def smooth(image: Float[np.ndarray, "p s s"], times: int) -> Float[np.ndarray, "p s s"]:
     """Thumbnails as they are registered and compared."""
     for _ in range(times):
-        picture = _smooth(picture)
-    return picture
+        image = _smooth(image)
+    return image
 
 
 def as_magnified(other: Float[np.ndarray, "p s s"], mapping: Mapping) -> Float[np.ndarray, "p s s"]:
@@ -79,25 +79,25 @@ def as_magnified(other: Float[np.ndarray, "p s s"], mapping: Mapping) -> Float[n
     return (1 - share) * other + share * _smooth(other)
 
 
-def _smooth(picture: Float[np.ndarray, "p s s"]) -> Float[np.ndarray, "p s s"]:
+def _smooth(image: Float[np.ndarray, "p s s"]) -> Float[np.ndarray, "p s s"]:
     """Averages every cell with its neighbours: weights 1, 2, 1 along each axis."""
-    rows = np.pad(picture, ((0, 0), (1, 1), (0, 0)), mode="edge")
-    picture = (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
-    columns = np.pad(picture, ((0, 0), (0, 0), (1, 1)), mode="edge")
+    rows = np.pad(image, ((0, 0), (1, 1), (0, 0)), mode="edge")
+    image = (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
+    columns = np.pad(image, ((0, 0), (0, 0), (1, 1)), mode="edge")
     return (columns[:, :, :-2] + 2 * columns[:, :, 1:-1] + columns[:, :, 2:]) / 4
 
 
-def _halved(picture: Float[np.ndarray, "p s s"]) -> Float[np.ndarray, "p t t"]:
-    rows = picture[:, 0::2] + picture[:, 1::2]
+def _halved(image: Float[np.ndarray, "p s s"]) -> Float[np.ndarray, "p t t"]:
+    rows = image[:, 0::2] + image[:, 1::2]
     return (rows[:, :, 0::2] + rows[:, :, 1::2]) / 4
 
 
 def _sampling(
     start: Float[np.ndarray, " p"], scale: Float[np.ndarray, " p"], side: int, edge: float
 ) -> tuple[Float[np.ndarray, "p s s"], Bool[np.ndarray, "p s"]]:
-    """Weights of Catmull-Rom interpolation along an axis, and which cells lie `edge` inside both pictures."""
+    """Weights of Catmull-Rom interpolation along an axis, and which cells lie `edge` inside both images."""
     centre = np.arange(side) + 0.5
-    place = start[:, None] * side + scale[:, None] * centre  # in cells of the sampled picture
+    place = start[:, None] * side + scale[:, None] * centre  # in cells of the sampled image
     seen = (place >= edge) & (place <= side - edge) & (centre >= edge) & (centre <= side - edge)
     first = np.floor(place - 0.5)
     t = (place - 0.5 - first).astype(np.float32)

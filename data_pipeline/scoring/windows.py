@@ -1,6 +1,6 @@
-"""Hashes of parts of a picture: a cropped copy is found because it looks like a part of the original.
+"""Hashes of parts of an image: a cropped copy is found because it looks like a part of the original.
 
-A perceptual hash changes by few bits when 2 % of a picture is cut off, and by many when 10 % is. So every picture is
+A perceptual hash changes by few bits when 2 % of an image is cut off, and by many when 10 % is. So every image is
 filed under the hash of its whole and under those of `WINDOWS`: parts that show 95 % or 90 % of its width and height.
 The hash of a crop is within a few bits of that of the window which lies nearest to it.
 """
@@ -10,7 +10,7 @@ from jaxtyping import UInt8, UInt64
 
 from data_pipeline.filters.duplicates import SIDE
 
-# Top, left and side of each window, as shares of the picture's height and width.
+# Top, left and side of each window, as shares of the image's height and width.
 WINDOWS = tuple(
     (top, left, share)
     for share, places in ((0.95, (0.0, 0.05)), (0.9, (0.0, 0.05, 0.1)))
@@ -32,11 +32,11 @@ def _cosines(start: float, share: float) -> np.ndarray:
 
 _PARTS = sorted({(start, share) for top, left, share in WINDOWS for start in (top, left)})
 _TRANSFORM = np.concatenate([_cosines(*part) for part in _PARTS])
-_AT_ONCE = 1 << 10  # pictures; bounds the memory
+_AT_ONCE = 1 << 10  # images; bounds the memory
 
 
 def window_hashes(luma: UInt8[np.ndarray, "n s s"]) -> UInt64[np.ndarray, "n w"]:
-    """The perceptual hash of every window of pictures of SIDE x SIDE cells (`duplicates.perceptual_hash`)."""
+    """The perceptual hash of every window of images of SIDE x SIDE cells (`duplicates.perceptual_hash`)."""
     hashes = np.empty((len(luma), len(WINDOWS)), np.uint64)
     for start in range(0, len(luma), _AT_ONCE):
         coefficients = _TRANSFORM @ luma[start : start + _AT_ONCE].astype(np.float64) @ _TRANSFORM.T

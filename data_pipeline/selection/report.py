@@ -1,4 +1,4 @@
-"""One HTML page about a folder of scored records: what a selection does to it, and why, with pictures."""
+"""One HTML page about a folder of scored records: what a selection does to it, and why, with images."""
 
 import heapq
 import math
@@ -220,7 +220,7 @@ def _scale(value: float, limit: Limit) -> float:
 
 
 def _limit(limit: Limit, scan: _Scan, records: RecordFolder, thresholds: Thresholds) -> dict[str, Any]:
-    """What the page shows of a threshold: its scores as a histogram, the cut of each group, and pictures near to it."""
+    """What the page shows of a threshold: its scores as a histogram, the cut of each group, and images near to it."""
     asked, groups = f"{limit.threshold} = {getattr(thresholds, limit.threshold):g}", scan.groups.get(limit.threshold)
     cuts = [getattr(thresholds, limit.threshold)]
     if groups:

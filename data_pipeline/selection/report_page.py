@@ -65,8 +65,8 @@ def figure(record: Record, lines: Sequence[str], unsafe: bool) -> dict[str, Any]
 
     Args:
       record: The record.
-      lines: Lines below the pictures.
-      unsafe: Whether to blur the pictures.
+      lines: Lines below the images.
+      unsafe: Whether to blur the images.
     """
     shown = (*record.conditions[:SOURCES], record.image)
     try:

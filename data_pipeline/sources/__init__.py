@@ -1,4 +1,4 @@
-"""Sources of records: one file per kind of source. Every reader counts the samples that it refuses."""
+"""Sources of records, one module per kind. Every reader counts the samples that it refuses."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ from data_pipeline.sources.metadata import SUFFIXES
 from data_pipeline.sources.parquet import read_parquet
 from data_pipeline.sources.records import PATTERNS, read_records
 from data_pipeline.sources.tfds import SCHEME, read_tfds
-from data_pipeline.sources.tree import METADATA
+from data_pipeline.sources.tree import METADATA_NAMES
 from data_pipeline.sources.webdataset import read_tar
 
 __all__ = ["DEFAULTS", "LOOKED_FOR", "LOST", "REASONS", "Ledger", "Options", "Source", "open_source", "source_names"]
 
 LOOKED_FOR = (
-    f"a {', '.join(METADATA[:-1])} or {METADATA[-1]}, images ({', '.join(IMAGE_SUFFIXES)}) with a "
+    f"a {', '.join(METADATA_NAMES[:-1])} or {METADATA_NAMES[-1]}, images ({', '.join(IMAGE_SUFFIXES)}) with a "
     f"{', '.join(CAPTION_SUFFIXES)} or .json of the same name, .tar or .parquet files, a folder of records, or "
     f"{SCHEME}NAME[/CONFIG][:VERSION]"
 )
@@ -37,11 +37,11 @@ _FILES: dict[str, Reader] = {".tar": read_tar, ".parquet": read_parquet}
 
 @dataclass(frozen=True)
 class Source:
-    """A source whose files have been found.
+    """A source whose files have been listed.
 
     Attributes:
-      records: its records in order, read as they are asked for.
-      has_columns: whether `Options.columns` mean anything here.
+      records: records in order, read lazily.
+      has_columns: whether `Options.columns` applies to this source.
     """
 
     records: Iterator[Record]
@@ -49,10 +49,15 @@ class Source:
 
 
 def open_source(src: Path | str, options: Options, ledger: Ledger) -> Source:
-    """Opens a folder at any depth of images, metadata, tars and tables; one such file; a folder of records; or `tfds:`.
+    """Opens a source.
+
+    Args:
+      src: folder of images, metadata, tars and tables at any depth; one such file; folder of records; or `tfds:NAME`.
+      options: options of reading.
+      ledger: counts of files and samples.
 
     Raises:
-      ValueError: if there is no such source, its metadata cannot be used, or the folder of records is incomplete.
+      ValueError: if the source does not exist, its metadata cannot be used, or the folder of records is incomplete.
     """
     if str(src).startswith(SCHEME):
         return Source(read_tfds(Path(str(src).removeprefix(SCHEME)), options, ledger), True)
@@ -63,16 +68,16 @@ def open_source(src: Path | str, options: Options, ledger: Ledger) -> Source:
     if path.is_file() and suffix in SUFFIXES:
         return Source(open_metadata(path, options, ledger).read(options, ledger), True)
     if not path.is_dir():
-        raise ValueError(f"{src} is not a folder and not a {', '.join((*_FILES, *SUFFIXES))} file")
+        raise ValueError(f"{src} is neither a folder nor a {', '.join((*_FILES, *SUFFIXES))} file")
     if any(next(path.glob(pattern), None) for pattern in PATTERNS):
-        read_manifest(path)  # so that nothing is written if it is incomplete
+        read_manifest(path)  # an incomplete folder raises an error here, before anything is written
         return Source(read_records(path, options, ledger), False)
     folder = open_folder(path, options, ledger)
     return Source(folder.read(options, ledger), folder.has_columns)
 
 
 def source_names(sources: Sequence[Path | str]) -> list[str]:
-    """A name for each source: that of its file or folder, followed by a number if an earlier source has it."""
+    """The name of each source's file or folder, followed by a number if an earlier source has the same name."""
     names: list[str] = []
     for source in sources:
         path = Path(str(source).removeprefix(SCHEME)).absolute()

@@ -1,7 +1,7 @@
-"""From the metadata of one sample to the captions, tags and licence of its record.
+"""Turns the metadata of one sample into the captions, tags and licence of its record.
 
-An optional part that cannot be used costs itself alone: the record is made without it, and the part is counted. A
-sample is refused only if no caption is left.
+An optional part that cannot be used is left out of the record and counted. A sample is refused only if no caption is
+left.
 """
 
 import json
@@ -24,16 +24,16 @@ from data_pipeline.records.schema import (
 from data_pipeline.sources.base import Options, Refused, is_name
 from qi2_jax.runtime.text_files import read_text
 
-MAX_JSON_BYTES = 1 << 20  # of the metadata of one sample
+MAX_JSON_BYTES = 1 << 20  # metadata of one sample
 
 
 @dataclass(frozen=True)
-class Described:
-    """What metadata says about one sample.
+class Description:
+    """The fields of one sample's record that metadata supplies.
 
     Attributes:
       conditions: file names of the condition images.
-      lost: reasons of `base.LOST` for the parts that could not be used.
+      lost: keys of `base.LOST` for the parts that could not be used.
     """
 
     captions: tuple[Caption, ...]
@@ -44,10 +44,11 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Text:
-    """A caption from a text file, or why the file cannot be used.
+class CaptionFile:
+    """A text file with one caption.
 
     Attributes:
+      content: the caption, or the reason why the file cannot be used.
       kind: INSTRUCTION, or None for a caption.
     """
 
@@ -59,7 +60,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     """Parses a JSON object.
 
     Raises:
-      Refused: for anything else, or more than a megabyte of it.
+      Refused: if the data is not a JSON object or exceeds a megabyte.
     """
     if len(data) > MAX_JSON_BYTES:
         raise Refused("bad_json")
@@ -76,7 +77,7 @@ def decode_text(data: bytes) -> str:
     """The text of a file, in the encoding of its byte-order mark.
 
     Raises:
-      Refused: if the bytes are no text.
+      Refused: if the bytes are not text.
     """
     try:
         return read_text(data)
@@ -84,60 +85,59 @@ def decode_text(data: bytes) -> str:
         raise Refused("not_utf8") from None
 
 
-def text_of_file(content: bytes | Refused, kind: str | None = None) -> Text:
-    """The caption that a text file is as a whole."""
+def read_caption_file(content: bytes | Refused, kind: str | None = None) -> CaptionFile:
+    """The whole content of a text file as one caption."""
     try:
-        return Text(content if isinstance(content, Refused) else decode_text(content), kind)
+        return CaptionFile(content if isinstance(content, Refused) else decode_text(content), kind)
     except Refused as refusal:
-        return Text(refusal, kind)
+        return CaptionFile(refusal, kind)
 
 
-def describe(fields: dict[str, Any], licence: str | None, texts: Sequence[Text] = ()) -> Described:
-    """Reads the fields that we know; others are ignored.
+def describe(fields: dict[str, Any], licence: str | None, texts: Sequence[CaptionFile] = ()) -> Description:
+    """Reads the known fields and ignores others.
 
     Args:
       fields: values by our names, see `layouts`: either `text` (one general caption) or `captions` (a list of strings
-        or of {text, kind, language}); for an edit `instruction` (a string, or a list like that of captions) and
-        `conditions` (a list of file names), where captions may be missing; `tags` (a list, or a string with commas);
-        `licence`.
-      licence: the licence if the fields give none.
-      texts: captions from text files.
+        or of {text, kind, language}), both optional for an edit; for an edit `instruction` (a string, or a list like
+        `captions`) and `conditions` (a list of file names); `tags` (a list, or a string with commas); `licence`.
+      licence: licence to use if the fields contain none.
+      texts: caption files.
 
     Raises:
       Refused: if there is no usable caption, or the fields contradict each other.
     """
     if "text" in fields and "captions" in fields:
         raise Refused("bad_metadata")
-    instructions, general = _listed(fields, "instruction"), _listed(fields, "captions") + _listed(fields, "text")
-    conditions = _listed(fields, "conditions")
+    instructions, general = _as_list(fields, "instruction"), _as_list(fields, "captions") + _as_list(fields, "text")
+    conditions = _as_list(fields, "conditions")
     if len(conditions) > MAX_CONDITIONS or not all(isinstance(name, str) for name in conditions):
         raise Refused("bad_metadata")
     parts: list[tuple[Any, str | None]] = [(value, INSTRUCTION) for value in instructions]
     parts += [(text.content, text.kind) for text in texts] + [(value, None) for value in general]
-    captions, lost = _captions(parts)
-    tags, lost_tags = _tags(fields.get("tags"))
+    captions, lost = _read_captions(parts)
+    tags, lost_tags = _read_tags(fields.get("tags"))
     found = fields.get("licence")
     if found is None or (isinstance(found, str) and not found.strip()):
         found = licence
     elif not is_name(found):
         found, lost_tags = None, [*lost_tags, "bad_licence"]
-    return Described(captions, tuple(conditions), tags, found, (*lost, *lost_tags))
+    return Description(captions, tuple(conditions), tags, found, (*lost, *lost_tags))
 
 
-def _listed(fields: dict[str, Any], name: str) -> list[Any]:
+def _as_list(fields: dict[str, Any], name: str) -> list[Any]:
     value = fields.get(name)
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _captions(parts: Sequence[tuple[Any, str | None]]) -> tuple[tuple[Caption, ...], list[str]]:
+def _read_captions(parts: Sequence[tuple[Any, str | None]]) -> tuple[tuple[Caption, ...], list[str]]:
     captions: dict[Caption, None] = {}  # in order, without repetitions
     lost: list[str] = []
     for value, kind in parts:
         try:
             if isinstance(value, Refused):
                 raise value
-            made, lost_parts = _caption(value, kind)
-            captions[made] = None
+            caption, lost_parts = _read_caption(value, kind)
+            captions[caption] = None
             lost += lost_parts
         except Refused as refusal:
             lost.append(refusal.reason)
@@ -148,10 +148,11 @@ def _captions(parts: Sequence[tuple[Any, str | None]]) -> tuple[tuple[Caption, .
     return tuple(captions)[:MAX_CAPTIONS], lost
 
 
-def _caption(value: object, kind: str | None) -> tuple[Caption, list[str]]:
-    """A caption from a string or from {text, kind, language}, and reasons of LOST for its parts.
+def _read_caption(value: object, kind: str | None) -> tuple[Caption, list[str]]:
+    """A caption from a string or from {text, kind, language}, and keys of LOST for its unusable parts.
 
     Args:
+      value: string or dict.
       kind: INSTRUCTION if the caption must be an instruction; None if it must not be one.
     """
     fields = {"text": value} if isinstance(value, str) else value
@@ -182,8 +183,8 @@ def _caption(value: object, kind: str | None) -> tuple[Caption, list[str]]:
         raise Refused("bad_metadata") from None
 
 
-def _tags(value: Any) -> tuple[tuple[str, ...], list[str]]:
-    """The first usable tags of a list, or of a string with commas, and the reasons of LOST for the others."""
+def _read_tags(value: Any) -> tuple[tuple[str, ...], list[str]]:
+    """The first usable tags of a list, or of a string with commas, and keys of LOST for the others."""
     if value is None:
         return (), []
     values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
@@ -200,8 +201,8 @@ def _tags(value: Any) -> tuple[tuple[str, ...], list[str]]:
     return tuple(usable)[:MAX_TAGS], lost
 
 
-def make_record(key: str, image: bytes, conditions: tuple[bytes, ...], described: Described, source: str) -> Record:
-    """A record of parts whose limits have been checked.
+def make_record(key: str, image: bytes, conditions: tuple[bytes, ...], described: Description, source: str) -> Record:
+    """A record from parts whose limits have been checked.
 
     Raises:
       Refused: for condition images without an instruction, or an instruction without condition images.
@@ -214,8 +215,8 @@ def make_record(key: str, image: bytes, conditions: tuple[bytes, ...], described
     return Record(key, image, described.captions, source, described.licence, conditions, described.tags)
 
 
-def merge(first: Described, second: Described) -> Described:
-    """Two descriptions of one image, or of one edit, as one.
+def merge(first: Description, second: Description) -> Description:
+    """Merges two descriptions of one image or of one edit.
 
     Raises:
       Refused: if the second adds nothing.
@@ -228,9 +229,9 @@ def merge(first: Described, second: Described) -> Described:
     lost |= {"too_many_captions": None} if len(captions) > MAX_CAPTIONS else {}
     lost |= {"too_many_tags": None} if len(tags) > MAX_TAGS else {}
     licence = first.licence or second.licence
-    return Described(captions[:MAX_CAPTIONS], first.conditions, tags[:MAX_TAGS], licence, tuple(lost))
+    return Description(captions[:MAX_CAPTIONS], first.conditions, tags[:MAX_TAGS], licence, tuple(lost))
 
 
-def name_of(options: Options, default: str) -> str:
-    """The data set that records of a source name."""
+def source_name(options: Options, default: str) -> str:
+    """The name of the data set in the records of a source."""
     return options.source or default.encode(errors="replace").decode()

@@ -1,11 +1,11 @@
-"""Folders: images beside captions, images that metadata files list, and archives and tables, at any depth.
+"""Folders: images with sidecar files, images that metadata files list, archives and tables, at any depth.
 
-- Images beside captions: `a/cat.jpg` and `a/cat.txt` or `a/cat.caption`, whose whole text is one general caption; also
+- Sidecar files: for `a/cat.jpg`, a file `a/cat.txt` or `a/cat.caption`, whose whole text is one general caption, or
   `a/cat.json` with the keys of `fields.describe`.
-- Metadata files (`metadata.jsonl`, `.csv` or `.json`): they alone say which images below their folder belong to the
+- Metadata files (`metadata.jsonl`, `.csv` or `.json`): only the images that they list below their folder belong to the
   data set.
 - Pairs of InstructPix2Pix: `1_0.jpg` before and `1_1.jpg` after the edit of a `prompt.json`.
-- Tars and Parquet tables: each by its own reader.
+- Tars and Parquet tables, which have their own readers.
 """
 
 import functools
@@ -17,33 +17,33 @@ from pathlib import Path
 from data_pipeline.records.schema import Record
 from data_pipeline.sources import base, layouts
 from data_pipeline.sources.base import CAPTION_SUFFIXES, Ledger, Options, Refused
-from data_pipeline.sources.beside import describe_files
 from data_pipeline.sources.fields import (
     MAX_JSON_BYTES,
-    Described,
-    Text,
+    CaptionFile,
+    Description,
     describe,
     make_record,
     merge,
-    name_of,
     parse_json,
-    text_of_file,
+    read_caption_file,
+    source_name,
 )
 from data_pipeline.sources.metadata import Entry, Listing, read_metadata
 from data_pipeline.sources.parquet import NoImageColumn, read_parquet
+from data_pipeline.sources.sidecars import describe_sidecars
 from data_pipeline.sources.tree import Files, Image, Tree, walk
 from data_pipeline.sources.webdataset import read_tar
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder whose files and metadata have been found, but no image read yet.
+    """A folder whose files have been listed and whose metadata has been read, but no image yet.
 
     Attributes:
-      entries: images to read, in the order of their keys, as metadata describes them or with the files beside them.
+      entries: images to read, in the order of their keys, each with its metadata or its sidecar files.
       archives: tars and tables, relative to the root.
-      prefixes: what the keys of each archive begin with.
-      has_columns: whether `Options.columns` mean anything here.
+      prefixes: key prefix of each archive.
+      has_columns: whether `Options.columns` applies to this folder.
     """
 
     files: Files
@@ -53,7 +53,7 @@ class Folder:
     has_columns: bool
 
     def read(self, options: Options, ledger: Ledger) -> Iterator[Record]:
-        """Records: first of the images, then of every archive and table."""
+        """Yields the records of the images, and then those of every archive and table."""
         yield from read_entries(self.files, self.entries, options, ledger)
         for name, prefix in zip(self.archives, self.prefixes, strict=True):
             path = self.files.root / name
@@ -69,30 +69,30 @@ def open_folder(path: Path, options: Options, ledger: Ledger) -> Folder:
     """Walks a folder and reads its metadata.
 
     Raises:
-      ValueError: if a metadata file leaves the folder, or lacks a column that the options name.
+      ValueError: if a metadata file is outside the folder, or lacks a column that the options name.
     """
     tree = walk(path, ledger)
     files = Files(tree.root)
     listings = {name: read_metadata(files, name, options, ledger) for name in tree.metadata}
-    # A file in which no row names an image describes something else.
+    # A file in which no row names an image describes something other than images.
     listings = {name: listing for name, listing in listings.items() if listing.names_images or not listing.keys}
-    entries: list[Entry | Image] = [*_listed(listings, ledger), *_unlisted(tree, listings, ledger)]
+    entries: list[Entry | Image] = [*_metadata_entries(listings, ledger), *_plain_images(tree, listings, ledger)]
     entries.sort(key=lambda entry: entry.key)
     has_tables = any(name.lower().endswith(".parquet") for name in tree.archives)
     has_json = any(isinstance(entry, Image) and entry.has_json for entry in entries)
-    return Folder(files, entries, tree.archives, _prefixes(tree), has_tables or has_json or bool(listings))
+    return Folder(files, entries, tree.archives, _key_prefixes(tree), has_tables or has_json or bool(listings))
 
 
 def open_metadata(path: Path, options: Options, ledger: Ledger) -> Folder:
-    """Reads a metadata file; the images that it names are beside it or below. Raises a ValueError as `open_folder`."""
-    ledger.meet(base.suffix_of(path.name))
+    """Reads a metadata file; its images are in or below its folder. Raises the errors of `open_folder`."""
+    ledger.count_file(base.suffix_of(path.name))
     files = Files(path.parent.resolve())
     listing = read_metadata(files, path.name, options, ledger)
     return Folder(files, sorted(listing.entries, key=lambda entry: entry.key), [], [], True)
 
 
-def _listed(listings: dict[str, Listing], ledger: Ledger) -> list[Entry]:
-    """The entries of all metadata files; what several of them say about one image is merged."""
+def _metadata_entries(listings: dict[str, Listing], ledger: Ledger) -> list[Entry]:
+    """The entries of all metadata files; several descriptions of one image are merged."""
     entries: dict[str, Entry] = {}
     for name, listing in listings.items():
         for entry in listing.entries:
@@ -108,13 +108,13 @@ def _listed(listings: dict[str, Listing], ledger: Ledger) -> list[Entry]:
     return list(entries.values())
 
 
-def _unlisted(tree: Tree, listings: dict[str, Listing], ledger: Ledger) -> Iterator[Image]:
-    """Images outside the folders of all metadata files; those inside that no file names are refused."""
+def _plain_images(tree: Tree, listings: dict[str, Listing], ledger: Ledger) -> Iterator[Image]:
+    """Images outside the folders of all metadata files. Images inside them that no metadata lists are refused."""
     named = set(itertools.chain.from_iterable(listing.named for listing in listings.values()))
-    claimed = {name.rpartition("/")[0] for name in listings}
+    listed_folders = {name.rpartition("/")[0] for name in listings}
     for image in tree.images:
         parents = itertools.accumulate(image.key.split("/")[:-1], "{}/{}".format)
-        if "" in claimed or any(parent in claimed for parent in parents):
+        if "" in listed_folders or any(parent in listed_folders for parent in parents):
             if image.key not in named:
                 ledger.refuse("not_listed", image.key)
         elif base.is_name(image.key):
@@ -123,8 +123,8 @@ def _unlisted(tree: Tree, listings: dict[str, Listing], ledger: Ledger) -> Itera
             ledger.refuse("bad_name", image.key)
 
 
-def _prefixes(tree: Tree) -> list[str]:
-    """What the keys of every archive begin with: its path, without the suffix unless that names something else."""
+def _key_prefixes(tree: Tree) -> list[str]:
+    """Key prefixes of the archives: the path of each, without its suffix unless that path is taken."""
     taken = {image.key.rpartition("/")[0] for image in tree.images}
     taken |= {"/".join(parts[:end]) for place in taken for parts in [place.split("/")] for end in range(1, len(parts))}
     prefixes = []
@@ -142,7 +142,7 @@ def _read_table(path: Path, name: str, options: Options, ledger: Ledger, prefix:
     except NoImageColumn as error:  # such as the table of URLs that img2dataset writes beside every tar
         if options.columns:
             raise
-        ledger.refuse(Refused("unknown_keys", f"columns {layouts.listing(error.columns)}"), name)
+        ledger.refuse(Refused("unknown_keys", f"columns {layouts.format_keys(error.columns)}"), name)
 
 
 def read_entries(files: Files, entries: Iterable[Entry | Image], options: Options, ledger: Ledger) -> Iterator[Record]:
@@ -155,25 +155,25 @@ def read_entries(files: Files, entries: Iterable[Entry | Image], options: Option
             key, described = (entry.image, entry.described) if isinstance(entry, Entry) else (entry.key, None)
             image = base.check_image(read(key), options.max_image_bytes)
             if isinstance(entry, Image):
-                described = _described_beside(files, entry, options)
+                described = _describe_image(files, entry, options)
             assert described is not None
             conditions = tuple(base.check_image(read(name), options.max_image_bytes) for name in described.conditions)
-            record = make_record(entry.key, image, conditions, described, name_of(options, files.root.name))
-            ledger.lose(described.lost, entry.key)
+            record = make_record(entry.key, image, conditions, described, source_name(options, files.root.name))
+            ledger.count_lost(described.lost, entry.key)
             yield record
         except Refused as error:
             ledger.refuse(error, entry.key)
         ledger.bar.update()
 
 
-def _described_beside(files: Files, image: Image, options: Options) -> Described:
+def _describe_image(files: Files, image: Image, options: Options) -> Description:
     if image.source is not None:
-        prompt = parse_json(files.read(image.beside[0], MAX_JSON_BYTES, "bad_json"))
+        prompt = parse_json(files.read(image.sidecars[0], MAX_JSON_BYTES, "bad_json"))
         fields = {"instruction": prompt.get("edit"), "text": prompt.get("output"), "conditions": [image.source]}
         return describe({name: value for name, value in fields.items() if value is not None}, options.licence)
-    texts: list[Text] = []
+    texts: list[CaptionFile] = []
     json_file: bytes | Refused | None = None
-    for name in image.beside:
+    for name in image.sidecars:
         is_text = base.suffix_of(name) in CAPTION_SUFFIXES
         limit, too_large = (base.MAX_TEXT_FILE_BYTES, "caption_too_long") if is_text else (MAX_JSON_BYTES, "bad_json")
         content: bytes | Refused
@@ -182,7 +182,7 @@ def _described_beside(files: Files, image: Image, options: Options) -> Described
         except Refused as refusal:
             content = refusal
         if is_text:
-            texts.append(text_of_file(content))
+            texts.append(read_caption_file(content))
         else:
             json_file = content
-    return describe_files(json_file, texts, options)
+    return describe_sidecars(json_file, texts, options)

@@ -1,8 +1,8 @@
 """Ingestion: image-text pairs and edits from outside become shards of records.
 
-Image bytes are copied as they are; filters decide later whether they decode. Everything that cannot become a record is
-counted with its reason and never stops the run. `data_pipeline.sources` says what can be read. That includes folders
-of records, so data sets can be joined.
+Image bytes are copied as they are; filters check later whether they decode. Anything that cannot become a record is
+counted with its reason and never stops the run. `data_pipeline.sources` lists what can be read; folders of records are
+included, so data sets can be joined.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from data_pipeline.sources import DEFAULTS, LOOKED_FOR, Ledger, Options, Source,
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of the sources.
+    """The result of an ingestion.
 
     Attributes:
       folder: folder of the records.
-      sources: number of samples in each source, and how many were refused for which reason.
-      lost: records that were made without an optional part, by reason (`sources.LOST`).
-      files: number of files that were met, by suffix.
+      sources: number of samples in each source, and the refused ones by reason.
+      lost: records that lost an optional part, by reason (`sources.LOST`).
+      files: number of files in the sources, by suffix.
     """
 
     folder: str
@@ -43,7 +43,7 @@ class IngestReport:
 
     @property
     def refused(self) -> Tally:
-        """Refusals of all sources together."""
+        """Refusals in all sources."""
         return sum((source.dropped for source in self.sources), Tally())
 
     def table(self) -> Table:
@@ -69,21 +69,24 @@ def ingest(
     records_per_shard: int = 256,
     progress: bool = True,
 ) -> IngestReport:
-    """Writes the samples of one or several sources, in their order, as shards to the new folder `out`.
+    """Writes the samples of one or more sources, in order, as shards to the new folder `out`.
 
     With several sources, every key begins with the name of its source (`sources.source_names`), so keys stay unique.
 
-    Memory does not grow with the size of a tar or Parquet file. A run that was killed leaves a folder without manifest,
-    which the next run starts over. That costs reading and writing the bytes, since nothing is decoded here.
+    Memory does not grow with the size of a tar or Parquet file. A killed run leaves a folder without manifest, and the
+    next run starts over. This only costs copying the bytes, since nothing is decoded here.
 
     Args:
-      src: one source or several; see `sources.open_source`.
-      records_per_shard: records in a file; shards are the units of work of the later steps.
+      src: one or more sources, see `sources.open_source`.
+      out: new folder of records.
+      options: options of reading.
+      records_per_shard: number of records per file; later steps process whole shards.
+      progress: whether to show a progress bar.
 
     Raises:
-      ValueError: if `src` is not a source or is named twice, nothing in it is usable, `out` already holds records or
-        another process writes there, or a limit is wrong.
-      OSError: if the disk is full. The folder is not complete then.
+      ValueError: if `src` is not a source or is named twice, nothing in it is usable, `out` already contains records or
+        another process writes there, or a limit is invalid.
+      OSError: if the disk is full; the folder is then incomplete.
     """
     if not 0 < options.max_image_bytes <= MAX_IMAGE_BYTES:
         raise ValueError(f"max_image_bytes is {options.max_image_bytes}; choose between 1 and {MAX_IMAGE_BYTES}")
@@ -96,13 +99,13 @@ def ingest(
         opened = [open_source(source, options, ledger) for source, ledger in zip(sources, ledgers, strict=True)]
         if options.columns and not any(source.has_columns for source in opened):
             raise ValueError(
-                f"--column {options.columns} names columns of tables and keys of metadata files; {sources} have neither"
+                f"--column {options.columns} applies to tables and metadata files, but {sources} contain neither"
             )
         written = [0] * len(sources)
         stream = _records(opened, names, ledgers, written)
         first = next(stream, None)
         if first is None:
-            raise ValueError(_nothing(sources, ledgers))
+            raise ValueError(_no_samples_message(sources, ledgers))
         write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
     labels = names if len(sources) > 1 else ["ingest"]
     refused = [ledger.refused for ledger in ledgers]
@@ -117,7 +120,7 @@ def ingest(
 def _records(
     opened: Sequence[Source], names: Sequence[str], ledgers: Sequence[Ledger], written: list[int]
 ) -> Iterator[Record]:
-    """The records of all sources; counts them in `written`."""
+    """Yields the records of all sources and counts them in `written`."""
     for number, (source, name, ledger) in enumerate(zip(opened, names, ledgers, strict=True)):
         for record in source.records:
             key = record.key if len(names) == 1 else f"{name}/{record.key}"
@@ -128,8 +131,8 @@ def _records(
             yield record if key == record.key else dataclasses.replace(record, key=key)
 
 
-def _nothing(sources: Sequence[Path | str], ledgers: Sequence[Ledger]) -> str:
-    """The error message for sources without any usable sample; it lists the supported kinds and the refusals."""
+def _no_samples_message(sources: Sequence[Path | str], ledgers: Sequence[Ledger]) -> str:
+    """The error message for sources without a usable sample; it lists the supported sources and the refusals."""
     refused = sum((ledger.refused for ledger in ledgers), Tally())
     found = [f"{count:,} {reason}, such as {refused.examples[reason][0]}" for reason, count in refused.counts.items()]
     where = ", ".join(map(str, sources))

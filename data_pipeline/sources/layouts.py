@@ -1,6 +1,6 @@
-"""Which key of a table or metadata file holds which field, as public data sets and trainers call them.
+"""Maps the keys of tables and metadata files to our fields, for the names that public data sets and trainers use.
 
-Our names are `image` (in metadata files `file_name`), `text` or `captions`, `instruction`, `conditions`, `tags`,
+Our fields are `image` (in metadata files `file_name`), `text` or `captions`, `instruction`, `conditions`, `tags`,
 `licence` and `key`. A published layout of edits is recognised by its keys. `--column FIELD=NAME` overrides all of this.
 """
 
@@ -18,10 +18,15 @@ _JOINED = ("instruction", "conditions")  # fields whose values may be spread ove
 
 @dataclass(frozen=True)
 class Layout:
-    """Keys of a published data set of edits. A row has this layout if it has the image and one of each other kind.
+    """Keys of a published data set of edits. A row has this layout if it has an image, a condition and an instruction.
 
     Attributes:
+      name: name of the data set or trainer.
+      image: key of the target image.
+      conditions: keys of the condition images.
+      instruction: keys of instructions.
       text: keys of general captions of the target.
+      tags: keys of tags.
     """
 
     name: str
@@ -41,26 +46,27 @@ EDITS = (
     Layout("DiffSynth-Studio", "image", ("edit_image",), ("prompt",)),
     Layout("musubi-tuner", "image_path", ("control_path", "control_path_N"), ("caption",)),
 )
-# Other names of an image and of a caption, in the order in which they are tried.
+# Keys for an image and for a caption, in the order in which they are tried.
 _IMAGES = ("file_name", "image", "image_path")
 _TEXTS = ("text", "caption", "prompt")
 
 
-def fields_of(present: Iterable[str], columns: Mapping[str, str], *, table: bool) -> dict[str, tuple[str, ...]]:
-    """{field: keys that hold it} for a row or table with the given keys. Without an image there is no field `image`.
+def map_fields(present: Iterable[str], columns: Mapping[str, str], *, table: bool) -> dict[str, tuple[str, ...]]:
+    """Returns {field: its keys} for a row or table; `image` is absent if no key names it.
 
     Args:
-      columns: {field: key} as the user says, which overrides the rest.
-      table: whether the image itself stands in the row, rather than the name of its file.
+      present: keys of the row or table.
+      columns: {field: key} from the user, which overrides the rest.
+      table: whether rows contain the image itself rather than its file name.
     """
     keys = list(present)
-    found = _edit(keys) or _pair(keys, table)
+    found = _edit_layout(keys) or _pair_layout(keys, table)
     if "text" in columns:
         found.pop("captions", None)
     return found | {field: (key,) for field, key in columns.items() if key in keys}
 
 
-def _edit(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
+def _edit_layout(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
     numbered = sorted((match for key in keys if (match := _NUMBERED.fullmatch(key))), key=lambda match: int(match[1]))
     for layout in EDITS:
         conditions = [key for key in layout.conditions if key in keys]
@@ -75,7 +81,7 @@ def _edit(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
     return None
 
 
-def _pair(keys: Collection[str], table: bool) -> dict[str, tuple[str, ...]]:
+def _pair_layout(keys: Collection[str], table: bool) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {field: (field,) for field in FIELDS if field in keys and field != "image"}
     image = next((key for key in (("image",) if table else _IMAGES) if key in keys), None)
     if image is not None:
@@ -86,8 +92,8 @@ def _pair(keys: Collection[str], table: bool) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def values_of(row: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """{field: value} of a row, without nulls and blank cells; a list of captions in `text` becomes `captions`."""
+def read_values(row: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Returns {field: value} of a row, without nulls and blank cells. A list in `text` becomes `captions`."""
     found: dict[str, Any] = {}
     for field, keys in fields.items():
         values = [row[key] for key in keys if row.get(key) is not None and row[key] != ""]
@@ -103,7 +109,7 @@ def values_of(row: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) -> 
 
 def _parts(value: Any, field: str) -> list[Any]:
     if field == "conditions" and isinstance(value, str) and value.startswith("["):
-        try:  # a cell of a CSV file that lists several images
+        try:  # a CSV cell with a list of images
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise Refused("bad_metadata") from None
@@ -111,17 +117,17 @@ def _parts(value: Any, field: str) -> list[Any]:
 
 
 def check_columns(columns: Mapping[str, str], present: Iterable[str], where: str) -> None:
-    """Raises a ValueError for fields that do not exist, and for columns that are not there."""
+    """Raises a ValueError for unknown fields and for missing columns."""
     keys = sorted(set(present))
     unknown = sorted(set(columns) - set(FIELDS))
     if unknown:
-        raise ValueError(f"--column names the fields {unknown}, which do not exist; fields are {', '.join(FIELDS)}")
+        raise ValueError(f"--column names the unknown fields {unknown}; the fields are {', '.join(FIELDS)}")
     absent = sorted(set(columns.values()) - set(keys))
     if absent:
-        raise ValueError(f"{where} is without {', '.join(map(repr, absent))}; it has {listing(keys)}")
+        raise ValueError(f"{where} lacks {', '.join(map(repr, absent))}; it has {format_keys(keys)}")
 
 
-def listing(keys: Iterable[str]) -> str:
-    """Keys for a message, at most 20 of them."""
+def format_keys(keys: Iterable[str]) -> str:
+    """A list of keys for a message, at most 20 of them."""
     names = [repr(key)[:60] for key in keys]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,7 +1,7 @@
-"""Metadata files: JSON lines, a JSON list or a CSV table in which every row names an image and describes it.
+"""Metadata files: JSON lines, a JSON list or a CSV table in which every row names and describes an image.
 
-The name of the image is relative to the folder of the metadata file. Several rows of one image are one record with all
-of their captions; rows of one image with other condition images are separate records.
+File names are relative to the folder of the metadata file. Several rows with one image become one record with all of
+their captions; rows with other condition images become separate records.
 """
 
 import codecs
@@ -15,11 +15,11 @@ from typing import Any
 
 from data_pipeline.sources import layouts
 from data_pipeline.sources.base import REASONS, Ledger, Options, Refused, inner_path
-from data_pipeline.sources.fields import MAX_JSON_BYTES, Described, describe, merge, parse_json
+from data_pipeline.sources.fields import MAX_JSON_BYTES, Description, describe, merge, parse_json
 from data_pipeline.sources.tree import Files
 from qi2_jax.runtime.text_files import read_text
 
-MAX_LIST_BYTES = 256 << 20  # of a JSON list, which is read as a whole
+MAX_LIST_BYTES = 256 << 20  # a JSON list, which is read as a whole
 SUFFIXES = (".jsonl", ".csv", ".json")
 
 
@@ -29,12 +29,12 @@ class Entry:
 
     Attributes:
       key: key of the record.
-      image: the image file, relative to the root; so are the conditions in `described`.
+      image: image file, relative to the root; conditions in `described` are relative to it, too.
     """
 
     key: str
     image: str
-    described: Described
+    described: Description
 
 
 @dataclass
@@ -42,9 +42,9 @@ class Listing:
     """Content of a metadata file.
 
     Attributes:
-      named: every file that it names, also in rows that were refused.
-      keys: every key or column that occurs in it.
-      names_images: whether any row has a key that names an image.
+      named: all files that it names, also in refused rows.
+      keys: all keys or columns in it.
+      names_images: whether any row has a key for an image.
     """
 
     entries: list[Entry]
@@ -57,10 +57,13 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
     """Reads a metadata file of a folder.
 
     Args:
-      name: the file, relative to the root.
+      files: files of the folder.
+      name: path of the metadata file, relative to the root.
+      options: options of reading.
+      ledger: counts of the source.
 
     Raises:
-      ValueError: if the file leaves the folder or cannot be read, or a column that the options name is missing.
+      ValueError: if the file is outside the folder or cannot be read, or lacks a column that the options name.
     """
     try:
         path = files.path(name)
@@ -68,7 +71,7 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
         raise ValueError(f"{files.root / name} is refused: {REASONS[error.reason]}") from None
     place = name.rpartition("/")[0]
     found = Listing([], set(), {}, False)
-    grouped: dict[tuple[str, tuple[str, ...]], Described] = {}
+    grouped: dict[tuple[str, tuple[str, ...]], Description] = {}
     unknown: list[tuple[str, Refused]] = []
     for where, row in _rows(path, name, ledger):
         try:
@@ -95,27 +98,27 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
     return found
 
 
-def _entry(row: dict[str, Any], root: Path, place: str, options: Options, found: Listing) -> tuple[str, Described]:
+def _entry(row: dict[str, Any], root: Path, place: str, options: Options, found: Listing) -> tuple[str, Description]:
     present = [key for key, value in row.items() if value is not None and value != ""]
-    fields = layouts.fields_of(present, options.columns, table=False)
+    fields = layouts.map_fields(present, options.columns, table=False)
     if "image" not in fields:
-        raise Refused("unknown_keys", f"keys {layouts.listing(row)}")
+        raise Refused("unknown_keys", f"keys {layouts.format_keys(row)}")
     found.names_images = True
-    values = layouts.values_of(row, fields)
-    image = _inside(values["image"], root, place)
+    values = layouts.read_values(row, fields)
+    image = _resolve_name(values["image"], root, place)
     found.named.add(image)
     try:
         described = describe(values, options.licence)
     except Refused as error:
-        raise Refused(error.reason, f"keys {layouts.listing(row)}" * (error.reason == "missing_caption")) from None
-    conditions = tuple(_inside(name, root, place) for name in described.conditions)
-    return image, Described(described.captions, conditions, described.tags, described.licence, described.lost)
+        raise Refused(error.reason, f"keys {layouts.format_keys(row)}" * (error.reason == "missing_caption")) from None
+    conditions = tuple(_resolve_name(name, root, place) for name in described.conditions)
+    return image, Description(described.captions, conditions, described.tags, described.licence, described.lost)
 
 
-def _inside(name: Any, root: Path, place: str) -> str:
-    """A file that metadata names, relative to the root; trainers also write absolute paths."""
+def _resolve_name(name: Any, root: Path, place: str) -> str:
+    """The path, relative to the root, of a file that metadata names; some trainers write absolute paths."""
     if isinstance(name, str) and name.startswith("/"):
-        with contextlib.suppress(ValueError):  # a path that leaves the root, or that no file can have
+        with contextlib.suppress(ValueError):  # a path outside the root, or an invalid one
             path = Path(name)
             return inner_path(str((path.parent.resolve() / path.name).relative_to(root)))
     inner = inner_path(name)
@@ -123,7 +126,7 @@ def _inside(name: Any, root: Path, place: str) -> str:
 
 
 def _rows(path: Path, name: str, ledger: Ledger) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-    """The rows of a file with their places."""
+    """Yields the rows of a file, each with its place for messages."""
     try:
         if name.lower().endswith(".csv"):
             yield from _csv_rows(path, name)
@@ -138,9 +141,9 @@ def _rows(path: Path, name: str, ledger: Ledger) -> Iterator[tuple[str, dict[str
 
 
 def _json_lines(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-    """Lines that are not blank, in bounded memory whatever the length of a line."""
+    """Yields lines that are not blank, in bounded memory for lines of any length."""
     encoding = _encoding(path)
-    in_bytes = encoding == "utf-8"  # so that a malformed line costs itself alone
+    in_bytes = encoding == "utf-8"  # a malformed line then does not affect the others
     opened: Any = open(path, "rb") if in_bytes else open(path, encoding=encoding, errors="replace", newline="\n")  # noqa: SIM115
     with opened as file:
         number = 0
@@ -152,10 +155,10 @@ def _json_lines(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any] | R
                 while not data.endswith(b"\n") and (data := file.readline(MAX_JSON_BYTES)):
                     data = data if isinstance(data, bytes) else data.encode()
             elif data.strip():
-                yield f"{name}:{number}", _parsed(data)
+                yield f"{name}:{number}", _try_parse(data)
 
 
-def _parsed(data: bytes) -> dict[str, Any] | Refused:
+def _try_parse(data: bytes) -> dict[str, Any] | Refused:
     try:
         return parse_json(data)
     except Refused as error:

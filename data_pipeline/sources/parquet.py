@@ -1,6 +1,6 @@
 """Parquet: one sample per row, images as bytes or as {bytes, path}, the form of Hugging Face datasets.
 
-`layouts` says which column holds which field.
+`layouts` maps columns to fields.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ import pyarrow.parquet as pq
 from data_pipeline.records.schema import MAX_CONDITIONS, Record
 from data_pipeline.sources import layouts
 from data_pipeline.sources.base import Ledger, Options, Refused, check_image, inner_path, is_name
-from data_pipeline.sources.fields import Described, describe, make_record, merge, name_of
-from data_pipeline.sources.layouts import values_of
+from data_pipeline.sources.fields import Description, describe, make_record, merge, source_name
+from data_pipeline.sources.layouts import read_values
 
 BATCH_ROWS = 16
-MAX_VALUES = 4096  # in one row, with those in lists: a record can hold a few hundred at most
-MAX_GROUP_VALUES = 20_000_000  # of one column in a row group: nulls take no bytes in a file, but memory
+MAX_VALUES = 4096  # values in one row, including those in lists; a record has a few hundred at most
+MAX_GROUP_VALUES = 20_000_000  # values of one column in a row group; nulls take memory, though no bytes in the file
 
 
 class NoImageColumn(ValueError):
     """A table without a column of images."""
 
     def __init__(self, where: str, columns: list[str]):
-        names = layouts.listing(columns)
+        names = layouts.format_keys(columns)
         super().__init__(f"{where} has no column `image`, only {names}; name one with --column image=NAME")
         self.columns = columns
 
@@ -45,23 +45,26 @@ for group in map(metadata.row_group, range(metadata.num_row_groups)):
 
 
 def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | None = None) -> Iterator[Record]:
-    """Records of one file, in its order. Consecutive rows with one key, image and conditions become one record.
+    """Records of one file, in order. Consecutive rows with the same key, image and conditions become one record.
 
     Args:
-      prefix: what all keys begin with; None: the name of the file.
+      path: the file.
+      options: options of reading.
+      ledger: counts of the source.
+      prefix: prefix of all keys; None means the name of the file.
 
     Raises:
       NoImageColumn: if the file has no column of images.
       ValueError: if a column that the options name is missing.
     """
     if prefix is None:
-        ledger.meet(".parquet")
+        ledger.count_file(".parquet")
         prefix = path.stem
     done: set[str] = set()
-    waiting: tuple[Record, Described] | None = None
+    waiting: tuple[Record, Description] | None = None
     try:
         with pq.ParquetFile(path) as file:
-            columns = columns_of(file.schema_arrow.names, options, str(path))
+            columns = map_columns(file.schema_arrow.names, options, str(path))
             _check_metadata(path)
             ledger.bar.total = (ledger.bar.total or 0) + file.metadata.num_rows
             for number, row in _file_rows(file, columns, path.name, ledger):
@@ -70,23 +73,23 @@ def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | Non
                 try:
                     if isinstance(row, Refused):
                         raise row
-                    made, described = record_of_row(values_of(row, columns), name, options, path.stem)
-                    if waiting is not None and waiting[0].key == made.key and _same_images(waiting[0], made):
+                    record, described = row_to_record(read_values(row, columns), name, options, path.stem)
+                    if waiting is not None and waiting[0].key == record.key and _same_images(waiting[0], record):
                         waiting = _merged(*waiting, described)
                         continue
-                    if made.key in done:
+                    if record.key in done:
                         raise Refused("duplicate_key")
-                    done.add(made.key)
+                    done.add(record.key)
                     if waiting is not None:
-                        ledger.lose(waiting[1].lost, waiting[0].key)
+                        ledger.count_lost(waiting[1].lost, waiting[0].key)
                         yield waiting[0]
-                    waiting = made, described
+                    waiting = record, described
                 except Refused as error:
                     ledger.refuse(error, name)
     except (pa.ArrowException, OSError) as error:
         ledger.refuse("broken_file", f"{path.name}: {str(error)[:200]}")
     if waiting is not None:
-        ledger.lose(waiting[1].lost, waiting[0].key)
+        ledger.count_lost(waiting[1].lost, waiting[0].key)
         yield waiting[0]
 
 
@@ -94,32 +97,32 @@ def _same_images(first: Record, second: Record) -> bool:
     return first.image == second.image and first.conditions == second.conditions
 
 
-def _merged(record: Record, described: Described, more: Described) -> tuple[Record, Described]:
+def _merged(record: Record, described: Description, more: Description) -> tuple[Record, Description]:
     both = merge(described, more)
     return dataclasses.replace(record, captions=both.captions, tags=both.tags, licence=both.licence), both
 
 
 def _check_metadata(path: Path) -> None:
-    """Reads all metadata in another process: damaged metadata can end a process inside pyarrow.
+    """Reads all metadata in another process, because damaged metadata can crash pyarrow.
 
     Raises:
-      pa.ArrowInvalid: if it ends that process.
+      pa.ArrowInvalid: if that process crashes.
     """
-    done = subprocess.run([sys.executable, "-c", _READ_METADATA, str(path)], capture_output=True, check=False)
-    if done.returncode < 0:
+    finished = subprocess.run([sys.executable, "-c", _READ_METADATA, str(path)], capture_output=True, check=False)
+    if finished.returncode < 0:
         raise pa.ArrowInvalid("damaged metadata")
 
 
 def _file_rows(
     file: pq.ParquetFile, columns: Mapping[str, tuple[str, ...]], name: str, ledger: Ledger
 ) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-    """Numbered rows of all row groups of bounded size."""
+    """Yields the numbered rows of all row groups that are not too large."""
     names = sorted(set(itertools.chain.from_iterable(columns.values())))
     number = 0
     for group in range(file.num_row_groups):
-        rows, values = _size(file.metadata.row_group(group), names)
+        rows, values = _announced_size(file.metadata.row_group(group), names)
         if values > MAX_GROUP_VALUES:
-            ledger.refuse("broken_file", f"{name}: row group {group} holds {values} values in one column")
+            ledger.refuse("broken_file", f"{name}: row group {group} has {values} values in one column")
             number += rows
             ledger.bar.update(rows)
             continue
@@ -129,15 +132,15 @@ def _file_rows(
                 number += 1
 
 
-def _size(group: pq.RowGroupMetaData, columns: Collection[str]) -> tuple[int, int]:
-    """The number of rows, and the largest number of values that any part of these columns announces."""
+def _announced_size(group: pq.RowGroupMetaData, columns: Collection[str]) -> tuple[int, int]:
+    """The number of rows, and the largest number of values that the metadata announces for these columns."""
     parts = [group.column(index) for index in range(group.num_columns)]
     read = [part for part in parts if any(f"{part.path_in_schema}.".startswith(f"{name}.") for name in columns)]
     return group.num_rows, max((part.num_values for part in read), default=0)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Refused]:
-    """The rows of a batch as Python objects; a row that cannot be converted costs itself alone."""
+    """Yields the rows of a batch as Python objects; a row that cannot be converted does not affect the others."""
     if sum(map(_count_values, batch.columns)) <= BATCH_ROWS * MAX_VALUES:
         try:
             yield from batch.to_pylist()
@@ -154,13 +157,13 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Refused]:
             converted = refusal
         except UnicodeDecodeError:
             converted = Refused("not_utf8")
-        except Exception:  # times out of range, unknown time zones, ..: every type has its own errors
+        except Exception:  # such as times out of range or unknown time zones: error types differ by column type
             converted = Refused("bad_metadata")
         yield converted
 
 
 def _count_values(array: pa.Array) -> int:
-    """The number of Python objects that an array becomes; a list of nulls takes no bytes in a file."""
+    """The number of Python objects that an array converts to; a list of nulls takes no bytes in a file."""
     if isinstance(array, pa.ExtensionArray):
         return _count_values(array.storage)
     kind, count = array.type, len(array)
@@ -174,22 +177,22 @@ def _count_values(array: pa.Array) -> int:
     return count
 
 
-def columns_of(present: list[str], options: Options, where: str) -> dict[str, tuple[str, ...]]:
-    """{field: columns} of a table.
+def map_columns(present: list[str], options: Options, where: str) -> dict[str, tuple[str, ...]]:
+    """Returns {field: columns} of a table.
 
     Raises:
-      NoImageColumn: if no column holds images.
-      ValueError: for fields that do not exist and columns that are not there.
+      NoImageColumn: if no column contains images.
+      ValueError: for unknown fields and missing columns.
     """
     layouts.check_columns(options.columns, present, where)
-    columns = layouts.fields_of(present, options.columns, table=True)
+    columns = layouts.map_fields(present, options.columns, table=True)
     if "image" not in columns:
         raise NoImageColumn(where, present)
     return columns
 
 
-def record_of_row(found: dict[str, Any], name: str, options: Options, source: str) -> tuple[Record, Described]:
-    """A record from the fields of a row, and what they say.
+def row_to_record(found: dict[str, Any], name: str, options: Options, source: str) -> tuple[Record, Description]:
+    """The record of a row, and the description that it was made from.
 
     Raises:
       Refused: with a reason of `base.REASONS`.
@@ -201,11 +204,11 @@ def record_of_row(found: dict[str, Any], name: str, options: Options, source: st
     image, conditions = _image(found.pop("image", None), limit), tuple(_image(value, limit) for value in images)
     key = found.pop("key", None)
     if key is not None:
-        name = f"{name.rpartition('/')[0]}/{inner_path(str(key))}"  # unique among files
+        name = f"{name.rpartition('/')[0]}/{inner_path(str(key))}"  # the prefix keeps keys of several files apart
     if not is_name(name):
         raise Refused("bad_name")
     described = describe(found, options.licence)
-    return make_record(name, image, conditions, described, name_of(options, source)), described
+    return make_record(name, image, conditions, described, source_name(options, source)), described
 
 
 def _image(value: object, limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Records: a folder that an earlier ingestion or synthesis made. They keep their source, licence, captions and tags."""
+"""Folders of records from an earlier ingestion or synthesis. Records keep their source, licence, captions and tags."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,22 +8,22 @@ from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.sources.base import Ledger, Options
 
-PATTERNS = ("records-*.arrayrecord", "records-*.partial")  # the latter: an ingestion that was interrupted
+PATTERNS = ("records-*.arrayrecord", "records-*.partial")  # an interrupted ingestion leaves partial files
 
 
 def read_records(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
-    """Records of a folder, in its order; a damaged shard costs the records after the damage.
+    """Records of a folder, in order; in a damaged shard, records after the damage are lost.
 
-    `Options.licence` is given to records without a licence; `Options.source` does not change their source.
+    Records without a licence get `Options.licence`; `Options.source` does not change their source.
 
     Raises:
-      ValueError: if the folder is not complete.
+      ValueError: if the folder is incomplete.
     """
     records = RecordFolder(path)
     ledger.bar.total = (ledger.bar.total or 0) + len(records)
     done: set[str] = set()
     for number in range(len(records.shards)):
-        ledger.meet(".arrayrecord")
+        ledger.count_file(".arrayrecord")
         for record in _readable(records, number, ledger):
             ledger.bar.update()
             if max(map(len, (record.image, *record.conditions))) > options.max_image_bytes:

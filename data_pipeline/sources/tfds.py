@@ -1,9 +1,9 @@
-"""TensorFlow Datasets: any data set that is prepared on this disk as ArrayRecord, read without TensorFlow.
+"""TensorFlow Datasets: data sets that are prepared on this disk as ArrayRecord, read without TensorFlow.
 
 The source is `tfds:NAME[/CONFIG][:VERSION]`, with `Options.split` and `Options.data_dir`. Nothing is downloaded and no
-code of the data set runs; its files describe their content. Features are columns, as in Parquet (`sources.parquet`).
-Nested features have names with slashes (`objects/label`). The value of an image is its stored bytes, of a class its
-name, and of a sequence the list of these. It needs `pip install qi2[tfds]`.
+code of the data set runs; its files describe their content. Features are columns, as in Parquet (`sources.parquet`);
+nested features have names with slashes (`objects/label`). An image is read as its stored bytes, a class as its name,
+and a sequence as a list of these. This reader needs `pip install qi2[tfds]`.
 """
 
 import itertools
@@ -14,18 +14,20 @@ from typing import Any, TypeVar
 from data_pipeline.records.schema import MAX_CONDITIONS, Record
 from data_pipeline.sources.base import Ledger, Options, Refused
 from data_pipeline.sources.fields import MAX_JSON_BYTES
-from data_pipeline.sources.layouts import values_of
-from data_pipeline.sources.parquet import columns_of, record_of_row
+from data_pipeline.sources.layouts import read_values
+from data_pipeline.sources.parquet import map_columns, row_to_record
 
 SCHEME = "tfds:"
 Value = TypeVar("Value")
 
 
 def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
-    """Records of one split, in its order; keys are NAME/CONFIG/VERSION/SPLIT/NUMBER.
+    """Records of one split, in order; keys are NAME/CONFIG/VERSION/SPLIT/NUMBER.
 
     Args:
-      path: the part of the source after `tfds:`.
+      path: the source without `tfds:`.
+      options: options of reading.
+      ledger: counts of the source.
 
     Raises:
       ValueError: if tensorflow-datasets is not installed, the data set, split or column does not exist, or its files
@@ -33,7 +35,7 @@ def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
     """
     builder = _open(str(path), options.data_dir)
     readers = {name: _reader(feature) for name, feature in _flatten(builder.info.features)}
-    columns = columns_of([name for name, reader in readers.items() if reader is not None], options, f"{SCHEME}{path}")
+    columns = map_columns([name for name, reader in readers.items() if reader is not None], options, f"{SCHEME}{path}")
     parse = _parser(columns, readers)
     name = f"{builder.info.full_name}/{options.split}"
     raw = _split(builder, options.split)
@@ -50,8 +52,8 @@ def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
         try:
             if len(data) > limit:
                 raise Refused("too_large")
-            record, described = record_of_row(parse(data), key, options, builder.info.name)
-            ledger.lose(described.lost, key)
+            record, described = row_to_record(parse(data), key, options, builder.info.name)
+            ledger.count_lost(described.lost, key)
             yield record
         except Refused as error:
             ledger.refuse(error, key)
@@ -66,7 +68,7 @@ def _open(name: str, data_dir: Path | None) -> Any:
     try:
         builder = read_only_builder.builder_from_files(name, **where)
         if builder.info.features is None:
-            raise ValueError("it has no description of its features")
+            raise ValueError("it does not describe its features")
         return builder
     except Exception as error:  # absent and damaged descriptions raise errors of any type
         place = data_dir or "the default folder of tensorflow-datasets; name it with --data-dir"
@@ -96,35 +98,35 @@ def _flatten(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flatten(feature, f"{prefix}{name}/")
         elif isinstance(feature, kinds.Sequence) and isinstance(feature.feature, kinds.FeaturesDict):
             # A sequence of dicts is stored as a dict of sequences.
-            yield from ((key, _Many(one)) for key, one in _flatten(feature.feature, f"{prefix}{name}/"))
+            yield from ((key, _Repeated(one)) for key, one in _flatten(feature.feature, f"{prefix}{name}/"))
         else:
             yield prefix + name, feature
 
 
-class _Many:
-    """A sequence of features of one kind."""
+class _Repeated:
+    """A feature inside a sequence of dicts."""
 
     def __init__(self, feature: Any):
         self.feature = feature
 
 
 def _reader(feature: Any) -> Callable[[Any], Any] | None:
-    """A function that decodes a stored feature; None for features other than images, text and classes."""
+    """Returns a function that decodes a stored feature; None for features other than images, text and classes."""
     from tensorflow_datasets.core import features as kinds
 
     if isinstance(feature, kinds.Image):
-        return lambda stored: _one(stored.bytes_list.value)
+        return lambda stored: _single(stored.bytes_list.value)
     if isinstance(feature, kinds.Text):
-        return lambda stored: _text(_one(stored.bytes_list.value))
+        return lambda stored: _text(_single(stored.bytes_list.value))
     if isinstance(feature, kinds.ClassLabel):
-        return lambda stored: _class(feature, _one(stored.int64_list.value))
-    inner = feature.feature if isinstance(feature, kinds.Sequence | _Many) else None
+        return lambda stored: _class_name(feature, _single(stored.int64_list.value))
+    inner = feature.feature if isinstance(feature, kinds.Sequence | _Repeated) else None
     if isinstance(inner, kinds.Image):
         return lambda stored: list(stored.bytes_list.value)
     if isinstance(inner, kinds.Text):
         return lambda stored: [_text(value) for value in stored.bytes_list.value]
     if isinstance(inner, kinds.ClassLabel):
-        return lambda stored: list(dict.fromkeys(_class(inner, value) for value in stored.int64_list.value))
+        return lambda stored: list(dict.fromkeys(_class_name(inner, value) for value in stored.int64_list.value))
     return None
 
 
@@ -145,12 +147,12 @@ def _parser(
             reader = readers[column]
             if reader is not None and column in stored:
                 row[column] = reader(stored[column])
-        return values_of({column: value for column, value in row.items() if value != []}, columns)
+        return read_values({column: value for column, value in row.items() if value != []}, columns)
 
     return parse
 
 
-def _one(values: Sequence[Value]) -> Value | None:
+def _single(values: Sequence[Value]) -> Value | None:
     if len(values) > 1:
         raise Refused("bad_metadata")
     return values[0] if values else None
@@ -158,12 +160,12 @@ def _one(values: Sequence[Value]) -> Value | None:
 
 def _text(value: bytes | None) -> str | None:
     try:
-        return value.decode() if value else None  # an empty text stands for None
+        return value.decode() if value else None  # an empty text means None
     except UnicodeDecodeError:
         raise Refused("not_utf8") from None
 
 
-def _class(feature: Any, value: int | None) -> str | None:
+def _class_name(feature: Any, value: int | None) -> str | None:
     if value is None or value == -1:  # "no label", as in test splits
         return None
     if not 0 <= value < feature.num_classes:

@@ -1,4 +1,4 @@
-"""The files of a folder: each is counted by its suffix, and either kept for a reader or refused by name."""
+"""The files of a folder: each is counted by its suffix, and then either kept for a reader or refused."""
 
 import os
 import re
@@ -18,44 +18,47 @@ from data_pipeline.sources.base import (
 )
 from data_pipeline.sources.fields import MAX_JSON_BYTES, parse_json
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.json")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.json")
 ARCHIVE_SUFFIXES = (".tar", ".parquet")
-PROMPT = "prompt.json"
+PROMPT_FILE = "prompt.json"
 _SOURCE = re.compile(r"(.+)_0(\.[^.]+)")
-_COMPANIONS = (".json", *CAPTION_SUFFIXES)
+_SIDECAR_SUFFIXES = (".json", *CAPTION_SUFFIXES)
 _KNOWN = frozenset((*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXES, *ARCHIVE_SUFFIXES))
-_WAYS_OUT = {
+_HINTS = {
     ".jsonl": "name it as the source if it lists images",
     ".csv": "name it as the source if it lists images",
     ".arrayrecord": "name its folder as the source",
 }
-_HIDDEN = ("__MACOSX", "@eaDir")  # what macOS and Synology add; other hidden names begin with a dot
+_HIDDEN = ("__MACOSX", "@eaDir")  # added by macOS and Synology; other hidden names begin with a dot
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image file and the files beside it that describe it; all relative to the root.
+    """An image file and the sidecar files that describe it; all relative to the root.
 
     Attributes:
-      source: of a pair of InstructPix2Pix, the image before the edit; the file beside is its prompt then.
+      key: path of the image.
+      sidecars: paths of the sidecar files.
+      source: for a pair of InstructPix2Pix, the image before the edit; the only sidecar file is then its prompt.
     """
 
     key: str
-    beside: tuple[str, ...]
+    sidecars: tuple[str, ...]
     source: str | None = None
 
     @property
     def has_json(self) -> bool:
-        return any(suffix_of(name) == ".json" for name in self.beside)
+        return any(suffix_of(name) == ".json" for name in self.sidecars)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of a folder that readers exist for.
+    """The files of a folder that have a reader.
 
     Attributes:
-      root: the real path of the folder.
-      metadata: files called as METADATA, relative to the root.
+      root: real path of the folder.
+      images: image files with their sidecar files.
+      metadata: files named in METADATA_NAMES, relative to the root.
       archives: tars and tables, relative to the root.
     """
 
@@ -66,7 +69,7 @@ class Tree:
 
 
 def walk(folder: Path, ledger: Ledger) -> Tree:
-    """Meets every file of a folder at any depth; what no reader can use is counted in the ledger."""
+    """Visits every file of a folder at any depth; files without a reader are counted in the ledger."""
     tree = Tree(folder.resolve())
     for parent, subfolders, names in os.walk(tree.root):
         place = "" if parent == str(tree.root) else f"{Path(parent).relative_to(tree.root).as_posix()}/"
@@ -82,53 +85,53 @@ def walk(folder: Path, ledger: Ledger) -> Tree:
 
 def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> None:
     hidden_place = any(part.startswith(".") or part in _HIDDEN for part in place.split("/"))
-    is_pairs = PROMPT in names and not hidden_place and _is_prompt(tree, place)
-    beside: dict[str, list[str]] = {}
+    is_pairs = PROMPT_FILE in names and not hidden_place and _is_prompt(tree, place)
+    by_stem: dict[str, list[str]] = {}
     images = []
     for name in names:
         suffix = suffix_of(name)
         known = suffix in _KNOWN
         if hidden_place or name.startswith("."):
-            ledger.meet("hidden")
+            ledger.count_file("hidden")
             if known:
                 ledger.refuse("hidden", place + name)
             continue
-        ledger.meet(suffix)
-        if suffix in _COMPANIONS:
-            beside.setdefault(_stem(name), []).append(place + name)
-        if name in METADATA:
-            if not is_pairs:  # that of InstructPix2Pix has the seeds of the pairs
+        ledger.count_file(suffix)
+        if suffix in _SIDECAR_SUFFIXES:
+            by_stem.setdefault(_stem(name), []).append(place + name)
+        if name in METADATA_NAMES:
+            if not is_pairs:  # in InstructPix2Pix this file has the seeds of the pairs
                 tree.metadata.append(place + name)
         elif suffix in IMAGE_SUFFIXES:
             images.append(name)
         elif suffix in ARCHIVE_SUFFIXES:
             tree.archives.append(place + name)
         elif known:
-            ledger.refuse(Refused("not_read", _WAYS_OUT.get(suffix, "")), place + name)
-    sources = _sources(set(images)) if is_pairs else {}
+            ledger.refuse(Refused("not_read", _HINTS.get(suffix, "")), place + name)
+    sources = _pair_sources(set(images)) if is_pairs else {}
     for name in set(images) - set(sources.values()):
         if name in sources:
-            tree.images.append(Image(place + name, (place + PROMPT,), place + sources[name]))
-        else:  # downloaders also write `1.jpg.txt` and `1.jpg.json`
-            names_beside = (*beside.get(_stem(name), ()), *beside.get(name, ()))
-            tree.images.append(Image(place + name, tuple(sorted(names_beside, key=_by_suffix))))
+            tree.images.append(Image(place + name, (place + PROMPT_FILE,), place + sources[name]))
+        else:  # some downloaders write `1.jpg.txt` and `1.jpg.json`
+            sidecars = (*by_stem.get(_stem(name), ()), *by_stem.get(name, ()))
+            tree.images.append(Image(place + name, tuple(sorted(sidecars, key=_by_suffix))))
 
 
 def _by_suffix(key: str) -> tuple[int, str]:
-    """Sorts `.txt` before `.TXT`, `.caption` and `.json`, whatever the order of the file system."""
+    """Sort key: `.txt` before `.TXT`, `.caption` and `.json`, whatever the order of the file system."""
     return (*CAPTION_SUFFIXES, ".json").index(suffix_of(key)), key.swapcase()
 
 
-def _sources(names: set[str]) -> dict[str, str]:
-    """{target: source} of the pairs `1_1.jpg` and `1_0.jpg` among file names."""
+def _pair_sources(names: set[str]) -> dict[str, str]:
+    """Returns {target: source} for the pairs `1_1.jpg` and `1_0.jpg` among file names."""
     matches = [match for match in map(_SOURCE.fullmatch, names) if match]
     return {target: match[0] for match in matches if (target := f"{match[1]}_1{match[2]}") in names}
 
 
 def _is_prompt(tree: Tree, place: str) -> bool:
-    """Whether the `prompt.json` of a folder describes an edit, as those of InstructPix2Pix do."""
+    """Whether the `prompt.json` of a folder describes an edit, as in InstructPix2Pix."""
     try:
-        return "edit" in parse_json(Files(tree.root).read(place + PROMPT, MAX_JSON_BYTES, "bad_json"))
+        return "edit" in parse_json(Files(tree.root).read(place + PROMPT_FILE, MAX_JSON_BYTES, "bad_json"))
     except Refused:
         return False
 
@@ -140,8 +143,7 @@ def _stem(name: str) -> str:
 class Files:
     """Reads files of a folder; links are followed only if they stay inside it.
 
-    A snapshot in the cache of the Hugging Face hub consists of links to the blobs of the same data set, which count as
-    inside.
+    Snapshots in the cache of the Hugging Face hub link to blobs of the same data set, which count as inside.
     """
 
     def __init__(self, root: Path):
@@ -164,7 +166,7 @@ class Files:
         return path
 
     def read(self, key: str, limit: int, too_large: str) -> bytes:
-        """The bytes of a file, at most `limit` of them. Raises Refused, with the reason `too_large` for more."""
+        """The bytes of a file. Raises Refused; the reason is `too_large` for a file above `limit`."""
         path = self.path(key)
         try:
             with open(path, "rb") as file:
@@ -177,7 +179,7 @@ class Files:
 
 
 def _hub_blobs(root: Path) -> Iterator[Path]:
-    """The blobs beside the snapshot that a folder lies in: `datasets--OWNER--NAME/snapshots/COMMIT/..`."""
+    """The folder of blobs for a folder in a snapshot of the hub: `datasets--OWNER--NAME/snapshots/COMMIT/..`."""
     for folder in root.parents:
         blobs = folder.parent / "blobs"
         if folder.name == "snapshots" and "--" in folder.parent.name and not blobs.is_symlink():

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from data_pipeline.records.schema import INSTRUCTION, MAX_CONDITIONS, Record
 from data_pipeline.sources import base
 from data_pipeline.sources.base import CAPTION_SUFFIXES, IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES, Ledger, Options, Refused
-from data_pipeline.sources.beside import describe_files
-from data_pipeline.sources.fields import MAX_JSON_BYTES, Described, make_record, name_of, text_of_file
+from data_pipeline.sources.fields import MAX_JSON_BYTES, Description, make_record, read_caption_file, source_name
+from data_pipeline.sources.sidecars import describe_sidecars
 
 _HEADERS = (
     tarfile.XHDTYPE,
@@ -23,12 +23,12 @@ _HEADERS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 _CONDITION = "condition_"
-_MAX_MEMBERS = 32  # of one sample
+_MAX_MEMBERS = 32  # members of one sample
 _Sample = dict[str, bytes | Refused]
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers have a bounded size, since the library reads them into memory."""
+    """A member with a size limit on extended headers, which the library reads into memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _HEADERS and self.size > MAX_JSON_BYTES:
@@ -37,13 +37,16 @@ class _Member(tarfile.TarInfo):
 
 
 def read_tar(path: Path, options: Options, ledger: Ledger, prefix: str | None = None) -> Iterator[Record]:
-    """Records of one tar file, in its order; a damaged end costs the samples after the damage.
+    """Records of one tar file, in order; samples after a damaged place are lost.
 
     Args:
-      prefix: what all keys begin with; None: the name of the file.
+      path: the file.
+      options: options of reading.
+      ledger: counts of the source.
+      prefix: prefix of all keys; None means the name of the file.
     """
     if prefix is None:
-        ledger.meet(".tar")
+        ledger.count_file(".tar")
         prefix = path.stem
     done: set[str] = set()
     samples = _samples(path, options, ledger, prefix)
@@ -55,24 +58,24 @@ def read_tar(path: Path, options: Options, ledger: Ledger, prefix: str | None = 
                 raise Refused("duplicate_key")
             done.add(name)
             record, described = _record(key, sample, options, path)
-            ledger.lose(described.lost, key)
+            ledger.count_lost(described.lost, key)
             yield record
         except Refused as error:
             ledger.refuse(error, key)
 
 
 def _samples(path: Path, options: Options, ledger: Ledger, prefix: str) -> Iterator[tuple[str, _Sample]]:
-    """The names of samples with their members by suffix."""
+    """Yields the names of samples, each with its members by suffix."""
     sample: _Sample = {}
     current = ""
     try:
         with tarfile.open(path, "r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # the library would remember every member
+                tar.members = []  # type: ignore[attr-defined]  # otherwise the library keeps every member
                 if (place := _place(member, path, ledger, prefix)) is None:
                     continue
                 key, suffix = place
-                if key != current or suffix in sample:  # the latter: a second sample of this name
+                if key != current or suffix in sample:  # a repeated suffix begins a second sample of this name
                     if current:
                         yield current, sample
                     sample, current = {}, key
@@ -86,7 +89,7 @@ def _samples(path: Path, options: Options, ledger: Ledger, prefix: str) -> Itera
 
 
 def _place(member: tarfile.TarInfo, path: Path, ledger: Ledger, prefix: str) -> tuple[str, str] | None:
-    """The sample that a member belongs to, and its suffix; None if it belongs to none."""
+    """The name of a member's sample, and the member's suffix; None if it belongs to no sample."""
     if member.isdir():
         return None
     try:
@@ -97,8 +100,8 @@ def _place(member: tarfile.TarInfo, path: Path, ledger: Ledger, prefix: str) -> 
     folder, _, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
     if file.startswith("._"):
-        return None  # macOS adds one to every file, with attributes of its file system
-    ledger.meet(base.suffix_of(file))
+        return None  # macOS adds such a file for every file, with attributes of its file system
+    ledger.count_file(base.suffix_of(file))
     if not stem:
         if file.lower().endswith(IMAGE_SUFFIXES):
             ledger.refuse("bad_name", f"{prefix}/{name}")
@@ -107,16 +110,16 @@ def _place(member: tarfile.TarInfo, path: Path, ledger: Ledger, prefix: str) -> 
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raises an error if the archive is damaged or cut off, which the library takes for its end."""
+    """Raises an error if the archive is damaged or cut off; the library takes either for its end."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     block = tar.fileobj.read(tarfile.BLOCKSIZE)
     if block != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"a damaged header at byte {tar.offset}" if block else "it has no end")
+        raise tarfile.ReadError(f"a damaged header at byte {tar.offset}" if block else "the file is cut off")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_image_bytes: int) -> bytes | Refused:
-    """The bytes of a member, or why they are missing; members of unknown kinds are not read."""
+    """The bytes of a member, or why it cannot be used; members of unknown kinds are not read."""
     last = f".{suffix.rpartition('.')[2]}"
     if last in UNREAD_IMAGE_SUFFIXES:
         return Refused("not_read")
@@ -138,7 +141,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_ima
     return data
 
 
-def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Record, Described]:
+def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Record, Description]:
     images: dict[str, bytes | Refused] = {}
     texts = []
     for suffix, content in sample.items():
@@ -146,16 +149,16 @@ def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Re
         if last in (*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES):
             images[suffix] = content
         elif f".{suffix}" in CAPTION_SUFFIXES:
-            texts.append(text_of_file(content))
+            texts.append(read_caption_file(content))
         elif suffix.startswith("instruction.") and last in CAPTION_SUFFIXES:
-            texts.insert(0, text_of_file(content, INSTRUCTION))
+            texts.insert(0, read_caption_file(content, INSTRUCTION))
     target, conditions = _images(images, options)
-    described = describe_files(sample.get("json"), texts, options)
+    described = describe_sidecars(sample.get("json"), texts, options)
     if described.conditions:  # the conditions of a tar are its members
         described = replace(described, conditions=())
     if not base.is_name(key):
         raise Refused("bad_name")
-    return make_record(key, target, conditions, described, name_of(options, path.stem)), described
+    return make_record(key, target, conditions, described, source_name(options, path.stem)), described
 
 
 def _images(images: dict[str, bytes | Refused], options: Options) -> tuple[bytes, tuple[bytes, ...]]:

@@ -1,1 +1,1 @@
-"""Synthetic records with exact captions: text in pictures, and edit pairs."""
+"""Synthetic records with exact captions: text in images, and edit pairs."""

@@ -55,7 +55,7 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sa
         raise ValueError("these samples hold text features; encode them with encode.online=text to compute them here")
     # The longest possible prompt: all text slots, one feature per four latents of each image, and the system turn.
     most = sum(layout.text) + sum(layout.conditions) // 4 + processor.num_system_tokens
-    pictures = [[Image.fromarray(pixels) for pixels in own] for own in (sample.pictures for sample in samples)]
+    pictures = [[Image.fromarray(pixels) for pixels in own] for own in (sample.condition_pixels for sample in samples)]
     patches = max(layout.conditions, default=0)
     batch = processor(prompts, pictures, multiple=most, enlarge=False, patch_count=patches or None)
     B, S = batch.inputs.input_ids.shape

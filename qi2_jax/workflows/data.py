@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from data_pipeline.buckets import Resolutions
 from data_pipeline.config import DataConfig
 from data_pipeline.demo.dataset import write_demo_folder
-from data_pipeline.loading.crops import Picture, Pictures
+from data_pipeline.loading.crops import SelectedImage, SelectedImages
 from data_pipeline.records.shards import MANIFEST, RecordFolder
 from data_pipeline.scoring import cascade
 from data_pipeline.selection.index import INDEX, Kept, write_selection
@@ -29,7 +29,7 @@ class Caption:
     height: int
 
 
-def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, show: Show) -> Pictures:
+def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, show: Show) -> SelectedImages:
     """Ingests, scores, selects and buckets images; records of an earlier run are used again.
 
     Args:
@@ -66,14 +66,14 @@ def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, 
     return chosen
 
 
-def images_of(records: pathlib.Path, kept: Iterable[Kept], resolutions: Resolutions, channels: int) -> Pictures:
+def images_of(records: pathlib.Path, kept: Iterable[Kept], resolutions: Resolutions, channels: int) -> SelectedImages:
     """The pixels of the selected records that fit a bucket, each in its largest one."""
     fits = [(row, resolutions.fits(row.width, row.height)[0][1]) for row in kept]
-    chosen = tuple(Picture(row.index, fit.bucket, row.captions) for row, fit in fits if fit.left_out is None)
-    return Pictures(RecordFolder(records), chosen, channels)
+    chosen = tuple(SelectedImage(row.index, fit.bucket, row.captions) for row, fit in fits if fit.left_out is None)
+    return SelectedImages(RecordFolder(records), chosen, channels)
 
 
-def captions_of(images: Pictures) -> list[Caption]:
+def captions_of(images: SelectedImages) -> list[Caption]:
     """Every selected caption of every image, in order."""
     return [
         Caption(index, caption.text, image.bucket.width, image.bucket.height)

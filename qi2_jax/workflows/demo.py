@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.funnel import Table
-from data_pipeline.loading.crops import Pictures
+from data_pipeline.loading.crops import SelectedImages
 from data_pipeline.samples.cache import Cache
 from data_pipeline.selection.index import INDEX
 from qi2_jax import sequence, sharding
@@ -159,7 +159,7 @@ def _run(
     return figures
 
 
-def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, restart: bool, show: Show) -> Cache:
+def _train(config: DemoExperiment, images: SelectedImages, out: pathlib.Path, restart: bool, show: Show) -> Cache:
     """Trains the autoencoder, encodes the samples, and trains the transformer on them; returns the samples."""
     run_folder = out / paths.TRANSFORMER
     model = run_folder / paths.MODEL
@@ -179,7 +179,7 @@ def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, restart:
 
 
 def _generate(
-    config: SampleConfig, captions: Sequence[Caption], images: Pictures, samples: Cache, out: pathlib.Path
+    config: SampleConfig, captions: Sequence[Caption], images: SelectedImages, samples: Cache, out: pathlib.Path
 ) -> _Generated:
     """Generates an image for every caption, and draws them beside the originals as `samples.png`."""
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
@@ -196,7 +196,9 @@ def _generate(
     numbers = {images.chosen[index].index: index for index in originals}
     rebuilt = {}
     for sample in (sample for stream in samples.streams for sample in stream if sample.record in numbers):
-        latents = sample.latents if sample.target is None else pipeline.encode(Image.fromarray(sample.target))
+        latents = (
+            sample.latents if sample.target_pixels is None else pipeline.encode(Image.fromarray(sample.target_pixels))
+        )
         rebuilt[numbers[sample.record]] = pipeline.decode(latents)
     triples = [(originals[owner], rebuilt[owner], image) for owner, image in zip(owners, generated, strict=True)]
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))

@@ -92,7 +92,7 @@ def main() -> None:
             for _ in range(ROUNDS):
                 candidates = [candidate(path) for path in some]
                 for one in candidates:  # what several filters share is made once
-                    _ = one.whole.preview_grey, one.whole.grey, one.whole.image
+                    _ = one.target.preview_grey, one.target.grey, one.target.image
                 spent = min(spent, seconds(lambda one, score=filter.score: score([one]), candidates))
             print(f"  {filter.name:20s} {len(some) / spent:9.0f} images/s per core, {1e3 * spent / len(some):7.3f} ms")
         spent = min(seconds(lambda path: decode_image(path.read_bytes()).image, some) for _ in range(ROUNDS))

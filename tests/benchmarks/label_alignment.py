@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.demo.dataset import write_demo_folder
-from data_pipeline.demo.pictures import PHOTOS
+from data_pipeline.demo.images import PHOTOS
 from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.label_alignment import LABEL_ALIGNMENT, with_labels
 from data_pipeline.records.schema import Record

@@ -22,10 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.loading.loader import Loader
-from data_pipeline.loading.mixture import Mixture, layout_of
-from data_pipeline.loading.mixture import Stream as Part
+from data_pipeline.loading.mixture import Mixture, Stream, layout_of
 from data_pipeline.samples import cache
-from data_pipeline.samples.cache import Cache, Largest, Stream, StreamKey
+from data_pipeline.samples.cache import Cache, CachedStream, Largest, StreamKey
 from data_pipeline.samples.schema import NOTHING, ONLINE, TEXT_AND_IMAGES, Sample, Text
 
 BATCH, TOKENS, WIDTH = 32, 256, 4096
@@ -42,7 +41,7 @@ def write(folder: pathlib.Path, samples: int, online: str) -> None:
     if online == TEXT_AND_IMAGES:
         latents, pixels = latents[..., :0], rng.integers(0, 256, (256, 256, 4), np.uint8)
     text = Text(features, (TOKENS,), prompt)
-    made = ((256, Sample(latents, (text,), record=index, target=pixels)) for index in range(samples))
+    made = ((256, Sample(latents, (text,), record=index, target_pixels=pixels)) for index in range(samples))
     cache.write_cache(folder, made, Text(features[:8], (8,), prompt), {"online": online})
 
 
@@ -57,9 +56,9 @@ def rate(made: Cache, samples: int) -> float:
     return steps * BATCH / (time.monotonic() - begun)
 
 
-def mixture(stream: Stream, empty: Text) -> Mixture:
+def mixture(stream: CachedStream, empty: Text) -> Mixture:
     loader = Loader(stream, empty, layout_of(stream.largest, empty.lengths), BATCH, 0, dropout=0.1)
-    return Mixture((Part(str(stream.key), loader, 1),))
+    return Mixture((Stream(str(stream.key), loader, 1),))
 
 
 def main() -> None:
@@ -81,7 +80,7 @@ def main() -> None:
             files = [
                 (f"unit-{unit:05d}.arrayrecord", RECORDS_PER_UNIT) for unit in range(-(-count // RECORDS_PER_UNIT))
             ]
-            stream = Stream(folder, StreamKey(256, 0), Largest(256, (TOKENS,), ()), files)
+            stream = CachedStream(folder, StreamKey(256, 0), Largest(256, (TOKENS,), ()), files)
             order = mixture(stream, made.empty).streams[0].loader
             drawn = order.order()
             assert len({drawn[index] for index in range(1000)}) > 990

@@ -1,1 +1,1 @@
-"""Exact edit pairs made from real pictures."""
+"""Exact edit pairs made from real images."""

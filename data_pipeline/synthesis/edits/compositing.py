@@ -1,4 +1,4 @@
-"""Composites objects with alpha into pictures: scaled, with a soft shadow on the ground, without halos."""
+"""Composites objects with alpha into images: scaled, with a soft shadow on the ground, without halos."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Placement:
 
 
 def scaled(cutout: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resizes an RGBA picture; colours are weighted by alpha, so hidden colours do not bleed over edges."""
+    """Resizes an RGBA image; colours are weighted by alpha, so hidden colours do not bleed over edges."""
     return cutout.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 

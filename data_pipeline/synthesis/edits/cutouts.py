@@ -1,4 +1,4 @@
-"""Cut-outs: pictures of one object with transparency around it, and the object's name in several languages.
+"""Cut-outs: images of one object with transparency around it, and the object's name in several languages.
 
 They come from a folder of PNG or WebP files beside texts (`teapot.png`, `teapot.txt`), or from the records that have
 transparency. The first line of a text is the English name; lines such as `zh_CN.utf8=一个茶壶。` give the name in other
@@ -22,7 +22,7 @@ MIN_SIDE = 48  # pixels of the object's longer side
 MAX_ASPECT = 4.0
 MIN_SOLID = 0.75  # opaque share of the visible pixels; the rest is a glow, a shadow or glass
 MIN_COVERED = 0.15  # visible share of the object's box
-MAX_COVERED = 0.97  # a box that is full is a picture with a border, not a cut-out
+MAX_COVERED = 0.97  # a box that is full is an image with a border, not a cut-out
 MAX_WORDS = 5
 MAX_TEXT_BYTES = 1 << 16
 
@@ -33,7 +33,7 @@ _MEASURED = re.compile(f"一[{_MEASURES}]")
 
 
 class Unsuitable(Exception):
-    """A picture cannot be used; carries the reason."""
+    """An image cannot be used; carries the reason."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Cutout:
     """An object.
 
     Attributes:
-      image: RGBA picture, cropped to the object.
+      image: RGBA image, cropped to the object.
       name: file or record that it comes from.
       english: name with its article, such as `a red kangaroo`.
       chinese: name with its measure word, such as `一只红袋鼠`; None if unknown.
-      licence: licence of the picture.
+      licence: licence of the image.
     """
 
     image: Image.Image

@@ -1,4 +1,4 @@
-"""What the generators of edits share: an edit, the pictures it is made from, and placements in a picture."""
+"""What the generators of edits share: an edit, the images it is made from, and placements in an image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from data_pipeline.synthesis.lettering.fonts import FontLibrary
 
 Drawn = TypeVar("Drawn", Scene, Cutout)
 
-ATTEMPTS = 8  # pictures that are drawn until one suits
+ATTEMPTS = 8  # images that are drawn until one suits
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Edit:
     """An exact pair.
 
     Attributes:
-      sources: pictures, or original files of pictures that stay unchanged; so is `target`.
+      sources: images, or original files of images that stay unchanged; so is `target`.
       instructions: several wordings of the edit.
       tags: class of the edit, such as `edit/local`, and its kind.
       made_of: scenes and cut-outs that it shows.
@@ -39,14 +39,14 @@ class Edit:
 
 @dataclass
 class Ingredients:
-    """Pictures to make edits from, drawn at random.
+    """Images to make edits from, drawn at random.
 
     Attributes:
-      records: folder of the pictures.
+      records: folder of the images.
       cutouts: files, or positions of records.
-      max_side: side in pixels to which larger pictures are reduced.
+      max_side: side in pixels to which larger images are reduced.
       fonts: fonts for Latin and Chinese text; None if nothing is written.
-      refuse: called with the reason whenever a drawn picture does not suit.
+      refuse: called with the reason whenever a drawn image does not suit.
     """
 
     records: RecordFolder
@@ -56,10 +56,10 @@ class Ingredients:
     refuse: Callable[[str], None]
 
     def scene(self, rng: np.random.Generator) -> Scene:
-        """A random picture that suits as a scene.
+        """A random image that suits as a scene.
 
         Raises:
-          Unsuitable: if none of several pictures suits.
+          Unsuitable: if none of several images suits.
         """
         return self._draw(rng, len(self.records), lambda place: read_scene(self.records[place], self.max_side))
 
@@ -113,10 +113,10 @@ def place(
     share: tuple[float, float],
     across: tuple[float, float] = (0.0, 1.0),
 ) -> Placement:
-    """A random placement in the lower part of a picture, completely inside it.
+    """A random placement in the lower part of an image, completely inside it.
 
     Args:
-      share: range of the object's longest side over the picture's shorter side.
+      share: range of the object's longest side over the image's shorter side.
       across: range of the width that the object may use, as fractions.
     """
     width, height = size

@@ -12,7 +12,7 @@ from data_pipeline.synthesis.edits.edit import Edit, Ingredients, place, scene_f
 from data_pipeline.synthesis.edits.scenes import Scene
 from data_pipeline.synthesis.edits.wordings import instructions
 
-SHARE = (0.25, 0.6)  # range of the size of an object, over the size of the picture
+SHARE = (0.25, 0.6)  # range of the size of an object, over the size of the image
 MIN_CONTRAST = 16  # mean difference of the object's box, in levels of 255
 MIN_COLOUR = 0.3  # length of the mean vector of hue, weighted by saturation times brightness
 MIN_ONE_COLOUR = 0.93  # that length over the mean weight: 1 if all hues are equal
@@ -166,7 +166,7 @@ def _put_visibly(scene: Image.Image, cutout: Cutout, placement: Placement) -> Im
 def _source_of(
     take: Ingredients, rng: np.random.Generator, cutout: Cutout, goal: Scene
 ) -> tuple[Image.Image, tuple[Scene, ...]]:
-    """A picture of the object: alone on a white background, or in a scene other than `goal`."""
+    """An image of the object: alone on a white background, or in a scene other than `goal`."""
     if rng.random() < 0.5:
         side = max(256, round(1.25 * max(cutout.image.size)))
         white = Image.new("RGB", (side, side), "white")

@@ -1,4 +1,4 @@
-"""Restoration: the source is a degraded picture, the target is the original."""
+"""Restoration: the source is a degraded image, the target is the original."""
 
 import io
 
@@ -11,12 +11,12 @@ from data_pipeline.synthesis.edits.cutouts import Unsuitable
 from data_pipeline.synthesis.edits.edit import Edit, Ingredients
 from data_pipeline.synthesis.edits.wordings import instructions
 
-MIN_CHANGE = 2.0  # mean difference in levels of 255; flat or blurred pictures hardly show a degradation
+MIN_CHANGE = 2.0  # mean difference in levels of 255; flat or blurred images hardly show a degradation
 FORMS = ("noise", "blur", "jpeg", "rain", "low_light")
 
 
 def restoration(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """A degraded picture -> the original."""
+    """A degraded image -> the original."""
     form = FORMS[int(rng.integers(len(FORMS)))]
     scene = take.scene(rng)
     source: Image.Image | bytes
@@ -46,7 +46,7 @@ def noisy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float
 
 
 def blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Blur of defocus, or of motion along a line, in proportion to the size of the picture."""
+    """Blur of defocus, or of motion along a line, in proportion to the size of the image."""
     reach = max(image.size) * rng.uniform(0.004, 0.01)
     if rng.random() < 0.5:
         return image.filter(ImageFilter.GaussianBlur(max(1.5, 0.6 * reach)))

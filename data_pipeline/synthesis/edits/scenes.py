@@ -1,4 +1,4 @@
-"""Scenes: pictures of a records folder that edits are made from."""
+"""Scenes: images of a records folder that edits are made from."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ MIN_BITS = 4.5  # entropy of grey levels; flat designs are below, photographs ar
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture.
+    """An image.
 
     Attributes:
-      image: RGB picture.
-      stored: the original file, if it decodes to exactly `image`; None if the picture was reduced or cropped.
+      image: RGB image.
+      stored: the original file, if it decodes to exactly `image`; None if the image was reduced or cropped.
       name: key of the record; source, licence and captions are also those of the record.
     """
 
@@ -43,7 +43,7 @@ class Scene:
 
 
 def read_scene(record: Record, max_side: int) -> Scene:
-    """Reads the picture of a pair, reduced to at most `max_side` pixels.
+    """Reads the image of a pair, reduced to at most `max_side` pixels.
 
     Raises:
       Unsuitable: with the reason.

@@ -1,9 +1,9 @@
-"""Exact edit pairs from the real pictures of a records folder: `qi2 data synth edits`.
+"""Exact edit pairs from the real images of a records folder: `qi2 data synth edits`.
 
 | kind        | source -> target                                                                            |
 | ----------- | ------------------------------------------------------------------------------------------- |
-| text        | words on the picture are changed, written, or removed (`edits.text`)                        |
-| restoration | noise, blur, JPEG, rain, low light -> the original picture (`edits.restoration`)            |
+| text        | words on the image are changed, written, or removed (`edits.text`)                        |
+| restoration | noise, blur, JPEG, rain, low light -> the original image (`edits.restoration`)            |
 | tone        | saturation, white balance, exposure, black-and-white and back (`edits.tone`)                |
 | insertion   | a cut-out object appears, with its shadow (`edits.objects`)                                 |
 | removal     | the inverse                                                                                 |
@@ -13,7 +13,7 @@
 | compose3    | two objects of two sources in the scene of a third                                          |
 
 Kinds take turns. The last six need cut-outs. Edit number i is a function of the seed and i alone, and no pixel differs
-outside the region that an edit changes. Pictures within `max_side` keep their original bytes.
+outside the region that an edit changes. Images within `max_side` keep their original bytes.
 """
 
 import io
@@ -60,15 +60,15 @@ class Recipe:
     """Everything that edit number i depends on.
 
     Attributes:
-      pictures: folder of the real pictures.
-      cutouts: files, or positions of pictures that have transparency.
+      images: folder of the real images.
+      cutouts: files, or positions of images that have transparency.
       kinds: some of KINDS, which take turns.
       fonts: fonts for Latin and Chinese text; None if the kinds need none.
-      max_side: side in pixels to which larger pictures are reduced.
+      max_side: side in pixels to which larger images are reduced.
       source: name of the data set in every record.
     """
 
-    pictures: RecordFolder
+    images: RecordFolder
     cutouts: tuple[CutoutFile | int, ...]
     kinds: tuple[str, ...]
     fonts: FontLibrary | None
@@ -77,10 +77,10 @@ class Recipe:
     source: str = SOURCE
 
     def make(self, number: int) -> tuple[str, Record | None, list[str]]:
-        """The kind, the record or None, and why pictures and edits were drawn again, in order."""
+        """The kind, the record or None, and why images and edits were drawn again, in order."""
         kind = self.kinds[number % len(self.kinds)]
         drawn_again: list[str] = []
-        take = Ingredients(self.pictures, self.cutouts, self.max_side, self.fonts, drawn_again.append)
+        take = Ingredients(self.images, self.cutouts, self.max_side, self.fonts, drawn_again.append)
         for attempt in range(ATTEMPTS):
             try:
                 edit = KINDS[kind](take, np.random.default_rng([self.seed, number, attempt]))
@@ -121,7 +121,7 @@ class EditsReport:
       asked: number of edits that were asked for.
       made: edits of each kind.
       not_made: of each kind, the last reason of every edit that was given up, with its number.
-      drawn_again: of each kind, pictures and draws that did not suit and were replaced by others.
+      drawn_again: of each kind, images and draws that did not suit and were replaced by others.
       without_cutouts: kinds that were left out because there are no cut-outs.
     """
 
@@ -170,7 +170,7 @@ class EditsReport:
 
 
 def synthesize_edits(
-    pictures: Path | str,
+    images: Path | str,
     out: Path | str,
     *,
     count: int = 1000,
@@ -188,10 +188,10 @@ def synthesize_edits(
     """Writes exact edit pairs to the new folder `out`; kinds take turns.
 
     The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`. Edits for which no
-    picture suits are replaced by further ones; `EditsReport.shortfall` says if there are fewer than `count` still.
+    image suits are replaced by further ones; `EditsReport.shortfall` says if there are fewer than `count` still.
 
     Args:
-      pictures: records folder; edits in it are skipped.
+      images: records folder; edits in it are skipped.
       count: number of edits to make.
       kinds: some of KINDS; None: all, without those that need cut-outs if there are none.
       cutouts: see `cutouts.find_cutouts`; None: the records that have transparency.
@@ -206,12 +206,12 @@ def synthesize_edits(
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(kinds, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("max_side", max_side, MIN_SIDE))
-    records = RecordFolder(pictures)
+    records = RecordFolder(images)
     if not len(records):
-        raise ValueError(f"{pictures} contains no records")
+        raise ValueError(f"{images} contains no records")
     needed = any(kind in WITH_CUTOUTS for kind in kinds or KINDS)
     found = _cutouts(records, cutouts, cutouts_licence, progress) if needed else ()
-    chosen, left_out = _kinds(kinds, bool(found), pictures)
+    chosen, left_out = _kinds(kinds, bool(found), images)
     library = FontLibrary(find_scripts(("Latn", "Hans")), fonts) if "text" in chosen else None
     recipe = Recipe(records, found, chosen, library, seed, max_side, source)
     tallies = {kind: Tally() for kind in chosen}, {kind: Tally() for kind in chosen}
@@ -221,7 +221,7 @@ def synthesize_edits(
         first = next(stream, None)
         if first is None:
             reasons = {kind: tally.counts for kind, tally in report.not_made.items()}
-            raise ValueError(f"none of {count} edits could be made from {pictures}: {reasons}")
+            raise ValueError(f"none of {count} edits could be made from {images}: {reasons}")
         write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
     return report
 
@@ -250,14 +250,14 @@ def _check(kinds: tuple[str, ...] | None, *numbers: tuple[str, int, int]) -> Non
 
 
 def _kinds(
-    kinds: tuple[str, ...] | None, has_cutouts: bool, pictures: Path | str
+    kinds: tuple[str, ...] | None, has_cutouts: bool, images: Path | str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The kinds to make, and those that are left out for want of cut-outs."""
     wanted = tuple(dict.fromkeys(KINDS if kinds is None else kinds))
     impossible = () if has_cutouts else tuple(kind for kind in wanted if kind in WITH_CUTOUTS)
     if impossible and kinds is not None:
         raise ValueError(
-            f"kinds {', '.join(impossible)} need cut-outs, and no record of {pictures} has transparency; name a folder "
+            f"kinds {', '.join(impossible)} need cut-outs, and no record of {images} has transparency; name a folder "
             "of objects with --cutouts, or leave these kinds out"
         )
     return tuple(kind for kind in wanted if kind not in impossible), impossible

@@ -1,4 +1,4 @@
-"""Edits of text: words on a sign or directly on the picture are changed, written, or removed."""
+"""Edits of text: words on a sign or directly on the image are changed, written, or removed."""
 
 from dataclasses import dataclass, replace
 
@@ -95,7 +95,7 @@ class Style:
     """How words are drawn, both before and after the edit.
 
     Attributes:
-      ground: colour of the sign behind the words; None for words with an outline directly on the picture.
+      ground: colour of the sign behind the words; None for words with an outline directly on the image.
       ink: colour of the words.
       angle: rotation in degrees.
       widest: all words that must fit on the sign, so that its size does not change with the words.
@@ -109,7 +109,7 @@ class Style:
 
 
 def text(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """A picture whose words are changed, added or removed."""
+    """An image whose words are changed, added or removed."""
     form = ("change", "change", "change", "add", "remove")[int(rng.integers(5))]
     scene = take.scene(rng)
     script, words = (("Latn", ENGLISH), ("Hans", CHINESE))[int(rng.integers(2))]
@@ -119,12 +119,12 @@ def text(take: Ingredients, rng: np.random.Generator) -> Edit:
     style = _style(rng, faces[int(rng.integers(len(faces)))].files[0], shown)
     spot, size = _fit(rng, scene.image.size, style)
     style = style if style.ground else _legible(style, scene.image.crop(spot.box))
-    pictures = [_write(scene.image, one, style, spot, size) for one in shown]
+    images = [_write(scene.image, one, style, spot, size) for one in shown]
     plain = scene.stored or scene.image
     ends: dict[str, list[Image.Image | bytes]] = {
-        "change": [*pictures],
-        "add": [plain, *pictures],
-        "remove": [*pictures, plain],
+        "change": [*images],
+        "add": [plain, *images],
+        "remove": [*images, plain],
     }
     source, target = ends[form]
     at = where(spot, scene.image.size)
@@ -150,7 +150,7 @@ def _legible(style: Style, under: Image.Image) -> Style:
 
 
 def _fit(rng: np.random.Generator, size: tuple[int, int], style: Style) -> tuple[Placement, float]:
-    """A placement of the words completely inside the picture, and the font size."""
+    """A placement of the words completely inside the image, and the font size."""
     width, height = size
     glyph = float(rng.uniform(0.06, 0.13)) * min(size)
     for _ in range(12):

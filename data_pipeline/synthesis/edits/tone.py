@@ -1,4 +1,4 @@
-"""Edits of the colour and tone of a whole picture."""
+"""Edits of the colour and tone of a whole image."""
 
 import numpy as np
 from jaxtyping import Float
@@ -13,12 +13,12 @@ LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 AMOUNTS = {"a little": ("a little", "稍微"), "much": ("a lot", "明显")}  # English and Chinese wordings
 MAX_CLIPPED = 0.06  # share of the pixels that brightening may clip
 MIN_CHANGE = 0.01  # mean difference of all values 0..1; less is invisible
-MIN_COLOURED = 0.08  # mean saturation below which a picture has no colour to change
+MIN_COLOURED = 0.08  # mean saturation below which an image has no colour to change
 FORMS = ["saturate", "desaturate", "warm", "cool", "brighten", "darken", "black_and_white", "colourise"]
 
 
 def tone(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """A picture -> the picture in other colours or another light."""
+    """An image -> the image in other colours or another light."""
     form = FORMS[int(rng.integers(len(FORMS)))]
     scene = take.scene(rng)
     pixels = np.asarray(scene.image, np.float32) / 255

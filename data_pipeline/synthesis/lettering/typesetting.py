@@ -19,16 +19,16 @@ REASONS = {
     "does_not_fit": "a text too long for its box at the smallest size",
     "caption_too_long": "a text of which not even one word fits into the caption",
     "empty_corpus": "the corpus has no text of the script",
-    "broken_scene": "a scene picture that cannot be decoded or is too small",
+    "broken_scene": "a scene image that cannot be decoded or is too small",
 }
 
 
 class Unsuitable(Exception):
-    """A text or picture cannot be used.
+    """A text or image cannot be used.
 
     Attributes:
       reason: a key of REASONS.
-      text: the text, or the name of the picture.
+      text: the text, or the name of the image.
     """
 
     def __init__(self, reason: str, text: str):
@@ -165,7 +165,7 @@ def draw_block(image: Image.Image, block: Block, left: float, top: float, colour
     """Draws a block with its box at (left, top).
 
     Raises:
-      Unsuitable: `does_not_fit`, if the text would leave the picture, which is partly drawn then.
+      Unsuitable: `does_not_fit`, if the text would leave the image, which is partly drawn then.
     """
     draw = ImageDraw.Draw(image)
     style, rtl = block.style, block.style.typeface.script.rtl

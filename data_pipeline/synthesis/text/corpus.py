@@ -36,7 +36,7 @@ REASONS = {
     "bad_json": "a line that begins with a brace and is not a JSON object with a text",
     "bad_language": "a language that is not a BCP 47 tag",
     "control_characters": "control, invisible, private-use and unassigned characters",
-    "bidi_controls": "marks and overrides of direction, which would make the picture differ from the text",
+    "bidi_controls": "marks and overrides of direction, which would make the image differ from the text",
     "control_tokens": "a control token of the tokenizer, such as <|image_pad|>",
     "other_script": "a script that was not asked for",
 }

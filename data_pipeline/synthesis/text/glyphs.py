@@ -8,11 +8,11 @@ from data_pipeline.synthesis.lettering.typesetting import Style, Unsuitable
 from data_pipeline.synthesis.text.job import LEAST_TOKENS, Canvas, Job, Sample, quote
 
 SMALLEST, LARGEST = 5, 20  # pixels per em
-SIDE = 384  # pixels per side of a picture
+SIDE = 384  # pixels per side of an image
 
 
 def draw_glyphs(job: Job) -> Sample:
-    """Draws lines of different sizes below each other until the picture or the caption is full."""
+    """Draws lines of different sizes below each other until the image or the caption is full."""
     canvas, ground, licence = _ground(job)
     canvas.small = True
     side, margin = SIDE, 6

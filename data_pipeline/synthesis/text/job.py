@@ -36,7 +36,7 @@ def count_tokens(text: str) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """A finished picture.
+    """A finished image.
 
     Attributes:
       texts: all texts that are written in it, in the order in which the caption quotes them.
@@ -132,7 +132,7 @@ class Job:
 
 @dataclass
 class Canvas:
-    """A picture in the making that records, in order, the texts written on it.
+    """An image in the making that records, in order, the texts written on it.
 
     Attributes:
       small: whether text may be smaller than the legible size of its script.
@@ -149,7 +149,7 @@ class Canvas:
 
     @property
     def unit(self) -> float:
-        """A thousandth of the side, in pixels, of a square with the picture's area; all sizes are multiples of it."""
+        """A thousandth of the side, in pixels, of a square with the image's area; all sizes are multiples of it."""
         return (self.image.width * self.image.height) ** 0.5 / 1000
 
     def write(

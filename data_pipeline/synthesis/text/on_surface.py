@@ -1,7 +1,7 @@
 """Text in real scenes: painted on a smooth surface or on a sheet in front of it, with matching perspective and light.
 
-The blurred brightness of the picture shades the text; the remaining detail is the texture that shows through paint.
-Sharpness and noise are measured in the picture and matched (`surfaces`).
+The blurred brightness of the image shades the text; the remaining detail is the texture that shows through paint.
+Sharpness and noise are measured in the image and matched (`surfaces`).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from data_pipeline.synthesis.lettering.typesetting import Colour, Style
 from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, quote, with_article
 from data_pipeline.synthesis.text.surfaces import Window, find_window, grey_of, light_of, make_sheet, perspective, warp
 
-MIN_SIDE, MAX_SIDE = 640, 1536  # least shorter side and largest longer side of a picture, in pixels
+MIN_SIDE, MAX_SIDE = 640, 1536  # least shorter side and largest longer side of an image, in pixels
 MAX_UPSCALE = 1.5
 CALM = 18.0  # largest roughness of a surface that is painted on
 SHEETS = {
@@ -50,7 +50,7 @@ class _Writing:
 
 
 def draw_scene(job: Job) -> Sample:
-    """A picture with text on a surface. Raises Unsuitable."""
+    """An image with text on a surface. Raises Unsuitable."""
     scene = job.scene()
     image = _fit(scene.image)
     pixels = np.asarray(image, dtype=np.float32)
@@ -85,7 +85,7 @@ def draw_scene(job: Job) -> Sample:
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """Resizes a picture so that text in it is legible."""
+    """Resizes an image so that text in it is legible."""
     scale = min(max(1.0, MIN_SIDE / min(image.size)), MAX_UPSCALE)
     scale = min(scale, MAX_SIDE / max(image.size))
     if scale == 1.0:

@@ -17,7 +17,7 @@ class TextReport:
       folder: folder of the records.
       asked: number of records that were asked for.
       made: number of records by (strategy, script).
-      dropped: by strategy, texts and pictures that could not be used, with reasons.
+      dropped: by strategy, texts and images that could not be used, with reasons.
       given_up: number of samples for which no text was found, by (strategy, script).
       refused: lines of the corpus file that could not be used.
       usable_lines: number of lines of the corpus file that could be used.

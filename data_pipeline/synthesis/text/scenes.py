@@ -8,24 +8,24 @@ from PIL import Image
 
 from data_pipeline.decoding.images import UndecodableImage, decode_image
 from data_pipeline.demo.dataset import package_folder
-from data_pipeline.demo.pictures import PHOTOS
+from data_pipeline.demo.images import PHOTOS
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.synthesis.lettering.typesetting import Unsuitable
 from qi2_jax.pixels import over_white
 
-MIN_SIDE = 240  # pixels; smaller pictures have no room for text
+MIN_SIDE = 240  # pixels; smaller images have no room for text
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An upright RGB picture with its licence."""
+    """An upright RGB image with its licence."""
 
     image: Image.Image
     licence: str | None
 
 
 class Scenes:
-    """Draws random pictures; can be pickled for worker processes.
+    """Draws random images; can be pickled for worker processes.
 
     Args:
       folder: a folder of records; None for the photographs of scikit-image and scikit-learn.
@@ -42,7 +42,7 @@ class Scenes:
             raise ValueError(f"{folder} has no records to take scenes from")
 
     def draw(self, rng: np.random.Generator) -> Scene:
-        """A random picture.
+        """A random image.
 
         Raises:
           Unsuitable: with the reason `broken_scene`.

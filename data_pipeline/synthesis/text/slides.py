@@ -42,7 +42,7 @@ class _Page:
 
 
 def draw_slide(job: Job) -> Sample:
-    """A wide page: a title with a bar or a line, points in one or two columns, perhaps a picture and a footer."""
+    """A wide page: a title with a bar or a line, points in one or two columns, perhaps an image and a footer."""
     size = job.size(lambda size: 4 / 3 - 0.1 <= size.width / size.height <= 2)
     ground = job.pick("white", "ivory", "light grey", "pale blue", "dark blue", "dark grey", "dark green", "black")
     page = _Page(Canvas.plain(job, size, ground), ground, size[0] * job.between(0.05, 0.09))
@@ -52,16 +52,16 @@ def draw_slide(job: Job) -> Sample:
     header = _slide_title(page, accent)
     foot = height * 0.9
     left, right = page.margin, width - page.margin
-    if with_picture := job.chance(0.35):
+    if with_image := job.chance(0.35):
         scene = job.scene()
         page.licence = scene.licence
         share = (right - left) * 0.36
         at_left = job.chance(0.5)
         x = left if at_left else right - share
-        _place_picture(page.canvas, scene.image, (x, header + 40 * unit, x + share, foot - 10 * unit))
+        _place_image(page.canvas, scene.image, (x, header + 40 * unit, x + share, foot - 10 * unit))
         left, right = (left + share + 30 * unit, right) if at_left else (left, right - share - 30 * unit)
         page.said.append(f"A photograph fills the {'left' if at_left else 'right'} side.")
-    style = _slide_points(page, accent, (left, header + 40 * unit, right, foot), with_picture)
+    style = _slide_points(page, accent, (left, header + 40 * unit, right, foot), with_image)
     if job.chance(0.5):
         colour = page.ink()
         align = job.pick("start", "centre", "end")
@@ -92,13 +92,13 @@ def _slide_title(page: _Page, accent: str) -> float:
     return header
 
 
-def _slide_points(page: _Page, accent: str, box: tuple[float, float, float, float], with_picture: bool) -> Style:
-    """Draws the points of a slide into a box, in one column beside a picture; returns their style."""
+def _slide_points(page: _Page, accent: str, box: tuple[float, float, float, float], with_image: bool) -> Style:
+    """Draws the points of a slide into a box, in one column beside an image; returns their style."""
     canvas, job, unit, rtl = page.canvas, page.canvas.job, page.canvas.unit, page.canvas.job.script.rtl
     draw = ImageDraw.Draw(canvas.image)
     left, top, right, bottom = box
     colour, mark = page.ink(), job.pick(*_MARKS)
-    columns = 1 if with_picture else job.pick(1, 1, 2)
+    columns = 1 if with_image else job.pick(1, 1, 2)
     count = columns * int(job.rng.integers(2, 4 if columns == 2 else 6))
     row = (bottom - top) / (count // columns)
     wished = min(max(row * job.between(0.25, 0.5), 28 * unit), 60 * unit)
@@ -124,7 +124,7 @@ def _slide_points(page: _Page, accent: str, box: tuple[float, float, float, floa
 
 
 def draw_poster(job: Job) -> Sample:
-    """A tall page: a large title, a picture or shapes, a line below and details at the bottom."""
+    """A tall page: a large title, an image or shapes, a line below and details at the bottom."""
     size = job.size(lambda size: 0.5 <= size.width / size.height <= 1)
     ground = choose(job.rng)
     page = _Page(Canvas.plain(job, size, ground), ground, size[0] * job.between(0.06, 0.1))
@@ -135,10 +135,10 @@ def draw_poster(job: Job) -> Sample:
     )
     if job.chance(0.7):
         _poster_title(page, align, 0.05 * height, 0.28 * height)
-        _poster_picture(page, "In the middle", 0.3 * height, 0.66 * height)
+        _poster_image(page, "In the middle", 0.3 * height, 0.66 * height)
         rest = 0.68 * height
     else:
-        _poster_picture(page, "At the top", 0.0, 0.42 * height)
+        _poster_image(page, "At the top", 0.0, 0.42 * height)
         _poster_title(page, align, 0.44 * height, 0.64 * height)
         rest = 0.65 * height
     colour = page.ink()
@@ -162,14 +162,14 @@ def _poster_title(page: _Page, align: str, top: float, bottom: float) -> None:
     page.said.append(f"The large title in {colour} reads {quote(text)}.")
 
 
-def _poster_picture(page: _Page, where: str, top: float, bottom: float) -> None:
+def _poster_image(page: _Page, where: str, top: float, bottom: float) -> None:
     """A photograph, or shapes of random colours."""
     canvas, job, (width, height) = page.canvas, page.canvas.job, page.size
     if job.chance(0.6):
         scene = job.scene()
         page.licence = scene.licence
         inset = page.margin if job.chance(0.5) else 0.0
-        _place_picture(canvas, scene.image, (inset, top, width - inset, bottom))
+        _place_image(canvas, scene.image, (inset, top, width - inset, bottom))
         page.said.append(f"{where} is a photograph.")
         return
     draw = ImageDraw.Draw(canvas.image)
@@ -186,9 +186,9 @@ def _poster_picture(page: _Page, where: str, top: float, bottom: float) -> None:
     page.said.append(f"{where} are {listing(shapes)}.")
 
 
-def _place_picture(canvas: Canvas, picture: Image.Image, box: tuple[float, float, float, float]) -> None:
+def _place_image(canvas: Canvas, image: Image.Image, box: tuple[float, float, float, float]) -> None:
     left, top, right, bottom = (round(value) for value in box)
-    canvas.image.paste(ImageOps.fit(picture, (right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+    canvas.image.paste(ImageOps.fit(image, (right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, mark: str, x: float, y: float, radius: float, colour: Colour) -> None:

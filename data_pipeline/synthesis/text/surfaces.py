@@ -1,4 +1,4 @@
-"""A flat sheet in a picture: the window where it is placed, its perspective, its material, and its light."""
+"""A flat sheet in an image: the window where it is placed, its perspective, its material, and its light."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ _GRAIN = {  # per material: blurs of white noise along y and x, which are summed
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a picture, in pixels.
+    """A part of an image, in pixels.
 
     Attributes:
       roughness: standard deviation of the grey levels after a slight blur.
@@ -38,7 +38,7 @@ class Window:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
     def grown(self, margin: int, size: tuple[int, int]) -> "Window":
-        """The window with a margin around it, clipped to a picture of (width, height) pixels."""
+        """The window with a margin around it, clipped to an image of (width, height) pixels."""
         left, top = max(0, self.left - margin), max(0, self.top - margin)
         right, bottom = min(size[0], self.left + self.width + margin), min(size[1], self.top + self.height + margin)
         return Window(left, top, right - left, bottom - top, self.roughness)
@@ -50,13 +50,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Light:
-    """How the light and sharpness of a picture affect a sheet in it.
+    """How the light and sharpness of an image affect a sheet in it.
 
     Attributes:
-      shade: factor of the sheet's colours, from the picture's blurred brightness and its tint.
+      shade: factor of the sheet's colours, from the image's blurred brightness and its tint.
       texture: detail of the surface around that brightness, as a factor around 1.
-      blur: standard deviation in pixels of the blur that makes drawn edges as soft as those of the picture.
-      noise: standard deviation of the picture's noise in grey levels.
+      blur: standard deviation in pixels of the blur that makes drawn edges as soft as those of the image.
+      noise: standard deviation of the image's noise in grey levels.
     """
 
     shade: Float[np.ndarray, "H W 3"]
@@ -112,7 +112,7 @@ def perspective(rng: np.random.Generator, size: tuple[int, int], window: Window)
 
 
 def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tuple[float, ...]:
-    """The coefficients a..h of the map from points of the picture to points of a sheet of (width, height) pixels.
+    """The coefficients a..h of the map from points of the image to points of a sheet of (width, height) pixels.
 
     (x, y) -> ((a x + b y + c) / (g x + h y + 1), (d x + e y + f) / (g x + h y + 1)), as in Pillow's PERSPECTIVE.
     """
@@ -127,7 +127,7 @@ def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tupl
 def warp(
     sheet: Image.Image, corners: Float[np.ndarray, "4 2"], size: tuple[int, int], outside: Colour | int
 ) -> Float[np.ndarray, "H W *channels"]:
-    """Warps a sheet into the corners of a picture of (width, height) pixels: float32 [H, W] or [H, W, 3], 0..255.
+    """Warps a sheet into the corners of an image of (width, height) pixels: float32 [H, W] or [H, W, 3], 0..255.
 
     Args:
       outside: colour of the pixels outside the sheet.
@@ -141,7 +141,7 @@ def warp(
 
 
 def light_of(pixels: Float[np.ndarray, "H W 3"], window: Window) -> Light:
-    """Estimates the light in a window of a picture with values 0..255; the result has the size of the window."""
+    """Estimates the light in a window of an image with values 0..255; the result has the size of the window."""
     grey = grey_of(pixels)
     inside = grey[window.slices]
     smooth = _smooth(grey, max(4.0, min(window.width, window.height) / 6))[window.slices]
@@ -155,14 +155,14 @@ def light_of(pixels: Float[np.ndarray, "H W 3"], window: Window) -> Light:
 
 
 def _smooth(grey: Float[np.ndarray, "H W"], sigma: float) -> Float[np.ndarray, "H W"]:
-    """A wide Gaussian blur, computed on a smaller picture, since the result has no fine detail."""
+    """A wide Gaussian blur, computed on a smaller image, since the result has no fine detail."""
     factor = max(1, int(sigma / 4))
     small = ndimage.gaussian_filter(np.asarray(Image.fromarray(grey).reduce(factor)), sigma / factor)
     return np.asarray(Image.fromarray(small).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
 
 
 def _blur(grey: Float[np.ndarray, "H W"]) -> float:
-    """Blur of the edges in pixels, 0.35..1.2: the steepest gradients of a sharp picture equal its local contrast."""
+    """Blur of the edges in pixels, 0.35..1.2: the steepest gradients of a sharp image equal its local contrast."""
     steep = float(np.percentile(np.abs(np.diff(grey, axis=1)), 99.5))
     around = float(np.percentile(ndimage.maximum_filter(grey, 7) - ndimage.minimum_filter(grey, 7), 99.5))
     return float(np.clip(1.2 - steep / max(around, 1.0), 0.35, 1.2))

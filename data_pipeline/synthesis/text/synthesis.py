@@ -2,10 +2,10 @@
 
 The first three strategies are those of the first Qwen-Image report:
 
-| strategy | picture                                                               |
+| strategy | image                                                               |
 | -------- | --------------------------------------------------------------------- |
 | pure     | paragraphs on plain backgrounds (`text.pure`)                         |
-| scene    | text in real pictures, in perspective and their light (`on_surface`)  |
+| scene    | text in real images, in perspective and their light (`on_surface`)  |
 | layout   | slides, posters, infographics, tables, comics (`text.layout`)         |
 | glyphs   | lines of 5 to 20 pixels on plain and real backgrounds, for the VAE    |
 
@@ -57,7 +57,7 @@ class Recipe:
     """Everything that sample number i depends on.
 
     Attributes:
-      side: side of the square whose area the pictures of `pure` and `layout` have, in many aspect ratios.
+      side: side of the square whose area the images of `pure` and `layout` have, in many aspect ratios.
     """
 
     seed: int
@@ -145,7 +145,7 @@ def synthesize_text(
       fonts: folders of Noto fonts.
       corpus: see `corpus.read_corpus`; None: the built-in phrases.
       licence: licence of the texts in `corpus`.
-      scenes: folder of records whose pictures are written on; None: the photographs of scikit-image.
+      scenes: folder of records whose images are written on; None: the photographs of scikit-image.
       side: see `Recipe`.
       workers: number of processes; 1: this one alone; None: one per core.
 

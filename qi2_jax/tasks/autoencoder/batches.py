@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from data_pipeline.loading.crops import Pictures, center_crop
+from data_pipeline.loading.crops import SelectedImages, center_crop
 from data_pipeline.samples.held_out import is_held
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
@@ -27,7 +27,7 @@ def microbatch(pixels: Float[np.ndarray, "B H W c"], batch_size: int) -> Microba
     return Microbatch(None, pixels, stats=Stats(batch_size))
 
 
-def held_out_indices(pictures: Pictures, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:
+def held_out_indices(pictures: SelectedImages, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:
     """Indices of the first `count` images that the hold-out rule of the samples selects.
 
     The rule holds these images out from the transformer. The autoencoder itself trains on every image. With a fraction
@@ -51,12 +51,12 @@ def held_out_indices(pictures: Pictures, fraction: float, count: int = VALIDATIO
     return found
 
 
-def validation_pixels(pictures: Pictures, indices: Sequence[int], side: int) -> Float[np.ndarray, "B H W c"]:
+def validation_pixels(pictures: SelectedImages, indices: Sequence[int], side: int) -> Float[np.ndarray, "B H W c"]:
     """The central crops of images, in [-1, 1]."""
     return np.stack([normalize(center_crop(pictures[index], side)) for index in indices])
 
 
-def drawn_pixels(pictures: Pictures, indices: Sequence[int], factor: int) -> Float[np.ndarray, "B H W c"]:
+def drawn_pixels(pictures: SelectedImages, indices: Sequence[int], factor: int) -> Float[np.ndarray, "B H W c"]:
     """Images cropped to one common square, as large as possible, in [-1, 1].
 
     Args:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 from PIL import Image
 
-from data_pipeline.loading.crops import Crops, Pictures
+from data_pipeline.loading.crops import Crops, SelectedImages
 from qi2_jax import sharding
 from qi2_jax.interop import weights
 from qi2_jax.models.vae import VAE, VAEConfig
@@ -115,7 +115,7 @@ class AutoencoderTask(Task):
         return sharding.put_batch(self.mesh, images[rows], size)
 
 
-def make_task(config: AutoencoderConfig, pictures: Pictures, mesh: Mesh, held_out: float) -> AutoencoderTask:
+def make_task(config: AutoencoderConfig, pictures: SelectedImages, mesh: Mesh, held_out: float) -> AutoencoderTask:
     """The task of a run.
 
     Args:
@@ -151,7 +151,7 @@ def make_task(config: AutoencoderConfig, pictures: Pictures, mesh: Mesh, held_ou
 
 def train_vae(
     config: AutoencoderConfig,
-    pictures: Pictures,
+    pictures: SelectedImages,
     out: pathlib.Path,
     model: pathlib.Path,
     *,

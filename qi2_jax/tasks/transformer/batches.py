@@ -76,14 +76,17 @@ class Inputs:
 
     def with_latents(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples, with latents in place of the pixels that some of them hold."""
-        if samples[0].target is None:
+        if samples[0].target_pixels is None:
             return list(samples)
         assert self._images is not None
-        pixels: list[Any] = [image for sample in samples for image in (sample.target, *sample.pictures)]
+        pixels: list[Any] = [image for sample in samples for image in (sample.target_pixels, *sample.condition_pixels)]
         latents = iter(self._images.latents(pixels))
         return [
             dataclasses.replace(
-                sample, latents=next(latents), conditions=tuple(next(latents) for _ in sample.pictures), target=None
+                sample,
+                latents=next(latents),
+                conditions=tuple(next(latents) for _ in sample.condition_pixels),
+                target_pixels=None,
             )
             for sample in samples
         ]

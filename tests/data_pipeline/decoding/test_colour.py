@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from data_pipeline.decoding import colour
-from data_pipeline.decoding.images import HALVED, UndecodableImage, decode_image
+from data_pipeline.decoding.images import MIN_HALVED_SIDE, UndecodableImage, decode_image
 
 SRGB_PRIMARIES = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 P3_PRIMARIES = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
@@ -105,7 +105,7 @@ def test_the_fast_way_through_a_jpeg_agrees(chart, encoded):
     for mode, embedded in (("RGB", profile(*SPACES["Adobe RGB"])), ("L", profile(1.0))):
         data = encoded(chart.convert(mode), "JPEG", quality=95, icc_profile=embedded)
         first, whole = decode_image(data, preview_first=True), decode_image(data)
-        assert first.half is not None and first.colour == whole.colour == "converted" and chart.width >= HALVED
+        assert first.half is not None and first.colour == whole.colour == "converted" and chart.width >= MIN_HALVED_SIDE
         for name in ("preview", "preview_grey", "grey", "image"):
             one, other = (np.asarray(getattr(decoded, name), float) for decoded in (first, whole))
             assert one.shape == other.shape and np.abs(one - other).mean() < 0.7, name
@@ -185,7 +185,7 @@ def test_print_files_are_converted(encoded):
 
 
 def test_srgb_and_untagged_pixels_stay_as_they_are(picture, encoded):
-    image = picture(size=(HALVED, 300))
+    image = picture(size=(MIN_HALVED_SIDE, 300))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for form in ("PNG", "JPEG"):
         untagged, tagged = (decode_image(encoded(image, form, **one)) for one in ({}, {"icc_profile": srgb}))

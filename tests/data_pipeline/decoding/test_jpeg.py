@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.decoding import jpeg
-from data_pipeline.decoding.images import HALVED, decode_image
+from data_pipeline.decoding.images import MIN_HALVED_SIDE, decode_image
 from data_pipeline.filters import duplicates
 
 
@@ -34,11 +34,11 @@ def test_damage_is_found_at_half_size_too(picture, encoded):
 def test_what_is_decoded_first_does_not_matter(picture, encoded):
     exif = Image.Exif()
     exif[0x0112] = 6
-    for size in ((HALVED, 300), (HALVED - 1, 300)):
+    for size in ((MIN_HALVED_SIDE, 300), (MIN_HALVED_SIDE - 1, 300)):
         data = encoded(picture(size=size), "JPEG", exif=exif)
         first, whole = decode_image(data, preview_first=True), decode_image(data)
         assert first.size == first.image.size == whole.size == size[::-1]
-        assert (first.half is None) == (size[0] < HALVED)
+        assert (first.half is None) == (size[0] < MIN_HALVED_SIDE)
         assert first.grey.size == whole.grey.size and first.preview.size == whole.preview.size
         assert first.image.tobytes() == whole.image.tobytes()
 

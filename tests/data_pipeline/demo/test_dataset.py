@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipeline.buckets import Buckets
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.demo.dataset import write_demo_folder
-from data_pipeline.demo.pictures import PHOTOS, SIGNS
+from data_pipeline.demo.images import PHOTOS, SIGNS
 from data_pipeline.records.schema import INSTRUCTION, KINDS
 from data_pipeline.samples.prepare import prepare_image
 from qi2_jax.pixels import over_white

@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline import filters
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.demo.pictures import PHOTOS
+from data_pipeline.demo.images import PHOTOS
 from data_pipeline.filters import label_alignment
 from data_pipeline.filters.base import Candidate
 from data_pipeline.filters.label_alignment import CAVEAT, LABEL_ALIGNMENT, sentence_vectors, with_labels

@@ -132,7 +132,9 @@ def test_where_nothing_is_held_out_validation_reads_the_training_samples(tmp_pat
 
 
 def test_a_stream_without_held_samples_is_refused_where_some_are_to_be_held(tmp_path):
-    with pytest.raises(ValueError, match=r"no samples for \['64-1-held'\] to validate with.*larger data\.held_out"):
+    with pytest.raises(
+        ValueError, match=r"no validation samples for the streams \['64-1-held'\].*larger data\.held_out"
+    ):
         of_cache(tmp_path, 0.5, (1, 5), of_tasks=(1, 1))
 
 

@@ -68,7 +68,7 @@ def test_records_of_another_run_do_not_match_the_manifest(folder, tmp_path):
     write_shards(tmp_path / "other", other, records_per_shard=3)
     name = "records-00001-of-00003.arrayrecord"
     (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    with pytest.raises(ValueError, match=rf"{name}: its records are not those of manifest.json"):
+    with pytest.raises(ValueError, match=rf"{name}: its records do not match manifest.json"):
         list(RecordFolder(folder))
 
 

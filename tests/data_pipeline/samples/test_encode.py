@@ -18,7 +18,7 @@ from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.samples import encoding
 from data_pipeline.samples.cache import Cache
-from data_pipeline.samples.held_out import is_held, number
+from data_pipeline.samples.held_out import image_hash, is_held
 from data_pipeline.samples.prepare import prepare_image
 from data_pipeline.samples.schema import NOTHING, TEXT, TEXT_AND_IMAGES, encode_sample
 from data_pipeline.selection.index import Kept, Selection, read_selection, selection_facts, write_selection
@@ -119,7 +119,7 @@ def test_every_record_enters_the_areas_that_it_fills_and_what_is_lost_is_counted
 
 def test_held_samples_are_the_same_samples_in_streams_of_their_own(whole, folder, imported, tmp_path):
     records = RecordFolder(folder)
-    numbers = sorted({number(image) for r in records for image in (r.image, *r.conditions)})
+    numbers = sorted({image_hash(image) for r in records for image in (r.image, *r.conditions)})
     held_out = numbers[2]  # the two lowest pictures
     report = run(folder, imported, tmp_path, held_out=held_out)
     expected = {
@@ -207,7 +207,9 @@ def test_online_samples_hold_pictures_whose_latents_are_the_cached_ones(whole, f
         for expected, found in zip(with_latents, with_pictures, strict=True):
             assert found.record == expected.record and found.latents.shape == (*expected.latents.shape[:2], 0)
             for made, own in zip(
-                images.latents([found.target, *found.pictures]), (expected.latents, *expected.conditions), strict=True
+                images.latents([found.target_pixels, *found.condition_pixels]),
+                (expected.latents, *expected.conditions),
+                strict=True,
             ):
                 np.testing.assert_allclose(made, own, atol=1e-5)
 

@@ -12,7 +12,7 @@ from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.encoding import encode, preprocessing
-from data_pipeline.samples.held_out import check_held_out, is_held, number
+from data_pipeline.samples.held_out import check_held_out, image_hash, is_held
 from data_pipeline.samples.schema import NOTHING, Text
 from data_pipeline.selection.index import Kept, Selection, write_selection
 from qi2_jax.workflows import config as configs
@@ -73,14 +73,14 @@ def test_no_held_picture_is_trained_on_in_any_stream_of_any_stage(pictures, made
                 assert report.streams[str(stream.key)] == len(stream)
                 (held if stream.key.held else trained).update(sample.record for sample in stream)
     assert not trained & held
-    assert all(number(pictures[part]) >= held_out for record in trained for part in made[record])
-    assert all(any(number(pictures[part]) < held_out for part in made[record]) for record in held)
+    assert all(image_hash(pictures[part]) >= held_out for record in trained for part in made[record])
+    assert all(any(image_hash(pictures[part]) < held_out for part in made[record]) for record in held)
     pairs = {pictures[made[record][0]] for record in held if len(made[record]) == 1}
     assert not pairs & {pictures[part] for record in trained for part in made[record]}
 
 
 def test_numbers_are_uniform_and_a_larger_fraction_holds_what_a_smaller_one_holds():
-    numbers = [number(str(index).encode()) for index in range(4000)]
+    numbers = [image_hash(str(index).encode()) for index in range(4000)]
     assert max(abs(np.sort(numbers) - np.linspace(0, 1, 4000))) < 0.04
     caption = (Caption("a text"),)
     held = [

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from data_pipeline.buckets import Bucket
-from data_pipeline.loading.crops import Picture, Pictures
+from data_pipeline.loading.crops import SelectedImage, SelectedImages
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
-from data_pipeline.samples.held_out import number
+from data_pipeline.samples.held_out import image_hash
 from qi2_jax.tasks.autoencoder import batches, task
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.training.telemetry import metrics
@@ -30,12 +30,12 @@ def pictures(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("records")
     write_shards(folder, [Record(f"{i}", encoded(i), (Caption("x"),), "test") for i in range(12)], records_per_shard=6)
-    return Pictures(RecordFolder(folder), tuple(Picture(i, Bucket(SIDE, SIDE), (0,)) for i in range(12)), 4)
+    return SelectedImages(RecordFolder(folder), tuple(SelectedImage(i, Bucket(SIDE, SIDE), (0,)) for i in range(12)), 4)
 
 
 def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(pictures, caplog):
     caplog.set_level("INFO")
-    numbers = [number(pictures.record(index).image) for index in range(12)]
+    numbers = [image_hash(pictures.record(index).image) for index in range(12)]
     expected = [index for index in range(12) if numbers[index] < 0.5]
     assert 1 < len(expected) < 12
     assert batches.held_out_indices(pictures, 0.5) == expected

@@ -1,4 +1,4 @@
-"""The pictures of the demo set: photographs from the scikit-image and scikit-learn wheels, and drawn signs.
+"""The images of the demo set: photographs from the scikit-image and scikit-learn wheels, and drawn signs.
 
 Captions are written by hand. Licences are those that `skimage.data` and scikit-learn's image folder state per file.
 """
@@ -22,7 +22,7 @@ class Photo:
       package: package that the original comes from.
       path: path of the original inside the package.
       licence: licence with credit.
-      box: (left, top, right, bottom) in pixels of the original; None for the whole picture.
+      box: (left, top, right, bottom) in pixels of the original; None for the whole image.
       turned: whether the pixels are stored sideways, with the EXIF orientation that sets them upright.
     """
 

@@ -1,28 +1,28 @@
-"""The files of one sample that share a name: a JSON file, and text files with captions."""
+"""Sidecar files: the JSON file and the caption files that share the name of an image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from data_pipeline.sources import layouts
 from data_pipeline.sources.base import Options, Refused
-from data_pipeline.sources.fields import Described, Text, describe, parse_json
+from data_pipeline.sources.fields import CaptionFile, Description, describe, parse_json
 
 
-def describe_files(json_file: bytes | Refused | None, texts: Sequence[Text], options: Options) -> Described:
-    """Describes a sample by all of its files. A JSON file that cannot be used matters only without a text file.
+def describe_sidecars(json_file: bytes | Refused | None, texts: Sequence[CaptionFile], options: Options) -> Description:
+    """Describes a sample by its sidecar files. A broken JSON file matters only if there is no caption file.
 
-    Captions under our own keys, `text` and `captions`, are kept beside those of text files. Captions under other keys,
-    as img2dataset writes them, usually repeat the text file and are used only if there is no text in one.
+    Captions under our own keys, `text` and `captions`, are added to those of caption files. Captions under other keys,
+    as img2dataset writes them, usually repeat the caption file; they are used only if no caption file has text.
 
     Raises:
-      Refused: if there is no usable caption; it names the keys of the JSON file if none of them holds a caption.
+      Refused: if there is no usable caption; the detail lists the keys of a JSON file without captions.
     """
     row, problem = {}, None
     try:
         if isinstance(json_file, Refused):
             raise json_file
         row = {} if json_file is None else parse_json(json_file)
-        fields = layouts.values_of(row, layouts.fields_of(row, options.columns, table=False))
+        fields = layouts.read_values(row, layouts.map_fields(row, options.columns, table=False))
     except Refused as refusal:
         fields, problem = {}, refusal
     if any(isinstance(text.content, str) and text.content.strip() for text in texts):
@@ -33,6 +33,6 @@ def describe_files(json_file: bytes | Refused | None, texts: Sequence[Text], opt
         if problem is not None and not texts:
             raise problem from None
         if refusal.reason == "missing_caption" and row and not texts:
-            raise Refused(refusal.reason, f"keys {layouts.listing(row)}") from None
+            raise Refused(refusal.reason, f"keys {layouts.format_keys(row)}") from None
         raise
     return described if problem is None else replace(described, lost=(*described.lost, problem.reason))
