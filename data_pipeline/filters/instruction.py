@@ -1,6 +1,6 @@
 """Instructions: which source images a text names, and whether it is written in the script of its language.
 
-Quoted text counts for neither: `write "Figure 7"` names no source, and a Chinese instruction may quote English words.
+Quoted text is ignored: `write "Figure 7"` names no source, and a Chinese instruction may quote English words.
 """
 
 import re
@@ -45,12 +45,12 @@ _CARDINAL = rf"\d{{1,2}}(?!\d|[.:]\d|,\d{{3}}|%|st\b|nd\b|rd\b|th\b)|{'|'.join(_
 _CJK_NUMBER = r"\d{1,2}(?!\d)|[一二三四五六七八九十]"
 _ELSEWHERE = r"(?!\s(?:from|on|to)\sthe\s(?:left|right|top|bottom|wall|shelf|screen))"  # an image that a source shows
 _AND = r"(?:\s?[,&–-]|,?\s(?:and|und|et|y|e|и|to))\s?"
-_COUNTED = "个個只張张幅位名种種条條人"  # counters: the number in front is an amount, not a name
+_COUNTED = "个個只張张幅位名种種条條人"  # counters: the number before one is an amount, not a name
 
 _WORDS = re.compile("|".join((r"\d+", *sorted(_VALUES, key=len, reverse=True))))
 _RANGE = re.compile(r"\d\s*[-–]\s*\d|\bto\b")
 
-# Each pattern captures the numbers of source images. Numbers above 99 are taken for years.
+# Each pattern captures numbers of source images. Numbers above 99 are ignored, since they are usually years.
 _NAMED = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -64,7 +64,7 @@ _NAMED = tuple(
     )
 )
 
-# Main scripts of languages, as first words of Unicode letter names. Other languages have no score.
+# Main scripts of languages, as the first words of Unicode letter names. Other languages get no score.
 _SCRIPTS: dict[tuple[str, ...], str] = {
     ("CJK",): "zh yue wuu",
     ("CJK", "HIRAGANA", "KATAKANA"): "ja",
@@ -93,21 +93,17 @@ _SCRIPTS: dict[tuple[str, ...], str] = {
     ("LATIN",): "en fr de es it pt nl sv da nb nn no fi is pl cs sk sl hr hu ro et lv lt sq tr az vi id ms tl sw af ca "
     "gl eu ga cy mt eo la ast oc br lb",
 }
-_OF_LANGUAGE = {language: scripts for scripts, languages in _SCRIPTS.items() for language in languages.split()}
-_OF_TAG: dict[str, tuple[str, ...]] = {
+_BY_LANGUAGE = {language: scripts for scripts, languages in _SCRIPTS.items() for language in languages.split()}
+_BY_SUBTAG: dict[str, tuple[str, ...]] = {
     "latn": ("LATIN",),
     "cyrl": ("CYRILLIC",),
     "arab": ("ARABIC",),
     "deva": ("DEVANAGARI",),
     "hans": ("CJK",),
 }
-_OF_TAG |= {"hant": ("CJK",), "jpan": ("CJK", "HIRAGANA", "KATAKANA"), "kore": ("HANGUL",), "guru": ("GURMUKHI",)}
-_DENSE = (
-    "CJK",
-    "HANGUL",
-    "HIRAGANA",
-    "KATAKANA",
-)  # scripts in which one letter carries as much as three of an alphabet
+_BY_SUBTAG |= {"hant": ("CJK",), "jpan": ("CJK", "HIRAGANA", "KATAKANA"), "kore": ("HANGUL",), "guru": ("GURMUKHI",)}
+# Scripts in which one letter carries as much as three letters of an alphabet.
+_DENSE = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
 
 
 def score(candidates: Sequence[Candidate]) -> list[dict]:
@@ -125,7 +121,7 @@ def _score(captions: tuple[Caption, ...]) -> dict:
 
 
 def named_sources(text: str) -> set[int]:
-    """Numbers, from 1, of the source images that a text names: `image 2`, `the second photo`, `图3`."""
+    """Numbers, from 1, of the source images that a text names, as in `image 2`, `the second photo` and `图3`."""
     return set(_numbers(" ".join(QUOTED.sub(" ", text).split())))
 
 
@@ -135,7 +131,7 @@ def _numbers(text: str) -> Iterator[int]:
             words = next(group for group in match.groups() if group is not None).lower()
             numbers = [int(word) if word.isdecimal() else _VALUES[word] for word in _WORDS.findall(words)]
             if numbers[0] == 0:
-                continue  # the text counts from zero, so the numbers are ambiguous
+                continue  # a text that counts from zero is ambiguous
             yield from range(numbers[0], numbers[-1] + 1) if _RANGE.search(words) else numbers
 
 
@@ -145,7 +141,7 @@ def script_share(text: str, language: str | None) -> float | None:
     Letters that represent a syllable or a word count as three.
     """
     first, *rest = (language or "").lower().split("-")
-    scripts = next((_OF_TAG[part] for part in rest if part in _OF_TAG), _OF_LANGUAGE.get(first))
+    scripts = next((_BY_SUBTAG[part] for part in rest if part in _BY_SUBTAG), _BY_LANGUAGE.get(first))
     if scripts is None:
         return None
     counts: Counter[str] = Counter()
@@ -173,7 +169,7 @@ INSTRUCTION_TEXT = Filter(
     name="instruction",
     version=1,
     columns={
-        "last_source": (list[int], "highest number of a source image that each caption names; 0: none"),
+        "last_source": (list[int], "highest source image number that each caption names; 0: none"),
         "sources": (list[int], "number of source images that each caption names"),
         "script": (list[float], "share of each caption's letters in the script of its language"),
     },
@@ -182,8 +178,8 @@ INSTRUCTION_TEXT = Filter(
         Threshold(
             "min_script",
             0.2,
-            "share of an instruction's letters in the script of the language that it claims; names and brands in other "
-            "scripts are few",
+            "share of an instruction's letters in the script of its declared language; names and brands may use other "
+            "scripts",
             low=0,
             high=1,
             column="script",

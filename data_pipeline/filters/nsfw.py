@@ -23,7 +23,7 @@ def score(candidates: Sequence[Candidate]) -> list[dict]:
 
 
 def _score(image: Image.Image) -> float:
-    return _classifier().classify(over_white(image)).nsfw  # one by one, so that a score does not depend on its batch
+    return _classifier().classify(over_white(image)).nsfw  # one image at a time: the score does not depend on a batch
 
 
 @functools.cache
@@ -34,10 +34,10 @@ def _classifier() -> Any:
 
 
 def _digest() -> str | None:
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
         return None
-    return pathlib.Path(found.origin).with_name(CHECKSUM).read_text().split()[0]
+    return pathlib.Path(spec.origin).with_name(CHECKSUM).read_text().split()[0]
 
 
 def _drops(row: Row, settings: Settings) -> str | None:
@@ -47,13 +47,13 @@ def _drops(row: Row, settings: Settings) -> str | None:
 NSFW = Filter(
     name="nsfw",
     version=2,
-    columns={"score": (float, "probability of an unsafe image, 0..1; of an edit, the highest of all its images")},
+    columns={"score": (float, "probability of an unsafe image, 0..1; for an edit, the highest of its images")},
     score=score,
     thresholds=(
         Threshold(
             "max_nsfw",
             0.5,
-            "probability of an unsafe image from which it is dropped",
+            "probability of an unsafe image from which a record is dropped",
             low=0,
             high=1,
             column="score",

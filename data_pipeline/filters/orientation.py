@@ -1,4 +1,4 @@
-"""Orientation: how the pixels were turned upright, and whether the file contradicts itself about it."""
+"""Orientation: how the pixels were turned upright, and whether the file's metadata about it is contradictory."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ CONTRADICTIONS = {
     "invalid_value": "the tag is not in 0..8 (0 is common and means unknown)",
     "xmp_disagrees": "EXIF and XMP name different orientations",
     "already_turned": "the tag asks for a quarter turn, but the stored size is the EXIF size with width and height "
-    "swapped: a program turned the pixels and left the tag, so a second turn lays the image on its side",
+    "swapped: a program turned the pixels but kept the tag, so another turn lays the image on its side",
 }
 
 
@@ -58,7 +58,7 @@ ORIENTATION = Filter(
         Threshold(
             "drop_contradictory_orientation",
             True,
-            "whether to drop files that contradict themselves about which side is up",
+            "whether to drop files with contradictory metadata about their orientation",
             reason=", ".join(CONTRADICTIONS),
         ),
     ),

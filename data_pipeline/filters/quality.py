@@ -3,11 +3,11 @@
 They are measured on grey levels reduced to at most `SIDE` pixels per side, so that scores of different resolutions are
 comparable.
 
-- `clarity` is the variance of the Laplacian at full exposure. The same scene three stops darker has a sixth of its
-  variance, and a bright, pale one as little, although both are as sharp. So the part that comes from rounding
-  to whole levels is subtracted, and the rest is scaled to the span of levels of a daylight photograph.
-- `noise` is meaningless where every pixel is black or white, as in dithered and screened pages, line art and text.
-  `two_level` measures how close an image comes to that.
+- `clarity` is the variance of the Laplacian at full exposure. Three stops darker, a scene has a sixth of the variance,
+  and a bright, pale one has as little, although both are as sharp. The part due to rounding to whole levels is
+  therefore subtracted, and the rest is scaled to the span of levels of a daylight photograph.
+- `noise` is meaningless if every pixel is black or white, as in dithered and screened pages, line art and text.
+  `two_level` measures how close an image is to this case.
 """
 
 import math
@@ -21,10 +21,10 @@ from data_pipeline.filters.base import Candidate, Exemption, Filter, Row, Settin
 from data_pipeline.filters.exemptions import FLAT
 
 SIDE = 1024
-DARK, BRIGHT = 8, 247  # grey levels up to which, and from which, no detail can be seen
+DARK, BRIGHT = 8, 247  # no detail is visible up to the first grey level and from the second on
 SPAN = 0.75  # share of all levels that a daylight photograph covers, from black up or from white down
-OUTLIERS = 0.005  # share of the pixels at each end that does not count for the span
-MAX_GAIN = 6.0  # about three stops; beyond, noise would pass for detail
+OUTLIERS = 0.005  # share of the darkest and of the brightest pixels that the span ignores
+MAX_GAIN = 6.0  # about three stops; beyond that, noise would count as detail
 ROUNDING = 20 / 12  # variance of the Laplacian of rounding errors, which are uniform in +-1/2
 TWO_LEVEL = 0.8  # value of `two_level` from which `noise` is ignored
 
@@ -57,7 +57,7 @@ def _clarity(pixels: Int16[np.ndarray, "H W"], levels: Float[np.ndarray, "256"])
 
 
 def _two_level(grey: Image.Image) -> float:
-    """Variance of the grey levels over the largest that is possible with their mean, that of black and white alone.
+    """Variance of the grey levels over the largest possible for their mean, which only black and white pixels reach.
 
     It is measured before the image is reduced, since reducing turns black and white dots into grey.
     """
@@ -76,16 +76,16 @@ def _laplacian_variance(pixels: Int16[np.ndarray, "H W"]) -> float:
 
 
 def _noise(pixels: Int16[np.ndarray, "H W"]) -> float:
-    """Standard deviation of white noise (Immerkaer, CVIU 1996), from the median, which edges do not move.
+    """Standard deviation of white noise (Immerkaer, CVIU 1996), estimated with the median, which is robust to edges.
 
-    The kernel [[1, -2, 1], [-2, 4, -2], [1, -2, 1]] removes what is smooth. On white noise of deviation s its response
-    is normal with deviation 6 s, whose absolute value has the median 0.6745 * 6 s.
+    The kernel [[1, -2, 1], [-2, 4, -2], [1, -2, 1]] removes smooth structure. For white noise of deviation s its
+    response is normal with deviation 6 s, so its absolute value has the median 0.6745 * 6 s.
     """
     if min(pixels.shape) < 3:
         return 0.0
     rows = pixels[:-2] - 2 * pixels[1:-1] + pixels[2:]
     response = np.abs(rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:])
-    below = np.cumsum(np.bincount(response.ravel()))  # a median of integers in a tenth of the time of sorting
+    below = np.cumsum(np.bincount(response.ravel()))  # gives the median ten times faster than sorting
     middle = (response.size - 1) // 2, response.size // 2
     return float(np.searchsorted(below, middle, side="right").mean()) / (0.6745 * math.sqrt(36))
 
@@ -100,19 +100,19 @@ QUALITY = Filter(
     name="quality",
     version=3,
     columns={
-        "clarity": (float, f"variance of the Laplacian at {SIDE} pixels and full exposure: below 4..10 blurred"),
+        "clarity": (float, f"variance of the Laplacian at {SIDE} pixels and full exposure; blurred below 4..10"),
         "brightness": (float, "mean grey level, 0..1"),
         "dark": (float, f"share of pixels of at most {DARK} of 255"),
         "bright": (float, f"share of pixels of at least {BRIGHT} of 255"),
         "noise": (float, "standard deviation of white noise, in grey levels of 255"),
-        "two_level": (float, f"1: every pixel is black or white; from {TWO_LEVEL} on `noise` is ignored"),
+        "two_level": (float, f"1: every pixel is black or white; `noise` is ignored from {TWO_LEVEL} on"),
     },
     score=score,
     thresholds=(
         Threshold(
             "max_noise",
             255.0,
-            "grey levels",
+            "standard deviation of white noise, in grey levels",
             low=0,
             high=255,
             column="noise",

@@ -1,13 +1,13 @@
 """Refusals: texts in which a captioning model declines to describe an image.
 
-The first words do not decide: "Sorry, we are closed, says a sign" describes an image. So in every language a refusal is
-an apology, or the first person, soon followed by words for being unable, and those by a word for what a captioner does.
-Quotation marks end the search, since what follows is written in the image.
+The first words alone do not decide: "Sorry, we are closed, says a sign" describes an image. In every language, a
+refusal is an apology or the first person, soon followed by words for being unable, and then by a word for a captioner's
+task. Quotation marks end the search, since quoted text is usually written in the image.
 """
 
 import re
 
-REACH = 300  # characters at the beginning that are searched
+MAX_SEARCHED = 300  # characters at the beginning that are searched
 
 _QUOTES = r"\"“”«»„「」"
 _GAP = rf"[^{_QUOTES}]"
@@ -67,7 +67,7 @@ _CHINESE = (
     rf"作[为為](?:一[个個名款])?\s*(?:ai|人工智[能慧]){_GAP}{{0,15}}?我",
 )
 
-# Language: (apology, unable, what a captioner does), in this order with short gaps between.
+# Language: (apology, being unable, captioner's task), in this order with short gaps between them.
 _OTHERS = {
     "ja": (
         r"(?:大変|誠に)?(?:申し訳|すみません|ごめんなさい)",
@@ -150,7 +150,7 @@ _OTHERS = {
         r"\b(?:mendeskripsikan|menjelaskan|membantu|mengidentifikasi|memberikan|menganalisis|melihat|menggambarkan)",
     ),
 }
-# These also refuse without an apology, but then name the image.
+# In these languages, refusals without an apology name the image.
 _PLAIN = {
     "de": r"bild|foto",
     "it": r"immagin|foto",
@@ -161,17 +161,17 @@ _PLAIN = {
 
 
 def _patterns() -> list[str]:
-    found = [*_ENGLISH, *_CHINESE]
+    patterns = [*_ENGLISH, *_CHINESE]
     for language, (apology, cannot, task) in _OTHERS.items():
-        found.append(rf"(?:{apology}){_GAP}{{0,50}}?(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
+        patterns.append(rf"(?:{apology}){_GAP}{{0,50}}?(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
         if language in _PLAIN:
-            found.append(rf"(?={_GAP}{{0,120}}?(?:{_PLAIN[language]}))(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
-    return found
+            patterns.append(rf"(?={_GAP}{{0,120}}?(?:{_PLAIN[language]}))(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
+    return patterns
 
 
 _REFUSALS = re.compile(rf"\W*(?:{'|'.join(_patterns())})", re.IGNORECASE)
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text says, at its beginning, that its author cannot describe an image or help with it."""
-    return _REFUSALS.match(text.lstrip()[:REACH]) is not None
+    """Whether a text begins by saying that its author cannot describe an image or help with it."""
+    return _REFUSALS.match(text.lstrip()[:MAX_SEARCHED]) is not None

@@ -1,8 +1,8 @@
 """Scoring on Apache Beam, for folders that are too large for one machine. It writes the same bytes as `cascade`.
 
-A worker copies a shard to its disk, scores it as `cascade` does, and stores the scores in the folder. Then near pairs
-are found by grouping images by the keys of their hashes (`candidates`). The folder may be on any file system that
-Beam supports (`gs://bucket/folder` with the extra `apache-beam[gcp]`). `docs/data_at_scale.md` shows how to run it on
+A worker copies a shard to its disk, scores it as `cascade` does, and stores the scores in the folder. Images are then
+grouped by the keys of their hashes (`candidates`) to find near pairs. The folder may be on any file system that Beam
+supports (`gs://bucket/folder` with the extra `apache-beam[gcp]`). `docs/data_at_scale.md` shows how to run it on
 Dataflow.
 """
 
@@ -22,11 +22,11 @@ from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import MANIFEST, RecordFolder, read_manifest
 from data_pipeline.scoring import pair_scores, score_tables
-from data_pipeline.scoring.candidates import BANDS, candidates, distinct, members, partition
+from data_pipeline.scoring.candidates import BANDS, candidates, make_entries, partition, unique_pairs
 from data_pipeline.scoring.cascade import ScoreReport, score_shard
 from data_pipeline.scoring.pair_scores import Pairs, fingerprints, first_equal, write_pairs
-from data_pipeline.scoring.pair_search import FILED_AT_ONCE, PairReport
-from data_pipeline.scoring.pairs import NEAR, near
+from data_pipeline.scoring.pair_search import ENTRIES_PER_PARTITION, PairReport
+from data_pipeline.scoring.pairs import NEAR, confirm_near
 from data_pipeline.scoring.windows import WINDOWS
 
 try:
@@ -48,44 +48,44 @@ _CONTENT = np.dtype([*_PLACE.descr, ("trusted", bool), ("kind", np.uint64), *_HA
 def score_with_beam(
     folder: str, runner: str, options: Sequence[str] = (), *, filters: Sequence[Filter] = CASCADE
 ) -> ScoreReport:
-    """Does what `cascade.score` does, on a Beam runner.
+    """Scores a folder as `cascade.score` does, on a Beam runner.
 
     Args:
-      folder: Folder of records, as a path or an address such as gs://bucket/folder.
-      runner: One of RUNNERS. DirectRunner is for trials: it works in this process and keeps everything in memory.
-      options: Options of the pipeline, such as `--project=NAME`.
-      filters: Filters to score by.
+      folder: folder of records, as a path or an address such as gs://bucket/folder.
+      runner: one of RUNNERS. DirectRunner is for trials: it works in this process and keeps everything in memory.
+      options: options of the pipeline, such as `--project=NAME`.
+      filters: filters to run.
 
     Raises:
-      ValueError: for another runner, for filters whose model needs an accelerator, or if the folder is incomplete.
+      ValueError: for an unknown runner, for filters whose model needs an accelerator, or if the folder is incomplete.
     """
     if runner not in RUNNERS:
         raise ValueError(f"runner is {runner!r}; choose one of {RUNNERS}")
-    asked = tuple(filter for filter in filters if filter.can_score)
-    if device := [filter.name for filter in asked if filter.on_device]:
-        raise ValueError(f"filters {device} need the accelerator of this machine; score by them without --runner")
+    active = tuple(filter for filter in filters if filter.can_score)
+    if device := [filter.name for filter in active if filter.on_device]:
+        raise ValueError(f"filters {device} need the accelerator of this machine; run them without --runner")
     with tempfile.TemporaryDirectory() as local:
         _fetch(folder, MANIFEST, local)
         shards = read_manifest(local)
         count = sum(shard.records for shard in shards)
         pipeline = _pipeline(runner, options)
-        pipeline | beam.Create(range(len(shards))) | beam.Reshuffle() | beam.ParDo(_ScoreShard(folder, asked))
-        scored = dict.fromkeys([filter.name for filter in asked], 0)
+        pipeline | beam.Create(range(len(shards))) | beam.Reshuffle() | beam.ParDo(_ScoreShard(folder, active))
+        scored = dict.fromkeys([filter.name for filter in active], 0)
         for counter in _run(pipeline).metrics().query()["counters"]:
             if counter.key.metric.namespace == _ScoreShard.NAMESPACE:
                 scored[counter.key.metric.name] += counter.result
         needs = {filter.name: filter.needs for filter in filters if not filter.can_score}
-        found = None
+        pairs = None
         if {DUPLICATES.name, ENTROPY.name} <= scored.keys() and not _pairs_are_complete(folder, local):
             pipeline = _pipeline(runner, options)
             _search(pipeline, folder, [shard.records for shard in shards])
             counters = {c.key.metric.name: c.result for c in _run(pipeline).metrics().query()["counters"]}
-            found = PairReport(count, counters.get("contents", 0), counters.get("near", 0))
-    return ScoreReport(count, scored, needs, found)
+            pairs = PairReport(count, counters.get("contents", 0), counters.get("near", 0))
+    return ScoreReport(count, scored, needs, pairs)
 
 
 def _pipeline(runner: str, options: Sequence[str]) -> "beam.Pipeline":
-    if runner == "DirectRunner":  # for this name Beam first tries Prism, a program that it downloads
+    if runner == "DirectRunner":  # for this name, Beam would first try to download another runner, Prism
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
         return beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(list(options)))
@@ -99,7 +99,7 @@ def _run(pipeline: "beam.Pipeline") -> "beam.runners.runner.PipelineResult":
 
 
 class _OnLocalCopies(beam.DoFn):
-    """Works on copies of the folder's files, on the worker's disk."""
+    """Works on copies of the folder's files on the worker's disk."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -114,7 +114,7 @@ class _OnLocalCopies(beam.DoFn):
 
 
 class _ScoreShard(_OnLocalCopies):
-    """Takes the number of a shard, and stores the scores that it lacks in the folder."""
+    """Computes the missing scores of a shard, given its number, and stores them in the folder."""
 
     NAMESPACE = "scored"
 
@@ -144,7 +144,7 @@ class _ScoreShard(_OnLocalCopies):
 
 
 def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> None:
-    """Does what `pair_search` does, grouped by keys."""
+    """Searches for pairs as `pair_search` does, grouped by keys."""
     starts = np.concatenate([[0], np.cumsum(records)]).astype(np.int64)
     seen = (
         pipeline
@@ -159,13 +159,13 @@ def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> N
         for column, name in enumerate(pair_scores.SAME)
     ]
     blocks = [
-        groups | f"first of {name}" >> beam.MapTuple(partial(_first, column=column))
+        groups | f"first of {name}" >> beam.MapTuple(partial(_first_of_group, column=column))
         for column, (name, groups) in enumerate(zip(pair_scores.SAME, grouped, strict=True))
     ]
     contents = grouped[pair_scores.SAME.index("fingerprints")] | beam.FlatMapTuple(_contents)
     confirmed = (
         contents
-        | beam.FlatMap(partial(_file, total=int(starts[-1])))
+        | beam.FlatMap(partial(_index, total=int(starts[-1])))
         | "group by key" >> beam.GroupByKey()
         | beam.FlatMapTuple(_candidates)
         | "by shard of the left" >> beam.FlatMap(partial(_by_shard, starts=starts))
@@ -173,7 +173,7 @@ def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> N
     confirmed = (
         {"pairs": confirmed, "images": seen["images"]}
         | "join left" >> beam.CoGroupByKey()
-        | beam.FlatMapTuple(partial(_attach, starts=starts))
+        | beam.FlatMapTuple(partial(_attach_left_images, starts=starts))
         | "by shard of the right" >> beam.FlatMap(partial(_by_shard_with_images, starts=starts))
     )
     confirmed = (
@@ -187,21 +187,21 @@ def _search(pipeline: "beam.Pipeline", folder: str, records: Sequence[int]) -> N
 
 
 class _Fingerprints(_OnLocalCopies):
-    """Takes the number of a shard; yields its images, and its digests for the groups in which they are compared."""
+    """Yields the image fingerprints of a shard, given its number, and its digests by the groups that compare them."""
 
     def __init__(self, folder: str, starts: np.ndarray):
         super().__init__(folder)
         self.starts = starts
 
-    def process(self, number: int) -> Iterator[Any]:  # Beam takes the annotation for the type of the main output
+    def process(self, number: int) -> Iterator[Any]:  # Beam reads the annotation as the type of the main output
         shard = self.shards[number]
         for filter in (DUPLICATES, ENTROPY):
             for path in score_tables.paths(self.local, filter, shard):
                 _fetch(self.folder, _name(self.local, path), self.local)
         found = fingerprints(self.local, shard)
         shutil.rmtree(Path(self.local, "scores"))
-        yield beam.pvalue.TaggedOutput("images", (number, (found.images, found.image)))
-        whole = np.flatnonzero(found.images)
+        yield beam.pvalue.TaggedOutput("images", (number, (found.num_images, found.prints)))
+        whole = np.flatnonzero(found.num_images)
         places = np.empty(len(whole), _CONTENT)
         places["record"] = self.starts[number] + whole
         places["trusted"], places["kind"] = found.trusted[whole], found.kind[whole]
@@ -217,35 +217,35 @@ class _Fingerprints(_OnLocalCopies):
                 yield beam.pvalue.TaggedOutput(f"places{column}", (int(group), kept))
 
 
-def _together(blocks: Iterable[np.ndarray], dtype: np.dtype, *order: str) -> np.ndarray:
-    together = np.concatenate([np.empty(0, dtype), *blocks])
-    return together[np.lexsort(tuple(together[name] for name in order[::-1]))]
+def _concatenate_sorted(blocks: Iterable[np.ndarray], dtype: np.dtype, *order: str) -> np.ndarray:
+    rows = np.concatenate([np.empty(0, dtype), *blocks])
+    return rows[np.lexsort(tuple(rows[name] for name in order[::-1]))]
 
 
-def _firsts(places: np.ndarray) -> np.ndarray:
+def _first_records(places: np.ndarray) -> np.ndarray:
     return places["record"][first_equal(np.stack([places["high"], places["low"]], 1))]
 
 
-def _first(_: int, blocks: Iterable[np.ndarray], *, column: int) -> tuple[int, np.ndarray, np.ndarray]:
+def _first_of_group(_: int, blocks: Iterable[np.ndarray], *, column: int) -> tuple[int, np.ndarray, np.ndarray]:
     """For the records of a group, the first record with the same digest."""
     blocks = list(blocks)
-    places = _together(blocks, blocks[0].dtype, "record")
-    return column, places["record"], _firsts(places)
+    places = _concatenate_sorted(blocks, blocks[0].dtype, "record")
+    return column, places["record"], _first_records(places)
 
 
 def _contents(_: int, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The records to compare: the first of each fingerprint that at least one trusted record has."""
-    places = _together(blocks, _CONTENT, "record")
-    first = _firsts(places)
+    """The records to compare: the first with each fingerprint that at least one trusted record has."""
+    places = _concatenate_sorted(blocks, _CONTENT, "record")
+    first = _first_records(places)
     chosen = np.unique(first[places["trusted"]])
     beam.metrics.Metrics.counter("pairs", "contents").inc(len(chosen))
     yield places[np.searchsorted(places["record"], chosen)]
 
 
-def _file(contents: np.ndarray, *, total: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def _index(contents: np.ndarray, *, total: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     for number, band in enumerate(BANDS):
-        entries = members(band, *(contents[name] for name in ("record", "kind", "phash", "dhash", "windows")))
-        place = partition(entries, max(1, -(-total * band.keys // FILED_AT_ONCE)))
+        entries = make_entries(band, *(contents[name] for name in ("record", "kind", "phash", "dhash", "windows")))
+        place = partition(entries, max(1, -(-total * band.keys // ENTRIES_PER_PARTITION)))
         for part in np.unique(place):
             yield (number, int(part)), entries[place == part]
 
@@ -264,22 +264,22 @@ def _by_shard(pairs: np.ndarray, *, starts: np.ndarray) -> Iterator[tuple[int, n
 
 
 def _images_of(grouped: dict, records: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Images of records of one shard.
+    """Fingerprints of the images of records in one shard.
 
     Yields:
-      For each number of images: the number, positions in `records`, and IMAGE [positions, number].
+      For each number of images per record: the number, positions in `records`, and FINGERPRINT [positions, number].
     """
-    ((counts, image),) = grouped["images"]
+    ((counts, prints),) = grouped["images"]
     first, here = np.cumsum(counts) - counts, records - start
     for number in np.unique(counts[here]):
         at = np.flatnonzero(counts[here] == number)
-        yield int(number), at, image[first[here[at]][:, None] + np.arange(number)]
+        yield int(number), at, prints[first[here[at]][:, None] + np.arange(number)]
 
 
-def _attach(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Candidates with the images of their left records."""
+def _attach_left_images(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Candidates with the fingerprints of their left records."""
     if grouped["pairs"]:
-        pairs = distinct(np.concatenate(list(grouped["pairs"])))  # several bands may propose the same pair
+        pairs = unique_pairs(np.concatenate(list(grouped["pairs"])))  # several bands may propose the same pair
         for _, at, images in _images_of(grouped, pairs["left"], int(starts[shard])):
             yield pairs[at], images
 
@@ -297,11 +297,11 @@ def _confirm(shard: int, grouped: dict, *, starts: np.ndarray) -> Iterator[np.nd
     for pairs, left in grouped["pairs"]:
         for number, at, right in _images_of(grouped, pairs["right"], int(starts[shard])):
             if number == left.shape[1]:
-                yield near(pairs[at], left[at], right)
+                yield confirm_near(pairs[at], left[at], right)
 
 
 class _Write(_OnLocalCopies):
-    """Takes all that was found, and stores it in the tables of the folder."""
+    """Stores equal and near records in the tables of the folder."""
 
     def process(
         self,
@@ -314,7 +314,7 @@ class _Write(_OnLocalCopies):
         same = np.full((total, len(pair_scores.SAME)), -1, np.int64)
         for column, record, first in blocks:
             same[record, column] = first
-        found = _together(confirmed, NEAR, "left", "right")
+        found = _concatenate_sorted(confirmed, NEAR, "left", "right")
         beam.metrics.Metrics.counter("pairs", "near").inc(len(found))
         write_pairs(self.local, Pairs(same, found))
         for path in pair_scores.paths(self.local):  # the marker comes last
@@ -341,14 +341,14 @@ def _exists(folder: str, name: str) -> bool:
 def _fetch(folder: str, name: str, local: str) -> None:
     source, target = FileSystems.join(folder, name), Path(local, name)
     if not FileSystems.exists(source):
-        raise ValueError(f"{source} does not exist; {folder} is no complete folder of records")
+        raise ValueError(f"{source} does not exist; {folder} is not a complete folder of records")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileSystems.open(source, "application/octet-stream", "uncompressed") as file, open(target, "wb") as copy:
         shutil.copyfileobj(file, copy, 1 << 20)
 
 
 def _store(folder: str, name: str, local: str) -> None:
-    """Copies a file so that it is whole or absent: under another name first."""
+    """Copies a file atomically: under a temporary name first."""
     target = FileSystems.join(folder, name)
     if "://" not in folder:
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -1,4 +1,4 @@
-"""The cascade: scores every shard by every filter, in worker processes. It resumes at the shard and filter."""
+"""The cascade: runs every filter on every shard, in worker processes. A new run adds only missing scores."""
 
 import math
 import os
@@ -23,18 +23,18 @@ from data_pipeline.workers import process_pool
 
 BATCH_RECORDS = 32
 MAX_RECORD_PIXELS = 2 * MAX_PIXELS  # enough for ten sources of 12 million pixels and their target
-BATCH_PIXELS = 50_000_000  # a batch of large images ends earlier
+BATCH_PIXELS = 50_000_000  # a batch with this many pixels ends before BATCH_RECORDS
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-      records: Number of records in the folder.
-      scored: Number of records that each filter scored in this run.
-      not_scored: Filters without their model, and what they need.
-      pairs: What the search for duplicates found; None if it was done before.
+      records: number of records in the folder.
+      scored: number of records that each filter scored in this run.
+      not_scored: filters without a model, and what they need.
+      pairs: result of the search for duplicates; None if it was complete before.
     """
 
     records: int
@@ -69,15 +69,15 @@ def score(
 ) -> ScoreReport:
     """Scores the records of a folder (`score_tables`), then searches it for duplicates (`pair_scores`).
 
-    Only missing scores are computed: shards of a killed run, filters that are new or have another version. The result
-    does not depend on the number of workers.
+    Only missing scores are computed, such as shards of a killed run, and filters that are new or have a new version.
+    The result does not depend on the number of workers.
 
     Args:
-      folder: Folder of records.
-      filters: Filters to score by.
-      workers: Number of processes; 1 is this process alone, None is one per core. Worker processes import the calling
+      folder: folder of records.
+      filters: filters to run.
+      workers: number of processes; 1 means this process alone, None one per core. Worker processes import the calling
         script, which therefore needs the usual `if __name__ == "__main__":` around its work.
-      progress: Whether to show bars.
+      progress: whether to show progress bars.
 
     Raises:
       ValueError: if the folder is not a complete folder of records, or a shard is corrupt.
@@ -91,10 +91,10 @@ def score(
     scored = {filter.name: 0 for filter in filters if filter.can_score}
     # One process owns a device, so the filters that need it run in a second pass, in this process.
     for on_device, title in ((False, "score"), (True, "score on device")):
-        asked = [filter for filter in filters if filter.can_score and filter.on_device == on_device]
+        active = [filter for filter in filters if filter.can_score and filter.on_device == on_device]
         tasks = []
         for number, shard in enumerate(records.shards):
-            missing = tuple(filter for filter in asked if not is_complete(folder, filter, shard))
+            missing = tuple(filter for filter in active if not is_complete(folder, filter, shard))
             if missing:
                 tasks.append((number, missing))
             for filter in missing:
@@ -111,7 +111,7 @@ def score(
 
 
 def _run(records: RecordFolder, tasks: list[tuple[int, tuple[Filter, ...]]], workers: int) -> Iterator[int]:
-    """Yields numbers of records as they are finished."""
+    """Yields the numbers of records that have been scored since the last one."""
     if workers <= 1:
         for number, filters in tasks:
             yield from score_shard(records, number, filters)
@@ -130,7 +130,7 @@ def score_shard(records: RecordFolder, number: int, filters: tuple[Filter, ...])
     """Scores one shard by some filters and writes the tables.
 
     Yields:
-      Numbers of records, batch by batch.
+      The number of records in each batch.
     """
     keys: list[str] = []
     rows: dict[str, list[dict]] = {filter.name: [] for filter in filters}
@@ -152,14 +152,14 @@ def _score_batch(filter: Filter, batch: list[Candidate]) -> list[dict]:
 
 def _decode(record: Record) -> Candidate:
     images: list[Decoded] = []
-    left = MAX_RECORD_PIXELS  # all images of a record are in memory at the same time
+    remaining_pixels = MAX_RECORD_PIXELS  # all images of a record are in memory at the same time
     for place, data in enumerate((record.image, *record.conditions)):
         try:
-            images.append(decode_image(data, preview_first=True, max_pixels=min(left, MAX_PIXELS)))
+            images.append(decode_image(data, preview_first=True, max_pixels=min(remaining_pixels, MAX_PIXELS)))
         except UndecodableImage as failure:
             where = f"condition image {place - 1}: " if place else ""
             return Candidate(record, None, UndecodableImage(failure.reason, where + failure.detail))
-        left -= math.prod(images[-1].size)
+        remaining_pixels -= math.prod(images[-1].size)
     return Candidate(record, images[0], None, tuple(images[1:]))
 
 

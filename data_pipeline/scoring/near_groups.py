@@ -10,12 +10,12 @@ def group_near(
     left: Int64[np.ndarray, " p"],
     right: Int64[np.ndarray, " p"],
 ) -> Int64[np.ndarray, " n"]:
-    """A number for every record, the same within a group of near duplicates.
+    """The group number of every record; near duplicates are in one group.
 
     Args:
-      content: Number of each record's fingerprints; equal if the fingerprints are.
-      trusted: Whether each record may be near to another.
-      left, right: Contents of near pairs. A content that no trusted record has joins nothing.
+      content: number of each record's fingerprints; equal fingerprints have equal numbers.
+      trusted: whether each record may be near to another.
+      left, right: contents of near pairs. Contents without a trusted record are ignored.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

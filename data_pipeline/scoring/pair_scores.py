@@ -1,16 +1,16 @@
-"""Equal and near records of a folder, on disk. They are found once per folder.
+"""Equal and near records of a folder, on disk. The search runs once per folder.
 
     DIR/scores/pairs/same.parquet   a row per record: the first record with the same bytes, pixels, fingerprints
-    DIR/scores/pairs/near.parquet   a row per near pair of different fingerprints, named by their first records
-    DIR/scores/pairs/done.json      versions, bounds and the digests of all shards: what both tables are valid for
+    DIR/scores/pairs/near.parquet   a row per near pair of different fingerprints, each as its first record
+    DIR/scores/pairs/done.json      versions, bounds and digests of all shards for which both tables are valid
 
-Records are numbered as in `RecordFolder`; -1 stands for a broken record. The bounds of nearness are wide (`candidates`,
-`pairs`): selection applies its thresholds to what they let through. A new record in the folder makes both tables stale,
-since any two records may be near.
+Records are numbered as in `RecordFolder`; -1 means a broken record. The bounds of nearness are wide (`candidates`,
+`pairs`), and selection applies its thresholds to the pairs within them. A new record in the folder makes both tables
+stale, since it may be near to any other.
 
-Of a crowd of records that are all near to each other, the table lists some pairs of each record and not all pairs
-(`candidates`). Memory is about 230 bytes per record and 30 per near pair. Thumbnails wait in a temporary file beside
-the result, which takes 4.6 kB per record.
+Of a crowd of records that are all near to each other, the table lists some pairs per record and not all pairs
+(`candidates`). Memory is about 230 bytes per record and 30 per near pair. Thumbnails are kept in a temporary file next
+to the result, which takes 4.6 kB per record.
 """
 
 import base64
@@ -31,7 +31,7 @@ from data_pipeline.filters.duplicates import DUPLICATES, FINE_SIDE, HASH, coarse
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import Shard, read_manifest
 from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT
-from data_pipeline.scoring.pairs import IMAGE, MAX_DIFFERENCE, NEAR
+from data_pipeline.scoring.pairs import FINGERPRINT, MAX_DIFFERENCE, NEAR
 from data_pipeline.scoring.score_tables import read_shard_scores
 from data_pipeline.scoring.windows import WINDOWS, window_hashes
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
@@ -46,23 +46,23 @@ class Fingerprints:
     """Fingerprints of consecutive records.
 
     Attributes:
-      images: Number of images of each record, 0 for a broken one.
-      kind: 0 for image-text pairs; for edits a hash of their instructions.
-      trusted: Whether the image has enough entropy to be called near to another.
+      num_images: number of images per record; 0 for a broken one.
+      kind: 0 for image-text pairs; for edits, a hash of their instructions.
+      trusted: whether the image has enough entropy to be near to another.
       same: 128 bits for each of `SAME`.
-      image: IMAGE, of all records one after the other.
+      prints: FINGERPRINTs of the images of all records, one after the other.
     """
 
-    images: Int64[np.ndarray, " n"]
+    num_images: Int64[np.ndarray, " n"]
     kind: UInt64[np.ndarray, " n"]
     trusted: Bool[np.ndarray, " n"]
     same: UInt64[np.ndarray, "n 3 2"]
-    image: Shaped[np.ndarray, " m"]
+    prints: Shaped[np.ndarray, " m"]
 
     def hashes(self) -> tuple[UInt64[np.ndarray, " n"], UInt64[np.ndarray, " n"], UInt64[np.ndarray, "n w"]]:
-        """Perceptual and gradient hash of each record's first image, and the hashes of its windows; 0 if broken."""
-        whole = self.images > 0
-        first = self.image[(np.cumsum(self.images) - self.images)[whole]]
+        """Perceptual and gradient hash of each record's first image, and hashes of its windows; 0 if broken."""
+        whole = self.num_images > 0
+        first = self.prints[(np.cumsum(self.num_images) - self.num_images)[whole]]
         phash, dhash = np.zeros((2, len(whole)), np.uint64)
         windows = np.zeros((len(whole), len(WINDOWS)), np.uint64)
         phash[whole], dhash[whole] = first["phash"], first["dhash"]
@@ -76,8 +76,8 @@ class Pairs:
     """Equal and near records.
 
     Attributes:
-      same: For every record the first that has the same of each of `SAME`, -1 for broken ones.
-      near: NEAR, sorted, between first records of the same fingerprints.
+      same: for every record and each of `SAME`, the first record with the same digest; -1 for broken records.
+      near: sorted NEARs between the first records of different fingerprints.
     """
 
     same: Int64[np.ndarray, "n 3"]
@@ -96,11 +96,11 @@ def fingerprints(folder: Path | str, shard: Shard) -> Fingerprints:
     seen = list(zip(*(column[name] for name in ("phash", "dhash", "edit_pixels", "thumbnail", "edit")), strict=True))
     whole = [row for row in seen if row[0] is not None]
     phash, dhash = (_words(row[place] for row in whole) for place in (0, 1))
-    image = np.empty(len(phash), IMAGE)
-    image["phash"], image["dhash"] = phash, dhash
-    image["pixels"] = _words(row[2] or "0" * HASH for row in whole)
-    image["thumbnail"] = np.frombuffer(b"".join(base64.b64decode(row[3]) for row in whole), np.uint8).reshape(
-        image["thumbnail"].shape
+    prints = np.empty(len(phash), FINGERPRINT)
+    prints["phash"], image["dhash"] = phash, dhash
+    prints["pixels"] = _words(row[2] or "0" * HASH for row in whole)
+    prints["thumbnail"] = np.frombuffer(b"".join(base64.b64decode(row[3]) for row in whole), np.uint8).reshape(
+        prints["thumbnail"].shape
     )
     everything = (hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in seen)
     digests = zip(column["bytes_sha256"], column["pixels_sha256"], everything, strict=True)
@@ -109,7 +109,7 @@ def fingerprints(folder: Path | str, shard: Shard) -> Fingerprints:
         _words((row[4] or "0" * HASH)[:HASH] for row in seen),
         np.array([found is not None and found >= MIN_ENTROPY for found in bits], bool),
         _words((digest or "0" * 32)[:32] for digest in itertools.chain.from_iterable(digests)).reshape(-1, 3, 2),
-        image,
+        prints,
     )
 
 
@@ -119,7 +119,7 @@ def _words(texts: Iterable[str]) -> UInt64[np.ndarray, " n"]:
 
 def first_equal(digests: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
     """For each position, the first position with the same digest."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of a run comes first in the array too
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: each run begins with its first position
     new = np.ones(len(order), bool)
     new[1:] = (digests[order[1:]] != digests[order[:-1]]).any(1)
     first = np.empty(len(order), np.int64)
@@ -128,7 +128,7 @@ def first_equal(digests: UInt64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
 
 
 def are_complete(folder: Path | str) -> bool:
-    """Whether the tables exist and are valid for the present records and versions."""
+    """Whether the tables exist and are valid for the current records and versions."""
     same, near, marker = paths(folder)
     try:
         return same.is_file() and near.is_file() and json.loads(marker.read_bytes()) == _validity(folder)
@@ -140,7 +140,7 @@ def write_pairs(folder: Path | str, pairs: Pairs) -> None:
     """Writes the two tables and then the marker."""
     same, near, marker = paths(folder)
     same.parent.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)  # it would vouch for half of the new files
+    marker.unlink(missing_ok=True)  # otherwise it would be valid after the first of two writes
     write_atomic(same, _parquet({name: pairs.same[:, column] for column, name in enumerate(SAME)}))
     write_atomic(near, _parquet({name: pairs.near[name] for name in NEAR.names or ()}))
     write_json_atomic(marker, _validity(folder))
@@ -161,10 +161,10 @@ def read_pairs(folder: Path | str) -> Pairs:
     try:
         tables = pq.read_table(same), pq.read_table(near)
         columns = [{name: table.column(name).to_numpy() for name in table.column_names} for table in tables]
-        found = np.empty(tables[1].num_rows, NEAR)
+        rows = np.empty(tables[1].num_rows, NEAR)
         for name in NEAR.names or ():
-            found[name] = columns[1][name]
-        pairs = Pairs(np.stack([columns[0][name] for name in SAME], 1), found)
+            rows[name] = columns[1][name]
+        pairs = Pairs(np.stack([columns[0][name] for name in SAME], 1), rows)
         if len(pairs.same) != sum(shard.records for shard in read_manifest(folder)):
             raise ValueError(f"{len(pairs.same)} rows")
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:

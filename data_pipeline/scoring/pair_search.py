@@ -14,25 +14,25 @@ from jaxtyping import Int64, Shaped, UInt64
 from tqdm import tqdm
 
 from data_pipeline.records.shards import read_manifest
-from data_pipeline.scoring.candidates import BANDS, MEMBER, PAIR, candidates, distinct, members, partition
+from data_pipeline.scoring.candidates import BANDS, ENTRY, PAIR, candidates, make_entries, partition, unique_pairs
 from data_pipeline.scoring.pair_scores import Pairs, are_complete, fingerprints, first_equal, write_pairs
-from data_pipeline.scoring.pairs import IMAGE, NEAR, near
+from data_pipeline.scoring.pairs import FINGERPRINT, NEAR
 from data_pipeline.workers import process_pool
 
-FILED_AT_ONCE = 1 << 20  # entries of a partition; each takes some 150 bytes while it is compared
-IN_ONE_PROCESS = 20_000  # contents or pairs for which starting processes takes longer than the work
-_BLOCK, _CONFIRMED_AT_ONCE = 1 << 16, 1 << 10
+ENTRIES_PER_PARTITION = 1 << 20  # each entry takes some 150 bytes while it is compared
+MAX_FOR_ONE_PROCESS = 20_000  # contents or pairs up to which starting processes takes longer than the work
+_INDEXED_CHUNK, _CONFIRMED_CHUNK = 1 << 16, 1 << 10
 _WORK = ".work-"
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-      records: Number of records.
-      contents: Number of different records by their fingerprints, without images of little entropy.
-      near: Number of near pairs among these.
+      records: number of records.
+      contents: number of distinct fingerprints, without images of little entropy.
+      near: number of near pairs among these.
     """
 
     records: int
@@ -45,40 +45,42 @@ class PairReport:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is compared: the different fingerprints of trusted records.
+    """The distinct fingerprints of trusted records, which are compared.
 
     Attributes:
-      record: Number of the first record with these fingerprints.
-      start, images: Position of its first image in `image`, and number of its images.
-      kind, phash, dhash, windows: See `pair_scores.Fingerprints`; the hashes of the first image.
-      image: IMAGE of all records, in a file.
+      record: number of the first record with these fingerprints.
+      start, num_images: position of its first image in `prints`, and number of its images.
+      kind, phash, dhash, windows: kind and hashes of the first image, see `pair_scores.Fingerprints`.
+      prints: FINGERPRINTs of all records, in a file.
     """
 
     record: Int64[np.ndarray, " n"]
     start: Int64[np.ndarray, " n"]
-    images: Int64[np.ndarray, " n"]
+    num_images: Int64[np.ndarray, " n"]
     kind: UInt64[np.ndarray, " n"]
     phash: UInt64[np.ndarray, " n"]
     dhash: UInt64[np.ndarray, " n"]
     windows: UInt64[np.ndarray, "n w"]
-    image: Shaped[np.ndarray, " m"]
+    prints: Shaped[np.ndarray, " m"]
 
     def save(self, folder: Path) -> None:
         for field in fields(self):
-            if field.name != "image":
+            if field.name != "prints":
                 np.save(folder / f"{field.name}.npy", getattr(self, field.name))
 
     @classmethod
     def load(cls, folder: Path) -> "Contents":
-        names = [field.name for field in fields(cls) if field.name != "image"]
-        return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}, image=_images(folder))
+        names = [field.name for field in fields(cls) if field.name != "prints"]
+        return cls(
+            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}, prints=_read_prints(folder)
+        )
 
 
 def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) -> PairReport | None:
-    """Finds equal and near records of a folder whose duplicates and entropy are scored.
+    """Finds equal and near records of a folder in which the filters `duplicates` and `entropy` have scored.
 
     Returns:
-      What was found; None if the folder was searched before.
+      Counts; None if the folder was searched before.
 
     Raises:
       ValueError: if scores are missing.
@@ -90,7 +92,7 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{_WORK}*"):  # of a killed run
         shutil.rmtree(leftover, ignore_errors=True)
-    with _naming(root), tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
+    with _naming_folder(root), tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
         same, contents = _collect(folder, Path(work))
         found = search(contents, Path(work), workers, progress)
     write_pairs(folder, Pairs(same, found))
@@ -101,34 +103,34 @@ def search(contents: Contents, work: Path, workers: int = 1, progress: bool = Fa
     """Proposes pairs, partition by partition, and confirms them.
 
     Args:
-      contents: What is compared.
-      work: Folder with the file of its images, for worker processes.
-      workers: Number of processes; few contents and few pairs are compared in this process alone.
-      progress: Whether to show bars.
+      contents: fingerprints to compare.
+      work: folder with the file of the images' fingerprints, for worker processes.
+      workers: number of processes; few contents or pairs are compared in this process alone.
+      progress: whether to show progress bars.
 
     Returns:
-      NEAR, sorted.
+      Sorted NEARs.
     """
     partitions = [
         (band, part, parts) for band in range(len(BANDS)) for parts in [_parts(band, contents)] for part in range(parts)
     ]
-    few = len(contents.record) <= IN_ONE_PROCESS
+    few = len(contents.record) <= MAX_FOR_ONE_PROCESS
     proposed, blocks, waiting = np.empty(0, PAIR), [np.empty(0, PAIR)], 0
     found = _run(contents, work, 1 if few else workers, _propose, partitions)
-    for pairs in _shown(found, "pairs: propose", len(partitions), progress):
+    for pairs in _with_progress(found, "pairs: propose", len(partitions), progress):
         blocks.append(pairs)
         waiting += len(pairs)
-        if waiting > max(_BLOCK, len(proposed)):
-            proposed, blocks, waiting = distinct(np.concatenate([proposed, *blocks])), [], 0
-    proposed = distinct(np.concatenate([proposed, *blocks]))
-    starts = range(0, len(proposed), _CONFIRMED_AT_ONCE)
-    tasks = [(proposed[start : start + _CONFIRMED_AT_ONCE],) for start in starts]
-    found = _run(contents, work, 1 if len(proposed) <= IN_ONE_PROCESS else workers, _confirm, tasks)
-    confirmed = np.concatenate([np.empty(0, NEAR), *_shown(found, "pairs: confirm", len(tasks), progress)])
+        if waiting > max(_INDEXED_CHUNK, len(proposed)):
+            proposed, blocks, waiting = unique_pairs(np.concatenate([proposed, *blocks])), [], 0
+    proposed = unique_pairs(np.concatenate([proposed, *blocks]))
+    starts = range(0, len(proposed), _CONFIRMED_CHUNK)
+    tasks = [(proposed[start : start + _CONFIRMED_CHUNK],) for start in starts]
+    found = _run(contents, work, 1 if len(proposed) <= MAX_FOR_ONE_PROCESS else workers, _confirm, tasks)
+    confirmed = np.concatenate([np.empty(0, NEAR), *_with_progress(found, "pairs: confirm", len(tasks), progress)])
     return confirmed[np.lexsort((confirmed["right"], confirmed["left"]))]
 
 
-def _shown(results: Iterable[np.ndarray], title: str, total: int, progress: bool) -> Iterable[np.ndarray]:
+def _with_progress(results: Iterable[np.ndarray], title: str, total: int, progress: bool) -> Iterable[np.ndarray]:
     return tqdm(results, desc=title, total=total, disable=not progress or not total, dynamic_ncols=True)
 
 
@@ -149,8 +151,8 @@ def _call_saved(work: Path, function: Callable, task: tuple) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Lets the error of a failed write, as on a full disk, name the folder if it names no file."""
+def _naming_folder(folder: Path) -> Iterator[None]:
+    """Adds the folder to the error of a failed write, such as on a full disk, if the error names no file."""
     try:
         yield
     except ChildProcessError:
@@ -162,61 +164,61 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], Contents]:
-    """Equal records and what is to be compared, of all shards. Images go to a file on the way."""
+    """The equal records of all shards, and the contents to compare. Fingerprints of images are written to a file."""
     columns = []
-    with open(work / "image", "wb") as file:
+    with open(work / "prints", "wb") as file:
         for shard in read_manifest(folder):
             found = fingerprints(folder, shard)
-            file.write(found.image.tobytes())
-            columns.append((found.images, found.kind, found.trusted, found.same, *found.hashes()))
-    images, kind, trusted, digests, phash, dhash, windows = map(np.concatenate, zip(*columns, strict=True))
+            file.write(found.prints.tobytes())
+            columns.append((found.num_images, found.kind, found.trusted, found.same, *found.hashes()))
+    num_images, kind, trusted, digests, phash, dhash, windows = map(np.concatenate, zip(*columns, strict=True))
     same = np.stack([first_equal(digests[:, column]) for column in range(digests.shape[1])], 1)
     record = np.unique(same[trusted, -1])
-    same[images == 0] = -1
-    start = np.cumsum(images) - images
-    columns_of = {
+    same[num_images == 0] = -1
+    start = np.cumsum(num_images) - num_images
+    all_columns = {
         "start": start,
-        "images": images,
+        "num_images": num_images,
         "kind": kind,
         "phash": phash,
         "dhash": dhash,
         "windows": windows,
     }
-    chosen = {name: column[record] for name, column in columns_of.items()}
-    return same, Contents(record=record, image=_images(work), **chosen)
+    distinct = {name: column[record] for name, column in all_columns.items()}
+    return same, Contents(record=record, prints=_read_prints(work), **distinct)
 
 
-def _images(work: Path) -> Shaped[np.ndarray, " m"]:
-    path = work / "image"
-    return np.memmap(path, IMAGE, "r") if path.stat().st_size else np.empty(0, IMAGE)
+def _read_prints(work: Path) -> Shaped[np.ndarray, " m"]:
+    path = work / "prints"
+    return np.memmap(path, FINGERPRINT, "r") if path.stat().st_size else np.empty(0, FINGERPRINT)
 
 
 def _parts(band: int, contents: Contents) -> int:
     """Number of partitions of a band; the pairs do not depend on it."""
-    return max(1, -(-len(contents.record) * BANDS[band].keys // FILED_AT_ONCE))
+    return max(1, -(-len(contents.record) * BANDS[band].keys // ENTRIES_PER_PARTITION))
 
 
 def _propose(contents: Contents, band: int, part: int, parts: int) -> Shaped[np.ndarray, " p"]:
     """Pairs of positions in `contents` that one partition of a band proposes."""
-    filed = [np.empty(0, MEMBER)]
-    for start in range(0, len(contents.record), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    filed = [np.empty(0, ENTRY)]
+    for start in range(0, len(contents.record), _INDEXED_CHUNK):
+        block = slice(start, start + _INDEXED_CHUNK)
         columns = (getattr(contents, name)[block] for name in ("kind", "phash", "dhash", "windows"))
         kind, *hashes = columns
-        entries = members(BANDS[band], np.arange(start, start + len(kind)), kind, *hashes)
+        entries = make_entries(BANDS[band], np.arange(start, start + len(kind)), kind, *hashes)
         filed.append(entries[partition(entries, parts) == part])
     return candidates(BANDS[band], np.concatenate(filed))
 
 
 def _confirm(contents: Contents, pairs: Shaped[np.ndarray, " p"]) -> Shaped[np.ndarray, " q"]:
-    """The pairs of positions that all images confirm, as pairs of records."""
+    """Near pairs of records among pairs of positions in `contents`."""
     found = [np.empty(0, NEAR)]
-    number, others = contents.images[pairs["left"]], contents.images[pairs["right"]]
-    for images in np.unique(number):
-        some = pairs[(number == images) & (others == images)]
-        places = np.arange(images)
-        sides = (contents.image[contents.start[some[side]][:, None] + places] for side in ("left", "right"))
-        found.append(near(some, *sides))
+    left, right = contents.num_images[pairs["left"]], contents.num_images[pairs["right"]]
+    for count in np.unique(left):
+        some = pairs[(left == count) & (right == count)]
+        places = np.arange(count)
+        sides = (contents.prints[contents.start[some[side]][:, None] + places] for side in ("left", "right"))
+        found.append(confirm_near(some, *sides))
     confirmed = np.concatenate(found)
     for side in ("left", "right"):
         confirmed[side] = contents.record[confirmed[side]]

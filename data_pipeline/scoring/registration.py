@@ -1,8 +1,8 @@
-"""Compares two thumbnails where they show the same: a crop with its original, a frame with the next of a burst.
+"""Registers two thumbnails that overlap, such as a crop and its original, or two frames of a burst.
 
-A shift and a scale along each axis map one thumbnail onto the other. They are found by Gauss-Newton iterations together
+A shift and a scale along each axis map one thumbnail onto the other. Gauss-Newton iterations estimate them together
 with a gain and an offset of brightness (Lucas and Kanade, 1981). Thumbnails are smoothed first, because interpolation
-between cells is only as good as the image is smooth there.
+between cells needs smooth images.
 """
 
 from dataclasses import dataclass
@@ -12,38 +12,38 @@ from jaxtyping import Bool, Float
 
 MIN_OVERLAP = 0.6  # share of each image that the other must show
 _SCALES, _SHIFT = (0.75, 1.34), 0.3  # bounds of the search
-_COARSE_STEPS, _FINE_STEPS, _LARGEST_STEP = 6, 2, 0.06
-SMOOTHINGS = 2  # of luma; they spread a cell over about two to each side
-_EDGE = 3  # fine cells along the border, which the smoothing and the resampling of thumbnails make unreliable
+_COARSE_STEPS, _FINE_STEPS, _MAX_STEP = 6, 2, 0.06
+SMOOTHINGS = 2  # times that luma is smoothed, which spreads a cell over about two on each side
+_EDGE = 3  # fine cells along the border, which smoothing and resampling make unreliable
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """Where a place of one image lies in another: `start + scale * place`, from 0 to 1 along each axis."""
+    """Maps positions 0..1 along each axis of one image to positions in another: `start + scale * position`."""
 
     start: Float[np.ndarray, "p 2"]
     scale: Float[np.ndarray, "p 2"]
 
     @property
     def overlap(self) -> Float[np.ndarray, " p"]:
-        """Share of each image that the other shows, of the two the smaller."""
-        shown = np.minimum(self.start + self.scale, 1) - np.maximum(self.start, 0)  # in places of the other image
+        """Share of each image that the other shows; the smaller of the two."""
+        shown = np.minimum(self.start + self.scale, 1) - np.maximum(self.start, 0)  # in positions of the other image
         return np.maximum(shown, 0).prod(1) / np.maximum(self.scale.prod(1), 1)
 
     def inverse(self) -> "Mapping":
         return Mapping(-self.start / self.scale, 1 / self.scale)
 
     def where(self, choose: Bool[np.ndarray, " p"], other: "Mapping") -> "Mapping":
-        """This mapping of the chosen pairs, and the other one of the rest."""
+        """This mapping for the chosen pairs, and the other mapping for the rest."""
         chosen = choose[:, None]
         return Mapping(np.where(chosen, self.start, other.start), np.where(chosen, self.scale, other.scale))
 
 
 def register(one: Float[np.ndarray, "p s s"], other: Float[np.ndarray, "p s s"]) -> Mapping:
-    """The mapping from the places of `other` to those of `one` under which the two differ least.
+    """The mapping from positions in `other` to positions in `one` that minimises their difference.
 
     Args:
-      one, other: Luma of thumbnails; s is even.
+      one, other: luma of thumbnails; s is even.
     """
     half_one, half_other = (_smooth(_halved(image)) for image in (one, other))
     identity = Mapping(np.zeros((len(one), 2)), np.ones((len(one), 2)))
@@ -54,7 +54,7 @@ def register(one: Float[np.ndarray, "p s s"], other: Float[np.ndarray, "p s s"])
 def aligned(
     one: Float[np.ndarray, "p s s"], other: Float[np.ndarray, "p s s"], mapping: Mapping
 ) -> tuple[Float[np.ndarray, "p s s"], Bool[np.ndarray, "p s s"]]:
-    """`one` as seen at the cells of `other`, and which cells both show, without those next to a border of either."""
+    """`one` resampled at the cells of `other`, and which cells both show, except those near a border of either."""
     side = one.shape[1]
     (rows, columns), (seen_rows, seen_columns) = zip(
         *(_sampling(mapping.start[:, axis], mapping.scale[:, axis], side, _EDGE * side / 64) for axis in (0, 1)),
@@ -64,16 +64,16 @@ def aligned(
 
 
 def smooth(image: Float[np.ndarray, "p s s"], times: int) -> Float[np.ndarray, "p s s"]:
-    """Thumbnails as they are registered and compared."""
+    """Smooths thumbnails for registration and comparison."""
     for _ in range(times):
         image = _smooth(image)
     return image
 
 
 def as_magnified(other: Float[np.ndarray, "p s s"], mapping: Mapping) -> Float[np.ndarray, "p s s"]:
-    """Smooths `other` as much as `one` is where it is aligned, which magnifies its cells and their smoothing.
+    """Smooths `other` as much as the aligned `one`, in which alignment magnifies the smoothing.
 
-    A smoothed thumbnail has a variance of about 1 cell along each axis, and `_smooth` adds half a cell.
+    Smoothing spreads a cell with a variance of about 1 along each axis, and `_smooth` adds a half.
     """
     share = np.clip(2 * (1 / np.maximum(mapping.scale.prod(1), 0.5) - 1), 0, 1).astype(np.float32)[:, None, None]
     return (1 - share) * other + share * _smooth(other)
@@ -117,7 +117,7 @@ def _sampling(
 def _refine(
     one: Float[np.ndarray, "p s s"], other: Float[np.ndarray, "p s s"], mapping: Mapping, steps: int
 ) -> Mapping:
-    """Gauss-Newton steps towards `other = gain * (one at the mapped places) + offset`, over cells that both show."""
+    """Gauss-Newton steps towards `other = gain * (one at mapped positions) + offset`, over cells that both show."""
     side = one.shape[1]
     down, across = np.gradient(one, axis=1) * side, np.gradient(one, axis=2) * side
     place = ((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)
@@ -140,7 +140,7 @@ def _refine(
         residual = (other - found).reshape(len(one), -1, 1)
         step = np.linalg.solve(normal, (weighted @ residual).astype(np.float64))[..., 0]
         gain = np.clip(1 + step[:, 4:5], 0.4, 2.5)
-        moved = np.clip(step[:, :4] / gain, -_LARGEST_STEP, _LARGEST_STEP)
+        moved = np.clip(step[:, :4] / gain, -_MAX_STEP, _MAX_STEP)
         start = mapping.start + moved[:, :2] - moved[:, 2:] / 2
         mapping = Mapping(np.clip(start, -_SHIFT, _SHIFT), np.clip(mapping.scale + moved[:, 2:], *_SCALES))
     return mapping

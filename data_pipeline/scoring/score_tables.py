@@ -1,10 +1,10 @@
-"""Scores on disk: one Parquet file per filter and shard, beside the records.
+"""Scores on disk: one Parquet file per filter and shard, in the folder of records.
 
     DIR/scores/<filter>/records-00000-of-00003.parquet     columns key, <filter>.<column>, ..; a row per record
     DIR/scores/<filter>/records-00000-of-00003.done.json   the marker, written after the table
 
-The marker names the filter's version, the digest of its model and the digest of the shard. So it shows that the scores
-are complete, and what they are valid for. Scores without a matching marker count as missing and are computed again.
+The marker contains the filter's version and the digests of its model and of the shard. It shows that the scores are
+complete and for what they are valid. Scores without a matching marker count as missing and are computed again.
 """
 
 import io
@@ -35,7 +35,7 @@ def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
 def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
     """Optional filters that have not scored all shards, and what they need.
 
-    Scores by another model than this machine has do count: the model that made them may be elsewhere.
+    Scores by a model that this machine does not have also count.
 
     Raises:
       ValueError: if the shards were scored by different models.
@@ -47,16 +47,16 @@ def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
             missing[filter.name] = filter.needs
         elif len(models) > 1:
             raise ValueError(
-                f"{folder}: {len(models)} models made the scores of {filter.name!r}; run `qi2 data score` again"
+                f"{folder}: {len(models)} different models scored {filter.name!r}; run `qi2 data score` again"
             )
     return missing
 
 
 def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
-    """Digest of the model with which this version of a filter scored a shard; None if it did not."""
+    """Digest of the model with which this version of a filter scored a shard; None if it has not."""
     try:
-        found = json.loads(paths(folder, filter, shard)[1].read_bytes())
-        return found["model"] if found == _validity(filter, shard) | {"model": found["model"]} else None
+        marker = json.loads(paths(folder, filter, shard)[1].read_bytes())
+        return marker["model"] if marker == _validity(filter, shard) | {"model": marker["model"]} else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -65,10 +65,10 @@ def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequenc
     """Writes the table and then the marker.
 
     Args:
-      folder: Folder of records.
-      filter: Filter that scored.
-      shard: Shard of the folder.
-      keys, rows: Key and columns of each record of the shard.
+      folder: folder of records.
+      filter: filter that scored.
+      shard: shard of the folder.
+      keys, rows: key and columns of each record of the shard.
     """
     assert len(keys) == len(rows) == shard.records, f"{filter.name} gave {len(rows)} scores for {shard.records} records"
     scores, marker = paths(folder, filter, shard)

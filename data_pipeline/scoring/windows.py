@@ -1,8 +1,8 @@
-"""Hashes of parts of an image: a cropped copy is found because it looks like a part of the original.
+"""Hashes of parts of an image, which match cropped copies.
 
-A perceptual hash changes by few bits when 2 % of an image is cut off, and by many when 10 % is. So every image is
-filed under the hash of its whole and under those of `WINDOWS`: parts that show 95 % or 90 % of its width and height.
-The hash of a crop is within a few bits of that of the window which lies nearest to it.
+A perceptual hash changes by few bits when 2% of an image is cut off, but by many at 10%. Every image is therefore
+indexed under the hash of the whole and under those of `WINDOWS`: parts with 95% or 90% of its width and height. The
+hash of a crop is within a few bits of that of the nearest window.
 """
 
 import numpy as np
@@ -17,11 +17,11 @@ WINDOWS = tuple(
     for top in places
     for left in places
 )
-_FREQUENCIES = 8  # per axis, of the cosine transform that a hash keeps
+_FREQUENCIES = 8  # DCT frequencies per axis in a hash
 
 
 def _cosines(start: float, share: float) -> np.ndarray:
-    """The lowest cosines over a part of an axis, [_FREQUENCIES, SIDE]: the part is resampled to SIDE cells first."""
+    """DCT [_FREQUENCIES, SIDE] of a part of an axis, which is first resampled to SIDE cells."""
     edges = np.linspace(start, start + share, SIDE + 1) * SIDE
     cells = np.arange(SIDE)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
@@ -32,22 +32,22 @@ def _cosines(start: float, share: float) -> np.ndarray:
 
 _PARTS = sorted({(start, share) for top, left, share in WINDOWS for start in (top, left)})
 _TRANSFORM = np.concatenate([_cosines(*part) for part in _PARTS])
-_AT_ONCE = 1 << 10  # images; bounds the memory
+_CHUNK = 1 << 10  # images per batch; bounds the memory
 
 
 def window_hashes(luma: UInt8[np.ndarray, "n s s"]) -> UInt64[np.ndarray, "n w"]:
-    """The perceptual hash of every window of images of SIDE x SIDE cells (`duplicates.perceptual_hash`)."""
+    """Perceptual hashes (`duplicates.perceptual_hash`) of every window, for images of SIDE x SIDE cells."""
     hashes = np.empty((len(luma), len(WINDOWS)), np.uint64)
-    for start in range(0, len(luma), _AT_ONCE):
-        coefficients = _TRANSFORM @ luma[start : start + _AT_ONCE].astype(np.float64) @ _TRANSFORM.T
+    for start in range(0, len(luma), _CHUNK):
+        coefficients = _TRANSFORM @ luma[start : start + _CHUNK].astype(np.float64) @ _TRANSFORM.T
         for number, (top, left, share) in enumerate(WINDOWS):
             rows, columns = (_FREQUENCIES * _PARTS.index((place, share)) for place in (top, left))
             low = coefficients[:, rows : rows + _FREQUENCIES, columns : columns + _FREQUENCIES]
-            hashes[start : start + _AT_ONCE, number] = _signs(low.reshape(len(low), -1))
+            hashes[start : start + _CHUNK, number] = _signs(low.reshape(len(low), -1))
     return hashes
 
 
 def _signs(low: np.ndarray) -> UInt64[np.ndarray, " n"]:
-    low = np.round(low, 6)  # no rounding error where 0 should be
+    low = np.round(low, 6)  # removes rounding errors around 0
     median = np.sort(low, axis=1)[:, 31:33].mean(1, keepdims=True)
     return np.packbits(low > median, axis=1).view(">u8").astype(np.uint64)[:, 0]

@@ -1,6 +1,6 @@
-"""The tables of docs/data.md that list columns and thresholds, from what the filters declare.
+"""The table of thresholds in docs/data.md, generated from the filters' declarations.
 
-Run `python -m data_pipeline.selection.documentation` in the repository to bring docs/data.md up to date.
+Run `python -m data_pipeline.selection.documentation` in the repository to update docs/data.md.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ HEAD = "| threshold | default | range | meaning | not for | reason |"
 
 
 def table() -> str:
-    """Markdown: a row per threshold, under the name of the filter that declares it."""
+    """A Markdown table with a row per threshold, below the name of the filter that declares it."""
     lines = [HEAD, "| --- | --- | --- | --- | --- | --- |"]
     for name, thresholds in (*((filter.name, filter.thresholds) for filter in CASCADE), ("near duplicates", NEAR)):
         if thresholds:
@@ -36,10 +36,10 @@ def _short(high: float) -> str:
 
 
 def inserted(text: str) -> str:
-    """The text of docs/data.md with the table as it should be.
+    """The text of docs/data.md with the current table.
 
     Raises:
-      ValueError: if the text has no marks for the table.
+      ValueError: if the text lacks the markers of the table.
     """
     before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,7 +1,7 @@
-"""The selection on disk: which records a stage trains on, and why it does not train on the others.
+"""The selection on disk: which records a stage trains on, and why the others were dropped.
 
 selection.parquet           a row per kept record (`Kept`); thresholds and funnel are in the file's metadata
-selection.dropped.parquet   a row per other record: key, step, reason and, for duplicates, `duplicate_of`: the key
+selection.dropped.parquet   a row per dropped record: key, step, reason and, for duplicates, `duplicate_of`: the key
                             of the record that was kept in its place
 """
 
@@ -31,7 +31,7 @@ class Kept:
       key: name of the record.
       index: position in the `RecordFolder`.
       width, height: upright size in pixels.
-      captions: numbers of the captions to use; of an edit, of its instructions.
+      captions: numbers of the captions to use; for an edit, of its instructions.
       conditions: number of condition images.
     """
 
@@ -61,8 +61,8 @@ class Selection:
       kept: kept records in the order of the folder.
       dropped: the other records, by key.
       steps: funnel of counts.
-      not_scored: filters that dropped nothing because their model was absent, and what they need.
-      trials: filters whose scores are for trials only, and what this selection did with them.
+      not_scored: filters that dropped nothing because they have no scores, and what they need.
+      trials: filters for trials only, and how this selection used their scores.
       records: digest of the records, see `shards.digest_of`.
       colours: number of images by the outcome of colour management (`decoding.colour.OUTCOMES`).
     """
@@ -81,7 +81,7 @@ class Selection:
         return tuple(record.key for record in self.kept)
 
     def table(self) -> Table:
-        """The funnel; its caption names filters without scores, filters for trials only, and colour profiles."""
+        """The funnel; its caption lists filters without scores, filters for trials only, and colour profiles."""
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
@@ -117,12 +117,12 @@ def write_selection(path: Path, selection: Selection) -> None:
 
 
 def dropped_path(path: Path) -> Path:
-    """The file of the dropped records beside a selection."""
+    """The file of dropped records that belongs to a selection."""
     return path.with_suffix(f".dropped{path.suffix}")
 
 
 def read_dropped(path: Path) -> dict[str, Dropped]:
-    """The records that a selection dropped, by key, from the file beside it.
+    """The records that a selection dropped, by key.
 
     Raises:
       ValueError: if the file is missing or damaged.
@@ -155,7 +155,7 @@ def read_selection(path: Path) -> Iterator[Kept]:
 
 
 def selection_facts(path: Path) -> dict:
-    """The `Selection.to_dict` in the metadata of a selection; raises what `read_selection` raises."""
+    """The `Selection.to_dict` in the metadata of a selection; raises the errors of `read_selection`."""
     file = _open_selection(path)
     try:
         return json.loads(file.schema_arrow.metadata[b"selection"])

@@ -1,9 +1,9 @@
-"""Thresholds that follow the data: the lowest percentage of each group is dropped, whatever the scale of the scores.
+"""Thresholds from percentiles: the lowest percentage of each group is dropped, whatever the scale of the scores.
 
 Scores of different models, languages and kinds of images are not comparable. An aesthetic head rates posters lower than
-portraits, and a CLIP rates captions lower in a language that it saw little of. So captions are compared within their
-language and class, and images within their class. The class is the first part of a record's first tag: `design` for
-`design/slide`, None without tags.
+portraits, and a CLIP rates captions lower in languages that are rare in its training data. Captions are therefore
+compared within their language and class, and images within their class. The class is the first part of a record's first
+tag: `design` for `design/slide`, None without tags.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from data_pipeline.filters.base import Filter
 from data_pipeline.filters.description import DESCRIPTION
 from data_pipeline.scoring.score_tables import read_scores
 
-Group = tuple[str | None, ...]  # (language, class) of a caption, (class,) of an image
+Group = tuple[str | None, ...]  # (language, class) for captions, (class,) for images
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """The lowest score that stays in each group; groups without an entry have no requirement."""
+    """The lowest score that is kept in each group; groups without an entry have no requirement."""
 
     alignment: dict[Group, float]
     aesthetic: dict[Group, float]
@@ -34,14 +34,14 @@ def class_of(row: dict) -> str | None:
 
 
 def find_cuts(folder: Path | str, alignment: float, aesthetic: float, by: Filter = ALIGNMENT) -> Cuts:
-    """Reads the scores once and finds the cut of every group, for percentages above 0.
+    """Reads the scores once and computes the cut of every group, for percentages above 0.
 
     Args:
       folder: folder of scored records.
-      alignment: percentage of the captions of each language and class that lies below the cut. Edits do not count,
-        because their instructions do not describe their images.
-      aesthetic: percentage of the images of each class.
-      by: filter whose cosines count as alignment.
+      alignment: percentage of captions below the cut in each language and class. Edits do not count, because their
+        instructions do not describe their images.
+      aesthetic: percentage of images below the cut in each class.
+      by: filter whose cosines are used as alignment.
 
     Raises:
       ValueError: if the scores are missing.

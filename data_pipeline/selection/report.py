@@ -1,4 +1,4 @@
-"""One HTML page about a folder of scored records: what a selection does to it, and why, with images."""
+"""An HTML page about a folder of scored records: what a selection keeps and drops, and why, with images."""
 
 import heapq
 import math
@@ -22,13 +22,13 @@ from data_pipeline.selection.thresholds import ALIGNMENTS, Thresholds
 from qi2_jax.pages import render
 from qi2_jax.runtime.atomic import write_atomic
 
-MAX_VALUES = 200_000  # values of a histogram, drawn evenly from larger folders
-NEAREST = 6  # thumbnails on each side of a threshold
-PAIRS = 24  # pairs of near duplicates
-TEXTS = 3  # captions shown per script
-LETTERS = 2  # letters of a script from which on its captions are shown; a single one is a unit or a symbol
-SHOWN = 600  # characters of a caption
-ROWS = 40  # rows of a table of groups
+MAX_VALUES = 200_000  # values in a histogram; larger folders are sampled evenly
+MAX_FIGURES = 6  # thumbnails on each side of a threshold
+MAX_PAIRS = 24  # pairs of near duplicates
+MAX_CAPTIONS = 3  # captions shown per script
+MIN_LETTERS = 2  # letters of a script for its captions to be shown; a single one is a unit or a symbol
+MAX_CHARS = 600  # characters of a caption
+MAX_ROWS = 40  # rows of a table of groups
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ LIMITS = tuple(
 
 @dataclass
 class _Scan:
-    """What one pass over the scores collects. `values`, `near` and `groups` are keyed by the name of a threshold."""
+    """The result of one pass over the scores. `values`, `near` and `groups` are keyed by the name of a threshold."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
-    near: dict[str, tuple[list, list]] = field(default_factory=dict)  # nearest on the kept side, nearest on the other
-    groups: dict[str, dict[Group, list]] = field(default_factory=dict)  # [lowest that stays, scores, scores below]
+    near: dict[str, tuple[list, list]] = field(default_factory=dict)  # nearest on the kept side, and on the other
+    groups: dict[str, dict[Group, list]] = field(default_factory=dict)  # [lowest kept score, scores, scores below]
     languages: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)
     tags: Counter = field(default_factory=Counter)
-    found: dict[str, tuple[int, bool, str]] = field(default_factory=dict)  # index, unsafe, size of wanted records
+    pair_records: dict[str, tuple[int, bool, str]] = field(default_factory=dict)  # index, unsafe, size by key
 
 
 def write_report(
@@ -70,14 +70,14 @@ def write_report(
     """Writes the page.
 
     Args:
-      path: The HTML file.
-      folder: Folder of scored records.
-      selection: Selection of these records.
-      resolutions: Resolutions for a table of buckets of the kept records; None leaves the table out.
+      path: HTML file.
+      folder: folder of scored records.
+      selection: selection of these records.
+      resolutions: resolutions for a table of the kept records' buckets; None omits the table.
 
     Returns:
       The figures of the page's tables, for JSON: `resolutions`, `languages` and `kinds` of captions, `classes` of
-      records, and `groups`: the cut that a percentile makes in each group.
+      records, and `groups`: the cut of each group with a percentile.
 
     Raises:
       ValueError: if scores are missing.
@@ -137,20 +137,20 @@ def _figures(scan: _Scan, selection: Selection, fit: BucketReport | None) -> dic
 
 
 def _near_pairs(selection: Selection) -> dict[str, str]:
-    """Near duplicates that are shown, with the keys of the records kept in their place; spread over all of them."""
+    """An even sample of near duplicates to show, with the keys of the records kept in their place."""
     near = [(key, why.duplicate_of) for key, why in selection.dropped.items() if why.reason == "near"]
-    return {key: kept for key, kept in near[:: -(-len(near) // PAIRS) or 1] if kept is not None}
+    return {key: kept for key, kept in near[:: -(-len(near) // MAX_PAIRS) or 1] if kept is not None}
 
 
 def _show_pairs(pairs: dict[str, str], scan: _Scan, records: RecordFolder, selection: Selection) -> dict[str, Any]:
     def shown(title: str, key: str) -> dict[str, Any]:
-        index, unsafe, size = scan.found[key]
+        index, unsafe, size = scan.pair_records[key]
         return report_page.figure(records[index], [title, key, size], unsafe)
 
     total = sum(why.reason == "near" for why in selection.dropped.values())
     return {
-        "text": f"{total:,} near duplicates were dropped, {len(pairs):,} of them are shown beside the record that was "
-        "kept in their place. The file selection.dropped.parquet beside the selection lists all.",
+        "text": f"{total:,} near duplicates were dropped; {len(pairs):,} of them are shown next to the record that was "
+        "kept in their place. The file selection.dropped.parquet next to the selection lists all.",
         "shown": [{"kept": shown("kept", kept), "dropped": shown("dropped", key)} for key, kept in pairs.items()],
     }
 
@@ -166,7 +166,7 @@ def _scan(
         unsafe = (row["nsfw.score"] or 0) >= thresholds.max_nsfw
         if row["key"] in wanted:
             size = f"{row['resolution.width']} x {row['resolution.height']}"
-            scan.found[row["key"]] = index, unsafe, size
+            scan.pair_records[row["key"]] = index, unsafe, size
         for limit in limits:
             values = _values(limit, row, thresholds)
             if index % every == 0:
@@ -180,7 +180,7 @@ def _scan(
                 heap = scan.near.setdefault(limit.threshold, ([], []))[0 if inside else 1]
                 distance = abs(_scale(value, limit) - _scale(cut, limit))
                 heapq.heappush(heap, (-distance, -index, value, unsafe))
-                if len(heap) > NEAREST:
+                if len(heap) > MAX_FIGURES:
                     heapq.heappop(heap)
     return scan
 
@@ -189,8 +189,8 @@ def _values(limit: Limit, row: dict, thresholds: Thresholds) -> list[float]:
     """The scores of a record to which a threshold applies."""
     if limit.declared.applies_to not in ("all", "edits" if row["description.conditions"] else "pairs"):
         return []
-    found = row[limit.column] if limit.declared.values is None else limit.declared.values(row, thresholds)
-    values = found if isinstance(found, list) else [found]
+    scores = row[limit.column] if limit.declared.values is None else limit.declared.values(row, thresholds)
+    values = scores if isinstance(scores, list) else [scores]
     return [value for value in values if value is not None]
 
 
@@ -220,12 +220,12 @@ def _scale(value: float, limit: Limit) -> float:
 
 
 def _limit(limit: Limit, scan: _Scan, records: RecordFolder, thresholds: Thresholds) -> dict[str, Any]:
-    """What the page shows of a threshold: its scores as a histogram, the cut of each group, and images near to it."""
+    """The section of a threshold: its scores as a histogram, the cut of each group, and images near the threshold."""
     asked, groups = f"{limit.threshold} = {getattr(thresholds, limit.threshold):g}", scan.groups.get(limit.threshold)
     cuts = [getattr(thresholds, limit.threshold)]
     if groups:
         asked += f", {limit.threshold}_percentile = {_percentile(limit, thresholds):g}"
-        cuts = [lowest for _, (lowest, *_) in _largest_first(groups)[:ROWS]]
+        cuts = [lowest for _, (lowest, *_) in _largest_first(groups)[:MAX_ROWS]]
     columns = {f"{f.name}.{name}": text for f in (*CASCADE, *TRIALS) for name, (_, text) in f.columns.items()}
     sides = [
         {"title": f"{title}, {asked}", "figures": [_scored(records, *rest) for _, *rest in sorted(heap, reverse=True)]}
@@ -234,7 +234,7 @@ def _limit(limit: Limit, scan: _Scan, records: RecordFolder, thresholds: Thresho
     return {
         "column": limit.column,
         "meaning": columns[limit.column]
-        + ("" if limit.declared.applies_to == "all" else f" (of {limit.declared.applies_to} alone)"),
+        + ("" if limit.declared.applies_to == "all" else f" ({limit.declared.applies_to} only)"),
         "histogram": report_page.histogram(
             [_scale(value, limit) for value in scan.values[limit.threshold]],
             [_scale(cut, limit) for cut in cuts],
@@ -254,9 +254,9 @@ def _groups(groups: dict[Group, list]) -> dict[str, Any]:
     """A table with the cut of each group."""
     rows = [
         [*(name or "none" for name in group), f"{count:,}", f"{below:,}", f"{lowest:.4g}"]
-        for group, (lowest, count, below) in _largest_first(groups)[:ROWS]
+        for group, (lowest, count, below) in _largest_first(groups)[:MAX_ROWS]
     ]
-    return {"head": [*_name_group(next(iter(groups))), "scores", "below", "lowest that stays"], "rows": rows}
+    return {"head": [*_name_group(next(iter(groups))), "scores", "below", "lowest kept"], "rows": rows}
 
 
 def _largest_first(groups: dict[Group, list]) -> list[tuple[Group, list]]:
@@ -264,17 +264,17 @@ def _largest_first(groups: dict[Group, list]) -> list[tuple[Group, list]]:
 
 
 def _captions(records: RecordFolder, selection: Selection) -> list[tuple[str, list[str]]]:
-    """Some captions for each script that occurs in them, from at most a thousand kept records."""
-    found: dict[str, list[str]] = {}
+    """Some captions for each script, from about a thousand kept records."""
+    by_script: dict[str, list[str]] = {}
     for kept in selection.kept[:: max(1, len(selection.kept) // 1000)]:
         record = records[kept.index]
         for position in kept.captions:
             text = record.captions[position].text
             for script, start in scripts_of(text).items():
-                texts = found.setdefault(script, [])
-                if len(texts) < TEXTS:  # a quotation far inside is shown with a few words before it
-                    texts.append(text[:SHOWN] if start < SHOWN // 2 else f"… {text[start - 80 :][:SHOWN]}")
-    return sorted(found.items())
+                texts = by_script.setdefault(script, [])
+                if len(texts) < MAX_CAPTIONS:  # a quotation far inside is shown with a few words before it
+                    texts.append(text[:MAX_CHARS] if start < MAX_CHARS // 2 else f"… {text[start - 80 :][:MAX_CHARS]}")
+    return sorted(by_script.items())
 
 
 def scripts_of(text: str) -> dict[str, int]:
@@ -291,5 +291,5 @@ def scripts_of(text: str) -> dict[str, int]:
             script = unicodedata.script_name(code)
             counts[script] += 1
             first.setdefault(script, position)
-    least = min(LETTERS, max(counts.values(), default=0))
+    least = min(MIN_LETTERS, max(counts.values(), default=0))
     return {script: first[script] for script in counts if counts[script] >= least} or {"none": 0}

@@ -1,4 +1,4 @@
-"""Parts of the data report: what `qi2_jax/pages/templates/data.html` draws."""
+"""Parts of the data report, which the template `qi2_jax/pages/templates/data.html` renders."""
 
 import io
 import math
@@ -16,15 +16,15 @@ from data_pipeline.records.schema import Record
 from qi2_jax.pages import data_url
 from qi2_jax.pixels import over_white
 
-WIDTH, HEIGHT, BINS = 600, 90, 40  # of a histogram, in pixels and bars
-THUMB = 112  # pixels of the longer side
+WIDTH, HEIGHT, BINS = 600, 90, 40  # width and height of a histogram in pixels, and number of its bars
+THUMB = 112  # pixels of the longer side of a thumbnail
 SOURCES = 3  # condition images shown before the target of an edit
 ROWS = 40  # rows of a table of languages or classes
 BLUR = 12  # radius that makes a thumbnail safe to look at
 
 
 def funnel(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """A row for each step: its name, counts and reasons, and the percentage of all records that is left after it."""
+    """A row for each step: its name, counts and reasons, and the percentage of all records that remain after it."""
     rows = []
     for step in steps:
         left = step.entered - step.dropped.total
@@ -35,11 +35,11 @@ def funnel(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def histogram(values: Sequence[float], cuts: Sequence[float], logarithmic: bool) -> dict[str, Any]:
-    """Bars of the counts of values, and lines for those thresholds that lie inside.
+    """Bars for the counts of values, and lines for the thresholds in their range.
 
     Args:
-      values, cuts: Scores and thresholds, as logarithms if `logarithmic`.
-      logarithmic: Whether the labels of the ends are exponentials.
+      values, cuts: scores and thresholds, as logarithms if `logarithmic`.
+      logarithmic: whether the labels of the ends are exponentials.
     """
     low, high = float(min(values)), float(max(values))
     if low == high:
@@ -61,12 +61,12 @@ def histogram(values: Sequence[float], cuts: Sequence[float], logarithmic: bool)
 
 
 def figure(record: Record, lines: Sequence[str], unsafe: bool) -> dict[str, Any]:
-    """Thumbnails of a record, an edit with its sources before it, and lines of text below; a note if it is broken.
+    """Thumbnails of a record (for an edit, sources and then the target) with lines of text; a note if it is broken.
 
     Args:
-      record: The record.
-      lines: Lines below the images.
-      unsafe: Whether to blur the images.
+      record: record to show.
+      lines: lines below the images.
+      unsafe: whether to blur the images.
     """
     shown = (*record.conditions[:SOURCES], record.image)
     try:
@@ -85,17 +85,17 @@ def _thumbnail(data: bytes, unsafe: bool) -> str:
 
 
 def tables(counts: Mapping[str, Counter], report: BucketReport | None) -> list[dict[str, Any]]:
-    """Tables of counts, each named by its key; before them the buckets of the kept records."""
-    found = []
+    """Tables of counts, each named by its key, preceded by the buckets of the kept records."""
+    tables = []
     if report is not None:
         rows = [[name, f"{count:,}"] for name, count in report.counts.items()]
         rows += [[f"left out: {reason}", f"{count:,}"] for reason, count in report.left_out.counts.items()]
         head = [f"bucket (mean crop {report.mean_cropped:.1%}, enlarged {report.upscaled:,})", "kept records"]
-        found.append({"head": head, "rows": rows})
-    for title, count_of in counts.items():
-        if count_of:
-            rows = [[str(name), f"{count:,}"] for name, count in count_of.most_common(ROWS)]
-            found.append(
+        tables.append({"head": head, "rows": rows})
+    for title, counter in counts.items():
+        if counter:
+            rows = [[str(name), f"{count:,}"] for name, count in counter.most_common(ROWS)]
+            tables.append(
                 {"head": [title, "records" if title in ("class", "colour profile") else "captions"], "rows": rows}
             )
-    return found
+    return tables

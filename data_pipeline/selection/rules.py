@@ -1,6 +1,6 @@
-"""Why a record or a caption is dropped, from its scores and the thresholds of a stage; None: it stays.
+"""Why a record or a caption is dropped, from its scores and the thresholds of a stage; None if it is kept.
 
-Every filter declares its rule; here they are put in order. `select` applies them.
+Every filter declares its rule; this module orders the rules, and `select` applies them.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ _CAPTION_RULES = [filter.drops_caption for filter in CASCADE if filter.drops_cap
 
 
 def caption_reasons(row: Row, thresholds: Thresholds) -> list[str | None]:
-    """Why each caption of a record is dropped; None: it stays."""
+    """Why each caption of a record is dropped; None if it is kept."""
     numbers = range(len(row["description.kinds"]))
-    found = ((rule(row, number, thresholds) for rule in _CAPTION_RULES) for number in numbers)
-    return [next((reason for reason in reasons if reason is not None), None) for reasons in found]
+    results = ((rule(row, number, thresholds) for rule in _CAPTION_RULES) for number in numbers)
+    return [next((reason for reason in reasons if reason is not None), None) for reasons in results]
 
 
 def _captions(row: Row, thresholds: Thresholds) -> str | None:
-    """The reason of the first caption that might have been used, if no caption is left."""
+    """If no caption is left, the reason of the first caption that could have been used."""
     reasons = caption_reasons(row, thresholds)
     return None if None in reasons else next((reason for reason in reasons if reason != DESCRIBES), "no_caption")
 
@@ -37,6 +37,6 @@ def _rules() -> dict[str, Callable[[Row, Thresholds], str | None]]:
     return rules
 
 
-# {step of the funnel: its rule}, in the order in which they are applied. Duplicates come after these, so that the copy
-# that is kept has passed all of them.
+# {step of the funnel: its rule}, in the order of application. Duplicates are dropped afterwards, so that the kept copy
+# has passed all rules.
 RULES = _rules()

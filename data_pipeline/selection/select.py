@@ -1,4 +1,4 @@
-"""Selection: thresholds turn scores into the list of kept records. It is cheap, since it reads no image."""
+"""Selection: thresholds turn scores into the list of kept records. It is cheap, since it reads no images."""
 
 import hashlib
 from collections import Counter
@@ -30,7 +30,7 @@ LOSSLESS = 101.0  # quality of files that are not JPEG, above the 100 of the bes
 
 @dataclass
 class _Survivors:
-    """Records that passed the rules of single records, and what the rules about all records need of them."""
+    """Records that passed all rules on single records, with the scores that rules on groups of records need."""
 
     kept: list[Kept] = field(default_factory=list)
     tags: list[list[str]] = field(default_factory=list)
@@ -46,15 +46,15 @@ class _Survivors:
         self.qualities.append(row["compression.jpeg_quality"] or LOSSLESS)
 
     def left(self, groups: list[list[str]], dropped: dict[str, Dropped]) -> dict[str, list[str]]:
-        """{key: groups} of the records that were not dropped since."""
-        return {one.key: found for one, found in zip(self.kept, groups, strict=True) if one.key not in dropped}
+        """Returns {key: groups} of the records that are not in `dropped`."""
+        return {one.key: names for one, names in zip(self.kept, groups, strict=True) if one.key not in dropped}
 
 
 def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selection:
-    """Applies thresholds to the scores of a folder; reads no image.
+    """Applies thresholds to the scores of a folder; reads no images.
 
-    Every step sees only records that the steps before it kept. So a broken or too small copy never stands for its
-    group of duplicates.
+    Every step sees only the records that the steps before it kept. A broken or too small copy is therefore never the
+    one that is kept of a group of duplicates.
 
     Raises:
       ValueError: if scores are missing (run `qi2 data score` first).
@@ -79,8 +79,8 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
             survivors.add(row, Kept(row["key"], count, *size, captions, row["description.conditions"]))
         count += 1
     late = _duplicates(folder, survivors.kept, survivors.qualities, np.array(survivors.bits, np.float64), thresholds)
-    late |= _crowded(survivors.left(survivors.tags, late), thresholds.max_per_class, "class_is_full")
-    late |= _crowded(survivors.left(survivors.clusters, late), thresholds.max_per_cluster, "cluster_is_full")
+    late |= _drop_over_quota(survivors.left(survivors.tags, late), thresholds.max_per_class, "class_is_full")
+    late |= _drop_over_quota(survivors.left(survivors.clusters, late), thresholds.max_per_cluster, "cluster_is_full")
     dropped |= {key: late[key] for key in sorted(late)}
     kept = tuple(record for record in survivors.kept if record.key not in late)
     records = digest_of(read_manifest(folder))
@@ -97,7 +97,7 @@ def _not_scored(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
     found = unscored(folder, CASCADE)
     if missing := {name: needs for name, needs in found.items() if name in thresholds.require}:
         raise ValueError(
-            f"{folder} lacks scores that data.thresholds.require names: {missing}; score again, or require less"
+            f"{folder} lacks the scores required by data.thresholds.require: {missing}; score again, or require less"
         )
     if thresholds.max_per_cluster and CLUSTER.name in found:
         raise ValueError(f"{folder}: max_per_cluster requires clusters, which were not scored: {CLUSTER.needs}")
@@ -105,7 +105,7 @@ def _not_scored(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
 
 
 def _funnel(count: int, dropped: dict[str, Dropped]) -> tuple[Step, ...]:
-    """The counts of all steps, for a number of records."""
+    """The counts of all steps, for `count` records."""
     tallies = {name: Tally() for name in [*RULES, "duplicates", "distribution"]}
     for key, why in dropped.items():
         tallies[why.step].add(why.reason, key)
@@ -117,7 +117,7 @@ def _funnel(count: int, dropped: dict[str, Dropped]) -> tuple[Step, ...]:
 
 
 def _trials(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
-    """What the scores of each filter of `TRIALS` do in this selection."""
+    """How this selection uses the scores of each filter in `TRIALS`."""
     absent = unscored(folder, TRIALS)
     if needs := absent.get(thresholds.alignment_by):
         raise ValueError(f"{folder}: alignment_by names {thresholds.alignment_by}, which was not scored: {needs}")
@@ -136,8 +136,8 @@ def _unrelated(row: Row, thresholds: Thresholds, cuts: Cuts) -> list[bool]:
     return [cosine < low for cosine, low in zip(cosines, lows, strict=True)]
 
 
-def _crowded(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str, Dropped]:
-    """Keys to drop so that no group has more than `limit` records; a pure function of keys and groups."""
+def _drop_over_quota(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str, Dropped]:
+    """Records to drop so that no group has more than `limit`; a pure function of keys and groups."""
     drops: dict[str, Dropped] = {}
     counts: Counter[str] = Counter()
     if limit:
@@ -156,9 +156,9 @@ def _duplicates(
     bits: Float[np.ndarray, " n"],
     thresholds: Thresholds,
 ) -> dict[str, Dropped]:
-    """Which keys to drop: for the same bytes, then the same pixels, then nearness among those that are left.
+    """Records to drop for equal bytes, then for equal pixels, then for nearness among the rest.
 
-    The best copy of each group is kept: the one with most pixels, then the best quality, then the first key.
+    The best copy of each group is kept: the one with the most pixels, then the best quality, then the first key.
     """
     drops: dict[str, Dropped] = {}
     if not (thresholds.drop_exact_duplicates or thresholds.drop_near_duplicates):
@@ -190,7 +190,7 @@ def _duplicates(
         near = near[proposed & (near["difference"] <= thresholds.near_difference)]
         content = pairs.same[record[left], SAME.index("fingerprints")]
         keep_best("near", group_near(content, bits[left] >= thresholds.near_min_entropy, near["left"], near["right"]))
-    for key, why in drops.items():  # the copy of a copy stands for the one that was kept
+    for key, why in drops.items():  # a copy of a dropped copy names the record that was kept
         while why.duplicate_of in drops:
             why = Dropped(why.step, why.reason, drops[why.duplicate_of].duplicate_of)
         drops[key] = why

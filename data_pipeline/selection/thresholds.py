@@ -1,4 +1,4 @@
-"""The thresholds of a training stage: one dataclass of all that the filters declare."""
+"""The thresholds of a training stage: one dataclass with a field for each threshold that a filter declares."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ NEAR = (
     Threshold(
         "drop_near_duplicates",
         True,
-        "whether to keep only one of each group of near duplicates: two images whose hashes are within one of the next "
-        "two bounds, and whose thumbnails are within the third",
+        "whether to keep only one of each group of near duplicates: images whose hashes are within `near_distance` or "
+        "`near_gradient` and whose thumbnails are within `near_difference`",
         reason="near",
     ),
     Threshold("near_distance", 8, "bits between two 64-bit perceptual hashes", low=0, high=MAX_DISTANCE),
@@ -34,7 +34,7 @@ NEAR = (
     Threshold(
         "near_min_entropy",
         3.0,
-        "bits; flatter images are never near duplicates, and exempt from several filters",
+        "bits of entropy; flatter images are never near duplicates, and are exempt from several filters",
         low=MIN_ENTROPY,
         high=8,
     ),
@@ -60,17 +60,17 @@ class _Checks:
         if self.alignment_by not in ALIGNMENTS:
             raise ValueError(f"alignment_by is {self.alignment_by!r}; choose one of {sorted(ALIGNMENTS)}")
         if unknown := sorted(set(self.require) - {filter.name for filter in CASCADE}):
-            raise ValueError(f"require names filters {unknown} that do not exist")
+            raise ValueError(f"require names unknown filters {unknown}")
 
 
 if TYPE_CHECKING:
 
     @dataclasses.dataclass(frozen=True)
     class Thresholds(_Checks):
-        """What a training stage requires of its records: a field for each of `DECLARED`, and `require`.
+        """Requirements of a training stage for its records: a field for each of `DECLARED`, and `require`.
 
         `require` names filters whose missing scores are an error. Other filters without scores drop nothing, and
-        selection warns. Broken images never pass.
+        selection warns. Broken images are always dropped.
         """
 
         def __init__(self, **values: Any) -> None: ...
@@ -84,6 +84,6 @@ else:
             ("require", tuple[str, ...], dataclasses.field(default=())),
         ],
         bases=(_Checks,),
-        namespace={"__module__": __name__, "__doc__": "What a training stage requires of its records; see `DECLARED`."},
+        namespace={"__module__": __name__, "__doc__": "Requirements of a stage for its records; see `DECLARED`."},
         frozen=True,
     )

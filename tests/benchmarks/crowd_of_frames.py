@@ -16,7 +16,7 @@ from PIL import Image
 from data_pipeline.filters.duplicates import FINE_SIDE, coarse, gradient_hash, perceptual_hash, thumbnail
 from data_pipeline.scoring.near_groups import group_near
 from data_pipeline.scoring.pair_search import Contents, search
-from data_pipeline.scoring.pairs import PICTURE
+from data_pipeline.scoring.pairs import FINGERPRINT
 from data_pipeline.scoring.windows import window_hashes
 from data_pipeline.selection.thresholds import Thresholds
 
@@ -33,7 +33,7 @@ def scene() -> Image.Image:
 
 
 def film(frames: int, moving: bool) -> Contents:
-    rng, picture, whole = np.random.default_rng(0), np.zeros(frames, PICTURE), scene()
+    rng, prints, whole = np.random.default_rng(0), np.zeros(frames, FINGERPRINT), scene()
     for number in range(frames):
         left, top = (0.1 * abs(number / period % 2 - 1) if moving else 0 for period in (200, 77))
         box = (left * SIZE[0], top * SIZE[1], (left + 0.9) * SIZE[0], (top + 0.9) * SIZE[1])
@@ -41,11 +41,11 @@ def film(frames: int, moving: bool) -> Contents:
         noisy = (frame + rng.normal(0, 2, frame.shape)).clip(0, 255).astype(np.uint8)
         cells = np.frombuffer(thumbnail(Image.fromarray(noisy)), np.uint8)
         luma = coarse(cells[: FINE_SIDE**2].reshape(FINE_SIDE, FINE_SIDE))
-        picture[number] = int(perceptual_hash(luma), 16), int(gradient_hash(luma), 16), number, cells
+        prints[number] = int(perceptual_hash(luma), 16), int(gradient_hash(luma), 16), number, cells
     order, ones = np.arange(frames), np.ones(frames, np.int64)
-    fine = picture["thumbnail"][:, : FINE_SIDE**2].reshape(-1, FINE_SIDE, FINE_SIDE)
-    hashes = picture["phash"], picture["dhash"], window_hashes(coarse(fine))
-    return Contents(order, order, ones, np.zeros(frames, np.uint64), *hashes, picture)
+    fine = prints["thumbnail"][:, : FINE_SIDE**2].reshape(-1, FINE_SIDE, FINE_SIDE)
+    hashes = prints["phash"], prints["dhash"], window_hashes(coarse(fine))
+    return Contents(order, order, ones, np.zeros(frames, np.uint64), *hashes, prints)
 
 
 def main() -> None:

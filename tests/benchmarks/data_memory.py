@@ -95,24 +95,24 @@ def select(argument: str) -> None:
 
 def search(argument: str) -> None:
     from data_pipeline.scoring import pair_search
-    from data_pipeline.scoring.pairs import PICTURE
+    from data_pipeline.scoring.pairs import FINGERPRINT
     from data_pipeline.scoring.windows import WINDOWS
 
     count, rng = int(argument), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as work:
-        with open(Path(work, "picture"), "wb") as file:
+        with open(Path(work, "prints"), "wb") as file:
             hashes = np.zeros((2, count), np.uint64)
             for start in range(0, count, 10_000):
-                block = np.zeros(min(10_000, count - start), PICTURE)
+                block = np.zeros(min(10_000, count - start), FINGERPRINT)
                 for row, name in zip(hashes, ("phash", "dhash"), strict=True):
                     block[name] = rng.integers(0, 1 << 63, len(block), dtype=np.uint64)
                     block[name][9::10] = block[name][8::10][: len(block[9::10])] ^ np.uint64(0b111)
                     row[start : start + len(block)] = block[name]
                 file.write(block.tobytes())
-        picture = np.memmap(Path(work, "picture"), PICTURE, "r")
+        prints = np.memmap(Path(work, "prints"), FINGERPRINT, "r")
         order, ones, kinds = np.arange(count), np.ones(count, np.int64), np.zeros(count, np.uint64)
         windows = rng.integers(0, 1 << 63, (count, len(WINDOWS)), dtype=np.uint64)
-        contents = pair_search.Contents(order, order, ones, kinds, *hashes, windows, picture)
+        contents = pair_search.Contents(order, order, ones, kinds, *hashes, windows, prints)
         found = len(pair_search.search(contents, Path(work)))
         assert found >= count // 10, found
 

@@ -23,7 +23,7 @@ from data_pipeline.filters.duplicates import DUPLICATES
 from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.scoring.candidates import PAIR
-from data_pipeline.scoring.pairs import PICTURE, near
+from data_pipeline.scoring.pairs import FINGERPRINT, confirm_near
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.pixels import over_white
 from tests.data_pipeline.real_pictures import burst, crop
@@ -93,24 +93,24 @@ OTHERS = {
 
 
 def fingerprint(image: Image.Image) -> tuple[np.ndarray, float]:
-    """PICTURE and entropy in bits."""
+    """FINGERPRINT and entropy in bits."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     record = Record("key", buffer.getvalue(), (Caption("x"),), "benchmark")
     candidate = Candidate(record, decode_image(record.image), None)
     (row,), (entropy,) = DUPLICATES.score([candidate]), ENTROPY.score([candidate])
-    picture = np.zeros((), PICTURE)
-    picture["phash"], picture["dhash"] = int(row["phash"], 16), int(row["dhash"], 16)
-    picture["pixels"] = int(row["pixels_sha256"][:16], 16)
-    picture["thumbnail"] = np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8)
-    return picture, entropy["bits"]
+    fingerprint = np.zeros((), FINGERPRINT)
+    fingerprint["phash"], fingerprint["dhash"] = int(row["phash"], 16), int(row["dhash"], 16)
+    fingerprint["pixels"] = int(row["pixels_sha256"][:16], 16)
+    fingerprint["thumbnail"] = np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8)
+    return fingerprint, entropy["bits"]
 
 
 def near_pairs(one: list[np.ndarray], other: list[np.ndarray], thresholds: Thresholds) -> np.ndarray:
-    """Positions at which the two pictures are near."""
+    """Positions at which the two images are near."""
     pairs = np.zeros(len(one), PAIR)
     pairs["left"] = np.arange(len(one))
-    found = near(pairs, np.stack(one)[:, None], np.stack(other)[:, None])
+    found = confirm_near(pairs, np.stack(one)[:, None], np.stack(other)[:, None])
     proposed = (found["distance"] <= thresholds.near_distance) | (found["gradient"] <= thresholds.near_gradient)
     return found["left"][proposed & (found["difference"] <= thresholds.near_difference)]
 

@@ -41,7 +41,7 @@ def test_all_files_and_the_selection_are_those_of_the_local_executor(folders, mo
 
     local, remote = folders
     expected = score(local, workers=1, progress=False)
-    monkeypatch.setattr(beam, "FILED_AT_ONCE", 64)
+    monkeypatch.setattr(beam, "ENTRIES_PER_PARTITION", 64)
     monkeypatch.setattr(beam, "_GROUP", 5)
     report = beam.score_with_beam(str(remote), "DirectRunner")
     assert report == expected and report.pairs.near == 4

@@ -11,7 +11,7 @@ from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.scoring.cascade import score
 from data_pipeline.scoring.pair_scores import read_pairs
-from data_pipeline.scoring.pairs import compare, differences
+from data_pipeline.scoring.pairs import compare_thumbnails, differences
 from data_pipeline.selection.select import select
 from data_pipeline.selection.thresholds import Thresholds
 
@@ -172,5 +172,5 @@ def test_crops_and_bursts_are_near_and_other_words_are_not(tmp_path, picture, en
     assert corner["overlap"][0] == pytest.approx(0.81, abs=0.03)
     summer, winter = word(first, "SUMMER"), word(_shot(first, (0.02, 0.0, 1.0, 0.95)), "WINTER")
     limit = Thresholds().near_difference
-    assert compare(_cells(summer), _cells(winter), np.array([True]))[0] > limit
-    assert compare(_cells(first), _cells(second), np.array([True]))[0] > limit
+    assert compare_thumbnails(_cells(summer), _cells(winter), np.array([True]))[0] > limit
+    assert compare_thumbnails(_cells(first), _cells(second), np.array([True]))[0] > limit

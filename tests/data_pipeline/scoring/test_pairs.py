@@ -18,12 +18,12 @@ from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import read_manifest, write_shards
 from data_pipeline.scoring import candidates as proposing
 from data_pipeline.scoring import pair_search
-from data_pipeline.scoring.candidates import BANDS, MAX_DISTANCE, MAX_GRADIENT, candidates, members, partition
+from data_pipeline.scoring.candidates import BANDS, MAX_DISTANCE, MAX_GRADIENT, candidates, make_entries, partition
 from data_pipeline.scoring.cascade import score
 from data_pipeline.scoring.near_groups import group_near
 from data_pipeline.scoring.pair_scores import read_pairs
 from data_pipeline.scoring.pair_search import Contents, score_pairs
-from data_pipeline.scoring.pairs import PICTURE, compare
+from data_pipeline.scoring.pairs import FINGERPRINT, compare_thumbnails
 from data_pipeline.scoring.score_tables import write_scores
 from data_pipeline.scoring.windows import WINDOWS
 from data_pipeline.selection.index import Kept
@@ -42,7 +42,7 @@ def found(phash: list[int], dhash: list[int], kind: list[int], parts: int) -> li
     windows = np.full((len(phash), len(WINDOWS)), WITHOUT_WINDOWS, np.uint64) ^ columns[1][:, None]
     pairs = set()
     for band in BANDS:
-        entries = members(band, np.arange(len(phash)), *columns, windows)
+        entries = make_entries(band, np.arange(len(phash)), *columns, windows)
         place = partition(entries, parts)
         for part in range(parts):
             proposed = candidates(band, entries[place == part])
@@ -62,7 +62,7 @@ def test_every_pair_of_a_small_group_is_proposed_by_any_partition(phash, dhash, 
         and ((p[i] ^ p[j]).bit_count() <= MAX_DISTANCE or (d[i] ^ d[j]).bit_count() <= MAX_GRADIENT)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proposing, "LINKS", 12)
+        patch.setattr(proposing, "MAX_LINKS", 12)
         assert found(p, d, kind, 1) == found(p, d, kind, 3) == expected
 
 
@@ -113,7 +113,7 @@ def all_pairs(keys: list[str], rows: list[dict], thresholds: Thresholds) -> dict
             for name in ("phash", "dhash")
         )
         cells = [np.frombuffer(base64.b64decode(row["thumbnail"]), np.uint8).reshape(count, -1) for row in (one, other)]
-        worst = max(compare(*cells, np.full(count, distance <= MAX_DISTANCE))[0])
+        worst = max(compare_thumbnails(*cells, np.full(count, distance <= MAX_DISTANCE))[0])
         return worst <= thresholds.near_difference and (
             distance <= thresholds.near_distance or gradient <= thresholds.near_gradient
         )
@@ -188,7 +188,7 @@ def test_groups_are_those_of_comparing_all_with_all(random, distance, gradient, 
                 write_scores(folder, filter, shard, names[some], columns)
             start += shard.records
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(proposing, "LINKS", 20)
+            patch.setattr(proposing, "MAX_LINKS", 20)
             score_pairs(folder, progress=False)
         left = [i for i in range(len(rows)) if random.random() < 0.8]  # others failed an earlier rule
         survivors = [Kept(names[i], i, 1, 1, ()) for i in left]
@@ -221,8 +221,8 @@ def test_pairs_do_not_depend_on_processes_and_partitions(folder, monkeypatch):
     assert pairs.same[:, 2].tolist() == [0, 1, 2, 3, 4, 5, 6, 6, -1]
     assert [(int(pair["left"]), int(pair["right"])) for pair in pairs.near] == [(1, 6), (3, 5)]
     (folder / "scores/pairs/done.json").unlink()
-    monkeypatch.setattr(pair_search, "FILED_AT_ONCE", 16)
-    monkeypatch.setattr(pair_search, "IN_ONE_PROCESS", 0)
+    monkeypatch.setattr(pair_search, "ENTRIES_PER_PARTITION", 16)
+    monkeypatch.setattr(pair_search, "MAX_FOR_ONE_PROCESS", 0)
     assert score_pairs(folder, workers=2, progress=False) == report
     assert table_files(folder) == before and set(before) == {"same.parquet", "near.parquet", "done.json"}
 
@@ -256,7 +256,7 @@ def test_new_shard_makes_pairs_stale(folder):
 def _film(frames: int) -> Contents:
     """Frames of one film: the same picture with a few bits of noise in hashes and cells."""
     rng, order = np.random.default_rng(0), np.arange(frames)
-    film = np.empty(frames, PICTURE)
+    film = np.empty(frames, FINGERPRINT)
     flips = np.uint64(1) << rng.integers(0, 64, (2, frames, 2), np.uint64)
     film["phash"], film["dhash"] = np.uint64(0x0123456789ABCDEF) ^ np.bitwise_xor.reduce(flips, axis=2)
     film["pixels"] = order

@@ -5,7 +5,7 @@ import pytest
 from data_pipeline.records.schema import MAX_CAPTION_CHARS, Caption
 from data_pipeline.sources import LOST
 from data_pipeline.sources.base import Refused
-from data_pipeline.sources.fields import Text, describe
+from data_pipeline.sources.fields import CaptionFile, describe
 
 FINE = Caption("hills")
 
@@ -47,7 +47,7 @@ def test_the_first_captions_are_kept():
 
 
 def test_a_text_file_that_cannot_be_read_costs_itself_alone():
-    found = describe({"text": "hills"}, "CC0", [Text(Refused("not_utf8"))])
+    found = describe({"text": "hills"}, "CC0", [CaptionFile(Refused("not_utf8"))])
     assert (found.captions, found.licence, found.lost) == ((FINE,), "CC0", ("not_utf8",))
     assert describe({"text": "hills", "licence": " "}, "CC0").licence == "CC0"
 
