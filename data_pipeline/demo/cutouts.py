@@ -1,4 +1,4 @@
-"""Drawn cut-outs for edits of objects: PNG files with transparency beside texts with English and Chinese names."""
+"""Drawn cut-outs for edits of objects: transparent PNG files, each with a text file of English and Chinese names."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 SIDE = 192  # pixels
-# File -> (English name, Chinese name, fill, outline, corners of a polygon in the unit square, or none for an ellipse).
+# File name: (English name, Chinese name, fill, outline, corners of a polygon in the unit square; none for an ellipse).
 _STAR = [
     (0.5 + r * math.sin(a), 0.5 - r * math.cos(a))
     for i in range(10)

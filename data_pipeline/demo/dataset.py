@@ -1,9 +1,9 @@
-"""The demo set: a folder of good images with every kind of bad one planted in it, made without network access.
+"""The demo set: a folder of good images with every kind of bad image planted in it, created without network access.
 
     from data_pipeline.demo.dataset import write_demo_folder
     summary = write_demo_folder("runs/demo")
 
-It needs `pip install qi2[demo]`, because the photographs come from inside those packages.
+It needs `pip install qi2[demo]`, because the photographs are part of those packages.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ class DemoSummary:
 
     Attributes:
       clean: keys that a selection with default thresholds keeps, in order.
-      dropped: keys that such a selection drops, and why.
+      dropped: keys that such a selection drops, with the reason.
       refused: number of entries that ingestion refuses, by reason.
     """
 
@@ -77,7 +77,7 @@ def write_demo_folder(out: Path | str) -> DemoSummary:
 
 
 def package_folder(package: str) -> Path:
-    """The folder of an installed package. Raises an ImportError with the pip command if it is not installed."""
+    """The folder of a package; raises an ImportError with the pip command if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"the demo photographs are inside {package}, which is not installed: pip install 'qi2[demo]'")
@@ -114,7 +114,7 @@ def _render(sign: Sign) -> Image.Image:
 
 
 def _plant_images(out: Path) -> dict[str, Dropped]:
-    """Writes the bad images. Their keys sort after the clean ones, so that selection drops the copies."""
+    """Writes the bad images. Their keys sort after those of clean ones, so that selection drops the copies."""
     clean, planted = out / "clean", out / "planted"
 
     flower = (clean / "flower.jpg").read_bytes()

@@ -1,6 +1,6 @@
 """The images of the demo set: photographs from the scikit-image and scikit-learn wheels, and drawn signs.
 
-Captions are written by hand. Licences are those that `skimage.data` and scikit-learn's image folder state per file.
+Captions are written by hand. Licences are those given per file by `skimage.data` and scikit-learn's image folder.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ OWN = "Apache-2.0, rendered by qi2"
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph: a part of a file inside a wheel, and how it is stored.
+    """A photograph: a part of a file in a wheel, and how it is stored.
 
     Attributes:
-      name: file name in the demo set; the suffix chooses the format.
-      package: package that the original comes from.
+      name: file name in the demo set; the suffix determines the format.
+      package: package of the original.
       path: path of the original inside the package.
       licence: licence with credit.
       box: (left, top, right, bottom) in pixels of the original; None for the whole image.

@@ -27,7 +27,7 @@ def check_fonts(config: CorpusConfig, out: pathlib.Path) -> None:
             " (`make test-data` does), give your own records with --data, or make no such images with corpus.edits=0 "
             "corpus.texts=0, if no stage trains on edits"
         )
-        FontLibrary(find_scripts(SCRIPTS), more=more)
+        FontLibrary(find_scripts(SCRIPTS), hint=more)
 
 
 def make_corpus(config: CorpusConfig, out: pathlib.Path, show: Show) -> None:

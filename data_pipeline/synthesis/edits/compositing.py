@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-MAX_ENLARGED = 1.3  # largest enlargement of a small cut-out; more looks blurred
-CAST, CONTACT = 0.55, 0.6  # alpha of the shadow: darkest part of the cast shadow, and directly under the object
-FLAT, REACH = 0.25, 0.6  # height and sideways reach of a shadow, over the height of its object
+MAX_ENLARGED = 1.3  # largest factor by which a small cut-out is enlarged; more looks blurred
+CAST, CONTACT = 0.55, 0.6  # alpha of the cast shadow at its darkest, and of the shadow directly under the object
+FLAT, REACH = 0.25, 0.6  # height and sideways reach of a shadow, relative to the height of its object
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,23 @@ class Placement:
         return self.left, self.top, self.left + self.width, self.top + self.height
 
 
-def scaled(cutout: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_rgba(cutout: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resizes an RGBA image; colours are weighted by alpha, so hidden colours do not bleed over edges."""
     return cutout.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 
-def put(scene: Image.Image, cutout: Image.Image, placement: Placement, *, shadow: bool = True) -> Image.Image:
+def composite(scene: Image.Image, cutout: Image.Image, placement: Placement, *, shadow: bool = True) -> Image.Image:
     """Composites an object into an RGB scene."""
     layer = Image.new("RGBA", scene.size)
-    layer.paste(scaled(cutout, (placement.width, placement.height)), placement.box[:2])
-    under = scene.convert("RGBA")
+    layer.paste(resize_rgba(cutout, (placement.width, placement.height)), placement.box[:2])
+    background = scene.convert("RGBA")
     if shadow:
-        under = Image.alpha_composite(under, _shadow(layer, placement))
-    return Image.alpha_composite(under, layer).convert("RGB")
+        background = Image.alpha_composite(background, _shadow(layer, placement))
+    return Image.alpha_composite(background, layer).convert("RGB")
 
 
 def _shadow(layer: Image.Image, placement: Placement) -> Image.Image:
-    """The object's silhouette, projected on the ground behind it and fading with distance, and a dark rim below it."""
+    """The object's silhouette, projected on the ground and fading with distance, and a dark rim at its foot."""
     alpha = layer.getchannel("A")
     height, foot = placement.height, placement.top + placement.height
     # Point (x, y) of the shadow comes from the silhouette at (x + slope * (y - foot), foot + (y - foot) / FLAT).

@@ -1,8 +1,8 @@
 """Cut-outs: images of one object with transparency around it, and the object's name in several languages.
 
-They come from a folder of PNG or WebP files beside texts (`teapot.png`, `teapot.txt`), or from the records that have
-transparency. The first line of a text is the English name; lines such as `zh_CN.utf8=一个茶壶。` give the name in other
-languages, as in Debian's `tuxpaint-stamps-default`.
+They come from a folder of PNG or WebP files with text files (`teapot.png`, `teapot.txt`), or from records with
+transparency. The first line of a text file is the English name; lines such as `zh_CN.utf8=一个茶壶。` give the name in
+other languages, as in Debian's `tuxpaint-stamps-default`.
 """
 
 import io
@@ -20,9 +20,9 @@ from qi2_jax.runtime.text_files import read_text
 
 MIN_SIDE = 48  # pixels of the object's longer side
 MAX_ASPECT = 4.0
-MIN_SOLID = 0.75  # opaque share of the visible pixels; the rest is a glow, a shadow or glass
+MIN_SOLID = 0.75  # opaque share of the visible pixels; the rest may be a glow, a shadow or glass
 MIN_COVERED = 0.15  # visible share of the object's box
-MAX_COVERED = 0.97  # a box that is full is an image with a border, not a cut-out
+MAX_COVERED = 0.97  # a full box is an image with a border, not a cut-out
 MAX_WORDS = 5
 MAX_TEXT_BYTES = 1 << 16
 
@@ -33,7 +33,7 @@ _MEASURED = re.compile(f"一[{_MEASURES}]")
 
 
 class Unsuitable(Exception):
-    """An image cannot be used; carries the reason."""
+    """An image that cannot be used, with the reason as its only argument."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cutout:
 
     Attributes:
       image: RGBA image, cropped to the object.
-      name: file or record that it comes from.
+      name: name of its file or record.
       english: name with its article, such as `a red kangaroo`.
       chinese: name with its measure word, such as `一只红袋鼠`; None if unknown.
       licence: licence of the image.
@@ -67,7 +67,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class CutoutFile:
-    """A file that a cut-out can be read from."""
+    """An image file with a cut-out, and its text file."""
 
     path: Path
     name: str
@@ -77,7 +77,7 @@ class CutoutFile:
         """Reads the cut-out and its names.
 
         Raises:
-          Unsuitable: if the file is not a cut-out, or has no name that fits into a sentence.
+          Unsuitable: if the file is not a cut-out, or its name does not fit into a sentence.
         """
         try:
             text = read_text(_read(self.path.with_suffix(".txt"), MAX_TEXT_BYTES))
@@ -91,21 +91,21 @@ class CutoutFile:
 
 
 def find_cutouts(folder: Path, licence: str | None) -> list[CutoutFile]:
-    """Finds all PNG and WebP files with a text below a folder, in the order of their names; links are not followed.
+    """Finds all PNG and WebP files with a text file below a folder, sorted by name; links are not followed.
 
     Raises:
       ValueError: if there are none.
     """
-    found = []
+    files = []
     for parent, _, names in os.walk(folder):
         present = set(names)
         for name in names:
             path = Path(parent, name)
             if name.lower().endswith((".png", ".webp")) and f"{path.stem}.txt" in present and not path.is_symlink():
-                found.append(CutoutFile(path, path.relative_to(folder).as_posix(), licence))
-    if not found:
-        raise ValueError(f"{folder} has no PNG or WebP file beside a .txt file of the same name")
-    return sorted(found, key=lambda file: file.name)
+                files.append(CutoutFile(path, path.relative_to(folder).as_posix(), licence))
+    if not files:
+        raise ValueError(f"{folder} has no PNG or WebP file with a .txt file of the same name")
+    return sorted(files, key=lambda file: file.name)
 
 
 def has_transparency(record: Record) -> bool:
@@ -113,15 +113,15 @@ def has_transparency(record: Record) -> bool:
     try:
         with Image.open(io.BytesIO(record.image), formats=("PNG", "WEBP")) as image:
             return image.has_transparency_data and not record.conditions
-    except Exception:  # decoders meet hostile bytes with errors of any type
+    except Exception:  # decoders raise errors of any type on hostile bytes
         return False
 
 
 def cutout_of_record(record: Record) -> Cutout:
-    """Makes a cut-out of a record with transparency whose captions are names.
+    """Reads a cut-out from a record with transparency whose captions are names.
 
     Raises:
-      Unsuitable: if the record is not a cut-out, or has no name that fits into a sentence.
+      Unsuitable: if the record is not a cut-out, or its name does not fit into a sentence.
     """
     english = next((c.text for c in record.captions if (c.language or "en").startswith("en")), "")
     chinese = next((c.text for c in record.captions if (c.language or "").startswith("zh")), None)
@@ -132,15 +132,18 @@ def make_cutout(data: bytes, name: str, english: str, chinese: str | None, licen
     """Checks that a file shows one opaque object on a transparent background, and normalises its names.
 
     Args:
+      data: bytes of the image file.
+      name: name of its file or record.
       english: text that begins with the name and its article, such as `A red kangaroo.`
-      chinese: the name, such as `一只红袋鼠。`; other text is ignored.
+      chinese: name such as `一只红袋鼠。`; other text is ignored.
+      licence: licence of the image.
 
     Raises:
       Unsuitable: with the reason.
     """
-    found = _NAME.match(english.strip())
-    after = english.strip()[found.end() :] if found else ""
-    if not found or len(found[0].split()) > MAX_WORDS + 1 or (after and after[0] not in ".;:!("):
+    match = _NAME.match(english.strip())
+    after = english.strip()[match.end() :] if match else ""
+    if not match or len(match[0].split()) > MAX_WORDS + 1 or (after and after[0] not in ".;:!("):
         raise Unsuitable("cutout_without_name")
     try:
         image = decode_image(data).image
@@ -158,11 +161,11 @@ def make_cutout(data: bytes, name: str, english: str, chinese: str | None, licen
         raise Unsuitable("cutout_not_solid")
     chinese = (chinese or "").strip().rstrip("。.！!")
     usable = chinese if _CHINESE.fullmatch(chinese) else None
-    return Cutout(image, name, f"{found[1].lower()} {_lower_first(found[2])}", usable, licence)
+    return Cutout(image, name, f"{match[1].lower()} {_lower_first(match[2])}", usable, licence)
 
 
 def _lower_first(name: str) -> str:
-    """`Red kangaroo` -> `red kangaroo`, but `Adelaide Rosella` stays, since a proper name has more capitals."""
+    """Lowers the first letter, as in `red kangaroo`, unless other words have capitals, as in `Adelaide Rosella`."""
     words = name.split()
     return name if any(word[0].isupper() for word in words[1:]) else name[0].lower() + name[1:]
 

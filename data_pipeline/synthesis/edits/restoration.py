@@ -11,14 +11,14 @@ from data_pipeline.synthesis.edits.cutouts import Unsuitable
 from data_pipeline.synthesis.edits.edit import Edit, Ingredients
 from data_pipeline.synthesis.edits.wordings import instructions
 
-MIN_CHANGE = 2.0  # mean difference in levels of 255; flat or blurred images hardly show a degradation
+MIN_CHANGE = 2.0  # mean difference in levels of 255; degradations hardly show in flat or blurred images
 FORMS = ("noise", "blur", "jpeg", "rain", "low_light")
 
 
-def restoration(take: Ingredients, rng: np.random.Generator) -> Edit:
+def restoration(ingredients: Ingredients, rng: np.random.Generator) -> Edit:
     """A degraded image -> the original."""
     form = FORMS[int(rng.integers(len(FORMS)))]
-    scene = take.scene(rng)
+    scene = ingredients.scene(rng)
     source: Image.Image | bytes
     if form == "jpeg":  # stored as the JPEG file itself
         buffer = io.BytesIO()
@@ -33,20 +33,20 @@ def restoration(take: Ingredients, rng: np.random.Generator) -> Edit:
     seen = decode_image(source).image if isinstance(source, bytes) else source
     if float(np.abs(np.asarray(seen, np.float32) - np.asarray(scene.image)).mean()) < MIN_CHANGE:
         raise Unsuitable("picture_hardly_changes")
-    made = instructions(f"restoration/{form}", rng, {}, {})
+    wordings = instructions(f"restoration/{form}", rng, {}, {})
     tags = ("edit/global", "edit/restoration", f"edit/restoration/{form}")
-    return Edit((source,), scene.stored or scene.image, made, tags, (scene,))
+    return Edit((source,), scene.stored or scene.image, wordings, tags, (scene,))
 
 
 def noisy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
-    """Sensor noise: variance that grows with the light, plus read noise (Foi et al., IEEE TIP 2008)."""
+    """Adds sensor noise: a variance that grows with the light, plus read noise (Foi et al., IEEE TIP 2008)."""
     gain, read = rng.uniform(0.004, 0.02), rng.uniform(0.02, 0.06)
     deviation = np.sqrt(gain * pixels + read**2, dtype=np.float32)
     return pixels + deviation * rng.standard_normal(pixels.shape, np.float32)
 
 
 def blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Blur of defocus, or of motion along a line, in proportion to the size of the image."""
+    """Blurs as defocus or linear motion does, in proportion to the size of the image."""
     reach = max(image.size) * rng.uniform(0.004, 0.01)
     if rng.random() < 0.5:
         return image.filter(ImageFilter.GaussianBlur(max(1.5, 0.6 * reach)))
@@ -62,7 +62,7 @@ def blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def rainy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
-    """Bright streaks in one direction at two distances, and a little haze."""
+    """Adds bright streaks in one direction at two distances, and slight haze."""
     H, W, _ = pixels.shape
     angle = rng.uniform(-0.35, 0.35)
     light = np.zeros((H, W), np.float32)
@@ -84,7 +84,7 @@ def rainy(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float
 
 
 def dark(pixels: Float[np.ndarray, "H W 3"], rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
-    """Two to three and a half stops less light, with the noise of such an exposure."""
+    """Reduces the light by 2 to 3.5 stops and adds the noise of such an exposure."""
     linear = pixels ** np.float32(2.2) * np.float32(2 ** -rng.uniform(2.0, 3.5))
     deviation = np.sqrt(0.0006 * linear + 0.0015**2, dtype=np.float32)
     return np.maximum(linear + deviation * rng.standard_normal(pixels.shape, np.float32), 0) ** np.float32(1 / 2.2)

@@ -1,4 +1,4 @@
-"""Scenes: images of a records folder that edits are made from."""
+"""Scenes: the images of a records folder from which edits are made."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,18 @@ from data_pipeline.synthesis.edits.cutouts import Unsuitable
 
 MIN_SIDE = 256
 MAX_ASPECT = 3.0
-MIN_BITS = 4.5  # entropy of grey levels; flat designs are below, photographs around 7
+MIN_BITS = 4.5  # entropy of grey levels; flat designs have less, photographs around 7
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image.
+    """An image of a record.
 
     Attributes:
       image: RGB image.
-      stored: the original file, if it decodes to exactly `image`; None if the image was reduced or cropped.
-      name: key of the record; source, licence and captions are also those of the record.
+      stored: original file, if it decodes to exactly `image`; None if the image was reduced or cropped.
+      name: key of the record.
+      source, licence, captions: fields of the record.
     """
 
     image: Image.Image

@@ -2,18 +2,18 @@
 
 | kind        | source -> target                                                                            |
 | ----------- | ------------------------------------------------------------------------------------------- |
-| text        | words on the image are changed, written, or removed (`edits.text`)                        |
-| restoration | noise, blur, JPEG, rain, low light -> the original image (`edits.restoration`)            |
+| text        | words on the image are changed, written, or removed (`edits.text`)                          |
+| restoration | noise, blur, JPEG, rain, low light -> the original image (`edits.restoration`)              |
 | tone        | saturation, white balance, exposure, black-and-white and back (`edits.tone`)                |
 | insertion   | a cut-out object appears, with its shadow (`edits.objects`)                                 |
 | removal     | the inverse                                                                                 |
 | hue         | an object in another colour                                                                 |
-| background  | an object on a plain background, a described one, or that of a second source                |
+| background  | an object on a plain background, a described one, or the background of a second source      |
 | compose2    | an object of one source in the scene of another; the instruction names both by their number |
-| compose3    | two objects of two sources in the scene of a third                                          |
+| compose3    | the objects of two sources in the scene of a third                                          |
 
-Kinds take turns. The last six need cut-outs. Edit number i is a function of the seed and i alone, and no pixel differs
-outside the region that an edit changes. Images within `max_side` keep their original bytes.
+Kinds take turns. The last six need cut-outs. Edit number i is a function of the seed and i alone, and no pixel outside
+the edited region changes. Images within `max_side` keep their original bytes.
 """
 
 import io
@@ -60,10 +60,11 @@ class Recipe:
     """Everything that edit number i depends on.
 
     Attributes:
-      images: folder of the real images.
-      cutouts: files, or positions of images that have transparency.
-      kinds: some of KINDS, which take turns.
+      images: folder of records with the real images.
+      cutouts: files, or positions of records with transparency.
+      kinds: keys of KINDS, which take turns.
       fonts: fonts for Latin and Chinese text; None if the kinds need none.
+      seed: seed of all random numbers.
       max_side: side in pixels to which larger images are reduced.
       source: name of the data set in every record.
     """
@@ -77,13 +78,13 @@ class Recipe:
     source: str = SOURCE
 
     def make(self, number: int) -> tuple[str, Record | None, list[str]]:
-        """The kind, the record or None, and why images and edits were drawn again, in order."""
+        """Returns the kind, the record or None, and the reasons for which images or edits were drawn again."""
         kind = self.kinds[number % len(self.kinds)]
         drawn_again: list[str] = []
-        take = Ingredients(self.images, self.cutouts, self.max_side, self.fonts, drawn_again.append)
+        ingredients = Ingredients(self.images, self.cutouts, self.max_side, self.fonts, drawn_again.append)
         for attempt in range(ATTEMPTS):
             try:
-                edit = KINDS[kind](take, np.random.default_rng([self.seed, number, attempt]))
+                edit = KINDS[kind](ingredients, np.random.default_rng([self.seed, number, attempt]))
                 return kind, self._record(edit, kind, number), drawn_again
             except Unsuitable as reason:
                 drawn_again.append(str(reason))
@@ -92,10 +93,10 @@ class Recipe:
         return kind, None, drawn_again
 
     def _record(self, edit: Edit, kind: str, number: int) -> Record:
-        licences = list(dict.fromkeys(part.licence for part in edit.made_of))
-        known = None if None in licences else "; ".join(map(str, licences))  # unknown if that of any part is
+        licences = list(dict.fromkeys(part.licence for part in edit.parts))
+        known = None if None in licences else "; ".join(map(str, licences))  # unknown if the licence of any part is
         return Record(
-            f"{kind}/{number:08d}: {' + '.join(dict.fromkeys(part.name for part in edit.made_of))}"[:MAX_NAME_CHARS],
+            f"{kind}/{number:08d}: {' + '.join(dict.fromkeys(part.name for part in edit.parts))}"[:MAX_NAME_CHARS],
             _encoded(edit.target),
             edit.instructions,
             self.source,
@@ -115,13 +116,14 @@ def _encoded(image: Image.Image | bytes) -> bytes:
 
 @dataclass(frozen=True)
 class EditsReport:
-    """What a run made.
+    """The result of a run.
 
     Attributes:
+      folder: folder of the records.
       asked: number of edits that were asked for.
-      made: edits of each kind.
-      not_made: of each kind, the last reason of every edit that was given up, with its number.
-      drawn_again: of each kind, images and draws that did not suit and were replaced by others.
+      made: number of edits, by kind.
+      not_made: edits that were given up, by kind: their numbers and the last reason for each.
+      drawn_again: unsuitable images and edits that were drawn again, by kind.
       without_cutouts: kinds that were left out because there are no cut-outs.
     """
 
@@ -187,21 +189,26 @@ def synthesize_edits(
 ) -> EditsReport:
     """Writes exact edit pairs to the new folder `out`; kinds take turns.
 
-    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`. Edits for which no
-    image suits are replaced by further ones; `EditsReport.shortfall` says if there are fewer than `count` still.
+    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`. Edits without a
+    suitable image are replaced by further ones; `EditsReport.shortfall` reports if there are still fewer than `count`.
 
     Args:
-      images: records folder; edits in it are skipped.
+      images: folder of records with real images; edits in it are skipped.
+      out: new folder of records.
       count: number of edits to make.
-      kinds: some of KINDS; None: all, without those that need cut-outs if there are none.
-      cutouts: see `cutouts.find_cutouts`; None: the records that have transparency.
+      seed: seed of all random numbers.
+      kinds: keys of KINDS; None means all, except those that need cut-outs if there are none.
+      cutouts: folder of cut-outs, see `cutouts.find_cutouts`; None means the records with transparency.
       cutouts_licence: licence of the files in `cutouts`.
       fonts: folders of Noto fonts.
-      max_side: see `Recipe`.
-      workers: number of processes; 1: this one alone; None: one per core.
+      max_side: side in pixels to which larger images are reduced.
+      source: name of the data set in every record.
+      workers: number of processes; 1 means this process alone, None one per core.
+      records_per_shard: number of records per file.
+      progress: whether to show progress bars.
 
     Raises:
-      ValueError: naming the argument that cannot work, or if nothing could be made; nothing is written then.
+      ValueError: for an invalid argument, or if no edit could be made; nothing is written then.
       ChildProcessError: if a worker process dies.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
@@ -210,14 +217,14 @@ def synthesize_edits(
     if not len(records):
         raise ValueError(f"{images} contains no records")
     needed = any(kind in WITH_CUTOUTS for kind in kinds or KINDS)
-    found = _cutouts(records, cutouts, cutouts_licence, progress) if needed else ()
-    chosen, left_out = _kinds(kinds, bool(found), images)
+    usable = _cutouts(records, cutouts, cutouts_licence, progress) if needed else ()
+    chosen, left_out = _kinds(kinds, bool(usable), images)
     library = FontLibrary(find_scripts(("Latn", "Hans")), fonts) if "text" in chosen else None
-    recipe = Recipe(records, found, chosen, library, seed, max_side, source)
+    recipe = Recipe(records, usable, chosen, library, seed, max_side, source)
     tallies = {kind: Tally() for kind in chosen}, {kind: Tally() for kind in chosen}
     report = EditsReport(str(out), count, dict.fromkeys(chosen, 0), *tallies, left_out)
     with tqdm(total=count, desc="synth edits", unit="edit", disable=not progress, dynamic_ncols=True) as bar:
-        stream = _made(recipe, report, workers, bar)
+        stream = _make_records(recipe, report, workers, bar)
         first = next(stream, None)
         if first is None:
             reasons = {kind: tally.counts for kind, tally in report.not_made.items()}
@@ -226,8 +233,8 @@ def synthesize_edits(
     return report
 
 
-def _made(recipe: Recipe, report: EditsReport, workers: int, bar: tqdm) -> Iterator[Record]:
-    """The records that could be made; counts the rest in the report."""
+def _make_records(recipe: Recipe, report: EditsReport, workers: int, bar: tqdm) -> Iterator[Record]:
+    """Yields the records that could be made and counts the others in the report."""
     results = until_enough(recipe.make, report.asked, workers, "making edits", lambda result: result[1] is not None)
     for number, (kind, record, drawn_again) in results:
         if record is None:
@@ -252,7 +259,7 @@ def _check(kinds: tuple[str, ...] | None, *numbers: tuple[str, int, int]) -> Non
 def _kinds(
     kinds: tuple[str, ...] | None, has_cutouts: bool, images: Path | str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The kinds to make, and those that are left out for want of cut-outs."""
+    """The kinds to make, and the kinds that are left out because there are no cut-outs."""
     wanted = tuple(dict.fromkeys(KINDS if kinds is None else kinds))
     impossible = () if has_cutouts else tuple(kind for kind in wanted if kind in WITH_CUTOUTS)
     if impossible and kinds is not None:

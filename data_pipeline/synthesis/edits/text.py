@@ -7,11 +7,11 @@ from PIL import Image, ImageDraw
 
 from data_pipeline.synthesis.edits.compositing import Placement
 from data_pipeline.synthesis.edits.cutouts import Unsuitable
-from data_pipeline.synthesis.edits.edit import Edit, Ingredients, where
+from data_pipeline.synthesis.edits.edit import Edit, Ingredients, describe_position
 from data_pipeline.synthesis.edits.wordings import instructions
 from data_pipeline.synthesis.lettering.fonts import FontFile, at_size
 
-FINER = 3  # supersampling, for smooth edges at any angle
+SUPERSAMPLING = 3  # gives smooth edges at any angle
 MIN_GLYPH = 14  # smallest legible font size in pixels
 
 ENGLISH = (
@@ -92,30 +92,31 @@ CHINESE = (
 
 @dataclass(frozen=True)
 class Style:
-    """How words are drawn, both before and after the edit.
+    """The style of words before and after the edit.
 
     Attributes:
-      ground: colour of the sign behind the words; None for words with an outline directly on the image.
+      font: font of the words.
+      ground: colour of the sign behind the words; None for outlined words directly on the image.
       ink: colour of the words.
       angle: rotation in degrees.
-      widest: all words that must fit on the sign, so that its size does not change with the words.
+      candidates: words that must fit on the sign, so that its size does not change with the words.
     """
 
     font: FontFile
     ground: tuple[int, int, int] | None
     ink: tuple[int, int, int]
     angle: float
-    widest: tuple[str, ...]
+    candidates: tuple[str, ...]
 
 
-def text(take: Ingredients, rng: np.random.Generator) -> Edit:
+def text(ingredients: Ingredients, rng: np.random.Generator) -> Edit:
     """An image whose words are changed, added or removed."""
     form = ("change", "change", "change", "add", "remove")[int(rng.integers(5))]
-    scene = take.scene(rng)
+    scene = ingredients.scene(rng)
     script, words = (("Latn", ENGLISH), ("Hans", CHINESE))[int(rng.integers(2))]
     before, after = (words[int(place)] for place in rng.choice(len(words), 2, replace=False))
     shown = {"change": (before, after), "add": (after,), "remove": (before,)}[form]
-    faces = take.fonts.typefaces[script] if take.fonts else ()
+    faces = ingredients.fonts.typefaces[script] if ingredients.fonts else ()
     style = _style(rng, faces[int(rng.integers(len(faces)))].files[0], shown)
     spot, size = _fit(rng, scene.image.size, style)
     style = style if style.ground else _legible(style, scene.image.crop(spot.box))
@@ -127,10 +128,10 @@ def text(take: Ingredients, rng: np.random.Generator) -> Edit:
         "remove": [*images, plain],
     }
     source, target = ends[form]
-    at = where(spot, scene.image.size)
+    at = describe_position(spot, scene.image.size)
     fields = {"before": before, "after": after}
-    made = instructions(f"text/{form}", rng, fields | {"where": at[0]}, fields | {"where": at[1]})
-    return Edit((source,), target, made, ("edit/local", "edit/text", f"edit/text/{form}"), (scene,))
+    wordings = instructions(f"text/{form}", rng, fields | {"where": at[0]}, fields | {"where": at[1]})
+    return Edit((source,), target, wordings, ("edit/local", "edit/text", f"edit/text/{form}"), (scene,))
 
 
 def _style(rng: np.random.Generator, font: FontFile, shown: tuple[str, ...]) -> Style:
@@ -154,7 +155,7 @@ def _fit(rng: np.random.Generator, size: tuple[int, int], style: Style) -> tuple
     width, height = size
     glyph = float(rng.uniform(0.06, 0.13)) * min(size)
     for _ in range(12):
-        drawn = _layer(style.widest[0], style, glyph).size
+        drawn = _layer(style.candidates[0], style, glyph).size
         if drawn[0] <= 0.85 * width and drawn[1] <= 0.6 * height:
             break
         glyph *= 0.85
@@ -173,10 +174,10 @@ def _write(scene: Image.Image, words: str, style: Style, spot: Placement, glyph:
 
 def _layer(words: str, style: Style, glyph: float) -> Image.Image:
     """Words on their sign, rotated, as RGBA."""
-    font = at_size(style.font, round(glyph * FINER))
-    outline = 0 if style.ground else max(1, round(glyph * FINER / 14))
-    margin = round(0.45 * glyph * FINER) if style.ground else FINER
-    boxes = [font.getbbox(one, stroke_width=outline, anchor="mm") for one in style.widest]
+    font = at_size(style.font, round(glyph * SUPERSAMPLING))
+    outline = 0 if style.ground else max(1, round(glyph * SUPERSAMPLING / 14))
+    margin = round(0.45 * glyph * SUPERSAMPLING) if style.ground else SUPERSAMPLING
+    boxes = [font.getbbox(one, stroke_width=outline, anchor="mm") for one in style.candidates]
     width = round(max(right - left for left, _, right, _ in boxes)) + 2 * margin
     top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
     height = round(bottom - top) + 2 * margin
@@ -195,5 +196,5 @@ def _layer(words: str, style: Style, glyph: float) -> Image.Image:
         stroke_fill=(*against, 255),
     )
     turned = layer.convert("RGBa").rotate(style.angle, Image.Resampling.BICUBIC, expand=True)
-    size = max(1, round(turned.width / FINER)), max(1, round(turned.height / FINER))
+    size = max(1, round(turned.width / SUPERSAMPLING)), max(1, round(turned.height / SUPERSAMPLING))
     return turned.resize(size, Image.Resampling.BOX).convert("RGBA")

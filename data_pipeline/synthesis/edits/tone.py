@@ -17,10 +17,10 @@ MIN_COLOURED = 0.08  # mean saturation below which an image has no colour to cha
 FORMS = ["saturate", "desaturate", "warm", "cool", "brighten", "darken", "black_and_white", "colourise"]
 
 
-def tone(take: Ingredients, rng: np.random.Generator) -> Edit:
-    """An image -> the image in other colours or another light."""
+def tone(ingredients: Ingredients, rng: np.random.Generator) -> Edit:
+    """An image -> the image with other colours or exposure."""
     form = FORMS[int(rng.integers(len(FORMS)))]
-    scene = take.scene(rng)
+    scene = ingredients.scene(rng)
     pixels = np.asarray(scene.image, np.float32) / 255
     coloured = float(np.mean(pixels.max(2) - pixels.min(2)))
     if coloured < MIN_COLOURED and form in ("saturate", "desaturate", "black_and_white", "colourise"):
@@ -34,17 +34,17 @@ def tone(take: Ingredients, rng: np.random.Generator) -> Edit:
         raise Unsuitable("picture_hardly_changes")
     image = Image.fromarray((changed.clip(0, 1) * 255).round().astype(np.uint8))
     lot, chinese = AMOUNTS[amount]
-    made = instructions(f"tone/{form}", rng, {"much": amount, "lot": lot}, {"lot": chinese})
+    wordings = instructions(f"tone/{form}", rng, {"much": amount, "lot": lot}, {"lot": chinese})
     pair = scene.stored or scene.image, image
     source, target = pair[::-1] if form == "colourise" else pair
-    return Edit((source,), target, made, ("edit/global", "edit/tone", f"edit/tone/{form}"), (scene,))
+    return Edit((source,), target, wordings, ("edit/global", "edit/tone", f"edit/tone/{form}"), (scene,))
 
 
 def adjust(pixels: Float[np.ndarray, "H W 3"], form: str, strength: float) -> Float[np.ndarray, "H W 3"]:
-    """Applies one of FORMS to sRGB values in 0..1; the result may leave that range.
+    """Applies one of FORMS to sRGB values in 0..1; the result may exceed that range.
 
-    Saturation scales the distance to the grey of the same luma; exposure and white balance are gains of linear light:
-    up to a stop in either direction, and 30% of red against blue.
+    Saturation scales the distance to the grey of equal luma. Exposure and white balance are gains of linear light:
+    about a stop in either direction, and 30% of red against blue.
     """
     grey = (pixels @ np.array(LUMA, np.float32))[..., None]
     if form in ("black_and_white", "colourise"):
@@ -57,5 +57,5 @@ def adjust(pixels: Float[np.ndarray, "H W 3"], form: str, strength: float) -> Fl
         return pixels * np.float32(2 ** (stops / GAMMA))
     push = 0.3 * strength if form == "warm" else -0.3 * strength
     gains = np.array([1 + push, 1.0, 1 - push], np.float32)
-    gains /= float(gains @ np.array(LUMA, np.float32))  # the same brightness
+    gains /= float(gains @ np.array(LUMA, np.float32))  # keeps the brightness
     return pixels * gains ** (1 / GAMMA)

@@ -1,6 +1,6 @@
 """Instructions for the generated edits, in several wordings, in English and Chinese.
 
-Names in braces are placeholders: `object` becomes `the red kangaroo` and `an_object` becomes `a red kangaroo`.
+Names in braces are placeholders; for instance, `object` becomes `the red kangaroo`, and `an_object` `a red kangaroo`.
 """
 
 from collections.abc import Mapping
@@ -147,7 +147,7 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
 def instructions(
     kind: str, rng: np.random.Generator, english: Mapping[str, object], chinese: Mapping[str, object] | None
 ) -> tuple[Caption, ...]:
-    """Two English instructions and a Chinese one; only the English ones if there are no Chinese names."""
+    """Two English instructions and a Chinese one; only the English ones if `chinese` is None."""
     forms = WORDINGS[kind]
     first, second = rng.choice(len(forms["en"]), 2, replace=False)
     texts = [(forms["en"][place].format(**english), "en") for place in (first, second)]

@@ -1,4 +1,4 @@
-"""Named colours for captions, and which of them are readable on which background."""
+"""Named colours for captions, and which of them are readable on a background."""
 
 import numpy as np
 
@@ -29,8 +29,8 @@ COLOURS: dict[str, Colour] = {
     "dark grey": (52, 55, 60),
     "black": (14, 14, 16),
 }
-READABLE = 4.5  # least contrast of normal text, WCAG 2.2 level AA
-READABLE_LARGE = 3.0  # least contrast of large text and of graphics, WCAG 2.2 level AA
+MIN_CONTRAST = 4.5  # for normal text, WCAG 2.2 level AA
+MIN_CONTRAST_LARGE = 3.0  # for large text and graphics, WCAG 2.2 level AA
 
 
 def luminance(colour: Colour) -> float:
@@ -50,7 +50,7 @@ def choose(rng: np.random.Generator, names: tuple[str, ...] = tuple(COLOURS)) ->
     return names[rng.integers(len(names))]
 
 
-def readable_on(rng: np.random.Generator, *grounds: Colour, least: float = READABLE) -> str:
+def readable_on(rng: np.random.Generator, *grounds: Colour, least: float = MIN_CONTRAST) -> str:
     """The name of a random colour that is readable on all given backgrounds; black or white if there is none."""
     names = [name for name, rgb in COLOURS.items() if all(contrast(rgb, ground) >= least for ground in grounds)]
     if not names:

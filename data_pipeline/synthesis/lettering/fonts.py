@@ -1,7 +1,7 @@
-"""Fonts: the Noto files of a script, the characters that they cover, and the division of a text into fonts.
+"""Fonts: the Noto files of a script, their characters, and the division of a text into runs of one font.
 
 The font of a script often lacks Latin letters, digits or brackets. These come from Noto Sans or Noto Serif, as in any
-typesetting program. A character that neither font has is a missing glyph; the fonts' tables say so without drawing.
+typesetting program. A character in neither font is a missing glyph, which the fonts' tables show without drawing.
 """
 
 import functools
@@ -17,13 +17,13 @@ from PIL import ImageFont, features
 from data_pipeline.synthesis.lettering.linebreak import graphemes
 from data_pipeline.synthesis.lettering.scripts import Script
 
-MORE = ", or name the folder of the Noto fonts with --fonts"
+FONTS_HINT = ", or name the folder of the Noto fonts with --fonts"
 FOLDERS = (Path("/usr/share/fonts/truetype/noto"), Path("/usr/share/fonts/opentype/noto"))
 JOINERS = {"\u200c", "\u200d"}  # zero-width (non-)joiners, which control shaping and need no glyph
 
 
 class MissingGlyph(Exception):
-    """A text has a character that no font of the typeface covers.
+    """A text with a character that no font of the typeface covers.
 
     Attributes:
       character: the first such character.
@@ -44,7 +44,7 @@ class FontFile:
 
 @dataclass(frozen=True)
 class Typeface:
-    """The fonts for a script: the script's font first, then the font for all other characters.
+    """The fonts for a script: first the script's font, then the font for all other characters.
 
     Attributes:
       style: `sans-serif`, `serif`, or a style of the script such as `Naskh`.
@@ -59,19 +59,19 @@ class Typeface:
         """Divides a line, in logical order, into runs of one font each.
 
         The font changes between characters of the script and all others. Among the others it changes at spaces if
-        possible, so a number with its signs is one run, and runs of a right-to-left line can be drawn side by side.
+        possible, so that a number with its signs is one run, and runs of a right-to-left line can be drawn one by one.
 
         Raises:
           MissingGlyph: with the first character that no font covers.
         """
         runs: list[tuple[FontFile, str]] = []
-        for of_script, group in itertools.groupby(graphemes(text, language), self._is_of_script):
+        for in_script, group in itertools.groupby(graphemes(text, language), self._is_in_script):
             run = "".join(group)
-            whole = self._first(self.files[:1] if of_script else self.files, run)
-            tokens = [run] if of_script or whole else [token for token in re.split("([ \u00a0]+)", run) if token]
+            whole = self._first(self.files[:1] if in_script else self.files, run)
+            tokens = [run] if in_script or whole else [token for token in re.split("([ \u00a0]+)", run) if token]
             for token in tokens:
                 file = whole or self._first(self.files, token)
-                if file is None and (of_script or self.script.rtl):
+                if file is None and (in_script or self.script.rtl):
                     raise MissingGlyph(next(c for c in token if not covers(self.files[0], c)))
                 if file is not None:
                     runs.append((file, token))
@@ -89,7 +89,7 @@ class Typeface:
     def _first(files: tuple[FontFile, ...], text: str) -> FontFile | None:
         return next((file for file in files if covers(file, text)), None)
 
-    def _is_of_script(self, cluster: str) -> bool:
+    def _is_in_script(self, cluster: str) -> bool:
         return any(unicodedata.script(character) in self.script.unicode for character in cluster)
 
 
@@ -97,28 +97,30 @@ class FontLibrary:
     """The typefaces of some scripts.
 
     Args:
-      more: end of the message for a missing font, with other remedies.
+      scripts: scripts that need fonts.
+      folders: folders to search for fonts.
+      hint: end of the error message for a missing font, with other remedies.
 
     Raises:
-      ValueError: if a font is in none of the folders, with its Debian package; or if Pillow cannot shape text.
+      ValueError: if a font is missing (the message names its Debian package), or if Pillow cannot shape text.
     """
 
-    def __init__(self, scripts: tuple[Script, ...], folders: tuple[Path, ...] = FOLDERS, more: str = MORE):
+    def __init__(self, scripts: tuple[Script, ...], folders: tuple[Path, ...] = FOLDERS, hint: str = FONTS_HINT):
         if not features.check("raqm"):
             raise ValueError("this Pillow was built without libraqm, which shapes text; install Pillow's own wheel")
         self.typefaces: dict[str, tuple[Typeface, ...]] = {}
         for script in scripts:
-            found = []
+            typefaces = []
             for style, name in script.typefaces:
                 for weight in ("Regular", "Bold"):
                     other = f"{'NotoSerif' if style.startswith('serif') else 'NotoSans'}-{weight}"
                     names = [f"{name}-{weight}"] if script.face else list(dict.fromkeys((f"{name}-{weight}", other)))
-                    files = tuple(_find(name, script, folders, more) for name in names)
-                    found.append(Typeface(script, style, weight == "Bold", files))
-            self.typefaces[script.code] = tuple(found)
+                    files = tuple(_find(name, script, folders, hint) for name in names)
+                    typefaces.append(Typeface(script, style, weight == "Bold", files))
+            self.typefaces[script.code] = tuple(typefaces)
 
 
-def _find(name: str, script: Script, folders: tuple[Path, ...], more: str) -> FontFile:
+def _find(name: str, script: Script, folders: tuple[Path, ...], hint: str) -> FontFile:
     suffix = ".ttc" if script.face else ".ttf"
     for folder in folders:
         path = folder / (name + suffix)
@@ -127,7 +129,7 @@ def _find(name: str, script: Script, folders: tuple[Path, ...], more: str) -> Fo
     listed = ", ".join(str(folder) for folder in folders)
     raise ValueError(
         f"the font {name}{suffix} of {script.name} ({script.code}) is in none of the folders {listed}; "
-        f"apt-get install {script.package}{more}"
+        f"apt-get install {script.package}{hint}"
     )
 
 
@@ -154,5 +156,5 @@ def covers(file: FontFile, text: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def at_size(file: FontFile, size: int) -> ImageFont.FreeTypeFont:
-    """A font at a size in pixels per em."""
+    """Loads a font at a size in pixels per em."""
     return ImageFont.truetype(file.path, size, index=file.index, layout_engine=ImageFont.Layout.RAQM)

@@ -1,6 +1,6 @@
-"""Unicode's line, sentence, word and character boundaries, as ICU finds them.
+"""Unicode's line, sentence, word and character boundaries, from ICU.
 
-ICU breaks Thai with a dictionary and does not begin a Chinese or Japanese line with closing punctuation.
+ICU breaks Thai with a dictionary, and never begins a Chinese or Japanese line with closing punctuation.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from icu4py.breakers import CharacterBreaker, LineBreaker, SentenceBreaker, Word
 
 
 def graphemes(text: str, language: str) -> list[str]:
-    """The user-perceived characters: a letter with its marks is one."""
+    """The user-perceived characters; a letter with its marks is one character."""
     return list(CharacterBreaker(text, language))
 
 
@@ -19,12 +19,14 @@ def sentences(text: str, language: str) -> list[str]:
 
 
 def break_lines(text: str, language: str, width: float, measure: Callable[[str], float]) -> list[str] | None:
-    """Fills lines greedily.
+    """Breaks a text into lines greedily.
 
     Args:
+      text: text to break.
+      language: BCP 47 tag of the text.
       width: width of a line, in the unit of `measure`.
-      measure: returns the length of a piece of text. Lengths of pieces between break opportunities are summed, since no
-        script joins letters across one.
+      measure: function that returns the length of a piece of text. Lengths of pieces between break opportunities are
+        summed, since no script joins letters across one.
 
     Returns:
       The lines, without the spaces at their ends; None if an unbreakable piece is wider than a line.
@@ -43,7 +45,7 @@ def break_lines(text: str, language: str, width: float, measure: Callable[[str],
 
 
 def shorten(text: str, language: str, fits: Callable[[str], bool]) -> str | None:
-    """The longest prefix that fits and ends with a sentence, or else with a word; None if not even one word fits."""
+    """The longest prefix that fits and ends with a sentence, or else with a word; None if no word fits."""
     if fits(text):
         return text
     for breaker in (SentenceBreaker, WordBreaker):

@@ -1,7 +1,7 @@
-"""Writing systems: their direction, their names, and their fonts.
+"""Writing systems: their directions, names and fonts.
 
-Scripts have ISO 15924 codes. CLDR's likely subtags give the script of a language, so every language that is written in
-one of SCRIPTS can be used, not only those with built-in phrases.
+Scripts have ISO 15924 codes. CLDR's likely subtags give the script of a language, so all languages in one of SCRIPTS
+can be used, not only those with built-in phrases.
 """
 
 import functools
@@ -13,7 +13,7 @@ from fontTools import unicodedata
 
 CORE, CJK = "fonts-noto-core", "fonts-noto-cjk"  # Debian packages
 _SANS, _SERIF = "sans-serif", "serif"
-DISPLAY = " display"  # suffix of styles whose thin strokes are meant for large sizes
+DISPLAY = " display"  # suffix of styles with thin strokes, for large sizes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Script:
       code: ISO 15924 code.
       name: English name, for captions.
       typefaces: pairs of a style and the name of the Noto font without weight and suffix.
-      unicode: Unicode script properties of its characters; other characters of a text may come from Noto Sans.
+      unicode: Unicode script properties of its characters; other characters may come from Noto Sans.
       face: end of the face's name in a font collection, such as `JP`; None if the file has one font.
       rtl: whether it runs from right to left.
       vertical: whether it may also be set in columns from top to bottom, right to left.
@@ -42,7 +42,7 @@ class Script:
     def legible(self) -> int:
         """The least font size of a page, in pixels per em.
 
-        10 and 16 are the glyph sizes of English and Chinese in OmniDoc-TokenBench; 13 in between is our choice.
+        10 and 16 are the glyph sizes of English and Chinese in OmniDoc-TokenBench; 13 is our choice in between.
         """
         return 16 if self.face else 10 if self.code in ("Latn", "Cyrl", "Grek") else 13
 
@@ -96,7 +96,7 @@ SCRIPTS = {
         _noto("Ethi", "Ethiopic", "SansEthiopic", "SerifEthiopic"),
     )
 }
-_OWNER = {"Hani": "Hans", "Bopo": "Hant", "Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}
+_SCRIPT_OF_PART = {"Hani": "Hans", "Bopo": "Hant", "Hira": "Jpan", "Kana": "Jpan", "Hang": "Kore"}
 
 
 def find_scripts(codes: tuple[str, ...]) -> tuple[Script, ...]:
@@ -113,7 +113,7 @@ def find_scripts(codes: tuple[str, ...]) -> tuple[Script, ...]:
 
 @functools.cache
 def script_of_language(language: str) -> str | None:
-    """The ISO 15924 code of the usual script of a language (BCP 47); None if CLDR does not have it."""
+    """The ISO 15924 code of a language's usual script; None if CLDR does not have the language (BCP 47)."""
     tag = language.replace("-", "_")
     parts = tag.split("_")
     code = next((part.title() for part in parts[1:] if len(part) == 4 and part.isalpha()), None)
@@ -128,7 +128,7 @@ def script_of_language(language: str) -> str | None:
 def script_of_text(text: str) -> str | None:
     """The script of most characters of a text, for texts without a language; None if no character has a script.
 
-    Han characters alone count as simplified Chinese, with kana as Japanese, with hangul as Korean.
+    Han characters count as simplified Chinese when alone, as Japanese with kana, and as Korean with hangul.
     """
     counts: dict[str, int] = {}
     for character in text:
@@ -138,9 +138,9 @@ def script_of_text(text: str) -> str | None:
     if counts.keys() & {"Hani", "Hira", "Kana", "Hang"}:
         for code in ("Hira", "Kana", "Hang", "Bopo"):
             if code in counts:
-                return _OWNER[code]
+                return _SCRIPT_OF_PART[code]
     most = max(counts, key=lambda code: (counts[code], code), default=None)
-    return _OWNER.get(most, most) if most else None
+    return _SCRIPT_OF_PART.get(most, most) if most else None
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Typesetting: fits text into a box, in lines or vertical columns, in one or several columns, without cutting it off.
+"""Typesetting: fits a whole text into a box, in horizontal or vertical lines and in one or more columns.
 
 Pillow shapes the text (raqm: HarfBuzz and FriBidi). Lengths are in pixels; the size of a font is its em.
 """
@@ -16,19 +16,19 @@ Colour = tuple[int, int, int]
 
 REASONS = {
     "missing_glyph": "a character that no font of the typeface has",
-    "does_not_fit": "a text too long for its box at the smallest size",
-    "caption_too_long": "a text of which not even one word fits into the caption",
-    "empty_corpus": "the corpus has no text of the script",
+    "does_not_fit": "a text that is too long for its box at the smallest size",
+    "caption_too_long": "a text without a word that fits into the caption",
+    "empty_corpus": "the corpus has no text in the script",
     "broken_scene": "a scene image that cannot be decoded or is too small",
 }
 
 
 class Unsuitable(Exception):
-    """A text or image cannot be used.
+    """A text or image that cannot be used.
 
     Attributes:
-      reason: a key of REASONS.
-      text: the text, or the name of the image.
+      reason: key of REASONS.
+      text: text, or name of the image.
     """
 
     def __init__(self, reason: str, text: str):
@@ -38,7 +38,7 @@ class Unsuitable(Exception):
 
 @dataclass(frozen=True)
 class Style:
-    """How a text should look.
+    """The desired appearance of a text.
 
     Attributes:
       size: desired size in pixels per em.
@@ -62,14 +62,14 @@ class Style:
 
 @dataclass(frozen=True)
 class Block:
-    """A text divided into lines, ready to be drawn.
+    """A text divided into lines, ready for drawing.
 
     Attributes:
       lines: lines without the spaces at their ends.
       size: size that fits, in pixels per em.
       pitch: pixels from one line, or vertical column, to the next.
       rows: number of lines per column.
-      width: width of the box; `height` is its height.
+      width, height: size of the box.
     """
 
     text: str
@@ -94,7 +94,7 @@ def line_height(typeface: Typeface, size: int) -> int:
 
 
 def length(text: str, typeface: Typeface, size: int, language: str, vertical: bool = False) -> float:
-    """Length of a line. Raises Unsuitable for a missing glyph."""
+    """The length of a line. Raises Unsuitable for a missing glyph."""
     direction = _direction(typeface, vertical)
     runs = _runs(text, typeface, language)
     return sum(at_size(f, size).getlength(run, direction=direction, language=language) for f, run in runs)
@@ -138,9 +138,13 @@ def set_text(text: str, language: str, style: Style, width: float, height: float
 def set_paragraphs(
     texts: list[str], language: str, style: Style, width: float, height: float, space: float
 ) -> list[Block]:
-    """Typesets paragraphs below each other in one box, all at the largest size that fits.
+    """Typesets paragraphs one below the other in a box, all at the largest size that fits.
 
     Args:
+      texts: paragraphs.
+      language: BCP 47 tag of the paragraphs.
+      style: desired appearance.
+      width, height: size of the box.
       space: space between two paragraphs, in em.
 
     Raises:
@@ -165,7 +169,7 @@ def draw_block(image: Image.Image, block: Block, left: float, top: float, colour
     """Draws a block with its box at (left, top).
 
     Raises:
-      Unsuitable: `does_not_fit`, if the text would leave the image, which is partly drawn then.
+      Unsuitable: `does_not_fit` if the text would exceed the image; the image is then partly drawn.
     """
     draw = ImageDraw.Draw(image)
     style, rtl = block.style, block.style.typeface.script.rtl

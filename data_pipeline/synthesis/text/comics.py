@@ -1,4 +1,4 @@
-"""Comics: panels in which a figure says something in a balloon."""
+"""Comics: panels in which a figure speaks in a balloon."""
 
 from PIL import ImageDraw
 
@@ -18,7 +18,9 @@ def draw_comic(job: Job) -> Sample:
     unit, (width, height), rtl = canvas.unit, size, job.script.rtl
     per_row, rows = job.pick((2, 1), (1, 2), (2, 2)) if width < 1.5 * height else job.pick((2, 1), (3, 1))
     direction = "right to left" if rtl else "left to right"
-    said = [f"A comic in {job.writing}. {_NUMBERS[per_row * rows]}, read from {direction} and from top to bottom."]
+    description = [
+        f"A comic in {job.writing}. {_NUMBERS[per_row * rows]}, read from {direction} and from top to bottom."
+    ]
     gap, margin, top = 16 * unit, 24 * unit, 24 * unit
     if job.chance(0.5):
         colour = readable_on(job.rng, COLOURS["white"])
@@ -27,7 +29,7 @@ def draw_comic(job: Job) -> Sample:
         )
         block = canvas.write(job.phrase(), (margin, top, width - margin, top + 0.14 * height), style, colour)
         top += block.extent + gap
-        said.append(f"The title above them in {colour} reads {quote(block.text)}.")
+        description.append(f"The title above them in {colour} reads {quote(block.text)}.")
     panel_width = (width - 2 * margin - gap * (per_row - 1)) / per_row
     panel_height = (height - top - margin - gap * (rows - 1)) / rows
     style = Style(job.typeface(), round(unit * job.between(44, 80)), round(unit * 17), "centre", 1.0)
@@ -40,8 +42,8 @@ def draw_comic(job: Job) -> Sample:
             left + panel_width,
             top + row * (panel_height + gap) + panel_height,
         )
-        said.append(_draw_panel(canvas, box, number + 1, style))
-    return Sample(canvas.image, " ".join(said), tuple(canvas.texts), ("synthetic/text", "design/comic"))
+        description.append(_draw_panel(canvas, box, number + 1, style))
+    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), ("synthetic/text", "design/comic"))
 
 
 def _draw_panel(canvas: Canvas, box: tuple[float, float, float, float], number: int, style: Style) -> str:

@@ -1,7 +1,7 @@
-"""Where the words come from: a file that the user provides, or phrases with names from CLDR.
+"""The corpus, the source of words: a file from the user, or built-in phrases with names from CLDR.
 
 A corpus file has one paragraph per line: plain text, `LANGUAGE<tab>TEXT`, or JSON `{"text": .., "language": ..}`. Only
-the offsets of its lines are kept in memory. `read_corpus` counts lines that cannot be typeset with their reasons.
+the offsets of its lines are kept in memory. `read_corpus` counts unusable lines by reason.
 """
 
 import functools
@@ -36,14 +36,14 @@ REASONS = {
     "bad_json": "a line that begins with a brace and is not a JSON object with a text",
     "bad_language": "a language that is not a BCP 47 tag",
     "control_characters": "control, invisible, private-use and unassigned characters",
-    "bidi_controls": "marks and overrides of direction, which would make the image differ from the text",
+    "bidi_controls": "marks and overrides of direction, with which the image would differ from the text",
     "control_tokens": "a control token of the tokenizer, such as <|image_pad|>",
-    "other_script": "a script that was not asked for",
+    "other_script": "a script that was not requested",
 }
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _PREFIX = re.compile(r"([A-Za-z0-9-]{2,20})\t")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_HINTS = re.compile("[\u00ad\u200b\u2060\ufeff]")  # hints for line breaks, which ICU finds without them
+_HINTS = re.compile("[\u00ad\u200b\u2060\ufeff]")  # line break hints, which ICU does not need
 _TOKENS = tuple(token for token, _ in SPECIAL_TOKENS)
 _NO_PLACES = ("EU", "EZ", "QO", "UN", "XA", "XB", "ZZ")  # regions of CLDR that are not countries
 _NO_SPACE = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
@@ -66,11 +66,11 @@ class Corpus(Protocol):
 
 
 class Refused(Exception):
-    """A line cannot be used; carries one of REASONS."""
+    """A line that cannot be used, with one of REASONS as its only argument."""
 
 
 def clean(text: str) -> str:
-    """Normalises a text for drawing and quoting: NFC, with runs of white space as one space or no-break space.
+    """Normalises a text for drawing and quoting: NFC, with each run of white space as one space or no-break space.
 
     Raises:
       Refused: for characters that must not be drawn.
@@ -90,7 +90,7 @@ def clean(text: str) -> str:
 
 
 def parse_line(line: bytes) -> tuple[str, str, str | None]:
-    """The text, language, and script code or None of a line of a corpus.
+    """Returns the text, language, and script code (or None) of a line of a corpus.
 
     Raises:
       Refused: if the line cannot be used.
@@ -119,27 +119,27 @@ def parse_line(line: bytes) -> tuple[str, str, str | None]:
 
 
 class CorpusFile:
-    """The usable lines of a file, by script and language; see `read_corpus`. Can be pickled for worker processes."""
+    """The usable lines of a file, by script and language; see `read_corpus`. It can be pickled for worker processes."""
 
-    def __init__(self, path: Path, places: dict[str, dict[str, np.ndarray]], licence: str | None):
-        self.path, self.places, self.licence = path, places, licence
+    def __init__(self, path: Path, offsets: dict[str, dict[str, np.ndarray]], licence: str | None):
+        self.path, self.offsets, self.licence = path, offsets, licence
 
     @property
     def lines(self) -> int:
         """Number of usable lines."""
-        return sum(len(places) for by_language in self.places.values() for places in by_language.values())
+        return sum(len(offsets) for by_language in self.offsets.values() for offsets in by_language.values())
 
     def languages(self, script: str) -> tuple[str, ...]:
-        return tuple(sorted(self.places.get(script, {})))
+        return tuple(sorted(self.offsets.get(script, {})))
 
     def paragraph(self, rng: np.random.Generator, script: str, language: str) -> str:
-        places = self.places[script][language]
+        offsets = self.offsets[script][language]
         with open(self.path, "rb") as file:
-            file.seek(int(places[rng.integers(len(places))]))
+            file.seek(int(offsets[rng.integers(len(offsets))]))
             try:
                 return parse_line(file.readline(MAX_LINE_BYTES + 1))[0]
             except Refused as refused:
-                raise ValueError(f"{self.path} was changed while it was in use ({refused})") from None
+                raise ValueError(f"{self.path} changed while it was in use ({refused})") from None
 
     def phrase(self, rng: np.random.Generator, script: str, language: str) -> str:
         choices = sentences(self.paragraph(rng, script, language), language)
@@ -151,12 +151,12 @@ def read_corpus(path: Path | str, scripts: tuple[str, ...], licence: str | None,
     """Scans a corpus file line by line, in bounded memory, and counts unusable lines in `refused`.
 
     Raises:
-      ValueError: if there is no such file, or it has no usable line.
+      ValueError: if the file does not exist, or it has no usable line.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"the corpus {path} is not a file")
-    places: dict[str, dict[str, list[int]]] = {}
+    offsets: dict[str, dict[str, list[int]]] = {}
     place, number = 0, 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
@@ -165,25 +165,25 @@ def read_corpus(path: Path | str, scripts: tuple[str, ...], licence: str | None,
                 _, language, script = parse_line(line)
                 if script not in scripts:
                     raise Refused("other_script")
-                places.setdefault(script, {}).setdefault(language, []).append(place)
+                offsets.setdefault(script, {}).setdefault(language, []).append(place)
             except Refused as reason:
                 refused.add(str(reason), f"line {number}")
             while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                 line = file.readline(MAX_LINE_BYTES + 1)  # the rest of a line that is too long
             place = file.tell()
-    if not places:
+    if not offsets:
         raise ValueError(
-            f"no usable paragraph of the scripts {', '.join(scripts)} in {path}; refused: {refused.counts}"
+            f"{path} has no usable paragraph in the scripts {', '.join(scripts)}; refused: {refused.counts}"
         )
     arrays = {
         script: {language: np.asarray(found, dtype=np.int64) for language, found in by_language.items()}
-        for script, by_language in places.items()
+        for script, by_language in offsets.items()
     }
     return CorpusFile(path, arrays, licence)
 
 
 class BuiltinCorpus:
-    """Sentences of `phrases.PATTERNS`, filled with dates, lists and measures in the CLDR format of each language."""
+    """Sentences from `phrases.PATTERNS`, filled with dates, lists and measures in the CLDR format of each language."""
 
     licence: str | None = "texts: Apache-2.0, with names from Unicode CLDR (Unicode-3.0)"
 
@@ -217,7 +217,7 @@ def _languages() -> dict[str, tuple[str, ...]]:
 
 
 def _clean(text: str) -> str:
-    """Removes CLDR's marks of direction, and the second full stop after an abbreviation at the end of a sentence."""
+    """Removes CLDR's direction marks, and the second full stop after an abbreviation at the end of a sentence."""
     return clean(_BIDI.sub("", text).replace("..", "."))
 
 
@@ -228,7 +228,7 @@ def _locale(language: str) -> Locale:
 
 @functools.cache
 def _names(language: str) -> dict[str, tuple[str, ...]]:
-    """Names in a fixed order, without names in another script than that of the language."""
+    """Names in a fixed order, except those in another script than that of the language."""
     locale, script = _locale(language), script_of_language(language)
     assert script is not None
     codes = SCRIPTS[script].unicode
@@ -277,7 +277,7 @@ def _fill(rng: np.random.Generator, language: str, pattern: str) -> str:
 
 
 def _measure(amount: float, unit: str, language: str) -> str:
-    """A measure in CLDR's long form, or in the short one if Babel lacks the long one."""
+    """A measure in CLDR's long form, or in the short form if Babel lacks the long one."""
     for width in ("long", "short"):
         text = format_unit(amount, unit, width, locale=_locale(language), numbering_system="default")
         if unit not in text:

@@ -1,24 +1,24 @@
-"""Small glyphs, 5 to 20 pixels high, on plain or real backgrounds, which an autoencoder must learn to preserve."""
+"""Small glyphs, 5 to 20 pixels high, on plain or real backgrounds, for training the autoencoder."""
 
 import numpy as np
 from PIL import Image
 
 from data_pipeline.synthesis.lettering.colours import choose, readable_on
 from data_pipeline.synthesis.lettering.typesetting import Style, Unsuitable
-from data_pipeline.synthesis.text.job import LEAST_TOKENS, Canvas, Job, Sample, quote
+from data_pipeline.synthesis.text.job import MIN_QUOTED_TOKENS, Canvas, Job, Sample, quote
 
 SMALLEST, LARGEST = 5, 20  # pixels per em
 SIDE = 384  # pixels per side of an image
 
 
 def draw_glyphs(job: Job) -> Sample:
-    """Draws lines of different sizes below each other until the image or the caption is full."""
-    canvas, ground, licence = _ground(job)
+    """Draws lines of different sizes, one below the other, until the image or the caption is full."""
+    canvas, ground, licence = _background(job)
     canvas.small = True
     side, margin = SIDE, 6
     y = float(margin)
-    said: list[str] = []
-    while y < side - margin - 2 * SMALLEST and job.budget > 4 * LEAST_TOKENS:
+    description: list[str] = []
+    while y < side - margin - 2 * SMALLEST and job.budget > 4 * MIN_QUOTED_TOKENS:
         size = int(job.rng.integers(SMALLEST, LARGEST + 1))
         style = Style(job.typeface(), size, size)
         indent = job.between(0, 0.2) * side
@@ -30,16 +30,16 @@ def draw_glyphs(job: Job) -> Sample:
         try:
             block = canvas.write(text, box, style, colour)
         except Unsuitable as reason:
-            if reason.reason != "does_not_fit" or not said:
+            if reason.reason != "does_not_fit" or not description:
                 raise
             break
         y += block.extent + job.between(0, 0.6) * size
-        said.append(f"{size} pixels, {colour}: {quote(text)}")
-    caption = f"Lines of small type in {job.writing} on {ground}, from top to bottom: {'; '.join(said)}."
+        description.append(f"{size} pixels, {colour}: {quote(text)}")
+    caption = f"Lines of small type in {job.writing} on {ground}, from top to bottom: {'; '.join(description)}."
     return Sample(canvas.image, caption, tuple(canvas.texts), ("synthetic/glyphs",), licence)
 
 
-def _ground(job: Job) -> tuple[Canvas, str, str | None]:
+def _background(job: Job) -> tuple[Canvas, str, str | None]:
     if job.chance(0.4):
         colour = choose(job.rng)
         return Canvas.plain(job, (SIDE, SIDE), colour), f"a plain {colour} ground", None

@@ -1,4 +1,4 @@
-"""What every strategy needs to draw a sample: random numbers, words, typefaces, and a canvas that records its texts."""
+"""Shared by all strategies: random numbers, words and typefaces of a sample, and a canvas that records its texts."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from qi2_jax.text.qwen_tokenizer import build_qwen_tokenizer
 Choice = TypeVar("Choice")
 MAX_CAPTION_TOKENS = 1024
 DESCRIPTION_TOKENS = 320  # reserved for the words around the quotations
-LEAST_TOKENS = 6  # of a quotation; fewer do not make a word in most scripts
+MIN_QUOTED_TOKENS = 6  # least tokens of a quotation; fewer are not a word in most scripts
 
 
 @functools.cache
@@ -36,11 +36,11 @@ def count_tokens(text: str) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """A finished image.
+    """A finished image with its caption.
 
     Attributes:
-      texts: all texts that are written in it, in the order in which the caption quotes them.
-      licence: licence of a photograph used in it; None without one.
+      texts: texts written in the image, in the order in which the caption quotes them.
+      licence: licence of a photograph in the image; None without a photograph.
     """
 
     image: Image.Image
@@ -52,11 +52,12 @@ class Sample:
 
 @dataclass
 class Job:
-    """One sample in the making.
+    """The inputs for drawing one sample.
 
     Attributes:
       rng: source of all random numbers of the sample.
       sizes: possible sizes, from the tallest to the widest.
+      scenes: photographs to write on; None if the strategy needs none.
       budget: number of tokens that may still be quoted.
     """
 
@@ -79,13 +80,13 @@ class Job:
         return float(self.rng.uniform(low, high))
 
     def size(self, suits: Callable[[Bucket], bool] = lambda size: True) -> tuple[int, int]:
-        """Width and height of a random size that suits."""
+        """Width and height of a random suitable size."""
         size = self.pick(*[size for size in self.sizes if suits(size)])
         # Rounding to the grid can make 1:3 a little longer, and selection drops aspect ratios above 3.
         return min(size.width, 3 * size.height), min(size.height, 3 * size.width)
 
     def typeface(self, *, bold: bool | None = None, style: str | None = None, title: bool = False) -> Typeface:
-        """A random typeface of the script; titles may also use typefaces that are made for large sizes."""
+        """A random typeface of the script; titles may also use typefaces for large sizes."""
         return self.pick(
             *[
                 typeface
@@ -96,19 +97,20 @@ class Job:
             ]
         )
 
-    def paragraph(self, most: int = MAX_CAPTION_TOKENS) -> str:
-        """A paragraph of at most `most` tokens, cut after a sentence or word. Raises Unsuitable."""
-        return self._spend(self.corpus.paragraph(self.rng, self.script.code, self.language), most)
+    def paragraph(self, max_tokens: int = MAX_CAPTION_TOKENS) -> str:
+        """A paragraph of at most `max_tokens` tokens, cut after a sentence or word. Raises Unsuitable."""
+        return self._spend(self.corpus.paragraph(self.rng, self.script.code, self.language), max_tokens)
 
     def phrase(self) -> str:
         """A title or label. Raises Unsuitable."""
         return self._spend(self.corpus.phrase(self.rng, self.script.code, self.language), 60)
 
-    def _spend(self, text: str, most: int) -> str:
-        most = min(most, self.budget)
+    def _spend(self, text: str, max_tokens: int) -> str:
+        """Shortens a text to the limit and the budget, from which its tokens are subtracted."""
+        max_tokens = min(max_tokens, self.budget)
         shortened = None
-        if most >= LEAST_TOKENS:
-            shortened = shorten(text, self.language, lambda beginning: count_tokens(beginning) <= most)
+        if max_tokens >= MIN_QUOTED_TOKENS:
+            shortened = shorten(text, self.language, lambda beginning: count_tokens(beginning) <= max_tokens)
         if shortened is None:
             raise Unsuitable("caption_too_long", text)
         self.budget -= count_tokens(shortened) + 2  # including the quotation marks
@@ -132,7 +134,7 @@ class Job:
 
 @dataclass
 class Canvas:
-    """An image in the making that records, in order, the texts written on it.
+    """An image that is being drawn, and the texts written on it, in order.
 
     Attributes:
       small: whether text may be smaller than the legible size of its script.
@@ -149,7 +151,7 @@ class Canvas:
 
     @property
     def unit(self) -> float:
-        """A thousandth of the side, in pixels, of a square with the image's area; all sizes are multiples of it."""
+        """A thousandth of the side of a square with the image's area, in pixels; all sizes are multiples of it."""
         return (self.image.width * self.image.height) ** 0.5 / 1000
 
     def write(
@@ -188,17 +190,17 @@ def quote(text: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """A noun, such as `ivory ground`, after its indefinite article."""
+    """A noun with its indefinite article, such as `an ivory ground`."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def listing(parts: list[str]) -> str:
+def join_parts(parts: list[str]) -> str:
     """Joins parts of a sentence with commas."""
     return ", ".join(parts)
 
 
-def aligned(align: str, script: Script) -> str:
-    """Describes an alignment."""
+def describe_alignment(align: str, script: Script) -> str:
+    """An alignment in words."""
     if align == "centre":
         return "centred"
-    return "aligned to the " + ("right" if (align == "end") != script.rtl else "left")
+    return "describe_alignment to the " + ("right" if (align == "end") != script.rtl else "left")

@@ -1,7 +1,7 @@
 """Text in real scenes: painted on a smooth surface or on a sheet in front of it, with matching perspective and light.
 
-The blurred brightness of the image shades the text; the remaining detail is the texture that shows through paint.
-Sharpness and noise are measured in the image and matched (`surfaces`).
+The image's blurred brightness shades the text, and its remaining detail shows through paint as texture. Sharpness and
+noise of the image are measured and matched (`surfaces`).
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,20 @@ from scipy import ndimage
 
 from data_pipeline.synthesis.lettering.colours import COLOURS, readable_on
 from data_pipeline.synthesis.lettering.typesetting import Colour, Style
-from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, quote, with_article
-from data_pipeline.synthesis.text.surfaces import Window, find_window, grey_of, light_of, make_sheet, perspective, warp
+from data_pipeline.synthesis.text.job import Canvas, Job, Sample, describe_alignment, quote, with_article
+from data_pipeline.synthesis.text.surfaces import (
+    Window,
+    estimate_light,
+    find_window,
+    luma,
+    make_sheet,
+    perspective,
+    warp,
+)
 
 MIN_SIDE, MAX_SIDE = 640, 1536  # least shorter side and largest longer side of an image, in pixels
 MAX_UPSCALE = 1.5
-CALM = 18.0  # largest roughness of a surface that is painted on
+MAX_PAINTED_ROUGHNESS = 18.0  # largest roughness of a surface for painted text
 SHEETS = {
     "paper": ("white", "ivory", "pale yellow", "pale blue", "pale pink"),
     "wooden board": ("brown",),
@@ -50,22 +58,22 @@ class _Writing:
 
 
 def draw_scene(job: Job) -> Sample:
-    """An image with text on a surface. Raises Unsuitable."""
+    """Draws text on a surface in a photograph. Raises Unsuitable."""
     scene = job.scene()
     image = _fit(scene.image)
     pixels = np.asarray(image, dtype=np.float32)
-    window = find_window(job.rng, grey_of(pixels))
-    painted = window.roughness < CALM and job.chance(0.5)
+    window = find_window(job.rng, luma(pixels))
+    painted = window.roughness < MAX_PAINTED_ROUGHNESS and job.chance(0.5)
     if painted:
         writing = _paint(job, window, np.median(pixels[window.slices].reshape(-1, 3), axis=0))
     else:
         writing = _sheet(job, window)
 
-    # Only the window changes and, by shadow and blur, a margin around it.
+    # Only the window changes, and a margin around it for shadow and blur.
     around = window.grown(_MARGIN, image.size)
     size = (around.width, around.height)
     corners = perspective(job.rng, writing.front.size, window) - np.asarray([around.left, around.top])
-    light, behind = light_of(pixels, around), pixels[around.slices]
+    light, behind = estimate_light(pixels, around), pixels[around.slices]
     blur = (light.blur, light.blur, 0)
     front = ndimage.gaussian_filter(warp(writing.front, corners, size, writing.beyond), blur) * light.shade
     cover = ndimage.gaussian_filter(warp(writing.cover, corners, size, 0)[..., None] / 255, blur)
@@ -85,7 +93,7 @@ def draw_scene(job: Job) -> Sample:
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """Resizes an image so that text in it is legible."""
+    """Resizes an image so that text on it will be legible."""
     scale = min(max(1.0, MIN_SIDE / min(image.size)), MAX_UPSCALE)
     scale = min(scale, MAX_SIDE / max(image.size))
     if scale == 1.0:
@@ -134,8 +142,9 @@ def _caption(job: Job, writing: _Writing, window: Window, size: tuple[int, int])
     x, y = window.centre
     across = "left" if x < size[0] * 0.4 else "right" if x > size[0] * 0.6 else "middle"
     down = "upper" if y < size[1] * 0.4 else "lower" if y > size[1] * 0.6 else "central"
+    alignment = describe_alignment(writing.style.align, job.script)
     return (
         f"A photograph with text {writing.on} in the {down} {across} of the picture, seen in perspective. The "
-        f"{writing.style.typeface.style} letters in {writing.ink}, {aligned(writing.style.align, job.script)}, "
+        f"{writing.style.typeface.style} letters in {writing.ink}, {alignment}, "
         f"in {job.writing}, read {quote(writing.text)}."
     )

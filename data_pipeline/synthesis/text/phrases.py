@@ -1,6 +1,6 @@
-"""Patterns of the sentences of the built-in corpus: seven per language, to be filled with names from CLDR.
+"""Sentence patterns of the built-in corpus: seven per language, to be filled with names from CLDR.
 
-We wrote the patterns so that every placeholder takes the form that CLDR gives: after a colon in languages with cases.
+Every placeholder takes the form that CLDR gives; in languages with grammatical cases it therefore follows a colon.
 """
 
 PATTERNS = {

@@ -1,4 +1,4 @@
-"""The report of `qi2 data synth text`: the records made and the texts dropped, as tables and as figures."""
+"""The report of `qi2 data synth text`: counts of records and of dropped texts, as tables and for JSON."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from data_pipeline.synthesis.rounds import shortfall
 
 @dataclass
 class TextReport:
-    """What a run made.
+    """The result of a run.
 
     Attributes:
       folder: folder of the records.
       asked: number of records that were asked for.
       made: number of records by (strategy, script).
-      dropped: by strategy, texts and images that could not be used, with reasons.
-      given_up: number of samples for which no text was found, by (strategy, script).
+      dropped: texts and images that could not be used, by strategy.
+      given_up: number of samples without any usable text, by (strategy, script).
       refused: lines of the corpus file that could not be used.
       usable_lines: number of lines of the corpus file that could be used.
     """
@@ -41,7 +41,7 @@ class TextReport:
         return shortfall(self.records, self.asked, sum(self.dropped.values(), Tally()).counts)
 
     def tables(self) -> Iterator[Table]:
-        """A table of records per script and strategy; then one of dropped texts and reasons."""
+        """Yields a table of records per script and strategy, and then a table of dropped texts by reason."""
         strategies = list(dict.fromkeys(strategy for strategy, _ in (*self.made, *self.given_up)))
         scripts = list(dict.fromkeys(script for _, script in (*self.made, *self.given_up)))
         right = (*strategies, "given up")

@@ -1,4 +1,4 @@
-"""Photographs to write on: records of a folder, or the photographs from the scikit-image and scikit-learn wheels."""
+"""Photographs to write on: records of a folder, or photographs from the scikit-image and scikit-learn wheels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +25,21 @@ class Scene:
 
 
 class Scenes:
-    """Draws random images; can be pickled for worker processes.
+    """Draws random images; it can be pickled for worker processes.
 
     Args:
-      folder: a folder of records; None for the photographs of scikit-image and scikit-learn.
+      folder: folder of records; None for the photographs of scikit-image and scikit-learn.
 
     Raises:
       ValueError: if the folder has no records.
-      ImportError: if those packages are not installed.
+      ImportError: if these packages are not installed.
     """
 
     def __init__(self, folder: Path | None = None):
         self._records = RecordFolder(folder) if folder else None
         self._photos = () if folder else tuple(package_folder(photo.package) / photo.path for photo in PHOTOS)
         if self._records is not None and not len(self._records):
-            raise ValueError(f"{folder} has no records to take scenes from")
+            raise ValueError(f"{folder} has no records to use as scenes")
 
     def draw(self, rng: np.random.Generator) -> Scene:
         """A random image.

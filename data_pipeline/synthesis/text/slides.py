@@ -4,28 +4,28 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageOps
 
-from data_pipeline.synthesis.lettering.colours import COLOURS, READABLE_LARGE, choose, contrast, readable_on
+from data_pipeline.synthesis.lettering.colours import COLOURS, MIN_CONTRAST_LARGE, choose, contrast, readable_on
 from data_pipeline.synthesis.lettering.typesetting import Colour, Style
-from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, listing, quote, with_article
+from data_pipeline.synthesis.text.job import Canvas, Job, Sample, describe_alignment, join_parts, quote, with_article
 
 _MARKS = ("round", "square", "diamond")
 
 
 @dataclass
 class _Page:
-    """A page in the making.
+    """A page that is being drawn.
 
     Attributes:
       ground: name of the background colour.
-      margin: pixels that text keeps from the sides.
-      said: sentences of the caption.
+      margin: distance of text from the sides, in pixels.
+      description: sentences of the caption.
       licence: licence of the photograph on the page.
     """
 
     canvas: Canvas
     ground: str
     margin: float
-    said: list[str] = field(default_factory=list)
+    description: list[str] = field(default_factory=list)
     licence: str | None = None
 
     @property
@@ -33,22 +33,22 @@ class _Page:
         return self.canvas.image.size
 
     def ink(self) -> str:
-        """The name of a random colour that can be read on the background."""
+        """The name of a random colour that is readable on the background."""
         return readable_on(self.canvas.job.rng, COLOURS[self.ground])
 
     def sample(self, kind: str) -> Sample:
-        caption, texts = " ".join(self.said), tuple(self.canvas.texts)
+        caption, texts = " ".join(self.description), tuple(self.canvas.texts)
         return Sample(self.canvas.image, caption, texts, ("synthetic/text", f"design/{kind}"), self.licence)
 
 
 def draw_slide(job: Job) -> Sample:
-    """A wide page: a title with a bar or a line, points in one or two columns, perhaps an image and a footer."""
+    """Draws a wide page: a title with a bar or a line, points in one or two columns, perhaps an image and a footer."""
     size = job.size(lambda size: 4 / 3 - 0.1 <= size.width / size.height <= 2)
     ground = job.pick("white", "ivory", "light grey", "pale blue", "dark blue", "dark grey", "dark green", "black")
     page = _Page(Canvas.plain(job, size, ground), ground, size[0] * job.between(0.05, 0.09))
     unit, (width, height) = page.canvas.unit, size
-    accent = readable_on(job.rng, COLOURS[ground], least=READABLE_LARGE)
-    page.said.append(f"A presentation slide on {with_article(ground)} ground, in {job.writing}.")
+    accent = readable_on(job.rng, COLOURS[ground], least=MIN_CONTRAST_LARGE)
+    page.description.append(f"A presentation slide on {with_article(ground)} ground, in {job.writing}.")
     header = _slide_title(page, accent)
     foot = height * 0.9
     left, right = page.margin, width - page.margin
@@ -60,7 +60,7 @@ def draw_slide(job: Job) -> Sample:
         x = left if at_left else right - share
         _place_image(page.canvas, scene.image, (x, header + 40 * unit, x + share, foot - 10 * unit))
         left, right = (left + share + 30 * unit, right) if at_left else (left, right - share - 30 * unit)
-        page.said.append(f"A photograph fills the {'left' if at_left else 'right'} side.")
+        page.description.append(f"A photograph fills the {'left' if at_left else 'right'} side.")
     style = _slide_points(page, accent, (left, header + 40 * unit, right, foot), with_image)
     if job.chance(0.5):
         colour = page.ink()
@@ -68,7 +68,9 @@ def draw_slide(job: Job) -> Sample:
         style = Style(style.typeface, round(unit * 20), round(unit * 16), align)
         box = (page.margin, foot, width - page.margin, height - 8 * unit)
         text = page.canvas.write(job.phrase(), box, style, colour, "middle").text
-        page.said.append(f"The foot line, {aligned(align, job.script)} in {colour}, reads {quote(text)}.")
+        page.description.append(
+            f"The foot line, {describe_alignment(align, job.script)} in {colour}, reads {quote(text)}."
+        )
     return page.sample("slide")
 
 
@@ -88,7 +90,9 @@ def _slide_title(page: _Page, accent: str) -> float:
     box = (page.margin, 0.1 * header, width - page.margin, 0.95 * header)
     title = canvas.write(job.phrase(), box, style, colour, "middle").text
     where = f"in {with_article(accent)} bar at the top" if in_bar else f"at the top above {with_article(accent)} line"
-    page.said.append(f"The title {where}, {aligned(align, job.script)} in {colour}, reads {quote(title)}.")
+    page.description.append(
+        f"The title {where}, {describe_alignment(align, job.script)} in {colour}, reads {quote(title)}."
+    )
     return header
 
 
@@ -117,21 +121,21 @@ def _slide_points(page: _Page, accent: str, box: tuple[float, float, float, floa
         _draw_mark(draw, mark, centre, y + block.pitch / 2, radius, COLOURS[accent])
         points.append(quote(text))
     in_columns = " in two columns" if columns == 2 else ""
-    page.said.append(
-        f"Below it, {count} points{in_columns} with {mark} {accent} marks, in {colour}: {listing(points)}."
+    page.description.append(
+        f"Below it, {count} points{in_columns} with {mark} {accent} marks, in {colour}: {join_parts(points)}."
     )
     return style
 
 
 def draw_poster(job: Job) -> Sample:
-    """A tall page: a large title, an image or shapes, a line below and details at the bottom."""
+    """Draws a tall page: a large title, an image or shapes, a line below, and details at the bottom."""
     size = job.size(lambda size: 0.5 <= size.width / size.height <= 1)
     ground = choose(job.rng)
     page = _Page(Canvas.plain(job, size, ground), ground, size[0] * job.between(0.06, 0.1))
     canvas, unit, (width, height), margin = page.canvas, page.canvas.unit, size, page.margin
     align = job.pick("start", "centre", "centre")
-    page.said.append(
-        f"A poster on {with_article(ground)} ground, its text {aligned(align, job.script)} in {job.writing}."
+    page.description.append(
+        f"A poster on {with_article(ground)} ground, its text {describe_alignment(align, job.script)} in {job.writing}."
     )
     if job.chance(0.7):
         _poster_title(page, align, 0.05 * height, 0.28 * height)
@@ -145,11 +149,11 @@ def draw_poster(job: Job) -> Sample:
     style = Style(job.typeface(bold=True), round(unit * job.between(40, 56)), round(unit * 24), align)
     box = (margin, rest, width - margin, rest + 0.09 * height)
     text = canvas.write(job.phrase(), box, style, colour, "middle").text
-    page.said.append(f"Below it stands {quote(text)} in {colour}.")
+    page.description.append(f"Below it stands {quote(text)} in {colour}.")
     style = Style(job.typeface(bold=False), round(unit * job.between(26, 36)), round(unit * 17), align, 1.1)
     text = job.paragraph(120)
     canvas.write(text, (margin, rest + 0.1 * height, width - margin, 0.95 * height), style, colour)
-    page.said.append(f"Smaller type in {colour} at the foot reads {quote(text)}.")
+    page.description.append(f"Smaller type in {colour} at the foot reads {quote(text)}.")
     return page.sample("poster")
 
 
@@ -159,18 +163,18 @@ def _poster_title(page: _Page, align: str, top: float, bottom: float) -> None:
     style = Style(job.typeface(bold=True, title=True), round(unit * job.between(80, 130)), round(unit * 36), align)
     box = (page.margin, top, page.size[0] - page.margin, bottom)
     text = canvas.write(job.phrase(), box, style, colour, "middle").text
-    page.said.append(f"The large title in {colour} reads {quote(text)}.")
+    page.description.append(f"The large title in {colour} reads {quote(text)}.")
 
 
 def _poster_image(page: _Page, where: str, top: float, bottom: float) -> None:
-    """A photograph, or shapes of random colours."""
+    """Draws a photograph, or shapes in random colours."""
     canvas, job, (width, height) = page.canvas, page.canvas.job, page.size
     if job.chance(0.6):
         scene = job.scene()
         page.licence = scene.licence
         inset = page.margin if job.chance(0.5) else 0.0
         _place_image(canvas, scene.image, (inset, top, width - inset, bottom))
-        page.said.append(f"{where} is a photograph.")
+        page.description.append(f"{where} is a photograph.")
         return
     draw = ImageDraw.Draw(canvas.image)
     shapes = []
@@ -183,7 +187,7 @@ def _poster_image(page: _Page, where: str, top: float, bottom: float) -> None:
         shape = (x - radius, max(y - radius, top), x + radius, min(y + radius, bottom))
         (draw.ellipse if kind == "circle" else draw.rectangle)(shape, fill=COLOURS[colour])
         shapes.append(f"{with_article(colour)} {kind}")
-    page.said.append(f"{where} are {listing(shapes)}.")
+    page.description.append(f"{where} are {join_parts(shapes)}.")
 
 
 def _place_image(canvas: Canvas, image: Image.Image, box: tuple[float, float, float, float]) -> None:

@@ -1,4 +1,4 @@
-"""A flat sheet in an image: the window where it is placed, its perspective, its material, and its light."""
+"""A flat sheet in an image: the window in which it is placed, its perspective, material and light."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from data_pipeline.synthesis.lettering.typesetting import Colour
 
-SUPERSAMPLING = 2  # of a warped sheet, for smooth edges
+SUPERSAMPLING = 2  # factor for warping a sheet, for smooth edges
 _LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601, as in Pillow's grey levels
 _GRAIN = {  # per material: blurs of white noise along y and x, which are summed, and the amplitude in grey levels
     "paper": (((1.0, 1.0),), 1.5),
@@ -50,11 +50,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Light:
-    """How the light and sharpness of an image affect a sheet in it.
+    """The effect of an image's light and sharpness on a sheet in it.
 
     Attributes:
-      shade: factor of the sheet's colours, from the image's blurred brightness and its tint.
-      texture: detail of the surface around that brightness, as a factor around 1.
+      shade: factor for the sheet's colours, from the image's blurred brightness and tint.
+      texture: detail of the surface relative to its blurred brightness, a factor around 1.
       blur: standard deviation in pixels of the blur that makes drawn edges as soft as those of the image.
       noise: standard deviation of the image's noise in grey levels.
     """
@@ -65,18 +65,18 @@ class Light:
     noise: float
 
 
-def grey_of(pixels: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
+def luma(pixels: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
     """Luma, 0..255."""
     return pixels @ _LUMA
 
 
 def find_window(rng: np.random.Generator, grey: Float[np.ndarray, "H W"]) -> Window:
-    """A random one of the five smoothest windows in a grid of windows of a random size."""
+    """One of the five smoothest windows, at random, in a grid of windows of a random size."""
     H, W = grey.shape
     width, height = int(W * rng.uniform(0.4, 0.64)), int(H * rng.uniform(0.32, 0.52))
-    calm = ndimage.gaussian_filter(grey, 1.5)
+    blurred = ndimage.gaussian_filter(grey, 1.5)
     windows = [
-        Window(left, top, width, height, float(calm[top : top + height, left : left + width].std()))
+        Window(left, top, width, height, float(blurred[top : top + height, left : left + width].std()))
         for top in np.linspace(0.02 * H, 0.98 * H - height, 7).astype(int).tolist()
         for left in np.linspace(0.02 * W, 0.98 * W - width, 7).astype(int).tolist()
     ]
@@ -95,7 +95,7 @@ def make_sheet(rng: np.random.Generator, material: str, colour: Colour, size: tu
 
 
 def perspective(rng: np.random.Generator, size: tuple[int, int], window: Window) -> Float[np.ndarray, "4 2"]:
-    """Corners, clockwise from the top left, of a randomly rotated sheet, seen by a pinhole camera, inside a window."""
+    """Corners of a randomly rotated sheet in a window, seen by a pinhole camera; clockwise from the top left."""
     width, height = size
     yaw, pitch, roll = np.radians([rng.uniform(-36, 36), rng.uniform(-24, 24), rng.uniform(-7, 7)])
     corners = np.asarray([(-width, -height, 0), (width, -height, 0), (width, height, 0), (-width, height, 0)]) / 2
@@ -104,7 +104,7 @@ def perspective(rng: np.random.Generator, size: tuple[int, int], window: Window)
     about_y = np.asarray([[cos(yaw), 0, sin(yaw)], [0, 1, 0], [-sin(yaw), 0, cos(yaw)]])
     about_z = np.asarray([[cos(roll), -sin(roll), 0], [sin(roll), cos(roll), 0], [0, 0, 1]])
     turned = corners @ (about_z @ about_y @ about_x).T
-    distance = 1.8 * max(width, height)  # distance of the camera: near enough for a visible vanishing point
+    distance = 1.8 * max(width, height)  # of the camera; near enough for a visible perspective
     seen = turned[:, :2] * (distance / (distance + turned[:, 2:]))
     low, high = seen.min(0), seen.max(0)
     scale = min(window.width / (high[0] - low[0]), window.height / (high[1] - low[1]))
@@ -112,7 +112,7 @@ def perspective(rng: np.random.Generator, size: tuple[int, int], window: Window)
 
 
 def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tuple[float, ...]:
-    """The coefficients a..h of the map from points of the image to points of a sheet of (width, height) pixels.
+    """The coefficients a..h of the mapping from points of the image to points of a sheet of (width, height) pixels.
 
     (x, y) -> ((a x + b y + c) / (g x + h y + 1), (d x + e y + f) / (g x + h y + 1)), as in Pillow's PERSPECTIVE.
     """
@@ -127,10 +127,16 @@ def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tupl
 def warp(
     sheet: Image.Image, corners: Float[np.ndarray, "4 2"], size: tuple[int, int], outside: Colour | int
 ) -> Float[np.ndarray, "H W *channels"]:
-    """Warps a sheet into the corners of an image of (width, height) pixels: float32 [H, W] or [H, W, 3], 0..255.
+    """Warps a sheet to given corners.
 
     Args:
+      sheet: image of the sheet.
+      corners: corners in the result, clockwise from the top left.
+      size: width and height of the result.
       outside: colour of the pixels outside the sheet.
+
+    Returns:
+      float32 [H, W] or [H, W, 3], 0..255.
     """
     large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     coefficients = homography(corners * SUPERSAMPLING, sheet.size)
@@ -140,13 +146,13 @@ def warp(
     return np.asarray(warped.reduce(SUPERSAMPLING), dtype=np.float32)
 
 
-def light_of(pixels: Float[np.ndarray, "H W 3"], window: Window) -> Light:
+def estimate_light(pixels: Float[np.ndarray, "H W 3"], window: Window) -> Light:
     """Estimates the light in a window of an image with values 0..255; the result has the size of the window."""
-    grey = grey_of(pixels)
+    grey = luma(pixels)
     inside = grey[window.slices]
     smooth = _smooth(grey, max(4.0, min(window.width, window.height) / 6))[window.slices]
     level = max(float(inside.mean()), 8.0)
-    # A white sheet in dim surroundings is dim, but never too dark to be legible.
+    # A white sheet in dim surroundings is dim, but always legible.
     exposure = float(np.clip(0.55 + 0.5 * level / 255, 0.6, 1.0))
     tint = 1 + 0.25 * (np.clip(pixels[window.slices].reshape(-1, 3).mean(0) / level, 0.6, 1.4) - 1)
     shade = np.clip(exposure * np.clip(smooth / level, 0.72, 1.22), 0.45, 1.08)[..., None] * tint
@@ -162,14 +168,14 @@ def _smooth(grey: Float[np.ndarray, "H W"], sigma: float) -> Float[np.ndarray, "
 
 
 def _blur(grey: Float[np.ndarray, "H W"]) -> float:
-    """Blur of the edges in pixels, 0.35..1.2: the steepest gradients of a sharp image equal its local contrast."""
+    """Blur of edges in pixels, 0.35..1.2. In a sharp image, the steepest gradients equal the local contrast."""
     steep = float(np.percentile(np.abs(np.diff(grey, axis=1)), 99.5))
     around = float(np.percentile(ndimage.maximum_filter(grey, 7) - ndimage.minimum_filter(grey, 7), 99.5))
     return float(np.clip(1.2 - steep / max(around, 1.0), 0.35, 1.2))
 
 
 def _noise(grey: Float[np.ndarray, "H W"]) -> float:
-    """Noise in grey levels, at most 6, from the smoothest tenth of the blocks of 16 x 16 pixels."""
+    """Noise in grey levels, at most 6, from the smoothest tenth of all blocks of 16 x 16 pixels."""
     detail = np.abs(grey - ndimage.gaussian_filter(grey, 1.0))
     H, W = (side // 16 * 16 for side in detail.shape)
     blocks = detail[:H, :W].reshape(H // 16, 16, W // 16, 16).mean((1, 3))

@@ -2,16 +2,16 @@
 
 The first three strategies are those of the first Qwen-Image report:
 
-| strategy | image                                                               |
+| strategy | image                                                                 |
 | -------- | --------------------------------------------------------------------- |
 | pure     | paragraphs on plain backgrounds (`text.pure`)                         |
-| scene    | text in real images, in perspective and their light (`on_surface`)  |
+| scene    | text in real images, with perspective and lighting (`on_surface`)     |
 | layout   | slides, posters, infographics, tables, comics (`text.layout`)         |
 | glyphs   | lines of 5 to 20 pixels on plain and real backgrounds, for the VAE    |
 
-Every caption (kind `text`, in English) quotes all written text in reading order, and describes how it looks. A
-paragraph with a character that its typeface lacks is dropped. A paragraph that is too long for 1,024 tokens is
-shortened before it is drawn. Sample number i is a function of the seed and i alone.
+Every caption (kind `text`, in English) quotes all written text in reading order and describes its appearance.
+Paragraphs with characters that the typeface lacks are dropped. Paragraphs that are too long for 1,024 tokens are
+shortened before they are drawn. Sample number i is a function of the seed and i alone.
 """
 
 import io
@@ -47,7 +47,7 @@ STRATEGIES: dict[str, Callable[[Job], Sample]] = {
     "layout": draw_layout,
     "glyphs": draw_glyphs,
 }
-TRIES = 32  # texts that are drawn for a sample before its number is given up
+MAX_TRIES = 32  # attempts at a sample before its number is given up
 SOURCE = "qi2-synthetic-text"
 _OWN = "rendered by qi2 (Apache-2.0) with Noto fonts (OFL-1.1)"
 
@@ -57,7 +57,8 @@ class Recipe:
     """Everything that sample number i depends on.
 
     Attributes:
-      side: side of the square whose area the images of `pure` and `layout` have, in many aspect ratios.
+      scenes: photographs to write on; None if the strategies need none.
+      side: side in pixels of the square that gives the area of images of `pure` and `layout`.
     """
 
     seed: int
@@ -65,16 +66,16 @@ class Recipe:
     scripts: tuple[Script, ...]
     fonts: FontLibrary
     corpus: Corpus
-    scenes: Scenes | None  # None: the strategies need none
+    scenes: Scenes | None
     side: int
     source: str
 
     def make(self, number: int) -> tuple[str, str, Record | None, list[tuple[str, str]]]:
-        """The strategy, the script code, the record or None, and (reason, text) of every dropped text."""
+        """Returns the strategy, the script code, the record or None, and (reason, text) of every dropped text."""
         strategy = self.strategies[number % len(self.strategies)]
         script = self.scripts[number // len(self.strategies) % len(self.scripts)]
         dropped: list[tuple[str, str]] = []
-        for attempt in range(TRIES):
+        for attempt in range(MAX_TRIES):
             rng = np.random.default_rng([self.seed, number, attempt])
             try:
                 return strategy, script.code, self._draw(rng, number, strategy, script), dropped
@@ -109,7 +110,7 @@ class Recipe:
         )
 
     def _licence(self, sample: Sample, strategy: str) -> str | None:
-        """The licence of all parts together; None (unknown) if that of any part is unknown."""
+        """The licences of all parts; None (unknown) if the licence of any part is unknown."""
         if self.corpus.licence is None:
             return None
         parts = [_OWN, self.corpus.licence]
@@ -137,36 +138,42 @@ def synthesize_text(
 ) -> TextReport:
     """Writes synthetic records to the new folder `out`; strategies and scripts take turns.
 
-    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`. Samples for which no
-    text suits are replaced by further ones; `TextReport.shortfall` says if there are fewer than `count` still.
+    The bytes depend on the arguments and on the versions of fonts and libraries, not on `workers`. Samples without a
+    suitable text are replaced by further ones; `TextReport.shortfall` reports if there are still fewer than `count`.
 
     Args:
+      out: new folder of records.
       count: number of samples to make.
+      seed: seed of all random numbers.
+      strategies: keys of STRATEGIES.
+      scripts: codes of writing systems.
       fonts: folders of Noto fonts.
-      corpus: see `corpus.read_corpus`; None: the built-in phrases.
+      corpus: corpus file, see `corpus.read_corpus`; None means the built-in phrases.
       licence: licence of the texts in `corpus`.
-      scenes: folder of records whose images are written on; None: the photographs of scikit-image.
-      side: see `Recipe`.
-      workers: number of processes; 1: this one alone; None: one per core.
+      scenes: folder of records to write on; None means the photographs of scikit-image.
+      side: side in pixels of the square that gives the area of images of `pure` and `layout`.
+      source: name of the data set in every record.
+      workers: number of processes; 1 means this process alone, None one per core.
+      records_per_shard: number of records per file.
+      progress: whether to show a progress bar.
 
     Raises:
-      ValueError: naming the argument that cannot work, or if nothing could be made; nothing is written then.
+      ValueError: for an invalid argument, or if no sample could be made; nothing is written then.
       ChildProcessError: if a worker process dies.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(strategies, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("side", side, 256))
-    report, found = TextReport(str(out), count), find_scripts(scripts)
+    report, usable = TextReport(str(out), count), find_scripts(scripts)
     texts: Corpus = BuiltinCorpus()
     if corpus is not None:
-        texts = read_corpus(corpus, tuple(script.code for script in found), licence, report.refused)
+        texts = read_corpus(corpus, tuple(script.code for script in usable), licence, report.refused)
         report.usable_lines = texts.lines
-        found = tuple(script for script in found if texts.languages(script.code))
-    places = None if set(strategies) == {"pure"} else _scenes(scenes)
-    recipe = Recipe(
-        seed, tuple(dict.fromkeys(strategies)), found, FontLibrary(found, fonts), texts, places, side, source
-    )
+        usable = tuple(script for script in usable if texts.languages(script.code))
+    photographs = None if set(strategies) == {"pure"} else _scenes(scenes)
+    library = FontLibrary(usable, fonts)
+    recipe = Recipe(seed, tuple(dict.fromkeys(strategies)), usable, library, texts, photographs, side, source)
     with tqdm(total=count, desc="synth text", unit="img", disable=not progress, dynamic_ncols=True) as bar:
-        stream = _made(recipe, report, workers, bar)
+        stream = _make_records(recipe, report, workers, bar)
         first = next(stream, None)
         if first is None:
             reasons = {strategy: tally.counts for strategy, tally in report.dropped.items()}
@@ -175,8 +182,8 @@ def synthesize_text(
     return report
 
 
-def _made(recipe: Recipe, report: TextReport, workers: int, bar: tqdm) -> Iterator[Record]:
-    """The records that could be made; counts the rest in the report."""
+def _make_records(recipe: Recipe, report: TextReport, workers: int, bar: tqdm) -> Iterator[Record]:
+    """Yields the records that could be made and counts the others in the report."""
     purpose = "making synthetic text"
     results = until_enough(recipe.make, report.asked, workers, purpose, lambda result: result[2] is not None)
     for _, (strategy, script, record, dropped) in results:

@@ -2,31 +2,33 @@
 
 from PIL import ImageDraw
 
-from data_pipeline.synthesis.lettering.colours import COLOURS, READABLE_LARGE, choose, readable_on
+from data_pipeline.synthesis.lettering.colours import COLOURS, MIN_CONTRAST_LARGE, choose, readable_on
 from data_pipeline.synthesis.lettering.typesetting import Style
-from data_pipeline.synthesis.text.job import Canvas, Job, Sample, aligned, listing, quote, with_article
+from data_pipeline.synthesis.text.job import Canvas, Job, Sample, describe_alignment, join_parts, quote, with_article
 
 _GROUNDS = ("white", "ivory", "light grey", "pale blue", "pale green", "pale yellow", "lavender", "dark blue", "black")
 
 
 def draw_table(job: Job) -> Sample:
-    """A title and a grid: a coloured header row, then rows of a name and numbers, in the direction of the script."""
+    """Draws a title and a table: a header row, then rows of a name and numbers, in the direction of the script."""
     size = job.size(lambda size: 0.7 <= size.width / size.height <= 2)
     ground = job.pick(*_GROUNDS)
     canvas = Canvas.plain(job, size, ground)
     unit, (width, height), draw = canvas.unit, size, ImageDraw.Draw(canvas.image)
     margin = width * job.between(0.05, 0.09)
-    said = [f"A table on {with_article(ground)} ground, in {job.writing}."]
+    description = [f"A table on {with_article(ground)} ground, in {job.writing}."]
     top = margin
     if job.chance(0.7):
         colour, align = readable_on(job.rng, COLOURS[ground]), job.pick("start", "centre")
         style = Style(job.typeface(bold=True, title=True), round(unit * job.between(44, 60)), round(unit * 26), align)
         block = canvas.write(job.phrase(), (margin, top, width - margin, top + 0.16 * height), style, colour)
         top += block.extent + 20 * unit
-        said.append(f"The title above, {aligned(align, job.script)} in {colour}, reads {quote(block.text)}.")
+        description.append(
+            f"The title above, {describe_alignment(align, job.script)} in {colour}, reads {quote(block.text)}."
+        )
 
     columns, rows = int(job.rng.integers(2, 5)), int(job.rng.integers(3, 8))
-    head = readable_on(job.rng, COLOURS[ground], least=READABLE_LARGE)
+    head = readable_on(job.rng, COLOURS[ground], least=MIN_CONTRAST_LARGE)
     line, ink, head_ink = choose(job.rng), readable_on(job.rng, COLOURS[ground]), readable_on(job.rng, COLOURS[head])
     row = min((height - margin - top) / (rows + 1), 110 * unit)
     first = 0.34 if columns > 2 else 0.55
@@ -47,14 +49,16 @@ def draw_table(job: Job) -> Sample:
         draw.line((margin, y + row, width - margin, y + row), fill=COLOURS[line], width=max(1, round(2 * unit)))
         if number == 0:
             direction = "right to left" if job.script.rtl else "left to right"
-            said.append(f"The {head} head row in {head_ink}, from {direction}: {listing(cells)}. The rows in {ink}:")
+            description.append(
+                f"The {head} head row in {head_ink}, from {direction}: {join_parts(cells)}. The rows in {ink}:"
+            )
         else:
-            said.append(f"{listing(cells)}{'.' if number == rows else ';'}")
-    return Sample(canvas.image, " ".join(said), tuple(canvas.texts), ("synthetic/text", "design/table"))
+            description.append(f"{join_parts(cells)}{'.' if number == rows else ';'}")
+    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), ("synthetic/text", "design/table"))
 
 
 def draw_infographic(job: Job) -> Sample:
-    """A title, then bars or large numbers with labels, and a note below."""
+    """Draws a title, then bars or large numbers with labels, and a note below."""
     size = job.size(lambda size: 0.5 <= size.width / size.height <= 1.4)
     ground = job.pick(*_GROUNDS)
     canvas = Canvas.plain(job, size, ground)
@@ -66,7 +70,7 @@ def draw_infographic(job: Job) -> Sample:
         job.phrase(), (margin, margin / 2, width - margin, 0.16 * height), style, colour, "middle"
     ).text
     kind = job.pick("bars", "circles")
-    said = [
+    description = [
         f"An infographic on {with_article(ground)} ground, in {job.writing}.",
         f"The title, centred in {colour}, reads {quote(title)}.",
     ]
@@ -76,7 +80,7 @@ def draw_infographic(job: Job) -> Sample:
     parts = []
     for number in range(count):
         y = 0.18 * height + number * row
-        value, fill = int(job.rng.integers(5, 100)), readable_on(job.rng, COLOURS[ground], least=READABLE_LARGE)
+        value, fill = int(job.rng.integers(5, 100)), readable_on(job.rng, COLOURS[ground], least=MIN_CONTRAST_LARGE)
         text, figure = job.phrase(), f"{value}%"
         if kind == "bars":
             canvas.write(text, (margin, y, width - margin, y + 0.5 * row), label, colour, "bottom")
@@ -99,13 +103,13 @@ def draw_infographic(job: Job) -> Sample:
             box = (margin, x - radius - 24 * unit) if rtl else (x + radius + 24 * unit, width - margin)
             canvas.write(text, (box[0], y, box[1], y + row), label, colour, "middle")
             parts.append(f"{with_article(fill)} circle with {quote(figure)} in {ink} beside {quote(text)}")
-    said.append(f"From top to bottom: {'; '.join(parts)}.")
+    description.append(f"From top to bottom: {'; '.join(parts)}.")
     if job.chance(0.6):
         note = Style(job.typeface(bold=False), round(unit * 26), round(unit * 16), "centre")
         text = job.paragraph(60)
         canvas.write(text, (margin, 0.86 * height, width - margin, 0.98 * height), note, colour, "middle")
-        said.append(f"A note at the foot in {colour} reads {quote(text)}.")
-    return Sample(canvas.image, " ".join(said), tuple(canvas.texts), ("synthetic/text", "design/infographic"))
+        description.append(f"A note at the foot in {colour} reads {quote(text)}.")
+    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), ("synthetic/text", "design/infographic"))
 
 
 def _number(job: Job) -> str:

@@ -17,7 +17,7 @@ from data_pipeline.scoring.cascade import score
 from data_pipeline.scoring.score_tables import read_scores
 from data_pipeline.synthesis import rounds
 from data_pipeline.synthesis.edits import objects, restoration, synthesis, tone
-from data_pipeline.synthesis.edits.compositing import scaled
+from data_pipeline.synthesis.edits.compositing import resize_rgba
 from data_pipeline.synthesis.edits.cutouts import Unsuitable, find_cutouts, make_cutout
 from data_pipeline.synthesis.edits.edit import Ingredients
 from data_pipeline.synthesis.edits.synthesis import KINDS, synthesize_edits
@@ -193,7 +193,7 @@ def test_chinese_instructions_have_chinese_punctuation():
 def test_scaled_cutouts_have_no_halo():
     image = Image.new("RGBA", (64, 64), (255, 255, 255, 0))  # white where it is not seen
     image.paste((200, 0, 0, 255), (16, 16, 48, 48))
-    small = np.asarray(scaled(image, (23, 23)))
+    small = np.asarray(resize_rgba(image, (23, 23)))
     assert np.all(small[small[..., 3] > 64][:, 1:3] < 8)
 
 
@@ -243,7 +243,7 @@ def test_the_asked_number_is_made_of_the_pictures_that_are_there(demo, tmp_path,
         synthesize_edits(tmp_path / "in", tmp_path / "none", kinds=("tone", "hue"), **options)
     command = ["data", "synth", "edits", "--from", str(tmp_path / "in"), "--out", str(tmp_path / "few")]
     monkeypatch.setattr(synthesis, "KINDS", kinds | {"tone": unsuitable})
-    monkeypatch.setattr(rounds, "MOST_TRIED", 1)
+    monkeypatch.setattr(rounds, "MAX_TRIES_PER_RECORD", 1)
     options = ["--count", "4", "--kinds", "restoration", "tone", "--workers", "1", "--max-side", str(SIDE)]
     with pytest.raises(SystemExit, match="made only 2 of 4 records; most frequent reasons: picture_flat 2"):
         main.main([*command, *options, "--json", str(tmp_path / "few.json")])
