@@ -83,7 +83,7 @@ def kmeans(vectors: Float[np.ndarray, "n E"], clusters: int) -> Float[np.ndarray
     while len(chosen) < clusters:
         distance = np.minimum(distance, np.clip(1 - vectors @ vectors[chosen[-1]], 0, None, dtype=np.float64))
         total = np.cumsum(distance)
-        settings.append(int(np.searchsorted(total, rng.random() * total[-1], side="right").clip(0, len(vectors) - 1)))
+        chosen.append(int(np.searchsorted(total, rng.random() * total[-1], side="right").clip(0, len(vectors) - 1)))
     centroids = vectors[chosen].astype(np.float32)
     before = np.full(len(vectors), -1)
     for _ in range(ITERATIONS):

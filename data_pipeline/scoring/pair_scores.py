@@ -97,7 +97,7 @@ def fingerprints(folder: Path | str, shard: Shard) -> Fingerprints:
     whole = [row for row in seen if row[0] is not None]
     phash, dhash = (_words(row[place] for row in whole) for place in (0, 1))
     prints = np.empty(len(phash), FINGERPRINT)
-    prints["phash"], image["dhash"] = phash, dhash
+    prints["phash"], prints["dhash"] = phash, dhash
     prints["pixels"] = _words(row[2] or "0" * HASH for row in whole)
     prints["thumbnail"] = np.frombuffer(b"".join(base64.b64decode(row[3]) for row in whole), np.uint8).reshape(
         prints["thumbnail"].shape

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data_pipeline.records.shards import read_manifest
 from data_pipeline.scoring.candidates import BANDS, ENTRY, PAIR, candidates, make_entries, partition, unique_pairs
 from data_pipeline.scoring.pair_scores import Pairs, are_complete, fingerprints, first_equal, write_pairs
-from data_pipeline.scoring.pairs import FINGERPRINT, NEAR
+from data_pipeline.scoring.pairs import FINGERPRINT, NEAR, confirm_near
 from data_pipeline.workers import process_pool
 
 ENTRIES_PER_PARTITION = 1 << 20  # each entry takes some 150 bytes while it is compared

@@ -112,7 +112,7 @@ def test_other_weights_score_again(clip, records, tmp_path):
         ("config.json", '{"model_type": "bert"}', "model_type 'bert' is not supported"),
         ("tokenizer_config.json", '{"tokenizer_class": "Evil"}', "names the tokenizer 'Evil'"),
         ("model.safetensors", "", "safetensors"),
-        ("preprocessor_config.json", "[", "no readable tokenizer and image processor"),
+        ("preprocessor_config.json", "[", "no readable tokenizer or image processor"),
     ],
 )
 def test_folders_that_hold_no_such_model_are_refused(clip, tmp_path, file, content, message):

@@ -178,7 +178,7 @@ def test_unknown_keys_are_named_with_those_that_were_found(tmp_path):
     put(tmp_path / "set", pictures() | {"metadata.jsonl": "\n".join(lines)})
     with pytest.raises(ValueError, match=r"unknown_keys, such as metadata.jsonl:1 \(keys 'path', 'description'\)"):
         read(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"is without 'absent'; it has 'description', 'path'"):
+    with pytest.raises(ValueError, match=r"lacks 'absent'; it has 'description', 'path'"):
         read(tmp_path / "set", columns={"image": "path", "text": "absent"})
     with pytest.raises(ValueError, match=r"fields \['picture'\], which do not exist; fields are image, text"):
         read(tmp_path / "set", columns={"picture": "path"})

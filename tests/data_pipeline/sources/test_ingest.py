@@ -158,7 +158,7 @@ def test_nothing_usable_names_the_folder_and_what_was_looked_for(src):
     with pytest.raises(ValueError, match=r"pets: looked for a metadata.jsonl.*\.jpeg.*\.txt.*missing_caption"):
         ingest(src)
     assert not (src.parent / "out").exists()
-    with pytest.raises(ValueError, match="not a folder"):
+    with pytest.raises(ValueError, match="neither a folder"):
         ingest(src / "cat.png")
 
 

@@ -268,7 +268,7 @@ def test_what_macos_puts_before_every_member_is_passed_over(tmp_path):
 
 def test_columns_are_of_tables(tmp_path):
     write_tar(tmp_path / "x.tar", [("1.png", b"1"), ("1.txt", b"fine")])
-    with pytest.raises(ValueError, match="have neither"):
+    with pytest.raises(ValueError, match="contain neither"):
         read(tmp_path / "x.tar", tmp_path / "out", columns={"image": "img"})
     for wrong in ("image", "image=", "=img"):
         arguments = ["ingest", str(tmp_path / "x.tar"), "--out", str(tmp_path / "out"), "--column", wrong]

@@ -109,7 +109,7 @@ def test_what_is_not_there_is_named(tmp_path, data_dir):
         ({"name": "mnist"}, "no prepared data set 'mnist'"),
         ({"name": "tiny/small:2.0.0"}, "no prepared data set"),
         ({"split": "test"}, r"has the splits \['train'\]; 'test' cannot be read"),
-        ({"columns": {"text": "absent"}}, "without.*absent"),
+        ({"columns": {"text": "absent"}}, "lacks.*absent"),
         ({"columns": {"text": "objects/x"}}, "without.*objects/x"),
     ):
         with pytest.raises(ValueError, match=words):
