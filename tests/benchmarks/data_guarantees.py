@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data_pipeline.selection.thresholds import Thresholds
-from tests.data_pipeline import planted, real_pictures
+from tests.data_pipeline import planted, real_images
 
 PAGES, WORTHLESS = 400, 400
 REPETITION, OPACITIES = 0.15, (0.5, 0.3, 0.15)
@@ -21,12 +21,12 @@ NO_DUPLICATES = Thresholds(drop_exact_duplicates=False, drop_near_duplicates=Fal
 
 
 def main() -> None:
-    pictures = list(real_pictures.photographs(2, 800))
+    pictures = list(real_images.photographs(2, 800))
     print(f"near duplicates of {len(pictures)} photographs: recall, precision")
-    for kind in real_pictures.COPIES:
+    for kind in real_images.COPIES:
         recall, precision = planted.near_duplicates(pictures, kind)
         print(f"  {kind:20s} {recall:6.1%} {precision:7.1%}", flush=True)
-    tiles = [(f"{i:04d}", real_pictures.bytes_of(tile)) for i, tile in enumerate(real_pictures.photographs(4, 400))]
+    tiles = [(f"{i:04d}", real_images.bytes_of(tile)) for i, tile in enumerate(real_images.photographs(4, 400))]
     selection = planted.select_files(tiles, Thresholds(min_side=64))
     joined = [key for key, why in selection.dropped.items() if why.step == "duplicates"]
     print(f"other scenes joined: {len(joined)} of {len(tiles)} tiles of photographs, none of which overlap: {joined}")

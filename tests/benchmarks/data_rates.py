@@ -25,7 +25,7 @@ from data_pipeline.decoding.images import decode_image
 from data_pipeline.filters import CASCADE
 from data_pipeline.filters.base import Candidate
 from data_pipeline.records.schema import Caption, Record
-from tests.data_pipeline import real_pictures
+from tests.data_pipeline import real_images
 
 COUNT, PIXELS, ROUNDS = 600, 500_000, 3
 CHEAP = ("description", "broken", "orientation", "resolution", "duplicates", "entropy")
@@ -34,7 +34,7 @@ CAPTIONS = (Caption("A wide meadow in the light of a late afternoon, with a row 
 
 def write_pictures(folder: Path) -> list[Path]:
     rng, paths = np.random.default_rng(0), []
-    pictures = list(real_pictures.photographs(2, 1600))
+    pictures = list(real_images.photographs(2, 1600))
     for index in range(COUNT):
         picture = pictures[index % len(pictures)]
         width, height = (int(size * rng.uniform(0.7, 1)) for size in picture.size)

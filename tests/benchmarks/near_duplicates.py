@@ -26,7 +26,7 @@ from data_pipeline.scoring.candidates import PAIR
 from data_pipeline.scoring.pairs import FINGERPRINT, confirm_near
 from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax.pixels import over_white
-from tests.data_pipeline.real_pictures import burst, crop
+from tests.data_pipeline.real_images import burst, crop
 
 FOLDERS = ("/usr/share/backgrounds/mate", f"{Path(skimage.__file__).parent}/data", "/usr/share/tuxpaint/stamps")
 SIDE, SMALLEST = 1024, 128

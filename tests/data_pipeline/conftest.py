@@ -1,4 +1,4 @@
-"""Shared by the tests of the data pipeline: small pictures, and the demo set written and ingested once."""
+"""Shared by the tests of the data pipeline: small images, and the demo set written and ingested once."""
 
 import io
 
@@ -12,7 +12,7 @@ from data_pipeline.sources.ingest import ingest
 
 @pytest.fixture(scope="session")
 def picture():
-    """picture(seed, size): a smooth random colour picture, different for every seed."""
+    """picture(seed, size): a smooth random colour image, different for every seed."""
 
     def make(seed: int = 0, size: tuple[int, int] = (300, 280)) -> Image.Image:
         rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from data_pipeline.scoring.cascade import score
 from data_pipeline.selection.index import Selection
 from data_pipeline.selection.select import select
 from data_pipeline.selection.thresholds import Thresholds
-from tests.data_pipeline.real_pictures import COPIES, bytes_of, watermark
+from tests.data_pipeline.real_images import COPIES, bytes_of, watermark
 
 CHEAP = tuple(filter for filter in CASCADE if filter.name != "nsfw")
 WORDS = (
@@ -37,7 +37,7 @@ def select_files(files: Iterable[tuple[str, bytes]], thresholds: Thresholds) -> 
 
 
 def near_duplicates(pictures: Sequence[Image.Image], kind: str) -> tuple[float, float]:
-    """Recall and precision of duplicates if each image has a copy of this kind (`real_pictures.COPIES`).
+    """Recall and precision of duplicates if each image has a copy of this kind (`real_images.COPIES`).
 
     The original or the copy may be kept: the one with more pixels.
     """
@@ -102,7 +102,7 @@ def worthless(count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def repetitions(pictures: Sequence[Image.Image], kind: str | None, opacity: float = 0.4) -> Float[np.ndarray, " n"]:
-    """Scores of `filters.watermark` under a kind of watermark (`real_pictures.watermark`), or without one (None)."""
+    """Scores of `filters.watermark` under a kind of watermark (`real_images.watermark`), or without one (None)."""
     texts, found = ("SAMPLE", "stock-photo.com", "© 2026 J. Doe"), []
     for index, picture in enumerate(pictures):
         if kind is not None:

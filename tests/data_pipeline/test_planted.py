@@ -19,7 +19,7 @@ from data_pipeline.synthesis.lettering.fonts import FOLDERS
 from data_pipeline.synthesis.text.synthesis import synthesize_text
 from qi2_jax.config import loading
 from tests import debian
-from tests.data_pipeline import planted, real_pictures
+from tests.data_pipeline import planted, real_images
 from tests.test_experiments import EXPERIMENTS, STAGES
 
 NO_DUPLICATES = Thresholds(drop_exact_duplicates=False, drop_near_duplicates=False)
@@ -75,7 +75,7 @@ def test_synthetic_text_stays_in_every_stage(tmp_path):
 
 @pytest.mark.parametrize("colour", ["black", "white"])
 def test_a_photograph_in_a_border_goes_where_a_stage_asks(tmp_path, colour):
-    framed = [ImageOps.expand(picture, 80, colour) for picture in real_pictures.photographs(1, 480)]
+    framed = [ImageOps.expand(picture, 80, colour) for picture in real_images.photographs(1, 480)]
     files = [Record(f"{i}.png", planted.bytes_of(x), (Caption("x"),), "s") for i, x in enumerate(framed)]
     write_shards(tmp_path, files, records_per_shard=64)
     for row in scored(tmp_path):
@@ -83,21 +83,21 @@ def test_a_photograph_in_a_border_goes_where_a_stage_asks(tmp_path, colour):
         assert dropped == [thresholds.max_border < 0.3 for thresholds in stages()] and any(dropped)
 
 
-def test_noise_and_flat_pictures_are_dropped():
+def test_noise_and_flat_images_are_dropped():
     selection = planted.select_files(planted.worthless(40), NO_DUPLICATES)
     assert not selection.kept
     assert {why.step for why in selection.dropped.values()} == {"entropy"}
 
 
 def test_planted_near_duplicates_are_found():
-    pictures = list(real_pictures.photographs(2, 480))
-    found = [planted.near_duplicates(pictures, kind) for kind in real_pictures.COPIES]
+    pictures = list(real_images.photographs(2, 480))
+    found = [planted.near_duplicates(pictures, kind) for kind in real_images.COPIES]
     assert sum(recall for recall, _ in found) / len(found) >= 0.95, found
     assert min(precision for _, precision in found) >= 0.99, found
 
 
 def test_tiled_watermarks_are_told_from_clean_photographs():
-    pictures = list(real_pictures.photographs(1, 800))
+    pictures = list(real_images.photographs(1, 800))
     clean, tiled, single = (planted.repetitions(pictures, kind) for kind in (None, "tiled", "middle"))
     assert (tiled > 0.15).mean() >= 0.75 and (clean > 0.15).mean() <= 0.1
     assert np.median(single) < 0.08  # documented: it does not see what does not repeat

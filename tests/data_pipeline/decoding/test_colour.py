@@ -248,7 +248,7 @@ def test_damaged_profiles_never_raise(picture, encoded):
     assert outcomes <= colour.OUTCOMES.keys() and {"converted", "ignored"} <= outcomes
 
 
-def test_equal_pixels_under_different_profiles_are_not_the_same_picture(picture, encoded):
+def test_equal_pixels_under_different_profiles_are_not_the_same_image(picture, encoded):
     from data_pipeline.filters.base import Candidate
     from data_pipeline.filters.duplicates import DUPLICATES
     from data_pipeline.records.schema import Caption, Record

@@ -43,7 +43,7 @@ def test_what_is_decoded_first_does_not_matter(picture, encoded):
         assert first.image.tobytes() == whole.image.tobytes()
 
 
-def test_coded_digest_is_that_of_the_picture_without_metadata(picture, encoded):
+def test_coded_digest_is_that_of_the_image_without_metadata(picture, encoded):
     image, exif = picture(size=(60, 40)), Image.Exif()
     exif[0x010E] = "a description"
     plain = jpeg.coded_digest(encoded(image, "JPEG"))

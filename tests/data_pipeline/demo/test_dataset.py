@@ -35,7 +35,7 @@ def test_captions_of_signs_quote_their_words(sign):
     assert quoted == words
 
 
-def test_pictures_fill_many_buckets_and_look_different(demo):
+def test_images_fill_many_buckets_and_look_different(demo):
     images, summary, _, _ = demo
     pictures = [decode_image((images / key).read_bytes()).image for key in summary.clean]
     report = Buckets.for_area(256).report(picture.size for picture in pictures)
@@ -45,7 +45,7 @@ def test_pictures_fill_many_buckets_and_look_different(demo):
     assert min(one - other for one, other in itertools.combinations(hashes, 2)) >= 16
 
 
-def test_turned_picture_comes_out_upright(demo):
+def test_turned_image_comes_out_upright(demo):
     images, _, _, _ = demo
     data = (images / "clean/pagoda.jpg").read_bytes()
     with Image.open(images / "clean/pagoda.jpg") as stored:

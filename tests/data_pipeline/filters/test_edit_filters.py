@@ -101,7 +101,7 @@ def test_pairs_of_two_sizes_are_compared_as_well(scene, factor):
     assert found["scale"] == factor and found["shared"] > 0.95 and found["shift"] == 0 and found["changed"] == 0
 
 
-def test_flat_and_tiny_pictures_have_scores_too():
+def test_flat_and_tiny_images_have_scores_too():
     for size in ((300, 200), (3, 2), (1, 1), (400, 5)):
         found = columns(Image.new("RGB", size, "red"), Image.new("RGB", size, "blue"))
         assert found.keys() == COLUMNS.keys() and found["shared"] is None and found["changed"] == 1

@@ -91,7 +91,7 @@ def test_turned_square_does_not_contradict_itself(picture, encoded):
     assert row["contradiction"] is None
 
 
-def test_resolution_is_that_of_the_upright_picture(picture, encoded):
+def test_resolution_is_that_of_the_upright_image(picture, encoded):
     (row,) = RESOLUTION.score([candidate(encoded(picture(size=(90, 60)), exif=_exif(6)))])
     assert row == {"width": 60, "height": 90, "short_side": 60, "pixels": 5400, "aspect": 1.5}
 
@@ -112,7 +112,7 @@ def test_pixel_hash_knows_the_shape(encoded):
     assert wide["pixels_sha256"] != tall["pixels_sha256"]
 
 
-def test_fingerprints_look_at_transparent_pictures_on_white(picture, encoded):
+def test_fingerprints_look_at_transparent_images_on_white(picture, encoded):
     image = picture(size=(64, 64)).convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 32, 64))
     rows = DUPLICATES.score(candidate(encoded(one)) for one in (image, over_white(image)))
@@ -151,7 +151,7 @@ def test_pages_survive_where_entropy_alone_would_drop_them(encoded):
 
 
 @pytest.mark.parametrize("colour", ["white", "black", "#c21f2b"])
-def test_solid_pictures_are_empty(encoded, colour):
+def test_solid_images_are_empty(encoded, colour):
     image = Image.new("RGB", (256, 256), colour)
     assert empty_or_noise(encoded(image)) == empty_or_noise(encoded(image, "JPEG", quality=50)) == "empty"
 
@@ -249,7 +249,7 @@ def test_caption_length_counts_what_qwen_counts_and_finds_refusals():
     ]
 
 
-def test_nsfw_finds_ordinary_pictures_safe_and_an_edit_as_unsafe_as_its_worst_image(demo):
+def test_nsfw_finds_ordinary_images_safe_and_an_edit_as_unsafe_as_its_worst_image(demo):
     images, summary, _, _ = demo
     decoded = [decode_image((images / key).read_bytes()) for key in summary.clean[:6]]
     record = Record("key", b"", (Caption("x"),), "test")

@@ -50,7 +50,7 @@ def test_right_captions_score_higher(labels, demo):
     np.testing.assert_allclose(alone[0]["cosines"], [cosines[5, 3]], atol=2e-4)
 
 
-def test_captions_in_other_languages_find_their_picture(labels, demo):
+def test_captions_in_other_languages_find_their_image(labels, demo):
     texts = {
         "chelsea.png": ("一只猫的特写", "кошка крупным планом", "Nahaufnahme einer Katze", "صورة مقربة لقطة"),
         "rocket.jpg": (
@@ -107,7 +107,7 @@ def test_selection_follows_labels_only_when_told(scored, tmp_path):
     assert plain.trials == {"label_alignment": f"drops nothing, {CAVEAT}"}
     with pytest.raises(ValueError, match="alignment was not scored: score with --clip"):
         select(scored, Thresholds(**asked, min_alignment_percentile=50))
-    with pytest.raises(ValueError, match=r"lacks scores that data\.thresholds\.require names"):
+    with pytest.raises(ValueError, match=r"lacks the scores required by data\.thresholds\.require"):
         select(scored, Thresholds(**asked, alignment_by="label_alignment", require=("alignment",)))
 
     rows = {row["key"]: row["label_alignment.cosines"] for row in read_scores(scored, filters.TRIALS)}

@@ -120,7 +120,7 @@ def test_every_record_enters_the_areas_that_it_fills_and_what_is_lost_is_counted
 def test_held_samples_are_the_same_samples_in_streams_of_their_own(whole, folder, imported, tmp_path):
     records = RecordFolder(folder)
     numbers = sorted({image_hash(image) for r in records for image in (r.image, *r.conditions)})
-    held_out = numbers[2]  # the two lowest pictures
+    held_out = numbers[2]  # the two lowest images
     report = run(folder, imported, tmp_path, held_out=held_out)
     expected = {
         (stream.key, sample.record): encode_sample(sample) for stream in Cache(whole[0]).streams for sample in stream
@@ -196,7 +196,7 @@ def test_the_same_cache_is_not_made_from_something_else(whole, folder, imported)
         Cache(out, encoding.preprocessing(wider))
 
 
-def test_online_samples_hold_pictures_whose_latents_are_the_cached_ones(whole, folder, imported, tmp_path):
+def test_online_samples_hold_images_whose_latents_are_the_cached_ones(whole, folder, imported, tmp_path):
     report = run(folder, imported, tmp_path, online=TEXT_AND_IMAGES)
     assert report.online == TEXT_AND_IMAGES and "online: text_and_images" in str(report.table().title)
     one_device = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])

@@ -48,7 +48,7 @@ parts = st.lists(st.integers(0, len(SIZES) - 1), min_size=1, max_size=3)
 
 @given(st.lists(parts, min_size=1, max_size=12), st.sampled_from([0.0, 0.1, 0.3, 0.6]))
 @settings(max_examples=15, deadline=None)
-def test_no_held_picture_is_trained_on_in_any_stream_of_any_stage(pictures, made, held_out):
+def test_no_held_image_is_trained_on_in_any_stream_of_any_stage(pictures, made, held_out):
     records, kept = [], []
     for index, (target, *sources) in enumerate(made):
         caption = Caption("a text", "instruction" if sources else "general")

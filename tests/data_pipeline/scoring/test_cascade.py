@@ -119,7 +119,7 @@ def test_other_weights_behind_a_filter_rescan_only_this_filter(folder):
     assert set(score(folder, filters=other, workers=1, progress=False).scored.values()) == {0}
 
 
-def test_large_pictures_make_small_batches(folder, monkeypatch):
+def test_large_images_make_small_batches(folder, monkeypatch):
     records = list(RecordFolder(folder))
     assert [len(batch) for batch in cascade._batches(records)] == [7]
     monkeypatch.setattr(cascade, "BATCH_PIXELS", 2 * 60 * 40)

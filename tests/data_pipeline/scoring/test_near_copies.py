@@ -1,4 +1,4 @@
-"""Near duplicates of pictures: which copies are near, and which other pictures are not."""
+"""Near duplicates of images: which copies are near, and which other images are not."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_pages_with_other_words_do_not_collide(tmp_path, encoded, noisy):
     assert all((hashes[0] ^ other).bit_count() <= 6 for other in hashes)
 
 
-def test_flat_pictures_do_not_collide(tmp_path, encoded):
+def test_flat_images_do_not_collide(tmp_path, encoded):
     images = [Image.new("RGB", (64, 64), colour) for colour in ("white", "grey", "black")]
     for image in images:
         ImageDraw.Draw(image).line((5, 32, 59, 32), "red", 3)
@@ -140,7 +140,7 @@ def _candidate(record: Record):
 
 
 def _shot(image: Image.Image, box: tuple[float, float, float, float], noise: float = 0.0) -> Image.Image:
-    """Part of a picture, as shares of its size, with noise."""
+    """Part of an image, as shares of its size, with noise."""
     width, height = image.size
     part = image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
     levels = np.asarray(part) + np.random.default_rng(0).normal(0, noise, np.asarray(part).shape)

@@ -201,7 +201,7 @@ def test_groups_are_those_of_comparing_all_with_all(random, distance, gradient, 
 
 @pytest.fixture
 def folder(tmp_path, picture, encoded):
-    """Nine records in three shards: five pictures, some of them smaller again, one broken."""
+    """Nine records in three shards: five images, some of them smaller again, one broken."""
     images = [encoded(picture(seed, (80, 60))) for seed in range(5)]
     images += [encoded(picture(seed, (80, 60)).resize((76, 57))) for seed in (3, 1, 1)] + [b"broken"]
     records = [Record(str(i), image, (Caption("a picture for a test"),), "s") for i, image in enumerate(images)]
@@ -254,7 +254,7 @@ def test_new_shard_makes_pairs_stale(folder):
 
 
 def _film(frames: int) -> Contents:
-    """Frames of one film: the same picture with a few bits of noise in hashes and cells."""
+    """Frames of one film: the same image with a few bits of noise in hashes and cells."""
     rng, order = np.random.default_rng(0), np.arange(frames)
     film = np.empty(frames, FINGERPRINT)
     flips = np.uint64(1) << rng.integers(0, 64, (2, frames, 2), np.uint64)

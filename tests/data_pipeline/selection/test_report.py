@@ -1,4 +1,4 @@
-"""The page of a folder shows its funnel, its scores and its pictures, and nothing from outside acts in it."""
+"""The page of a folder shows its funnel, its scores and its images, and nothing from outside acts in it."""
 
 import dataclasses
 import json
@@ -118,7 +118,7 @@ def test_percentiles_show_the_cut_of_every_group_and_figures_are_those_of_the_pa
     assert f"mean crop {fit['mean_cropped']:.1%}" in page
 
 
-def test_pictures_of_a_pixel_across_are_shown(tmp_path, encoded):
+def test_images_of_a_pixel_across_are_shown(tmp_path, encoded):
     rng = np.random.default_rng(0)
     sizes = ((600, 2, 3), (1, 400, 3))
     records = [

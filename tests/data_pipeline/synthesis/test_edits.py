@@ -130,7 +130,7 @@ def test_edits_of_an_object_touch_nothing_far_from_it(edits):
     assert found == 15
 
 
-def test_pictures_that_stay_keep_their_bytes(demo, cutouts, tmp_path):
+def test_images_that_stay_keep_their_bytes(demo, cutouts, tmp_path):
     stored = {record.image for record in RecordFolder(demo[2])}
     synthesize_edits(
         demo[2], tmp_path / "out", count=5, kinds=("restoration",), max_side=4096, workers=1, progress=False
@@ -230,7 +230,7 @@ def test_cutouts_are_found_among_the_records(demo, cutouts, tmp_path):
     assert made and all(record.key.endswith(" + ball.png") for record in made)
 
 
-def test_the_asked_number_is_made_of_the_pictures_that_are_there(demo, tmp_path, monkeypatch):
+def test_the_asked_number_is_made_of_the_images_that_are_there(demo, tmp_path, monkeypatch):
     records = [record for record in RecordFolder(demo[2]) if record.key.startswith("clean/")][:4]
     write_shards(tmp_path / "in", records, records_per_shard=99)
     kinds = {kind: make for kind, make in KINDS.items() if kind != "text"}  # text needs fonts
@@ -262,7 +262,7 @@ def unsuitable(take, rng):
         ({"max_side": 100}, "max_side is 100; it must be at least 256"),
         ({"kinds": ("texts",)}, r"kinds \['texts'\] are unknown; choose from text, restoration"),
         ({"kinds": ("text",), "fonts": ()}, "apt-get install fonts-noto-core"),
-        ({"cutouts": Path(__file__).parent}, "has no PNG or WebP file beside a .txt file"),
+        ({"cutouts": Path(__file__).parent}, "has no PNG or WebP file with a .txt file"),
         ({"kinds": ("removal",)}, "none of 2 edits could be made from .*cutout_"),
     ],
 )

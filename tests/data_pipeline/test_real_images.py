@@ -1,4 +1,4 @@
-"""Filters on real pictures: what is kept and what is dropped of Debian's backgrounds and stamps."""
+"""Filters on real images: what is kept and what is dropped of Debian's backgrounds and stamps."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from data_pipeline.scoring.cascade import score
 from data_pipeline.selection.select import select
 from data_pipeline.selection.thresholds import Thresholds
 from data_pipeline.sources.ingest import ingest
-from tests.data_pipeline import real_pictures
+from tests.data_pipeline import real_images
 
 CHEAP = tuple(filter for filter in CASCADE if filter.name != "nsfw")
 
@@ -28,11 +28,11 @@ def scored(tmp_path_factory):
 
 
 def test_backgrounds(scored):
-    selection = select(scored(real_pictures.write_backgrounds))
+    selection = select(scored(real_images.write_backgrounds))
     by_reason = {}
     for key, dropped in selection.dropped.items():
         by_reason.setdefault(dropped.reason, {})[key] = dropped.duplicate_of
-    # Three sizes of one picture are one, and so may be tints of one; what is white on nothing is not seen on white.
+    # Three sizes of one image are one, and so may be tints of one; what is white on nothing is not seen on white.
     near = by_reason.pop("near")
     for name in ("abstract/Elephants.jpg", "abstract/Elephants_3840x2160.jpg"):
         assert near.pop(name) == "abstract/Elephants_5640x3172.jpg"  # the largest is kept
@@ -48,7 +48,7 @@ def test_backgrounds(scored):
 
 def test_stamps(scored):
     kinds = ("military", "naturalforces", "people", "space", "food")
-    folder = scored(lambda folder: real_pictures.write_stamps(folder, kinds))
+    folder = scored(lambda folder: real_images.write_stamps(folder, kinds))
     selection = select(folder, Thresholds(min_side=64))
     reasons = {key: dropped.reason for key, dropped in selection.dropped.items() if dropped.step != "resolution"}
     # A white bolt of lightning, seen through alpha only, and the one stamp that is in the package twice.

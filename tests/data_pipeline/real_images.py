@@ -1,4 +1,4 @@
-"""Real pictures for tests and benchmarks: photographs of Debian and Python packages, stamps with their captions."""
+"""Real images for tests and benchmarks: photographs of Debian and Python packages, stamps with their captions."""
 
 import importlib.util
 import io
@@ -50,7 +50,7 @@ def photographs(tiles: int, side: int) -> Iterator[Image.Image]:
 
 
 def watermark(image: Image.Image, kind: str = "middle", opacity: float = 0.5, text: str = "SAMPLE") -> Image.Image:
-    """The picture under translucent white text: large in the `middle`, `tiled` all over it, or small in a `corner`."""
+    """The image under translucent white text: large in the `middle`, `tiled` all over it, or small in a `corner`."""
     layer = Image.new("L", image.size, 0)
     size = {"middle": max(image.size) // 8, "tiled": max(image.size) // 22, "corner": max(image.size) // 25}[kind]
     draw, font, level = ImageDraw.Draw(layer), ImageFont.load_default(size), round(255 * opacity)
@@ -75,7 +75,7 @@ def bytes_of(image: Image.Image, format: str = "JPEG", **options) -> bytes:
 
 
 def crop(image: Image.Image, share: float) -> Image.Image:
-    """The picture without `share` of its width and height, half of it on each side."""
+    """The image without `share` of its width and height, half of it on each side."""
     width, height = (round(side * share / 2) for side in image.size)
     return image.crop((width, height, image.width - width, image.height - height))
 
@@ -106,7 +106,7 @@ COPIES = {
 
 
 def write_backgrounds(folder: Path) -> int:
-    """Copies the background pictures with a `metadata.jsonl`; their number."""
+    """Copies the background images with a `metadata.jsonl`; their number."""
     require_debian("mate-backgrounds", BACKGROUNDS)
     paths = sorted(path for path in BACKGROUNDS.rglob("*") if path.suffix in (".jpg", ".png"))
     captions = [[{"text": f"A desktop background named {path.stem}.", "language": "en"}] for path in paths]
