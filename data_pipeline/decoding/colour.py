@@ -17,7 +17,7 @@ OUTCOMES = {
     "untagged": "no profile: the pixels are sRGB",
     "srgb": "a profile that equals sRGB: the pixels stay as they are",
     "converted": "a profile of another colour space: the pixels were converted to sRGB",
-    "ignored": f"a profile that is broken, larger than {MAX_PROFILE_BYTES:,} bytes, or made for other pixels: the "
+    "ignored": f"a profile that is broken, larger than {MAX_PROFILE_BYTES:,} bytes, or for other pixels: the "
     "pixels are taken for sRGB",
 }
 

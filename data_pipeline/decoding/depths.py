@@ -13,8 +13,8 @@ def raw_mode(image: Image.Image) -> str:
     """Pillow's name for how the file stores a pixel, such as `RGB;16B`. It is only known before the image is loaded."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
-    found = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return found if isinstance(found, str) else ""
+    name = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return name if isinstance(name, str) else ""
 
 
 def to_eight_bits(image: Image.Image, raw: str, curve: Float[np.ndarray, "256"] | None) -> Image.Image:

@@ -134,8 +134,8 @@ def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = 
 
     Args:
       data: bytes of the file.
-      preview_first: whether to decode only the half size of a large JPEG. Damage anywhere in the file is still found.
-        `Decoded.grey` and `Decoded.image` are decoded on access.
+      preview_first: whether to decode only the half size of a large JPEG. Damage anywhere in the file is still
+        detected. `Decoded.grey` and `Decoded.image` are decoded on access.
       max_pixels: limit on the pixels that the header announces, checked before any pixel is decoded.
 
     Raises:
@@ -239,7 +239,7 @@ def _read_orientation(image: Image.Image) -> tuple[int | None, tuple[int, int] |
     except Exception:
         orientation, width, height = None, None, None
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-    found = _XMP_ORIENTATION.search(xmp.encode(errors="replace") if isinstance(xmp, str) else bytes(xmp))
+    match = _XMP_ORIENTATION.search(xmp.encode(errors="replace") if isinstance(xmp, str) else bytes(xmp))
     if not isinstance(orientation, int):
         orientation = None
     elif not 0 <= orientation <= _UINT16:  # the tag may be stored with 64 bits
@@ -247,7 +247,7 @@ def _read_orientation(image: Image.Image) -> tuple[int | None, tuple[int, int] |
     size = None
     if isinstance(width, int) and isinstance(height, int) and 0 < width <= _UINT32 and 0 < height <= _UINT32:
         size = width, height
-    return orientation, size, int(found[1]) if found else None
+    return orientation, size, int(match[1]) if match else None
 
 
 def _detail(error: Exception) -> str:

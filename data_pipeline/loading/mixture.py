@@ -197,22 +197,22 @@ def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, tuple[CachedStre
     Raises:
       ValueError: if one of them has no samples, or none held out although the cache holds some out.
     """
-    found = {stream.key: stream for stream in cache.streams}
-    if missing := [str(key) for key in shares.weights() if key not in found]:
+    by_key = {stream.key: stream for stream in cache.streams}
+    if missing := [str(key) for key in shares.weights() if key not in by_key]:
         raise ValueError(
             f"{cache.folder} has no samples for the streams {missing} (side-conditions), only for "
-            f"{[str(key) for key in found]}; set their share in data.mixture to 0, or select and encode such records"
+            f"{[str(key) for key in by_key]}; set their share in data.mixture to 0, or select and encode such records"
         )
     if not cache.held_out:
-        return {key: (found[key], found[key]) for key in shares.weights()}
+        return {key: (by_key[key], by_key[key]) for key in shares.weights()}
     held = {key: key._replace(held=True) for key in shares.weights()}
-    if missing := [str(key) for key in held.values() if key not in found]:
+    if missing := [str(key) for key in held.values() if key not in by_key]:
         raise ValueError(
             f"{cache.folder} has no validation samples for the streams {missing}, although data.held_out is "
             f"{cache.held_out}. Set their share in data.mixture to 0, add such records, or encode all stages again "
             "with a larger data.held_out, or with 0 to validate on the training samples"
         )
-    return {key: (found[key], found[held_key]) for key, held_key in held.items()}
+    return {key: (by_key[key], by_key[held_key]) for key, held_key in held.items()}
 
 
 def layout_of(largest: Largest, empty: Sequence[int]) -> Layout:

@@ -161,6 +161,6 @@ def _check_text(name: str, text: object, limit: int) -> None:
 
 
 def _check_fields(name: str, value: object, expected: set[str]) -> None:
-    found = set(value) if isinstance(value, dict) else type(value).__name__
-    if found != expected:
-        raise ValueError(f"a stored {name} must have the fields {sorted(expected)}, found {found}")
+    present = set(value) if isinstance(value, dict) else type(value).__name__
+    if present != expected:
+        raise ValueError(f"a stored {name} must have the fields {sorted(expected)}, but has {present}")

@@ -44,7 +44,7 @@ def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_s
     run are removed first.
 
     Raises:
-      ValueError: if `folder` already holds a manifest, another process writes to it, or `records_per_shard` is below 1.
+      ValueError: if `folder` already has a manifest, another process writes to it, or `records_per_shard` is below 1.
       OSError: if the disk is full; the folder is then incomplete.
     """
     folder = Path(folder)
@@ -52,7 +52,7 @@ def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_s
         raise ValueError(f"records_per_shard is {records_per_shard}; it must be at least 1")
     with lock.exclusive(folder, remove=True):
         if (folder / MANIFEST).exists():
-            raise ValueError(f"{folder} already holds records; choose another folder or delete this one first")
+            raise ValueError(f"{folder} already contains records; choose another folder or delete this one first")
         for leftover in [*folder.glob("records-*.partial"), *folder.glob("records-*.arrayrecord")]:
             leftover.unlink()
         return _write_shards(folder, iter(records), records_per_shard)

@@ -24,7 +24,7 @@ class Encoders(Protocol):
 
     Attributes:
       channels: image channels that the autoencoder reads.
-      online: what training computes itself, see `schema.ONLINE`; samples hold prompts and pixels instead.
+      online: what training computes itself, see `schema.ONLINE`; samples contain prompts and pixels instead.
     """
 
     channels: int

@@ -130,7 +130,7 @@ def decode_arrays(payload: bytes) -> dict[str, np.ndarray]:
       ValueError: if the payload is not safetensors, or has a dtype outside `DTYPES`.
     """
     try:
-        found = safetensors.deserialize(payload)
-        return {name: np.frombuffer(part["data"], DTYPES[part["dtype"]]).reshape(part["shape"]) for name, part in found}
+        parts = safetensors.deserialize(payload)
+        return {name: np.frombuffer(part["data"], DTYPES[part["dtype"]]).reshape(part["shape"]) for name, part in parts}
     except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(f"a stored sample is not readable: {error!r}") from None

@@ -198,18 +198,18 @@ class _Fingerprints(_OnLocalCopies):
         for filter in (DUPLICATES, ENTROPY):
             for path in score_tables.paths(self.local, filter, shard):
                 _fetch(self.folder, _name(self.local, path), self.local)
-        found = fingerprints(self.local, shard)
+        prints = fingerprints(self.local, shard)
         shutil.rmtree(Path(self.local, "scores"))
-        yield beam.pvalue.TaggedOutput("images", (number, (found.num_images, found.prints)))
-        whole = np.flatnonzero(found.num_images)
+        yield beam.pvalue.TaggedOutput("images", (number, (prints.num_images, prints.prints)))
+        whole = np.flatnonzero(prints.num_images)
         places = np.empty(len(whole), _CONTENT)
         places["record"] = self.starts[number] + whole
-        places["trusted"], places["kind"] = found.trusted[whole], found.kind[whole]
-        for (name, *_), hashes in zip(_HASHES, found.hashes(), strict=True):
+        places["trusted"], places["kind"] = prints.trusted[whole], prints.kind[whole]
+        for (name, *_), hashes in zip(_HASHES, prints.hashes(), strict=True):
             places[str(name)] = hashes[whole]
         parts = np.uint64(-(-int(self.starts[-1]) // _GROUP))
         for column, name in enumerate(pair_scores.SAME):
-            places["high"], places["low"] = found.same[whole, column].T
+            places["high"], places["low"] = prints.same[whole, column].T
             part = places["low"] % parts
             for group in np.unique(part):
                 some = places[part == group]
@@ -314,9 +314,9 @@ class _Write(_OnLocalCopies):
         same = np.full((total, len(pair_scores.SAME)), -1, np.int64)
         for column, record, first in blocks:
             same[record, column] = first
-        found = _concatenate_sorted(confirmed, NEAR, "left", "right")
-        beam.metrics.Metrics.counter("pairs", "near").inc(len(found))
-        write_pairs(self.local, Pairs(same, found))
+        near = _concatenate_sorted(confirmed, NEAR, "left", "right")
+        beam.metrics.Metrics.counter("pairs", "near").inc(len(near))
+        write_pairs(self.local, Pairs(same, near))
         for path in pair_scores.paths(self.local):  # the marker comes last
             _store(self.folder, _name(self.local, path), self.local)
 

@@ -94,9 +94,9 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
         shutil.rmtree(leftover, ignore_errors=True)
     with _naming_folder(root), tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
         same, contents = _collect(folder, Path(work))
-        found = search(contents, Path(work), workers, progress)
-    write_pairs(folder, Pairs(same, found))
-    return PairReport(len(same), len(contents.record), len(found))
+        near = search(contents, Path(work), workers, progress)
+    write_pairs(folder, Pairs(same, near))
+    return PairReport(len(same), len(contents.record), len(near))
 
 
 def search(contents: Contents, work: Path, workers: int = 1, progress: bool = False) -> Shaped[np.ndarray, " p"]:
@@ -116,8 +116,8 @@ def search(contents: Contents, work: Path, workers: int = 1, progress: bool = Fa
     ]
     few = len(contents.record) <= MAX_FOR_ONE_PROCESS
     proposed, blocks, waiting = np.empty(0, PAIR), [np.empty(0, PAIR)], 0
-    found = _run(contents, work, 1 if few else workers, _propose, partitions)
-    for pairs in _with_progress(found, "pairs: propose", len(partitions), progress):
+    results = _run(contents, work, 1 if few else workers, _propose, partitions)
+    for pairs in _with_progress(results, "pairs: propose", len(partitions), progress):
         blocks.append(pairs)
         waiting += len(pairs)
         if waiting > max(_INDEXED_CHUNK, len(proposed)):
@@ -125,8 +125,8 @@ def search(contents: Contents, work: Path, workers: int = 1, progress: bool = Fa
     proposed = unique_pairs(np.concatenate([proposed, *blocks]))
     starts = range(0, len(proposed), _CONFIRMED_CHUNK)
     tasks = [(proposed[start : start + _CONFIRMED_CHUNK],) for start in starts]
-    found = _run(contents, work, 1 if len(proposed) <= MAX_FOR_ONE_PROCESS else workers, _confirm, tasks)
-    confirmed = np.concatenate([np.empty(0, NEAR), *_with_progress(found, "pairs: confirm", len(tasks), progress)])
+    results = _run(contents, work, 1 if len(proposed) <= MAX_FOR_ONE_PROCESS else workers, _confirm, tasks)
+    confirmed = np.concatenate([np.empty(0, NEAR), *_with_progress(results, "pairs: confirm", len(tasks), progress)])
     return confirmed[np.lexsort((confirmed["right"], confirmed["left"]))]
 
 
@@ -168,9 +168,17 @@ def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], 
     columns = []
     with open(work / "prints", "wb") as file:
         for shard in read_manifest(folder):
-            found = fingerprints(folder, shard)
-            file.write(found.prints.tobytes())
-            columns.append((found.num_images, found.kind, found.trusted, found.same, *found.hashes()))
+            shard_prints = fingerprints(folder, shard)
+            file.write(shard_prints.prints.tobytes())
+            columns.append(
+                (
+                    shard_prints.num_images,
+                    shard_prints.kind,
+                    shard_prints.trusted,
+                    shard_prints.same,
+                    *shard_prints.hashes(),
+                )
+            )
     num_images, kind, trusted, digests, phash, dhash, windows = map(np.concatenate, zip(*columns, strict=True))
     same = np.stack([first_equal(digests[:, column]) for column in range(digests.shape[1])], 1)
     record = np.unique(same[trusted, -1])
@@ -212,14 +220,14 @@ def _propose(contents: Contents, band: int, part: int, parts: int) -> Shaped[np.
 
 def _confirm(contents: Contents, pairs: Shaped[np.ndarray, " p"]) -> Shaped[np.ndarray, " q"]:
     """Near pairs of records among pairs of positions in `contents`."""
-    found = [np.empty(0, NEAR)]
+    near = [np.empty(0, NEAR)]
     left, right = contents.num_images[pairs["left"]], contents.num_images[pairs["right"]]
     for count in np.unique(left):
         some = pairs[(left == count) & (right == count)]
         places = np.arange(count)
         sides = (contents.prints[contents.start[some[side]][:, None] + places] for side in ("left", "right"))
-        found.append(confirm_near(some, *sides))
-    confirmed = np.concatenate(found)
+        near.append(confirm_near(some, *sides))
+    confirmed = np.concatenate(near)
     for side in ("left", "right"):
         confirmed[side] = contents.record[confirmed[side]]
     return confirmed

@@ -69,16 +69,16 @@ def confirm_near(
     gradient = np.bitwise_count(one["dhash"] ^ other["dhash"])
     far = distance.max(1) > MAX_DISTANCE
     distance[far] = np.minimum(distance[far], _window_distance(one[far], other[far]))
-    found = np.empty(len(pairs), NEAR)
-    found["left"], found["right"] = pairs["left"], pairs["right"]
-    found["distance"], found["gradient"] = distance.max(1), gradient.max(1)
-    kept = (found["distance"] <= MAX_DISTANCE) | (found["gradient"] <= MAX_GRADIENT)
-    found, one, other = found[kept], one[kept], other[kept]
+    rows = np.empty(len(pairs), NEAR)
+    rows["left"], rows["right"] = pairs["left"], pairs["right"]
+    rows["distance"], rows["gradient"] = distance.max(1), gradient.max(1)
+    kept = (rows["distance"] <= MAX_DISTANCE) | (rows["gradient"] <= MAX_GRADIENT)
+    rows, one, other = rows[kept], one[kept], other[kept]
     left, right = (images["thumbnail"].reshape(-1, THUMBNAIL) for images in (one, other))
-    difference, overlap = compare_thumbnails(left, right, np.repeat(found["distance"] <= MAX_DISTANCE, one.shape[1]))
-    found["difference"] = difference.reshape(one.shape).max(1, initial=0)
-    found["overlap"] = overlap.reshape(one.shape).min(1, initial=1)
-    return found[found["difference"] <= MAX_DIFFERENCE]
+    difference, overlap = compare_thumbnails(left, right, np.repeat(rows["distance"] <= MAX_DISTANCE, one.shape[1]))
+    rows["difference"] = difference.reshape(one.shape).max(1, initial=0)
+    rows["overlap"] = overlap.reshape(one.shape).min(1, initial=1)
+    return rows[rows["difference"] <= MAX_DIFFERENCE]
 
 
 def _window_distance(one: Shaped[np.ndarray, "p k"], other: Shaped[np.ndarray, "p k"]) -> UInt8[np.ndarray, "p k"]:
@@ -170,9 +170,9 @@ def _registered_differences(
         [np.where(_broadcast(swap, a), b, a), np.where(_broadcast(swap, a), a, b)] for a, b in (fine, colour)
     )
     fine[1] = as_magnified(fine[1], mapping)
-    found, seen = aligned(fine[0], fine[1], mapping)
+    resampled, seen = aligned(fine[0], fine[1], mapping)
     seen = seen.reshape(len(one), -1)
-    a, b = (np.round(cells).reshape(len(one), -1).astype(np.int32) for cells in (found, fine[1]))
+    a, b = (np.round(cells).reshape(len(one), -1).astype(np.int32) for cells in (resampled, fine[1]))
     shown = [aligned(colour[0][:, channel], colour[1][:, channel], mapping) for channel in (0, 1)]
     a_colour = np.stack([cells for cells, _ in shown], 1).reshape(len(one), -1)
     b_colour, seen_colour = colour[1].reshape(len(one), -1), np.tile(shown[0][1].reshape(len(one), -1), (1, 2))

@@ -122,7 +122,7 @@ def _refine(
     down, across = np.gradient(one, axis=1) * side, np.gradient(one, axis=2) * side
     place = ((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)
     for _ in range(steps):
-        found, seen = aligned(one, other, mapping)
+        resampled, seen = aligned(one, other, mapping)
         slope_down, slope_across = (aligned(slope, other, mapping)[0] for slope in (down, across))
         jacobian = np.stack(
             [
@@ -130,14 +130,14 @@ def _refine(
                 slope_across,
                 slope_down * place[:, None],
                 slope_across * place,
-                found - 128,
-                np.ones_like(found),
+                resampled - 128,
+                np.ones_like(resampled),
             ],
             axis=1,
         ).reshape(len(one), 6, side * side)
         weighted = jacobian * seen.reshape(len(one), 1, -1)
         normal = (weighted @ jacobian.transpose(0, 2, 1)).astype(np.float64) + 1e-2 * np.eye(6)
-        residual = (other - found).reshape(len(one), -1, 1)
+        residual = (other - resampled).reshape(len(one), -1, 1)
         step = np.linalg.solve(normal, (weighted @ residual).astype(np.float64))[..., 0]
         gain = np.clip(1 + step[:, 4:5], 0.4, 2.5)
         moved = np.clip(step[:, :4] / gain, -_MAX_STEP, _MAX_STEP)

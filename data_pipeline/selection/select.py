@@ -94,14 +94,14 @@ def _not_scored(folder: Path | str, thresholds: Thresholds) -> dict[str, str]:
     Raises:
       ValueError: if the thresholds require scores of one of them.
     """
-    found = unscored(folder, CASCADE)
-    if missing := {name: needs for name, needs in found.items() if name in thresholds.require}:
+    not_scored = unscored(folder, CASCADE)
+    if missing := {name: needs for name, needs in not_scored.items() if name in thresholds.require}:
         raise ValueError(
             f"{folder} lacks the scores required by data.thresholds.require: {missing}; score again, or require less"
         )
-    if thresholds.max_per_cluster and CLUSTER.name in found:
+    if thresholds.max_per_cluster and CLUSTER.name in not_scored:
         raise ValueError(f"{folder}: max_per_cluster requires clusters, which were not scored: {CLUSTER.needs}")
-    return found
+    return not_scored
 
 
 def _funnel(count: int, dropped: dict[str, Dropped]) -> tuple[Step, ...]:

@@ -116,12 +116,12 @@ def describe(fields: dict[str, Any], licence: str | None, texts: Sequence[Captio
     parts += [(text.content, text.kind) for text in texts] + [(value, None) for value in general]
     captions, lost = _read_captions(parts)
     tags, lost_tags = _read_tags(fields.get("tags"))
-    found = fields.get("licence")
-    if found is None or (isinstance(found, str) and not found.strip()):
-        found = licence
-    elif not is_name(found):
-        found, lost_tags = None, [*lost_tags, "bad_licence"]
-    return Description(captions, tuple(conditions), tags, found, (*lost, *lost_tags))
+    own_licence = fields.get("licence")
+    if own_licence is None or (isinstance(own_licence, str) and not own_licence.strip()):
+        own_licence = licence
+    elif not is_name(own_licence):
+        own_licence, lost_tags = None, [*lost_tags, "bad_licence"]
+    return Description(captions, tuple(conditions), tags, own_licence, (*lost, *lost_tags))
 
 
 def _as_list(fields: dict[str, Any], name: str) -> list[Any]:
@@ -166,19 +166,19 @@ def _read_caption(value: object, kind: str | None) -> tuple[Caption, list[str]]:
     if "\0" in text:
         raise Refused("not_utf8")
     lost: list[str] = []
-    language, found = fields.get("language"), fields.get("kind")
+    language, caption_kind = fields.get("language"), fields.get("kind")
     if language is not None:
         # Programs write `zh_CN` and `en_US.UTF-8`, as locales are called.
         language = language.split(".")[0].replace("_", "-") if isinstance(language, str) else language
         if not is_language(language):
             language, lost = None, ["bad_language"]
-    if found is not None and found not in KINDS:
-        found, lost = None, [*lost, "unknown_kind"]
-    found = found or kind or "general"
-    if (found == INSTRUCTION) != (kind == INSTRUCTION):
+    if caption_kind is not None and caption_kind not in KINDS:
+        caption_kind, lost = None, [*lost, "unknown_kind"]
+    caption_kind = caption_kind or kind or "general"
+    if (caption_kind == INSTRUCTION) != (kind == INSTRUCTION):
         raise Refused("bad_metadata")
     try:
-        return Caption(text.strip(), found, language), lost
+        return Caption(text.strip(), caption_kind, language), lost
     except ValueError:  # a lone surrogate
         raise Refused("bad_metadata") from None
 

@@ -139,7 +139,7 @@ def _key_prefixes(tree: Tree) -> list[str]:
 def _read_table(path: Path, name: str, options: Options, ledger: Ledger, prefix: str) -> Iterator[Record]:
     try:
         yield from read_parquet(path, options, ledger, prefix)
-    except NoImageColumn as error:  # such as the table of URLs that img2dataset writes beside every tar
+    except NoImageColumn as error:  # such as the table of URLs that img2dataset writes with every tar
         if options.columns:
             raise
         ledger.refuse(Refused("unknown_keys", f"columns {layouts.format_keys(error.columns)}"), name)

@@ -134,6 +134,10 @@ def _records(
 def _no_samples_message(sources: Sequence[Path | str], ledgers: Sequence[Ledger]) -> str:
     """The error message for sources without a usable sample; it lists the supported sources and the refusals."""
     refused = sum((ledger.refused for ledger in ledgers), Tally())
-    found = [f"{count:,} {reason}, such as {refused.examples[reason][0]}" for reason, count in refused.counts.items()]
+    refusals = [
+        f"{count:,} {reason}, such as {refused.examples[reason][0]}" for reason, count in refused.counts.items()
+    ]
     where = ", ".join(map(str, sources))
-    return f"no usable image-caption pair in {where}: looked for {LOOKED_FOR}; refused: {'; '.join(found) or 'nothing'}"
+    return (
+        f"no usable image-caption pair in {where}: looked for {LOOKED_FOR}; refused: {'; '.join(refusals) or 'nothing'}"
+    )

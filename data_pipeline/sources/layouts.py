@@ -60,10 +60,10 @@ def map_fields(present: Iterable[str], columns: Mapping[str, str], *, table: boo
       table: whether rows contain the image itself rather than its file name.
     """
     keys = list(present)
-    found = _edit_layout(keys) or _pair_layout(keys, table)
+    fields = _edit_layout(keys) or _pair_layout(keys, table)
     if "text" in columns:
-        found.pop("captions", None)
-    return found | {field: (key,) for field, key in columns.items() if key in keys}
+        fields.pop("captions", None)
+    return fields | {field: (key,) for field, key in columns.items() if key in keys}
 
 
 def _edit_layout(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
@@ -82,29 +82,29 @@ def _edit_layout(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
 
 
 def _pair_layout(keys: Collection[str], table: bool) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {field: (field,) for field in FIELDS if field in keys and field != "image"}
+    fields: dict[str, tuple[str, ...]] = {field: (field,) for field in FIELDS if field in keys and field != "image"}
     image = next((key for key in (("image",) if table else _IMAGES) if key in keys), None)
     if image is not None:
-        found["image"] = (image,)
-    if "text" not in found and "captions" not in found:
+        fields["image"] = (image,)
+    if "text" not in fields and "captions" not in fields:
         text = next((key for key in _TEXTS if key in keys), None)
-        found |= {} if text is None else {"text": (text,)}
-    return found
+        fields |= {} if text is None else {"text": (text,)}
+    return fields
 
 
 def read_values(row: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """Returns {field: value} of a row, without nulls and blank cells. A list in `text` becomes `captions`."""
-    found: dict[str, Any] = {}
+    row_values: dict[str, Any] = {}
     for field, keys in fields.items():
         values = [row[key] for key in keys if row.get(key) is not None and row[key] != ""]
         if field in _JOINED:
             values = [part for value in values for part in _parts(value, field)]
-            found |= {field: values} if values else {}
+            row_values |= {field: values} if values else {}
         elif values:
-            found[field] = values[0]
-    if isinstance(found.get("text"), list) and "captions" not in found:
-        found["captions"] = found.pop("text")
-    return found
+            row_values[field] = values[0]
+    if isinstance(row_values.get("text"), list) and "captions" not in row_values:
+        row_values["captions"] = row_values.pop("text")
+    return row_values
 
 
 def _parts(value: Any, field: str) -> list[Any]:

@@ -70,15 +70,15 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
     except Refused as error:
         raise ValueError(f"{files.root / name} is refused: {REASONS[error.reason]}") from None
     place = name.rpartition("/")[0]
-    found = Listing([], set(), {}, False)
+    listing = Listing([], set(), {}, False)
     grouped: dict[tuple[str, tuple[str, ...]], Description] = {}
     unknown: list[tuple[str, Refused]] = []
     for where, row in _rows(path, name, ledger):
         try:
             if isinstance(row, Refused):
                 raise row
-            found.keys |= dict.fromkeys(list(row)[:1000])
-            image, described = _entry(row, files.root, place, options, found)
+            listing.keys |= dict.fromkeys(list(row)[:1000])
+            image, described = _entry(row, files.root, place, options, listing)
             group = image, described.conditions
             grouped[group] = merge(grouped[group], described) if group in grouped else described
         except Refused as error:
@@ -86,27 +86,27 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
                 unknown.append((where, error))
             else:
                 ledger.refuse(error, where)
-    if found.keys:
-        layouts.check_columns(options.columns, found.keys, str(files.root / name))
-    for where, refusal in unknown if found.names_images else unknown[:1]:
+    if listing.keys:
+        layouts.check_columns(options.columns, listing.keys, str(files.root / name))
+    for where, refusal in unknown if listing.names_images else unknown[:1]:
         ledger.refuse(refusal, where)
     taken: dict[str, int] = {}
     for (image, _), described in grouped.items():
         taken[image] = number = taken.get(image, 0) + 1
-        found.entries.append(Entry(image if number == 1 else f"{image}#{number}", image, described))
-        found.named.update(described.conditions)
-    return found
+        listing.entries.append(Entry(image if number == 1 else f"{image}#{number}", image, described))
+        listing.named.update(described.conditions)
+    return listing
 
 
-def _entry(row: dict[str, Any], root: Path, place: str, options: Options, found: Listing) -> tuple[str, Description]:
+def _entry(row: dict[str, Any], root: Path, place: str, options: Options, listing: Listing) -> tuple[str, Description]:
     present = [key for key, value in row.items() if value is not None and value != ""]
     fields = layouts.map_fields(present, options.columns, table=False)
     if "image" not in fields:
         raise Refused("unknown_keys", f"keys {layouts.format_keys(row)}")
-    found.names_images = True
+    listing.names_images = True
     values = layouts.read_values(row, fields)
     image = _resolve_name(values["image"], root, place)
-    found.named.add(image)
+    listing.named.add(image)
     try:
         described = describe(values, options.licence)
     except Refused as error:

@@ -191,23 +191,23 @@ def map_columns(present: list[str], options: Options, where: str) -> dict[str, t
     return columns
 
 
-def row_to_record(found: dict[str, Any], name: str, options: Options, source: str) -> tuple[Record, Description]:
-    """The record of a row, and the description that it was made from.
+def row_to_record(fields: dict[str, Any], name: str, options: Options, source: str) -> tuple[Record, Description]:
+    """The record of a row, and its description.
 
     Raises:
       Refused: with a reason of `base.REASONS`.
     """
     limit = options.max_image_bytes
-    images = found.pop("conditions", [])
+    images = fields.pop("conditions", [])
     if len(images) > MAX_CONDITIONS:
         raise Refused("bad_metadata")
-    image, conditions = _image(found.pop("image", None), limit), tuple(_image(value, limit) for value in images)
-    key = found.pop("key", None)
+    image, conditions = _image(fields.pop("image", None), limit), tuple(_image(value, limit) for value in images)
+    key = fields.pop("key", None)
     if key is not None:
         name = f"{name.rpartition('/')[0]}/{inner_path(str(key))}"  # the prefix keeps keys of several files apart
     if not is_name(name):
         raise Refused("bad_name")
-    described = describe(found, options.licence)
+    described = describe(fields, options.licence)
     return make_record(name, image, conditions, described, source_name(options, source)), described
 
 

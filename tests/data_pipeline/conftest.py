@@ -1,4 +1,4 @@
-"""Shared by the tests of the data pipeline: small images, and the demo set written and ingested once."""
+"""Shared by the tests of the data pipeline: small images, and the demo set, which is written and ingested once."""
 
 import io
 
@@ -36,7 +36,7 @@ def encoded():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """(folder of images, its summary, folder of records in four shards, ingest report). Not to be written to."""
+    """(folder of images, its summary, folder of records in four shards, ingest report). Read-only."""
     root = tmp_path_factory.mktemp("demo")
     summary = write_demo_folder(root / "images")
     report = ingest(root / "images", root / "records", records_per_shard=10, progress=False)

@@ -1,4 +1,4 @@
-"""Images on which filters are measured: near duplicates of photographs, rendered pages, noise and flat images."""
+"""Images for measuring filters: near duplicates of photographs, rendered pages, noise and flat images."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence

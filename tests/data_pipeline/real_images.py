@@ -106,7 +106,7 @@ COPIES = {
 
 
 def write_backgrounds(folder: Path) -> int:
-    """Copies the background images with a `metadata.jsonl`; their number."""
+    """Copies the background images with a `metadata.jsonl`; returns their number."""
     require_debian("mate-backgrounds", BACKGROUNDS)
     paths = sorted(path for path in BACKGROUNDS.rglob("*") if path.suffix in (".jpg", ".png"))
     captions = [[{"text": f"A desktop background named {path.stem}.", "language": "en"}] for path in paths]
@@ -114,7 +114,7 @@ def write_backgrounds(folder: Path) -> int:
 
 
 def write_stamps(folder: Path, kinds: tuple[str, ...]) -> int:
-    """Copies the stamps of some kinds (`animals`, ..) with their captions in all languages; their number."""
+    """Copies the stamps of some kinds (`animals`, ..) with their captions in all languages; returns their number."""
     require_debian("tuxpaint-stamps-default", STAMPS)
     paths, captions = [], []
     for path in sorted(path for kind in kinds for path in (STAMPS / kind).rglob("*.png")):

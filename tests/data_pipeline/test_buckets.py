@@ -59,7 +59,7 @@ def test_every_size_gets_a_bucket_or_a_reason(side, width, height):
 
 @settings(max_examples=300)
 @given(side, length, length)
-def test_exchanging_the_sides_mirrors_everything(side, width, height):
+def test_swapping_the_sides_mirrors_everything(side, width, height):
     one, other = STAGES[side].fit(width, height), STAGES[side].fit(height, width)
     assert (one.bucket.width, one.bucket.height) == (other.bucket.height, other.bucket.width)
     assert (one.scale, one.left_out) == (other.scale, other.left_out)

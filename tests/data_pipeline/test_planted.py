@@ -38,13 +38,13 @@ def stages() -> list[Thresholds]:
 
 
 def scored(folder: Path) -> list[dict]:
-    """Rows of scores without those of models and duplicates."""
+    """Rows of scores, except those of models and duplicates."""
     score(folder, filters=planted.CHEAP, workers=1, progress=False)
     return list(read_scores(folder, [filter for filter in CASCADE if filter is not DUPLICATES]))
 
 
 def reasons(row: dict, thresholds: Thresholds) -> set[str | None]:
-    """Why an image would be dropped for its looks."""
+    """Reasons for dropping an image, except for its captions."""
     return {RULES[rule](row, thresholds) for rule in ("entropy", "quality", "compression", "border", "watermark")}
 
 
@@ -74,7 +74,7 @@ def test_synthetic_text_stays_in_every_stage(tmp_path):
 
 
 @pytest.mark.parametrize("colour", ["black", "white"])
-def test_a_photograph_in_a_border_goes_where_a_stage_asks(tmp_path, colour):
+def test_a_photograph_in_a_border_is_dropped_where_a_stage_asks(tmp_path, colour):
     framed = [ImageOps.expand(picture, 80, colour) for picture in real_images.photographs(1, 480)]
     files = [Record(f"{i}.png", planted.bytes_of(x), (Caption("x"),), "s") for i, x in enumerate(framed)]
     write_shards(tmp_path, files, records_per_shard=64)
@@ -96,7 +96,7 @@ def test_planted_near_duplicates_are_found():
     assert min(precision for _, precision in found) >= 0.99, found
 
 
-def test_tiled_watermarks_are_told_from_clean_photographs():
+def test_tiled_watermarks_are_distinguished_from_clean_photographs():
     pictures = list(real_images.photographs(1, 800))
     clean, tiled, single = (planted.repetitions(pictures, kind) for kind in (None, "tiled", "middle"))
     assert (tiled > 0.15).mean() >= 0.75 and (clean > 0.15).mean() <= 0.1

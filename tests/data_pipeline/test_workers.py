@@ -1,4 +1,4 @@
-"""Worker processes on Ctrl-C: a session of its own stands for the terminal, which signals all of its processes."""
+"""Worker processes on Ctrl-C: a separate session simulates the terminal, which signals all of its processes."""
 
 import os
 import pathlib

@@ -60,7 +60,7 @@ def removal(ingredients: Ingredients, rng: np.random.Generator) -> Edit:
 def hue(ingredients: Ingredients, rng: np.random.Generator) -> Edit:
     """An object in a scene -> the object in another colour."""
     scene, cutout, placement, source = _object_in_scene(
-        ingredients, rng, lambda found: None if _hue(found) else "cutout_without_hue"
+        ingredients, rng, lambda drawn: None if _hue(drawn) else "cutout_without_hue"
     )
     degrees_before, bright = _hue(cutout) or (0.0, 0.0)
     far = [
@@ -121,7 +121,7 @@ def compose2(ingredients: Ingredients, rng: np.random.Generator) -> Edit:
 def compose3(ingredients: Ingredients, rng: np.random.Generator) -> Edit:
     """Three sources -> the objects of two side by side in the scene of the third."""
     cutout = ingredients.cutout(rng)
-    other = ingredients.cutout(rng, lambda found: "cutout_drawn_twice" if found.english == cutout.english else None)
+    other = ingredients.cutout(rng, lambda drawn: "cutout_drawn_twice" if drawn.english == cutout.english else None)
     scene = shrink_scene(ingredients.scene(rng), cutout, other, share=SHARE[0])
     size = scene.image.size
     halves = [(0.0, 0.5), (0.5, 1.0)]

@@ -120,8 +120,8 @@ def script_of_language(language: str) -> str | None:
     if code is None:
         likely = get_global("likely_subtags")
         region = next((part.upper() for part in parts[1:] if len(part) == 2), None)
-        found = likely.get(f"{parts[0].lower()}_{region}") or likely.get(parts[0].lower())
-        code = found.split("_")[1] if found else None
+        subtags = likely.get(f"{parts[0].lower()}_{region}") or likely.get(parts[0].lower())
+        code = subtags.split("_")[1] if subtags else None
     return code
 
 

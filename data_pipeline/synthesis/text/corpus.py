@@ -176,7 +176,7 @@ def read_corpus(path: Path | str, scripts: tuple[str, ...], licence: str | None,
             f"{path} has no usable paragraph in the scripts {', '.join(scripts)}; refused: {refused.counts}"
         )
     arrays = {
-        script: {language: np.asarray(found, dtype=np.int64) for language, found in by_language.items()}
+        script: {language: np.asarray(places, dtype=np.int64) for language, places in by_language.items()}
         for script, by_language in offsets.items()
     }
     return CorpusFile(path, arrays, licence)
@@ -200,20 +200,20 @@ class BuiltinCorpus:
     def phrase(self, rng: np.random.Generator, script: str, language: str) -> str:
         names = _names(language)
         kind = ("places", "tongues", "days", "months")[rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))]
-        found = names[kind]
+        choices = names[kind]
         if rng.random() < 0.2:
-            return _clean(_list(rng, language, found, 2))
-        return _clean(found[rng.integers(len(found))])
+            return _clean(_list(rng, language, choices, 2))
+        return _clean(choices[rng.integers(len(choices))])
 
 
 @functools.cache
 def _languages() -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+    by_script: dict[str, tuple[str, ...]] = {}
     for language in PATTERNS:
         code = script_of_language(language)
         assert code in SCRIPTS
-        found[code] = (*found.get(code, ()), language)
-    return found
+        by_script[code] = (*by_script.get(code, ()), language)
+    return by_script
 
 
 def _clean(text: str) -> str:
@@ -236,9 +236,9 @@ def _names(language: str) -> dict[str, tuple[str, ...]]:
     def usable(names: Mapping[Any, str]) -> tuple[str, ...]:
         from fontTools.unicodedata import script as script_of
 
-        found = dict(sorted(names.items())).values()
+        ordered = dict(sorted(names.items())).values()
         return tuple(
-            name for name in found if all(script_of(character) in (*codes, "Zyyy", "Zinh") for character in name)
+            name for name in ordered if all(script_of(character) in (*codes, "Zyyy", "Zinh") for character in name)
         )
 
     return {

@@ -93,8 +93,8 @@ def _upright_sentences(job: Job, text: str) -> str:
     """The sentences of a text that can be set vertically: those with only full-width characters."""
     if not job.script.vertical:
         return ""
-    found = [sentence.strip() for sentence in sentences(text, job.language)]
-    return "".join(s for s in found if all(unicodedata.east_asian_width(character) in "WF" for character in s))
+    stripped = [sentence.strip() for sentence in sentences(text, job.language)]
+    return "".join(s for s in stripped if all(unicodedata.east_asian_width(character) in "WF" for character in s))
 
 
 def _height(size: int, unit: float) -> str:

@@ -97,7 +97,7 @@ def _slide_title(page: _Page, accent: str) -> float:
 
 
 def _slide_points(page: _Page, accent: str, box: tuple[float, float, float, float], with_image: bool) -> Style:
-    """Draws the points of a slide into a box, in one column beside an image; returns their style."""
+    """Draws the points of a slide into a box, in one column next to an image; returns their style."""
     canvas, job, unit, rtl = page.canvas, page.canvas.job, page.canvas.unit, page.canvas.job.script.rtl
     draw = ImageDraw.Draw(canvas.image)
     left, top, right, bottom = box

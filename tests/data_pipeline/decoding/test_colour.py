@@ -1,4 +1,4 @@
-"""Embedded profiles are converted to sRGB by the formulas of their colour spaces, and hostile ones do no harm."""
+"""Embedded profiles are converted to sRGB by the formulas of their colour spaces, and hostile profiles are harmless."""
 
 import hashlib
 import itertools
@@ -37,7 +37,7 @@ def fixed(values) -> bytes:
 
 
 def icc(device: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC v2 profile of these tags and the required ones."""
+    """An ICC v2 profile with these tags and the required ones."""
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78),
         b"cprt": b"text" + bytes(4) + b"none\0",
@@ -53,7 +53,7 @@ def icc(device: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]
 
 
 def profile(gamma: float, primaries=None) -> bytes:
-    """A display profile of RGB with these primaries and white D65, or of grey."""
+    """A display profile: RGB with these primaries and white point D65, or grey."""
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256))
     if primaries is None:
         return icc(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": curve})

@@ -1,4 +1,4 @@
-"""Edits that are spoilt on purpose, each in one way, with the reason that selection must give."""
+"""Edits that are spoilt on purpose, each in one way, with the expected reason of selection."""
 
 import io
 import re
@@ -25,7 +25,7 @@ def spoilt(record: Record, other: Record, rng: np.random.Generator) -> Iterator[
     Args:
       record: the edit to spoil.
       other: an edit of another scene.
-      rng: draws the amounts of damage.
+      rng: source of the amounts of damage.
     """
     target = over_white(decode_image(record.image).image)
     source = over_white(decode_image(record.conditions[0]).image)

@@ -73,7 +73,7 @@ def test_alignment_parity(clip, picture, encoded):
     assert np.ptp(cosines) > 0.01
 
 
-def test_percentiles_cut_each_language_by_itself_and_edits_not_at_all(clip, records):
+def test_percentiles_cut_each_language_separately_and_never_edits(clip, records):
     report = score(records, filters=filters.cascade(clip), workers=2, progress=False)
     assert report.scored["alignment"] == 7 and report.not_scored.keys() == {"aesthetic", "cluster"}
     rows = [row["alignment.cosines"] for row in read_scores(records, filters.CASCADE)]
@@ -115,7 +115,7 @@ def test_other_weights_score_again(clip, records, tmp_path):
         ("preprocessor_config.json", "[", "no readable tokenizer or image processor"),
     ],
 )
-def test_folders_that_hold_no_such_model_are_refused(clip, tmp_path, file, content, message):
+def test_folders_without_such_a_model_are_refused(clip, tmp_path, file, content, message):
     shutil.copytree(clip, tmp_path / "spoiled")
     assert (tmp_path / "spoiled" / file).exists()
     (tmp_path / "spoiled" / file).write_text(content)

@@ -1,4 +1,4 @@
-"""A filter's declarations decide what is dropped: nothing else has to be written for a new filter."""
+"""A filter's declarations alone decide what is dropped."""
 
 import pickle
 from types import SimpleNamespace

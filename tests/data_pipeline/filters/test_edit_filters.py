@@ -1,4 +1,4 @@
-"""Edit filters: exact pairs pass, spoilt ones are dropped for the right reason, and columns measure what they claim."""
+"""Edit filters: exact pairs pass, spoilt ones are dropped for the right reason, and columns are correct."""
 
 import re
 from collections import Counter
@@ -30,14 +30,14 @@ def choose(folder, records):
     return select(folder, THRESHOLDS)
 
 
-def test_exact_pairs_pass_also_when_they_are_compressed(edits, tmp_path):  # noqa: F811
+def test_exact_pairs_pass_even_if_compressed(edits, tmp_path):  # noqa: F811
     records = list(RecordFolder(edits[0]))
     twice = [*records, *(compressed(record) for record in records if "edit/restoration" not in record.tags)]
     selection = choose(tmp_path, twice)
     assert not selection.dropped and len(selection.kept) == len(twice)
 
 
-def test_spoilt_pairs_are_dropped_for_what_was_done_to_them(edits, tmp_path):  # noqa: F811
+def test_spoilt_pairs_are_dropped_for_the_right_reason(edits, tmp_path):  # noqa: F811
     records, rng = list(RecordFolder(edits[0]))[8:24], np.random.default_rng(0)
     wrong, deserved = [], {}
     for number, record in enumerate(records):

@@ -1,4 +1,4 @@
-"""Honest images of kinds that filters easily mistake stay in stage 4, and their spoilt counterparts go.
+"""Good images that filters easily mistake for bad ones are kept in stage 4; their spoilt counterparts are dropped.
 
 A few images of `tests/benchmarks/filter_fairness.py`, which measures more.
 """
@@ -26,7 +26,7 @@ def images() -> list[Image.Image]:
 
 
 def reasons(image: Image.Image, form: str = "PNG") -> set[str | None]:
-    """Why an image would be dropped for its looks."""
+    """Reasons for dropping an image, except for its captions."""
     data = bytes_of(image, form)
     record = Record("key", data, (Caption("x"),), "test")
     candidate = Candidate(record, decode_image(data), None)
@@ -93,7 +93,7 @@ def test_instructions_without_letters_and_short_captions_are_too_short():
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf_16_that_was_read_as_utf_8_is_no_caption(encoding):
+def test_utf_16_read_as_utf_8_is_not_a_caption(encoding):
     text = "a red boat on a lake".encode(encoding).decode()
     assert caption_reason(text, edit=False) == "control_character"
     assert caption_reason("a red boat\non a lake\tin summer", edit=False) is None

@@ -106,7 +106,7 @@ def test_pixel_hash_sees_through_formats_but_not_through_alpha(picture, encoded)
     assert len({row["bytes_sha256"] for row in rows}) == 5
 
 
-def test_pixel_hash_knows_the_shape(encoded):
+def test_pixel_hash_depends_on_the_shape(encoded):
     files = [encoded(Image.new("RGB", size)) for size in ((40, 30), (30, 40))]
     wide, tall = DUPLICATES.score(map(candidate, files))
     assert wide["pixels_sha256"] != tall["pixels_sha256"]
@@ -212,7 +212,7 @@ def test_border_measures_bars_and_frames_and_nothing_else(picture, encoded):
         assert one(BORDER, encoded(image))["bars"] == 0
 
 
-def test_text_that_the_tokenizer_takes_for_its_own_tokens_is_found():
+def test_special_tokens_in_captions_are_detected():
     ordinary = ("<b>bold</b>, a < b |> c", "<|no_token|>", "im_end")
     tokens = [token for token, _ in SPECIAL_TOKENS]
     captions = tuple(Caption(f"a cat {text} here") for text in (*tokens, *ordinary))

@@ -1,4 +1,4 @@
-"""Alignment for trials: it prefers right captions and is never mistaken for the scores of a CLIP."""
+"""Alignment for trials: it prefers right captions, and never replaces the scores of a CLIP silently."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def scored(labels, demo, tmp_path_factory):
     return folder
 
 
-def test_selection_follows_labels_only_when_told(scored, tmp_path):
+def test_selection_follows_labels_only_if_configured(scored, tmp_path):
     asked = {"min_side": 200, "drop_near_duplicates": False}
     plain = select(scored, Thresholds(**asked, min_alignment=1.0))
     assert len(plain.keys) == 6 and all(kept.captions == (0, 1) for kept in plain.kept)
@@ -142,7 +142,7 @@ def test_scores_belong_to_the_labels(labels, scored, tmp_path):
     )
 
 
-def test_without_labels_nothing_is_said_of_them(demo, tmp_path):
+def test_without_labels_reports_do_not_mention_them(demo, tmp_path):
     records = shutil.copytree(demo[2], tmp_path / "records")
     report = score(records, workers=1, progress=False)
     assert "label_alignment" not in report.scored.keys() | report.not_scored.keys()
@@ -178,7 +178,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         ("model.safetensors", None, "has neither model.safetensors nor model.safetensors.index.json"),
     ],
 )
-def test_folders_that_hold_no_labels_are_refused(labels, tmp_path, file, content, message):
+def test_folders_without_labels_are_refused(labels, tmp_path, file, content, message):
     spoiled = shutil.copytree(labels, tmp_path / "spoiled")
     (spoiled / file).unlink() if content is None else (spoiled / file).write_bytes(content)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Refusals of captioning models are told from captions that begin like them."""
+"""Refusals of captioning models are distinguished from captions that begin like them."""
 
 from data_pipeline.filters.refusals import is_refusal
 
@@ -105,7 +105,7 @@ print(
 )
 
 
-def test_refusals_are_told_from_captions_that_begin_like_them():
+def test_refusals_are_distinguished_from_captions_that_begin_like_them():
     assert [text for text in REFUSED if not is_refusal(text)] == []
     assert [text for text in TRUTHFUL if is_refusal(text)] == []
     assert is_refusal('"I can’t describe this image."') and not is_refusal("a boat " * 100 + REFUSED[0])

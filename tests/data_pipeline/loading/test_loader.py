@@ -87,7 +87,7 @@ def test_collate_pads_at_the_end_and_marks_it():
     assert batch.samples == () and batch.prompts is None
 
 
-def test_a_batch_says_what_it_is_made_of():
+def test_a_batch_reports_its_composition():
     samples = [make(1), make(2)]
     (batch,) = itertools.islice(Loader(samples, EMPTY, LAYOUT, 2, 0, labels={"batch/side": 64.0}).batches(), 1)
     metrics = dict(batch.stats.metrics)

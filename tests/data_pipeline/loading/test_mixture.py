@@ -85,7 +85,7 @@ def test_a_batch_read_as_microbatches_is_the_same_batch(weights, parts, start):
         assert list(itertools.chain(*(own for _, own in read))) == rows
 
 
-def test_every_sample_of_a_stream_is_seen_once_per_epoch():
+def test_every_sample_of_a_stream_is_drawn_once_per_epoch():
     steps = drawn(Mixture((stream(0, 3), stream(1, 1)), 1), 0, 40)
     for name, samples in (("0", 5), ("1", 5)):
         seen = list(itertools.chain(*(rows for own, rows in steps if own == name)))
@@ -116,7 +116,7 @@ def of_cache(folder, held_out: float, held: tuple[int, ...], of_tasks=(1, 0)) ->
     return Mixture.of_cache(cache, shares, [(1, 2)], seed=0, dropout=0.0, local_rows=range), cache
 
 
-def test_training_reads_what_is_not_held_in_a_layout_that_holds_both(tmp_path):
+def test_training_reads_only_samples_that_are_not_held_out(tmp_path):
     mixture, cache = of_cache(tmp_path, 0.5, (1, 5))
     rows = itertools.chain(*(rows for _, rows in drawn(mixture, 0, 20)))
     assert set(rows) == {0, 2, 3, 4}
@@ -131,7 +131,7 @@ def test_where_nothing_is_held_out_validation_reads_the_training_samples(tmp_pat
     assert mixture.streams[0].held_out is mixture.streams[0].loader.samples
 
 
-def test_a_stream_without_held_samples_is_refused_where_some_are_to_be_held(tmp_path):
+def test_a_stream_without_held_out_samples_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"no validation samples for the streams \['64-1-held'\].*larger data\.held_out"
     ):

@@ -37,7 +37,7 @@ def test_digest_follows_the_content(folder, tmp_path):
     assert same == [True, False, True]
 
 
-def test_killed_run_leaves_nothing_that_counts(tmp_path):
+def test_killed_run_does_not_count_as_complete(tmp_path):
     def dies():
         yield from RECORDS[:5]
         raise KeyboardInterrupt
@@ -73,7 +73,7 @@ def test_records_of_another_run_do_not_match_the_manifest(folder, tmp_path):
 
 
 def test_complete_folder_is_never_overwritten(folder):
-    with pytest.raises(ValueError, match="already holds records"):
+    with pytest.raises(ValueError, match="already contains records"):
         write_shards(folder, RECORDS, records_per_shard=3)
     assert list(RecordFolder(folder)) == RECORDS
 

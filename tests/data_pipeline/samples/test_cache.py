@@ -1,4 +1,4 @@
-"""A cache returns the samples that were written, and is refused if it is incomplete or was made from other data."""
+"""A cache returns the samples that were written, and is refused if it is incomplete or was encoded from other data."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_hostile_payloads_are_an_error(payload):
 
 
 def write(folder, units=3):
-    """Units of plain pairs at 64, every second one with an edit at 128."""
+    """Writes units of pairs at 64; every second unit also has an edit at 128."""
     cache.begin(folder, {"vae": "a", "sides": (64, 128)})
     for unit in range(units):
         made = [(64, make(10 * unit + place)) for place in range(4)]
@@ -80,7 +80,7 @@ def test_streams_hold_the_samples_of_all_units_in_order(tmp_path):
         found.streams[0][12]
 
 
-def test_held_samples_have_streams_of_their_own_and_caches_from_before_them_are_read(tmp_path):
+def test_held_out_samples_have_separate_streams_and_older_caches_are_read(tmp_path):
     made = [(64, make(0)), (64, make(1), True), (64, make(2), False), (64, make(4, conditions=1), True)]
     cache.write_cache(tmp_path, made, EMPTY, {"preprocessing": {"held_out": 0.5}})
     found = Cache(tmp_path)

@@ -117,7 +117,7 @@ def test_every_record_enters_the_areas_that_it_fills_and_what_is_lost_is_counted
     assert json.loads((out / "manifest.json").read_text())["left_out"] == report.left_out
 
 
-def test_held_samples_are_the_same_samples_in_streams_of_their_own(whole, folder, imported, tmp_path):
+def test_held_out_samples_are_the_same_samples_in_separate_streams(whole, folder, imported, tmp_path):
     records = RecordFolder(folder)
     numbers = sorted({image_hash(image) for r in records for image in (r.image, *r.conditions)})
     held_out = numbers[2]  # the two lowest images
@@ -181,7 +181,7 @@ def test_interrupted_and_shared_encoding_give_the_same_bytes(whole, folder, impo
     assert content(tmp_path / "shared") == expected
 
 
-def test_the_same_cache_is_not_made_from_something_else(whole, folder, imported):
+def test_a_cache_is_not_continued_with_other_data(whole, folder, imported):
     out, _ = whole
     data = configs.load(STAGE).data
     with pytest.raises(ValueError, match=r"vae: .* expected 'another'"):

@@ -1,4 +1,4 @@
-"""An image that is held out is never trained on: in no stream, area or stage, neither alone nor in an edit."""
+"""A held-out image is never used for training: in no stream, area or stage, neither alone nor in an edit."""
 
 import tempfile
 from pathlib import Path

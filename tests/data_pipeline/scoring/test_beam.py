@@ -68,7 +68,7 @@ def test_user_errors(folders, tmp_path):
         score_with_beam(str(tmp_path / "absent"), "DirectRunner")
 
 
-def test_without_the_package_the_way_to_it_is_named(monkeypatch):
+def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "data_pipeline.scoring.beam", raising=False)
     with pytest.raises(ValueError, match="pip install 'apache-beam"):

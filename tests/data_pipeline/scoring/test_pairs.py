@@ -1,4 +1,4 @@
-"""Near duplicates: the search finds the groups that comparing all records with all records gives."""
+"""Near duplicates: the search finds the same groups as comparing every record with every other."""
 
 import base64
 import hashlib

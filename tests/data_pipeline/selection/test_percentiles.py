@@ -46,7 +46,7 @@ def test_each_group_loses_its_own_lowest(monkeypatch):
     assert percentiles.find_cuts("any", 0, 0) == percentiles.Cuts({}, {})
 
 
-def test_scores_that_are_asked_for_must_be_there(monkeypatch, demo):
+def test_requested_scores_must_exist(monkeypatch, demo):
     monkeypatch.setattr(percentiles, "read_scores", lambda folder, filters: rows(scored=False))
     with pytest.raises(ValueError, match="min_aesthetic_percentile is 10, but aesthetic was not scored"):
         select(demo[2], Thresholds(min_aesthetic_percentile=10))

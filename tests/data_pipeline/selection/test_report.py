@@ -1,4 +1,4 @@
-"""The page of a folder shows its funnel, its scores and its images, and nothing from outside acts in it."""
+"""The page of a folder shows its funnel, its scores and its images, and loads nothing from outside."""
 
 import dataclasses
 import json

@@ -66,7 +66,7 @@ def test_edits_are_chosen_by_their_instructions_and_by_all_of_their_images(tmp_p
     assert select(tmp_path, Thresholds(min_side=30, pairs=False)).keys == ("edit",)
 
 
-def test_a_filter_without_its_model_drops_nothing_and_is_named_loudly(tmp_path, picture, encoded, monkeypatch):
+def test_a_filter_without_its_model_drops_nothing_and_warns(tmp_path, picture, encoded, monkeypatch):
     absent = tuple(replace(filter, model=None) if filter.optional else filter for filter in CASCADE)
     assert absent != CASCADE
     records = [Record("a", encoded(picture(1)), (Caption("a picture for a test"),), "s")]

@@ -1,4 +1,4 @@
-"""An optional part that cannot be used costs itself alone."""
+"""A record is kept without an optional part that cannot be used."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_the_first_captions_are_kept():
     assert len(found.captions) == 64 and found.lost == ("too_many_captions",)
 
 
-def test_a_text_file_that_cannot_be_read_costs_itself_alone():
+def test_an_unreadable_text_file_does_not_lose_the_record():
     found = describe({"text": "hills"}, "CC0", [CaptionFile(Refused("not_utf8"))])
     assert (found.captions, found.licence, found.lost) == ((FINE,), "CC0", ("not_utf8",))
     assert describe({"text": "hills", "licence": " "}, "CC0").licence == "CC0"
@@ -63,7 +63,7 @@ def test_a_text_file_that_cannot_be_read_costs_itself_alone():
         ({"text": "hills", "conditions": ["x"] * 11}, "bad_metadata"),
     ],
 )
-def test_what_costs_the_sample(fields, reason):
+def test_reasons_that_refuse_the_sample(fields, reason):
     with pytest.raises(Refused) as refusal:
         describe(fields, None)
     assert refusal.value.reason == reason

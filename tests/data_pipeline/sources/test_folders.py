@@ -1,4 +1,4 @@
-"""Folders as people have them: every file is read or counted with its reason, each kind by its own reader."""
+"""Realistic folders: every file is read by its reader, or counted with a reason."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_images_tars_and_tables_of_one_folder_are_all_read(tmp_path):
     assert report.files == {".heic": 2, ".jpg": 4, ".parquet": 1, ".png": 2, ".tar": 2, ".txt": 8}
 
 
-def test_a_table_of_urls_beside_a_tar_costs_itself_alone(tmp_path):
+def test_a_table_of_urls_next_to_a_tar_does_not_affect_the_tar(tmp_path):
     buffer = io.BytesIO()
     pq.write_table(pa.table({"url": ["http://x.invalid"], "caption": ["x"]}), buffer)
     put(tmp_path / "web", {"00000.tar": tar(), "00000.parquet": buffer.getvalue(), "00000_stats.json": "{}"})
@@ -139,7 +139,7 @@ def test_json_beside_a_caption(tmp_path):
     assert records[0].captions == (Caption("an alternative text"),) and records[4].captions == (Caption("hills"),)
 
 
-def test_hidden_folders_are_no_data(tmp_path):
+def test_hidden_folders_are_skipped(tmp_path):
     put(
         tmp_path / "set",
         {"1.jpg": b"1", "1.txt": "hills", "._1.jpg": b"mac", ".git/HEAD": "x", ".cache/x.parquet": b""},
@@ -173,7 +173,7 @@ def test_pointers_of_git_lfs_are_named(tmp_path):
     assert keys(records) == ["2.jpg"] and report.refused.counts == {"lfs_pointer": 1}
 
 
-def test_unknown_keys_are_named_with_those_that_were_found(tmp_path):
+def test_unknown_keys_are_named_with_the_present_ones(tmp_path):
     lines = [json.dumps({"path": f"{n}.jpg", "description": f"hills {n}"}) for n in range(3)]
     put(tmp_path / "set", pictures() | {"metadata.jsonl": "\n".join(lines)})
     with pytest.raises(ValueError, match=r"unknown_keys, such as metadata.jsonl:1 \(keys 'path', 'description'\)"):

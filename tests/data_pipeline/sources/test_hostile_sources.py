@@ -81,7 +81,7 @@ def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE]
 )
-def test_members_that_are_no_files(tmp_path, kind):
+def test_members_that_are_not_files(tmp_path, kind):
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     members = [*GOOD, (special("bad.png", kind, str(secret)), b""), ("bad.txt", b"a caption")]
@@ -175,7 +175,7 @@ def test_columns_of_other_types_are_counted(tmp_path):
         ({"licence": pa.array([[("a", None)] * 100_000, None], pa.map_(pa.string(), pa.int8()))}, "bad_metadata"),
     ],
 )
-def test_a_value_that_cannot_be_converted_costs_its_row_alone(tmp_path, column, reason):
+def test_a_value_that_cannot_be_converted_loses_only_its_row(tmp_path, column, reason):
     table = pa.table({"image": [b"image"] * 2, "text": ["a caption"] * 2} | column)
     (tmp_path / "x.parquet").write_bytes(parquet_of(table))
     keys, refused = read(tmp_path / "x.parquet", tmp_path / "out")

@@ -137,7 +137,7 @@ def _line(**fields) -> bytes:
         (_line(file_name="."), "not_a_file"),
     ],
 )
-def test_hostile_line_is_counted_and_the_rest_goes_on(src, line, reason):
+def test_hostile_line_is_counted_and_the_rest_is_read(src, line, reason):
     good, last = _line(file_name="good.png"), _line(file_name="last.png")
     put(src, {"good.png": b"g", "x.png": b"x", "last.png": b"l", "metadata.jsonl": b"\n".join([good, line, last])})
     records, refused = ingest(src)

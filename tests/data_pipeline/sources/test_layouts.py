@@ -1,4 +1,4 @@
-"""Public data sets and trainers' folders, each with the keys under which it is published."""
+"""Public data sets and trainers' folders, with their published keys."""
 
 import io
 import json

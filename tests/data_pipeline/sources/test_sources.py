@@ -133,7 +133,7 @@ def link(name: str) -> tarfile.TarInfo:
         ([("a/.x.png", b"x")], "bad_name"),
     ],
 )
-def test_hostile_members_are_counted_and_the_rest_goes_on(tmp_path, members, reason):
+def test_hostile_members_are_counted_and_the_rest_is_read(tmp_path, members, reason):
     good, last = [("good.png", b"g"), ("good.txt", b"fine")], [("last.png", b"l"), ("last.txt", b"fine")]
     between = [("between.png", b"b"), ("between.txt", b"fine")]
     write_tar(tmp_path / "x.tar", [*good, *between, *members, *last])
@@ -195,7 +195,7 @@ def test_parquet_of_other_columns_is_refused_with_the_way_out(tmp_path):
         read(tmp_path / "x.parquet", tmp_path / "out", columns={"image": "nothing"})
 
 
-def test_a_table_that_is_none_is_counted(tmp_path):
+def test_a_file_that_is_not_a_table_is_counted(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 is not enough")
     with pytest.raises(ValueError, match=r"1 broken_file, such as x\.parquet"):
         read(tmp_path / "x.parquet", tmp_path / "out")
@@ -236,7 +236,7 @@ def test_records_that_are_not_complete_are_refused_before_anything_is_written(tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_shard_costs_itself(tmp_path):
+def test_a_damaged_shard_does_not_affect_the_others(tmp_path):
     members = [(f"{n}.{suffix}", b"fine") for n in range(3) for suffix in ("png", "txt")]
     write_tar(tmp_path / "x.tar", members)
     ingest(tmp_path / "x.tar", tmp_path / "made", records_per_shard=1, progress=False)
@@ -258,7 +258,7 @@ def test_nulls_in_a_caption_of_a_table_mean_that_it_does_not_say(tmp_path):
     assert refused == {"bad_metadata": 1}
 
 
-def test_what_macos_puts_before_every_member_is_passed_over(tmp_path):
+def test_metadata_members_of_macos_are_skipped(tmp_path):
     places = [(folder, f"{n}.{suffix}") for folder in ("", "./a/") for n in "01" for suffix in ("png", "txt")]
     members = [(f"{folder}{mark}{name}", b"fine") for folder, name in places for mark in ("._", "")]
     write_tar(tmp_path / "x.tar", [(".DS_Store", b"mac"), *members])

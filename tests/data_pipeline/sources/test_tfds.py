@@ -80,7 +80,7 @@ def read(out, data_dir, name="tiny/small", split="train", **options):
     return list(RecordFolder(out)), report.refused.counts
 
 
-def test_images_as_they_came_texts_and_class_names(tmp_path, data_dir):
+def test_stored_images_texts_and_class_names(tmp_path, data_dir):
     columns = {"text": "caption", "tags": "label"}
     records, refused = read(tmp_path, data_dir, columns=columns, licence="CC0")
     assert records == [
@@ -103,7 +103,7 @@ def test_sequences_edits_and_parts_of_a_split(tmp_path, data_dir):
     assert refused == {}
 
 
-def test_what_is_not_there_is_named(tmp_path, data_dir):
+def test_missing_data_sets_splits_and_columns_are_named(tmp_path, data_dir):
     for options, words in (
         ({"name": "tiny/absent"}, "no prepared data set 'tiny/absent'"),
         ({"name": "mnist"}, "no prepared data set 'mnist'"),
@@ -146,7 +146,7 @@ def test_hostile_data_sets_are_counted(tmp_path, data_dir):
         read(tmp_path / "none", copied, columns=columns)
 
 
-def test_without_the_package_the_way_to_it_is_named(tmp_path, monkeypatch):
+def test_the_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.core", None)
     with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
         read(tmp_path, tmp_path)

@@ -1,4 +1,4 @@
-"""Generated edit pairs are exact, describe themselves, and depend on the seed alone."""
+"""Generated edit pairs are exact, have matching instructions, and depend on the seed alone."""
 
 import json
 import re
@@ -230,7 +230,7 @@ def test_cutouts_are_found_among_the_records(demo, cutouts, tmp_path):
     assert made and all(record.key.endswith(" + ball.png") for record in made)
 
 
-def test_the_asked_number_is_made_of_the_images_that_are_there(demo, tmp_path, monkeypatch):
+def test_the_requested_number_is_made_from_usable_images(demo, tmp_path, monkeypatch):
     records = [record for record in RecordFolder(demo[2]) if record.key.startswith("clean/")][:4]
     write_shards(tmp_path / "in", records, records_per_shard=99)
     kinds = {kind: make for kind, make in KINDS.items() if kind != "text"}  # text needs fonts

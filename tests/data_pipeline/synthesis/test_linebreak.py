@@ -1,4 +1,4 @@
-"""Lines and prefixes of text never end inside a character or where the script forbids it."""
+"""Lines and prefixes never end inside a character or where the script forbids a break."""
 
 import pytest
 from hypothesis import given, settings
@@ -39,7 +39,7 @@ def test_no_line_begins_with_closing_or_ends_with_opening_punctuation(language, 
     assert not any(line[-1] in "「『（《“" for line in lines)
 
 
-def test_thai_is_broken_between_words_alone():
+def test_thai_is_broken_only_between_words():
     lines = break_lines(SAMPLES["th"], "th", 9, width_of("th"))
     assert lines[:3] == ["ห้องสมุดมี", "หนังสือใน", "ภาษาต่อไปนี้"]
 

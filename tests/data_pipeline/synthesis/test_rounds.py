@@ -1,4 +1,4 @@
-"""As many results as were asked for, as long as numbers succeed."""
+"""The requested number of results is made, as long as numbers succeed."""
 
 from data_pipeline.synthesis.rounds import shortfall, until_enough
 

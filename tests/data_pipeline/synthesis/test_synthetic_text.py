@@ -217,5 +217,5 @@ def test_the_command_prints_its_tables_and_writes_its_figures(tmp_path, capsys):
     assert "img/s" in printed.err
     content = json.loads(figures.read_text())
     assert content["made"] == {"pure": {"Grek": 1, "Kore": 1}, "layout": {"Grek": 1, "Kore": 1}}
-    with pytest.raises(SystemExit, match="already holds records"):
+    with pytest.raises(SystemExit, match="already contains records"):
         main.main(["data", "synth", "text", "--out", str(out), "--count", "1", "--strategy", "pure", "--workers", "1"])
