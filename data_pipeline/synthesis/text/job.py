@@ -203,4 +203,4 @@ def describe_alignment(align: str, script: Script) -> str:
     """An alignment in words."""
     if align == "centre":
         return "centred"
-    return "describe_alignment to the " + ("right" if (align == "end") != script.rtl else "left")
+    return "aligned to the " + ("right" if (align == "end") != script.rtl else "left")
