@@ -181,7 +181,7 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, m
 
 @pytest.mark.parametrize("override", ["corpus.texts=0", "corpus.edits=0"])
 def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, tmp_path):
-    monkeypatch.setattr(fonts.FontLibrary.__init__, "__defaults__", ((tmp_path / "none",), fonts.MORE))
+    monkeypatch.setattr(fonts.FontLibrary.__init__, "__defaults__", ((tmp_path / "none",), fonts.FONTS_HINT))
     with pytest.raises(ValueError, match=r"is in none of .*none; apt-get install fonts-noto-core \(`make") as caught:
         curriculum.run(configs.load(TINY, [override]), tmp_path / "out")
     assert "--fonts" not in str(caught.value) and not (tmp_path / "out").exists()
