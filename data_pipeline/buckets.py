@@ -36,7 +36,7 @@ class Fit:
     """How an image fits its bucket.
 
     Attributes:
-      bucket: the bucket with the nearest aspect ratio.
+      bucket: bucket with the nearest aspect ratio.
       scale: factor of the resize that covers the bucket; above 1 enlarges.
       cropped: fraction of the image's area that is cropped, 0..1.
       left_out: None if the image can be used; otherwise `upscaled_too_much` or `cropped_too_much`.

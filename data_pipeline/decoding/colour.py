@@ -37,7 +37,7 @@ class Profile:
     """The conversion of an image's pixels to sRGB.
 
     Attributes:
-      outcome: a key of OUTCOMES.
+      outcome: key of OUTCOMES.
       transform: conversion of RGB or CMYK pixels to sRGB; None if there is nothing to convert or `curve` converts.
       curve: for grey pixels, the sRGB level 0..255 of each of 256 evenly spaced levels.
     """

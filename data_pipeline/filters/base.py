@@ -107,7 +107,7 @@ class Filter:
       sees_broken: whether it also scores images that do not decode. Otherwise their columns are None.
       model: digest of the weights behind the scores. Other weights make stored scores stale.
       optional: whether its model may be absent (`model` is None). It then scores nothing, and selection warns.
-      needs: what the user must do to supply its model.
+      needs: instructions to the user for supplying its model.
       on_device: whether its model runs in JAX, in the single process that owns the accelerator.
     """
 

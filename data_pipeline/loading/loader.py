@@ -23,7 +23,7 @@ class Loader:
 
     Attributes:
       samples: samples of the stream.
-      empty: the empty prompt without condition images.
+      empty: empty prompt without condition images.
       layout: layout that batches are padded to.
       batch_size: global number of samples per batch.
       seed: seed of the order, texts and dropout.

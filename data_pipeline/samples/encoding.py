@@ -39,7 +39,7 @@ class EncodeReport:
       records: number of records in the folder that it was encoded from.
       streams: number of samples in every stream.
       left_out: number of records that were left out, by reason.
-      online: what training computes itself, see `schema.ONLINE`.
+      online: features that training computes itself, see `schema.ONLINE`.
       bytes: total size of its files.
     """
 
@@ -86,7 +86,7 @@ def fingerprint(records: RecordFolder, index: Path, data: Any, encoders: dict[st
     Args:
       records: folder of the records.
       index: index of the selected records.
-      data: a config's `data` group.
+      data: group `data` of a config.
       encoders: values that identify the encoders and how they compute.
     """
     selection = hashlib.sha256()

@@ -24,7 +24,7 @@ class Encoders(Protocol):
 
     Attributes:
       channels: image channels that the autoencoder reads.
-      online: what training computes itself, see `schema.ONLINE`; samples contain prompts and pixels instead.
+      online: features that training computes itself, see `schema.ONLINE`; samples contain prompts and pixels instead.
     """
 
     channels: int
@@ -54,7 +54,7 @@ class Pixels:
 
     Attributes:
       held: whether it is held out for validation.
-      left_out: why it cannot be used; None if it can.
+      left_out: reason why it cannot be used; None if it can.
     """
 
     item: Item

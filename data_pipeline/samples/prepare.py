@@ -12,7 +12,7 @@ def prepare_image(image: Image.Image, bucket: Bucket, channels: int = 3) -> UInt
     """Resizes an image to cover a bucket (Lanczos) and crops it to the centre.
 
     Args:
-      image: an upright RGB or RGBA image, as `decoding.images.decode_image` returns it.
+      image: upright RGB or RGBA image, as `decoding.images.decode_image` returns it.
       channels: 3 composites transparent parts over white; 4 keeps alpha, which is 255 for opaque images.
 
     Returns:

@@ -40,8 +40,8 @@ class Sample:
       conditions: latents of the condition images, in order.
       empty: for an edit, the empty prompt with the same condition images, for classifier-free dropout.
       record: position of the record in its folder.
-      condition_pixels: the condition images as the encoders read them, 0..255, if training computes text features.
-      target_pixels: the target as the autoencoder reads it, 0..255, if training computes latents.
+      condition_pixels: condition images as the encoders read them, 0..255, if training computes text features.
+      target_pixels: target as the autoencoder reads it, 0..255, if training computes latents.
     """
 
     latents: Float[np.ndarray, "h w C"]

@@ -59,7 +59,7 @@ class Selection:
     Attributes:
       thresholds: thresholds that were applied.
       kept: kept records in the order of the folder.
-      dropped: the other records, by key.
+      dropped: other records, by key.
       steps: funnel of counts.
       not_scored: filters that dropped nothing because they have no scores, and what they need.
       trials: filters for trials only, and how this selection used their scores.

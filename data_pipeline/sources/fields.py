@@ -48,7 +48,7 @@ class CaptionFile:
     """A text file with one caption.
 
     Attributes:
-      content: the caption, or the reason why the file cannot be used.
+      content: caption, or the reason why the file cannot be used.
       kind: INSTRUCTION, or None for a caption.
     """
 

@@ -48,7 +48,7 @@ def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | Non
     """Records of one file, in order. Consecutive rows with the same key, image and conditions become one record.
 
     Args:
-      path: the file.
+      path: path of the file.
       options: options of reading.
       ledger: counts of the source.
       prefix: prefix of all keys; None means the name of the file.

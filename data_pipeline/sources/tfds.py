@@ -25,7 +25,7 @@ def read_tfds(path: Path, options: Options, ledger: Ledger) -> Iterator[Record]:
     """Records of one split, in order; keys are NAME/CONFIG/VERSION/SPLIT/NUMBER.
 
     Args:
-      path: the source without `tfds:`.
+      path: source without `tfds:`.
       options: options of reading.
       ledger: counts of the source.
 

@@ -40,7 +40,7 @@ def read_tar(path: Path, options: Options, ledger: Ledger, prefix: str | None = 
     """Records of one tar file, in order; samples after a damaged place are lost.
 
     Args:
-      path: the file.
+      path: path of the file.
       options: options of reading.
       ledger: counts of the source.
       prefix: prefix of all keys; None means the name of the file.

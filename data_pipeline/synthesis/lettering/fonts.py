@@ -26,7 +26,7 @@ class MissingGlyph(Exception):
     """A text with a character that no font of the typeface covers.
 
     Attributes:
-      character: the first such character.
+      character: first such character.
     """
 
     def __init__(self, character: str):
