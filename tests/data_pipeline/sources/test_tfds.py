@@ -110,7 +110,7 @@ def test_missing_data_sets_splits_and_columns_are_named(tmp_path, data_dir):
         ({"name": "tiny/small:2.0.0"}, "no prepared data set"),
         ({"split": "test"}, r"has the splits \['train'\]; 'test' cannot be read"),
         ({"columns": {"text": "absent"}}, "lacks.*absent"),
-        ({"columns": {"text": "objects/x"}}, "without.*objects/x"),
+        ({"columns": {"text": "objects/x"}}, "lacks.*objects/x"),
     ):
         with pytest.raises(ValueError, match=words):
             read(tmp_path / "out", data_dir, **options)
