@@ -19,8 +19,12 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax
+import jaxtyping
 import pytest
 
+import tests.array_checks  # before the hook, which imports it by name
+
+jaxtyping.install_import_hook(["qi2_jax", "data_pipeline"], "tests.array_checks.check")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
