@@ -22,9 +22,9 @@ import jax
 import jaxtyping
 import pytest
 
-import tests.array_checks  # before the hook, which imports it by name
+from tests.array_checks import check
 
-jaxtyping.install_import_hook(["qi2_jax", "data_pipeline"], "tests.array_checks.check")
+jaxtyping.install_import_hook(["qi2_jax", "data_pipeline"], f"{check.__module__}.{check.__name__}")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
