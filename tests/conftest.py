@@ -19,8 +19,12 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax
+import jaxtyping
 import pytest
 
+from tests.array_checks import check
+
+jaxtyping.install_import_hook(["qi2_jax", "data_pipeline"], f"{check.__module__}.{check.__name__}")
 jax.config.update("jax_num_cpu_devices", 8)
 
 

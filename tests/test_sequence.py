@@ -76,7 +76,9 @@ def test_positions_follow_their_definition(sample):
 
 def test_join_puts_segments_in_the_layouts_order():
     layout = Layout(text=(2, 1, 3), conditions=(2, 4), target=3)
-    text, conditions, target = (jnp.arange(n)[None, :, None] + base for n, base in ((6, 100), (6, 200), (3, 300)))
+    text, conditions, target = (
+        jnp.arange(n)[None, :, None] + float(base) for n, base in ((6, 100), (6, 200), (3, 300))
+    )
     expected = [100, 101, 200, 201, 102, 202, 203, 204, 205, 103, 104, 105]
     assert join(layout, text, conditions, None).ravel().tolist() == expected
     assert join(layout, text, conditions, target).ravel().tolist() == [*expected, 300, 301, 302]

@@ -92,7 +92,7 @@ class Crops:
       rows: rows of the global batch that this process reads; None for all.
     """
 
-    images: Sequence[UInt8[np.ndarray, "H W c"]]
+    images: Sequence[UInt8[np.ndarray, "_ _ c"]]
     side: int
     batch_size: int
     seed: int

@@ -35,7 +35,7 @@ class Encoders(Protocol):
     def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]: ...
 
     def texts(
-        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0
+        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]], max_patches: int = 0
     ) -> list[Text]: ...
 
 
@@ -59,7 +59,7 @@ class Pixels:
 
     item: Item
     target: UInt8[np.ndarray, "H W c"] | None
-    conditions: tuple[UInt8[np.ndarray, "H W c"], ...]
+    conditions: tuple[UInt8[np.ndarray, "_ _ c"], ...]
     texts: tuple[str, ...]
     held: bool
     left_out: str | None = None

@@ -46,10 +46,10 @@ class Sample:
 
     latents: Float[np.ndarray, "h w C"]
     texts: tuple[Text, ...]
-    conditions: tuple[Float[np.ndarray, "h w C"], ...] = ()
+    conditions: tuple[Float[np.ndarray, "_ _ C"], ...] = ()
     empty: Text | None = None
     record: int = 0
-    condition_pixels: tuple[UInt8[np.ndarray, "H W c"], ...] = ()
+    condition_pixels: tuple[UInt8[np.ndarray, "_ _ c"], ...] = ()
     target_pixels: UInt8[np.ndarray, "H W c"] | None = None
 
     def __post_init__(self) -> None:

@@ -112,7 +112,7 @@ class Encoders:
         return self.images.latents(images)
 
     def texts(
-        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int = 0
+        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]], max_patches: int = 0
     ) -> list[Text]:
         """Features of prompts with their condition images; all prompts have the same number of images.
 
@@ -131,7 +131,7 @@ class Encoders:
         return found
 
     def _texts(
-        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int
+        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]], max_patches: int
     ) -> list[Text]:
         missing = self.batch_size - len(texts)
         pictures = [[Image.fromarray(pixels) for pixels in own] for own in images]

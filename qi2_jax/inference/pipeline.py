@@ -131,7 +131,7 @@ class Pipeline:
             Execution(dtype, sharding.Attention(mesh), constrain=sharding.Constrain(mesh)),
         )
 
-    def __call__(self, texts: Sequence[str], **options: Any) -> list[UInt8[np.ndarray, "H W c"]]:
+    def __call__(self, texts: Sequence[str], **options: Any) -> list[UInt8[np.ndarray, "_ _ c"]]:
         """Generates one image per text; for the arguments and errors see `denoise`."""
         return [self.decode(latents) for latents in self.denoise(texts, **options)]
 
@@ -185,7 +185,7 @@ class Pipeline:
         seed: int = 0,
         latents: Float[np.ndarray, "B N C"] | None = None,
         progress: Callable[[Iterable], Iterable] = iter,
-    ) -> list[Float[np.ndarray, "h w C"]]:
+    ) -> list[Float[np.ndarray, "_ _ C"]]:
         """Samples the normalised latents of one image per text.
 
         Args:

@@ -280,7 +280,7 @@ def _hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str | Kernel) 
 
 def encode_prompts(
     model: Qwen3VL, batch: PromptBatch, *, kernel: str | Kernel = "auto"
-) -> list[Float[np.ndarray, "features D"]]:
+) -> list[Float[np.ndarray, "_ D"]]:
     """Features of each prompt without padding and system turn, on the host, in the dtype of the encoder's embeddings.
 
     The ranges in a prompt's `Segments` index the rows of its features.

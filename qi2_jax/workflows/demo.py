@@ -121,7 +121,7 @@ class _Generated:
 
     pipeline: Pipeline
     captions: Sequence[Caption]
-    images: Sequence[UInt8[np.ndarray, "H W c"]]
+    images: Sequence[UInt8[np.ndarray, "_ _ c"]]
     originals: dict[int, UInt8[np.ndarray, "H W c"]]
     rebuilt: dict[int, UInt8[np.ndarray, "H W c"]]
     is_nearest: Sequence[bool]

@@ -15,7 +15,7 @@ CELL, COLUMNS = 136, 3  # pixels of the longer side of an image; captions beside
 
 
 def nearest_is_own(
-    generated: Sequence[UInt8[np.ndarray, "H W c"]],
+    generated: Sequence[UInt8[np.ndarray, "_ _ c"]],
     images: Iterable[UInt8[np.ndarray, "H W c"]],
     owners: Sequence[int],
 ) -> list[bool]:
@@ -45,7 +45,7 @@ def _thumbnail(pixels: UInt8[np.ndarray, "H W c"]) -> Float[np.ndarray, "64 64 3
 def draw(
     path: pathlib.Path,
     texts: Sequence[str],
-    triples: Sequence[tuple[UInt8[np.ndarray, "H W c"], ...]],
+    triples: Sequence[tuple[UInt8[np.ndarray, "_ _ c"], ...]],
     titles: Sequence[str],
 ) -> None:
     """Writes a drawing with the images of each text side by side.

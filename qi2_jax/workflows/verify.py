@@ -35,8 +35,8 @@ class Comparison:
         predicts nothing, which leaves nothing to compare.
     """
 
-    ours: list[UInt8[np.ndarray, "H W c"]]
-    theirs: list[UInt8[np.ndarray, "H W c"]]
+    ours: list[UInt8[np.ndarray, "_ _ c"]]
+    theirs: list[UInt8[np.ndarray, "_ _ c"]]
     latent_error: float
     moved: float
 
@@ -142,7 +142,7 @@ def _generate_with_diffusers(
     request: Mapping[str, Any],
     noise: Sequence[Float[np.ndarray, "_ C"]],
     images: Sequence[Image.Image],
-) -> tuple[list[UInt8[np.ndarray, "H W c"]], list[Float[np.ndarray, "_ C"]]]:
+) -> tuple[list[UInt8[np.ndarray, "_ _ c"]], list[Float[np.ndarray, "_ C"]]]:
     """The images and latents that another process generates, see `qi2_torch.generate`."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -21,7 +21,7 @@ def test_loss_is_the_mean_error_of_the_decoded_mode(vae):
     x = pixels(0)
     error = np.asarray(vae.decode(vae.encode(x).mean, clamp=False)) - x
     for kind, expected in (("absolute", np.abs(error).mean()), ("squared", np.square(error).mean())):
-        value, scalars = training.make_loss(kind)(vae, None, None, x, None)
+        value, scalars = training.make_loss(kind)(vae, None, None, x, jax.random.split(jax.random.key(0), 2))
         assert float(value) == pytest.approx(expected, rel=1e-5)
         assert float(scalars["psnr"]) == pytest.approx(10 * np.log10(4 / np.square(error).mean()), rel=1e-4)
     with pytest.raises(ValueError, match=r"'hinge' .* choose one of \['absolute', 'squared'\]"):
