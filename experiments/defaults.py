@@ -56,7 +56,7 @@ def timesteps(**changes: Any) -> dict[str, Any]:
     """The distribution of training times, and the one time shift that training, validation and sampling share."""
     group = dict(
         law="logit_normal",
-        logit_normal=dict(mean=0.0, std=1.0),  # arguments of the law with this name
+        logit_normal=dict(mean=0.0, std=1.0),  # arguments of the distribution with this name
         uniform=dict(low=0.0, high=1.0),
         shift=dict(
             dynamic=True,

@@ -12,7 +12,7 @@ import pytest
 
 from qi2_jax.config import loading
 from qi2_jax.tasks.transformer import fixed_prompts
-from qi2_jax.tasks.transformer.config import check
+from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.workflows import config as configs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_stages_have_the_steps_batches_and_rates_of_the_report():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tiny_stages_can_train_here(name):
-    check(configs.load(f"{EXPERIMENTS[name]}:tiny"))
+    check_transformer(configs.load(f"{EXPERIMENTS[name]}:tiny"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qi2_jax.interop.weights import Weights
+    from qi2_jax.interop.stored_weights import Weights
 
 DTYPES = ("bfloat16", "float32")
 

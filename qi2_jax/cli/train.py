@@ -69,16 +69,16 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     from qi2_jax.runs import paths
     from qi2_jax.runtime import lock, processes
     from qi2_jax.tasks.transformer import start, task
-    from qi2_jax.tasks.transformer.config import check, check_samples
+    from qi2_jax.tasks.transformer.config import check_samples, check_transformer
     from qi2_jax.training import restarting
-    from qi2_jax.training.checkpoints import manager
+    from qi2_jax.training.checkpoints import files
 
-    check(config)
+    check_transformer(config)
     samples = Cache(arguments.samples)
     source = config.transformer.start.folder
     # Checked before the lock creates the folder. A run that has checkpoints no longer needs its start.
     with processes.raise_together():
-        if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
+        if jax.process_index() == 0 and source and not files.steps(arguments.out / paths.CHECKPOINTS):
             start.check_source(source, arguments.model)
     with lock.hold(arguments.out):
         restarting.check(arguments.out, restart=arguments.restart)

@@ -8,7 +8,7 @@ _CHANGEABLE, _CHOICES, _TYPED = "changeable", "choices", "typed"
 
 
 def changeable(**options: Any) -> Any:
-    """A field that may change when a run or job continues, with everything below it: no result depends on it.
+    """A field that may change, with everything below it, when a run or job continues: no result depends on it.
 
     Args:
       options: arguments of `dataclasses.field`, such as `default`.
@@ -28,7 +28,7 @@ def choice(table: Mapping[str, Any], **options: Any) -> Any:
     `law="uniform"` beside `uniform=dict(low=0.0, high=1.0)` becomes `Uniform(0.0, 1.0)`.
 
     Args:
-      table: what each name stands for.
+      table: names and their entries.
       options: arguments of `dataclasses.field`.
     """
     return dataclasses.field(metadata={_CHOICES: table}, **options)

@@ -15,10 +15,9 @@ from PIL import Image
 from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Text
 from qi2_jax import sharding
 from qi2_jax.inference.latents import encode_images
-from qi2_jax.interop import components
-from qi2_jax.interop import weights as storage
-from qi2_jax.interop.weights import STEM
-from qi2_jax.models.qwen3_vl import EncoderInputs
+from qi2_jax.interop import components, stored_weights
+from qi2_jax.interop.stored_weights import STEM
+from qi2_jax.models.qwen3_vl.inputs import EncoderInputs
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import logs
 from qi2_jax.runtime.digests import of_files
@@ -169,6 +168,6 @@ def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:
     component = components.COMPONENTS[name]
     config = components.read_config(model / name, name)
     like = component.abstract(config)
-    weights, _ = storage.of_ours(model / name, component.expected(config))
+    weights, _ = stored_weights.of_ours(model / name, component.expected(config))
     with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
-        return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+        return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype)

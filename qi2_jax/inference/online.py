@@ -19,8 +19,8 @@ from PIL import Image
 from data_pipeline.samples.schema import Sample
 from qi2_jax.attention import Kernel
 from qi2_jax.models.layers import AnyArray
-from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL
-from qi2_jax.models.qwen3_vl.inputs import VisionInputs
+from qi2_jax.models.qwen3_vl.inputs import EncoderInputs, VisionInputs
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.sequence import Layout
 from qi2_jax.text.prompts import PromptProcessor
 

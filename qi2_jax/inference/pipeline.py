@@ -24,11 +24,10 @@ from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference.latents import decode_latents, encode_images
-from qi2_jax.interop import components, folder
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, folder, stored_weights
 from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models.mmdit import Execution, MMDiT
-from qi2_jax.models.qwen3_vl import Qwen3VL
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import to_image, to_pixels
 from qi2_jax.runs import locating
@@ -116,9 +115,9 @@ class Pipeline:
             for file, scale in loras if name == "transformer" else ():
                 weights = merging.merged(weights, merging.scaled(reading.read(file, config), scale))
             if code is not None:
-                weights = storage.cast(weights, code)
+                weights = stored_weights.cast(weights, code)
             with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
-                return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+                return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype)
 
         return cls(
             load("transformer"),

@@ -23,13 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from qi2_jax.diffusion.schedule import Schedule
-from qi2_jax.interop import components, files, published_files
-from qi2_jax.interop import names as naming
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, files, published_files, stored_weights, tensor_names
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
+from qi2_jax.interop.stored_weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.interop.tensors import Writer, size
-from qi2_jax.interop.weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.models import tree
 from qi2_jax.runtime.dtypes import CODES
 from qi2_jax.sequence import BLOCK_CAUSAL
@@ -82,7 +80,7 @@ def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None =
     opened: dict[str, tuple[FileWeights, FileWeights]] = {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
-        opened[name] = storage.of_published(
+        opened[name] = stored_weights.of_published(
             source / name, component.stem, component.expected(config), component.name_map(config), variant
         )
     copied, left_out = _auxiliary(source)
@@ -127,17 +125,19 @@ def export_folder(
         config = components.read_config(source / name, name)
         expected = component.expected(config)
         if replace and name in replace:
-            weights, passthrough = replace[name], storage.passthrough_of_ours(source / name)
+            weights, passthrough = replace[name], stored_weights.passthrough_of_ours(source / name)
             shapes = {key: weight.shape for key, weight in weights.items()}
-            storage.check_ours(shapes, expected, f"weights of the {name}")
+            stored_weights.check_ours(shapes, expected, f"weights of the {name}")
         else:
-            weights, passthrough = storage.of_ours(source / name, expected)
+            weights, passthrough = stored_weights.of_ours(source / name, expected)
         both = (
-            (weights, passthrough) if code is None else (storage.cast(weights, code), storage.cast(passthrough, code))
+            (weights, passthrough)
+            if code is None
+            else (stored_weights.cast(weights, code), stored_weights.cast(passthrough, code))
         )
         opened[name], names = both, component.name_map(config)
         items[name] = _published_items(*both, names)
-        naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
+        tensor_names.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
     copied, left_out = _auxiliary(source)
     with files.building(out, _total(source, opened, copied)) as place, _bar("export", opened) as bar:
         for name, component in COMPONENTS.items():
@@ -194,7 +194,7 @@ class _Item(NamedTuple):
         return size(self.source.code, self.shape)
 
 
-def _published_items(weights: Weights, passthrough: Weights, names: naming.NameMap) -> list[_Item]:
+def _published_items(weights: Weights, passthrough: Weights, names: tensor_names.NameMap) -> list[_Item]:
     items = [_Item(name, weight.shape, weight, None) for name, weight in passthrough.items()]
     for ours, weight in weights.items():
         for name in names.to_published(ours, weight.shape):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qi2_jax import sequence
-from qi2_jax.interop.names import NameMap
+from qi2_jax.interop.tensor_names import NameMap
 from qi2_jax.models.mmdit import MMDiTConfig
 
 CLASS = "QwenImage21Transformer2DModel"

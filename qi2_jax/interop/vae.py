@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qi2_jax.interop.names import NameMap
+from qi2_jax.interop.tensor_names import NameMap
 from qi2_jax.models.vae import VAEConfig
 
 CLASS_NAME = "AutoencoderKLQwenImage21"

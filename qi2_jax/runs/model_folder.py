@@ -12,19 +12,19 @@ import numpy as np
 
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import Shift
-from qi2_jax.interop import components, files, folder, mmdit
-from qi2_jax.interop import vae as vae_interop
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, files, folder, mmdit, stored_weights
+from qi2_jax.interop.stored_weights import FileWeight, Weights
 from qi2_jax.interop.tensors import Writer
-from qi2_jax.interop.weights import FileWeight, Weights
+from qi2_jax.interop.vae import CLASS_NAME, passthrough_shapes, to_diffusers
 from qi2_jax.models.mmdit import MMDiTConfig
-from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.models.vae import VAE
 from qi2_jax.runs import locating
 from qi2_jax.runs.paths import CHECKPOINTS
 from qi2_jax.text.prompts import PromptProcessor
 from qi2_jax.text.qwen_tokenizer import save_qwen_processor
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints.files import steps
 from qi2_jax.training.config import MAX_SEED
 
 QWEN_VOCABULARY = 151_936
@@ -74,7 +74,7 @@ def check_encoder(config: Any, model: pathlib.Path) -> None:
 
 
 def _is_made(model: pathlib.Path) -> bool:
-    return (model / "text_encoder" / f"{storage.STEM}.safetensors").is_file()
+    return (model / "text_encoder" / f"{stored_weights.STEM}.safetensors").is_file()
 
 
 def _open_encoder(
@@ -90,7 +90,7 @@ def _open_encoder(
     files.check_links(source)
     component = components.COMPONENTS["text_encoder"]
     parsed = components.read_config(source, "text_encoder")
-    weights, passthrough = storage.of_published(
+    weights, passthrough = stored_weights.of_published(
         source, component.stem, component.expected(parsed), component.name_map(parsed)
     )
     copied = [
@@ -176,13 +176,15 @@ def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
 def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Writes a trained autoencoder with the mean and standard deviation of its latents."""
     config = dataclasses.replace(vae.config, latents_mean=mean, latents_std=std)
-    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.passthrough_shapes(config).items()}
-    folder.save_component(model / "vae", vae_interop.to_diffusers(config), vae, unused)
+    unused = {name: np.zeros(shape, np.float32) for name, shape in passthrough_shapes(config).items()}
+    folder.save_component(model / "vae", to_diffusers(config), vae, unused)
 
 
 def save_weights(place: pathlib.Path, weights: Weights) -> None:
     """Writes weights as a component of a model folder, with one parameter in memory at a time."""
-    with Writer(place / f"{storage.STEM}.safetensors", {n: (w.code, w.shape) for n, w in weights.items()}) as writer:
+    with Writer(
+        place / f"{stored_weights.STEM}.safetensors", {n: (w.code, w.shape) for n, w in weights.items()}
+    ) as writer:
         for name, weight in weights.items():
             writer.write(name, weight.read())
 
@@ -203,7 +205,7 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
     Raises:
       ValueError: if `start` is none of these.
     """
-    begun = bool(manager.steps(model.parent / CHECKPOINTS))
+    begun = bool(steps(model.parent / CHECKPOINTS))
     source, origin = model, scheduler_origin(model)
     if not (begun and (model / folder.MARK).is_file()):
         try:
@@ -225,7 +227,7 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
         "transformer": ["diffusers", mmdit.CLASS],
-        "vae": ["diffusers", vae_interop.CLASS_NAME],
+        "vae": ["diffusers", CLASS_NAME],
     }
     folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
     files.write(model / folder.SCHEDULER, schedule)

@@ -28,7 +28,7 @@ _WAITING = "\1"  # precedes the name of a signal that waits until a step is comp
 
 @contextlib.contextmanager
 def joined(group: meeting.Group) -> Iterator[None]:
-    """Connects this process with the others for the length of a block; a single process needs nothing.
+    """Connects this process with the others while a block runs. Without a group of processes it does nothing.
 
     JAX must not have been used yet. An error in the block is printed and ends this process with a non-zero status. It
     does not wait for collectives that only the other processes could complete. They end within `LEAVING` or
@@ -47,7 +47,7 @@ def joined(group: meeting.Group) -> Iterator[None]:
         meeting.meet(group)
     else:
         _log.info("waiting up to %d s for the processes that the cluster names", JOINING)
-    # JAX would answer SIGTERM itself, and the second one would kill.
+    # JAX would handle SIGTERM itself, and a second one would kill the process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -107,7 +107,7 @@ def gather(text: str) -> list[str]:
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:
-    """Means over the processes. All of them must pass values of the same names."""
+    """Means over the processes. All of them must pass the same names."""
     all_values = [json.loads(text) for text in gather(json.dumps(values))]
     return {name: sum(each[name] for each in all_values) / len(all_values) for name in values}
 

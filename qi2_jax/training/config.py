@@ -87,7 +87,7 @@ class Checkpoint(Policy):
 
 
 @dataclasses.dataclass(frozen=True)
-class Validation:
+class ValidationSchedule:
     """When a run is validated.
 
     Attributes:
@@ -104,7 +104,7 @@ class Validation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class SampleSchedule:
     """When sample images are generated.
 
     Attributes:
@@ -162,8 +162,8 @@ class TrainingConfig:
     mesh: MeshShape = changeable()
     optimizer: Optimizer
     train: Train = changeable()
-    validation: Validation
-    samples: Samples = changeable()
+    validation: ValidationSchedule
+    samples: SampleSchedule = changeable()
     checkpoint: Checkpoint = changeable()
     profile: Profile = changeable()
     as_typed: Mapping[str, Any] = as_typed()

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from qi2_jax.runtime import processes
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import accounting, metrics
 
 SET_ASIDE = ".before-restart"  # suffix of the records of a run that began anew
@@ -29,7 +29,7 @@ def check(directory: pathlib.Path, *, restart: bool = False) -> None:
       ValueError: if an earlier run saved checkpoints here, none is left, and `restart` is False.
     """
     with processes.raise_together(interruptible=False):
-        if jax.process_index() != 0 or manager.steps(directory / "checkpoints"):
+        if jax.process_index() != 0 or files.steps(directory / "checkpoints"):
             return
         saved = last_saved(directory)
         if saved is None:

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import jax
 
 from qi2_jax.runtime import processes, signals
-from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.saving import Save
+from qi2_jax.training.step import TrainState, learning_rate
 from qi2_jax.training.task import Task
 from qi2_jax.training.telemetry.journal import Journal
 
@@ -50,13 +50,13 @@ class Run:
         task: Task,
         config: TrainingConfig,
         record: dict[str, Any],
-        state: steps.TrainState,
+        state: TrainState,
         checkpoints: Checkpoints,
         journal: Journal,
     ):
         self._task, self._config, self._record = task, config, record
         self.state, self._checkpoints, self._journal = state, checkpoints, journal
-        self._rate = steps.learning_rate(config.optimizer)
+        self._rate = learning_rate(config.optimizer)
 
     def evaluate_and_sample(self, step: int, already_done: Sequence[str] = ()) -> None:
         """Evaluates and draws where that is due.
@@ -119,7 +119,7 @@ class Run:
         self._journal.stopped(step, self._checkpoints.directory)
         raise signals.Terminated(reported=True)
 
-    def end(self) -> steps.TrainState:
+    def end(self) -> TrainState:
         """Ends a run whose last step is saved, and returns its state."""
         self._checkpoints.end_locally()
         processes.gather("")  # the event below must not precede what other processes still delete
@@ -127,12 +127,12 @@ class Run:
         return self.state
 
 
-def is_lost(state: steps.TrainState, config: TrainingConfig) -> bool:
+def is_lost(state: TrainState, config: TrainingConfig) -> bool:
     """Whether the latest steps of a state were too many that are not finite."""
     return int(state.skipped) >= config.train.max_skipped
 
 
-def not_finite(state: steps.TrainState, streak: int, directory: pathlib.Path) -> str:
+def not_finite(state: TrainState, streak: int, directory: pathlib.Path) -> str:
     """The message of a run that ends because of `streak` steps that were not finite."""
     where = "up to" if streak == int(state.skipped) else "before"
     return (

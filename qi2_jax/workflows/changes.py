@@ -9,7 +9,7 @@ from qi2_jax.config import recorded
 from qi2_jax.config.changes import is_changeable, is_within
 from qi2_jax.inference.encoders import digests
 from qi2_jax.runs import locating, paths
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.workflows.config import CurriculumExperiment
 
 # Groups of a stage's config on which its samples depend, and of its `transformer` those on which the model depends.
@@ -37,7 +37,7 @@ class MayChange:
 
 def is_started(out: pathlib.Path, name: str) -> bool:
     """Whether the stage of that name has a checkpoint."""
-    return bool(manager.steps(_run_of(out, name) / paths.CHECKPOINTS))
+    return bool(files.steps(_run_of(out, name) / paths.CHECKPOINTS))
 
 
 def may_change(config: CurriculumExperiment, out: pathlib.Path) -> MayChange:
@@ -55,7 +55,7 @@ def may_change(config: CurriculumExperiment, out: pathlib.Path) -> MayChange:
         free += ["encoder", "vae"]  # which are not read
         if _is_moved(config, out):
             free.append("model")
-    if not manager.steps(out / paths.VAE / paths.CHECKPOINTS) and not (out / paths.MODEL / "vae").exists():
+    if not files.steps(out / paths.VAE / paths.CHECKPOINTS) and not (out / paths.MODEL / "vae").exists():
         free.append("vae")
     started = started_stages(config, out)
     for name, next_started in zip(started, [*list(started.values())[1:], False], strict=True):

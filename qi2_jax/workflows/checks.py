@@ -6,8 +6,8 @@ from typing import Any
 from qi2_jax.config.changes import differences
 from qi2_jax.interop import folder
 from qi2_jax.runs import locating, model_folder, paths
-from qi2_jax.tasks.autoencoder import config as autoencoder
-from qi2_jax.tasks.transformer import config as transformer
+from qi2_jax.tasks.autoencoder.config import check_autoencoder
+from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.workflows.changes import is_started
 from qi2_jax.workflows.config import CurriculumExperiment, StageExperiment
 
@@ -21,7 +21,7 @@ def check_curriculum(config: CurriculumExperiment, out: pathlib.Path) -> None:
     for name, stage in config.stages.items():
         try:
             stage.encode.check()
-            transformer.check(stage)
+            check_transformer(stage)
         except ValueError as error:
             raise ValueError(f"stages.{name}: {error}") from None
     if not is_started(out, config.order[0]):  # else its start is no longer needed
@@ -68,4 +68,4 @@ def _check_model(config: CurriculumExperiment, out: pathlib.Path) -> None:
         )
     else:
         model_folder.check_encoder(config.encoder, out / paths.MODEL)
-        autoencoder.check(config.vae)
+        check_autoencoder(config.vae)

@@ -30,12 +30,12 @@ from qi2_jax.pixels import to_pixels
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import lock
 from qi2_jax.runtime.atomic import write_json_atomic
-from qi2_jax.tasks.autoencoder import config as autoencoder
+from qi2_jax.tasks.autoencoder.config import check_autoencoder
 from qi2_jax.tasks.autoencoder.task import train_vae
-from qi2_jax.tasks.transformer import config as transformer
+from qi2_jax.tasks.transformer.config import check_transformer, transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
 from qi2_jax.training import restarting
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows import data, encode, job_folder, reports, results
 from qi2_jax.workflows.config import CompareConfig, DemoExperiment, ExpectConfig, SampleConfig
@@ -88,8 +88,8 @@ def check(config: DemoExperiment) -> None:
     Raises:
       ValueError: naming what a later step would refuse.
     """
-    autoencoder.check(config.vae)
-    transformer.check(config)
+    check_autoencoder(config.vae)
+    check_transformer(config)
     config.encode.check()
     if config.compare.images:
         try:
@@ -101,9 +101,9 @@ def check(config: DemoExperiment) -> None:
 def may_change(out: pathlib.Path) -> Callable[[str], bool]:
     """Whether a key may differ from the recorded config: nothing is made from it yet, or no result depends on it."""
     model = out / paths.TRANSFORMER / paths.MODEL
-    if manager.steps(out / paths.TRANSFORMER / paths.CHECKPOINTS):
+    if files.steps(out / paths.TRANSFORMER / paths.CHECKPOINTS):
         return lambda key: is_changeable(DemoExperiment, key)
-    if manager.steps(out / paths.VAE / paths.CHECKPOINTS):
+    if files.steps(out / paths.VAE / paths.CHECKPOINTS):
         return lambda key: is_within(key, "transformer") or is_changeable(DemoExperiment, key)
     made = ("source", "encoder") if (model / "text_encoder").exists() else ("source",)
     return lambda key: not any(is_within(key, group) for group in made)
@@ -171,7 +171,7 @@ def _train(config: DemoExperiment, images: Pictures, out: pathlib.Path, restart:
     assert encoded is not None, "the demo is one process"
     show(encoded.table())
     samples = Cache(out / paths.SAMPLES)
-    shape = transformer.transformer_config(config.transformer, samples)
+    shape = transformer_config(config.transformer, samples)
     model_folder.finish(model, shape, config.transformer.timesteps.shift, config.transformer.start.folder)
     log.info("4 transformer")
     train_transformer(config, samples, run_folder, restart=restart)

@@ -14,7 +14,8 @@ from qi2_jax.cli import checkpoints as verb
 from qi2_jax.cli import main
 from qi2_jax.runs import paths
 from qi2_jax.training.checkpoints import checksums, files, inspection
-from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.checkpoints.retention import Policy
 from qi2_jax.training.step import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -286,7 +286,7 @@ for name in ("torch", "torchvision", "diffusers"):
     sys.modules[name] = None  # makes importing it fail
 import json
 from PIL import Image
-from qi2_jax.models.qwen3_vl import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
 from qi2_jax.text.prompts import PromptProcessor, resize_condition
 config = Qwen3VLConfig.from_dict(json.loads(sys.argv[2]))
 batch = PromptProcessor.from_folder(sys.argv[1], config)(["a"], [[resize_condition(Image.new("L", (40, 30)), 512)]])

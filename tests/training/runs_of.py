@@ -23,12 +23,12 @@ from data_pipeline.samples import cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.inference import encoders
-from qi2_jax.interop.weights import STEM
+from qi2_jax.interop.stored_weights import STEM
 from qi2_jax.models.vae import VAE
 from qi2_jax.runs import model_folder
 from qi2_jax.tasks.transformer import task
 from qi2_jax.tasks.transformer.config import transformer_config
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows import config as configs
 
@@ -218,7 +218,7 @@ def leaves(out: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
     return {
         f"{item}/{name}": weight.read()
         for item in ("model", "ema", "optimizer")
-        for name, weight in manager.weights(out / "checkpoints" / str(step), item).items()
+        for name, weight in contents.weights(out / "checkpoints" / str(step), item).items()
     }
 
 

@@ -123,10 +123,10 @@ def test_what_is_recorded_is_what_was_typed():
     assert started.transformer.as_typed == typed["transformer"] | {"start": {"folder": "runs/first"}}
 
 
-def test_the_law_is_the_chosen_one_with_its_arguments():
+def test_the_timestep_distribution_is_the_chosen_one_with_its_arguments():
     overrides = ["transformer.timesteps.law=uniform", "transformer.timesteps.uniform.low=0.25"]
-    law = configs.load(STAGE, overrides).transformer.timesteps.law
-    assert (type(law).__name__, law.low, law.high) == ("Uniform", 0.25, 1.0)
+    distribution = configs.load(STAGE, overrides).transformer.timesteps.law
+    assert (type(distribution).__name__, distribution.low, distribution.high) == ("Uniform", 0.25, 1.0)
 
 
 def test_rank_0_is_no_adapter():

@@ -20,7 +20,7 @@ from qi2_jax.config import loading, recorded
 from qi2_jax.config.changes import Change
 from qi2_jax.config.parsing import parse
 from qi2_jax.runs import locating, model_folder, paths
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 from qi2_jax.workflows import changes, curriculum
 from qi2_jax.workflows import config as configs
 
@@ -83,7 +83,7 @@ def leaves(out) -> dict[str, np.ndarray]:
     return {
         f"{item}/{name}": weight.read()
         for item in ("model", "ema", "optimizer")
-        for name, weight in manager.weights(located.checkpoint, item).items()
+        for name, weight in contents.weights(located.checkpoint, item).items()
     }
 
 

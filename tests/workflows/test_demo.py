@@ -109,9 +109,11 @@ def test_without_diffusers_a_job_says_so_at_its_beginning(monkeypatch, tmp_path)
     job.check(configs.load(TINY, ["compare.images=0"]))
 
 
-@pytest.mark.parametrize("law", ["uniform", "logit_normal"])
-def test_every_law_and_attention_rule_is_reached_from_the_command_line(law):
-    job.check(configs.load(TINY, [f"transformer.timesteps.law={law}", "transformer.model.attention=bidirectional"]))
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
+def test_every_timestep_distribution_and_attention_rule_is_reached_from_the_command_line(distribution):
+    job.check(
+        configs.load(TINY, [f"transformer.timesteps.law={distribution}", "transformer.model.attention=bidirectional"])
+    )
 
 
 def test_a_job_may_be_changed_where_nothing_is_made_from_it_yet(tmp_path):

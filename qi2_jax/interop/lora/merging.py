@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from qi2_jax.interop import weights as storage
-from qi2_jax.interop.weights import Weight, Weights
+from qi2_jax.interop import stored_weights
+from qi2_jax.interop.stored_weights import Weight, Weights
 from qi2_jax.models.lora import LoRAConfig
 
 
@@ -123,7 +123,7 @@ def merged(base: Weights, changes: Changes) -> dict[str, Weight]:
       base: every parameter of the transformer.
       changes: the changes to add to them.
     """
-    result: dict[str, Weight] = dict(storage.cast(base, "F32"))
+    result: dict[str, Weight] = dict(stored_weights.cast(base, "F32"))
     for path, layers in changes.items():
         result[f"{path}.weight"] = MergedWeight(base[f"{path}.weight"], layers)
     return result

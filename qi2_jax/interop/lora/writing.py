@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qi2_jax.interop import files
-from qi2_jax.interop import names as naming
+from qi2_jax.interop import files, tensor_names
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.lora import merging
 from qi2_jax.interop.lora.merging import Changes
@@ -27,7 +26,7 @@ from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.runtime.dtypes import CODES, DTYPES
 
 
-def expected(base_config: MMDiTConfig, config: LoRAConfig) -> naming.Shapes:
+def expected(base_config: MMDiTConfig, config: LoRAConfig) -> tensor_names.Shapes:
     """{our name: shape} of every parameter of an adapter.
 
     Raises:

@@ -42,6 +42,6 @@ class AutoencoderConfig(TrainingConfig):
             )
 
 
-def check(config: AutoencoderConfig) -> None:
+def check_autoencoder(config: AutoencoderConfig) -> None:
     """Raises a ValueError if the devices of this job cannot train the autoencoder with this config."""
     check_batch_sizes("vae", config.mesh, (config.batch_size,))

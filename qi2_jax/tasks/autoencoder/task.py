@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipeline.loading.crops import Crops, Pictures
 from qi2_jax import sharding
-from qi2_jax.interop import weights
+from qi2_jax.interop import stored_weights
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting import sheet
@@ -25,7 +25,7 @@ from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.objective import latent_statistics, make_loss, make_validation, reconstruct
 from qi2_jax.tasks.stages import make_mesh
 from qi2_jax.training import loop
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.microbatch import Microbatch
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.task import CheckSignals, Task
@@ -170,7 +170,7 @@ def train_vae(
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
     """
-    if (model / "vae" / f"{weights.STEM}.safetensors").is_file():
+    if (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
         return
     mesh = make_mesh(config.mesh)
     task = make_task(config, pictures, mesh, held_out)
@@ -178,8 +178,8 @@ def train_vae(
     step = int(state.step)  # not `train.steps`: a resumed run may already be beyond an end that was brought forward
     with processes.raise_together():
         if jax.process_index() == 0:
-            trained = manager.weights(out / paths.CHECKPOINTS / str(step), "ema")
-            vae = weights.load(trained, jax.eval_shape(lambda: task.make_model(jax.random.key(0))))
+            trained = contents.weights(out / paths.CHECKPOINTS / str(step), "ema")
+            vae = stored_weights.load(trained, jax.eval_shape(lambda: task.make_model(jax.random.key(0))))
             unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
             crops = itertools.islice(unseen, config.statistics_batches)
             model_folder.save_vae(model, vae, *latent_statistics(vae, crops))

@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import stored_weights
 from qi2_jax.interop.lora import merging, reading, writing
 from qi2_jax.interop.lora.merging import Changes
-from qi2_jax.interop.weights import ArrayWeight
+from qi2_jax.interop.stored_weights import ArrayWeight
 from qi2_jax.models import lora, tree
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
@@ -23,7 +23,7 @@ from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.runtime.digests import of_file
 from qi2_jax.tasks.transformer.start import check_fits, model_with
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.step import TrainState
 
 
@@ -57,7 +57,7 @@ def base_of_adapter(
     place, digest = run / paths.MODEL / "transformer", ""
     with processes.raise_together():
         if jax.process_index() == 0:
-            if not manager.steps(run / paths.CHECKPOINTS):  # the source may still change
+            if not files.steps(run / paths.CHECKPOINTS):  # the source may still change
                 if source is None:
                     raise ValueError("lora.rank is above 0: name the transformer to adapt with --start")
                 if reading.is_adapter(source):  # now, not after minutes of copying
@@ -72,8 +72,8 @@ def base_of_adapter(
             digest = _digest(sorted(place.glob("*.safetensors")))
     digest = processes.gather(digest)[0]
     shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    weights = storage.of_ours(place, shapes)[0]
-    return storage.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
+    weights = stored_weights.of_ours(place, shapes)[0]
+    return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
 
 
 def _keep_base(like: MMDiT, source: pathlib.Path, run: pathlib.Path) -> None:
@@ -124,7 +124,7 @@ def continued(
     shardings = sharding.shardings(like, mesh)
 
     def placed(arrays: dict[str, np.ndarray]) -> Any:
-        return storage.load({name: ArrayWeight(array) for name, array in arrays.items()}, like, shardings)
+        return stored_weights.load({name: ArrayWeight(array) for name, array in arrays.items()}, like, shardings)
 
     def select(in_file: Any, values: Any, fresh: Any) -> Any:
         return jax.tree.map(jnp.where, in_file, values, fresh)

@@ -12,15 +12,14 @@ from data_pipeline.samples import encoding
 from data_pipeline.samples.cache import Cache, check_fingerprint
 from qi2_jax import attention, sharding
 from qi2_jax.config.fields import changeable, check_at_least, check_one_of, choice
-from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
+from qi2_jax.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS, Shift, TimestepDistribution
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.tasks.stages import DTYPES, check_batch_sizes, make_mesh
 from qi2_jax.tasks.transformer import fixed_prompts
 from qi2_jax.tasks.transformer.samples_config import Samples
-from qi2_jax.training import config as training
-from qi2_jax.training.config import TrainingConfig
+from qi2_jax.training.config import TrainingConfig, ValidationSchedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +48,11 @@ class TimestepConfig:
     """The times at which the transformer trains.
 
     Attributes:
-      law: distribution of training times; its arguments stand in the group of its name.
+      law: timestep distribution of training; the group with its name has its arguments.
       shift: shift of times with resolution, shared by training, validation and sampling.
     """
 
-    law: TimestepLaw = choice(LAWS)
+    law: TimestepDistribution = choice(TIMESTEP_DISTRIBUTIONS)
     shift: Shift
 
 
@@ -93,7 +92,7 @@ class AdapterConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Validation(training.Validation):
+class Validation(ValidationSchedule):
     """When and on what a run is validated.
 
     Attributes:
@@ -177,7 +176,7 @@ class StageConfig:
         return dataclasses.replace(self, transformer=transformer)
 
 
-def check(config: StageConfig) -> None:
+def check_transformer(config: StageConfig) -> None:
     """Checks a config against the devices of this job, the transformer's layers, and the images that it names.
 
     Raises:

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
 from qi2_jax.inference import encoders
-from qi2_jax.interop import folder
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import folder, stored_weights
 from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
@@ -19,7 +18,7 @@ from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.config import TransformerConfig, transformer_config
 from qi2_jax.training import restarting
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
         if not made_samples(model, samples):
             raise ValueError(f"{model} contains files of other models, from a call that was refused; delete it")
     # Before the first checkpoint the config may still change. After that `loop.train` compares it first.
-    if not manager.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
+    if not files.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
         shift = config.timesteps.shift
         model_folder.finish(model, transformer_config(config, samples), shift, scheduler_source(config, source))
         if line := model_folder.describe_scheduler(model, shift):
@@ -138,7 +137,7 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: path
         weights = located.weights("transformer", item)
         check_fits(weights, like, source)
         merged = merging.merged(weights, changes) if changes else weights
-        return storage.load(merged, like, sharding.shardings(like, mesh), np.float32)
+        return stored_weights.load(merged, like, sharding.shardings(like, mesh), np.float32)
 
     return state._replace(model=load("model"), ema=load("ema"))
 
@@ -158,7 +157,7 @@ def model_with(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
     return base
 
 
-def check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:
+def check_fits(weights: stored_weights.Weights, like: MMDiT, source: pathlib.Path) -> None:
     """Raises a ValueError that lists every weight of `source` whose shape is not that of `like`."""
     expected = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    storage.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))
+    stored_weights.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))

@@ -98,9 +98,9 @@ class TransformerTask(Task):
         chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
         self.peak_flops = chip.flops if chip else None
         self.draws = self.grids is not None
-        law = self.config.timesteps.law
-        self._loss = make_loss(law, self.objective)
-        self._validate = validation.make_validation(law, self.objective, self.config.seed + 1)
+        timesteps = self.config.timesteps.law
+        self._loss = make_loss(timesteps, self.objective)
+        self._validate = validation.make_validation(timesteps, self.objective, self.config.seed + 1)
 
     def make_model(self, key: jax.Array) -> Any:
         if self.adapter is None:

@@ -55,7 +55,7 @@ def _leaf(path: pathlib.Path, item: str, name: str) -> tensorstore.TensorStore:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointWeight:
-    """One parameter of a checkpoint, which is read on demand; a `qi2_jax.interop.weights.Weight`."""
+    """One parameter of a checkpoint, which is read on demand; a `qi2_jax.interop.stored_weights.Weight`."""
 
     path: pathlib.Path
     item: str

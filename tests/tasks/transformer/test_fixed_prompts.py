@@ -11,7 +11,7 @@ from PIL import Image
 from qi2_jax import sharding
 from qi2_jax.config.parsing import parse
 from qi2_jax.tasks.transformer import fixed_prompts
-from qi2_jax.tasks.transformer.config import check
+from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.workflows import config as configs
 
@@ -54,7 +54,7 @@ def picture(path, width, height):
 )
 def test_what_cannot_be_drawn_is_named_before_training(changes, message):
     with pytest.raises(ValueError, match=message):
-        check(asked(**changes))
+        check_transformer(asked(**changes))
 
 
 def test_a_single_text_is_no_tuple_and_a_strip_no_condition(tmp_path):
@@ -95,7 +95,7 @@ def test_edits_are_drawn_by_their_number_of_images_and_no_encoder_stays(imported
     )
     square, wide = picture(tmp_path / "square.png", 70, 70), picture(tmp_path / "wide.png", 100, 60)
     config = asked(edits=(("darker", square), ("darker", wide), ("join them", square, wide)))
-    check(config)
+    check_transformer(config)
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
     mesh = sharding.make_mesh(sharding.MeshShape(tensor=2), jax.devices()[:2])

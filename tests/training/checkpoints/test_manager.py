@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from qi2_jax.training.checkpoints import checksums, files, manager, retention
-from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.checkpoints.retention import Policy
 from qi2_jax.training.step import TrainState
 
 KEEP_ALL = Policy(keep=100)

@@ -8,8 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from qi2_jax.interop import names as naming
-from qi2_jax.interop import tensors
+from qi2_jax.interop import tensor_names, tensors
 from qi2_jax.interop.tensors import Stored
 from qi2_jax.models import tree
 from qi2_jax.runtime.dtypes import CODES, DTYPES
@@ -115,7 +114,11 @@ class CastWeight:
 
 
 def of_published(
-    folder: pathlib.Path, stem: str, expected: naming.Shapes, names: naming.NameMap, variant: str | None = None
+    folder: pathlib.Path,
+    stem: str,
+    expected: tensor_names.Shapes,
+    names: tensor_names.NameMap,
+    variant: str | None = None,
 ) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
     """Weights of a published component, and its passthrough tensors.
 
@@ -129,7 +132,7 @@ def of_published(
         dtypes.
     """
     found = tensors.scan_folder(folder, stem, variant)
-    naming.check({name: stored.shape for name, stored in found.items()}, expected, names, str(folder))
+    tensor_names.check({name: stored.shape for name, stored in found.items()}, expected, names, str(folder))
     weights, mixed = {}, []
     for ours, shape in expected.items():
         published = names.to_published(ours, shape)
@@ -142,7 +145,7 @@ def of_published(
     return weights, _whole({name: stored for name, stored in found.items() if names.is_passthrough(name)})
 
 
-def of_ours(folder: pathlib.Path, expected: naming.Shapes) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
+def of_ours(folder: pathlib.Path, expected: tensor_names.Shapes) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
     """Weights of a component in a model folder, and its passthrough tensors; raises as `of_published`."""
     found = tensors.scan_folder(folder, STEM)
     own = {name: stored for name, stored in found.items() if not name.startswith(PASSTHROUGH)}
@@ -170,9 +173,9 @@ def cast(weights: Weights, code: str) -> Weights:
     return {name: weight if weight.code == code else CastWeight(weight, code) for name, weight in weights.items()}
 
 
-def check_ours(found: naming.Shapes, expected: naming.Shapes, where: str) -> None:
+def check_ours(found: tensor_names.Shapes, expected: tensor_names.Shapes, where: str) -> None:
     """Raises a ValueError that lists all parameters that do not match the configuration."""
-    naming.check(found, expected, naming.NameMap(), where)
+    tensor_names.check(found, expected, tensor_names.NameMap(), where)
 
 
 def load(weights: Weights, like: Any, shardings: Any = None, dtype: Any = None) -> Any:
