@@ -117,8 +117,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
     """{slice: number of chips}: a slice is a group of TPU chips with direct links between them.
 
-    In a job of one slice, chips may have no `slice_index`. Other platforms have no such links, even where devices have a
-    `slice_index`, so the result is empty for them.
+    In a job of one slice, chips may have no `slice_index`. Other platforms have no such links, even if their devices
+    have a `slice_index`, so the result is empty for them.
     """
     found = collections.Counter(getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu")
     return dict(sorted(found.items()))
@@ -127,8 +127,8 @@ def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
 def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
     """Partition of an array; a dim that its axes do not divide is replicated.
 
-    Without this rule, tiny models on wide meshes would fail on their smallest dims. For the published sizes every rule applies,
-    and `unsharded_weights` names the large weights to which a rule does not apply.
+    Without this rule, tiny models on wide meshes would fail on their smallest dims. For the published sizes every table
+    entry applies, and `unsharded_weights` names the large weights to which one does not apply.
 
     Args:
       mesh: device mesh.

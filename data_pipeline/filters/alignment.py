@@ -93,7 +93,7 @@ class Encoder:
         self.config = DualEncoderConfig.from_dict(files.read_json(folder / "config.json"))
         like = jax.eval_shape(lambda key: DualEncoder(self.config, key=key), jax.random.key(0))
         shapes = {name: tuple(leaf.shape) for name, leaf in tree.to_dict(like).items()}
-        weights, _ = stored_weights.of_published(folder, "model", shapes, NAMES)
+        weights, _ = stored_weights.open_published(folder, "model", shapes, NAMES)
         self.model = stored_weights.load(weights, like, dtype=np.float32)
 
         settings = files.read_json(folder / "tokenizer_config.json")

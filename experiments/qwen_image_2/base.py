@@ -171,7 +171,7 @@ def stage(
       tiny_steps: number of updates of the tiny form.
       ema_decay: decay of the EMA.
       ema_ramp: whether the decay ramps up, so that the EMA forgets the weights from which the stage starts.
-      tiny_conditions: the tiny form's shares of edits with one, two and three condition images; each number with a
+      tiny_conditions: tiny form's shares of edits with one, two and three condition images; each number with a
         share is a program to compile, for every side.
 
     Raises:

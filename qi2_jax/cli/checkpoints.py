@@ -47,7 +47,7 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
     path = paths.run_of(path)
     places = [path / name for name in ("", paths.CHECKPOINTS, f"{paths.TRANSFORMER}/{paths.CHECKPOINTS}")]
     for place in places:
-        if files.steps(place) or files.aside(place):
+        if files.steps(place) or files.damaged(place):
             return place
     raise ValueError(f"{path} holds no complete checkpoint; looked for STEP/ in {[str(place) for place in places]}")
 

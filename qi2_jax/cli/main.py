@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses a command and runs its verb. Prints errors that users can fix without a traceback.
 
     Args:
-      arguments: the command; None: the command of this process, which then also handles signals.
+      arguments: command; None: the command of this process, which then also handles signals.
     """
     if arguments is None:
         arguments = sys.argv[1:]

@@ -12,7 +12,7 @@ def add_verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
     """Adds a verb or the step of a verb, with the options that all of them have.
 
     Args:
-      verbs: the subparsers to add it to.
+      verbs: subparsers to add it to.
       name: what the user types.
       purpose: an imperative sentence without its capital letter and full stop.
     """

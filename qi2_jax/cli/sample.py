@@ -27,7 +27,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, size: str) -> None:
 
     Args:
       parser: where they go.
-      size: the default size, for the help.
+      size: default size, for the help.
     """
     parser.add_argument(
         "model", type=pathlib.Path, metavar="DIR", help="a run or job, a checkpoint, or an imported folder"

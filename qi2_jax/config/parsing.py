@@ -61,8 +61,8 @@ def unknown_key(path: str, name: str, known: Collection[str]) -> ValueError:
     """The error for a key that does not exist, with the closest known key.
 
     Args:
-      path: the whole key as it was typed.
-      name: the part of the path that is unknown.
+      path: whole key as it was typed.
+      name: part of the path that is unknown.
       known: keys of the group in which the name was looked up.
     """
     close = difflib.get_close_matches(name, known, 1)

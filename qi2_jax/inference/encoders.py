@@ -41,7 +41,7 @@ class ImageEncoder:
     """The encoder half of a model folder's autoencoder.
 
     Args:
-      model: the model folder.
+      model: model folder.
       mesh: devices of this process.
       dtype: dtype of weights and activations; latents are in fp32.
       batch_size: number of 256 x 256 images per batch, see `images_at_once`.
@@ -116,7 +116,7 @@ class Encoders:
         """Features of prompts with their condition images; all prompts have the same number of images.
 
         Args:
-          texts: the prompts.
+          texts: prompts.
           images: pixels of each prompt's condition images, resized as `resize_condition` does.
           max_patches: number of 16 x 16 patches in the largest condition image of all calls.
 
@@ -168,6 +168,6 @@ def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:
     component = components.COMPONENTS[name]
     config = components.read_config(model / name, name)
     like = component.abstract(config)
-    weights, _ = stored_weights.of_ours(model / name, component.expected(config))
+    weights, _ = stored_weights.open_ours(model / name, component.expected(config))
     with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
         return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype)

@@ -42,7 +42,7 @@ class Component:
         """The model as shapes without arrays.
 
         Raises:
-          ValueError: if the configuration describes no valid model.
+          ValueError: if the configuration does not describe a valid model.
         """
         try:
             return jax.eval_shape(lambda: self.model(config, key=jax.random.key(0)))

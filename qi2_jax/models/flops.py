@@ -14,7 +14,8 @@ nor rounded up to the blocks of a kernel.
 
 The backward pass of a layer computes the gradients of its input and of its weights, each with as many operations as the
 forward pass. With an adapter (LoRA) of rank r, the frozen layers have no gradients of weights, and each adapted layer
-of m inputs and n outputs adds 2 r (m + n) per slot to the forward pass. Attention has no weights, so its cost does not change.
+of m inputs and n outputs adds 2 r (m + n) per slot to the forward pass. Attention has no weights, so its cost does
+not change.
 """
 
 import dataclasses

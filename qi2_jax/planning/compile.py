@@ -64,7 +64,7 @@ class Memory:
       outputs: size of the program's outputs.
       aliased: part of the outputs that reuses the memory of arguments.
       code: size of the program.
-      peak: the compiler's estimate of the largest memory in use at a time, without fragmentation.
+      peak: estimate by the compiler of the largest memory in use at a time, without fragmentation.
     """
 
     arguments: int
@@ -141,7 +141,7 @@ def compile_train_step(
     """Compiles the training step of the transformer.
 
     Args:
-      config: the model.
+      config: model.
       layout: slots of the sequence.
       mesh: see `topology_mesh`.
       images: global batch size; None for one image per device along `data` and `fsdp`.

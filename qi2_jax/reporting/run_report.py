@@ -21,7 +21,7 @@ def write_report(path: pathlib.Path, folder: pathlib.Path) -> list[dict[str, Any
     """Writes the page of every run in `folder`, in the order in which they were started.
 
     Args:
-      path: The HTML file.
+      path: HTML file.
       folder: A run, or a folder with runs below it.
 
     Returns:

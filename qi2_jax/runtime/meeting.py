@@ -59,7 +59,7 @@ class Group:
     """How this process becomes one of several.
 
     Attributes:
-      verb: the command, for error messages.
+      verb: command, for error messages.
       coordinator: host of process 0 with a port, see `parse_address`.
       processes: number of processes; None: one, or as the cluster reports.
       process: number of this process.

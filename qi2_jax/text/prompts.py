@@ -76,7 +76,7 @@ class PromptBatch:
     Attributes:
       inputs: input of the encoder, with the system turn.
       num_system_tokens: number of tokens of the system turn, which precedes every prompt.
-      segments: the features after the system turn, for each prompt.
+      segments: features after the system turn, for each prompt.
     """
 
     inputs: EncoderInputs

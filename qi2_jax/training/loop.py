@@ -45,11 +45,11 @@ def train(
     after a kill at any moment.
 
     Args:
-      task: what to train.
+      task: model, data and loss.
       config: config of a stage with `seed`, `ema_decay`, `optimizer`, `train`, `validation`, `samples`, `checkpoint`
         and `profile`.
       directory: folder of the run.
-      mesh: devices of this and the other processes.
+      mesh: devices of all processes.
       accept_changes: whether to resume even if the config changed since the run started; the changes are recorded.
       restart: whether to begin at step 0 if the checkpoints of an earlier run are gone, see `restarting.check`.
 
@@ -95,7 +95,7 @@ def is_finished(config: TrainingConfig, data: Mapping[str, Any], directory: path
 
     Args:
       config: as for `train`.
-      data: the task's `data`.
+      data: `data` of the task.
       directory: as for `train`.
 
     Raises:
@@ -171,7 +171,7 @@ def _train(
             if start < total:
                 _take_steps(run, task, config, optimizer, mesh, checkpoints, journal)
             else:
-                run.save(Save.PERSISTENT, wait=True)  # it may be on the hosts' own disks only
+                run.save(Save.PERSISTENT, wait=True)  # it may only be in local checkpoints
         return run.end()
 
 
@@ -191,7 +191,7 @@ def _take_steps(
     stopping = Stopping(mesh, reader, start, total, ahead)
     saves = SaveSchedule(config.checkpoint.every, config.checkpoint.local_every if checkpoints.local else 0)
     in_flight = InFlight(ahead)
-    # Long updates may end between two microbatches. Short ones are not worth a question to all processes each time.
+    # Long updates may end between two microbatches. For short ones, asking all processes each time would cost too much.
     check_signals = (lambda: None) if ahead else raise_if_interrupted
 
     step, follows = start, stopping.should_continue(start)

@@ -17,7 +17,7 @@ from qi2_jax.training.telemetry.journal import Journal
 
 
 class Interrupted(Exception):
-    """A signal cut an update, an evaluation or a drawing short."""
+    """A signal interrupted an update, an evaluation or a drawing."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -36,12 +36,12 @@ class Run:
     """A training run in progress.
 
     Args:
-      task: what is trained.
+      task: task that is trained.
       config: config of the stage.
-      record: what checkpoints record as the config.
+      record: config as checkpoints record it.
       state: training state, which the loop replaces after every step.
-      checkpoints: where states are saved.
-      journal: where metrics and events are written.
+      checkpoints: destination of saves.
+      journal: destination of metrics and events.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Run:
         self._rate = learning_rate(config.optimizer)
 
     def evaluate_and_sample(self, step: int, already_done: Sequence[str] = ()) -> None:
-        """Evaluates and draws where that is due.
+        """Evaluates and draws if due.
 
         Raises:
-          Interrupted: if a signal cut it short; the rest is due again when the run resumes.
+          Interrupted: if a signal arrived; the rest is due again when the run resumes.
         """
         task, journal, last = self._task, self._journal, self._config.train.steps
 
@@ -91,7 +91,7 @@ class Run:
         """Saves the state, unless its step is saved persistently already.
 
         Args:
-          kind: where to.
+          kind: persistent or local.
           wait: whether the save must be complete on return.
         """
         step, local = int(self.state.step), kind is Save.LOCAL
@@ -103,7 +103,7 @@ class Run:
 
     @contextlib.contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """A block that ends the process, with the state saved, where it raises `Interrupted`."""
+        """A block that, if it raises `Interrupted`, saves the state and ends the process."""
         try:
             yield
         except Interrupted:
@@ -112,7 +112,7 @@ class Run:
             self.stop()
 
     def stop(self) -> NoReturn:
-        """Ends the process after a signal, with the state saved."""
+        """Saves the state and ends the process after a signal."""
         step = int(self.state.step)
         if step:
             self.save(Save.PERSISTENT, wait=True)
@@ -128,7 +128,7 @@ class Run:
 
 
 def is_lost(state: TrainState, config: TrainingConfig) -> bool:
-    """Whether the latest steps of a state were too many that are not finite."""
+    """Whether too many of the latest steps in a row were not finite."""
     return int(state.skipped) >= config.train.max_skipped
 
 

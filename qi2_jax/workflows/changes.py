@@ -101,7 +101,7 @@ def check_accepted(config: CurriculumExperiment, out: pathlib.Path, typed: dict[
     Args:
       config: new config.
       out: folder of the curriculum.
-      typed: the new config as it will be recorded.
+      typed: new config as it will be recorded.
       allowed: keys that may change even without being accepted.
 
     Raises:

@@ -76,7 +76,7 @@ class JobConfig:
     Attributes:
       platform: "cpu", or "" for the devices that JAX finds.
       compilation_cache: folder in which compiled programs are kept, absolute or below the job's folder; "": none.
-      as_typed: the config as plain JSON, which a job records.
+      as_typed: config as plain JSON, which a job records.
 
     Raises:
       ValueError: for an unknown platform.

@@ -46,7 +46,7 @@ def reads(monkeypatch):
 
 def open_encoder(folder):
     config = components.read_config(folder, "text_encoder")
-    weights, _ = stored_weights.of_published(
+    weights, _ = stored_weights.open_published(
         folder, COMPONENT.stem, COMPONENT.expected(config), COMPONENT.name_map(config)
     )
     return COMPONENT.abstract(config), COMPONENT.name_map(config), weights

@@ -88,7 +88,9 @@ def test_a_head_may_be_missing_but_not_wrong(source):
 
 def test_weights_that_replace_others_are_checked(imported, tmp_path):
     config = components.read_config(imported / "transformer", "transformer")
-    weights, _ = stored_weights.of_ours(imported / "transformer", components.COMPONENTS["transformer"].expected(config))
+    weights, _ = stored_weights.open_ours(
+        imported / "transformer", components.COMPONENTS["transformer"].expected(config)
+    )
     wrong = dict(weights)
     wrong["extra.weight"] = wrong.pop("image_in.weight")
     wrong["image_out.weight"] = weights["image_in.weight"]

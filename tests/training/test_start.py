@@ -62,7 +62,7 @@ def test_adapter_trains_alone_beside_the_imported_weights(adapted, imported):
     held = manager.describe(located.checkpoint, "model")
     assert held and all("lora_" in name for name in held)
     config = components.read_config(adapted / "model" / "transformer", "transformer")
-    base, _ = stored_weights.of_ours(
+    base, _ = stored_weights.open_ours(
         adapted / "model" / "transformer", components.COMPONENTS["transformer"].expected(config)
     )
     for name, leaf in weights_of(imported).items():

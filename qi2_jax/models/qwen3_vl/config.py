@@ -1,6 +1,7 @@
 """Configuration of a Qwen3-VL condition encoder, as in its published `config.json`.
 
-Field names are the published ones. What our modules cannot represent is refused here, so that no module has to check it.
+Field names are the published ones. What our modules cannot represent is refused here, so that no module has
+to check it.
 """
 
 import dataclasses

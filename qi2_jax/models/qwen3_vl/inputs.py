@@ -26,7 +26,7 @@ class VisionInputs:
       patches: pixels, fp32, normalised; patches in merge order.
       valid: False marks padding.
       coordinates: int32, row and column of each patch.
-      table_index, table_weight: the four entries of the learned position table around each patch, and their weights.
+      table_index, table_weight: four entries of the learned position table around each patch, and their weights.
       slots: int32, the flat position b * S + s of every feature among the tokens; B * S where there is none.
     """
 

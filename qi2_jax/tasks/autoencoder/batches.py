@@ -35,7 +35,7 @@ def held_out_indices(pictures: Pictures, fraction: float, count: int = VALIDATIO
 
     Args:
       pictures: images of the training.
-      fraction: the config's `data.held_out`.
+      fraction: `data.held_out` of the config.
       count: largest number of images.
     """
     if not fraction:

@@ -122,7 +122,7 @@ def make_task(config: AutoencoderConfig, pictures: Pictures, mesh: Mesh, held_ou
       config: config of the stage.
       pictures: images to train on.
       mesh: devices of the run.
-      held_out: the config's `data.held_out`. Validation reads the images that it holds out from the transformer.
+      held_out: `data.held_out` of the config. Validation reads the images that it holds out from the transformer.
 
     Raises:
       ValueError: if the crops do not fit the buckets or the mesh.
@@ -164,7 +164,7 @@ def train_vae(
     Args:
       config: config of the stage.
       pictures: images to train on.
-      out: the run.
+      out: folder of the run.
       model: model folder. If it has an autoencoder already, nothing is done.
       held_out: see `make_task`.
       accept_changes: see `loop.train`.

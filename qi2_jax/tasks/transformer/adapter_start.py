@@ -42,10 +42,10 @@ def base_of_adapter(
     that run's adapter, which is kept beside it so that both adapters can be exported as one.
 
     Args:
-      like: the abstract transformer.
+      like: abstract transformer.
       source: run, checkpoint, imported folder or adapter with which the run begins; None: not given.
-      run: the run.
-      config: the adapter that the run trains.
+      run: folder of the run.
+      config: adapter that the run trains.
       mesh: devices of this and the other processes.
       dtype: dtype of the loaded transformer.
       base: run or model folder with the transformer that the adapter `source` changes.
@@ -72,7 +72,7 @@ def base_of_adapter(
             digest = _digest(sorted(place.glob("*.safetensors")))
     digest = processes.gather(digest)[0]
     shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    weights = stored_weights.of_ours(place, shapes)[0]
+    weights = stored_weights.open_ours(place, shapes)[0]
     return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
 
 
@@ -99,8 +99,8 @@ def continued(
 
     Args:
       state: a state with a fresh adapter.
-      source: the adapter's file or folder.
-      config: the adapter that the run trains.
+      source: file or folder of the adapter.
+      config: adapter that the run trains.
       mesh: devices of this and the other processes.
       base_config: configuration of the transformer.
 

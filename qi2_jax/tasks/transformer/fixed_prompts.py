@@ -36,7 +36,7 @@ class Panel(NamedTuple):
     Attributes:
       layout: layout that fits every sample, with its own text or with the empty prompt.
       samples: what to draw. Of the target latents only the size counts.
-      empty: the empty prompt without condition images.
+      empty: empty prompt without condition images.
     """
 
     layout: Layout

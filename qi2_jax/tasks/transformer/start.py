@@ -31,7 +31,7 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
       config: config of the transformer stage.
       samples: samples that the run trains on.
       source: a model folder, or a run or job with one; None for that of the job which the samples belong to, if any.
-      out: the run.
+      out: folder of the run.
 
     Raises:
       ValueError: if the source is not a model folder, or its encoders did not make these samples.

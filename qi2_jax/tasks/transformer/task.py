@@ -169,7 +169,7 @@ def make_task(
     Args:
       config: config with the groups `data` and `transformer`.
       samples: encoded samples.
-      out: the run.
+      out: folder of the run.
       mesh: devices of the run.
       data: identity of the samples and their mixture.
       base: run or model folder with the transformer that an adapter as `start.folder` changes.
@@ -257,7 +257,7 @@ def train_transformer(
       config: config with the groups `data` and `transformer`. A new run starts from the weights in
         `transformer.start.folder`, or from random ones where that is empty.
       samples: encoded samples.
-      out: the run.
+      out: folder of the run.
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
       base: run or model folder with the transformer that an adapter changes, if `start.folder` is an adapter.

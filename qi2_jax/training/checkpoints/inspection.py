@@ -42,7 +42,7 @@ def _listing(directory: pathlib.Path) -> dict[str, Any]:
                 "verified": checksums.is_verified(path),
             }
         )
-    return {"checkpoints": listed, "damaged": files.aside(directory)}
+    return {"checkpoints": listed, "damaged": files.damaged(directory)}
 
 
 def _policy(directory: pathlib.Path, steps: list[int]) -> retention.Policy | None:

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Shortens Orbax's log: every thread that a failed save passes logs its traceback, before ours raises it."""
+    """Shortens Orbax's log: several threads log the traceback of a failed save before it is raised here."""
     if "/orbax/" not in record.pathname or not record.exc_info:
         return True
     record.exc_info = None
@@ -81,7 +81,7 @@ class Checkpoints:
 
     Attributes:
       directory: folder of the checkpoints.
-      policy: what is kept, whether checksums are written, and where local checkpoints are.
+      policy: rules for retention, checksums and local checkpoints.
       damaged: a line for each checkpoint that `restore` passed over, with what is wrong.
       local: local checkpoints, after `restore` or `begin_locally`; None if the policy has none.
       on_commit: callback with the step of each persistent checkpoint that is complete, in process 0 and in the thread
@@ -132,8 +132,10 @@ class Checkpoints:
             self._saving = step, self._background.submit(self._finish, written, path, record)
 
     def begin_locally(self) -> None:
-        """Prepares `save_locally`, if the policy has local checkpoints. Earlier ones are deleted, unless `restore`
-        continued from them."""
+        """Prepares `save_locally`, if the policy has local checkpoints.
+
+        Deletes earlier local checkpoints, unless `restore` continued from them.
+        """
         place = pathlib.Path(self.policy.local_folder), self.directory.parent
         if not self.policy.local_every:
             local.forget(*place)
@@ -147,8 +149,9 @@ class Checkpoints:
             local.forget(pathlib.Path(self.policy.local_folder), self.directory.parent)
 
     def save_locally(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
-        """Copies this process's part of the state to its own disk, see `local.py`. The first save of a run is a
-        persistent one instead, which proves that the run has begun.
+        """Copies this process's part of the state to its host's disk, see `local.py`.
+
+        The first save of a run is a persistent one instead, which proves that the run has begun.
         """
         assert self.local is not None
         if self._newest is None:
@@ -239,8 +242,8 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Complete steps as process 0 sees them."""
-        own = files.steps(self.directory) if jax.process_index() == 0 else []
-        return [int(step) for step in gather(" ".join(map(str, own)))[0].split()]
+        seen = files.steps(self.directory) if jax.process_index() == 0 else []
+        return [int(step) for step in gather(" ".join(map(str, seen)))[0].split()]
 
     def wait(self) -> None:
         """Waits for a save in progress. Raises as `close`."""
