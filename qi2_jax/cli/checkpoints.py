@@ -49,7 +49,7 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
     for place in places:
         if files.steps(place) or files.damaged(place):
             return place
-    raise ValueError(f"{path} holds no complete checkpoint; looked for STEP/ in {[str(place) for place in places]}")
+    raise ValueError(f"{path} has no complete checkpoint; looked for STEP/ in {[str(place) for place in places]}")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -101,7 +101,7 @@ def _table(listed: dict[str, Any]) -> "Table":
     import rich.box
     from rich.table import Table
 
-    from qi2_jax.training.checkpoints.inspection import _METRICS
+    from qi2_jax.training.checkpoints.inspection import METRICS
 
     table = Table(
         *("step", "saved (UTC)", "size", "loss", "validation", "kept as", "checksums"),
@@ -112,7 +112,7 @@ def _table(listed: dict[str, Any]) -> "Table":
     for column in table.columns:
         column.no_wrap = column.header != "kept as"
     for row in listed["checkpoints"]:
-        values = ["" if (value := row["metrics"][name]) is None else f"{value:.4f}" for name in _METRICS]
+        values = ["" if (value := row["metrics"][name]) is None else f"{value:.4f}" for name in METRICS]
         saved = row["saved"][:16].replace("T", " ")
         state = "complete" if row["verified"] else "unverified"
         table.add_row(str(row["step"]), saved, _size(row["bytes"]), *values, ", ".join(row["kept"]), state)

@@ -200,7 +200,7 @@ def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.out or arguments.folder / "samples",
     )
     if report is None:
-        print("this process has written its units; the last of the others will complete the cache")
+        print("this process has written its units; the last process completes the cache")
         return {}
     tables.show(report.table())
     return report.to_dict()

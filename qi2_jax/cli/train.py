@@ -1,4 +1,4 @@
-"""`qi2 train EXPERIMENT --samples DIR --out DIR`: the transformer stage of a job, on samples encoded before."""
+"""`qi2 train EXPERIMENT --samples DIR --out DIR`: the transformer stage of a job, on encoded samples."""
 
 import argparse
 import pathlib
@@ -85,7 +85,7 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
         with processes.raise_together():
             check_samples(config, samples)
             if jax.process_index() == 0:
-                start.give_model(config.transformer, samples, arguments.model, arguments.out)
+                start.prepare_model_folder(config.transformer, samples, arguments.model, arguments.out)
         task.train_transformer(
             config,
             samples,

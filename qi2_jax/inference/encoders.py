@@ -59,12 +59,14 @@ class ImageEncoder:
             places = [place for place, image in enumerate(images) if image.shape[:2] == (height, width)]
             size = images_at_once(self.mesh, self.batch_size, width, height)
             for start in range(0, len(places), size):
-                own = places[start : start + size]
-                filled = np.stack([images[place] for place in own + own[:1] * (size - len(own))])
+                batch = places[start : start + size]
+                filled = np.stack([images[place] for place in batch + batch[:1] * (size - len(batch))])
                 pixels = sharding.put_batch(self.mesh, normalize(filled), size)
-                running.append((own, encode_images(self.vae, pixels, self.dtype)))
+                running.append((batch, encode_images(self.vae, pixels, self.dtype)))
         # All batches are dispatched before the first result is awaited.
-        found = {place: row for own, made in running for place, row in zip(own, np.asarray(made), strict=False)}
+        found = {
+            place: row for batch, latents in running for place, row in zip(batch, np.asarray(latents), strict=False)
+        }
         return [found[place] for place in range(len(images))]
 
 
@@ -78,12 +80,12 @@ class Encoders:
     """Autoencoder and condition encoder of a model folder.
 
     Args:
-      model: an imported folder, or the model folder of a run.
+      model: imported folder, or the model folder of a run.
       mesh: devices of this process.
       dtype: dtype of weights, activations and text features; latents are in fp32.
       batch_size: number of prompts, or of 256 x 256 images, per batch; a multiple of the size of the mesh's data axes.
-      online: what training computes itself, see `samples.ONLINE`. It is only measured here, as features without width
-        and latents without channels.
+      online: what training computes itself, see `schema.ONLINE`. Only sizes are determined here: features have no
+        width, and latents no channels.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
@@ -133,11 +135,11 @@ class Encoders:
         self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "H W c"]]], max_patches: int
     ) -> list[Text]:
         missing = self.batch_size - len(texts)
-        pictures = [[Image.fromarray(pixels) for pixels in own] for own in images]
+        conditions = [[Image.fromarray(pixels) for pixels in each] for each in images]
         count = len(images[0])
         batch = self.processor(
             [*texts, *list(texts[:1]) * missing],
-            [*pictures, *pictures[:1] * missing],
+            [*conditions, *conditions[:1] * missing],
             multiple=LENGTH_MULTIPLE,
             enlarge=False,
             patch_count=max_patches if count else None,

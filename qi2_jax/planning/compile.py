@@ -141,10 +141,10 @@ def compile_train_step(
     """Compiles the training step of the transformer.
 
     Args:
-      config: model.
+      config: architecture of the transformer.
       layout: slots of the sequence.
       mesh: see `topology_mesh`.
-      images: global batch size; None for one image per device along `data` and `fsdp`.
+      images: global batch size; None: one image per device along `data` and `fsdp`.
       dtype: dtype of computation; parameters, moments and EMA are fp32.
       remat: whether the backward pass recomputes the blocks.
       kernel: attention kernel on each device.

@@ -22,10 +22,10 @@ def write_report(path: pathlib.Path, folder: pathlib.Path) -> list[dict[str, Any
 
     Args:
       path: HTML file.
-      folder: A run, or a folder with runs below it.
+      folder: run, or a folder with runs below it.
 
     Returns:
-      `Run.figures` of each.
+      `Run.figures` of each run.
 
     Raises:
       ValueError: if there is no run.
@@ -40,7 +40,7 @@ def write_report(path: pathlib.Path, folder: pathlib.Path) -> list[dict[str, Any
         stages=stages_of(folder, runs),
         runs=[_section(run, path.parent) for run in runs],
     )
-    write_atomic(path, page.encode(errors="replace"))  # JSON may hold what UTF-8 cannot
+    write_atomic(path, page.encode(errors="replace"))  # JSON may contain surrogates, which UTF-8 cannot encode
     return [run.figures for run in runs]
 
 

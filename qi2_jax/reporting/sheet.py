@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 6  # pixels between images
-# Least height of letters in pixels, and their share of a large cell: they stay readable if the sheet is shown reduced.
-LEAST_LETTERS, LETTERS = 11, 1 / 20
+# Minimum height of letters in pixels, and their share of a large cell, so that a reduced sheet stays readable.
+MIN_LETTER_HEIGHT, LETTER_SHARE = 11, 1 / 20
 
 
 def lay_out(
@@ -17,14 +17,14 @@ def lay_out(
     """Draws the sheet. Every cell is as large as the largest image, and as wide as the longest title.
 
     Args:
-      samples: Images (RGB) of each sample, in the order of `titles`.
-      titles: Titles of the columns, ASCII.
-      texts: Text of each sample, ASCII. It is cut to the width of the sample's images.
-      across: Largest number of samples in a row.
+      samples: images (RGB) of each sample, in the order of `titles`.
+      titles: titles of the columns, ASCII.
+      texts: text of each sample, ASCII. It is cut to the width of the sample's images.
+      across: largest number of samples in a row.
     """
     images = [image for sample in samples for image in sample]
     width, height = max(image.width for image in images), max(image.height for image in images)
-    size = max(LEAST_LETTERS, round(max(width, height) * LETTERS))
+    size = max(MIN_LETTER_HEIGHT, round(max(width, height) * LETTER_SHARE))
     font, line = ImageFont.load_default(size), 2 * size
     width = max(width, *(math.ceil(font.getlength(title)) for title in titles))
     across = min(across, len(samples))

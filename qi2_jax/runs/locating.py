@@ -2,7 +2,7 @@
 
 RUN/config.json  metrics.jsonl       configuration and metrics
 RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in the checkpoints
-                                     (a LoRA run keeps the adapter there and the adapted transformer here)
+                                     (a LoRA run has the adapter there and the adapted transformer here)
 RUN/start_lora/                      for a LoRA run that started from another LoRA run: the adapter that was merged into
                                      the transformer, as `qi2 export --lora` writes it
 RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoints.manager`
@@ -54,7 +54,7 @@ class Located:
         return stored
 
     def check(self) -> None:
-        """Compares the checkpoint's files with their checksums; to be called before its weights are copied elsewhere.
+        """Compares the checkpoint's files with their checksums; call this before its weights are copied.
 
         Raises:
           ValueError: if it is damaged, naming what is wrong.
@@ -159,7 +159,7 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
     path = run_of(pathlib.Path(path).absolute())
     if (path / folder.MARK).is_file():
         if item != "ema":
-            raise ValueError(f"{path} holds one set of weights, not those of a run: leave --weights {item} out")
+            raise ValueError(f"{path} has a single set of weights, unlike a run: omit --weights {item}")
         return Located(path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path
     if (run / MODEL / folder.MARK).is_file():

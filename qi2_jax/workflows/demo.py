@@ -1,6 +1,6 @@
 """The demo: a few captioned images become a tiny model that reproduces them, exported to diffusers.
 
-What an earlier, interrupted call finished is not done again.
+Work that an interrupted call finished is not repeated.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def check(config: DemoExperiment) -> None:
 
 
 def may_change(out: pathlib.Path) -> Callable[[str], bool]:
-    """Whether a key may differ from the recorded config: nothing is made from it yet, or no result depends on it."""
+    """Whether a key may differ from the recorded config: no result depends on it, or none exists yet."""
     model = out / paths.TRANSFORMER / paths.MODEL
     if files.steps(out / paths.TRANSFORMER / paths.CHECKPOINTS):
         return lambda key: is_changeable(DemoExperiment, key)
@@ -191,16 +191,16 @@ def _generate(
         texts, sizes=sizes, batch_size=config.batch_size, steps=config.steps, seed=config.seed
     )
     generated = list(tqdm(batches, total=len(captions), desc="sample", unit="image", dynamic_ncols=True))
-    owners = [caption.image for caption in captions]
-    originals = {index: images[index] for index in set(owners)}
+    targets = [caption.image for caption in captions]
+    originals = {index: images[index] for index in set(targets)}
     numbers = {images.chosen[index].index: index for index in originals}
     rebuilt = {}
     for sample in (sample for stream in samples.streams for sample in stream if sample.record in numbers):
         latents = sample.latents if sample.target is None else pipeline.encode(Image.fromarray(sample.target))
         rebuilt[numbers[sample.record]] = pipeline.decode(latents)
-    triples = [(originals[owner], rebuilt[owner], image) for owner, image in zip(owners, generated, strict=True)]
+    triples = [(originals[index], rebuilt[index], image) for index, image in zip(targets, generated, strict=True)]
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))
-    nearest = results.nearest_is_own(generated, images, owners)
+    nearest = results.is_nearest(generated, images, targets)
     return _Generated(pipeline, captions, generated, originals, rebuilt, nearest)
 
 
@@ -237,7 +237,7 @@ def _losses(run_folder: pathlib.Path) -> dict[str, float]:
 
 
 def _peak_memory_gib() -> float:
-    """An upper bound: the peaks of this process and of its largest child, PyTorch's, added."""
+    """An upper bound: the sum of the peaks of this process and of its largest child, which runs PyTorch."""
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 
 
@@ -252,7 +252,7 @@ def check_expected(figures: dict[str, Any], expect: ExpectConfig) -> None:
             "(transformer.model; transformer.train.steps with optimizer.decay_steps), or lower the expectation"
         )
     if difference is not None and difference > expect.difference_to_pytorch:
-        problems.append(f"diffusers generates other images, which differ by up to {difference} of 255")
+        problems.append(f"diffusers generates different images, by up to {difference} of 255")
     if problems:
         raise ValueError("; ".join(problems))
 

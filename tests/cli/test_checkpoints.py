@@ -143,7 +143,7 @@ def test_steps_that_do_not_exist_are_refused(saved, action):
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="holds no complete checkpoint"):
+    with pytest.raises(SystemExit, match="has no complete checkpoint"):
         main.main(["checkpoints", str(tmp_path)])
 
 

@@ -52,7 +52,7 @@ def test_arguments_of_generation_are_checked_first(arguments, message, capsys):
         (["--prompt", "a fox", "--guidance", "2", "--negative", "\udce9"], "is not UTF-8 text"),
         (["--prompt", "a fox", "--negative", "blur"], "no effect without guidance"),
         (["--prompt", "a fox", "--latents", "nan.npy"], "not finite"),
-        (["--prompt", "a fox", "--weights", "model"], "holds one set of weights"),
+        (["--prompt", "a fox", "--weights", "model"], "has a single set of weights"),
     ],
 )
 def test_what_generation_reads_is_checked_before_the_model_is_loaded(

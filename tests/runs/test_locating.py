@@ -102,7 +102,7 @@ def test_a_curriculum_means_the_run_of_its_latest_stage(record, order, run, tmp_
 
 
 def test_one_set_of_weights_leaves_no_choice(imported, run):
-    with pytest.raises(ValueError, match="holds one set of weights"):
+    with pytest.raises(ValueError, match="has a single set of weights"):
         locating.locate(imported, "model")
     assert locating.locate(run[0], "model") == locating.locate(run[0])
 

@@ -46,7 +46,7 @@ def train(samples, out, source, steps, overrides=OVERRIDES, model=None, restart=
     """Trains a run as `qi2 train --start SOURCE --model MODEL` does, and returns its folder."""
     given = [*overrides, f"transformer.start.folder={source}", f"transformer.train.steps={steps}"]
     config = configs.load(TINY, given)
-    start.give_model(config.transformer, samples, model, out)
+    start.prepare_model_folder(config.transformer, samples, model, out)
     task.train_transformer(config, samples, out, restart=restart, base=model)
     return out
 

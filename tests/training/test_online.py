@@ -101,7 +101,7 @@ def cached(caches, imported, grids, tmp_path_factory):
 def train(cache, model, out, steps, *overrides):
     """Trains or resumes. Returns losses and validation losses by step, and grids by name."""
     config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
-    start.give_model(config.transformer, cache, model, out)
+    start.prepare_model_folder(config.transformer, cache, model, out)
     task.train_transformer(config, cache, out)
     found = {}
     for line in metrics.lines(out / metrics.FILE):

@@ -244,7 +244,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
     assert ("order: " in str(caught.value)) == (old != new)
     told = {
         path
-        for paths in re.findall(r"\(delete (.+?)(?:, or bring back .*)?\)$", str(caught.value), re.M)
+        for paths in re.findall(r"\(delete (.+?)(?:, or restore .*)?\)$", str(caught.value), re.M)
         for path in paths.split(", ")
     }
     for path in told:
@@ -271,7 +271,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
 )
 def test_what_changes_nothing_that_is_made_goes_on_by_itself(change, imported, tmp_path):
     config = write_made(tmp_path / "out", ("a", "b"), ("a", "b"), {"model.folder": str(imported)})
-    model_folder.adopt(imported, tmp_path / "out" / "model")
+    model_folder.copy_encoders(imported, tmp_path / "out" / "model")
     shutil.copytree(imported, tmp_path / "moved")
     if "model.folder" in change:
         change = change | {"model.folder": str(tmp_path / "moved")}
@@ -302,7 +302,7 @@ def test_an_autoencoder_that_is_used_does_not_change_when_its_run_is_gone(tmp_pa
 
 def test_a_stage_whose_beginning_is_lost_is_told(tmp_path):
     config = write_made(tmp_path, ("a", "b", "c"), ("b", "c"))
-    message = r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* bring back .*/a/transf"
+    message = r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* restore .*/a/transf"
     with pytest.raises(ValueError, match=message):
         changes.may_change(parsed(config), tmp_path)
     config.stages.d = config.stages.c.copy_and_resolve_references()

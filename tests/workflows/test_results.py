@@ -15,14 +15,14 @@ def picture(seed, height=64, width=96, channels=4):
     return pixels
 
 
-def test_nearest_is_own_counts_the_right_owner_only():
+def test_only_the_training_image_of_a_generated_one_counts_as_nearest():
     pictures = [picture(0), picture(1, 96, 64), picture(2, channels=3)]
     noisy = [
         np.clip(p.astype(int) + np.random.default_rng(9).integers(-20, 21, p.shape), 0, 255).astype(np.uint8)
         for p in pictures
     ]
-    assert results.nearest_is_own(noisy, pictures, [0, 1, 2]) == [True, True, True]
-    assert results.nearest_is_own(noisy, pictures, [0, 2, 1]) == [True, False, False]
+    assert results.is_nearest(noisy, pictures, [0, 1, 2]) == [True, True, True]
+    assert results.is_nearest(noisy, pictures, [0, 2, 1]) == [True, False, False]
 
 
 def test_draw_shows_every_picture(tmp_path):

@@ -115,12 +115,12 @@ class AutoencoderTask(Task):
         return sharding.put_batch(self.mesh, images[rows], size)
 
 
-def make_task(config: AutoencoderConfig, pictures: Pictures, mesh: Mesh, held_out: float) -> AutoencoderTask:
+def make_task(config: AutoencoderConfig, images: Pictures, mesh: Mesh, held_out: float) -> AutoencoderTask:
     """The task of a run.
 
     Args:
       config: config of the stage.
-      pictures: images to train on.
+      images: training images.
       mesh: devices of the run.
       held_out: `data.held_out` of the config. Validation reads the images that it holds out from the transformer.
 
@@ -128,30 +128,30 @@ def make_task(config: AutoencoderConfig, pictures: Pictures, mesh: Mesh, held_ou
       ValueError: if the crops do not fit the buckets or the mesh.
     """
     model_config = config.model
-    smallest = min(min(picture.bucket.width, picture.bucket.height) for picture in pictures.chosen)
+    smallest = min(min(image.bucket.width, image.bucket.height) for image in images.chosen)
     if not 0 < config.crop <= smallest:
         raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
     rows = sharding.local_rows(mesh, config.batch_size)
     # Every image is cropped again and again: if there is room, it is decoded once.
-    images = list(pictures) if pictures.nbytes <= batches.MAX_CACHED_BYTES else pictures
+    decoded = list(images) if images.nbytes <= batches.MAX_CACHED_BYTES else images
     with processes.raise_together():
-        indices = batches.held_out_indices(pictures, held_out)
+        indices = batches.held_out_indices(images, held_out)
         drawn = indices[: batches.DRAWN_IMAGES]
         return AutoencoderTask(
             config=config,
-            data={"pictures": pictures.digest},
+            data={"pictures": images.digest},
             model_config=model_config,
-            crops=Crops(images, config.crop, config.batch_size, config.seed, rows),
-            validation=batches.validation_pixels(pictures, indices, config.crop),
-            drawn=batches.drawn_pixels(pictures, drawn, model_config.factor),
-            records=[pictures.chosen[index].index for index in drawn],
+            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows),
+            validation=batches.validation_pixels(images, indices, config.crop),
+            drawn=batches.drawn_pixels(images, drawn, model_config.factor),
+            records=[images.chosen[index].index for index in drawn],
             mesh=mesh,
         )
 
 
 def train_vae(
     config: AutoencoderConfig,
-    pictures: Pictures,
+    images: Pictures,
     out: pathlib.Path,
     model: pathlib.Path,
     *,
@@ -163,7 +163,7 @@ def train_vae(
 
     Args:
       config: config of the stage.
-      pictures: images to train on.
+      images: training images.
       out: folder of the run.
       model: model folder. If it has an autoencoder already, nothing is done.
       held_out: see `make_task`.
@@ -173,7 +173,7 @@ def train_vae(
     if (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
         return
     mesh = make_mesh(config.mesh)
-    task = make_task(config, pictures, mesh, held_out)
+    task = make_task(config, images, mesh, held_out)
     state = loop.train(task, config, out, mesh, accept_changes=accept_changes, restart=restart)
     step = int(state.step)  # not `train.steps`: a resumed run may already be beyond an end that was brought forward
     with processes.raise_together():

@@ -22,7 +22,7 @@ from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.runtime.digests import of_file
-from qi2_jax.tasks.transformer.start import check_fits, model_with
+from qi2_jax.tasks.transformer.start import check_fits, starting_model
 from qi2_jax.training.checkpoints import files
 from qi2_jax.training.step import TrainState
 
@@ -46,7 +46,7 @@ def base_of_adapter(
       source: run, checkpoint, imported folder or adapter with which the run begins; None: not given.
       run: folder of the run.
       config: adapter that the run trains.
-      mesh: devices of this and the other processes.
+      mesh: devices of all processes.
       dtype: dtype of the loaded transformer.
       base: run or model folder with the transformer that the adapter `source` changes.
 
@@ -63,7 +63,7 @@ def base_of_adapter(
                 if reading.is_adapter(source):  # now, not after minutes of copying
                     changes = reading.read(source, like.config)
                     _check_continues(source, changes, config, lora.targets(like, config))
-                _keep_base(like, model_with(source, base), run)
+                _keep_base(like, starting_model(source, base), run)
             elif (run / paths.CONFIG).is_file() and locating.lora_of(run) is None:
                 raise ValueError(
                     f"{run} was created with a different config; rerun with the original values, or train an adapter "
@@ -98,10 +98,10 @@ def continued(
     differs from the config's, B is multiplied by the quotient.
 
     Args:
-      state: a state with a fresh adapter.
+      state: state with a fresh adapter.
       source: file or folder of the adapter.
       config: adapter that the run trains.
-      mesh: devices of this and the other processes.
+      mesh: devices of all processes.
       base_config: configuration of the transformer.
 
     Raises:

@@ -24,7 +24,7 @@ from qi2_jax.training.config import TrainingConfig, ValidationSchedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How the transformer is computed.
+    """How the transformer runs.
 
     Attributes:
       dtype: dtype of activations, "float32" or "bfloat16".
@@ -116,8 +116,8 @@ class TransformerConfig(TrainingConfig):
     Attributes:
       model: shape of the transformer; the widths of latents and text are those of the samples.
       batch_sizes: images of a batch, for each of `data.sides`.
-      images_per_device: most images that a device computes at once, for each of `data.sides`; larger batches are split
-        into microbatches. 0: the whole batch.
+      images_per_device: largest number of images that a device computes at once, for each of `data.sides`; larger
+        batches are split into microbatches. 0: the whole batch.
       batches_per_update: batches whose gradients are accumulated for an update.
       dropout: probability of replacing a text by the empty prompt.
 
@@ -153,7 +153,7 @@ class TransformerConfig(TrainingConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What training the transformer reads of a stage's config.
+    """The part of a stage's config that the training of the transformer reads.
 
     Raises:
       ValueError: for a value out of its range.
@@ -184,7 +184,9 @@ def check_transformer(config: StageConfig) -> None:
     """
     transformer = config.transformer
     attention.choose(transformer.execution.kernel, jax.default_backend())
-    like = jax.eval_shape(lambda: MMDiT(transformer.model, key=jax.random.key(0)))  # but for the widths of the samples
+    like = jax.eval_shape(
+        lambda: MMDiT(transformer.model, key=jax.random.key(0))
+    )  # except for the widths, which the samples determine
     if transformer.adapter is not None:
         lora.targets(like, transformer.adapter)
     fixed_prompts.check_images(transformer.samples, max(config.data.sides))

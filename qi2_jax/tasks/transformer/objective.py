@@ -22,7 +22,7 @@ from qi2_jax.training.step import Loss, Scalars
 
 # (frozen, trained) -> the model that predicts, of which the trained parameters may be a part.
 Assemble = Callable[[Any, Any], MMDiT]
-# (frozen, layout, batch) -> the complete batch, where something is still to be computed on the mesh.
+# (frozen, layout, batch) -> the batch with everything that is computed on the mesh.
 Complete = Callable[[Any, Layout, Batch], Batch]
 
 
@@ -78,7 +78,7 @@ TIME_BINS = 9  # number of equal intervals of [0, 1] by which the training loss 
 def make_loss(timesteps: TimestepDistribution, objective: Objective) -> Loss:
     """The flow-matching loss at timesteps drawn from `timesteps` and shifted by each image's number of tokens.
 
-    Timestep and noise of an image depend on its own key alone. The further metrics are the mean losses of the images in
+    Timestep and noise of an image depend on its key alone. The further metrics are the mean losses of the images in
     each of `TIME_BINS` intervals of [0, 1].
     """
 

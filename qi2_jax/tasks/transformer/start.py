@@ -24,13 +24,15 @@ from qi2_jax.training.step import TrainState
 log = logging.getLogger(__name__)
 
 
-def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path | None, out: pathlib.Path) -> None:
-    """Puts the encoders that made the samples into a run, so that it can sample and be exported.
+def prepare_model_folder(
+    config: TransformerConfig, samples: Cache, source: pathlib.Path | None, out: pathlib.Path
+) -> None:
+    """Copies the encoders that made the samples into a run, so that it can sample and be exported.
 
     Args:
       config: config of the transformer stage.
       samples: samples that the run trains on.
-      source: a model folder, or a run or job with one; None for that of the job which the samples belong to, if any.
+      source: model folder, or run or job with one; None: model folder of the job that the samples belong to, if any.
       out: folder of the run.
 
     Raises:
@@ -45,7 +47,7 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
     if not (found / folder.MARK).is_file():
         if source is not None:
             raise ValueError(f"{found} is not a complete model folder (no {folder.MARK})")
-        if made_samples(model, samples):  # an earlier call was refused after it had put them there
+        if made_samples(model, samples):  # an earlier call was refused after it had copied them
             return
         log.info("%s does not exist: this run can train, but not sample. Name the encoders' folder with --model", found)
         return
@@ -53,7 +55,7 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
     if differing:
         raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
     if not made:
-        model_folder.adopt(found, model)
+        model_folder.copy_encoders(found, model)
         if not made_samples(model, samples):
             raise ValueError(f"{model} contains files of other models, from a call that was refused; delete it")
     # Before the first checkpoint the config may still change. After that `loop.train` compares it first.
@@ -64,10 +66,10 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
             log.info("%s", line)
 
 
-def finish_model(
+def update_model_folder(
     config: TransformerConfig, samples: Cache, model: pathlib.Path, base: pathlib.Path | None = None
 ) -> None:
-    """Brings a run's model folder, if it has the encoders, to the config that the run is trained with.
+    """Updates a run's model folder, if it has the encoders, to the config that the run trains with.
 
     Sampling and export read it. The config may have changed with `--accept-changes`, or the encoders may have come with
     a later `--model`.
@@ -100,7 +102,7 @@ def made_samples(model: pathlib.Path, samples: Cache) -> bool:
 
 
 def check_source(source: str, base: pathlib.Path | None) -> None:
-    """Checks that a start can be found, before anything is made.
+    """Checks that a start can be found, before anything is written.
 
     Args:
       source: `transformer.start.folder`.
@@ -109,25 +111,25 @@ def check_source(source: str, base: pathlib.Path | None) -> None:
     Raises:
       ValueError: if the source is neither a model nor an adapter, or an adapter without a transformer.
     """
-    locating.locate(model_with(pathlib.Path(source), base))
+    locating.locate(starting_model(pathlib.Path(source), base))
 
 
 def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: pathlib.Path | None = None) -> TrainState:
     """A state with the weights of a run, checkpoint or imported folder, or of a transformer with an adapter merged in.
 
-    A run gives its raw weights and its EMA.
+    A run provides both its raw weights and its EMA.
 
     Args:
-      state: a fresh state of the whole transformer.
+      state: fresh state of the whole transformer.
       source: run, checkpoint, imported folder or adapter.
-      mesh: devices of this and the other processes.
+      mesh: devices of all processes.
       base: run or model folder with the transformer that an adapter changes.
 
     Raises:
       ValueError: if the source is none of these, or its weights have other shapes; all of them are listed.
     """
     like = jax.eval_shape(lambda: state.model)
-    located = locating.locate(model_with(source, base))
+    located = locating.locate(starting_model(source, base))
     with processes.raise_together():
         if jax.process_index() == 0:
             located.check()
@@ -142,7 +144,7 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: path
     return state._replace(model=load("model"), ema=load("ema"))
 
 
-def model_with(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
+def starting_model(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
     """The model with which a run begins: the source or, if that is an adapter, its base.
 
     Raises:

@@ -23,7 +23,7 @@ from qi2_jax.tasks.transformer.batches import Inputs
 from qi2_jax.tasks.transformer.objective import Objective
 from qi2_jax.training.microbatch import Microbatch, Stats, put
 
-AHEAD = 4  # losses that the devices may still have to compute while the next is dispatched
+AHEAD = 4  # unfinished losses on the devices while the next is dispatched
 QUANTILES = tuple(np.linspace(0.1, 0.9, 9).tolist())
 
 

@@ -155,7 +155,7 @@ def _ends_with_newline(path: pathlib.Path) -> bool:
 
 
 def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Lines of an events file in order, without lines that killed processes left unfinished; empty if there is no file."""
+    """Lines of an events file in order, without unfinished lines of killed processes; empty if there is no file."""
     if not path.exists():
         return []
     return [

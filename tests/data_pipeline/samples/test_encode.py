@@ -235,5 +235,5 @@ def test_online_samples_hold_prompts_whose_features_are_the_cached_ones(whole, f
         np.testing.assert_array_equal(batch.latents_BNC, expected.latents_BNC)
         for name in ("positions_BS3", "valid_BS"):
             np.testing.assert_array_equal(getattr(batch.cond, name), getattr(expected.cond, name))
-    with pytest.raises(ValueError, match="hold text features"):
+    with pytest.raises(ValueError, match="contain text features"):
         online.prompt_rows(processor, layout, texts[0])
