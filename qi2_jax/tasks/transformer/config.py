@@ -184,9 +184,8 @@ def check_transformer(config: StageConfig) -> None:
     """
     transformer = config.transformer
     attention.choose(transformer.execution.kernel, jax.default_backend())
-    like = jax.eval_shape(
-        lambda: MMDiT(transformer.model, key=jax.random.key(0))
-    )  # except for the widths, which the samples determine
+    # The samples determine the widths of latents and text, which do not matter here.
+    like = jax.eval_shape(lambda: MMDiT(transformer.model, key=jax.random.key(0)))
     if transformer.adapter is not None:
         lora.targets(like, transformer.adapter)
     fixed_prompts.check_images(transformer.samples, max(config.data.sides))
