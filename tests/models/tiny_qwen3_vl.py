@@ -109,6 +109,6 @@ def random_prompt(sizes, lengths, seed: int) -> list[int]:
     """Token ids of text runs of the given lengths around images of the given sizes in features."""
     rng = np.random.default_rng(seed)
     runs = [rng.integers(0, IMAGE, length).tolist() for length in lengths]
-    pictures = [[VISION_START] + [IMAGE] * (rows * columns) + [VISION_END] for rows, columns in sizes]
-    parts = itertools.chain.from_iterable(itertools.zip_longest(runs, pictures, fillvalue=[]))
+    images = [[VISION_START] + [IMAGE] * (rows * columns) + [VISION_END] for rows, columns in sizes]
+    parts = itertools.chain.from_iterable(itertools.zip_longest(runs, images, fillvalue=[]))
     return list(itertools.chain.from_iterable(parts))

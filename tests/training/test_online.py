@@ -83,11 +83,11 @@ def caches(records, imported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def grids(tmp_path_factory):
     """Overrides that draw two samples of each stream, two prompts, and an edit."""
-    picture = tmp_path_factory.mktemp("pictures") / "picture.png"
+    image = tmp_path_factory.mktemp("images") / "image.png"
     pixels = np.random.default_rng(5).integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    Image.fromarray(pixels).resize((100, 60)).save(picture)
+    Image.fromarray(pixels).resize((100, 60)).save(image)
     drawn = {"every": 1000000, "count": 2, "steps": 2, "guidance": 3.0, "seed": 4}
-    drawn |= {"prompts": ("a picture", "a lighthouse"), "edits": (("make it night", str(picture)),)}
+    drawn |= {"prompts": ("a picture", "a lighthouse"), "edits": (("make it night", str(image)),)}
     return [f"transformer.samples.{key}={value!r}" for key, value in drawn.items()]
 
 
@@ -108,8 +108,8 @@ def train(cache, model, out, steps, *overrides):
         for name in ("loss", "validation_loss"):
             if name in line:
                 found[name, line["step"]] = line[name]
-    pictures = {path.relative_to(out): np.asarray(Image.open(path), np.float32) for path in sorted(out.rglob("*.png"))}
-    return found, pictures
+    drawings = {path.relative_to(out): np.asarray(Image.open(path), np.float32) for path in sorted(out.rglob("*.png"))}
+    return found, drawings
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_losses_and_grids_are_those_of_cached_samples(caches, imported, cached, 
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-5), key
         assert resumed[key] == pytest.approx(value, rel=1e-5), key
-    for name, picture in own.items():
-        np.testing.assert_allclose(picture, drawn[name], atol=2)
+    for name, pixels in own.items():
+        np.testing.assert_allclose(pixels, drawn[name], atol=2)
         told = json.loads((tmp_path / TEXT_AND_IMAGES / name).with_suffix(".json").read_text())
         assert told == json.loads((cached[0] / name).with_suffix(".json").read_text())
         assert all(row["text"] for row in told["samples"])

@@ -145,7 +145,7 @@ def test_many_steps_of_sampling_on_two_processes_come_to_an_end():
     assert all("drawn (16, 24, 64)" in text for text in runs_of.printed_by_two(SAMPLING))
 
 
-def pictures(out):
+def drawings(out):
     return {path.name: np.asarray(Image.open(path), np.int32) for path in (out / "samples").glob("*.png")}
 
 
@@ -167,7 +167,7 @@ def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupt
     runs_of.run(data, out, *runs_of.DRAWN)
     assert sorted(logged(out)) == list(range(1, STEPS + 1))
     runs_of.assert_close(out, uninterrupted)
-    drawn, expected = pictures(out), pictures(uninterrupted)
+    drawn, expected = drawings(out), drawings(uninterrupted)
     assert drawn.keys() == expected.keys() == {f"64-{kind}-{step}.png" for kind in (0, 1) for step in (0, 8, 12)}
     assert all(abs(drawn[name] - expected[name]).max() <= 1 for name in drawn)
 

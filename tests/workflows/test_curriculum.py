@@ -101,9 +101,9 @@ def test_stages_follow_each_other_to_an_export(uninterrupted):
     first, second = (uninterrupted / "stages" / name / "transformer" for name in figures)
     assert locating.locate(uninterrupted).checkpoint == second / "checkpoints" / "6"
     assert json.loads((second / "config.json").read_text())["start"]["folder"] == str(first)
-    pictures = {path.name for path in (second / "samples").iterdir()}
+    drawings = {path.name for path in (second / "samples").iterdir()}
     drawn = [f"{name}-{step}" for name in ("64-0", "64-1", "prompts", "edits") for step in (0, 6)]
-    assert pictures == {f"{name}.{kind}" for name in drawn for kind in ("png", "json")}
+    assert drawings == {f"{name}.{kind}" for name in drawn for kind in ("png", "json")}
     told = json.loads((second / "samples" / "64-1-6.json").read_text())
     assert told["columns"] == ["condition 1", "target", "sample"] and all(row["text"] for row in told["samples"])
 
