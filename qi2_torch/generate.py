@@ -20,7 +20,7 @@ from qi2_torch.load import load_pipeline
 
 
 def generate(request: dict) -> dict[str, np.ndarray]:
-    """Generates one image per prompt, each in its own call, as a user of diffusers would."""
+    """Generates one image per prompt, each in a separate call, as a user of diffusers would."""
     pipeline: Any = load_pipeline(request["folder"], getattr(torch, request["dtype"]))
     pipeline.set_progress_bar_config(disable=True)
     latents = np.load(request["latents"], allow_pickle=False)

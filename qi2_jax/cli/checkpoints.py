@@ -74,7 +74,7 @@ def main(arguments: argparse.Namespace) -> None:
         console.print(_table(figures))
         for name in figures["damaged"]:
             console.print(
-                f"{directory / name} is set aside because it was damaged. Delete it if you need nothing from it."
+                f"{directory / name} is set aside because it was damaged. Delete it when you no longer need it."
             )
     if arguments.json is not None:
         write_json_atomic(arguments.json, figures)
@@ -92,7 +92,7 @@ def _verify(directory: pathlib.Path, requested: list[int], console: "Console") -
             console.print(f"step {step}: deleted meanwhile")
     damaged = []
     for step, lines in problems.items():
-        console.print(f"step {step}: {'unverified' if lines is None else 'damaged' if lines else 'whole'}")
+        console.print(f"step {step}: {'unverified' if lines is None else 'damaged' if lines else 'intact'}")
         damaged += [f"{directory / str(step)}: {line}" for line in lines or []]
     return {"steps": {str(step): lines for step, lines in problems.items()}}, damaged
 

@@ -1,4 +1,4 @@
-"""What a config dataclass declares about its fields, and the range checks that these dataclasses share."""
+"""Declarations of config dataclasses about their fields, and range checks that these dataclasses share."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def fixed(**options: Any) -> Any:
 def choice(table: Mapping[str, Any], **options: Any) -> Any:
     """A field that names an entry of a table and receives that entry.
 
-    Where the entry is a dataclass, the group may also have a key with the entry's name, which holds its arguments:
+    If the entry is a dataclass, the group may also have a key with the entry's name and its arguments:
     `law="uniform"` beside `uniform=dict(low=0.0, high=1.0)` becomes `Uniform(0.0, 1.0)`.
 
     Args:

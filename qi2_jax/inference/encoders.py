@@ -53,7 +53,7 @@ class ImageEncoder:
         del self.vae.decoder, self.vae.post_quant_conv  # most of the weights
 
     def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
-        """Normalised latents of images. Images of one size are encoded together; each size has its own program."""
+        """Normalised latents of images. Images of one size are encoded together; each size has a program."""
         running: list[tuple[list[int], jax.Array]] = []
         for height, width in sorted({image.shape[:2] for image in images}):
             places = [place for place, image in enumerate(images) if image.shape[:2] == (height, width)]

@@ -52,7 +52,7 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What the template draws: `rows` and `columns` are the places and labels of the ticks on both axes."""
+    """The input of the template: `rows` and `columns` are the places and labels of the ticks on both axes."""
 
     rows: list[tuple[float, str]]
     columns: list[tuple[float, str]]

@@ -16,7 +16,7 @@ class Events:
     """Tables of events.
 
     Attributes:
-      counts: for each kind: its name, number, time in all, and first and last step.
+      counts: for each kind: its name, number, total time, and first and last step.
       notable: events that are not routine, one by one; at most the last MAX_EVENTS.
       earlier: number of notable events that are left out; empty if all are shown.
     """

@@ -49,7 +49,7 @@ def _name(run: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def _section(run: Run, page_folder: pathlib.Path) -> dict[str, Any]:
-    """What the template shows of a run."""
+    """The values of a run that the template shows."""
     restarts = [event["step"] for event in run.starts[1:] if isinstance(event.get("step"), (int, float))]
     return {
         "name": run.name,

@@ -56,7 +56,7 @@ def parse_address(text: str) -> Address:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """How this process becomes one of several.
+    """The settings by which this process joins several.
 
     Attributes:
       verb: command, for error messages.

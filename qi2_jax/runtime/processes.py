@@ -35,7 +35,7 @@ def joined(group: meeting.Group) -> Iterator[None]:
     `HEARTBEAT` seconds.
 
     Args:
-      group: which of the processes this is, and how they find each other.
+      group: number of this process, and how the processes find each other.
 
     Raises:
       ValueError: if the processes cannot connect.
@@ -99,7 +99,7 @@ def gather(text: str) -> list[str]:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(data.size)).reshape(-1)
-    # Each length needs its own compiled program, so there should be few.
+    # Each length needs a compiled program, so there should be few.
     padded = np.zeros(_PADDING * max(-(-int(sizes.max()) // _PADDING), 1), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
@@ -150,8 +150,8 @@ def raise_together(*, interruptible: bool = True) -> Iterator[None]:
     for index, (text, *names) in enumerate(zip(texts, stopped_by, waiting, strict=True)):
         if text and not any(names):
             raise ValueError(f"process {index}: {text}")
-    _hear(waiting)
-    if _hear(stopped_by):
+    _record_first(waiting)
+    if _record_first(stopped_by):
         if jax.process_index() == 0:
             print(signals.stopped_message(), file=sys.stderr)
         raise signals.Terminated(reported=True)
@@ -163,11 +163,11 @@ def _signal_name(text: str, mark: str) -> str:
     return name if text.startswith(mark) and name in {number.name for number in signals.STATUS} else ""
 
 
-def _hear(names: list[str]) -> bool:
+def _record_first(names: list[str]) -> bool:
     """Records the first signal of any process, so that all exit with the same status; False if there is none."""
     first = next((name for name in names if name), "")
     if first:
-        signals.hear(first)
+        signals.record_remote(first)
     return bool(first)
 
 
@@ -178,7 +178,7 @@ def all_true(yes: bool) -> bool:
 
 def terminating() -> bool:
     """Whether any process received a signal that ends the program. Every process must call it, from its main thread."""
-    return _hear(gather(signals.name() if signals.received() else ""))
+    return _record_first(gather(signals.name() if signals.received() else ""))
 
 
 def log_on_main(text: str) -> None:

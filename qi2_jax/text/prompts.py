@@ -43,7 +43,7 @@ MAX_CHAT_TEMPLATE, MAX_SYSTEM_TURN = 1 << 20, 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Which features of one prompt, system turn excluded, belong to text and which to a condition image.
+    """The features of one prompt, system turn excluded, that belong to text and to each condition image.
 
     Attributes:
       text: ranges of text features before, between and after the images: one more than there are images.

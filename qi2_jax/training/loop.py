@@ -19,7 +19,7 @@ from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.compiled import Compiled
 from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.reader import Reader
-from qi2_jax.training.run import NonFiniteError, Run, is_lost, not_finite, raise_if_interrupted
+from qi2_jax.training.run import NonFiniteError, Run, non_finite_message, raise_if_interrupted, too_many_skipped
 from qi2_jax.training.saving import Save, SaveSchedule
 from qi2_jax.training.step import TrainState, abstract_state, init_state, make_optimizer, make_programs
 from qi2_jax.training.stopping import Stopping
@@ -149,9 +149,9 @@ def _train(
         _claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
     checkpoints.begin_locally()
     start, total = int(state.step), config.train.steps
-    if start >= total and is_lost(state, config):
+    if start >= total and too_many_skipped(state, config):
         checkpoints.close()
-        raise NonFiniteError(not_finite(state, int(state.skipped), checkpoints.directory))
+        raise NonFiniteError(non_finite_message(state, int(state.skipped), checkpoints.directory))
 
     with (
         Journal(task.name, directory, state, config, mesh, task.peak_flops, watchdog) as journal,

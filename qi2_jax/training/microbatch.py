@@ -12,7 +12,7 @@ from qi2_jax.training.mean import Mean
 
 
 class Stats(NamedTuple):
-    """What is logged about a microbatch.
+    """Logged values of a microbatch.
 
     Attributes:
       images: global number of images.
@@ -35,7 +35,7 @@ class Microbatch(NamedTuple):
       batch: pytree that the loss reads. On the host it has the rows of this process, on the mesh all rows.
       first: index of its first image within the update.
       weight: its share of the update's images, in (0, 1].
-      stats: what is logged about it.
+      stats: values to log about it.
     """
 
     layout: Any

@@ -85,7 +85,7 @@ class Run:
         streak = self._journal.logged(step, float(self._rate(step - 1 - int(self.state.skipped_total))))
         if streak >= self._config.train.max_skipped:
             self.save(Save.PERSISTENT, wait=True)
-            raise NonFiniteError(not_finite(self.state, streak, self._checkpoints.directory))
+            raise NonFiniteError(non_finite_message(self.state, streak, self._checkpoints.directory))
 
     def save(self, kind: Save, *, wait: bool = False) -> None:
         """Saves the state, unless its step is saved persistently already.
@@ -127,12 +127,12 @@ class Run:
         return self.state
 
 
-def is_lost(state: TrainState, config: TrainingConfig) -> bool:
+def too_many_skipped(state: TrainState, config: TrainingConfig) -> bool:
     """Whether too many of the latest steps in a row were not finite."""
     return int(state.skipped) >= config.train.max_skipped
 
 
-def not_finite(state: TrainState, streak: int, directory: pathlib.Path) -> str:
+def non_finite_message(state: TrainState, streak: int, directory: pathlib.Path) -> str:
     """The message of a run that ends because of `streak` steps that were not finite."""
     where = "up to" if streak == int(state.skipped) else "before"
     return (

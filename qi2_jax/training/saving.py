@@ -5,7 +5,7 @@ import enum
 
 
 class Save(enum.Enum):
-    """Where a state is saved."""
+    """The destination of a save."""
 
     PERSISTENT = "persistent"
     LOCAL = "local"  # on each host's disk

@@ -21,7 +21,7 @@ from qi2_jax.training.config import check_seed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """How selected records are encoded into samples.
+    """The encoding of selected records into samples.
 
     Attributes:
       online: what training computes in every step instead of reading it from the samples: "nothing", "text" or
@@ -223,7 +223,7 @@ class CurriculumExperiment(JobConfig):
 
     Attributes:
       corpus: records that are made if none are given.
-      start: where the weights of the first stage come from.
+      start: source of the first stage's weights.
       order: names of the stages in the order in which they are trained.
       stages: config of each stage by name.
 

@@ -111,7 +111,7 @@ def may_change(out: pathlib.Path) -> Callable[[str], bool]:
 
 @dataclasses.dataclass(frozen=True)
 class _Generated:
-    """What the trained model generates from the captions.
+    """The images that the trained model generates from the captions.
 
     Attributes:
       captions: captions, and their images as generated.

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from qi2_jax.pixels import over_white
-from qi2_jax.reporting import sheet
+from qi2_jax.reporting.grid import in_ascii, lay_out
 
 THUMBNAIL = 64  # pixels per side at which images are compared, whatever their shape
 CELL, COLUMNS = 136, 3  # pixels of the longer side of an image; captions beside each other
@@ -25,7 +25,7 @@ def is_nearest(
 
     Args:
       generated: pixels 0..255, of any sizes; alpha is composited over white.
-      images: training images, likewise; they are read one by one.
+      images: training images in the same form; they are read one by one.
       targets: index of the training image of each generated image.
     """
     ours = np.stack([_thumbnail(image) for image in generated])
@@ -63,4 +63,4 @@ def draw(
         ]
         for images in triples
     ]
-    sheet.lay_out(cells, titles, [sheet.in_ascii(text) for text in texts], COLUMNS).save(path)
+    lay_out(cells, titles, [in_ascii(text) for text in texts], COLUMNS).save(path)

@@ -26,7 +26,7 @@ MAX_ERROR_TEXT = 3000  # characters of a failed process's output
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What both sides generated.
+    """The results of both sides, and their differences.
 
     Attributes:
       ours, theirs: images, 0..255.

@@ -39,7 +39,7 @@ def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
             train(task(), settings, tmp_path)
         assert kinds(tmp_path)[-1] == accounting.SIGTERM
         signal.signal(signal.SIGTERM, before)
-        signals._received = signals._heard = None
+        signals._received = signals._remote = None
         signals._raised = signals._interruptible = False
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "6"]
     assert int(train(task(), settings, tmp_path).step) == 18

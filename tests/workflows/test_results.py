@@ -28,9 +28,9 @@ def test_only_the_training_image_of_a_generated_one_counts_as_nearest():
 def test_draw_shows_every_image(tmp_path):
     triples = [(random_image(i), random_image(i + 10, 96, 64), random_image(i + 20, 32, 128)) for i in range(4)]
     results.draw(
-        tmp_path / "sheet.png", ["a caption\nof two lines", "x" * 500, "木", ""], triples, ("one", "two", "three")
+        tmp_path / "grid.png", ["a caption\nof two lines", "x" * 500, "木", ""], triples, ("one", "two", "three")
     )
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
-    assert sheet.shape[0] > 2 * results.CELL and sheet.shape[1] > 9 * results.CELL
-    cell = sheet[60:100, 20:120]
+    grid = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
+    assert grid.shape[0] > 2 * results.CELL and grid.shape[1] > 9 * results.CELL
+    cell = grid[60:100, 20:120]
     assert cell.std() > 10, "the first image is drawn in its place"

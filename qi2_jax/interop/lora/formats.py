@@ -1,4 +1,4 @@
-"""How each format spells the name of an adapter's tensor.
+"""The names of an adapter's tensors in each format.
 
 | written by | example |
 | --- | --- |

@@ -36,7 +36,7 @@ MAX_BRANCHES = 4  # wildcards and groups of one pattern: the time to match grows
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the changes of an adapter are scaled.
+    """The scales of an adapter's changes.
 
     Attributes:
       where: file with the settings, for messages.

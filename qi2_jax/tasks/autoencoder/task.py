@@ -17,7 +17,7 @@ from qi2_jax import sharding
 from qi2_jax.interop import stored_weights
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.pixels import over_white, to_image
-from qi2_jax.reporting import sheet
+from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder import batches
@@ -103,7 +103,7 @@ class AutoencoderTask(Task):
             for pair in zip(self.drawn, rebuilt, strict=False)
         ]
         numbered = [f"{number}. record {record}" for number, record in enumerate(self.records, start=1)]
-        grid = np.asarray(sheet.lay_out(pairs, COLUMNS, numbered, len(COLUMNS)))
+        grid = np.asarray(lay_out(pairs, COLUMNS, numbered, len(COLUMNS)))
         notes = [{"text": None, "record": record} for record in self.records]
         return {"reconstructions": Drawing(grid, {"columns": list(COLUMNS), "samples": notes})}
 

@@ -58,7 +58,7 @@ class TimestepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig:
-    """Where the weights of a new run come from.
+    """The source of a new run's weights.
 
     Attributes:
       folder: run, checkpoint or imported folder whose transformer the run starts from; "": random weights.

@@ -29,7 +29,7 @@ from qi2_jax.inference.latents import decode_latents
 from qi2_jax.interop import components
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import over_white, to_image
-from qi2_jax.reporting import sheet
+from qi2_jax.reporting.grid import in_ascii, lay_out
 from qi2_jax.runs import model_folder
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.batches import Inputs
@@ -216,10 +216,10 @@ def drawing(
       samples: images of each sample with values 0..255; the grid composites alpha over white.
       notes: `text` of each sample, and its `record` if the text is None.
     """
-    texts = [f"record {note['record']}" if note["text"] is None else sheet.in_ascii(note["text"]) for note in notes]
+    texts = [f"record {note['record']}" if note["text"] is None else in_ascii(note["text"]) for note in notes]
     numbered = [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
     cells = [[_cell(pixels) for pixels in images] for images in samples]
-    pixels = np.asarray(sheet.lay_out(cells, columns, numbered, max(1, COLUMNS // len(columns))))
+    pixels = np.asarray(lay_out(cells, columns, numbered, max(1, COLUMNS // len(columns))))
     whole = {
         str(number): images[-1] for number, images in enumerate(samples, start=1) if max(images[-1].shape[:2]) > CELL
     }

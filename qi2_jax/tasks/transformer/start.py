@@ -86,7 +86,7 @@ def update_model_folder(
 
 
 def scheduler_source(config: TransformerConfig, base: pathlib.Path | None) -> str:
-    """What the scheduler of a run follows: the start or, if that is an adapter, the model that it changes."""
+    """The source of a run's scheduler: the start or, if that is an adapter, the model that it changes."""
     start = config.start.folder
     if start and reading.is_adapter(pathlib.Path(start)):
         return str(base) if base is not None else ""

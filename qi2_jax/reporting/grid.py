@@ -1,4 +1,4 @@
-"""A sheet of samples: images in rows and columns, titles above the columns, a text below each sample."""
+"""A grid of samples: images in rows and columns, titles above the columns, a text below each sample."""
 
 import bisect
 import math
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 6  # pixels between images
-# Minimum height of letters in pixels, and their share of a large cell, so that a reduced sheet stays readable.
+# Minimum height of letters in pixels, and their share of a large cell, so that a reduced grid stays readable.
 MIN_LETTER_HEIGHT, LETTER_SHARE = 11, 1 / 20
 
 
 def lay_out(
     samples: Sequence[Sequence[Image.Image]], titles: Sequence[str], texts: Sequence[str], across: int
 ) -> Image.Image:
-    """Draws the sheet. Every cell is as large as the largest image, and as wide as the longest title.
+    """Draws the grid. Every cell is as large as the largest image, and as wide as the longest title.
 
     Args:
       samples: images (RGB) of each sample, in the order of `titles`.
@@ -30,8 +30,8 @@ def lay_out(
     across = min(across, len(samples))
     sample_width = len(titles) * (width + GAP) - GAP
     group, row = sample_width + 3 * GAP, height + line + GAP
-    sheet = Image.new("RGB", (across * group + GAP, -(-len(samples) // across) * row + line), "white")
-    pen = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", (across * group + GAP, -(-len(samples) // across) * row + line), "white")
+    pen = ImageDraw.Draw(grid)
     for column in range(across):
         for place, title in enumerate(titles):
             pen.text((column * group + place * (width + GAP) + GAP, size // 2), title, "black", font)
@@ -39,9 +39,9 @@ def lay_out(
         left, top = (index % across) * group + GAP, index // across * row + line
         for place, image in enumerate(sample):
             shift = (width - image.width) // 2, (height - image.height) // 2
-            sheet.paste(image, (left + place * (width + GAP) + shift[0], top + shift[1]))
+            grid.paste(image, (left + place * (width + GAP) + shift[0], top + shift[1]))
         pen.text((left, top + height + size // 3), _cut(text, font, sample_width), "black", font)
-    return sheet
+    return grid
 
 
 def in_ascii(text: str) -> str:
