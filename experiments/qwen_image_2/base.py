@@ -183,7 +183,7 @@ def stage(
     config = ml_collections.ConfigDict()
     config.platform = "cpu" if tiny else ""
     # Folder in which compiled programs are kept, so that a restart of `qi2 train` does not compile them again: a path
-    # below the run's folder, or an absolute one such as gs://BUCKET/compiled; "": none. A curriculum has another key for this.
+    # below the run's folder, or an absolute one such as gs://BUCKET/compiled; "": none. A curriculum has a key for all.
     config.compilation_cache = "compiled"
     config.encode = _encode(tiny)
     config.data = _data(tiny, sides, side_shares, thresholds, tasks, tiny_conditions)
