@@ -30,7 +30,7 @@ class Caption:
 
 
 def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, show: Show) -> Pictures:
-    """Ingests, scores, selects and buckets images; records of an earlier run are reused.
+    """Ingests, scores, selects and buckets images; records of an earlier run are used again.
 
     Args:
       config: group `data` of the job.

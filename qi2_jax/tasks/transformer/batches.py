@@ -75,7 +75,7 @@ class Inputs:
             self._images.latents([np.zeros((size.height, size.width, channels), np.uint8) for size in buckets])
 
     def with_latents(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples, with latents in place of the pixels that some of them have."""
+        """The samples, with latents in place of the pixels that some of them hold."""
         if samples[0].target is None:
             return list(samples)
         assert self._images is not None
