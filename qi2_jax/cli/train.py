@@ -47,10 +47,10 @@ def main(arguments: argparse.Namespace) -> None:
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")
-    from qi2_jax.workflows import config as configs
+    from qi2_jax.workflows.config import StageExperiment, load_experiment
 
-    config = configs.load(arguments.experiment, overrides)
-    if not isinstance(config, configs.StageExperiment):
+    config = load_experiment(arguments.experiment, overrides)
+    if not isinstance(config, StageExperiment):
         raise ValueError(
             f"{arguments.experiment} is a curriculum; train with the config of a stage, such as "
             "experiments/qwen_image_2/s1_256p_t2i.py, or run all of them with `qi2 run`"

@@ -262,7 +262,7 @@ class CurriculumExperiment(JobConfig):
 Experiment = StageExperiment | DemoExperiment | CurriculumExperiment
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     """Loads an experiment, see `loading.load`, and parses it. Its groups determine its kind.
 
     Raises:

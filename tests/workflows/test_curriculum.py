@@ -22,7 +22,7 @@ from qi2_jax.config.parsing import parse
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.training.checkpoints import contents
 from qi2_jax.workflows import changes, curriculum
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import CurriculumExperiment, load_experiment
 
 SECOND = "stages.s2_256p_edits.transformer"
 TINY = "experiments/qwen_image_2/curriculum.py:tiny"
@@ -175,7 +175,7 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
 )
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        curriculum.run(configs.load(TINY, override.split()), tmp_path / "out")
+        curriculum.run(load_experiment(TINY, override.split()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +183,7 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, m
 def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, tmp_path):
     monkeypatch.setattr(fonts.FontLibrary.__init__, "__defaults__", ((tmp_path / "none",), fonts.MORE))
     with pytest.raises(ValueError, match=r"is in none of .*none; apt-get install fonts-noto-core \(`make") as caught:
-        curriculum.run(configs.load(TINY, [override]), tmp_path / "out")
+        curriculum.run(load_experiment(TINY, [override]), tmp_path / "out")
     assert "--fonts" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -204,8 +204,8 @@ def write_made(out, order, begun, changes=()) -> ml_collections.ConfigDict:
     return config
 
 
-def parsed(config) -> configs.CurriculumExperiment:
-    return parse(configs.CurriculumExperiment, loading.to_dict(config))
+def parsed(config) -> CurriculumExperiment:
+    return parse(CurriculumExperiment, loading.to_dict(config))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupte
         (True, *shift),  # what is exported would be sampled with another one than it was trained with
         (True, "stages.edits.transformer.lora.rank=2"),
     ):
-        config = configs.load(str(experiment), overrides)
+        config = load_experiment(str(experiment), overrides)
         with pytest.raises(ValueError, match=re.escape(overrides[0].partition("=")[0])) as caught:
             curriculum.run(config, uninterrupted, accept_changes=accept_changes)
         assert ("(delete " in str(caught.value)) == accept_changes

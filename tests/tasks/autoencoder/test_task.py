@@ -15,7 +15,7 @@ from data_pipeline.samples.held_out import number
 from qi2_jax.tasks.autoencoder import batches, task
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 SIDE = 64
 
@@ -49,7 +49,7 @@ def tiny():
     model = ("encoder_width=4", "decoder_width=4", "latent_channels=8", "multipliers=(1,1)", "halves_time=(True,)")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=2", "train.sinks=()")
     overrides = [*(f"vae.model.{change}" for change in model), *(f"vae.{change}" for change in run)]
-    return configs.load("experiments/demo.py:tiny", overrides).vae
+    return load_experiment("experiments/demo.py:tiny", overrides).vae
 
 
 def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(images, tmp_path):

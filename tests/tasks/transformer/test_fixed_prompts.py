@@ -13,12 +13,12 @@ from qi2_jax.config.parsing import parse
 from qi2_jax.tasks.transformer import fixed_prompts
 from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.tasks.transformer.samples_config import Samples
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 
 def asked(**changes):
     """The demo's stage with other fixed prompts and edits."""
-    config = configs.load("experiments/demo.py:tiny")
+    config = load_experiment("experiments/demo.py:tiny")
     values = {**config.transformer.as_typed["samples"], **{"every": 1, **changes}}
     samples = parse(Samples, values, "transformer.samples")
     return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, samples=samples))

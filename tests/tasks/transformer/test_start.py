@@ -13,9 +13,9 @@ from qi2_jax.inference import encoders
 from qi2_jax.interop import folder
 from qi2_jax.runs import paths
 from qi2_jax.tasks.transformer import start
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
-CONFIG = configs.load("experiments/demo.py:tiny").transformer
+CONFIG = load_experiment("experiments/demo.py:tiny").transformer
 
 
 def samples(path, made_from):
@@ -41,7 +41,7 @@ def test_run_gets_the_scheduler_of_its_start_and_says_so(imported, tmp_path, cap
     shutil.copytree(imported, turbo)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": False}
     (turbo / folder.SCHEDULER).write_text(json.dumps(scheduler))
-    config = configs.load("experiments/demo.py:tiny", [f"transformer.start.folder={turbo}"]).transformer
+    config = load_experiment("experiments/demo.py:tiny", [f"transformer.start.folder={turbo}"]).transformer
     made = samples(tmp_path / "samples", encoders.digests(imported))
     start.prepare_model_folder(config, made, imported, tmp_path / "run")
     schedule = folder.read_schedule(tmp_path / "run" / paths.MODEL)
