@@ -50,11 +50,11 @@ def test_a_sample_that_was_encoded_without_its_text_shows_its_record():
 
 
 def test_texts_are_cut_to_their_images_and_titles_are_not():
-    def lay_out(text, title="x"):
+    def drawn(text, title="x"):
         return np.asarray(lay_out([[Image.new("RGB", (64, 64), "red")]], [title], [text], 3))
 
-    long, cut = lay_out("word " * 1000), lay_out("word " * 900)
+    long, cut = drawn("word " * 1000), drawn("word " * 900)
     np.testing.assert_array_equal(long, cut)
-    assert long.shape == lay_out("").shape and (long != lay_out("")).any()
-    assert lay_out("", "a title of many words").shape[1] > long.shape[1]
+    assert long.shape == drawn("").shape and (long != drawn("")).any()
+    assert drawn("", "a title of many words").shape[1] > long.shape[1]
     assert in_ascii("a\n b") == "a b" and in_ascii("雨后") == "(2 characters that this font lacks)"
