@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.reporting.grid import in_ascii
+from qi2_jax.reporting.grid import in_ascii, lay_out
 from qi2_jax.tasks.transformer import grids
 
 
