@@ -25,9 +25,9 @@ def checkpoint(every: int, **changes: Any) -> dict[str, Any]:
         keep=2,
         keep_every=0,
         keep_best=0,
-        best_metric="validation_loss",  # a plain mean over streams; of a single one "validation_loss/ema/STREAM"
+        best_metric="validation_loss",  # a plain mean over streams; "validation_loss/ema/STREAM" is that of one stream
         checksums=True,
-        local_every=0,  # steps between two checkpoints on each host's own disk; 0: none
+        local_every=0,  # steps between two checkpoints on each host's disk; 0: none
         local_folder="",  # an absolute path on that disk
     )
     return group | changes
@@ -41,7 +41,7 @@ def samples(every: int = 0, **changes: Any) -> dict[str, Any]:
         steps=20,
         guidance=1.0,
         seed=0,
-        prompts=(),  # texts
+        prompts=(),  # texts of prompts
         edits=(),  # each an instruction and the paths of one to three condition images: ("make it night", "day.png")
     )
     return group | changes
@@ -56,7 +56,7 @@ def timesteps(**changes: Any) -> dict[str, Any]:
     """The distribution of training times, and the one time shift that training, validation and sampling share."""
     group = dict(
         law="logit_normal",
-        logit_normal=dict(mean=0.0, std=1.0),  # arguments of the law with this name
+        logit_normal=dict(mean=0.0, std=1.0),  # arguments of the distribution with this name
         uniform=dict(low=0.0, high=1.0),
         shift=dict(
             dynamic=True,

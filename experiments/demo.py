@@ -1,9 +1,9 @@
 """The main job in miniature: a few images become a tiny model that reproduces them, exported to diffusers.
 
-Command: `make demo`, which is `qi2 run experiments/demo.py --out runs/demo`; with your own folder of images with `.txt`
-captions, or with a `metadata.jsonl`, `make demo DATA=path`.
+Command: `make demo`, which is `qi2 run experiments/demo.py --out runs/demo`; for a folder of your images with `.txt`
+captions or a `metadata.jsonl`, `make demo DATA=path`.
 Hardware: a CPU with 2 cores and 6 GiB, as a mesh of 8 fake devices.
-Time: see the README, measured.
+Time: measured, see the README.
 
 The autoencoder and the transformer are trained from scratch and far too small for anything but this. The condition
 encoder is a tiny Qwen3-VL with random frozen weights and the real Qwen tokenizer, unless `encoder.folder` names the
@@ -45,9 +45,9 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     config.encoder = dict(folder="", width=64, layers=2, heads=4, seed=7)
     config.vae = _autoencoder(tiny)
     config.transformer = _transformer(tiny)
-    config.sample = dict(steps=4 if tiny else 20, seed=0, batch_size=64, captions=0)  # the first captions; 0: all
+    config.sample = dict(steps=4 if tiny else 20, seed=0, batch_size=64, captions=0)  # captions: the first ones; 0: all
     config.compare = dict(images=2, steps=4 if tiny else 20)
-    # What the job must reach to succeed: a share of the generated images, and a difference of pixels, of 255.
+    # Metrics that the job must reach: a share of the generated images, and a difference of pixels, of 255.
     config.expect = dict(nearest_to_own=0.0 if tiny else 0.9, difference_to_pytorch=1)
     return config
 
@@ -115,7 +115,7 @@ def _transformer(tiny: bool) -> dict[str, Any]:
         batches_per_update=1,  # batches of data.mixture whose gradients are accumulated for an update
         dropout=0.1,
         validation=dict(
-            every=10_000,  # always also before the first and after the last step
+            every=10_000,  # also before the first and after the last step
             samples=8 if tiny else 16,  # of each stream
         ),
         samples=defaults.samples(),

@@ -1,8 +1,8 @@
 """The joint sequence of text and images: order, positions, visibility and rotary embedding.
 
-A sequence is `[text 0][condition 1][text 1] ... [condition k][text k][target]`. Its layout (how many slots each segment
-has) is static and determines the compiled program. The content of the slots (lengths, image grids) is data, prepared on
-the host. Each segment ends in padding.
+A sequence is `[text 0][condition 1][text 1] ... [condition k][text k][target]`. Its layout (the number of slots of each
+segment) is static and determines the compiled program. The content of the slots (lengths, image grids) is data, which
+the host prepares. Each segment ends in padding.
 
 Dims: `B` batch, `S` joint sequence, `T` text slots, `M` condition slots, `N` target slots, `P` prefix (all but the
 target), `D` width.

@@ -1,6 +1,6 @@
 """The mesh, the table from logical dims to mesh axes, and sharding constraints of activations.
 
-Models name dims and never mesh axes. This table is the only place that connects the two.
+Models name dims and never mesh axes. The table `RULES` is the only place that connects the two.
 """
 
 import collections
@@ -81,7 +81,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
     Args:
       shape: devices along each axis.
-      devices: the devices; None for all of them.
+      devices: devices to use; None: all of them.
 
     Raises:
       ValueError: if there are more or fewer devices, or the shape does not fit their slices.
@@ -117,8 +117,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
     """{slice: number of chips}: a slice is a group of TPU chips with direct links between them.
 
-    In a job of one slice, chips may not name it. Other platforms have no such links, even where devices have a
-    `slice_index`, so the result is empty for them.
+    In a job of one slice, chips may have no `slice_index`. Other platforms have no such links, even if their devices
+    have a `slice_index`, so the result is empty for them.
     """
     found = collections.Counter(getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu")
     return dict(sorted(found.items()))
@@ -127,11 +127,11 @@ def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
 def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
     """Partition of an array; a dim that its axes do not divide is replicated.
 
-    Otherwise tiny models on wide meshes would fail on their smallest dims. For the published sizes every rule applies,
-    and `unsharded_weights` names the large weights to which a rule does not apply.
+    Without this rule, tiny models on wide meshes would fail on their smallest dims. For the published sizes every table
+    entry applies, and `unsharded_weights` names the large weights to which one does not apply.
 
     Args:
-      mesh: the devices.
+      mesh: device mesh.
       shape: sizes of the array's dims.
       names: logical names of the dims.
 
@@ -173,8 +173,8 @@ def unsharded_weights(model: Any, mesh: Mesh) -> list[str]:
     """One line for each mesh axis that leaves large weights replicated, because it does not divide their dims.
 
     Args:
-      model: the parameters, which may be abstract. Weights of fewer than `LARGE` elements are ignored.
-      mesh: the devices.
+      model: parameters, which may be abstract. Weights of fewer than `LARGE` elements are ignored.
+      mesh: device mesh.
 
     Raises:
       ValueError: if an axis divides no large weight, so that all devices along it would hold the same weights.
@@ -240,17 +240,17 @@ def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
     Raises:
       ValueError: if an array has more or fewer rows.
     """
-    sharding, own = batch_sharding(mesh), local_rows(mesh, batch_size)
+    sharding, local = batch_sharding(mesh), local_rows(mesh, batch_size)
 
     def put(leaf: ArrayLike) -> jax.Array:
         rows = np.asarray(leaf)
-        if len(rows) != len(own):
-            raise ValueError(f"a batch has {len(rows)} rows; this process holds {len(own)} of {batch_size}")
+        if len(rows) != len(local):
+            raise ValueError(f"a batch has {len(rows)} rows; this process holds {len(local)} of {batch_size}")
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             start, stop, _ = index[0].indices(batch_size)
-            first = own.index(start)
+            first = local.index(start)
             return rows[first : first + stop - start]
 
         return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, shard)
@@ -273,8 +273,8 @@ class Attention:
     """An attention kernel that each device runs on its shard of samples and heads; hashable, for `Execution.kernel`.
 
     Attributes:
-      mesh: the devices.
-      kernel: the kernel, or its name, see `attention.attention`; "auto" chooses by the platform of the devices.
+      mesh: device mesh.
+      kernel: attention kernel or its name, see `attention.attention`; "auto" chooses by the platform of the devices.
     """
 
     mesh: Mesh

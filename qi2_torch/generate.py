@@ -2,7 +2,7 @@
 
     python -m qi2_torch.generate REQUEST.json OUT.npz
 
-The request holds `folder`, `prompts`, `negative`, `guidance`, `steps`, `sizes` ([width, height] per prompt),
+The request contains `folder`, `prompts`, `negative`, `guidance`, `steps`, `sizes` ([width, height] per prompt),
 `latents` (an .npz with arrays `0`, `1`, .. of [tokens, channels], one per prompt), `images` (files), `resolution` and
 `dtype`. OUT receives arrays `0`, `1`, .. of uint8 pixels [height, width, channels], and `latents_0`, `latents_1`, .. of
 normalised latents [tokens, channels], which are not rounded by decoding.
@@ -20,7 +20,7 @@ from qi2_torch.load import load_pipeline
 
 
 def generate(request: dict) -> dict[str, np.ndarray]:
-    """Generates one image per prompt, each in its own call, as a user of diffusers would."""
+    """Generates one image per prompt, each in a separate call, as a user of diffusers would."""
     pipeline: Any = load_pipeline(request["folder"], getattr(torch, request["dtype"]))
     pipeline.set_progress_bar_config(disable=True)
     latents = np.load(request["latents"], allow_pickle=False)

@@ -78,8 +78,8 @@ class Reader:
         self._api.End()
 
     def read(self, image: Image.Image) -> str:
-        """What stands in the picture of one line."""
-        # Where its own search for the line finds nothing (one Arabic line of twenty), the whole picture is the line.
+        """The text in the image of one line."""
+        # If Tesseract finds no line (one Arabic line of twenty), the whole image is taken as the line.
         for mode in (self._modes.SINGLE_LINE, self._modes.RAW_LINE):
             self._api.SetPageSegMode(mode)
             self._api.SetImage(image)

@@ -1,4 +1,4 @@
-"""The test pictures in Pillow's source distribution, fetched once by pip and kept outside the repository.
+"""The test images in Pillow's source distribution, fetched once by pip and kept outside the repository.
 
 python -m tests.pillow_source        fetches them, as `make test-data` does
 """

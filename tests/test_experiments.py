@@ -12,8 +12,8 @@ import pytest
 
 from qi2_jax.config import loading
 from qi2_jax.tasks.transformer import fixed_prompts
-from qi2_jax.tasks.transformer.config import check
-from qi2_jax.workflows import config as configs
+from qi2_jax.tasks.transformer.config import check_transformer
+from qi2_jax.workflows.config import load_experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -45,7 +45,7 @@ def test_resolved_config_is_the_recorded_one(name, form):
 @pytest.mark.parametrize("name", [*STAGES, "demo"])
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_data_of_every_form_is_valid(name, form):
-    data = configs.load(f"{EXPERIMENTS[name]}{form}").data
+    data = load_experiment(f"{EXPERIMENTS[name]}{form}").data
     assert data.thresholds.min_side <= max(2 * data.sides[0], data.sides[-1])
     smallest = data.sides[0]
     assert data.resolutions.fits(smallest, smallest)[0][1].left_out is None
@@ -60,7 +60,7 @@ def test_resolution_filters_are_the_reports():
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("form", ["", ":tiny"])
 def test_a_stage_draws_fixed_edits_where_it_trains_on_edits(name, form):
-    stage = configs.load(f"{EXPERIMENTS[name]}{form}")
+    stage = load_experiment(f"{EXPERIMENTS[name]}{form}")
     edits = stage.transformer.samples.edits
     assert bool(edits) == (stage.data.mixture.tasks[1] > 0)
     fixed_prompts.check_images(stage.transformer.samples, max(stage.data.sides))
@@ -116,7 +116,7 @@ def test_stages_have_the_steps_batches_and_rates_of_the_report():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tiny_stages_can_train_here(name):
-    check(configs.load(f"{EXPERIMENTS[name]}:tiny"))
+    check_transformer(load_experiment(f"{EXPERIMENTS[name]}:tiny"))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Encoder:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-        from qi2_jax.interop import files, weights
+        from qi2_jax.interop import files, stored_weights
         from qi2_jax.interop.clip import NAMES
         from qi2_jax.models import tree
         from qi2_jax.models.clip import CLIP, DualEncoder, DualEncoderConfig
@@ -93,8 +93,8 @@ class Encoder:
         self.config = DualEncoderConfig.from_dict(files.read_json(folder / "config.json"))
         like = jax.eval_shape(lambda key: DualEncoder(self.config, key=key), jax.random.key(0))
         shapes = {name: tuple(leaf.shape) for name, leaf in tree.to_dict(like).items()}
-        tensors, _ = weights.of_published(folder, "model", shapes, NAMES)
-        self.model = weights.load(tensors, like, dtype=np.float32)
+        weights, _ = stored_weights.open_published(folder, "model", shapes, NAMES)
+        self.model = stored_weights.load(weights, like, dtype=np.float32)
 
         settings = files.read_json(folder / "tokenizer_config.json")
         name = str(settings.get("tokenizer_class", "CLIPTokenizer")).removesuffix("Fast")

@@ -70,7 +70,7 @@ class Labels:
     def __init__(self, folder: Path):
         import jax
 
-        from qi2_jax.interop import files, weights
+        from qi2_jax.interop import files, stored_weights
         from qi2_jax.models import efficientnet_lite
 
         files.check_links(folder)
@@ -84,7 +84,7 @@ class Labels:
         if len(names) != efficientnet_lite.CLASSES:
             raise ValueError(f"{folder / 'labels.json'} names {len(names)} of {efficientnet_lite.CLASSES} classes")
         self.names: tuple[str, ...] = tuple(names)
-        stored, _ = weights.of_ours(folder, efficientnet_lite.shapes())
+        stored, _ = stored_weights.open_ours(folder, efficientnet_lite.shapes())
         self._weights = {name: jax.numpy.asarray(weight.read(dtype=np.float32)) for name, weight in stored.items()}
         self._side = efficientnet_lite.SIDE
         self._probabilities = jax.jit(lambda w, pixels: jax.nn.softmax(efficientnet_lite.logits(w, pixels), axis=-1))

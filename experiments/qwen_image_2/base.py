@@ -146,7 +146,7 @@ def stage(
     *,
     number: int,
     sides: tuple[int, ...],
-    of_sides: tuple[int, ...],
+    side_shares: tuple[int, ...],
     thresholds: dict[str, Any],
     tasks: tuple[int, int],
     steps: int,
@@ -164,14 +164,14 @@ def stage(
       number: number of the stage. A thousand times it is the seed: streams and validation take the seeds that follow
         it, and no stage repeats the order, times and noise of another one.
       sides: sides of the squares whose areas the buckets have, in pixels.
-      of_sides: share of the steps for each side.
+      side_shares: share of the steps for each side.
       thresholds: changes to the defaults of `Thresholds`.
       tasks: shares of text-to-image steps and of edit steps, from the report.
       steps, lr: number of updates and learning rate, from the report.
       tiny_steps: number of updates of the tiny form.
       ema_decay: decay of the EMA.
       ema_ramp: whether the decay ramps up, so that the EMA forgets the weights from which the stage starts.
-      tiny_conditions: the tiny form's shares of edits with one, two and three condition images; each number with a
+      tiny_conditions: tiny form's shares of edits with one, two and three condition images; each number with a
         share is a program to compile, for every side.
 
     Raises:
@@ -183,10 +183,10 @@ def stage(
     config = ml_collections.ConfigDict()
     config.platform = "cpu" if tiny else ""
     # Folder in which compiled programs are kept, so that a restart of `qi2 train` does not compile them again: a path
-    # below the run's folder, or an absolute one such as gs://BUCKET/compiled; "": none. A curriculum has its own.
+    # below the run's folder, or an absolute one such as gs://BUCKET/compiled; "": none. A curriculum has a key for all.
     config.compilation_cache = "compiled"
     config.encode = _encode(tiny)
-    config.data = _data(tiny, sides, of_sides, thresholds, tasks, tiny_conditions)
+    config.data = _data(tiny, sides, side_shares, thresholds, tasks, tiny_conditions)
     config.transformer = _transformer(tiny, sides) | dict(
         seed=1_000 * number,
         # Ours: the EMA spans 10K steps, a tenth of the shortest long stage; in the 10K steps of fine-tuning 1K.
@@ -216,7 +216,7 @@ def _encode(tiny: bool) -> dict[str, Any]:
 def _data(
     tiny: bool,
     sides: tuple[int, ...],
-    of_sides: tuple[int, ...],
+    side_shares: tuple[int, ...],
     thresholds: dict[str, Any],
     tasks: tuple[int, int],
     tiny_conditions: tuple[int, int, int],
@@ -236,7 +236,7 @@ def _data(
         held_out=0.15 if tiny else 0.0001,
         mixture=dict(
             # Ours: half of the steps go to the area that a stage adds, the others keep what was learned.
-            sides=of_sides,
+            sides=side_shares,
             tasks=tasks,
             # Shares of edit steps with one, two and three condition images. Ours: most edits have one source.
             conditions=tiny_conditions if tiny else (8, 1, 1),

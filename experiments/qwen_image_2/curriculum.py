@@ -1,13 +1,14 @@
-"""The whole curriculum: data selection and samples, then six stages, each starting from the weights and EMA of the one
-before it.
+"""The whole curriculum: data selection, samples, and six stages.
+
+Each stage starts from the weights and the EMA of the stage before it.
 
 Command: `qi2 run experiments/qwen_image_2/curriculum.py --data RECORDS --out DIR model.folder=ENCODERS`; the same
 command continues after an interruption. RECORDS is a folder that `qi2 data ingest` made and `qi2 data score` scored,
-with a CLIP and an aesthetic head; ENCODERS an imported folder, whose Qwen3-VL and autoencoder are used.
+with a CLIP and an aesthetic head. ENCODERS is an imported folder, whose Qwen3-VL and autoencoder are used.
 The fixed edits that are drawn during training need images of scikit-image: `pip install 'qi2[demo]'`.
 In miniature, with images that it makes itself: `qi2 run experiments/qwen_image_2/curriculum.py:tiny --out DIR`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU with 2 cores, as a mesh of 8 fake devices.
-Time: the sum of the stages', see each of them; the tiny form under 15 minutes.
+Time: the sum over the stages, see each of them; the tiny form under 15 minutes.
 """
 
 from typing import Any

@@ -19,7 +19,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         form,
         number=2,
         sides=(256,),
-        of_sides=(1,),
+        side_shares=(1,),
         thresholds=base.PRE_TRAINING,
         tasks=(9, 1),
         steps=100_000,

@@ -19,7 +19,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         form,
         number=3,
         sides=(256, 512),
-        of_sides=(1, 1),
+        side_shares=(1, 1),
         thresholds=base.WITH_SYNTHETIC,
         tasks=(9, 1),
         steps=200_000,

@@ -19,7 +19,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         form,
         number=4,
         sides=(512, 1024),
-        of_sides=(1, 1),
+        side_shares=(1, 1),
         thresholds=base.CONTINUAL,
         tasks=(7, 3),
         steps=150_000,

@@ -19,7 +19,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         form,
         number=5,
         sides=(512, 1024, 2048),
-        of_sides=(1, 1, 2),
+        side_shares=(1, 1, 2),
         thresholds=base.LARGEST,
         tasks=(7, 3),
         steps=100_000,

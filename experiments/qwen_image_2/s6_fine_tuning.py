@@ -19,7 +19,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         form,
         number=6,
         sides=(512, 1024, 2048),
-        of_sides=(1, 1, 2),
+        side_shares=(1, 1, 2),
         thresholds=base.FINE_TUNING,
         tasks=(7, 3),
         steps=10_000,

@@ -47,9 +47,9 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
     path = paths.run_of(path)
     places = [path / name for name in ("", paths.CHECKPOINTS, f"{paths.TRANSFORMER}/{paths.CHECKPOINTS}")]
     for place in places:
-        if files.steps(place) or files.aside(place):
+        if files.steps(place) or files.damaged(place):
             return place
-    raise ValueError(f"{path} holds no complete checkpoint; looked for STEP/ in {[str(place) for place in places]}")
+    raise ValueError(f"{path} has no complete checkpoint; looked for STEP/ in {[str(place) for place in places]}")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -74,7 +74,7 @@ def main(arguments: argparse.Namespace) -> None:
         console.print(_table(figures))
         for name in figures["damaged"]:
             console.print(
-                f"{directory / name} is set aside because it was damaged. Delete it if you need nothing from it."
+                f"{directory / name} is set aside because it was damaged. Delete it when you no longer need it."
             )
     if arguments.json is not None:
         write_json_atomic(arguments.json, figures)
@@ -92,7 +92,7 @@ def _verify(directory: pathlib.Path, requested: list[int], console: "Console") -
             console.print(f"step {step}: deleted meanwhile")
     damaged = []
     for step, lines in problems.items():
-        console.print(f"step {step}: {'unverified' if lines is None else 'damaged' if lines else 'whole'}")
+        console.print(f"step {step}: {'unverified' if lines is None else 'damaged' if lines else 'intact'}")
         damaged += [f"{directory / str(step)}: {line}" for line in lines or []]
     return {"steps": {str(step): lines for step, lines in problems.items()}}, damaged
 
@@ -101,7 +101,7 @@ def _table(listed: dict[str, Any]) -> "Table":
     import rich.box
     from rich.table import Table
 
-    from qi2_jax.training.checkpoints.inspection import _METRICS
+    from qi2_jax.training.checkpoints.inspection import METRICS
 
     table = Table(
         *("step", "saved (UTC)", "size", "loss", "validation", "kept as", "checksums"),
@@ -112,7 +112,7 @@ def _table(listed: dict[str, Any]) -> "Table":
     for column in table.columns:
         column.no_wrap = column.header != "kept as"
     for row in listed["checkpoints"]:
-        values = ["" if (value := row["metrics"][name]) is None else f"{value:.4f}" for name in _METRICS]
+        values = ["" if (value := row["metrics"][name]) is None else f"{value:.4f}" for name in METRICS]
         saved = row["saved"][:16].replace("T", " ")
         state = "complete" if row["verified"] else "unverified"
         table.add_row(str(row["step"]), saved, _size(row["bytes"]), *values, ", ".join(row["kept"]), state)

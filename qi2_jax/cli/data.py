@@ -184,11 +184,11 @@ def _select(arguments: argparse.Namespace) -> dict[str, Any]:
 def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
     from qi2_jax.cli import tables
     from qi2_jax.runtime import devices
-    from qi2_jax.workflows import config as configs
     from qi2_jax.workflows import encode
+    from qi2_jax.workflows.config import StageExperiment, load_experiment
 
-    config = configs.load(arguments.experiment, arguments.overrides)
-    if not isinstance(config, configs.StageExperiment):
+    config = load_experiment(arguments.experiment, arguments.overrides)
+    if not isinstance(config, StageExperiment):
         raise ValueError(f"{arguments.experiment} is a curriculum; encode with the config of one of its stages")
     devices.set_platform(config, (config.encode.mesh,))
 
@@ -200,7 +200,7 @@ def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.out or arguments.folder / "samples",
     )
     if report is None:
-        print("this process has written its units; the last of the others will complete the cache")
+        print("this process has written its units; the last process completes the cache")
         return {}
     tables.show(report.table())
     return report.to_dict()

@@ -8,7 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qi2_jax.interop.weights import Weights
+    from qi2_jax.interop.stored_weights import Weights
 
 DTYPES = ("bfloat16", "float32")
 
@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.verify and arguments.lora:
         raise ValueError("--verify compares whole pipelines, and --lora exports only an adapter: leave one of them out")
     if arguments.verify:
-        check_installed()  # now, and not after minutes of copying
+        check_installed()  # before minutes of copying
     located = locating.locate(arguments.model, arguments.weights)
     files.check_outside(arguments.out, located.model, located.checkpoint)
     located.check()

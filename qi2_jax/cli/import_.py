@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.text.prompts import PromptProcessor
 
     source = arguments.source
-    # Finds a tokenizer that does not fit now, and not after minutes of copying.
+    # A folder or tokenizer that cannot be used is reported before minutes of copying.
     folder.check_published(source, arguments.variant)
     PromptProcessor.from_folder(source / "processor", components.read_config(source / "text_encoder", "text_encoder"))
     print(folder.describe(folder.import_folder(source, arguments.out, arguments.variant)))

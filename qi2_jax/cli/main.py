@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses a command and runs its verb. Prints errors that users can fix without a traceback.
 
     Args:
-      arguments: the command; None: the command of this process, which then also handles signals.
+      arguments: command-line arguments; None: those of this process, which then also handles signals.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -81,7 +81,7 @@ def _parse(arguments: list[str], chosen: str | None) -> tuple[argparse.Namespace
         if verb == chosen:
             module = importlib.import_module("qi2_jax.cli." + ("import_" if verb == "import" else verb))
             module.add_arguments(sub)
-    # argparse accepts KEY=VALUE only directly behind the experiment; users also write it behind the options.
+    # argparse accepts KEY=VALUE only directly after the experiment; users also write it after the options.
     parsed, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(parsed, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

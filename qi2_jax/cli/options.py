@@ -12,9 +12,9 @@ def add_verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:
     """Adds a verb or the step of a verb, with the options that all of them have.
 
     Args:
-      verbs: the subparsers to add it to.
-      name: what the user types.
-      purpose: an imperative sentence without its capital letter and full stop.
+      verbs: subparsers that receive the verb.
+      name: name that the user types.
+      purpose: imperative sentence without its capital letter and full stop.
     """
     description = f"{purpose[0].upper()}{purpose[1:]}."
     parser = verbs.add_parser(name, help=purpose, description=description, allow_abbrev=False)
@@ -36,7 +36,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     """Adds KEY=VALUE, which changes a config."""
-    # Without a default, argparse calls an argument required that may be absent.
+    # Without a default, argparse lists an optional argument as required.
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help=f"changes to the config, such as {example}"
     )
@@ -66,13 +66,13 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def group_of(arguments: argparse.Namespace) -> meeting.Group:
-    """Returns how this process joins the others."""
+    """Returns the group of processes that this one joins."""
     names = ("verb", "coordinator", "processes", "process", "distributed", "join_seconds")
     return meeting.Group(**{name: getattr(arguments, name) for name in names})
 
 
 def check_processes(arguments: argparse.Namespace, platform: str) -> int:
-    """Returns the number of processes, or 1 where the cluster decides it.
+    """Returns the number of processes, or 1 if the cluster decides it.
 
     Raises:
       ValueError: if an argument is missing or out of range.

@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from qi2_jax.workflows import config as configs
+    from qi2_jax.workflows.config import CurriculumExperiment, DemoExperiment, load_experiment
 
-    config = configs.load(arguments.experiment, arguments.overrides)
-    if isinstance(config, configs.CurriculumExperiment):
+    config = load_experiment(arguments.experiment, arguments.overrides)
+    if isinstance(config, CurriculumExperiment):
         _run_curriculum(config, arguments)
     elif arguments.accept_changes:
         raise ValueError(f"--accept-changes is for a curriculum, which {arguments.experiment} is not")
-    elif isinstance(config, configs.DemoExperiment):
+    elif isinstance(config, DemoExperiment):
         _run_demo(config, arguments)
     else:
         raise ValueError(

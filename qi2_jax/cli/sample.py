@@ -26,8 +26,8 @@ def add_common_arguments(parser: argparse.ArgumentParser, size: str) -> None:
     """Adds the arguments that `sample` and `edit` share.
 
     Args:
-      parser: where they go.
-      size: the default size, for the help.
+      parser: parser that receives the arguments.
+      size: default size, for the help.
     """
     parser.add_argument(
         "model", type=pathlib.Path, metavar="DIR", help="a run or job, a checkpoint, or an imported folder"
@@ -157,11 +157,11 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     """Generates images with the common arguments and writes them.
 
     Args:
-      arguments: those of `add_common_arguments`.
+      arguments: parsed arguments of `add_common_arguments`.
       options: further arguments of `Pipeline.in_batches`.
 
     Returns:
-      The paths of the images.
+      Paths of the images.
     """
     import jax.numpy as jnp
     from PIL import Image
@@ -176,7 +176,7 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
         raise ValueError("--negative has no effect without guidance; give a --guidance above 1")
     latents = None if arguments.latents is None else read_latents(arguments.latents)
     out = arguments.out
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of sampling
+    out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of sampling
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
     compilation_cache.use()
@@ -226,7 +226,7 @@ def read_latents(path: pathlib.Path) -> "np.ndarray":
     if not path.is_file() or path.stat().st_size > MAX_LATENT_BYTES:
         raise ValueError(f"{path} is not a file of at most {MAX_LATENT_BYTES} bytes")
     try:
-        latents = np.load(path, mmap_mode="r", allow_pickle=False)  # a header may promise more than the file holds
+        latents = np.load(path, mmap_mode="r", allow_pickle=False)  # a header may claim more than the file contains
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not an .npy file of numbers: {error}") from error
     if not isinstance(latents, np.ndarray) or latents.ndim != 3 or latents.dtype.kind not in "fiu":

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-# What the help names. The libraries check the arguments, and tests compare these lists with theirs.
+# Names for the help. The libraries check the arguments, and tests compare these lists with theirs.
 EDITS = ("text", "restoration", "tone", "insertion", "removal", "hue", "background", "compose2", "compose3")
 STRATEGIES = ("pure", "scene", "layout", "glyphs")
 
@@ -12,7 +12,7 @@ STRATEGIES = ("pure", "scene", "layout", "glyphs")
 def add_edits_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `qi2 data synth edits` except --json."""
     parser.add_argument(
-        "--from", dest="pictures", type=Path, required=True, metavar="DIR", help="records folder of real images"
+        "--from", dest="records", type=Path, required=True, metavar="DIR", help="records folder of real images"
     )
     parser.add_argument(
         "--cutouts",
@@ -26,7 +26,7 @@ def add_edits_arguments(parser: argparse.ArgumentParser) -> None:
         "--kinds",
         nargs="+",
         metavar="KIND",
-        help=f"kinds of edits, of {', '.join(EDITS)} (default: all for which there are images)",
+        help=f"kinds of edits: {', '.join(EDITS)} (default: all for which there are images)",
     )
     parser.add_argument("--max-side", type=int, metavar="N", help="longest side of an image in pixels (default 1024)")
     _add_common(parser, "edits")
@@ -63,8 +63,8 @@ def _add_common(parser: argparse.ArgumentParser, items: str) -> None:
     parser.add_argument("--records-per-shard", type=int, metavar="N", help="records per shard (default 256)")
 
 
-def _given(arguments: argparse.Namespace, **names: str) -> dict[str, Any]:
-    """Keyword arguments for a library by their names there; what the user left out keeps the library's default."""
+def _library_arguments(arguments: argparse.Namespace, **names: str) -> dict[str, Any]:
+    """Keyword arguments under a library's names. Arguments that the user omits keep the library's defaults."""
     common = {"count": "count", "seed": "seed", "fonts": "fonts", "name": "source", "workers": "workers"}
     values = {
         there: getattr(arguments, here)
@@ -80,8 +80,10 @@ def run_edits(arguments: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.synthesis.edits.synthesis import synthesize_edits
     from qi2_jax.cli import tables
 
-    more = _given(arguments, kinds="kinds", cutouts="cutouts", cutouts_licence="cutouts_licence", max_side="max_side")
-    report = synthesize_edits(arguments.pictures, arguments.out, **more)
+    more = _library_arguments(
+        arguments, kinds="kinds", cutouts="cutouts", cutouts_licence="cutouts_licence", max_side="max_side"
+    )
+    report = synthesize_edits(arguments.records, arguments.out, **more)
     tables.show(report.table())
     return report.to_dict()
 
@@ -92,7 +94,7 @@ def run_text(arguments: argparse.Namespace) -> dict[str, Any]:
     from qi2_jax.cli import tables
 
     names = {name: name for name in ("scripts", "corpus", "licence", "scenes", "side")}
-    report = synthesize_text(arguments.out, **_given(arguments, strategy="strategies", **names))
+    report = synthesize_text(arguments.out, **_library_arguments(arguments, strategy="strategies", **names))
     for table in report.tables():
         tables.show(table)
     return report.to_dict()

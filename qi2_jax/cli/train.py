@@ -1,4 +1,4 @@
-"""`qi2 train EXPERIMENT --samples DIR --out DIR`: the transformer stage of a job, on samples encoded before."""
+"""`qi2 train EXPERIMENT --samples DIR --out DIR`: the transformer stage of a job, on encoded samples."""
 
 import argparse
 import pathlib
@@ -47,10 +47,10 @@ def main(arguments: argparse.Namespace) -> None:
     overrides = list(arguments.overrides)
     if arguments.start is not None:
         overrides.append(f"transformer.start.folder={arguments.start.absolute()}")
-    from qi2_jax.workflows import config as configs
+    from qi2_jax.workflows.config import StageExperiment, load_experiment
 
-    config = configs.load(arguments.experiment, overrides)
-    if not isinstance(config, configs.StageExperiment):
+    config = load_experiment(arguments.experiment, overrides)
+    if not isinstance(config, StageExperiment):
         raise ValueError(
             f"{arguments.experiment} is a curriculum; train with the config of a stage, such as "
             "experiments/qwen_image_2/s1_256p_t2i.py, or run all of them with `qi2 run`"
@@ -69,23 +69,23 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     from qi2_jax.runs import paths
     from qi2_jax.runtime import lock, processes
     from qi2_jax.tasks.transformer import start, task
-    from qi2_jax.tasks.transformer.config import check, check_samples
+    from qi2_jax.tasks.transformer.config import check_samples, check_transformer
     from qi2_jax.training import restarting
-    from qi2_jax.training.checkpoints import manager
+    from qi2_jax.training.checkpoints import files
 
-    check(config)
+    check_transformer(config)
     samples = Cache(arguments.samples)
     source = config.transformer.start.folder
     # Checked before the lock creates the folder. A run that has checkpoints no longer needs its start.
     with processes.raise_together():
-        if jax.process_index() == 0 and source and not manager.steps(arguments.out / paths.CHECKPOINTS):
+        if jax.process_index() == 0 and source and not files.steps(arguments.out / paths.CHECKPOINTS):
             start.check_source(source, arguments.model)
     with lock.hold(arguments.out):
         restarting.check(arguments.out, restart=arguments.restart)
         with processes.raise_together():
             check_samples(config, samples)
             if jax.process_index() == 0:
-                start.give_model(config.transformer, samples, arguments.model, arguments.out)
+                start.prepare_model_folder(config.transformer, samples, arguments.model, arguments.out)
         task.train_transformer(
             config,
             samples,

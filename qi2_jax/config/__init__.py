@@ -1,6 +1,6 @@
 """Experiment configs.
 
 `loading` reads an experiment file and applies overrides, `parsing` turns the result into frozen dataclasses, `fields`
-declares what a dataclass says about its keys, `changes` compares two configs, and `recorded` keeps the config that a
-folder was created with.
+declares properties of their keys, `changes` compares two configs, and `recorded` keeps the config that a folder was
+created with.
 """

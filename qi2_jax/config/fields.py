@@ -1,4 +1,4 @@
-"""What a config dataclass declares about its fields, and the range checks that these dataclasses share."""
+"""Declarations of config dataclasses about their fields, and range checks that these dataclasses share."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ _CHANGEABLE, _CHOICES, _TYPED = "changeable", "choices", "typed"
 
 
 def changeable(**options: Any) -> Any:
-    """A field that may change when a run or job continues, with everything below it: no result depends on it.
+    """A field that may change, with everything below it, when a run or job continues: no result depends on it.
 
     Args:
       options: arguments of `dataclasses.field`, such as `default`.
@@ -24,11 +24,11 @@ def fixed(**options: Any) -> Any:
 def choice(table: Mapping[str, Any], **options: Any) -> Any:
     """A field that names an entry of a table and receives that entry.
 
-    Where the entry is a dataclass, the group may also have a key with the entry's name, which holds its arguments:
+    If the entry is a dataclass, the group may also have a key with the entry's name and its arguments:
     `law="uniform"` beside `uniform=dict(low=0.0, high=1.0)` becomes `Uniform(0.0, 1.0)`.
 
     Args:
-      table: what each name stands for.
+      table: names and their entries.
       options: arguments of `dataclasses.field`.
     """
     return dataclasses.field(metadata={_CHOICES: table}, **options)

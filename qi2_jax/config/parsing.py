@@ -1,7 +1,7 @@
 """Turns the nested keys of an experiment config into frozen dataclasses.
 
 The fields of a dataclass are the keys of its group. A field with a default may be missing from the config, any other
-may not; values must have the field's type; ranges are checked by the dataclass itself, in `__post_init__`. Messages
+may not. Values must have the field's type. The dataclass checks its ranges in `__post_init__`. Messages
 name the full path of a key, such as `transformer.optimizer.lr`.
 """
 
@@ -49,7 +49,7 @@ def parse(cls: type[Config], values: Any, path: str = "") -> Config:
             parsed[name] = _value(_types(cls)[name], field, values, joined(path, name))
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"missing config key {joined(path, name)!r}")
-    for name in set(arguments) & set(values):  # those of entries that are not chosen are checked too
+    for name in set(arguments) & set(values):  # arguments of entries that are not chosen are checked too
         parse(arguments[name], values[name], joined(path, name))  # type: ignore[arg-type]
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if fields.is_as_typed(field):
@@ -58,11 +58,11 @@ def parse(cls: type[Config], values: Any, path: str = "") -> Config:
 
 
 def unknown_key(path: str, name: str, known: Collection[str]) -> ValueError:
-    """The error for a key that does not exist, with the key that was probably meant.
+    """The error for a key that does not exist, with the closest known key.
 
     Args:
-      path: the whole key as it was typed.
-      name: the part of the path that is unknown.
+      path: whole key as it was typed.
+      name: part of the path that is unknown.
       known: keys of the group in which the name was looked up.
     """
     close = difflib.get_close_matches(name, known, 1)
@@ -81,7 +81,7 @@ def config_fields(cls: Any) -> list[dataclasses.Field]:
 
 
 def below(cls: Any, name: str) -> Any:
-    """The dataclass of a group's key, or what stands in its place; None if the key does not exist.
+    """The dataclass of a group's key, or its type if it is no dataclass; None if the key does not exist.
 
     Args:
       cls: dataclass of a group, or the mapping type of a group whose keys are free, such as `Mapping[str, Stage]`.
@@ -145,7 +145,7 @@ def _as_tuple(items: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
 
 
 def _constructed(cls: type[Config], parsed: dict[str, Any], path: str) -> Config:
-    """The dataclass; what it refuses is told with the path. A message that begins with a key completes that key."""
+    """The dataclass, or its error with the path in front, which completes a key that the error begins with."""
     try:
         return cls(**parsed)
     except ValueError as error:

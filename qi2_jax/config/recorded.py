@@ -47,14 +47,14 @@ def claim(
       path: JSON file in the folder.
       values: config as plain JSON types.
       may_change: whether the key of that path may differ from the recorded config.
-      write: whether to record the config; False in all processes but one.
-      hint: another way out, added to the message of a refusal.
+      write: whether to record the config; true in one process only.
+      hint: another way out, which ends the message of a refusal.
 
     Returns:
       The changes, all of which are allowed.
 
     Raises:
-      ValueError: if a key differs that may not, naming each; or if the file is damaged.
+      ValueError: if keys differ that may not, naming each of them; or if the file is damaged.
     """
     found = changes_since(path, values)
     if refused := [change for change in found if not may_change(change.key)]:

@@ -21,7 +21,7 @@ def initial_noise(seed: int, tokens: Sequence[int], slots: int, channels: int) -
     Args:
       seed: seed of the first image; seeds wrap around at 2^32.
       tokens: target tokens of each image.
-      slots: target slots of the batch's layout; those behind an image's tokens are 0.
+      slots: target slots of the batch's layout; those after an image's tokens are 0.
       channels: latent channels.
     """
     noise = np.zeros((len(tokens), slots, channels), np.float32)

@@ -79,17 +79,17 @@ def sample(
     """Integrates from noise at `times[0]` to data at `times[-1]`, in fp32.
 
     Args:
-      model: the velocity model.
+      model: transformer that predicts the velocity.
       noise_BNC: initial noise, padded to the layout's target slots.
       times: decreasing times, see `Schedule.times`; [steps + 1, B], or [steps + 1] for all images.
-      prompt: the prompts with their condition images.
-      negative: the negative prompts; their layout may have other text slots, but the same target slots.
+      prompt: prompts with their condition images.
+      negative: negative prompts; their layout may have other text slots, but the same target slots.
       guidance: scale of classifier-free guidance; the second pass is skipped unless it is above 1 and `negative` is
         present.
       execution: dtype, kernel and sharding.
       cache_prefix: whether to compute keys and values of text and condition images once instead of at every step, if
         the model's configuration allows it.
-      progress: wraps the iteration over steps, for a progress bar.
+      progress: wrapper of the iteration over steps, for a progress bar.
 
     Returns:
       Latents, normalised per channel as in training; the content of padding slots is undefined.

@@ -28,9 +28,8 @@ class Schedule:
     """Euler steps from t = 1 to t = 0.
 
     Attributes:
-      shift: the resolution-dependent shift, the same as in training.
-      terminal: the last time before 0, to which the times of more than one step are stretched; None or 0 stretches
-        nothing.
+      shift: resolution-dependent shift, the same as in training.
+      terminal: last time before 0. The times of several steps are stretched to end there; None or 0: no stretching.
       sample_sigmas: fixed times before the shift, for few-step models; they determine the number of steps.
 
     Raises:
@@ -57,7 +56,8 @@ class Schedule:
           sigmas: times before the shift to use instead, each in (0, 1].
 
         Raises:
-          ValueError: for fewer than one step, times outside (0, 1], or a shift or terminal that no times fit.
+          ValueError: for fewer than one step, times outside (0, 1], or if the shift or the terminal moves times outside
+            of [0, 1].
         """
         fixed = self.sample_sigmas if sigmas is None else sigmas
         if fixed is None and steps < 1:

@@ -16,7 +16,7 @@ from qi2_jax.models.layers import AnyArray
 
 
 @runtime_checkable
-class TimestepLaw(Protocol):
+class TimestepDistribution(Protocol):
     """A distribution of times in (0, 1) before any shift: samples, one per key, and quantiles."""
 
     def sample(self, keys_B: Key[Array, "B"]) -> Float[Array, "B"]: ...
@@ -68,7 +68,10 @@ class Uniform:
         return self.low + (self.high - self.low) * q
 
 
-LAWS: dict[str, Callable[..., TimestepLaw]] = {"logit_normal": LogitNormal, "uniform": Uniform}
+TIMESTEP_DISTRIBUTIONS: dict[str, Callable[..., TimestepDistribution]] = {
+    "logit_normal": LogitNormal,
+    "uniform": Uniform,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,9 @@ from PIL import Image
 from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Text
 from qi2_jax import sharding
 from qi2_jax.inference.latents import encode_images
-from qi2_jax.interop import components
-from qi2_jax.interop import weights as storage
-from qi2_jax.interop.weights import STEM
-from qi2_jax.models.qwen3_vl import EncoderInputs
+from qi2_jax.interop import components, stored_weights
+from qi2_jax.interop.stored_weights import STEM
+from qi2_jax.models.qwen3_vl.inputs import EncoderInputs
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import logs
 from qi2_jax.runtime.digests import of_files
@@ -42,7 +41,7 @@ class ImageEncoder:
     """The encoder half of a model folder's autoencoder.
 
     Args:
-      model: the model folder.
+      model: model folder.
       mesh: devices of this process.
       dtype: dtype of weights and activations; latents are in fp32.
       batch_size: number of 256 x 256 images per batch, see `images_at_once`.
@@ -54,18 +53,20 @@ class ImageEncoder:
         del self.vae.decoder, self.vae.post_quant_conv  # most of the weights
 
     def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
-        """Normalised latents of images. Images of one size are encoded together; each size has its own program."""
+        """Normalised latents of images. Images of one size are encoded together; each size has a program."""
         running: list[tuple[list[int], jax.Array]] = []
         for height, width in sorted({image.shape[:2] for image in images}):
             places = [place for place, image in enumerate(images) if image.shape[:2] == (height, width)]
             size = images_at_once(self.mesh, self.batch_size, width, height)
             for start in range(0, len(places), size):
-                own = places[start : start + size]
-                filled = np.stack([images[place] for place in own + own[:1] * (size - len(own))])
+                batch = places[start : start + size]
+                filled = np.stack([images[place] for place in batch + batch[:1] * (size - len(batch))])
                 pixels = sharding.put_batch(self.mesh, normalize(filled), size)
-                running.append((own, encode_images(self.vae, pixels, self.dtype)))
+                running.append((batch, encode_images(self.vae, pixels, self.dtype)))
         # All batches are dispatched before the first result is awaited.
-        found = {place: row for own, made in running for place, row in zip(own, np.asarray(made), strict=False)}
+        found = {
+            place: row for batch, latents in running for place, row in zip(batch, np.asarray(latents), strict=False)
+        }
         return [found[place] for place in range(len(images))]
 
 
@@ -79,12 +80,12 @@ class Encoders:
     """Autoencoder and condition encoder of a model folder.
 
     Args:
-      model: an imported folder, or the model folder of a run.
+      model: imported folder, or the model folder of a run.
       mesh: devices of this process.
       dtype: dtype of weights, activations and text features; latents are in fp32.
       batch_size: number of prompts, or of 256 x 256 images, per batch; a multiple of the size of the mesh's data axes.
-      online: what training computes itself, see `samples.ONLINE`. It is only measured here, as features without width
-        and latents without channels.
+      online: what training computes itself, see `schema.ONLINE`. Only sizes are determined here: features have no
+        width, and latents no channels.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
@@ -117,7 +118,7 @@ class Encoders:
         """Features of prompts with their condition images; all prompts have the same number of images.
 
         Args:
-          texts: the prompts.
+          texts: prompts.
           images: pixels of each prompt's condition images, resized as `resize_condition` does.
           max_patches: number of 16 x 16 patches in the largest condition image of all calls.
 
@@ -134,11 +135,11 @@ class Encoders:
         self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]], max_patches: int
     ) -> list[Text]:
         missing = self.batch_size - len(texts)
-        pictures = [[Image.fromarray(pixels) for pixels in own] for own in images]
+        conditions = [[Image.fromarray(pixels) for pixels in each] for each in images]
         count = len(images[0])
         batch = self.processor(
             [*texts, *list(texts[:1]) * missing],
-            [*pictures, *pictures[:1] * missing],
+            [*conditions, *conditions[:1] * missing],
             multiple=LENGTH_MULTIPLE,
             enlarge=False,
             patch_count=max_patches if count else None,
@@ -169,6 +170,6 @@ def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:
     component = components.COMPONENTS[name]
     config = components.read_config(model / name, name)
     like = component.abstract(config)
-    weights, _ = storage.of_ours(model / name, component.expected(config))
+    weights, _ = stored_weights.open_ours(model / name, component.expected(config))
     with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
-        return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+        return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype)

@@ -1,5 +1,7 @@
-"""Text features that are computed during training: the host prepares prompts, and the frozen encoder runs on the mesh.
-The features replace those that other samples have cached.
+"""Text features that are computed during training.
+
+The host prepares prompts, and the frozen encoder runs on the mesh. The features replace those that other samples have
+cached.
 
 Dims: `B` batch, `S` tokens of the encoder, `T` text slots, `E` width of text features, `k` condition images of a
 sample, `P` patches and `M` features of an image.
@@ -19,8 +21,8 @@ from PIL import Image
 from data_pipeline.samples.schema import Sample
 from qi2_jax.attention import Kernel
 from qi2_jax.models.layers import AnyArray
-from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL
-from qi2_jax.models.qwen3_vl.inputs import VisionInputs
+from qi2_jax.models.qwen3_vl.inputs import EncoderInputs, VisionInputs
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.sequence import Layout
 from qi2_jax.text.prompts import PromptProcessor
 
@@ -47,21 +49,23 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sa
     """Prepares the prompts of a batch on the host.
 
     Raises:
-      ValueError: if the samples hold features instead of prompts.
+      ValueError: if the samples contain features instead of prompts.
     """
     texts = [sample.texts[0] for sample in samples]
     prompts = [text.prompt for text in texts if text.prompt is not None]
     if len(prompts) < len(texts) or texts[0].features.shape[-1]:
-        raise ValueError("these samples hold text features; encode them with encode.online=text to compute them here")
+        raise ValueError(
+            "these samples contain text features; encode them with encode.online=text to compute them here"
+        )
     # The longest possible prompt: all text slots, one feature per four latents of each image, and the system turn.
     most = sum(layout.text) + sum(layout.conditions) // 4 + processor.num_system_tokens
-    pictures = [[Image.fromarray(pixels) for pixels in own] for own in (sample.condition_pixels for sample in samples)]
+    images = [[Image.fromarray(pixels) for pixels in sample.condition_pixels] for sample in samples]
     patches = max(layout.conditions, default=0)
-    batch = processor(prompts, pictures, multiple=most, enlarge=False, patch_count=patches or None)
+    batch = processor(prompts, images, multiple=most, enlarge=False, patch_count=patches or None)
     B, S = batch.inputs.input_ids.shape
     slots = np.full((B, sum(layout.text)), S, np.int32)
     for row, segments in enumerate(batch.segments):
-        # The tokens of a prompt stand at the end of its row.
+        # The tokens of a prompt are at the end of its row.
         slots[row, layout.text_slots(segments.text_lengths)] = segments.text_indices + S - segments.length
     vision = batch.inputs.vision
     if vision is not None:

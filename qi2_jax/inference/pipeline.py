@@ -24,11 +24,10 @@ from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference.latents import decode_latents, encode_images
-from qi2_jax.interop import components, folder
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, folder, stored_weights
 from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models.mmdit import Execution, MMDiT
-from qi2_jax.models.qwen3_vl import Qwen3VL
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import to_image, to_pixels
 from qi2_jax.runs import locating
@@ -116,9 +115,9 @@ class Pipeline:
             for file, scale in loras if name == "transformer" else ():
                 weights = merging.merged(weights, merging.scaled(reading.read(file, config), scale))
             if code is not None:
-                weights = storage.cast(weights, code)
+                weights = stored_weights.cast(weights, code)
             with logs.loading(_log, name, sum(leaf.size for leaf in jax.tree.leaves(like))):
-                return storage.load(weights, like, sharding.shardings(like, mesh), dtype)
+                return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype)
 
         return cls(
             load("transformer"),
@@ -158,8 +157,8 @@ class Pipeline:
             )
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
-            own = {"sizes": sizes and sizes[part], "latents": None if latents is None else latents[part]}
-            yield from self(texts[part], **own, seed=seed + start, **options)
+            inputs = {"sizes": sizes and sizes[part], "latents": None if latents is None else latents[part]}
+            yield from self(texts[part], **inputs, seed=seed + start, **options)
 
     @_full_precision
     def decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
@@ -198,9 +197,9 @@ class Pipeline:
           guidance: scale of classifier-free guidance.
           steps, sigmas: see `Schedule.times`.
           seed: seed of the initial noise; image i has that of `seed + i`, see `initial_noise`.
-          latents: initial noise instead, one token per 16 x 16 pixels in raster order; image i takes the first tokens
-            of row i.
-          progress: wraps the iteration over steps.
+          latents: initial noise that replaces that of the seed, one token per 16 x 16 pixels in raster order; image i
+            takes the first tokens of row i.
+          progress: wrapper of the iteration over steps.
 
         Raises:
           ValueError: for sizes off the grid, noise of another shape, or condition images that do not fit the models.
@@ -247,7 +246,9 @@ class Pipeline:
     ) -> list[sampler.Prompt]:
         """Encodes the texts of each side of guidance (prompts, negative prompts) with the resized condition images."""
         # The processor checks all prompts before the devices start to compute.
-        batches = [self.processor(own, [images] * len(own), multiple=TEXT_MULTIPLE, enlarge=False) for own in sides]
+        batches = [
+            self.processor(texts, [images] * len(texts), multiple=TEXT_MULTIPLE, enlarge=False) for texts in sides
+        ]
         conditions = tuple(self.encode(image) for image in images)
         return [self._prompt(batch, conditions, grids) for batch in batches]
 
@@ -260,8 +261,8 @@ class Pipeline:
         """Encodes one side of guidance and packs it as training does."""
         features = prompts.encode_prompts(self.encoder, batch, kernel=self.execution.kernel)
         texts = [
-            Text(own[segments.text_indices].astype(np.float32), segments.text_lengths)
-            for own, segments in zip(features, batch.segments, strict=True)
+            Text(rows[segments.text_indices].astype(np.float32), segments.text_lengths)
+            for rows, segments in zip(features, batch.segments, strict=True)
         ]
         layout = sequence.Layout(
             text=tuple(_rounded(max(column)) for column in zip(*(text.lengths for text in texts), strict=True)),
@@ -269,7 +270,7 @@ class Pipeline:
             conditions=tuple(latents.shape[0] * latents.shape[1] for latents in conditions),
         )
         channels = self.transformer.config.latent_channels
-        targets = [np.zeros((*grid, channels), np.float32) for grid in grids]  # only their sizes count
+        targets = [np.zeros((*grid, channels), np.float32) for grid in grids]  # only their sizes matter
         samples = [
             Sample(target, (text,), conditions, text if conditions else None)
             for target, text in zip(targets, texts, strict=True)

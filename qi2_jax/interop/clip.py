@@ -1,6 +1,6 @@
 """Names of the published CLIP and SigLIP tensors."""
 
-from qi2_jax.interop.names import NameMap
+from qi2_jax.interop.tensor_names import NameMap
 
 NAMES = NameMap(
     renames=tuple(

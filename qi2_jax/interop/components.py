@@ -9,10 +9,11 @@ import jax
 
 from qi2_jax.interop import mmdit, qwen3_vl, vae
 from qi2_jax.interop.files import read_json
-from qi2_jax.interop.names import NameMap
+from qi2_jax.interop.tensor_names import NameMap
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
-from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.models.vae import VAE
 
 # Errors that a hostile or wrong configuration causes in code that reads it or builds a model from it.
@@ -41,7 +42,7 @@ class Component:
         """The model as shapes without arrays.
 
         Raises:
-          ValueError: if the configuration describes no valid model.
+          ValueError: if the configuration does not describe a valid model.
         """
         try:
             return jax.eval_shape(lambda: self.model(config, key=jax.random.key(0)))

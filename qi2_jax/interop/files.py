@@ -97,8 +97,8 @@ def building(out: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
     removed; after a kill, the next attempt removes it. Nothing incomplete appears in `out` itself.
 
     Args:
-      out: the folder to create; missing or empty.
-      nbytes: the space that the content needs, about.
+      out: folder to create; missing or empty.
+      nbytes: approximate size of the content.
 
     Raises:
       ValueError: if `out` is a file or not empty, if another process is creating it, or if its disk has too little
@@ -121,7 +121,7 @@ def building(out: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
     staging.mkdir(parents=True, exist_ok=True)
     with _locked(staging, out):
         try:
-            for folder in (staging, out) if existed else (staging,):  # what an attempt left that was killed
+            for folder in (staging, out) if existed else (staging,):  # leftovers of a killed attempt
                 _clear(folder)
             yield staging
             if existed:
@@ -143,7 +143,7 @@ def _clear(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _locked(staging: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a temporary folder, which the system drops when the process ends."""
+    """Holds the lock of a temporary folder, which the system releases when the process ends."""
     handle = os.open(staging, os.O_RDONLY)
     try:
         try:

@@ -23,13 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from qi2_jax.diffusion.schedule import Schedule
-from qi2_jax.interop import components, files, published_files
-from qi2_jax.interop import names as naming
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, files, published_files, stored_weights, tensor_names
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.files import read_json
+from qi2_jax.interop.stored_weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.interop.tensors import Writer, size
-from qi2_jax.interop.weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.models import tree
 from qi2_jax.runtime.dtypes import CODES
 from qi2_jax.sequence import BLOCK_CAUSAL
@@ -49,7 +47,7 @@ class Report:
     """Result of an import or export.
 
     Attributes:
-      parameters, bytes: their number in each component, passthrough tensors included.
+      parameters, bytes: counts for each component, passthrough tensors included.
       left_out: files that are neither weights nor configuration.
       unread: weight files without a tensor that was read, such as those of another variant.
     """
@@ -67,8 +65,8 @@ def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None =
     appears when it is complete, see `files.building`.
 
     Args:
-      source: the published folder.
-      out: the folder to create; missing or empty.
+      source: published folder.
+      out: folder to create; missing or empty.
       variant: variant of the weights, see `published_files.weights_file`.
 
     Raises:
@@ -82,7 +80,7 @@ def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None =
     opened: dict[str, tuple[FileWeights, FileWeights]] = {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
-        opened[name] = storage.of_published(
+        opened[name] = stored_weights.open_published(
             source / name, component.stem, component.expected(config), component.name_map(config), variant
         )
     copied, left_out = _auxiliary(source)
@@ -104,11 +102,11 @@ def export_folder(
 ) -> Report:
     """Turns one of our model folders into a published pipeline folder, which diffusers loads.
 
-    `model_index.json` is written last, because diffusers opens no folder without it.
+    `model_index.json` is written last, because diffusers does not open a folder without it.
 
     Args:
       source: a folder from `import_folder`, or the model folder of a run.
-      out: the folder to create; missing or empty.
+      out: folder to create; missing or empty.
       replace: weights of components that replace those in the folder, for instance from a checkpoint.
       code: dtype to convert all tensors to, one of `tensors.WEIGHT_DTYPES`; None: as stored.
       max_shard_bytes: size above which a component is split into shards with an index.
@@ -127,17 +125,19 @@ def export_folder(
         config = components.read_config(source / name, name)
         expected = component.expected(config)
         if replace and name in replace:
-            weights, passthrough = replace[name], storage.passthrough_of_ours(source / name)
+            weights, passthrough = replace[name], stored_weights.open_passthrough(source / name)
             shapes = {key: weight.shape for key, weight in weights.items()}
-            storage.check_ours(shapes, expected, f"weights of the {name}")
+            stored_weights.check_ours(shapes, expected, f"weights of the {name}")
         else:
-            weights, passthrough = storage.of_ours(source / name, expected)
+            weights, passthrough = stored_weights.open_ours(source / name, expected)
         both = (
-            (weights, passthrough) if code is None else (storage.cast(weights, code), storage.cast(passthrough, code))
+            (weights, passthrough)
+            if code is None
+            else (stored_weights.cast(weights, code), stored_weights.cast(passthrough, code))
         )
         opened[name], names = both, component.name_map(config)
         items[name] = _published_items(*both, names)
-        naming.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
+        tensor_names.check({item.name: item.shape for item in items[name]}, expected, names, str(source / name))
     copied, left_out = _auxiliary(source)
     with files.building(out, _total(source, opened, copied)) as place, _bar("export", opened) as bar:
         for name, component in COMPONENTS.items():
@@ -166,7 +166,7 @@ def save_component(
     """Writes a component that was trained or created here: its published `config.json` and its model.
 
     Args:
-      folder: the component's folder in a model folder.
+      folder: folder of the component in a model folder.
       config: content of `config.json`.
       model: parameters to write; None if a run keeps them in checkpoints.
       passthrough: passthrough tensors: published tensors that our model does not use.
@@ -194,7 +194,7 @@ class _Item(NamedTuple):
         return size(self.source.code, self.shape)
 
 
-def _published_items(weights: Weights, passthrough: Weights, names: naming.NameMap) -> list[_Item]:
+def _published_items(weights: Weights, passthrough: Weights, names: tensor_names.NameMap) -> list[_Item]:
     items = [_Item(name, weight.shape, weight, None) for name, weight in passthrough.items()]
     for ours, weight in weights.items():
         for name in names.to_published(ours, weight.shape):
@@ -261,13 +261,13 @@ def check_published(source: pathlib.Path, variant: str | None = None) -> None:
     published_files.check_place(source)
     check_source(source)
     found = {name: published_files.variants(source / name, component.stem) for name, component in COMPONENTS.items()}
-    if variant is not None and not any(variant in own for own in found.values()):
-        others = sorted({other for own in found.values() for other in own if other})
+    if variant is not None and not any(variant in available for available in found.values()):
+        others = sorted({other for available in found.values() for other in available if other})
         raise ValueError(f"no component of {source} has the variant {variant!r}; the variants are {others}")
 
 
 def _unread(source: pathlib.Path, opened: Mapping[str, tuple[FileWeights, FileWeights]]) -> tuple[str, ...]:
-    """Weight files that hold none of the tensors that were read, such as those of another variant."""
+    """Weight files with none of the tensors that were read, such as those of another variant."""
     read = {
         piece.file
         for weights in itertools.chain.from_iterable(opened.values())
@@ -310,7 +310,7 @@ def read_schedule(folder: pathlib.Path) -> Schedule:
     values, index = read_json(folder / SCHEDULER), read_json(folder / INDEX)
     try:
         schedule = Schedule.from_diffusers(values, index.get("sample_sigmas"))
-        schedule.times(2, 256)  # raises for values that give no times
+        schedule.times(2, 256)  # raises if the values do not give valid times
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{folder / SCHEDULER}, with sample_sigmas of {INDEX}: {error}") from error
     return schedule
@@ -320,7 +320,7 @@ def mark(folder: pathlib.Path, scheduler_of: str | None = None) -> None:
     """Marks a model folder as complete.
 
     Args:
-      folder: the model folder.
+      folder: model folder.
       scheduler_of: path of the model whose scheduler the folder keeps; None: the scheduler belongs to this model.
     """
     record: dict[str, Any] = {"format": "qi2 model folder", "version": VERSION}

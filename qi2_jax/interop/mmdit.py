@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qi2_jax import sequence
-from qi2_jax.interop.names import NameMap
+from qi2_jax.interop.tensor_names import NameMap
 from qi2_jax.models.mmdit import MMDiTConfig
 
 CLASS = "QwenImage21Transformer2DModel"
@@ -62,9 +62,9 @@ def from_diffusers(values: Mapping[str, Any]) -> MMDiTConfig:
 
 
 def to_diffusers(config: MMDiTConfig) -> dict[str, Any]:
-    """The `config.json` of a transformer; bidirectional attention, which diffusers cannot run, has a key of ours."""
-    own = {} if config.attention == sequence.BLOCK_CAUSAL else {ATTENTION: config.attention}
-    return own | {
+    """The `config.json` of a transformer; bidirectional attention, which diffusers cannot run, has a key of qi2."""
+    extra = {} if config.attention == sequence.BLOCK_CAUSAL else {ATTENTION: config.attention}
+    return extra | {
         "_class_name": CLASS,
         "patch_size": 1,
         "in_channels": config.latent_channels,

@@ -44,9 +44,9 @@ def weights_file(folder: pathlib.Path, stem: str, variant: str | None = None) ->
     """The single weight file of a component, or the index of its shards.
 
     Args:
-      folder: the component's folder.
+      folder: folder of the component.
       stem: name of its weight files without suffixes.
-      variant: the variant to read; a component without it is read in its default, as diffusers does. None: the
+      variant: variant to read; a component without it is read in its default, as diffusers does. None: the
         default or, if there is none, the only variant.
 
     Raises:
@@ -63,7 +63,7 @@ def weights_file(folder: pathlib.Path, stem: str, variant: str | None = None) ->
         missing = "" if variant is None else f", but not {variant!r}"
         raise ValueError(
             f"{folder} has the variants {sorted(found)}{missing}; choose one with --variant of `qi2 import`, or keep "
-            "the files of one alone"
+            "the files of one variant only"
         )
     else:
         raise ValueError(_explain_missing(folder, stem))
@@ -73,7 +73,7 @@ def weights_file(folder: pathlib.Path, stem: str, variant: str | None = None) ->
 
 
 def _explain_missing(folder: pathlib.Path, stem: str) -> str:
-    """Why a folder has no weights that can be read, with what it has instead."""
+    """Why a folder has no weights that can be read, and what it has instead."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     shards = [name for name in names if name.startswith(stem) and _SHARD.fullmatch(name.removesuffix(".safetensors"))]
     message = f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json"
@@ -122,7 +122,7 @@ def _what_is_it(source: pathlib.Path) -> str:
 
 
 def _incomplete(path: pathlib.Path) -> str | None:
-    """What shows that a download of a file did not end well; None if nothing does."""
+    """Why a file is an incomplete download; None if it is complete."""
     if path.is_symlink() and not path.exists() and os.path.realpath(path) != str(path.absolute()):
         return f"a link to {os.readlink(path)}, which does not exist"
     if path.suffix in (".incomplete", ".part", ".crdownload", ".aria2"):

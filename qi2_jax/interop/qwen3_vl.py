@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from qi2_jax.interop.names import NameMap
-from qi2_jax.models.qwen3_vl import Qwen3VLConfig
+from qi2_jax.interop.tensor_names import NameMap
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
 
 CLASS = "Qwen3VLForConditionalGeneration"
 

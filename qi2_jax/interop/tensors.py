@@ -66,7 +66,7 @@ def scan(path: pathlib.Path, dtypes: tuple[str, ...] = WEIGHT_DTYPES) -> dict[st
     """Tensors of one safetensors file.
 
     Args:
-      path: the file.
+      path: file to read.
       dtypes: codes of the dtypes that its tensors may have.
 
     Raises:
@@ -126,7 +126,7 @@ class Writer:
     """Writes a safetensors file piece by piece; the file appears under its name when it is complete.
 
     Args:
-      path: the file to create.
+      path: file to create.
       specs: {name: (dtype code, shape)} in the order of the file.
       bar: progress bar, advanced by the number of bytes written.
       metadata: further entries of the header's metadata.

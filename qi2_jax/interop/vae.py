@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qi2_jax.interop.names import NameMap
+from qi2_jax.interop.tensor_names import NameMap
 from qi2_jax.models.vae import VAEConfig
 
 CLASS_NAME = "AutoencoderKLQwenImage21"
@@ -76,8 +76,8 @@ def to_diffusers(config: VAEConfig) -> dict[str, Any]:
 def name_map(config: VAEConfig) -> NameMap:
     """The name map of the published autoencoder.
 
-    The published layers that change resolution keep their convolution as the second of a sequence, next to a
-    convolution over time, which no image passes through.
+    The published layers that change resolution have their convolution as the second of a sequence, next to a
+    convolution over time, which images do not pass through.
     """
     renames = []
     for level in range(len(config.halves_time)):

@@ -111,8 +111,8 @@ def _depthwise(
     """Depthwise convolution as a sum of shifted images: on CPUs far faster than XLA's grouped convolution."""
     side, (height, width) = kernel_C1hw.shape[-1], x_BHWC.shape[1:3]
     ends = [-(-length // stride) for length in (height, width)]
-    lacking = [max(0, (end - 1) * stride + side - length) for end, length in zip(ends, (height, width), strict=True)]
-    x = jnp.pad(x_BHWC, [(0, 0), *((total // 2, total - total // 2) for total in lacking), (0, 0)])
+    padding = [max(0, (end - 1) * stride + side - length) for end, length in zip(ends, (height, width), strict=True)]
+    x = jnp.pad(x_BHWC, [(0, 0), *((total // 2, total - total // 2) for total in padding), (0, 0)])
     rows, columns = ([slice(i, i + (end - 1) * stride + 1, stride) for i in range(side)] for end in ends)
     places = itertools.product(range(side), repeat=2)
     return cast(Array, sum(x[:, rows[i], columns[j]] * kernel_C1hw[:, 0, i, j] for i, j in places))

@@ -14,7 +14,8 @@ nor rounded up to the blocks of a kernel.
 
 The backward pass of a layer computes the gradients of its input and of its weights, each with as many operations as the
 forward pass. With an adapter (LoRA) of rank r, the frozen layers have no gradients of weights, and each adapted layer
-of m inputs and n outputs adds 2 r (m + n) per slot to the forward pass. Attention has no weights, so its cost stays.
+of m inputs and n outputs adds 2 r (m + n) per slot to the forward pass. Attention has no weights, so its cost does
+not change.
 """
 
 import dataclasses
@@ -69,10 +70,10 @@ def flops_per_step(config: MMDiTConfig, layout: Layout, batch: int, adapter: LoR
     """Operations of one forward pass over a batch; see `Flops` for those of a step.
 
     Args:
-      config: the transformer.
+      config: architecture of the transformer.
       layout: slots of the sequence.
       batch: number of images.
-      adapter: the adapter that is trained instead of the whole model; None for the whole model.
+      adapter: adapter that is trained instead of the whole model; None: the whole model is trained.
 
     Raises:
       ValueError: if the adapter matches no layer.

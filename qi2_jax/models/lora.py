@@ -112,8 +112,8 @@ def init(base: Any, config: LoRAConfig, *, key: Array) -> Adapter:
     """A fresh adapter in fp32, stacked where the layers are stacked.
 
     Args:
-      base: the model to adapt; may be abstract.
-      config: the layers and the rank.
+      base: model to adapt; may be abstract.
+      config: layers and rank.
       key: random key of all A.
 
     Raises:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-_VALUE = "value"  # attribute of flax's `nnx.Param` that holds the array; not part of a name
+_VALUE = "value"  # attribute of flax's `nnx.Param` with the array; not part of a name
 
 
 def _part(entry: Any) -> str:

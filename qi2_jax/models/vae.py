@@ -37,11 +37,11 @@ class VAEConfig:
       residual_blocks: residual blocks of a level of the encoder; a level of the decoder has one more.
       halves_time: for every level but the last, whether the published video ancestor also halves time there. It
         decides what the level's shortcut averages, also for an image.
-      in_channels, out_channels: channels of the images that go in and come out: 3 (RGB) or 4 (RGBA).
+      in_channels, out_channels: channels of the input and output images: 3 (RGB) or 4 (RGBA).
       latents_mean, latents_std: statistics of latents over a corpus, one value per latent channel; None: 0 and 1.
 
     Raises:
-      ValueError: for values that give no valid autoencoder.
+      ValueError: for values that do not describe a valid autoencoder.
     """
 
     encoder_width: int = 96
@@ -202,7 +202,7 @@ class VAE(nnx.Module):
     ) -> Float[Array, "B H W I"]:
         """Decodes raw latents to images in [-1, 1], in the dtype of the latents.
 
-        `clamp=False` leaves values outside the range as they are: what training needs, since a clamped value passes no
+        `clamp=False` leaves values outside the range as they are. Training needs this, because a clamped value has no
         gradient.
 
         Raises:

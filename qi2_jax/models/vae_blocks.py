@@ -1,12 +1,12 @@
 """Blocks of the image autoencoder: channel norm, residual and attention blocks, and the levels that change resolution.
 
-Around all layers of a level goes a shortcut without parameters: averages of pixels on the way down, copies on the way
-up (only the decoder's last level has none). The published weights come from a video model, whose shortcuts at some
+A shortcut without parameters goes around all layers of a level: averages of pixels on the way down, copies on the way
+up. Only the decoder's last level has none. The published weights come from a video model, whose shortcuts at some
 levels also pool two frames into one. An image is the last of these two frames and the first is zero. In terms of
 images, half of what such a level averages on the way down is zero, and half of the copies on the way up are dropped.
 
 Attributes have the published names, and parameters the published shapes (a norm's `gamma` is [C, 1, 1] or
-[C, 1, 1, 1]), so that exchange is renaming.
+[C, 1, 1, 1]), so that exchange only renames them.
 
 Dims: `B` batch, `H` height, `W` width, `C` channels of input, `O` of output; `H2`, `W2` size of output.
 """
@@ -29,8 +29,8 @@ WHOLE_SCORES = 4096
 class Conv2d(nnx.Module):
     """Convolution with weights [O, C, kernel, kernel], computed in the dtype of its input.
 
-    The size stays, or with stride 2 an even size halves. Zeros surround the image where the kernel reaches beyond it;
-    with stride 2 that is only behind the last row and column.
+    Stride 1 keeps the size, and stride 2 halves an even size. The image is padded with zeros where the kernel reaches
+    beyond it; with stride 2, only after the last row and column.
 
     Initialised with a normal of standard deviation `gain * fan_in ** -0.5`, and the bias with `bias_std`.
     """
@@ -67,7 +67,7 @@ class Conv2d(nnx.Module):
 class ChannelNorm(nnx.Module):
     """Root-mean-square norm over the channels of each pixel, computed in fp32 and scaled by `gamma`.
 
-    As in the published model the length of a pixel, not its mean square, is guarded (at 1e-12), so the norm is exact
+    As in the published model, the length of a pixel has a lower limit (1e-12), not its mean square. The norm is exact
     for every pixel that is not zero.
     """
 

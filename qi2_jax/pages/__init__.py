@@ -21,7 +21,7 @@ class Link:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template of `templates/` makes of values.
+    """Fills a template of `templates/` with values.
 
     Raises:
       jinja2.UndefinedError: if the template uses a value that is missing.

@@ -21,9 +21,9 @@ from qi2_jax.models.flops import Flops, flops_per_step
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.runtime.chips import Chip, chip_of
 from qi2_jax.sequence import Layout
-from qi2_jax.tasks.transformer import objective as transformer_training
-from qi2_jax.training import step as steps
+from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.training.optimizer import Optimizer
+from qi2_jax.training.step import abstract_state, make_optimizer, make_programs
 
 OPTIMIZER = Optimizer(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, clip=1.0, warmup=1000, decay_steps=0)
 GIB = 2**30
@@ -64,7 +64,7 @@ class Memory:
       outputs: size of the program's outputs.
       aliased: part of the outputs that reuses the memory of arguments.
       code: size of the program.
-      peak: the compiler's estimate of the largest memory in use at a time, without fragmentation.
+      peak: estimate by the compiler of the largest memory in use at a time, without fragmentation.
     """
 
     arguments: int
@@ -141,10 +141,10 @@ def compile_train_step(
     """Compiles the training step of the transformer.
 
     Args:
-      config: the model.
+      config: architecture of the transformer.
       layout: slots of the sequence.
       mesh: see `topology_mesh`.
-      images: global batch size; None for one image per device along `data` and `fsdp`.
+      images: global batch size; None: one image per device along `data` and `fsdp`.
       dtype: dtype of computation; parameters, moments and EMA are fp32.
       remat: whether the backward pass recomputes the blocks.
       kernel: attention kernel on each device.
@@ -158,10 +158,10 @@ def compile_train_step(
     """
     chip, images = chip_of(mesh), images or mesh.shape["data"] * mesh.shape["fsdp"]
     execution = Execution(dtype, sharding.Attention(mesh, kernel), remat, sharding.Constrain(mesh))
-    optimizer = steps.make_optimizer(OPTIMIZER)
-    state = steps.abstract_state(lambda key: MMDiT(config, key=key), optimizer, mesh)
-    loss = transformer_training.make_loss(LogitNormal(), transformer_training.Objective(Shift(), execution))
-    step = steps.make_programs(loss, optimizer, 0.9999, 0, mesh).step
+    optimizer = make_optimizer(OPTIMIZER)
+    state = abstract_state(lambda key: MMDiT(config, key=key), optimizer, mesh)
+    loss = make_loss(LogitNormal(), Objective(Shift(), execution))
+    step = make_programs(loss, optimizer, 0.9999, 0, mesh).step
 
     start = time.perf_counter()
     compiled = step.lower(state, None, layout, abstract_batch(config, layout, images, mesh)).compile()

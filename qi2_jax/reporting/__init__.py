@@ -1,1 +1,1 @@
-"""The page of `qi2 report`, and sheets of sample images."""
+"""The page of `qi2 report`, and grids of sample images."""

@@ -1,4 +1,4 @@
-"""Line charts: what `qi2_jax/pages/templates/chart.html` draws as SVG, with a legend."""
+"""Line charts, which `qi2_jax/pages/templates/chart.html` draws as SVG with a legend."""
 
 import dataclasses
 import math
@@ -33,12 +33,12 @@ class Trace:
     """A line as it is drawn.
 
     Attributes:
-      label, last: Name and last value, for the legend.
-      color: As in CSS.
-      dashed: Whether the line is dashed.
+      label, last: name and last value, for the legend.
+      color: CSS color.
+      dashed: whether the line is dashed.
       path: SVG path of the means.
       range: SVG path around the lowest and highest values; empty if they are not shaded.
-      points: Places of the dots.
+      points: places of the dots.
     """
 
     label: str
@@ -52,7 +52,7 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What the template draws: `rows` and `columns` are the places and labels of the ticks on both axes."""
+    """The input of the template: `rows` and `columns` are the places and labels of the ticks on both axes."""
 
     rows: list[tuple[float, str]]
     columns: list[tuple[float, str]]
@@ -74,9 +74,9 @@ def chart(lines: Sequence[Line], span: tuple[float, float], restarts: Sequence[f
     if the chart has few curves. The axis is logarithmic if all values are positive and spread widely.
 
     Args:
-      lines: Curves, at least one.
-      span: First and last step of the axis.
-      restarts: Steps at which to draw a mark.
+      lines: curves, at least one.
+      span: first and last step of the axis.
+      restarts: steps at which to draw a mark.
     """
     colors = _colors(lines)
     shaded = len(lines) <= MAX_SHADED

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from qi2_jax.runtime import json_lines
 
-POINTS = 400  # of a curve; a chart is about as many pixels wide
+POINTS = 400  # points of a curve; a chart is about that many pixels wide
 MAX_CURVES = 500  # this trainer writes fewer metrics
 BLOCK = 1 << 25  # bytes read at once
 
@@ -20,10 +20,10 @@ class Curve:
     """One metric over steps, in at most 2 x `POINTS` buckets of consecutive steps. Values that are not finite are gaps.
 
     Attributes:
-      count: Number of values.
-      first, last, low: First, last and lowest value.
-      width: Steps per bucket.
-      span: First and last step.
+      count: number of values.
+      first, last, low: first, last and lowest value.
+      width: steps per bucket.
+      span: first and last step.
     """
 
     def __init__(self) -> None:
@@ -64,9 +64,9 @@ class Scan:
     """The content of a metrics file.
 
     Attributes:
-      curves: Curve of each metric.
-      step: Highest step; None if the file has no lines.
-      kept_seconds: See `qi2_jax.training.telemetry.accounting`.
+      curves: curve of each metric.
+      step: highest step; None if the file has no lines.
+      kept_seconds: see `qi2_jax.training.telemetry.accounting`.
     """
 
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
@@ -105,7 +105,7 @@ def _blocks(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _columns(block: bytes) -> dict[str, np.ndarray]:
-    """The numbers of a block of lines by metric, NaN where a line has none. Empty if there are no steps."""
+    """The numbers of a block of lines by metric, NaN where a line has no value. Empty if there are no steps."""
     try:
         table = pyarrow.json.read_json(pa.BufferReader(block))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # an unfinished line, or a value of another type

@@ -8,7 +8,7 @@ from qi2_jax.reporting.formats import duration, is_number, moment
 from qi2_jax.reporting.run_files import MAX_TEXT, ROUTINE
 
 MAX_EVENTS = 200  # shown one by one
-_SHOWN_APART = ("time", "event", "step", "seconds")  # in columns of their own
+_SHOWN_APART = ("time", "event", "step", "seconds")  # in separate columns
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Events:
     """Tables of events.
 
     Attributes:
-      counts: For each kind: its name, number, time in all, and first and last step.
-      notable: Events that are not routine, one by one; at most the last MAX_EVENTS.
-      earlier: Number of notable events that are left out; empty if none is.
+      counts: for each kind: its name, number, total time, and first and last step.
+      notable: events that are not routine, one by one; at most the last MAX_EVENTS.
+      earlier: number of notable events that are left out; empty if all are shown.
     """
 
     counts: list[list[str]]
@@ -37,7 +37,7 @@ def events_of(events: list[dict[str, Any]]) -> Events | None:
 
 
 def facts_of(event: dict[str, Any], separator: str) -> str:
-    """What an event tells beside its time, kind, step and duration."""
+    """The values of an event, except its time, kind, step and duration."""
     facts = {key: value for key, value in event.items() if key not in _SHOWN_APART and value is not None}
     return separator.join(f"{key} {str(value)[:MAX_TEXT]}" for key, value in facts.items())
 

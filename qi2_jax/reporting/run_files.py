@@ -13,7 +13,7 @@ from qi2_jax.training.telemetry import accounting, metrics, sinks
 NOT_RUNS = {"checkpoints", "model", sinks.SAMPLES, sinks.TENSORBOARD, "wandb", "profile", "records"}
 # Events that are shown as counts.
 ROUTINE = {accounting.SAVE, accounting.COMMIT, accounting.EVALUATE, accounting.SAMPLE, accounting.COMPILE}
-MAX_JSON_BYTES = 1 << 20  # of a config or another JSON file
+MAX_JSON_BYTES = 1 << 20  # limit for a config or another JSON file
 MAX_TEXT = 300  # characters of a message or a fact
 
 
@@ -40,13 +40,13 @@ class Run:
     """A run, read from its files.
 
     Attributes:
-      folder, name: Its folder, and its name on the page.
-      scan: Curves of its metrics.
-      events: Lines of its journal of events.
-      config: Its config; empty if there is none.
-      begun, last_seen: Times of its first event and of its last sign of life, in seconds since 1970.
-      starts: Its events of type `start`, one for each process.
-      figures: Figures of the page, for JSON; None for what the files do not tell.
+      folder, name: folder, and its name on the page.
+      scan: curves of its metrics.
+      events: lines of its journal of events.
+      config: config; empty if there is none.
+      begun, last_seen: times of its first event and of its last sign of life, in seconds since 1970.
+      starts: events of type `start`, one for each process.
+      figures: figures of the page, for JSON; None if the files do not contain them.
     """
 
     def __init__(self, folder: pathlib.Path, name: str):

@@ -21,11 +21,11 @@ def write_report(path: pathlib.Path, folder: pathlib.Path) -> list[dict[str, Any
     """Writes the page of every run in `folder`, in the order in which they were started.
 
     Args:
-      path: The HTML file.
-      folder: A run, or a folder with runs below it.
+      path: HTML file.
+      folder: run, or a folder with runs below it.
 
     Returns:
-      `Run.figures` of each.
+      `Run.figures` of each run.
 
     Raises:
       ValueError: if there is no run.
@@ -40,7 +40,7 @@ def write_report(path: pathlib.Path, folder: pathlib.Path) -> list[dict[str, Any
         stages=stages_of(folder, runs),
         runs=[_section(run, path.parent) for run in runs],
     )
-    write_atomic(path, page.encode(errors="replace"))  # JSON may hold what UTF-8 cannot
+    write_atomic(path, page.encode(errors="replace"))  # JSON may contain surrogates, which UTF-8 cannot encode
     return [run.figures for run in runs]
 
 
@@ -49,7 +49,7 @@ def _name(run: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def _section(run: Run, page_folder: pathlib.Path) -> dict[str, Any]:
-    """What the template shows of a run."""
+    """The values of a run that the template shows."""
     restarts = [event["step"] for event in run.starts[1:] if isinstance(event.get("step"), (int, float))]
     return {
         "name": run.name,

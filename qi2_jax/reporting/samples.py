@@ -54,8 +54,8 @@ def find_samples(folder: pathlib.Path, page_folder: pathlib.Path) -> list[Series
     """The series of images in a folder, by name.
 
     Args:
-      folder: Folder with images `NAME-STEP.png`.
-      page_folder: Folder of the page, to which links are relative.
+      folder: folder with images `NAME-STEP.png`.
+      page_folder: folder of the page, to which links are relative.
     """
     by_name: dict[str, list[tuple[int, pathlib.Path]]] = {}
     for path in folder.glob("*.png") if folder.is_dir() else ():
@@ -76,7 +76,7 @@ def _link(label: str, path: pathlib.Path, page_folder: pathlib.Path) -> Link:
 
 
 def _notes(path: pathlib.Path, page_folder: pathlib.Path) -> Notes | None:
-    """What the JSON file beside a grid tells; None without one."""
+    """The content of the JSON file beside a grid; None if there is none."""
     recorded = read_json(path.with_suffix(metrics.NOTES), MAX_NOTES_BYTES)
     columns, rows = recorded.get("columns"), recorded.get("samples")
     if not isinstance(columns, list) or not isinstance(rows, list):

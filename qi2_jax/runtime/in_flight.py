@@ -26,7 +26,7 @@ class InFlight:
         """Counts a computation.
 
         Args:
-          result: an output of it that is not donated later.
+          result: one of its outputs that is not donated later.
         """
         self._running.append(result)
         while len(self._running) > self._most:

@@ -25,7 +25,7 @@ def parse(line: str | bytes) -> dict[str, Any] | None:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file in order; lines that are cut or foreign are left out.
+    """The objects of a file in order; truncated and foreign lines are left out.
 
     Raises:
       FileNotFoundError: if there is no such file.

@@ -17,8 +17,8 @@ _held: set[pathlib.Path] = set()
 def hold(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
     """Keeps other programs from working in `folder`, which is created if missing.
 
-    The operating system releases the lock when the process ends, in whatever way. The file `.lock` stays and means
-    nothing by itself. A process may hold the lock more than once. Process 0 of a program holds it for all of them.
+    The operating system releases the lock when the process ends, in whatever way. The file `.lock` stays; it does not
+    mean that the lock is held. A process may take the lock more than once. Process 0 holds it for all processes.
 
     Args:
       remove: see `exclusive`.
@@ -49,10 +49,10 @@ def hold(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
 def exclusive(folder: pathlib.Path, *, remove: bool = False) -> Iterator[None]:
     """Keeps other processes from working in `folder`, which is created if missing.
 
-    The operating system drops the lock when the process ends, however it ends.
+    The operating system releases the lock when the process ends, in whatever way.
 
     Args:
-      remove: whether to delete the lock file at the end. A lock file that stays means nothing by itself.
+      remove: whether to delete the lock file at the end. A lock file that stays does not mean that the lock is held.
 
     Raises:
       ValueError: if another process holds the lock; the message names that process.

@@ -1,4 +1,4 @@
-"""Logging: one handler for the program, and a helper that says what takes time.
+"""Logging: one handler for the program, and a helper that reports slow work.
 
 Libraries log with `logging.getLogger(__name__)`. The command line calls `set_up` once; other programs that use qi2 as a
 library set up logging as they like.
@@ -63,7 +63,7 @@ def set_up(level: str | None = None) -> None:
 
 
 def name_process(index: int, count: int) -> None:
-    """Puts the number of this process in front of each message if there are several.
+    """Puts the number of this process in front of each message if there are several processes.
 
     Processes other than 0 then report warnings only, unless the level is "debug": their messages would be the same.
     """
@@ -80,7 +80,7 @@ def loading(logger: logging.Logger, name: str, parameters: int) -> contextlib.Ab
     """Logs that a component of a model is loaded, with its size and the time.
 
     Args:
-      logger: that of the module.
+      logger: logger of the module.
       name: name of the component's folder, such as "text_encoder".
       parameters: number of its parameters.
     """
@@ -92,7 +92,7 @@ def timed(logger: logging.Logger, doing: str) -> Iterator[None]:
     """Logs what begins, and at the end how long it took.
 
     Args:
-      logger: that of the module.
+      logger: logger of the module.
       doing: a present participle with its object, such as "loading the autoencoder".
     """
     logger.info("%s ...", doing)

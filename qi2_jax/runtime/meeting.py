@@ -1,10 +1,10 @@
 """Lets the processes of a program find each other over plain TCP before JAX's coordination service starts.
 
-JAX waits five minutes without a word, and then ends the process with a C++ stack: for a wrong address as well as for a
-process number that was given twice. Here process 0 listens on the coordinator's port, counts who connects, and closes
+If an address is wrong or a process number is given twice, JAX waits silently for five minutes and then ends the process
+with a C++ stack. Here process 0 listens on the coordinator's port, counts who connects, and closes
 the port again for JAX. Every process reports the progress and names the address or the number that is wrong.
 
-A message is one line of JSON. Each process says who it is; process 0 answers with the number of processes that have
+A message is one line of JSON. Each process identifies itself; process 0 answers with the number of processes that have
 arrived, and at the end with "go" or with the error that ends all of them.
 """
 
@@ -56,14 +56,14 @@ def parse_address(text: str) -> Address:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """How this process becomes one of several.
+    """The settings by which this process joins several.
 
     Attributes:
-      verb: the command, for error messages.
+      verb: command, for error messages.
       coordinator: host of process 0 with a port, see `parse_address`.
-      processes: number of processes; None: one, or what the cluster says.
+      processes: number of processes; None: one, or as the cluster reports.
       process: number of this process.
-      distributed: whether the cluster tells JAX what is missing here.
+      distributed: whether JAX asks the cluster for the values that are missing here.
       join_seconds: time to wait for the others.
     """
 
@@ -155,7 +155,7 @@ class _Host:
         except OSError as error:
             raise ValueError(
                 f"process 0 cannot listen on port {address.port} of --coordinator {address}: {error.strerror}. Another "
-                "process 0 or another program may use it; choose another port, or stop that one"
+                "process 0 or another program may use it; choose another port, or stop that program"
             ) from None
         self._selector.register(self._listener, selectors.EVENT_READ)
 
@@ -211,7 +211,7 @@ class _Host:
         if other is not None or index == 0:
             raise self._refused(
                 f"--process {index} was given twice: at {other.about['where'] if other else _where()} and at "
-                f"{line.about['where']}; give each process its own number from 0 to {self._count - 1}",
+                f"{line.about['where']}; give each process a different number from 0 to {self._count - 1}",
                 line,
             )
         self._arrived[index] = line
@@ -227,7 +227,7 @@ class _Host:
 
 
 def _listen(port: int) -> socket.socket:
-    """A listener on all addresses of this machine, IPv6 ones included where it has them."""
+    """A listener on all addresses of this machine, including IPv6 where it is available."""
     if socket.has_dualstack_ipv6():
         with contextlib.suppress(OSError):
             return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -261,14 +261,14 @@ def _join(address: Address, count: int, index: int, end: float, deadline: float)
 
 
 def _await_go(line: _Line, address: Address) -> None:
-    """Returns when process 0 says so.
+    """Waits until process 0 answers "go".
 
     Raises:
       ValueError: if it refuses.
       OSError: if the connection ends.
     """
     while True:
-        # Process 0 keeps the time as long as it speaks.
+        # While process 0 sends progress, it alone enforces the deadline.
         line.socket.settimeout(2 * REPORT_EVERY)
         message = line.receive()
         if message is None:

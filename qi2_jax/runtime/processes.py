@@ -28,14 +28,14 @@ _WAITING = "\1"  # precedes the name of a signal that waits until a step is comp
 
 @contextlib.contextmanager
 def joined(group: meeting.Group) -> Iterator[None]:
-    """Connects this process with the others for the length of a block; a single process needs nothing.
+    """Connects this process with the others while a block runs. Without a group of processes it does nothing.
 
     JAX must not have been used yet. An error in the block is printed and ends this process with a non-zero status. It
     does not wait for collectives that only the other processes could complete. They end within `LEAVING` or
     `HEARTBEAT` seconds.
 
     Args:
-      group: which of the processes this is, and how they find each other.
+      group: number of this process, and how the processes find each other.
 
     Raises:
       ValueError: if the processes cannot connect.
@@ -47,7 +47,7 @@ def joined(group: meeting.Group) -> Iterator[None]:
         meeting.meet(group)
     else:
         _log.info("waiting up to %d s for the processes that the cluster names", JOINING)
-    # JAX would answer SIGTERM itself, and the second one would kill.
+    # JAX would handle SIGTERM itself, and a second one would kill the process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -99,7 +99,7 @@ def gather(text: str) -> list[str]:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(data.size)).reshape(-1)
-    # Each length needs its own compiled program, so there should be few.
+    # Each length needs a compiled program, so there should be few.
     padded = np.zeros(_PADDING * max(-(-int(sizes.max()) // _PADDING), 1), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
@@ -107,7 +107,7 @@ def gather(text: str) -> list[str]:
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:
-    """Means over the processes. All of them must pass values of the same names."""
+    """Means over the processes. All of them must pass the same names."""
     all_values = [json.loads(text) for text in gather(json.dumps(values))]
     return {name: sum(each[name] for each in all_values) / len(all_values) for name in values}
 
@@ -150,8 +150,8 @@ def raise_together(*, interruptible: bool = True) -> Iterator[None]:
     for index, (text, *names) in enumerate(zip(texts, stopped_by, waiting, strict=True)):
         if text and not any(names):
             raise ValueError(f"process {index}: {text}")
-    _hear(waiting)
-    if _hear(stopped_by):
+    _record_first(waiting)
+    if _record_first(stopped_by):
         if jax.process_index() == 0:
             print(signals.stopped_message(), file=sys.stderr)
         raise signals.Terminated(reported=True)
@@ -163,11 +163,11 @@ def _signal_name(text: str, mark: str) -> str:
     return name if text.startswith(mark) and name in {number.name for number in signals.STATUS} else ""
 
 
-def _hear(names: list[str]) -> bool:
+def _record_first(names: list[str]) -> bool:
     """Records the first signal of any process, so that all exit with the same status; False if there is none."""
     first = next((name for name in names if name), "")
     if first:
-        signals.hear(first)
+        signals.record_remote(first)
     return bool(first)
 
 
@@ -178,7 +178,7 @@ def all_true(yes: bool) -> bool:
 
 def terminating() -> bool:
     """Whether any process received a signal that ends the program. Every process must call it, from its main thread."""
-    return _hear(gather(signals.name() if signals.received() else ""))
+    return _record_first(gather(signals.name() if signals.received() else ""))
 
 
 def log_on_main(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Work that threads do before its results are used."""
+"""Threads that compute results before they are used."""
 
 import collections
 import itertools
@@ -19,8 +19,8 @@ def map_ahead(
 
     Args:
       function: function that the threads call.
-      items: its arguments, which are iterated over by the caller's thread.
-      count: results that are computed or wait at a time.
+      items: arguments of the function; the caller's thread iterates over them.
+      count: largest number of results that are being computed or waiting.
       threads: number of threads.
     """
     remaining = iter(items)

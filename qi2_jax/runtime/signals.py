@@ -27,7 +27,7 @@ REPEAT_AFTER = 0.3  # seconds; wrappers such as `uv run` forward the Ctrl-C that
 
 # The state of this process, like signals themselves.
 _received: signal.Signals | None = None
-_heard: signal.Signals | None = None  # what another process of the same program received
+_remote: signal.Signals | None = None  # what another process of the same program received
 _interruptible = False
 _raised = False
 _resumable = True
@@ -45,7 +45,7 @@ class Terminated(SystemExit):
     """
 
     def __init__(self, reported: bool = False):
-        number = _received or _heard or signal.SIGTERM
+        number = _received or _remote or signal.SIGTERM
         super().__init__(STATUS[number] if _resumable or number != signal.SIGTERM else NOT_RESUMABLE)
         self.reported = reported
 
@@ -57,18 +57,18 @@ def received() -> bool:
 
 def name() -> str:
     """Name of the signal that ends this program, such as "SIGINT"; "" if there was none."""
-    number = _received or _heard
+    number = _received or _remote
     return number.name if number else ""
 
 
-def hear(name_of_signal: str) -> None:
+def record_remote(name_of_signal: str) -> None:
     """Records which signal another process of the same program received; it decides the exit status here as well."""
-    global _heard
-    _heard = _heard or signal.Signals[name_of_signal]
+    global _remote
+    _remote = _remote or signal.Signals[name_of_signal]
 
 
 def stopped_message() -> str:
-    """The line that tells the user why the program ended."""
+    """The line that says why the program ended."""
     return f"{name() or signal.SIGTERM.name}: stopped" + ("; run again to continue" if _resumable else "")
 
 
@@ -148,7 +148,7 @@ def ending() -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt, Terminated) as error:
         if isinstance(error, KeyboardInterrupt):
-            hear(signal.SIGINT.name)
+            record_remote(signal.SIGINT.name)
         elif not isinstance(error, Terminated) and not _raised:
             raise
         terminated = error if isinstance(error, Terminated) else Terminated()

@@ -37,9 +37,9 @@ class _Tolerant:
 def tolerate_lost_readers(ending: Callable[[], bool]) -> None:
     """Keeps messages that nobody can read from preventing a save.
 
-    A closed terminal fails every write. Ctrl-C ends the `tee` behind a pipe together with this process.
+    Every write to a closed terminal fails. Ctrl-C also ends a `tee` that this process writes to.
 
     Args:
-      ending: whether the process was asked to end; from then on no failed write is an error.
+      ending: function that says whether the process was asked to end. From then on a failed write is not an error.
     """
     sys.stdout, sys.stderr = _Tolerant(sys.stdout, ending), _Tolerant(sys.stderr, ending)

@@ -25,11 +25,11 @@ def read_text(source: str | os.PathLike[str] | bytes, max_bytes: int = MAX_TEXT_
     JSON strings may contain them.
 
     Args:
-      source: the path of a file, or the content of one.
-      max_bytes: the largest content to read.
+      source: path of a file, or its content.
+      max_bytes: largest content that is read.
 
     Raises:
-      ValueError: for bytes that are no text in that encoding, text with U+0000 (a binary file, or UTF-16 without a
+      ValueError: for bytes that are not text in that encoding, text with U+0000 (a binary file, or UTF-16 without a
         mark), or more than `max_bytes`.
       OSError: if the file cannot be read.
     """

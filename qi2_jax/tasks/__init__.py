@@ -1,1 +1,1 @@
-"""What is trained: one folder per task."""
+"""The tasks that can be trained, one folder each."""

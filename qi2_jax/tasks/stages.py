@@ -1,4 +1,4 @@
-"""What the training runs of a job share: meshes, microbatches, and the dtypes that a config names."""
+"""Meshes, microbatches and dtypes of a job's training runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a run; with fake CPU devices it may have fewer than the job, spread over all processes.
+    """The mesh of a run; with fake CPU devices it may have fewer devices than the job, spread over all processes.
 
     Args:
       shape: number of devices along each axis.
-      devices: devices to use; None: those of all processes.
+      devices: devices to use; None: devices of all processes.
 
     Raises:
       ValueError: if the number of devices differs from the mesh's, or a process would have none of them.
@@ -49,7 +49,8 @@ def microbatches_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tupl
     Args:
       mesh: devices of the run.
       batch_size: images of the batch.
-      images_per_device: most images of a microbatch on each device along `data` and `fsdp`; 0: the whole batch.
+      images_per_device: largest number of images of a microbatch on each device along `data` and `fsdp`; 0: the whole
+        batch.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.

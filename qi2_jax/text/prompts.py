@@ -22,7 +22,9 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from qi2_jax.attention import Kernel
-from qi2_jax.models.qwen3_vl import EncoderInputs, Qwen3VL, Qwen3VLConfig, prepare_inputs
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.inputs import EncoderInputs, prepare_inputs
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.pixels import over_white
 from qi2_jax.runtime.text_files import read_text
 from qi2_jax.text.qwen_tokenizer import RESERVED
@@ -41,7 +43,7 @@ MAX_CHAT_TEMPLATE, MAX_SYSTEM_TURN = 1 << 20, 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Which features of one prompt, system turn excluded, belong to text and which to a condition image.
+    """The features of one prompt, system turn excluded, that belong to text and to each condition image.
 
     Attributes:
       text: ranges of text features before, between and after the images: one more than there are images.
@@ -74,7 +76,7 @@ class PromptBatch:
     Attributes:
       inputs: input of the encoder, with the system turn.
       num_system_tokens: number of tokens of the system turn, which precedes every prompt.
-      segments: the features behind the system turn, for each prompt.
+      segments: features after the system turn, for each prompt.
     """
 
     inputs: EncoderInputs
@@ -114,7 +116,7 @@ class PromptProcessor:
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: Qwen3VLConfig) -> Self:
-        """Reads a published processor folder (tokenizer, image preprocessing, chat template) from local files alone.
+        """Reads a published processor folder (tokenizer, image preprocessing, chat template) without network access.
 
         Raises:
           ValueError: if the folder does not exist or cannot be read, and as the constructor.
@@ -153,7 +155,7 @@ class PromptProcessor:
           multiple: padding granularity: the longest prompt is padded to a multiple of it, so that batches of similar
             length share compiled programs.
           enlarge: whether to enlarge small images to the processor's lower limit (256 x 256 pixels), as the published
-            processor does. They then have more features than a quarter of their latents, which no pipeline can use.
+            processor does. They then have more than one feature per 2 x 2 latents, which no pipeline can use.
           image_count, patch_count: shapes to pad to, see `prepare_inputs`.
 
         Raises:
@@ -169,7 +171,7 @@ class PromptProcessor:
         pixels, grids = self._patches(list(itertools.chain.from_iterable(images)), enlarge)
         merge = self.config.vision.spatial_merge_size**2
         features = iter([] if grids is None else (np.prod(grids, axis=1) // merge).tolist())
-        texts = [render(prompt, len(own)) for prompt, own in zip(prompts, images, strict=True)]
+        texts = [render(prompt, len(conditions)) for prompt, conditions in zip(prompts, images, strict=True)]
         token_ids, segments = [], []
         for ids in self.tokenizer(texts)["input_ids"]:
             expanded, spans = _expand_images(ids, self.config.image_token_id, features)
@@ -252,7 +254,7 @@ def render(prompt: str, image_count: int = 0) -> str:
 
 
 def condition_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """(width, height) to which a condition image is resized: about `resolution`^2 pixels in its own aspect ratio.
+    """(width, height) to which a condition image is resized: about `resolution`^2 pixels with its aspect ratio.
 
     The sides are multiples of 32 pixels, which are one feature of the encoder and 2 x 2 latents of the autoencoder.
 

@@ -1,1 +1,1 @@
-"""One trainer for every stage: state and step, checkpoints, metrics, the loop; tasks say what is trained on what."""
+"""One trainer for every task: state and step, the loop, checkpoints, metrics."""

@@ -28,7 +28,7 @@ class Compiled:
     Args:
       programs: functions to compile, see `step.make_programs`.
       state: training state, in the shapes and shardings of later calls; it is not changed.
-      frozen: what the loss reads and training does not change.
+      frozen: arrays that the loss reads and training does not change.
       examples: one microbatch on the mesh for each layout.
       accumulate: whether an update may have several microbatches.
       mesh: devices of the run.
@@ -77,7 +77,7 @@ class Compiled:
         Args:
           state: training state.
           frozen: as in the constructor.
-          microbatches: those of the update, on the mesh.
+          microbatches: microbatches of the update, on the mesh.
           check_signals: callback before each microbatch of a gradient accumulation. If it raises, `state` is intact.
 
         Raises:

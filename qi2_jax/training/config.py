@@ -43,7 +43,7 @@ class Train:
       max_skipped: updates in a row that may be skipped, because their loss or gradient is not finite, before the run
         ends.
       watchdog_seconds: time after which a step that hangs ends the process; 0: never.
-      sinks: where metrics go besides `metrics.jsonl`.
+      sinks: destinations of metrics besides `metrics.jsonl`.
 
     Raises:
       ValueError: for a value out of its range, or a sink that is unknown or not installed.
@@ -87,7 +87,7 @@ class Checkpoint(Policy):
 
 
 @dataclasses.dataclass(frozen=True)
-class Validation:
+class ValidationSchedule:
     """When a run is validated.
 
     Attributes:
@@ -104,11 +104,11 @@ class Validation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class SampleSchedule:
     """When sample images are generated.
 
     Attributes:
-      every: steps between two times; 0: never.
+      every: steps between two sample grids; 0: none.
 
     Raises:
       ValueError: for a value out of its range.
@@ -150,7 +150,7 @@ class TrainingConfig:
       seed: seed of the parameters, and of everything random in training.
       ema_decay: share of the EMA that an update keeps.
       ema_ramp: whether the EMA's decay ramps up, so that the initial parameters are forgotten.
-      as_typed: the config as plain JSON, which a run records.
+      as_typed: config as plain JSON, which a run records.
 
     Raises:
       ValueError: for a value out of its range.
@@ -162,8 +162,8 @@ class TrainingConfig:
     mesh: MeshShape = changeable()
     optimizer: Optimizer
     train: Train = changeable()
-    validation: Validation
-    samples: Samples = changeable()
+    validation: ValidationSchedule
+    samples: SampleSchedule = changeable()
     checkpoint: Checkpoint = changeable()
     profile: Profile = changeable()
     as_typed: Mapping[str, Any] = as_typed()

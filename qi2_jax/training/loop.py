@@ -14,14 +14,14 @@ from qi2_jax.config.changes import Change, is_changeable
 from qi2_jax.runtime import lock, processes, signals
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training import microbatch, restarting
-from qi2_jax.training import step as steps
-from qi2_jax.training.checkpoints import checksums, manager
+from qi2_jax.training.checkpoints import checksums, contents, files
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.compiled import Compiled
 from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.reader import Reader
-from qi2_jax.training.run import NonFiniteError, Run, is_lost, not_finite, raise_if_interrupted
+from qi2_jax.training.run import NonFiniteError, Run, non_finite_message, raise_if_interrupted, too_many_skipped
 from qi2_jax.training.saving import Save, SaveSchedule
+from qi2_jax.training.step import TrainState, abstract_state, init_state, make_optimizer, make_programs
 from qi2_jax.training.stopping import Stopping
 from qi2_jax.training.task import Task
 from qi2_jax.training.telemetry import accounting
@@ -37,7 +37,7 @@ def train(
     *,
     accept_changes: bool = False,
     restart: bool = False,
-) -> steps.TrainState:
+) -> TrainState:
     """Trains to `config.train.steps`, continuing from the newest intact checkpoint in `directory` if there is one.
 
     The directory receives `config.json`, `metrics.jsonl`, `events.jsonl`, `checkpoints/`, and what the sinks write.
@@ -45,11 +45,11 @@ def train(
     after a kill at any moment.
 
     Args:
-      task: what to train.
+      task: model, data and loss.
       config: config of a stage with `seed`, `ema_decay`, `optimizer`, `train`, `validation`, `samples`, `checkpoint`
         and `profile`.
       directory: folder of the run.
-      mesh: devices of this and the other processes.
+      mesh: devices of all processes.
       accept_changes: whether to resume even if the config changed since the run started; the changes are recorded.
       restart: whether to begin at step 0 if the checkpoints of an earlier run are gone, see `restarting.check`.
 
@@ -62,7 +62,7 @@ def train(
       NonFiniteError: at the first logged step after `train.max_skipped` steps in a row that were not finite. The state
         is saved first.
     """
-    optimizer = steps.make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer)
     # Signals are deferred: an exception within Orbax would look like a damaged checkpoint.
     with signals.deferred(), lock.hold(directory), Watchdog(config.train.watchdog_seconds, directory) as watchdog:
         watchdog.beat("the start", SLOW * config.train.watchdog_seconds)
@@ -95,7 +95,7 @@ def is_finished(config: TrainingConfig, data: Mapping[str, Any], directory: path
 
     Args:
       config: as for `train`.
-      data: the task's `data`.
+      data: `data` of the task.
       directory: as for `train`.
 
     Raises:
@@ -103,7 +103,7 @@ def is_finished(config: TrainingConfig, data: Mapping[str, Any], directory: path
     """
     total, folder = config.train.steps, directory / "checkpoints"
     with processes.raise_together():
-        found = max(manager.steps(folder), default=-1) == total and checksums.is_verified(folder / str(total))
+        found = max(files.steps(folder), default=-1) == total and checksums.is_verified(folder / str(total))
     if not processes.all_true(found):
         return False
     with processes.raise_together():
@@ -112,7 +112,7 @@ def is_finished(config: TrainingConfig, data: Mapping[str, Any], directory: path
     if not processes.all_true(not wrong):  # before anything is read, since another process may have found the damage
         return False
     with processes.raise_together():
-        skipped = int(manager.weights(folder / str(total), "progress")["skipped"].read())
+        skipped = int(contents.weights(folder / str(total), "progress")["skipped"].read())
         ended = accounting.has_ended(directory, total)
     finished = processes.all_true(ended and skipped < config.train.max_skipped)
     if finished:
@@ -128,7 +128,7 @@ def _train(
     optimizer: optax.GradientTransformation,
     accept_changes: bool,
     watchdog: Watchdog,
-) -> steps.TrainState:
+) -> TrainState:
     # --- Compare with earlier starts. Nothing is written before everything is known to fit.
     checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint)
     begun = checkpoints.latest() is not None
@@ -137,10 +137,10 @@ def _train(
 
     # --- State: restored or fresh.
     began = time.monotonic()
-    restored = checkpoints.restore(steps.abstract_state(task.make_model, optimizer, mesh)) if begun else None
+    restored = checkpoints.restore(abstract_state(task.make_model, optimizer, mesh)) if begun else None
     seconds = time.monotonic() - began
     if restored is None:
-        state = task.initial_state(steps.init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh))
+        state = task.initial_state(init_state(task.make_model, optimizer, jax.random.key(config.seed), mesh))
     else:
         state = restored[0]
     with processes.raise_together(interruptible=False):
@@ -149,9 +149,9 @@ def _train(
         _claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
     checkpoints.begin_locally()
     start, total = int(state.step), config.train.steps
-    if start >= total and is_lost(state, config):
+    if start >= total and too_many_skipped(state, config):
         checkpoints.close()
-        raise NonFiniteError(not_finite(state, int(state.skipped), checkpoints.directory))
+        raise NonFiniteError(non_finite_message(state, int(state.skipped), checkpoints.directory))
 
     with (
         Journal(task.name, directory, state, config, mesh, task.peak_flops, watchdog) as journal,
@@ -171,7 +171,7 @@ def _train(
             if start < total:
                 _take_steps(run, task, config, optimizer, mesh, checkpoints, journal)
             else:
-                run.save(Save.PERSISTENT, wait=True)  # it may be on the hosts' own disks only
+                run.save(Save.PERSISTENT, wait=True)  # it may only be in local checkpoints
         return run.end()
 
 
@@ -191,7 +191,7 @@ def _take_steps(
     stopping = Stopping(mesh, reader, start, total, ahead)
     saves = SaveSchedule(config.checkpoint.every, config.checkpoint.local_every if checkpoints.local else 0)
     in_flight = InFlight(ahead)
-    # Long updates may end between two microbatches. Short ones are not worth a question to all processes each time.
+    # Long updates may end between two microbatches. For short ones, asking all processes each time would cost too much.
     check_signals = (lambda: None) if ahead else raise_if_interrupted
 
     step, follows = start, stopping.should_continue(start)
@@ -218,10 +218,10 @@ def _take_steps(
 
 
 def _compile(
-    task: Task, config: TrainingConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: steps.TrainState
+    task: Task, config: TrainingConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState
 ) -> Compiled:
     """Compiles all programs of the run."""
-    programs = steps.make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp)
+    programs = make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp)
     with processes.raise_together():
         examples = [microbatch.put(mesh, example) for example in task.examples()]
     update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)

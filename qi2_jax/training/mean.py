@@ -1,4 +1,4 @@
-"""A mean that is still a sum and a count, so that means over parts combine exactly."""
+"""A mean that is kept as a sum and a count, so that means over parts combine exactly."""
 
 from typing import Any, NamedTuple
 

@@ -12,7 +12,7 @@ from qi2_jax.training.mean import Mean
 
 
 class Stats(NamedTuple):
-    """What is logged about a microbatch.
+    """Logged values of a microbatch.
 
     Attributes:
       images: global number of images.
@@ -32,10 +32,10 @@ class Microbatch(NamedTuple):
 
     Attributes:
       layout: hashable description of the shapes, which selects the compiled program.
-      batch: pytree that the loss reads. On the host it holds this process's rows, on the mesh all of them.
+      batch: pytree that the loss reads. On the host it has the rows of this process, on the mesh all rows.
       first: index of its first image within the update.
       weight: its share of the update's images, in (0, 1].
-      stats: what is logged about it.
+      stats: values to log about it.
     """
 
     layout: Any
@@ -46,7 +46,7 @@ class Microbatch(NamedTuple):
 
 
 def as_update(microbatches: Iterable[Microbatch]) -> Sequence[Microbatch]:
-    """The microbatches of one update, each with its place and its weight in it."""
+    """The microbatches of one update, each with its first image and its weight."""
     microbatches = list(microbatches)
     images = sum(microbatch.stats.images for microbatch in microbatches)
     placed, first = [], 0
@@ -70,5 +70,5 @@ def put_scalar(mesh: Mesh, value: Any) -> jax.Array:
 
 
 def _explicitly() -> AbstractContextManager[None]:
-    """A block that may copy to the devices. JAX takes arrays that are made from callbacks for implicit transfers."""
+    """A block that may copy to the devices. JAX treats arrays made from callbacks as implicit transfers."""
     return jax.transfer_guard_host_to_device("allow")

@@ -12,7 +12,7 @@ class Optimizer:
     Attributes:
       lr: learning rate after the warm-up.
       betas: decay rates of the first and the second moment.
-      eps: added to the root of the second moment.
+      eps: term added to the root of the second moment.
       weight_decay: decay of matrices in each step, in units of the learning rate.
       clip: largest global norm of a gradient.
       warmup: updates over which the rate rises to `lr`.

@@ -64,7 +64,7 @@ class Reader:
             raise self._error
 
     def microbatches(self) -> Iterator[Microbatch]:
-        """The microbatches of the next update, each copied to the mesh when it is asked for."""
+        """The microbatches of the next update, each copied to the mesh on demand."""
         for microbatch in self._ready.popleft():
             self._on_put(microbatch)
             yield put(self._mesh, microbatch)

@@ -1,4 +1,4 @@
-"""Refuses to begin a run at step 0 where an earlier run saved checkpoints that are gone."""
+"""Refuses to begin a run at step 0 if the checkpoints of an earlier run are gone."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from qi2_jax.runtime import processes
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import accounting, metrics
 
 SET_ASIDE = ".before-restart"  # suffix of the records of a run that began anew
@@ -21,23 +21,23 @@ def check(directory: pathlib.Path, *, restart: bool = False) -> None:
     A run that was killed before its first checkpoint was complete simply begins at step 0 again.
 
     Args:
-      directory: the run.
-      restart: begin anew if all checkpoints are gone. The metrics and events of the old run get the suffix
+      directory: folder of the run.
+      restart: whether to begin anew if all checkpoints are gone. The metrics and events of the old run get the suffix
         `SET_ASIDE`. A run that has checkpoints is not touched.
 
     Raises:
       ValueError: if an earlier run saved checkpoints here, none is left, and `restart` is False.
     """
     with processes.raise_together(interruptible=False):
-        if jax.process_index() != 0 or manager.steps(directory / "checkpoints"):
+        if jax.process_index() != 0 or files.steps(directory / "checkpoints"):
             return
         saved = last_saved(directory)
         if saved is None:
             return
         if not restart:
             raise ValueError(
-                f"{directory} holds a run that saved step {saved:,}, but {directory / 'checkpoints'} has none. Check "
-                "whether a disk is not mounted or the checkpoints were deleted. Bring them back, choose another "
+                f"{directory} contains a run that saved step {saved:,}, but {directory / 'checkpoints'} has none. "
+                "Check whether a disk is not mounted or the checkpoints were deleted. Restore them, choose another "
                 "folder, or begin anew at step 0 with --restart"
             )
         for name in (accounting.EVENTS, metrics.FILE):

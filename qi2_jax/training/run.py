@@ -8,16 +8,16 @@ from typing import Any, NoReturn
 import jax
 
 from qi2_jax.runtime import processes, signals
-from qi2_jax.training import step as steps
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.saving import Save
+from qi2_jax.training.step import TrainState, learning_rate
 from qi2_jax.training.task import Task
 from qi2_jax.training.telemetry.journal import Journal
 
 
 class Interrupted(Exception):
-    """A signal cut an update, an evaluation or a drawing short."""
+    """A signal interrupted an update, an evaluation or a drawing."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -36,12 +36,12 @@ class Run:
     """A training run in progress.
 
     Args:
-      task: what is trained.
+      task: task that is trained.
       config: config of the stage.
-      record: what checkpoints record as the config.
+      record: config as checkpoints record it.
       state: training state, which the loop replaces after every step.
-      checkpoints: where states are saved.
-      journal: where metrics and events are written.
+      checkpoints: destination of saves.
+      journal: destination of metrics and events.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class Run:
         task: Task,
         config: TrainingConfig,
         record: dict[str, Any],
-        state: steps.TrainState,
+        state: TrainState,
         checkpoints: Checkpoints,
         journal: Journal,
     ):
         self._task, self._config, self._record = task, config, record
         self.state, self._checkpoints, self._journal = state, checkpoints, journal
-        self._rate = steps.learning_rate(config.optimizer)
+        self._rate = learning_rate(config.optimizer)
 
     def evaluate_and_sample(self, step: int, already_done: Sequence[str] = ()) -> None:
-        """Evaluates and draws where that is due.
+        """Evaluates and draws if due.
 
         Raises:
-          Interrupted: if a signal cut it short; the rest is due again when the run resumes.
+          Interrupted: if a signal arrived; the rest is due again when the run resumes.
         """
         task, journal, last = self._task, self._journal, self._config.train.steps
 
@@ -85,13 +85,13 @@ class Run:
         streak = self._journal.logged(step, float(self._rate(step - 1 - int(self.state.skipped_total))))
         if streak >= self._config.train.max_skipped:
             self.save(Save.PERSISTENT, wait=True)
-            raise NonFiniteError(not_finite(self.state, streak, self._checkpoints.directory))
+            raise NonFiniteError(non_finite_message(self.state, streak, self._checkpoints.directory))
 
     def save(self, kind: Save, *, wait: bool = False) -> None:
         """Saves the state, unless its step is saved persistently already.
 
         Args:
-          kind: where to.
+          kind: persistent or local.
           wait: whether the save must be complete on return.
         """
         step, local = int(self.state.step), kind is Save.LOCAL
@@ -103,7 +103,7 @@ class Run:
 
     @contextlib.contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """A block that ends the process, with the state saved, where it raises `Interrupted`."""
+        """A block that, if it raises `Interrupted`, saves the state and ends the process."""
         try:
             yield
         except Interrupted:
@@ -112,14 +112,14 @@ class Run:
             self.stop()
 
     def stop(self) -> NoReturn:
-        """Ends the process after a signal, with the state saved."""
+        """Saves the state and ends the process after a signal."""
         step = int(self.state.step)
         if step:
             self.save(Save.PERSISTENT, wait=True)
         self._journal.stopped(step, self._checkpoints.directory)
         raise signals.Terminated(reported=True)
 
-    def end(self) -> steps.TrainState:
+    def end(self) -> TrainState:
         """Ends a run whose last step is saved, and returns its state."""
         self._checkpoints.end_locally()
         processes.gather("")  # the event below must not precede what other processes still delete
@@ -127,12 +127,12 @@ class Run:
         return self.state
 
 
-def is_lost(state: steps.TrainState, config: TrainingConfig) -> bool:
-    """Whether the latest steps of a state were too many that are not finite."""
+def too_many_skipped(state: TrainState, config: TrainingConfig) -> bool:
+    """Whether too many of the latest steps in a row were not finite."""
     return int(state.skipped) >= config.train.max_skipped
 
 
-def not_finite(state: steps.TrainState, streak: int, directory: pathlib.Path) -> str:
+def non_finite_message(state: TrainState, streak: int, directory: pathlib.Path) -> str:
     """The message of a run that ends because of `streak` steps that were not finite."""
     where = "up to" if streak == int(state.skipped) else "before"
     return (

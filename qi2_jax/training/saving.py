@@ -5,10 +5,10 @@ import enum
 
 
 class Save(enum.Enum):
-    """Where a state is saved."""
+    """The destination of a save."""
 
     PERSISTENT = "persistent"
-    LOCAL = "local"  # on each host's own disk
+    LOCAL = "local"  # on each host's disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class SaveSchedule:
 
     Attributes:
       every: interval of persistent checkpoints, in steps.
-      local_every: interval of local checkpoints between them, in steps; 0 for none.
+      local_every: interval of local checkpoints between them, in steps; 0: none.
     """
 
     every: int

@@ -27,7 +27,7 @@ from qi2_jax.training.optimizer import Optimizer
 Tree = TypeVar("Tree")
 Scalars = dict[str, Float[Array, ""] | Mean]
 # (model, frozen, layout, batch, keys_B) -> (mean loss over the images, further metrics). A metric is a mean over the
-# images, or a `Mean` whose total and count are both divided by the number of images. `frozen` holds arrays that
+# images, or a `Mean` whose total and count are both divided by the number of images. `frozen` has arrays that
 # training reads and never changes; `layout` is static and selects the compiled program.
 Loss = Callable[[Any, Any, Any, Any, Key[Array, "B"]], tuple[Float[Array, ""], Scalars]]
 
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What the microbatches of an update add up to, each weighted by its share of the images."""
+    """Sums over the microbatches of an update, each weighted by its share of the images."""
 
     gradients: Any
     loss: Float[Array, ""]
@@ -150,7 +150,7 @@ def make_programs(
 
     Args:
       loss: loss of the task.
-      optimizer: as of `make_optimizer`.
+      optimizer: result of `make_optimizer`.
       ema_decay: weight of the previous EMA in an update.
       seed: seed of the random keys that the loss receives.
       mesh: devices of the run.

@@ -15,7 +15,7 @@ class LastStep:
     """Agreement on the last step: every process proposes one, and the smallest counts.
 
     A proposal made after one step is known to all processes `lag` steps later, when that step is computed. A process
-    that wants to stop must therefore take `lag` more steps. A single process knows at once.
+    that wants to stop must therefore take `lag` more steps. A single process needs no lag.
 
     Args:
       mesh: devices of all processes.
@@ -52,9 +52,9 @@ class LastStep:
 
 
 class Stopping:
-    """Tells after each step whether another one follows, the same in every process.
+    """Decides after each step whether another one follows; all processes get the same answer.
 
-    A run stops early where a process received a signal or cannot read its data.
+    A run stops early if a process received a signal or cannot read its data.
 
     Args:
       mesh: devices of all processes.

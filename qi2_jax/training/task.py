@@ -1,4 +1,4 @@
-"""What the training loop needs to know about the thing that it trains."""
+"""The protocol between the training loop and a task."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -66,9 +66,9 @@ class Task(Protocol):
         return
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Any]:
-        """Validation metrics of a state: before the first step, after the last and every `validation.every` steps."""
+        """Validation metrics of a state: before the first step, every `validation.every` steps, and after the last."""
         return {}
 
     def draw(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Drawing]:
-        """Sample grids of a state by name: likewise, every `samples.every` steps."""
+        """Sample grids of a state by name: before the first step, every `samples.every` steps, and after the last."""
         return {}

@@ -9,7 +9,7 @@ from qi2_jax.config import recorded
 from qi2_jax.config.changes import is_changeable, is_within
 from qi2_jax.inference.encoders import digests
 from qi2_jax.runs import locating, paths
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.workflows.config import CurriculumExperiment
 
 # Groups of a stage's config on which its samples depend, and of its `transformer` those on which the model depends.
@@ -19,7 +19,7 @@ RECORDS = "records"  # recorded beside the config; records that moved are the sa
 
 @dataclasses.dataclass(frozen=True)
 class MayChange:
-    """Whether a key may change: no result depends on it, or nothing was made from it yet.
+    """Whether a key may change, because no result depends on it, or none exists yet.
 
     Attributes:
       free: keys and groups that may change, beyond those whose fields are declared changeable.
@@ -37,7 +37,7 @@ class MayChange:
 
 def is_started(out: pathlib.Path, name: str) -> bool:
     """Whether the stage of that name has a checkpoint."""
-    return bool(manager.steps(_run_of(out, name) / paths.CHECKPOINTS))
+    return bool(files.steps(_run_of(out, name) / paths.CHECKPOINTS))
 
 
 def may_change(config: CurriculumExperiment, out: pathlib.Path) -> MayChange:
@@ -55,7 +55,7 @@ def may_change(config: CurriculumExperiment, out: pathlib.Path) -> MayChange:
         free += ["encoder", "vae"]  # which are not read
         if _is_moved(config, out):
             free.append("model")
-    if not manager.steps(out / paths.VAE / paths.CHECKPOINTS) and not (out / paths.MODEL / "vae").exists():
+    if not files.steps(out / paths.VAE / paths.CHECKPOINTS) and not (out / paths.MODEL / "vae").exists():
         free.append("vae")
     started = started_stages(config, out)
     for name, next_started in zip(started, [*list(started.values())[1:], False], strict=True):
@@ -63,7 +63,7 @@ def may_change(config: CurriculumExperiment, out: pathlib.Path) -> MayChange:
             free.append(f"stages.{name}")
         if not started[name]:
             free.append(f"stages.{name}.transformer")
-        elif next_started:  # from the end of this one, which therefore cannot move
+        elif next_started:  # the next stage started from the end of this one
             frozen.append(f"stages.{name}.transformer.train")
     count = sum(started.values())
     if count == 0 or paths.order_of(out)[:count] == list(config.order[:count]):  # other stages may follow those
@@ -91,7 +91,7 @@ def started_stages(config: CurriculumExperiment, out: pathlib.Path) -> dict[str,
         )
     raise ValueError(
         f"stage {lost} has no checkpoint, but later stages have, which started from its weights (delete {later}, or "
-        f"bring back {_run_of(out, lost)} from a copy)"
+        f"restore {_run_of(out, lost)} from a copy)"
     )
 
 
@@ -101,15 +101,15 @@ def check_accepted(config: CurriculumExperiment, out: pathlib.Path, typed: dict[
     Args:
       config: new config.
       out: folder of the curriculum.
-      typed: the new config as it will be recorded.
+      typed: new config in the form in which it is recorded.
       allowed: keys that may change even without being accepted.
 
     Raises:
-      ValueError: if what is made could not continue with the changes, or its parts would not form one model; it says
-        what to delete for each.
+      ValueError: if existing results could not continue with the changes, or would not form one model. The message says
+        what to delete for each change.
     """
     made = _made_from(config, out)
-    shares = tuple(f"stages.{name}.data.mixture" for name in config.order)  # which samples do not depend on
+    shares = tuple(f"stages.{name}.data.mixture" for name in config.order)  # samples do not depend on these
     refused = [
         f"{change} (delete {', '.join(map(str, folders))})"
         for change in recorded.changes_since(out / paths.CURRICULUM, typed)

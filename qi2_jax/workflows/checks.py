@@ -1,4 +1,4 @@
-"""Checks of a curriculum before anything is made: what a later stage would refuse is refused at the start."""
+"""Checks of a curriculum before any work is done: what a later stage would refuse is refused at the start."""
 
 import pathlib
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from qi2_jax.config.changes import differences
 from qi2_jax.interop import folder
 from qi2_jax.runs import locating, model_folder, paths
-from qi2_jax.tasks.autoencoder import config as autoencoder
-from qi2_jax.tasks.transformer import config as transformer
+from qi2_jax.tasks.autoencoder.config import check_autoencoder
+from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.workflows.changes import is_started
 from qi2_jax.workflows.config import CurriculumExperiment, StageExperiment
 
 
 def check_curriculum(config: CurriculumExperiment, out: pathlib.Path) -> None:
-    """Checks a curriculum against this machine and what is already made.
+    """Checks a curriculum against this machine and existing results.
 
     Raises:
       ValueError: naming what a later step would refuse.
@@ -21,10 +21,10 @@ def check_curriculum(config: CurriculumExperiment, out: pathlib.Path) -> None:
     for name, stage in config.stages.items():
         try:
             stage.encode.check()
-            transformer.check(stage)
+            check_transformer(stage)
         except ValueError as error:
             raise ValueError(f"stages.{name}: {error}") from None
-    if not is_started(out, config.order[0]):  # else its start is no longer needed
+    if not is_started(out, config.order[0]):  # later its start is not needed
         _check_start(config)
     _check_one_model(config)
     _check_model(config, out)
@@ -59,8 +59,8 @@ def _check_one_model(config: CurriculumExperiment) -> None:
 def _check_model(config: CurriculumExperiment, out: pathlib.Path) -> None:
     if config.model.folder:
         if not (locating.model_of(pathlib.Path(config.model.folder)) / folder.MARK).is_file():
-            own = out / paths.MODEL
-            here = f", or continue with model.folder={own}" if (own / folder.MARK).is_file() else ""
+            existing = out / paths.MODEL
+            here = f", or continue with model.folder={existing}" if (existing / folder.MARK).is_file() else ""
             raise ValueError(f"model.folder {config.model.folder} is not a model folder; `qi2 import` makes one{here}")
     elif config.platform != "cpu" and not config.encoder.folder:
         raise ValueError(
@@ -68,4 +68,4 @@ def _check_model(config: CurriculumExperiment, out: pathlib.Path) -> None:
         )
     else:
         model_folder.check_encoder(config.encoder, out / paths.MODEL)
-        autoencoder.check(config.vae)
+        check_autoencoder(config.vae)

@@ -21,15 +21,15 @@ from qi2_jax.training.config import check_seed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """How selected records are encoded into samples.
+    """The encoding of selected records into samples.
 
     Attributes:
       online: what training computes in every step instead of reading it from the samples: "nothing", "text" or
         "text_and_images".
-      dtype: dtype of the encoders and of what they make.
+      dtype: dtype of the encoders and their outputs.
       batch_size: images or prompts that are encoded at once.
       mesh: devices of each process.
-      records_per_unit: records that are encoded and stored as a whole.
+      records_per_unit: records that are encoded and stored together.
 
     Raises:
       ValueError: for a value out of its range.
@@ -55,11 +55,11 @@ class EncodeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The condition encoder of a job that does not bring a model folder.
+    """The condition encoder of a job without a model folder.
 
     Attributes:
       folder: folder of a Qwen3-VL as transformers saves it; "": a tiny one with random weights.
-      width, layers, heads, seed: of the tiny one.
+      width, layers, heads, seed: shape and seed of the tiny encoder.
     """
 
     folder: str
@@ -71,12 +71,12 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """What every job has.
+    """The config that all jobs share.
 
     Attributes:
       platform: "cpu", or "" for the devices that JAX finds.
       compilation_cache: folder in which compiled programs are kept, absolute or below the job's folder; "": none.
-      as_typed: the config as plain JSON, which a job records.
+      as_typed: config as plain JSON, which a job records.
 
     Raises:
       ValueError: for an unknown platform.
@@ -89,7 +89,8 @@ class JobConfig:
     def __post_init__(self) -> None:
         if self.platform not in ("", "cpu"):
             raise ValueError(
-                f"platform is {self.platform!r}; choose 'cpu', or '' for what JAX finds, which JAX_PLATFORMS may narrow"
+                f"platform is {self.platform!r}; choose 'cpu', or '' for the devices that JAX finds, which "
+                "JAX_PLATFORMS restricts"
             )
 
 
@@ -106,11 +107,11 @@ class StageExperiment(JobConfig, StageConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """What the demo generates at its end.
+    """The images that the demo generates at its end.
 
     Attributes:
       steps, seed, batch_size: as in `qi2 sample`.
-      captions: number of captions for which images are generated, the first ones; 0: all.
+      captions: number of captions, from the first on, for which images are generated; 0: all.
 
     Raises:
       ValueError: for a value out of its range.
@@ -222,7 +223,7 @@ class CurriculumExperiment(JobConfig):
 
     Attributes:
       corpus: records that are made if none are given.
-      start: where the weights of the first stage come from.
+      start: source of the first stage's weights.
       order: names of the stages in the order in which they are trained.
       stages: config of each stage by name.
 
@@ -261,8 +262,8 @@ class CurriculumExperiment(JobConfig):
 Experiment = StageExperiment | DemoExperiment | CurriculumExperiment
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Loads an experiment, see `loading.load`, and parses it; the groups that it has tell what it is.
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Loads an experiment, see `loading.load`, and parses it. Its groups determine its kind.
 
     Raises:
       ValueError: as `loading.load`, and for anything that the config's dataclasses refuse.

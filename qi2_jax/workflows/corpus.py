@@ -14,12 +14,12 @@ from data_pipeline.synthesis.text.synthesis import synthesize_text
 from qi2_jax.workflows.config import CorpusConfig
 from qi2_jax.workflows.reports import Show
 
-SCRIPTS = ("Latn", "Hans")  # of the text-rich images
+SCRIPTS = ("Latn", "Hans")  # scripts of the text-rich images
 CUTOUTS_LICENCE = "drawn by qi2 (Apache-2.0)"
 
 
 def check_fonts(config: CorpusConfig, out: pathlib.Path) -> None:
-    """Raises a ValueError if fonts are missing for images with text that are still to be made; edits write text too."""
+    """Raises a ValueError if fonts are missing for images that are still to be made; edits contain text too."""
     counts = {"edits": config.edits, "texts": config.texts}
     made = (out / "records" / MANIFEST).is_file()
     if not made and any(count and not (out / name / MANIFEST).is_file() for name, count in counts.items()):
@@ -34,8 +34,8 @@ def make_corpus(config: CorpusConfig, out: pathlib.Path, show: Show) -> None:
     """Makes scored records of the demo set, of synthetic edits of its images, and of text-rich images.
 
     Args:
-      config: how many of each.
-      out: folder that receives `records/`, and what they are made of; what an earlier call made is used again.
+      config: numbers of edits and of text-rich images.
+      out: folder that receives `records/` and their sources; results of an earlier call are reused.
       show: function that draws the reports.
     """
     records = out / "records"

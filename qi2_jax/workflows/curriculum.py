@@ -1,5 +1,6 @@
-"""Runs a curriculum: a corpus, the models around the transformer, then one stage after another, each starting from the
-weights of the stage before it. What an earlier, interrupted call finished is not done again.
+"""Runs a curriculum: a corpus, the models around the transformer, then one stage after another.
+
+Each stage starts from the weights of the stage before it. Work that an interrupted call finished is not repeated.
 
     OUT/curriculum.json                 the config
     OUT/corpus/                         records that are made here if none are given
@@ -58,8 +59,8 @@ def run(
     Args:
       config: see `experiments/qwen_image_2/curriculum.py`.
       out: folder that receives everything, see above.
-      records: folder of scored records; None: `config.corpus` says what is made instead.
-      accept_changes: whether to continue although the config changed; what is already made stays as it is.
+      records: folder of scored records; None: `config.corpus` describes the records to make.
+      accept_changes: whether to continue even if the config changed; existing results stay as they are.
       restart: see `loop.train`.
       show: function that draws the reports of all steps, in process 0.
 
@@ -68,7 +69,7 @@ def run(
 
     Raises:
       ValueError: if `out` was created with another config or other data, a stage has nothing to train on, or a value
-        cannot work; if possible before anything is made.
+        cannot work. If possible, the error precedes all work.
     """
     if not job_folder.is_usable(out, paths.CURRICULUM, config.compilation_cache):
         raise ValueError(f"{out} contains files that no curriculum made; choose an empty or new folder")
@@ -102,7 +103,10 @@ def _run(
         if jax.process_index() == 0:
             if records is None:
                 make_corpus(config.corpus, out / paths.CORPUS, show)
-            for name, stage in config.ordered.items():  # now: what the last lacks would cost all before it
+            for (
+                name,
+                stage,
+            ) in config.ordered.items():  # first, so that missing data of a late stage is reported before any training
                 log.info("data of stage %s", name)
                 select_stage(stage, records or out / paths.CORPUS / "records", out / paths.STAGES / name, show)
     records = records or out / paths.CORPUS / "records"
@@ -146,7 +150,7 @@ def _claim(config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Pat
         )
     if changed:
         text = "\n  ".join(map(str, changed))
-        log.info("this curriculum continues with another config; what is already made stays as it is:\n  %s", text)
+        log.info("this curriculum continues with another config; existing results stay as they are:\n  %s", text)
 
 
 def _make_models(
@@ -156,7 +160,7 @@ def _make_models(
     model = out / paths.MODEL
     with processes.raise_together():
         if jax.process_index() == 0 and config.model.folder:
-            model_folder.adopt(locating.model_of(pathlib.Path(config.model.folder)), model)
+            model_folder.copy_encoders(locating.model_of(pathlib.Path(config.model.folder)), model)
         elif jax.process_index() == 0:
             model_folder.make_encoder(config.encoder, model)
     if not config.model.folder:
@@ -199,7 +203,7 @@ def _run_stage(
       The metrics of the stage.
     """
     started, run, model = time.monotonic(), place / paths.TRANSFORMER, out / paths.MODEL
-    for _ in range(2):  # after the first pass every process has written its units, and the cache can be completed
+    for _ in range(2):  # after the first pass all units are written, and the second completes the cache
         with processes.raise_together():
             encoded = encode.encode(stage, records, place / INDEX, model, place / paths.SAMPLES)
     assert encoded is not None
@@ -210,8 +214,8 @@ def _run_stage(
             if not (model / folder.MARK).is_file():
                 shape = transformer_config(stage.transformer, samples)
                 model_folder.finish(model, shape, stage.transformer.timesteps.shift)
-            start.give_model(stage.transformer, samples, model, run)
-    # For a stage that is trained, this verifies that its last checkpoint is whole and does not end a failed run.
+            start.prepare_model_folder(stage.transformer, samples, model, run)
+    # For a stage that is trained, this verifies that its last checkpoint is intact and not that of a failed run.
     train_transformer(stage, samples, run, accept_changes=accept_changes, restart=restart)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
     return {

@@ -49,7 +49,7 @@ def prepare(config: DataConfig, out: pathlib.Path, source: pathlib.Path | None, 
                 write_demo_folder(source)
         show(ingest(source, records).table())
     else:
-        log.info("using %s of an earlier run again; to train on other images choose another --out", records)
+        log.info("reusing %s of an earlier run; to train on other images choose another --out", records)
     cascade.score(records, workers=config.workers or None)
     selection = select(records, config.thresholds)
     show(selection.table())

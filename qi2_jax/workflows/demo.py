@@ -1,6 +1,6 @@
 """The demo: a few captioned images become a tiny model that reproduces them, exported to diffusers.
 
-What an earlier, interrupted call finished is not done again.
+Work that an interrupted call finished is not repeated.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from qi2_jax.pixels import to_pixels
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import lock
 from qi2_jax.runtime.atomic import write_json_atomic
-from qi2_jax.tasks.autoencoder import config as autoencoder
+from qi2_jax.tasks.autoencoder.config import check_autoencoder
 from qi2_jax.tasks.autoencoder.task import train_vae
-from qi2_jax.tasks.transformer import config as transformer
+from qi2_jax.tasks.transformer.config import check_transformer, transformer_config
 from qi2_jax.tasks.transformer.task import train_transformer
 from qi2_jax.training import restarting
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows import data, encode, job_folder, reports, results
 from qi2_jax.workflows.config import CompareConfig, DemoExperiment, ExpectConfig, SampleConfig
@@ -88,8 +88,8 @@ def check(config: DemoExperiment) -> None:
     Raises:
       ValueError: naming what a later step would refuse.
     """
-    autoencoder.check(config.vae)
-    transformer.check(config)
+    check_autoencoder(config.vae)
+    check_transformer(config)
     config.encode.check()
     if config.compare.images:
         try:
@@ -99,11 +99,11 @@ def check(config: DemoExperiment) -> None:
 
 
 def may_change(out: pathlib.Path) -> Callable[[str], bool]:
-    """Whether a key may differ from the recorded config: nothing is made from it yet, or no result depends on it."""
+    """Whether a key may differ from the recorded config: no result depends on it, or none exists yet."""
     model = out / paths.TRANSFORMER / paths.MODEL
-    if manager.steps(out / paths.TRANSFORMER / paths.CHECKPOINTS):
+    if files.steps(out / paths.TRANSFORMER / paths.CHECKPOINTS):
         return lambda key: is_changeable(DemoExperiment, key)
-    if manager.steps(out / paths.VAE / paths.CHECKPOINTS):
+    if files.steps(out / paths.VAE / paths.CHECKPOINTS):
         return lambda key: is_within(key, "transformer") or is_changeable(DemoExperiment, key)
     made = ("source", "encoder") if (model / "text_encoder").exists() else ("source",)
     return lambda key: not any(is_within(key, group) for group in made)
@@ -111,7 +111,7 @@ def may_change(out: pathlib.Path) -> Callable[[str], bool]:
 
 @dataclasses.dataclass(frozen=True)
 class _Generated:
-    """What the trained model generates from the captions.
+    """The images that the trained model generates from the captions.
 
     Attributes:
       captions: captions, and their images as generated.
@@ -171,7 +171,7 @@ def _train(config: DemoExperiment, images: SelectedImages, out: pathlib.Path, re
     assert encoded is not None, "the demo is one process"
     show(encoded.table())
     samples = Cache(out / paths.SAMPLES)
-    shape = transformer.transformer_config(config.transformer, samples)
+    shape = transformer_config(config.transformer, samples)
     model_folder.finish(model, shape, config.transformer.timesteps.shift, config.transformer.start.folder)
     log.info("4 transformer")
     train_transformer(config, samples, run_folder, restart=restart)
@@ -191,8 +191,8 @@ def _generate(
         texts, sizes=sizes, batch_size=config.batch_size, steps=config.steps, seed=config.seed
     )
     generated = list(tqdm(batches, total=len(captions), desc="sample", unit="image", dynamic_ncols=True))
-    owners = [caption.image for caption in captions]
-    originals = {index: images[index] for index in set(owners)}
+    targets = [caption.image for caption in captions]
+    originals = {index: images[index] for index in set(targets)}
     numbers = {images.chosen[index].index: index for index in originals}
     rebuilt = {}
     for sample in (sample for stream in samples.streams for sample in stream if sample.record in numbers):
@@ -200,9 +200,9 @@ def _generate(
             sample.latents if sample.target_pixels is None else pipeline.encode(Image.fromarray(sample.target_pixels))
         )
         rebuilt[numbers[sample.record]] = pipeline.decode(latents)
-    triples = [(originals[owner], rebuilt[owner], image) for owner, image in zip(owners, generated, strict=True)]
+    triples = [(originals[index], rebuilt[index], image) for index, image in zip(targets, generated, strict=True)]
     results.draw(out / "samples.png", texts, triples, ("original", "autoencoder", "sample"))
-    nearest = results.nearest_is_own(generated, images, owners)
+    nearest = results.is_nearest(generated, images, targets)
     return _Generated(pipeline, captions, generated, originals, rebuilt, nearest)
 
 
@@ -239,7 +239,7 @@ def _losses(run_folder: pathlib.Path) -> dict[str, float]:
 
 
 def _peak_memory_gib() -> float:
-    """An upper bound: the peaks of this process and of its largest child, PyTorch's, added."""
+    """An upper bound: the sum of the peaks of this process and of its largest child, which runs PyTorch."""
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 
 
@@ -254,7 +254,7 @@ def check_expected(figures: dict[str, Any], expect: ExpectConfig) -> None:
             "(transformer.model; transformer.train.steps with optimizer.decay_steps), or lower the expectation"
         )
     if difference is not None and difference > expect.difference_to_pytorch:
-        problems.append(f"diffusers generates other images, which differ by up to {difference} of 255")
+        problems.append(f"diffusers generates different images, by up to {difference} of 255")
     if problems:
         raise ValueError("; ".join(problems))
 

@@ -21,7 +21,7 @@ from qi2_jax.workflows.config import StageExperiment
 def encode(
     config: StageExperiment, folder: pathlib.Path, index: pathlib.Path, model: pathlib.Path, out: pathlib.Path
 ) -> encoding.EncodeReport | None:
-    """Encodes a selection of records into a cache. A complete cache is used again, an interrupted one is continued.
+    """Encodes a selection of records into a cache. A complete cache is reused, and an interrupted one is continued.
 
     Args:
       config: config with the groups `data` and `encode`.
@@ -34,8 +34,8 @@ def encode(
       A report; None while other processes still have units to write.
 
     Raises:
-      ValueError: if the selection was made from other records or with other thresholds, the cache from something else,
-        or nothing is left to encode.
+      ValueError: if the selection was made from other records or with other thresholds, the cache from other
+        inputs, or nothing is left to encode.
     """
     config.encode.check()
     facts, records = selection_facts(index), RecordFolder(folder)
@@ -69,7 +69,7 @@ def encode(
 
 
 def _settings(config: StageExperiment, model: pathlib.Path) -> dict[str, str | int]:
-    """What samples depend on besides the encoders' weights and the data, as plain JSON."""
+    """The settings that samples depend on, besides the encoders' weights and the data, as plain JSON."""
     return {
         "dtype": config.encode.dtype.name,
         "online": config.encode.online,

@@ -1,4 +1,4 @@
-"""Where workflows send their tables: the command line passes in a function that draws them."""
+"""Tables of workflows: the command line passes in a function that draws them."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: one drawing of all generated images, and how near each is to its training image."""
+"""The demo's results: one grid of all generated images, and how near each is to its training image."""
 
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -8,25 +8,25 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from qi2_jax.pixels import over_white
-from qi2_jax.reporting import sheet
+from qi2_jax.reporting.grid import in_ascii, lay_out
 
 THUMBNAIL = 64  # pixels per side at which images are compared, whatever their shape
 CELL, COLUMNS = 136, 3  # pixels of the longer side of an image; captions beside each other
 
 
-def nearest_is_own(
+def is_nearest(
     generated: Sequence[UInt8[np.ndarray, "_ _ c"]],
     images: Iterable[UInt8[np.ndarray, "H W c"]],
-    owners: Sequence[int],
+    targets: Sequence[int],
 ) -> list[bool]:
-    """Whether the nearest of all training images is the own one, for each generated image.
+    """Whether the training image of each generated image is the nearest of all training images.
 
     The distance is the mean squared error of RGB thumbnails.
 
     Args:
-      generated: pixels 0..255, of any sizes; alpha is laid over white.
-      images: training images, likewise; they are read one by one.
-      owners: for each generated image the index of its own training image.
+      generated: pixels 0..255, of any sizes; alpha is composited over white.
+      images: training images in the same form; they are read one by one.
+      targets: index of the training image of each generated image.
     """
     ours = np.stack([_thumbnail(image) for image in generated])
     nearest, least = np.zeros(len(generated), int), np.full(len(generated), np.inf)
@@ -34,7 +34,7 @@ def nearest_is_own(
         distances = np.mean((ours - _thumbnail(image)) ** 2, axis=(1, 2, 3))
         nearest[distances < least] = index
         least = np.minimum(least, distances)
-    return (nearest == np.asarray(owners)).tolist()
+    return (nearest == np.asarray(targets)).tolist()
 
 
 def _thumbnail(pixels: UInt8[np.ndarray, "H W c"]) -> Float[np.ndarray, "64 64 3"]:
@@ -48,13 +48,13 @@ def draw(
     triples: Sequence[tuple[UInt8[np.ndarray, "_ _ c"], ...]],
     titles: Sequence[str],
 ) -> None:
-    """Writes a drawing with the images of each text side by side.
+    """Writes a grid with the images of each text side by side.
 
     Args:
       path: file to write.
-      texts: a text for each row of images.
+      texts: text of each row of images.
       triples: images of each text, 0..255.
-      titles: heads of the columns of images.
+      titles: titles of the columns.
     """
     cells = [
         [
@@ -63,4 +63,4 @@ def draw(
         ]
         for images in triples
     ]
-    sheet.lay_out(cells, titles, [sheet.in_ascii(text) for text in texts], COLUMNS).save(path)
+    lay_out(cells, titles, [in_ascii(text) for text in texts], COLUMNS).save(path)

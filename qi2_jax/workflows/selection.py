@@ -12,7 +12,7 @@ from qi2_jax.workflows.reports import Show
 
 
 def select_stage(stage: StageExperiment, records: pathlib.Path, out: pathlib.Path, show: Show) -> None:
-    """Selects the records of a stage; an existing selection is used again.
+    """Selects the records of a stage; an existing selection is reused.
 
     Args:
       stage: config of the stage.

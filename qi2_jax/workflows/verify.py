@@ -18,15 +18,15 @@ from PIL import Image
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.text import prompts
 
-CODES = {"bfloat16": "BF16", "float32": "F32"}  # dtypes of an export: safetensors' names for them
+CODES = {"bfloat16": "BF16", "float32": "F32"}  # safetensors codes of the dtypes of an export
 TEXTS, SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
 MAX_PIXEL_DIFFERENCE, MAX_LATENT_ERROR = 1, 1e-4  # of 255; relative
-MAX_ERROR_TEXT = 3000  # characters of what a failed process printed
+MAX_ERROR_TEXT = 3000  # characters of a failed process's output
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What both sides generated.
+    """The results of both sides, and their differences.
 
     Attributes:
       ours, theirs: images, 0..255.
@@ -122,9 +122,9 @@ def compare(
         "dtype": "float32",
     }
     theirs, their_latents = _generate_with_diffusers(exported, request, noise, images)
-    flat = [own.reshape(len(row), -1) for own, row in zip(latents, noise, strict=True)]
+    flat = [image.reshape(len(row), -1) for image, row in zip(latents, noise, strict=True)]
     return Comparison(
-        [pipeline.decode(own) for own in latents],
+        [pipeline.decode(image) for image in latents],
         theirs,
         max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(flat, their_latents, strict=True)),
         max(float(np.abs(a - b).max()) for a, b in zip(flat, noise, strict=True)),

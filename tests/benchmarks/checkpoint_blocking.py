@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.checkpoints.retention import Policy
 from qi2_jax.training.step import TrainState
 
 LEAVES, WIDTH = 12, 2048

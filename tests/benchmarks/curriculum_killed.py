@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from qi2_jax.runs import locating
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 
 CURRICULUM = "experiments/qwen_image_2/curriculum.py:tiny"
 ITEMS = ("model", "ema", "optimizer")
@@ -39,7 +39,7 @@ def leaves(out: pathlib.Path) -> dict[str, np.ndarray]:
     return {
         f"{item}/{name}": weight.read()
         for item in ITEMS
-        for name, weight in manager.weights(located.checkpoint, item).items()
+        for name, weight in contents.weights(located.checkpoint, item).items()
     }
 
 

@@ -22,7 +22,7 @@ from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.runtime import devices
 from qi2_jax.tasks.transformer import task
 from qi2_jax.training.compiled import Compiled
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 TEXT, WIDTH, CHANNELS = 64, 256, 64
 OVERRIDES = (
@@ -48,7 +48,9 @@ def write_samples(folder: pathlib.Path, data) -> Cache:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=40)
-    config = configs.load("experiments/demo.py", (*OVERRIDES, f"transformer.train.steps={parser.parse_args().steps}"))
+    config = load_experiment(
+        "experiments/demo.py", (*OVERRIDES, f"transformer.train.steps={parser.parse_args().steps}")
+    )
     devices.set_platform(config, (config.transformer.mesh,))
     update = Compiled.__call__
     begun, ended = [], []

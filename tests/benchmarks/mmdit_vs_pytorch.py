@@ -22,7 +22,7 @@ from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.diffusion.timesteps import LogitNormal, Shift
 from qi2_jax.interop import mmdit as interop
-from qi2_jax.interop import names
+from qi2_jax.interop import tensor_names
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.sequence import Layout, place
@@ -44,7 +44,7 @@ def main() -> None:
     theirs = QwenImage21Transformer2DModel(**values)
     like = jax.eval_shape(lambda: MMDiT(CONFIG, key=jax.random.key(0)))
     published = {name: tensor.detach().numpy().copy() for name, tensor in theirs.state_dict().items()}
-    stacked = names.stack(published, tree.to_dict(like), interop.NAMES)
+    stacked = tensor_names.stack(published, tree.to_dict(like), interop.NAMES)
     ours = tree.from_dict(like, {name: jnp.asarray(array) for name, array in stacked.items()})
 
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from qi2_jax.models.flops import flops_per_step
 from qi2_jax.planning.compile import GIB, compile_train_step, topology_mesh
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.sequence import Layout
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 CHIP, UTILISATION = CHIPS["TPU v6 lite"], 0.4
 SLICE, SLICE_CHIPS = "v6e:16x16", 256
@@ -38,7 +38,7 @@ def main() -> None:
     if unknown := sorted(set(arguments.stages) - set(paths)):
         raise SystemExit(f"stages {unknown} are unknown; choose among {list(paths)}")
     for path in [paths[name] for name in arguments.stages or paths]:
-        config = configs.load(str(path))
+        config = load_experiment(str(path))
         transformer, model = config.transformer, config.transformer.model
         weights, chips = config.data.shares.weights(), transformer.mesh.size
         tokens = {side: buckets.max_tokens for side, buckets in config.data.resolutions.areas}

@@ -14,7 +14,8 @@ from qi2_jax.cli import checkpoints as verb
 from qi2_jax.cli import main
 from qi2_jax.runs import paths
 from qi2_jax.training.checkpoints import checksums, files, inspection
-from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.checkpoints.retention import Policy
 from qi2_jax.training.step import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -142,7 +143,7 @@ def test_steps_that_do_not_exist_are_refused(saved, action):
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="holds no complete checkpoint"):
+    with pytest.raises(SystemExit, match="has no complete checkpoint"):
         main.main(["checkpoints", str(tmp_path)])
 
 

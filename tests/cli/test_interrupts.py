@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from tests.training import runs_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -92,5 +92,5 @@ def test_ctrl_c_and_a_closed_terminal_save_the_training(number, status, tmp_path
     process.signal(number)
     done = process.done(120)
     assert done.status == status and "Traceback" not in done.text, done.text[-3000:]
-    (saved,) = manager.steps(out / "checkpoints")
+    (saved,) = files.steps(out / "checkpoints")
     assert saved == max(runs_of.logged(out)) < 500

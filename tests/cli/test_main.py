@@ -52,7 +52,7 @@ def test_arguments_of_generation_are_checked_first(arguments, message, capsys):
         (["--prompt", "a fox", "--guidance", "2", "--negative", "\udce9"], "is not UTF-8 text"),
         (["--prompt", "a fox", "--negative", "blur"], "no effect without guidance"),
         (["--prompt", "a fox", "--latents", "nan.npy"], "not finite"),
-        (["--prompt", "a fox", "--weights", "model"], "holds one set of weights"),
+        (["--prompt", "a fox", "--weights", "model"], "has a single set of weights"),
     ],
 )
 def test_what_generation_reads_is_checked_before_the_model_is_loaded(
@@ -62,7 +62,7 @@ def test_what_generation_reads_is_checked_before_the_model_is_loaded(
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "blank.txt").write_text("\n \n")
     np.save(tmp_path / "nan.npy", np.full((1, 4, 16), np.nan, np.float32))
-    monkeypatch.setattr("qi2_jax.interop.weights.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("qi2_jax.interop.stored_weights.load", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=message):
         main.main(["sample", str(imported), "--out", "x.png", *arguments])
 

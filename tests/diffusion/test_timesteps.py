@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from qi2_jax.diffusion.timesteps import LAWS, LogitNormal, Shift, Uniform
+from qi2_jax.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS, LogitNormal, Shift, Uniform
 
 T = np.linspace(0.01, 1, 37, dtype=np.float32)
 
@@ -42,7 +42,7 @@ def test_larger_images_get_more_noise():
     assert small[-1] == large[-1] == 1
 
 
-def test_the_logit_normal_law():
+def test_the_logit_normal_timestep_distribution():
     t = np.asarray(LogitNormal(mean=-0.4, std=1.5).sample(jax.random.split(jax.random.key(0), 20_000)))
     assert np.all((t > 0) & (t < 1))
     logits = np.log(t / (1 - t))
@@ -50,7 +50,7 @@ def test_the_logit_normal_law():
     assert abs(np.mean(np.abs(logits + 0.4) < 1.5) - 0.6827) < 0.01  # share of a normal within one standard deviation
 
 
-def test_the_uniform_law():
+def test_the_uniform_timestep_distribution():
     t = np.asarray(Uniform(0.2, 0.7).sample(jax.random.split(jax.random.key(0), 20_000)))
     assert t.min() >= 0.2 and t.max() < 0.7
     counts, _ = np.histogram(t, 10, (0.2, 0.7))
@@ -58,26 +58,26 @@ def test_the_uniform_law():
 
 
 @pytest.mark.parametrize(
-    "law",
-    [*(make() for make in LAWS.values()), LogitNormal(mean=-0.8, std=1.7), Uniform(0.2, 0.7)],
+    "distribution",
+    [*(make() for make in TIMESTEP_DISTRIBUTIONS.values()), LogitNormal(mean=-0.8, std=1.7), Uniform(0.2, 0.7)],
     ids=str,
 )
-def test_quantiles_of_a_law_are_those_of_what_it_draws(law):
+def test_quantiles_of_a_timestep_distribution_are_those_of_what_it_draws(distribution):
     q = np.linspace(0.05, 0.95, 19, dtype=np.float32)
-    t = np.asarray(law.sample(jax.random.split(jax.random.key(0), 40_000)))
-    of_q = np.asarray(law.quantile(q))
+    t = np.asarray(distribution.sample(jax.random.split(jax.random.key(0), 40_000)))
+    of_q = np.asarray(distribution.quantile(q))
     assert np.all(np.diff(of_q) > 0)
     shares = np.mean(t[:, None] < of_q, axis=0)
     np.testing.assert_allclose(shares, q, atol=0.01)  # four standard deviations of the empirical share
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", TIMESTEP_DISTRIBUTIONS)
 def test_laws_depend_on_the_key_alone(name):
-    law = LAWS[name]()
-    first = law.sample(jax.random.split(jax.random.key(1), 8))
+    distribution = TIMESTEP_DISTRIBUTIONS[name]()
+    first = distribution.sample(jax.random.split(jax.random.key(1), 8))
     assert first.shape == (8,)
-    np.testing.assert_array_equal(first, law.sample(jax.random.split(jax.random.key(1), 8)))
-    assert not np.array_equal(first, law.sample(jax.random.split(jax.random.key(2), 8)))
+    np.testing.assert_array_equal(first, distribution.sample(jax.random.split(jax.random.key(1), 8)))
+    assert not np.array_equal(first, distribution.sample(jax.random.split(jax.random.key(2), 8)))
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def noise(*sizes, seed=0):
     ]
 
 
-def picture(mode, size, seed):
+def random_image(mode, size, seed):
     """A smooth random image with an alpha channel that varies, converted to `mode`."""
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 4), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
@@ -112,7 +112,9 @@ def test_parity_of_generation(ours, theirs, steps, guidance, negative):
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, None), (4.0, NEGATIVE)])
 @pytest.mark.parametrize("modes", [["RGBA"], ["RGB", "RGBA"]], ids=["one_image", "two_images"])
 def test_parity_of_editing(ours, theirs, modes, guidance, negative):
-    images = [picture(mode, size, i) for i, (mode, size) in enumerate(zip(modes, [(45, 30), (30, 46)], strict=False))]
+    images = [
+        random_image(mode, size, i) for i, (mode, size) in enumerate(zip(modes, [(45, 30), (30, 46)], strict=False))
+    ]
     # Without a size, the result is as large as the last condition image after its resize.
     last = SIZE if len(images) == 1 else TALL
     (latents,) = noise(last)
@@ -267,4 +269,4 @@ def test_requests_that_are_refused(ours, options, message):
 def test_images_that_the_processor_would_resize_again_are_refused(ours, monkeypatch):
     monkeypatch.setitem(ours.processor.image_processor.size, "longest_edge", 64 * 64)
     with pytest.raises(ValueError, match=r"image of 96x64 pixels to .* areas up to 4096 .* at most 64"):
-        run_ours(ours, TEXT, None, *noise(SIZE), images=[picture("RGB", (45, 30), 0)])
+        run_ours(ours, TEXT, None, *noise(SIZE), images=[random_image("RGB", (45, 30), 0)])

@@ -10,9 +10,8 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from qi2_jax import sharding
-from qi2_jax.interop import components
-from qi2_jax.interop import weights as storage
-from qi2_jax.interop.weights import FileWeight
+from qi2_jax.interop import components, stored_weights
+from qi2_jax.interop.stored_weights import FileWeight
 from qi2_jax.models import tree
 from tests.models import tiny_qwen3_vl
 
@@ -47,7 +46,9 @@ def reads(monkeypatch):
 
 def open_encoder(folder):
     config = components.read_config(folder, "text_encoder")
-    weights, _ = storage.of_published(folder, COMPONENT.stem, COMPONENT.expected(config), COMPONENT.name_map(config))
+    weights, _ = stored_weights.open_published(
+        folder, COMPONENT.stem, COMPONENT.expected(config), COMPONENT.name_map(config)
+    )
     return COMPONENT.abstract(config), COMPONENT.name_map(config), weights
 
 
@@ -62,7 +63,7 @@ def test_parity_of_a_sharded_folder_put_onto_a_mesh(encoder, reads):
     folder, dtype, theirs = encoder
     like, names, weights = open_encoder(folder)
     placed = sharding.shardings(like, sharding.make_mesh(sharding.MeshShape(fsdp=4, tensor=2)))
-    model = storage.load(weights, like, placed)
+    model = stored_weights.load(weights, like, placed)
 
     wanted = tree.to_dict(jax.tree.map(lambda place, part: jax.tree.map(lambda _: place, part), placed, like))
     divided = 0
@@ -82,7 +83,7 @@ def test_parity_of_a_sharded_folder_put_onto_a_mesh(encoder, reads):
 def test_parity_on_one_device_in_another_dtype(encoder):
     folder, _, theirs = encoder
     like, names, weights = open_encoder(folder)
-    model = storage.load(weights, like, dtype=jnp.bfloat16)
+    model = stored_weights.load(weights, like, dtype=jnp.bfloat16)
     for name, leaf in tree.to_dict(model).items():
         assert leaf.dtype == jnp.bfloat16
         want = torch.from_numpy(published_array(names, theirs, name, leaf.shape)).bfloat16().float().numpy()

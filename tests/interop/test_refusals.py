@@ -11,8 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from qi2_jax.interop import components, files, folder, tensors
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, files, folder, stored_weights, tensors
 from tests.interop import safetensors_bytes
 
 WEIGHTS = {
@@ -89,7 +88,9 @@ def test_a_head_may_be_missing_but_not_wrong(source):
 
 def test_weights_that_replace_others_are_checked(imported, tmp_path):
     config = components.read_config(imported / "transformer", "transformer")
-    weights, _ = storage.of_ours(imported / "transformer", components.COMPONENTS["transformer"].expected(config))
+    weights, _ = stored_weights.open_ours(
+        imported / "transformer", components.COMPONENTS["transformer"].expected(config)
+    )
     wrong = dict(weights)
     wrong["extra.weight"] = wrong.pop("image_in.weight")
     wrong["image_out.weight"] = weights["image_in.weight"]
@@ -105,7 +106,9 @@ def test_passthrough_tensors_that_a_model_folder_lost_are_listed(imported, tmp_p
     model = tmp_path / "model"
     shutil.copytree(imported, model, copy_function=os.link)
     path = model / "vae" / "model.safetensors"
-    kept = {name: t for name, t in safetensors_bytes.read(path).items() if not name.startswith(storage.PASSTHROUGH)}
+    kept = {
+        name: t for name, t in safetensors_bytes.read(path).items() if not name.startswith(stored_weights.PASSTHROUGH)
+    }
     path.unlink()
     safetensors_bytes.write_tensors(path, kept)
     with pytest.raises(ValueError, match="12 tensors do not match"):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qi2_jax.interop import components, folder
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, folder, stored_weights
 from qi2_jax.runtime import dtypes
 from qi2_torch.load import load_pipeline
 from tests import tiny_pipeline
@@ -119,11 +118,11 @@ def test_round_trip_with_replaced_weights(imported, tmp_path):
     for name in ("transformer", "vae"):
         component = components.COMPONENTS[name]
         config = components.read_config(imported / name, name)
-        weights, _ = storage.of_ours(imported / name, component.expected(config))
-        model = storage.load(weights, component.abstract(config))
+        weights, _ = stored_weights.open_ours(imported / name, component.expected(config))
+        model = stored_weights.load(weights, component.abstract(config))
         doubled = jax.tree.map(lambda leaf: 2 * leaf, model)
         folder.save_component(tmp_path / name, {}, doubled)
-        replaced[name], _ = storage.of_ours(tmp_path / name, component.expected(config))
+        replaced[name], _ = stored_weights.open_ours(tmp_path / name, component.expected(config))
     folder.export_folder(imported, tmp_path / "out", replace=replaced)
     for name, model in tiny_pipeline.build().items():
         found = safetensors_bytes.read_folder(tmp_path / "out" / name)
@@ -137,8 +136,8 @@ def test_round_trip_of_a_model_folder_written_from_memory(imported, tmp_path):
     """`save_component` writes the same file as an import."""
     config = components.read_config(imported / "vae", "vae")
     component = components.COMPONENTS["vae"]
-    weights, passthrough = storage.of_ours(imported / "vae", component.expected(config))
-    model = storage.load(weights, component.abstract(config))
+    weights, passthrough = stored_weights.open_ours(imported / "vae", component.expected(config))
+    model = stored_weights.load(weights, component.abstract(config))
     published = json.loads((imported / "vae" / "config.json").read_text())
     folder.save_component(
         tmp_path / "vae", published, model, {name: weight.read() for name, weight in passthrough.items()}
@@ -155,9 +154,11 @@ def test_report_is_readable():
 
 def test_cast_leaves_the_right_dtype_alone(imported):
     config = components.read_config(imported / "transformer", "transformer")
-    weights, _ = storage.of_ours(imported / "transformer", components.COMPONENTS["transformer"].expected(config))
-    assert storage.cast(weights, "F32") == weights
-    halved = storage.cast(weights, "BF16")["image_in.weight"]
+    weights, _ = stored_weights.open_ours(
+        imported / "transformer", components.COMPONENTS["transformer"].expected(config)
+    )
+    assert stored_weights.cast(weights, "F32") == weights
+    halved = stored_weights.cast(weights, "BF16")["image_in.weight"]
     values = weights["image_in.weight"].read()
     assert halved.code == "BF16" and halved.shape == values.shape
     rounded = values.astype(dtypes.DTYPES["BF16"])

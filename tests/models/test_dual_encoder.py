@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from qi2_jax.interop.clip import NAMES
-from qi2_jax.interop.names import stack
+from qi2_jax.interop.tensor_names import stack
 from qi2_jax.models import tree
 from qi2_jax.models.clip import DualEncoder, DualEncoderConfig
 

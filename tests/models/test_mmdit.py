@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 
 from qi2_jax.interop import mmdit as interop
-from qi2_jax.interop import names
+from qi2_jax.interop import tensor_names
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import Conditioning, MMDiT, MMDiTConfig
 from qi2_jax.sequence import Layout, place
@@ -60,7 +60,7 @@ def random_torch(config, seed=0):
 def ours_from_torch(config, model):
     like = jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0)))
     published = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    return tree.from_dict(like, names.stack(published, tree.to_dict(like), interop.NAMES))
+    return tree.from_dict(like, tensor_names.stack(published, tree.to_dict(like), interop.NAMES))
 
 
 def torch_forward(model, sample: Sample, t: float, use_cache=False):
@@ -137,7 +137,7 @@ def test_parity_gradients(name, images):
 
     gradients = tree.to_dict(jax.jit(jax.grad(loss))(ours_from_torch(config, reference)))
     published = {name: p.grad.numpy() for name, p in reference.named_parameters()}
-    expected = names.stack(published, gradients, interop.NAMES)
+    expected = tensor_names.stack(published, gradients, interop.NAMES)
     errors = {name: relative(gradient, expected[name]) for name, gradient in gradients.items()}
     assert max(errors.values()) <= 1e-4, errors
 
@@ -265,7 +265,7 @@ def test_parameter_count_of_the_7b_preset():
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model)) == 7_115_124_736
     with torch.device("meta"):
         reference = QwenImage21Transformer2DModel()
-    names.check(
+    tensor_names.check(
         {name: tuple(value.shape) for name, value in reference.state_dict().items()},
         {name: leaf.shape for name, leaf in tree.to_dict(model).items()},
         interop.NAMES,

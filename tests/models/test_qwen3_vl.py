@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from qi2_jax.interop import names
+from qi2_jax.interop import tensor_names
 from qi2_jax.interop.components import read_config
 from qi2_jax.interop.qwen3_vl import NAMES
 from qi2_jax.models import tree
-from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig, prepare_inputs
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.inputs import prepare_inputs
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from tests.models import tiny_qwen3_vl as tiny
 
 # For each prompt: sizes of its images in features, and lengths of the texts around them.
@@ -113,7 +115,7 @@ def test_parity_of_a_saved_folder(tmp_path, tied):
     tensors = load_file(tmp_path / "model.safetensors")
     assert ("lm_head.weight" in tensors) is not tied
     like = jax.eval_shape(functools.partial(Qwen3VL, config), key=jax.random.key(0))
-    leaves = names.stack(tensors, tree.to_dict(like), NAMES)
+    leaves = tensor_names.stack(tensors, tree.to_dict(like), NAMES)
     for name, leaf in tree.to_dict(ours).items():
         np.testing.assert_array_equal(leaves[name], leaf)
     back = {target for name, leaf in leaves.items() for target in NAMES.to_published(name, leaf.shape)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage21
 
-from qi2_jax.interop import names
+from qi2_jax.interop import tensor_names
 from qi2_jax.interop import vae as interop
 from qi2_jax.models import tree, vae_blocks
 from qi2_jax.models.vae import VAE, Encoder, VAEConfig
@@ -57,7 +57,7 @@ def published_arrays(model, of=lambda parameter: parameter):
 
 def to_ours(config, arrays):
     like = abstract(config)
-    return tree.from_dict(like, names.stack(arrays, tree.to_dict(like), interop.name_map(config)))
+    return tree.from_dict(like, tensor_names.stack(arrays, tree.to_dict(like), interop.name_map(config)))
 
 
 def nchw(x):
@@ -127,7 +127,7 @@ def test_published_sizes_names_and_shapes():
     published = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
     ours = {name: leaf.shape for name, leaf in tree.to_dict(abstract(config)).items()}
     passthrough = interop.passthrough_shapes(config)
-    names.check(published, ours, interop.name_map(config), "vae")
+    tensor_names.check(published, ours, interop.name_map(config), "vae")
     assert passthrough == {name: s for name, s in published.items() if interop.name_map(config).is_passthrough(name)}
 
     def total(prefix):
@@ -145,12 +145,12 @@ def test_wrong_tensors_are_listed_by_name():
         name_map.to_published(name, leaf.shape)[0]: np.zeros(leaf.shape, np.float32) for name, leaf in like.items()
     }
     arrays["encoder.down_blocks.0.downsampler.time_conv.weight"] = np.zeros((4, 4, 1, 1), np.float32)
-    names.stack(arrays, like, name_map)  # complete
+    tensor_names.stack(arrays, like, name_map)  # complete
     del arrays["encoder.down_blocks.0.downsampler.resample.1.weight"]
     arrays["decoder.mid_block.resnets.2.conv1.weight"] = np.zeros((4, 4, 3, 3), np.float32)
     arrays["encoder.norm_out.gamma"] = np.zeros((4,), np.float32)
     with pytest.raises(ValueError) as error:
-        names.stack(arrays, like, name_map)
+        tensor_names.stack(arrays, like, name_map)
     lines = str(error.value).splitlines()[1:]
     assert [line.split()[:2] for line in lines] == [
         ["missing:", "encoder.down_blocks.0.downsampler.resample.1.weight"],

@@ -9,10 +9,11 @@ import torch
 from transformers import Qwen3VLConfig as PublishedConfig
 from transformers import Qwen3VLForConditionalGeneration
 
-from qi2_jax.interop import names
+from qi2_jax.interop import tensor_names
 from qi2_jax.interop.qwen3_vl import NAMES
 from qi2_jax.models import tree
-from qi2_jax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.model import Qwen3VL
 
 IMAGE, VIDEO, VISION_START, VISION_END = 60, 61, 62, 63  # ids in a vocabulary of 64 tokens
 
@@ -83,7 +84,7 @@ def ours_of(theirs: Qwen3VLForConditionalGeneration, config: Qwen3VLConfig) -> Q
     """Our model with the weights of a published one."""
     like = jax.eval_shape(functools.partial(Qwen3VL, config), key=jax.random.key(0))
     published = {name: tensor.float().numpy() for name, tensor in theirs.state_dict().items()}
-    return tree.from_dict(like, names.stack(published, tree.to_dict(like), NAMES))
+    return tree.from_dict(like, tensor_names.stack(published, tree.to_dict(like), NAMES))
 
 
 def hidden_state(theirs: Qwen3VLForConditionalGeneration, **inputs) -> np.ndarray:
@@ -108,6 +109,6 @@ def random_prompt(sizes, lengths, seed: int) -> list[int]:
     """Token ids of text runs of the given lengths around images of the given sizes in features."""
     rng = np.random.default_rng(seed)
     runs = [rng.integers(0, IMAGE, length).tolist() for length in lengths]
-    pictures = [[VISION_START] + [IMAGE] * (rows * columns) + [VISION_END] for rows, columns in sizes]
-    parts = itertools.chain.from_iterable(itertools.zip_longest(runs, pictures, fillvalue=[]))
+    images = [[VISION_START] + [IMAGE] * (rows * columns) + [VISION_END] for rows, columns in sizes]
+    parts = itertools.chain.from_iterable(itertools.zip_longest(runs, images, fillvalue=[]))
     return list(itertools.chain.from_iterable(parts))

@@ -15,7 +15,7 @@ from qi2_jax.planning.compile import compile_train_step, topology_mesh
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks import stages
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install 'qi2[tpu]'"
@@ -51,7 +51,7 @@ CURRICULUM = pathlib.Path(__file__).parents[2] / "experiments" / "qwen_image_2" 
     "part", ["vae", "s1_256p_t2i", "s2_256p_edits", "s3_512p_synthetic", "s4_1024p", "s5_2048p", "s6_fine_tuning"]
 )
 def test_meshes_of_the_curriculum_on_four_slices(part):
-    config = configs.load(str(CURRICULUM))
+    config = load_experiment(str(CURRICULUM))
     asked = config.vae.mesh if part == "vae" else config.stages[part].transformer.mesh
     mesh = topology_mesh("v6e:16x16", asked, num_slices=4)
     assert dict(mesh.shape) == dataclasses.asdict(asked)

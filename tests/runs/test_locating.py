@@ -15,7 +15,8 @@ import pytest
 from qi2_jax.interop import components, files, folder, mmdit
 from qi2_jax.models import tree
 from qi2_jax.runs import locating, paths
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
+from qi2_jax.training.checkpoints.files import steps
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.step import TrainState
 from tests.interop import safetensors_bytes
@@ -101,7 +102,7 @@ def test_a_curriculum_means_the_run_of_its_latest_stage(record, order, run, tmp_
 
 
 def test_one_set_of_weights_leaves_no_choice(imported, run):
-    with pytest.raises(ValueError, match="holds one set of weights"):
+    with pytest.raises(ValueError, match="has a single set of weights"):
         locating.locate(imported, "model")
     assert locating.locate(run[0], "model") == locating.locate(run[0])
 
@@ -123,7 +124,7 @@ def test_weights_of_a_checkpoint(run, item):
 
 def test_leaves_of_the_optimizer_are_read_like_weights(run):
     path, states = run
-    found = manager.weights(path / "checkpoints" / "12", "optimizer")
+    found = contents.weights(path / "checkpoints" / "12", "optimizer")
     for name, leaf in tree.to_dict(states[12].optimizer).items():
         np.testing.assert_array_equal(found[name].read(), leaf)
 
@@ -204,7 +205,7 @@ def test_a_save_onto_a_full_disk_is_told_in_lines_and_raised(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "Failed writing" in done.stdout and f"{tmp_path}/1" in done.stdout
     assert "Traceback" not in done.stderr
-    assert manager.steps(tmp_path) == []
+    assert steps(tmp_path) == []
 
 
 def test_items_that_a_checkpoint_does_not_have(run):

@@ -21,7 +21,7 @@ def restored(monkeypatch):
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    signals._received = signals._heard = None
+    signals._received = signals._remote = None
     signals._raised = signals._interruptible = False
     signals._resumable = True
 
@@ -131,7 +131,7 @@ def test_a_command_that_cannot_be_resumed_does_not_claim_success_after_sigterm()
 
 
 def test_without_a_signal_here_the_status_is_that_of_the_process_that_received_one():
-    signals.hear("SIGINT")
+    signals.record_remote("SIGINT")
     assert not signals.received() and signals.Terminated().code == 130
 
 

@@ -87,17 +87,17 @@ def pipeline(folder, models):
     return QwenImage21Pipeline(scheduler=None, vae=None, text_encoder=models[0], processor=processor, transformer=None)
 
 
-def picture(width, height, mode="RGBA", seed=0):
+def random_image(width, height, mode="RGBA", seed=0):
     channels = {"RGBA": 4, "RGB": 3, "L": 1}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
     return Image.fromarray(pixels.squeeze())
 
 
-PICTURES = [picture(130, 70), picture(64, 64, "RGB", 1), picture(50, 110, "L", 2)]
+IMAGES = [random_image(130, 70), random_image(64, 64, "RGB", 1), random_image(50, 110, "L", 2)]
 
 
 def condition_images(count):
-    return [resize_condition(image, RESOLUTION) for image in PICTURES[:count]]
+    return [resize_condition(image, RESOLUTION) for image in IMAGES[:count]]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_thin_images_are_refused():
         condition_size(2000, 10, 96)
 
 
-@pytest.mark.parametrize("image", PICTURES, ids=lambda image: image.mode)
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.mode)
 def test_parity_of_resized_images(pipeline, image):
     got = resize_condition(image, RESOLUTION)
     width, height = condition_size(*image.size, RESOLUTION)
@@ -286,7 +286,7 @@ for name in ("torch", "torchvision", "diffusers"):
     sys.modules[name] = None  # makes importing it fail
 import json
 from PIL import Image
-from qi2_jax.models.qwen3_vl import Qwen3VLConfig
+from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
 from qi2_jax.text.prompts import PromptProcessor, resize_condition
 config = Qwen3VLConfig.from_dict(json.loads(sys.argv[2]))
 batch = PromptProcessor.from_folder(sys.argv[1], config)(["a"], [[resize_condition(Image.new("L", (40, 30)), 512)]])

@@ -23,14 +23,14 @@ from data_pipeline.samples import cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.inference import encoders
-from qi2_jax.interop.weights import STEM
+from qi2_jax.interop.stored_weights import STEM
 from qi2_jax.models.vae import VAE
 from qi2_jax.runs import model_folder
 from qi2_jax.tasks.transformer import task
 from qi2_jax.tasks.transformer.config import transformer_config
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = "experiments/demo.py:tiny"
@@ -62,7 +62,7 @@ PATIENCE = 300.0  # seconds
 
 def write_model(folder: pathlib.Path) -> pathlib.Path:
     """Writes a model folder with a random autoencoder for sample grids, and without a text encoder."""
-    config = dataclasses.replace(configs.load(EXPERIMENT).vae.model, latent_channels=CHANNELS)
+    config = dataclasses.replace(load_experiment(EXPERIMENT).vae.model, latent_channels=CHANNELS)
     like = jax.eval_shape(lambda: VAE(config, key=jax.random.key(0)))
     rng = np.random.default_rng(1)
     vae = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.1).astype(leaf.dtype), like)
@@ -74,7 +74,7 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
 
 
 def finish_model(samples: pathlib.Path, folder: pathlib.Path) -> None:
-    config = configs.load(EXPERIMENT, OVERRIDES).transformer
+    config = load_experiment(EXPERIMENT, OVERRIDES).transformer
     model_folder.finish(folder, transformer_config(config, cache.Cache(samples)), config.timesteps.shift)
 
 
@@ -95,7 +95,7 @@ def write_samples(
         latents = draw(*grid, CHANNELS) * (np.float32("nan") if spoil(index) else 1)
         return 64, Sample(latents, texts, sources, texts[0] if conditions else None)
 
-    data = configs.load(EXPERIMENT, OVERRIDES).data
+    data = load_experiment(EXPERIMENT, OVERRIDES).data
     cache.begin(folder, preprocessing(data) | encoders.digests(model))
     made = [sample(index, 0) for index in range(12)] + [sample(index, 1) for index in range(12, 20)]
     units = len(made) // 4
@@ -218,7 +218,7 @@ def leaves(out: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
     return {
         f"{item}/{name}": weight.read()
         for item in ("model", "ema", "optimizer")
-        for name, weight in manager.weights(out / "checkpoints" / str(step), item).items()
+        for name, weight in contents.weights(out / "checkpoints" / str(step), item).items()
     }
 
 
@@ -245,7 +245,7 @@ def assert_close(out: pathlib.Path, expected: pathlib.Path, step: int = STEPS, l
 
 def mixture_of(data: pathlib.Path):
     """The mixture of a run, as a single process reads it."""
-    config = configs.load(EXPERIMENT, OVERRIDES)
+    config = load_experiment(EXPERIMENT, OVERRIDES)
     return task.Mixture.of_cache(
         cache.Cache(data / "samples"),
         config.data.shares,

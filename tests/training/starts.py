@@ -9,7 +9,7 @@ from qi2_jax.inference import encoders
 from qi2_jax.runs import locating
 from qi2_jax.tasks.transformer import start, task
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 from tests import tiny_pipeline
 
 TINY = "experiments/demo.py:tiny"
@@ -37,7 +37,7 @@ def make_samples(path, model):
         (64, Sample(draw(*((4, 4), (2, 6))[i % 2], tiny_pipeline.LATENT_CHANNELS), (Text(draw(5, 16), (5,)),)))
         for i in range(6)
     ]
-    data = configs.load(TINY, OVERRIDES).data
+    data = load_experiment(TINY, OVERRIDES).data
     write_cache(path, made, Text(draw(2, 16), (2,)), preprocessing(data) | encoders.digests(model))
     return Cache(path)
 
@@ -45,8 +45,8 @@ def make_samples(path, model):
 def train(samples, out, source, steps, overrides=OVERRIDES, model=None, restart=False):
     """Trains a run as `qi2 train --start SOURCE --model MODEL` does, and returns its folder."""
     given = [*overrides, f"transformer.start.folder={source}", f"transformer.train.steps={steps}"]
-    config = configs.load(TINY, given)
-    start.give_model(config.transformer, samples, model, out)
+    config = load_experiment(TINY, given)
+    start.prepare_model_folder(config.transformer, samples, model, out)
     task.train_transformer(config, samples, out, restart=restart, base=model)
     return out
 

@@ -12,7 +12,7 @@ from qi2_jax.cli import main
 from qi2_jax.interop.lora import merging, reading
 from qi2_jax.runs import locating, paths
 from qi2_jax.runtime import devices
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 from tests.interop.lora import adapters
 from tests.training.starts import ADAPTER, OVERRIDES, TINY, make_samples, train, weights_of
 
@@ -59,7 +59,7 @@ def test_an_adapter_is_continued(samples, imported, file, fused, tmp_path):
     out = train(samples, tmp_path / "run", file, 1, config, imported)
     for item in ("model", "ema"):
         adapters.assert_same_weights(begun(out, item), fused)
-    found = {name: weight.read() for name, weight in manager.weights(out / "checkpoints" / "1", "model").items()}
+    found = {name: weight.read() for name, weight in contents.weights(out / "checkpoints" / "1", "model").items()}
     a, b = (found[f"blocks.attn.q.lora_{factor}.weight"] for factor in "AB")
     tensors = load_file(file)
     key = "lora_unet_transformer_blocks_1_attn_to_q.lora_{}.weight"  # alpha and rank 4: the scale of the run

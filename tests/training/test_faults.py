@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import accounting, metrics
 from tests.training import runs_of
 from tests.training.checkpoints.test_checkpoint_processes import can_mount, flip_one_bit
@@ -92,7 +92,7 @@ def test_a_vanished_shard_is_named_and_the_run_goes_on_when_it_is_back(data, uni
     shard.rename(shard.with_suffix(".away"))
     done = process.done()
     assert done.status == 1 and f"qi2 train: {shard}" in done.text and "Traceback" not in done.text, done.text[-2000:]
-    (saved,) = {max(manager.steps(out / "checkpoints"))}
+    (saved,) = {max(files.steps(out / "checkpoints"))}
     assert saved == max(logged(out)) < STEPS and events(out, accounting.ERROR)
     again = start(own, out).done()
     assert again.status == 1 and str(shard) in again.text and "Traceback" not in again.text
@@ -122,7 +122,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_many_end_the_run(data, tmp_p
     for step in (3, 4):  # the same command tries one step more
         done = start(every, tmp_path / "lost", *simple, "transformer.train.max_skipped=3").done()
         assert done.status == 1 and f"qi2 train: {step} steps in a row up to step {step} were not finite" in done.text
-        assert "Traceback" not in done.text and max(manager.steps(tmp_path / "lost" / "checkpoints")) == step
+        assert "Traceback" not in done.text and max(files.steps(tmp_path / "lost" / "checkpoints")) == step
 
 
 def test_a_changed_config_is_refused_and_can_be_accepted(data, uninterrupted, tmp_path):
@@ -134,7 +134,7 @@ def test_a_changed_config_is_refused_and_can_be_accepted(data, uninterrupted, tm
     lines = ["optimizer.lr: 0.004 -> 0.001", "timesteps.shift.max_shift: 0.9 -> 0.7"]
     refused = start(data, out, *changes).done()
     assert refused.status == 1 and all(line in refused.text for line in lines) and "Traceback" not in refused.text
-    assert "--accept-changes" in refused.text and manager.steps(out / "checkpoints") == [2 * EVERY]
+    assert "--accept-changes" in refused.text and files.steps(out / "checkpoints") == [2 * EVERY]
     assert json.loads(scheduler.read_text())["max_shift"] == 0.9
     text = run(data, out, *changes, "--accept-changes")
     assert "resumes with a changed config:\n  " + "\n  ".join(lines) in text

@@ -39,7 +39,7 @@ def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
             train(task(), settings, tmp_path)
         assert kinds(tmp_path)[-1] == accounting.SIGTERM
         signal.signal(signal.SIGTERM, before)
-        signals._received = signals._heard = None
+        signals._received = signals._remote = None
         signals._raised = signals._interruptible = False
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "6"]
     assert int(train(task(), settings, tmp_path).step) == 18
@@ -49,7 +49,7 @@ def test_sigterm_while_restoring_damages_nothing(tmp_path, monkeypatch):
     ("where", "at", "ahead"),
     [("evaluate", 6, 0), ("evaluate", 6, 2), ("draw", 6, 0), ("draw", 12, 2), ("evaluate", 12, 0)],
 )
-def test_sigterm_cuts_validation_and_pictures_short_and_they_are_made_up_for(where, at, ahead, tmp_path):
+def test_sigterm_cuts_validation_and_grids_short_and_they_are_made_up_for(where, at, ahead, tmp_path):
     """The signal arrives at step 6, which would not be saved otherwise, or at the last step."""
     asked = []
 

@@ -9,7 +9,7 @@ from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.tasks.transformer import task
 from qi2_jax.tasks.transformer.config import check_samples
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 from tests.training.runs_of import VARYING
 
 TINY = "experiments/demo.py:tiny"
@@ -39,14 +39,14 @@ def samples(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("data") / "samples"
     made = [make(64, conditions, tall) for conditions in (0, 2) for tall in (0, 1, 1)]
-    data = configs.load(TINY, OVERRIDES).data
+    data = load_experiment(TINY, OVERRIDES).data
     write_cache(folder, made, Text(draw(2, 16), (2,)), preprocessing(data))
     return Cache(folder)
 
 
 def train(samples, out, steps, log_every=1):
     own = [f"transformer.train.steps={steps}", f"transformer.train.log_every={log_every}"]
-    task.train_transformer(configs.load(TINY, [*OVERRIDES, *own]), samples, out)
+    task.train_transformer(load_experiment(TINY, [*OVERRIDES, *own]), samples, out)
     lines = metrics.read(out / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines]
 
@@ -97,25 +97,25 @@ def test_validation_reads_every_held_sample_once_however_many_rows_its_batches_h
         draw = rng.normal(size=(2, width, 8)).astype(np.float32)
         return 64, Sample(draw, (Text(rng.normal(size=(3, 16)).astype(np.float32), (3,)),)), held
 
-    data = configs.load(TINY, [held_out]).data
+    data = load_experiment(TINY, [held_out]).data
     made = [make(2, True), make(4, True), make(6, True), make(2, False)]
     write_cache(tmp_path / "samples", made, Text(np.zeros((2, 16), np.float32), (2,)), preprocessing(data))
     found = []
     for batch in (4, 2):
         own = ["data.mixture.tasks=(1, 0)", "data.mixture.conditions=(1,)", f"transformer.batch_sizes=({batch},)"]
-        config = configs.load(TINY, [*OVERRIDES, *own, held_out, "transformer.train.steps=1"])
+        config = load_experiment(TINY, [*OVERRIDES, *own, held_out, "transformer.train.steps=1"])
         task.train_transformer(config, Cache(tmp_path / "samples"), tmp_path / str(batch))
         found.append(metrics.read(tmp_path / str(batch) / "metrics.jsonl")[0]["validation_loss/raw/64-0"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     with pytest.raises(ValueError, match="encoded from other data or with other settings"):
-        check_samples(configs.load(TINY, OVERRIDES), Cache(tmp_path / "samples"))
+        check_samples(load_experiment(TINY, OVERRIDES), Cache(tmp_path / "samples"))
 
 
 def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path):
-    other = configs.load(TINY, [*OVERRIDES, "data.max_cropped=0.1"])
+    other = load_experiment(TINY, [*OVERRIDES, "data.max_cropped=0.1"])
     with pytest.raises(ValueError, match="encoded from other data or with other settings"):
         task.train_transformer(other, samples, tmp_path / "run")
-    more = configs.load(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
+    more = load_experiment(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
     with pytest.raises(ValueError, match=r"no samples for \['64-1'\]"):
         task.train_transformer(more, samples, tmp_path / "run")
     assert not (tmp_path / "run").exists()

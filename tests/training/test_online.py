@@ -25,8 +25,8 @@ from qi2_jax.tasks.transformer.grids import drawing
 from qi2_jax.text.prompts import resize_condition
 from qi2_jax.training.compiled import Compiled
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import config as configs
 from qi2_jax.workflows import encode
+from qi2_jax.workflows.config import load_experiment
 from tests.training import runs_of
 
 OVERRIDES = [
@@ -61,7 +61,7 @@ def records(tmp_path_factory):
         made.append(Record(f"{index}", encoded(index, size), (caption,), "test", conditions=sources))
         kept.append(Kept(f"{index}", index, *size, (0,), len(sources)))
     shards = write_shards(folder, made, records_per_shard=4)
-    thresholds = configs.load("experiments/demo.py:tiny").data.thresholds
+    thresholds = load_experiment("experiments/demo.py:tiny").data.thresholds
     write_selection(folder / INDEX, Selection(thresholds, tuple(kept), {}, (), {}, {}, digest_of(shards)))
     return folder
 
@@ -71,7 +71,7 @@ def caches(records, imported, tmp_path_factory):
     """The same samples for each value of `encode.online`."""
     made = {}
     for online in ONLINE:
-        config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"encode.online={online}"])
+        config = load_experiment("experiments/demo.py:tiny", [*OVERRIDES, f"encode.online={online}"])
         out = tmp_path_factory.mktemp("caches") / online
         report = encode.encode(config, records, records / INDEX, imported, out)
         assert report.streams == {"64-0": 6, "64-1": 2} and report.online == online
@@ -83,11 +83,11 @@ def caches(records, imported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def grids(tmp_path_factory):
     """Overrides that draw two samples of each stream, two prompts, and an edit."""
-    picture = tmp_path_factory.mktemp("pictures") / "picture.png"
+    image = tmp_path_factory.mktemp("images") / "image.png"
     pixels = np.random.default_rng(5).integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    Image.fromarray(pixels).resize((100, 60)).save(picture)
+    Image.fromarray(pixels).resize((100, 60)).save(image)
     drawn = {"every": 1000000, "count": 2, "steps": 2, "guidance": 3.0, "seed": 4}
-    drawn |= {"prompts": ("a picture", "a lighthouse"), "edits": (("make it night", str(picture)),)}
+    drawn |= {"prompts": ("a picture", "a lighthouse"), "edits": (("make it night", str(image)),)}
     return [f"transformer.samples.{key}={value!r}" for key, value in drawn.items()]
 
 
@@ -100,16 +100,16 @@ def cached(caches, imported, grids, tmp_path_factory):
 
 def train(cache, model, out, steps, *overrides):
     """Trains or resumes. Returns losses and validation losses by step, and grids by name."""
-    config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
-    start.give_model(config.transformer, cache, model, out)
+    config = load_experiment("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
+    start.prepare_model_folder(config.transformer, cache, model, out)
     task.train_transformer(config, cache, out)
     found = {}
     for line in metrics.lines(out / metrics.FILE):
         for name in ("loss", "validation_loss"):
             if name in line:
                 found[name, line["step"]] = line[name]
-    pictures = {path.relative_to(out): np.asarray(Image.open(path), np.float32) for path in sorted(out.rglob("*.png"))}
-    return found, pictures
+    drawings = {path.relative_to(out): np.asarray(Image.open(path), np.float32) for path in sorted(out.rglob("*.png"))}
+    return found, drawings
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_losses_and_grids_are_those_of_cached_samples(caches, imported, cached, 
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-5), key
         assert resumed[key] == pytest.approx(value, rel=1e-5), key
-    for name, picture in own.items():
-        np.testing.assert_allclose(picture, drawn[name], atol=2)
+    for name, pixels in own.items():
+        np.testing.assert_allclose(pixels, drawn[name], atol=2)
         told = json.loads((tmp_path / TEXT_AND_IMAGES / name).with_suffix(".json").read_text())
         assert told == json.loads((cached[0] / name).with_suffix(".json").read_text())
         assert all(row["text"] for row in told["samples"])
@@ -154,7 +154,7 @@ def test_losses_and_grids_are_those_of_cached_samples(caches, imported, cached, 
 
 def test_fixed_prompts_and_edits_are_drawn_as_the_saved_model_generates_them(cached, grids):
     out, _, drawn = cached
-    asked = configs.load("experiments/demo.py:tiny", grids).transformer.samples
+    asked = load_experiment("experiments/demo.py:tiny", grids).transformer.samples
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     pipeline = Pipeline.load(out, dtype=np.float32, mesh=mesh)
     options = {"negative": "", **{key: getattr(asked, key) for key in ("steps", "guidance", "seed")}}
@@ -193,11 +193,11 @@ from data_pipeline.samples.cache import Cache
 from data_pipeline.loading.loader import Loader
 from data_pipeline.loading.mixture import layout_of
 from qi2_jax import sharding
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 from qi2_jax.runtime.read_ahead import read_ahead
 from qi2_jax.tasks.transformer import batches
 
-config = configs.load("experiments/demo.py:tiny").transformer
+config = load_experiment("experiments/demo.py:tiny").transformer
 mesh = sharding.make_mesh(sharding.MeshShape(data=2, fsdp=2))
 summed = jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf.sum(), batch))
 found = {}
@@ -225,7 +225,7 @@ def test_two_processes_encode_their_own_rows(caches, imported, tmp_path):
 
 
 def test_encoders_that_samples_need_are_asked_for(caches, tmp_path):
-    config = configs.load("experiments/demo.py:tiny").transformer
+    config = load_experiment("experiments/demo.py:tiny").transformer
     model = tmp_path / "model"
     with pytest.raises(ValueError, match=r"encode.online=text, but .* lacks \['text_encoder'\]; name the encoders"):
         batches.Inputs(config, caches[TEXT], model, None)
@@ -240,11 +240,11 @@ def test_other_records_and_settings_are_refused(caches, records, imported, tmp_p
         ("encode.records_per_unit=4", "records_per_unit: 16384, expected 4"),
         ("encode.online=text_and_images", "online: 'nothing', expected 'text_and_images'"),
     ):
-        config = configs.load("experiments/demo.py:tiny", [*OVERRIDES, change])
+        config = load_experiment("experiments/demo.py:tiny", [*OVERRIDES, change])
         with pytest.raises(ValueError, match=message):
             encode.encode(config, records, records / INDEX, imported, made)
     write_shards(tmp_path / "others", [Record("a", b"b", (Caption("c"),), "test")], records_per_shard=4)
-    config = configs.load("experiments/demo.py:tiny", OVERRIDES)
+    config = load_experiment("experiments/demo.py:tiny", OVERRIDES)
     with pytest.raises(ValueError, match="selected from other records"):
         encode.encode(config, tmp_path / "others", records / INDEX, imported, tmp_path / "more")
     assert not (tmp_path / "more").exists()

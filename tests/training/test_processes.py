@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qi2_jax.runtime import processes
-from qi2_jax.training.checkpoints import files, manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import watchdog
 from tests.training import runs_of
 from tests.training.checkpoints.test_checkpoint_processes import overwrite
@@ -145,7 +145,7 @@ def test_many_steps_of_sampling_on_two_processes_come_to_an_end():
     assert all("drawn (16, 24, 64)" in text for text in runs_of.printed_by_two(SAMPLING))
 
 
-def pictures(out):
+def drawings(out):
     return {path.name: np.asarray(Image.open(path), np.int32) for path in (out / "samples").glob("*.png")}
 
 
@@ -162,12 +162,12 @@ def test_one_process_goes_on_where_sigterm_to_one_of_two_saved(data, uninterrupt
     foreign = ("[Gloo]", "libtpu", "persistent compilation cache")
     printed = [line for line in done[1].text.splitlines() if not any(words in line for words in foreign)]
     assert not any("SIGTERM" in line or "step" in line or "loss" in line for line in printed), printed
-    (saved,) = manager.steps(out / "checkpoints")
+    (saved,) = files.steps(out / "checkpoints")
     assert 2 <= saved < STEPS and max(logged(out)) == saved
     runs_of.run(data, out, *runs_of.DRAWN)
     assert sorted(logged(out)) == list(range(1, STEPS + 1))
     runs_of.assert_close(out, uninterrupted)
-    drawn, expected = pictures(out), pictures(uninterrupted)
+    drawn, expected = drawings(out), drawings(uninterrupted)
     assert drawn.keys() == expected.keys() == {f"64-{kind}-{step}.png" for kind in (0, 1) for step in (0, 8, 12)}
     assert all(abs(drawn[name] - expected[name]).max() <= 1 for name in drawn)
 
@@ -202,7 +202,7 @@ def test_what_goes_wrong_in_one_process_ends_both_with_the_state_saved(data, uni
     for process in both:
         status, text = process.done()
         assert status == 1 and "Traceback" not in text and str(shard) in text, text[-3000:]
-    assert max(manager.steps(out / "checkpoints")) == max(logged(out)) < 100
+    assert max(files.steps(out / "checkpoints")) == max(logged(out)) < 100
 
     for process in start_several(2, data, out, "transformer.optimizer.lr=0.5"):
         status, text = process.done()

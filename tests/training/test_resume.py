@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from qi2_jax.runtime import lock
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from tests.training import runs_of
 from tests.training.runs_of import EVERY, STEPS, begun_from, logged, run, start
 
@@ -16,7 +16,7 @@ def test_resume_after_kills_equals_an_uninterrupted_run(data, uninterrupted, tmp
     """The run is killed between saves and again during a save, and then finishes."""
     out = tmp_path / "killed"
     process = start(data, out)
-    process.wait_until(lambda: manager.steps(out / "checkpoints"))  # steps go on while a save is written
+    process.wait_until(lambda: files.steps(out / "checkpoints"))  # steps go on while a save is written
     process.signal(signal.SIGKILL)
     process.done()
 
@@ -50,7 +50,7 @@ def test_sigterm_saves_and_exits_cleanly(data, uninterrupted, tmp_path):
     process.wait_until(lambda: "SIGTERM: saved step" in process.printed())  # the save may still be under way
     process.signal(signal.SIGTERM)
     assert process.done().status == 0
-    (saved,) = manager.steps(out / "checkpoints")
+    (saved,) = files.steps(out / "checkpoints")
     assert 2 <= saved < STEPS
     run(data, out)
     runs_of.assert_equal(out, uninterrupted)

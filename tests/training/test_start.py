@@ -10,11 +10,10 @@ import pytest
 import safetensors.numpy
 import torch
 
-from qi2_jax.interop import components, folder
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import components, folder, stored_weights
 from qi2_jax.interop.lora import writing
 from qi2_jax.runs import locating
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents, manager
 from tests.training.starts import ADAPTER, OVERRIDES, TINY, losses, make_samples, train, weights_of
 
 
@@ -31,7 +30,7 @@ def full(samples, imported, tmp_path_factory):
 
 def test_full_fine_tuning_begins_with_the_imported_weights_and_learns(full, imported):
     published = weights_of(imported)
-    first = {name: weight.read() for name, weight in manager.weights(full / "checkpoints" / "2", "ema").items()}
+    first = {name: weight.read() for name, weight in contents.weights(full / "checkpoints" / "2", "ema").items()}
     last = weights_of(full)
     for name, leaf in published.items():
         assert np.abs(first[name] - leaf).max() < 1e-2, name  # two steps at the beginning of the warm-up
@@ -44,7 +43,7 @@ def test_a_run_continues_from_both_weights_of_another(samples, full, imported, t
     still = (*OVERRIDES, "transformer.optimizer.lr=1e-12")
     second = train(samples, tmp_path / "second", full, 1, still, model=imported)
     for item in ("model", "ema"):
-        begun = {name: w.read() for name, w in manager.weights(second / "checkpoints" / "1", item).items()}
+        begun = {name: w.read() for name, w in contents.weights(second / "checkpoints" / "1", item).items()}
         for name, leaf in weights_of(full, item).items():
             moved = 0 if item == "model" else 1
             expected = leaf + 0.5 * moved * (weights_of(full, "model")[name] - leaf)  # the EMA was updated once
@@ -63,7 +62,9 @@ def test_adapter_trains_alone_beside_the_imported_weights(adapted, imported):
     held = manager.describe(located.checkpoint, "model")
     assert held and all("lora_" in name for name in held)
     config = components.read_config(adapted / "model" / "transformer", "transformer")
-    base, _ = storage.of_ours(adapted / "model" / "transformer", components.COMPONENTS["transformer"].expected(config))
+    base, _ = stored_weights.open_ours(
+        adapted / "model" / "transformer", components.COMPONENTS["transformer"].expected(config)
+    )
     for name, leaf in weights_of(imported).items():
         np.testing.assert_array_equal(base[name].read(dtype=np.float32), leaf, err_msg=name)
     before, after = losses(adapted)
@@ -74,7 +75,7 @@ def test_the_average_of_an_adapter_ramps_up_whatever_the_decay(samples, imported
     """Its B starts at zero, so after one update the EMA is nine tenths of it."""
     short = (*ADAPTER, "transformer.ema_decay=0.9999", "transformer.checkpoint.every=1")
     out = train(samples, tmp_path / "short", imported, 1, short, imported)
-    raw, average = (manager.weights(out / "checkpoints" / "1", item) for item in ("model", "ema"))
+    raw, average = (contents.weights(out / "checkpoints" / "1", item) for item in ("model", "ema"))
     for name in (name for name in raw if "lora_B" in name):
         np.testing.assert_allclose(average[name].read(), 0.9 * raw[name].read(), rtol=1e-5, err_msg=name)
         assert np.abs(raw[name].read()).max() > 0
@@ -85,7 +86,7 @@ def test_resume_of_an_adapter_is_exact(samples, adapted, imported, tmp_path):
     train(samples, out, imported, 4, ADAPTER, imported)
     train(samples, out, imported, 6, ADAPTER, imported)
     for item in ("model", "ema", "optimizer"):
-        ours, theirs = (manager.weights(run / "checkpoints" / "6", item) for run in (out, adapted))
+        ours, theirs = (contents.weights(run / "checkpoints" / "6", item) for run in (out, adapted))
         assert ours.keys() == theirs.keys()
         for name, weight in ours.items():
             np.testing.assert_array_equal(weight.read(), theirs[name].read(), err_msg=name)

@@ -5,7 +5,7 @@ import pytest
 from qi2_jax.config import loading
 from qi2_jax.config.parsing import parse
 from qi2_jax.tasks.transformer.config import AdapterConfig
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import CurriculumExperiment, DemoExperiment, StageExperiment, load_experiment
 
 STAGE = "experiments/qwen_image_2/s2_256p_edits.py:tiny"
 CURRICULUM = "experiments/qwen_image_2/curriculum.py:tiny"
@@ -15,7 +15,7 @@ def changed(experiment, change) -> None:
     """Parses an experiment after a change of its keys."""
     values = loading.to_dict(loading.load(experiment))
     change(values)
-    parse(configs.CurriculumExperiment if experiment == CURRICULUM else configs.StageExperiment, values)
+    parse(CurriculumExperiment if experiment == CURRICULUM else StageExperiment, values)
 
 
 def group_of(values, path):
@@ -104,18 +104,18 @@ def test_keys_with_a_default_may_be_missing():
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_unknown_platforms_are_refused(platform):
     with pytest.raises(ValueError, match=f"platform is '{platform}'; choose 'cpu', or ''"):
-        configs.load(STAGE, [f"platform={platform}"])
+        load_experiment(STAGE, [f"platform={platform}"])
 
 
 def test_groups_tell_which_experiment_a_file_is():
-    assert type(configs.load(STAGE)) is configs.StageExperiment
-    assert type(configs.load("experiments/demo.py:tiny")) is configs.DemoExperiment
-    assert type(configs.load(CURRICULUM)) is configs.CurriculumExperiment
+    assert type(load_experiment(STAGE)) is StageExperiment
+    assert type(load_experiment("experiments/demo.py:tiny")) is DemoExperiment
+    assert type(load_experiment(CURRICULUM)) is CurriculumExperiment
 
 
 def test_what_is_recorded_is_what_was_typed():
     typed = loading.to_dict(loading.load("experiments/demo.py:tiny"))
-    config = configs.load("experiments/demo.py:tiny")
+    config = load_experiment("experiments/demo.py:tiny")
     assert config.as_typed == typed and config.transformer.as_typed == typed["transformer"]
     assert "in_channels" not in config.vae.as_typed["model"] and config.vae.model.in_channels == 4
     started = config.started_from("runs/first")
@@ -123,10 +123,10 @@ def test_what_is_recorded_is_what_was_typed():
     assert started.transformer.as_typed == typed["transformer"] | {"start": {"folder": "runs/first"}}
 
 
-def test_the_law_is_the_chosen_one_with_its_arguments():
+def test_the_timestep_distribution_is_the_chosen_one_with_its_arguments():
     overrides = ["transformer.timesteps.law=uniform", "transformer.timesteps.uniform.low=0.25"]
-    law = configs.load(STAGE, overrides).transformer.timesteps.law
-    assert (type(law).__name__, law.low, law.high) == ("Uniform", 0.25, 1.0)
+    distribution = load_experiment(STAGE, overrides).transformer.timesteps.law
+    assert (type(distribution).__name__, distribution.low, distribution.high) == ("Uniform", 0.25, 1.0)
 
 
 def test_rank_0_is_no_adapter():

@@ -20,9 +20,9 @@ from qi2_jax.config import loading, recorded
 from qi2_jax.config.changes import Change
 from qi2_jax.config.parsing import parse
 from qi2_jax.runs import locating, model_folder, paths
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 from qi2_jax.workflows import changes, curriculum
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import CurriculumExperiment, load_experiment
 
 SECOND = "stages.s2_256p_edits.transformer"
 TINY = "experiments/qwen_image_2/curriculum.py:tiny"
@@ -83,7 +83,7 @@ def leaves(out) -> dict[str, np.ndarray]:
     return {
         f"{item}/{name}": weight.read()
         for item in ("model", "ema", "optimizer")
-        for name, weight in manager.weights(located.checkpoint, item).items()
+        for name, weight in contents.weights(located.checkpoint, item).items()
     }
 
 
@@ -101,9 +101,9 @@ def test_stages_follow_each_other_to_an_export(uninterrupted):
     first, second = (uninterrupted / "stages" / name / "transformer" for name in figures)
     assert locating.locate(uninterrupted).checkpoint == second / "checkpoints" / "6"
     assert json.loads((second / "config.json").read_text())["start"]["folder"] == str(first)
-    pictures = {path.name for path in (second / "samples").iterdir()}
+    drawings = {path.name for path in (second / "samples").iterdir()}
     drawn = [f"{name}-{step}" for name in ("64-0", "64-1", "prompts", "edits") for step in (0, 6)]
-    assert pictures == {f"{name}.{kind}" for name in drawn for kind in ("png", "json")}
+    assert drawings == {f"{name}.{kind}" for name in drawn for kind in ("png", "json")}
     told = json.loads((second / "samples" / "64-1-6.json").read_text())
     assert told["columns"] == ["condition 1", "target", "sample"] and all(row["text"] for row in told["samples"])
 
@@ -175,7 +175,7 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
 )
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        curriculum.run(configs.load(TINY, override.split()), tmp_path / "out")
+        curriculum.run(load_experiment(TINY, override.split()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +183,7 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, m
 def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, tmp_path):
     monkeypatch.setattr(fonts.FontLibrary.__init__, "__defaults__", ((tmp_path / "none",), fonts.FONTS_HINT))
     with pytest.raises(ValueError, match=r"is in none of .*none; apt-get install fonts-noto-core \(`make") as caught:
-        curriculum.run(configs.load(TINY, [override]), tmp_path / "out")
+        curriculum.run(load_experiment(TINY, [override]), tmp_path / "out")
     assert "--fonts" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -204,8 +204,8 @@ def write_made(out, order, begun, changes=()) -> ml_collections.ConfigDict:
     return config
 
 
-def parsed(config) -> configs.CurriculumExperiment:
-    return parse(configs.CurriculumExperiment, loading.to_dict(config))
+def parsed(config) -> CurriculumExperiment:
+    return parse(CurriculumExperiment, loading.to_dict(config))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
     assert ("order: " in str(caught.value)) == (old != new)
     told = {
         path
-        for paths in re.findall(r"\(delete (.+?)(?:, or bring back .*)?\)$", str(caught.value), re.M)
+        for paths in re.findall(r"\(delete (.+?)(?:, or restore .*)?\)$", str(caught.value), re.M)
         for path in paths.split(", ")
     }
     for path in told:
@@ -271,7 +271,7 @@ def test_what_a_refused_change_says_to_delete_lets_it_go_on_from_what_is_left(ol
 )
 def test_what_changes_nothing_that_is_made_goes_on_by_itself(change, imported, tmp_path):
     config = write_made(tmp_path / "out", ("a", "b"), ("a", "b"), {"model.folder": str(imported)})
-    model_folder.adopt(imported, tmp_path / "out" / "model")
+    model_folder.copy_encoders(imported, tmp_path / "out" / "model")
     shutil.copytree(imported, tmp_path / "moved")
     if "model.folder" in change:
         change = change | {"model.folder": str(tmp_path / "moved")}
@@ -302,7 +302,7 @@ def test_an_autoencoder_that_is_used_does_not_change_when_its_run_is_gone(tmp_pa
 
 def test_a_stage_whose_beginning_is_lost_is_told(tmp_path):
     config = write_made(tmp_path, ("a", "b", "c"), ("b", "c"))
-    message = r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* bring back .*/a/transf"
+    message = r"stage a has no checkpoint, .*delete .*/b/.*, .*/c/.* restore .*/a/transf"
     with pytest.raises(ValueError, match=message):
         changes.may_change(parsed(config), tmp_path)
     config.stages.d = config.stages.c.copy_and_resolve_references()
@@ -327,7 +327,7 @@ def test_another_config_for_a_finished_stage_is_refused(experiment, uninterrupte
         (True, *shift),  # what is exported would be sampled with another one than it was trained with
         (True, "stages.edits.transformer.lora.rank=2"),
     ):
-        config = configs.load(str(experiment), overrides)
+        config = load_experiment(str(experiment), overrides)
         with pytest.raises(ValueError, match=re.escape(overrides[0].partition("=")[0])) as caught:
             curriculum.run(config, uninterrupted, accept_changes=accept_changes)
         assert ("(delete " in str(caught.value)) == accept_changes

@@ -8,9 +8,9 @@ import pytest
 
 from qi2_jax.config import recorded
 from qi2_jax.runtime import lock
-from qi2_jax.workflows import config as configs
 from qi2_jax.workflows import demo as job
 from qi2_jax.workflows import job_folder
+from qi2_jax.workflows.config import ExpectConfig, load_experiment
 
 TINY = "experiments/demo.py:tiny"
 
@@ -65,7 +65,7 @@ TINY = "experiments/demo.py:tiny"
 )
 def test_values_that_a_later_step_would_refuse_are_refused_before_the_first(override, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        job.run(configs.load(TINY, [override]), tmp_path / "out")
+        job.run(load_experiment(TINY, [override]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -96,7 +96,7 @@ with lock.hold(pathlib.Path({str(tmp_path)!r})):
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=rf"process {other.pid} of .* choose another --out"):
-            job.run(configs.load(TINY), tmp_path)
+            job.run(load_experiment(TINY), tmp_path)
         other.kill()
     with lock.hold(tmp_path), lock.hold(tmp_path):
         pass
@@ -105,13 +105,17 @@ with lock.hold(pathlib.Path({str(tmp_path)!r})):
 def test_without_diffusers_a_job_says_so_at_its_beginning(monkeypatch, tmp_path):
     monkeypatch.setattr("qi2_jax.workflows.verify.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs \['torch', 'diffusers'\]; .* with compare.images=0"):
-        job.run(configs.load(TINY), tmp_path / "out")
-    job.check(configs.load(TINY, ["compare.images=0"]))
+        job.run(load_experiment(TINY), tmp_path / "out")
+    job.check(load_experiment(TINY, ["compare.images=0"]))
 
 
-@pytest.mark.parametrize("law", ["uniform", "logit_normal"])
-def test_every_law_and_attention_rule_is_reached_from_the_command_line(law):
-    job.check(configs.load(TINY, [f"transformer.timesteps.law={law}", "transformer.model.attention=bidirectional"]))
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
+def test_every_timestep_distribution_and_attention_rule_is_reached_from_the_command_line(distribution):
+    job.check(
+        load_experiment(
+            TINY, [f"transformer.timesteps.law={distribution}", "transformer.model.attention=bidirectional"]
+        )
+    )
 
 
 def test_a_job_may_be_changed_where_nothing_is_made_from_it_yet(tmp_path):
@@ -152,7 +156,7 @@ def test_compiled_programs_do_not_make_a_folder_someone_elses(tmp_path):
 )
 def test_job_fails_where_its_figures_are_worse_than_expected(own, difference, message):
     figures = {"samples_nearest_to_own_image": own, "largest_difference_to_pytorch": difference}
-    expect = configs.ExpectConfig(nearest_to_own=0.9, difference_to_pytorch=1)
+    expect = ExpectConfig(nearest_to_own=0.9, difference_to_pytorch=1)
     with pytest.raises(ValueError, match=message):
         job.check_expected(figures, expect)
     job.check_expected({"samples_nearest_to_own_image": 0.95, "largest_difference_to_pytorch": 1}, expect)

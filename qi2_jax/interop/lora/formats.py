@@ -1,4 +1,4 @@
-"""How each format spells the name of an adapter's tensor.
+"""The names of an adapter's tensors in each format.
 
 | written by | example |
 | --- | --- |
@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 
 PEFT_PREFIX = "base_model.model."
 PREFIXES = (PEFT_PREFIX, "model.diffusion_model.", "diffusion_model.", "transformer.")
-FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # of names whose dots have become underscores
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # prefixes of names whose dots have become underscores
 
-MAX_NAME = 256  # characters: matching a longer one could take for ever
+MAX_NAME = 256  # characters; a longer name could take for ever to match
 
 _FACTOR = re.compile(r"(?P<layer>.+?)\.lora[_.](?P<factor>A|B|down|up)(?:\.default)?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+?)\.alpha")
@@ -36,11 +36,11 @@ _OTHER = tuple((re.compile(rf".+\.({pattern})"), kind) for pattern, kind in _OTH
 
 
 class Tensor(NamedTuple):
-    """What the name of a tensor says.
+    """The meaning of a tensor's name.
 
     Attributes:
       layer: published path of the linear layer.
-      role: the factor A or B, or the layer's alpha.
+      role: factor A or B, or the layer's alpha.
     """
 
     layer: str
@@ -52,12 +52,12 @@ class NotReadError(ValueError):
 
 
 def parse(name: str, layers: Collection[str], flat_layers: Mapping[str, str]) -> Tensor:
-    """The meaning of a tensor's name.
+    """Parses a tensor's name.
 
     Args:
-      name: the name in the file.
+      name: name in the file.
       layers: published paths of the layers that can be adapted.
-      flat_layers: {such a path with underscores for dots: the path}, see `flattened`.
+      flat_layers: these paths by their flat names, see `flattened`.
 
     Raises:
       NotReadError: if the tensor is not a factor or alpha of one of these layers.
@@ -80,7 +80,7 @@ def parse(name: str, layers: Collection[str], flat_layers: Mapping[str, str]) ->
 
 
 def flattened(layers: Collection[str]) -> dict[str, str]:
-    """{path with underscores for dots: path}: which dots were underscores before can only be looked up."""
+    """{path with underscores for dots: path}: a flat name can only be looked up, not converted back."""
     return {layer.replace(".", "_"): layer for layer in layers}
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from qi2_jax.interop import weights as storage
-from qi2_jax.interop.weights import Weight, Weights
+from qi2_jax.interop import stored_weights
+from qi2_jax.interop.stored_weights import Weight, Weights
 from qi2_jax.models.lora import LoRAConfig
 
 
@@ -38,8 +38,8 @@ def changes_of(adapter: Mapping[str, np.ndarray], config: LoRAConfig) -> dict[st
     """The changes of an adapter that a run trained.
 
     Args:
-      adapter: {our name: array} of its leaves.
-      config: its configuration, which gives the scale.
+      adapter: leaves as {our name: array}.
+      config: configuration of the adapter, with its scale.
     """
     arrays = {name: np.asarray(array, np.float32) for name, array in adapter.items()}
     result: dict[str, dict[int | None, Change]] = {}
@@ -90,7 +90,7 @@ class MergedWeight:
     """A parameter plus its low-rank changes in fp32, computed for the slice that is read; a `Weight`.
 
     Attributes:
-      weight: the parameter without its changes.
+      weight: parameter without its changes.
       changes: {index in its stack, None if it is not stacked: its change}.
     """
 
@@ -121,9 +121,9 @@ def merged(base: Weights, changes: Changes) -> dict[str, Weight]:
 
     Args:
       base: every parameter of the transformer.
-      changes: the changes to add to them.
+      changes: changes to add.
     """
-    result: dict[str, Weight] = dict(storage.cast(base, "F32"))
+    result: dict[str, Weight] = dict(stored_weights.cast(base, "F32"))
     for path, layers in changes.items():
         result[f"{path}.weight"] = MergedWeight(base[f"{path}.weight"], layers)
     return result

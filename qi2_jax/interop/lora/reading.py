@@ -17,8 +17,8 @@ from qi2_jax.models.mmdit import MMDiTConfig
 
 FILE = "pytorch_lora_weights.safetensors"  # in a folder of diffusers
 PEFT_FILE = "adapter_model.safetensors"
-ALPHA_DTYPES = ("I32", "I64")  # that an alpha may have besides those of weights
-MAX_LINES = 30  # of problems in one message
+ALPHA_DTYPES = ("I32", "I64")  # dtypes of an alpha, besides those of weights
+MAX_LINES = 30  # problems in one message
 
 
 class Named(NamedTuple):
@@ -48,12 +48,12 @@ def read(path: pathlib.Path | str, base_config: MMDiTConfig) -> dict[str, dict[i
       base_config: configuration of the transformer that is adapted.
 
     Returns:
-      {our path of a layer: {index in its stack: its change}}, in fp32. Layers and blocks that the adapter leaves alone
-      are absent.
+      {our path of a layer: {index in its stack: its change}}, in fp32. Layers and blocks that the adapter does not
+      change are absent.
 
     Raises:
-      ValueError: naming every tensor that is not part of a plain LoRA of this transformer, lacks its other half, or has
-        an unusable shape or value; or if the file is not a complete safetensors file.
+      ValueError: naming every tensor that is not part of a plain LoRA of this transformer, lacks its other factor, or
+        has an unusable shape or value; or if the file is not a complete safetensors file.
     """
     path = _file(pathlib.Path(path))
     stored = tensors.scan(path, (*tensors.WEIGHT_DTYPES, *ALPHA_DTYPES))
@@ -99,7 +99,7 @@ def _file(path: pathlib.Path) -> pathlib.Path:
 
 
 def _by_layer(path: pathlib.Path, stored: Mapping[str, Stored], existing: Targets) -> Layers:
-    """Tensors by the layer that they belong to; every one of them must have its place."""
+    """Groups tensors by their layers. Raises a ValueError if a tensor belongs to none."""
     flat, layers, problems = formats.flattened(existing), Layers(), []
     for name, tensor in stored.items():
         try:

@@ -36,12 +36,12 @@ MAX_BRANCHES = 4  # wildcards and groups of one pattern: the time to match grows
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the changes of an adapter are scaled.
+    """The scales of an adapter's changes.
 
     Attributes:
-      where: the file that says so, for messages.
-      rank: of the layers that `rank_pattern` does not name; None: not given.
-      alpha: of the layers that `alpha_pattern` does not name; None: not given.
+      where: file with the settings, for messages.
+      rank: rank of the layers that `rank_pattern` does not name; None: not given.
+      alpha: alpha of the layers that `alpha_pattern` does not name; None: not given.
       rank_pattern: {pattern of layer paths: rank}.
       alpha_pattern: {pattern of layer paths: alpha}.
       rank_stabilised: whether alpha is divided by the root of the rank.
@@ -78,7 +78,7 @@ class Settings:
         """Scale of a layer's change, by its published path and the rank of its tensors.
 
         Raises:
-          ValueError: if the rank is another one than the configuration's, or alpha is not a positive number.
+          ValueError: if the rank differs from the configuration's, or alpha is not a positive number.
         """
         expected = _matched(self.rank_pattern, layer, self.rank)
         if expected is not None and (type(expected) is not int or expected != rank):
@@ -100,8 +100,8 @@ def read_settings(path: pathlib.Path, *, peft: bool) -> Settings | None:
     """The configuration that belongs to an adapter file; None if it has none.
 
     Args:
-      path: the safetensors file.
-      peft: whether peft made the file, so that the configuration is in a file of its own.
+      path: safetensors file.
+      peft: whether peft wrote the file; the configuration is then in a separate file.
 
     Raises:
       ValueError: if the configuration cannot be read, or as `Settings.from_peft`.
@@ -122,7 +122,7 @@ def read_settings(path: pathlib.Path, *, peft: bool) -> Settings | None:
 
 
 def _patterns(values: Any, key: str, where: str) -> Mapping[str, Any]:
-    """Patterns that are safe to match: an expression from a stranger's file could keep the matching busy for ever."""
+    """Patterns that are safe to match: a regular expression from an untrusted file could take for ever."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {key} is a {type(values).__name__}, not an object")
     for pattern in values:

@@ -26,7 +26,7 @@ class Matrix:
     shape: tuple[int, int]
 
 
-# {published path of a layer: the matrices whose rows it holds, one below the other}
+# {published path of a layer: the matrices whose rows it contains, in order}
 Targets = dict[str, tuple[Matrix, ...]]
 
 

@@ -2,7 +2,7 @@
 
 A tensor is called `transformer.` + the published path of its layer + `.lora_A.weight` [rank, in] or `.lora_B.weight`
 [out, rank]. Rank and alpha are in the file's header, as diffusers' `save_lora_weights` writes them. Programs that do
-not read them take alpha for equal to the rank.
+not read them assume that alpha equals the rank.
 """
 
 import json
@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qi2_jax.interop import files
-from qi2_jax.interop import names as naming
+from qi2_jax.interop import files, tensor_names
 from qi2_jax.interop.components import COMPONENTS
 from qi2_jax.interop.lora import merging
 from qi2_jax.interop.lora.merging import Changes
@@ -27,7 +26,7 @@ from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.runtime.dtypes import CODES, DTYPES
 
 
-def expected(base_config: MMDiTConfig, config: LoRAConfig) -> naming.Shapes:
+def expected(base_config: MMDiTConfig, config: LoRAConfig) -> tensor_names.Shapes:
     """{our name: shape} of every parameter of an adapter.
 
     Raises:
@@ -38,13 +37,13 @@ def expected(base_config: MMDiTConfig, config: LoRAConfig) -> naming.Shapes:
 
 
 def export_lora(adapter: Any, config: LoRAConfig, out: pathlib.Path, code: str | None = None) -> pathlib.Path:
-    """Writes an adapter into a folder of its own; equal values give equal bytes.
+    """Writes an adapter into a new folder; equal values give equal bytes.
 
     Args:
       adapter: an adapter, or its leaves as {our name: array}.
-      config: its rank and alpha.
-      out: the folder to make; must be empty or missing.
-      code: dtype of safetensors to convert to; None keeps that of the adapter.
+      config: rank and alpha of the adapter.
+      out: folder to create; must be empty or missing.
+      code: dtype of safetensors to convert to; None: dtype of the adapter.
 
     Returns:
       The file, for `pipe.load_lora_weights(file)`.
@@ -69,9 +68,9 @@ def export_changes(changes: Changes, out: pathlib.Path, code: str | None = None)
     diffusers, peft and ComfyUI then take them from the tensors.
 
     Args:
-      changes: the changes, for example `merging.concatenated([...])`.
-      out: the folder to make; must be empty or missing.
-      code: dtype of safetensors to convert to; None is fp32.
+      changes: changes to write, for example `merging.concatenated([...])`.
+      out: folder to create; must be empty or missing.
+      code: dtype of safetensors to convert to; None: fp32.
     """
     parts: dict[str, np.ndarray] = {}
     for path, layer, change in merging.each(merging.concatenated([changes])):

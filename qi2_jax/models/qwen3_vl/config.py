@@ -1,7 +1,7 @@
-"""Configuration of a Qwen3-VL condition encoder, as its published `config.json` states it.
+"""Configuration of a Qwen3-VL condition encoder, as in its published `config.json`.
 
-Field names are the published ones. What our modules cannot represent is refused here, once, so that no module has to
-ask.
+Field names are the published ones. What our modules cannot represent is refused here, so that no module has
+to check it.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def _pick(fields: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict
 def _integers(fields: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict[str, int]:
     values = _pick(fields, names, where)
     wrong = {name: value for name, value in values.items() if type(value) is not int or value < 1}
-    _require(not wrong, f"{where} must hold positive integers, got {wrong}")
+    _require(not wrong, f"{where} must contain positive integers, got {wrong}")
     return values
 
 

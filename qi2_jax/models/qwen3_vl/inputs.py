@@ -1,5 +1,6 @@
-"""Inputs of the encoder, prepared on the host. All that depends on prompts and image sizes is data in arrays whose
-shapes the caller can fix.
+"""Inputs of the encoder, prepared on the host.
+
+Whatever depends on prompts and image sizes is data in arrays; the caller can fix their shapes.
 
 Dims: `B` prompts, `S` tokens, `I` images of all prompts, `P` patches per image, `C` numbers per patch, `M` visual
 features per image (P / m^2, with m the side of the square of patches that are merged).
@@ -25,7 +26,7 @@ class VisionInputs:
       patches: pixels, fp32, normalised; patches in merge order.
       valid: False marks padding.
       coordinates: int32, row and column of each patch.
-      table_index, table_weight: the four entries of the learned position table around each patch, and their weights.
+      table_index, table_weight: four entries of the learned position table around each patch, and their weights.
       slots: int32, the flat position b * S + s of every feature among the tokens; B * S where there is none.
     """
 
@@ -43,10 +44,10 @@ class EncoderInputs:
     """A batch of prompts, padded on the left.
 
     Attributes:
-      input_ids: int32; an image stands as one image token per feature.
+      input_ids: int32; an image is one image token per feature.
       valid: False marks padding.
       positions: int32, frame, height and width position of every token; 0 at padding.
-      vision: None if the batch holds no image.
+      vision: images of the batch; None if it has none.
     """
 
     input_ids: Int[AnyArray, "B S"]
@@ -69,7 +70,7 @@ def prepare_inputs(
 
     Args:
       token_ids: prompts without padding; their images are in the order of `grids`.
-      patches: the patches of all images, concatenated, in merge order.
+      patches: patches of all images, concatenated, in merge order.
       grids: (frames, rows, columns) of each image in patches; one frame.
       length, image_count, patch_count: S, I and P to pad to, so that different batches run the same compiled program;
         by default the largest in the batch. With `image_count`, a batch without images has rows of padding instead.
@@ -115,8 +116,8 @@ def _vision_inputs(
     """Pads the images of a batch.
 
     Args:
-      slots: the flat position among the tokens of each feature of all images.
-      no_slot: the position that marks padding.
+      slots: flat position among the tokens of each feature of all images.
+      no_slot: position that marks padding.
     """
     merge, counts = vision.spatial_merge_size, grids[:, 1] * grids[:, 2]
     if len(grids) and (patches is None or patches.shape != (counts.sum(), vision.patch_dim)):

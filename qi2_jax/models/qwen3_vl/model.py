@@ -15,8 +15,10 @@ from qi2_jax.models.qwen3_vl.vision import VisionTower
 
 
 class Qwen3VL(nnx.Module):
-    """Vision and text tower, without the final norm and the language head: the diffusion transformer reads the hidden
-    state before them."""
+    """Vision and text tower, without the final norm and the language head.
+
+    The diffusion transformer reads the hidden state before them.
+    """
 
     def __init__(self, config: Qwen3VLConfig, *, key: Array):
         rng = keys(key)
@@ -27,7 +29,7 @@ class Qwen3VL(nnx.Module):
         """Hidden state of the last decoder layer, before the final norm.
 
         Args:
-          inputs: from `prepare_inputs`. With and without images are two compiled programs.
+          inputs: result of `prepare_inputs`. Batches with and without images need two compiled programs.
           kernel: attention kernel, one of `qi2_jax.attention.KERNELS`.
 
         Returns:

@@ -115,7 +115,7 @@ class TextTower(nnx.Module):
           x_BSD: embeddings; everything but norms, softmax and rotation is computed in their dtype.
           positions_3BS: frame, height and width position of every token.
           valid_BS: False marks padding.
-          slots_IM: flat position (b * S + s) of every visual feature; B * S stands for none.
+          slots_IM: flat position (b * S + s) of every visual feature; B * S: none.
           taps_NIMD: DeepStack features; the n-th is added at the slots after layer n.
           kernel: attention kernel.
         """

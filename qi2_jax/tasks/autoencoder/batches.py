@@ -1,4 +1,4 @@
-"""What the autoencoder's run reads: random crops for training, and held-out images for validation and drawings.
+"""The data of the autoencoder's run: random crops for training, and held-out images for validation and drawings.
 
 Dims: `B` batch, `H` `W` pixels, `c` image channels.
 """
@@ -19,7 +19,7 @@ MAX_CACHED_BYTES = 1 << 30  # images that take no more memory than this are deco
 VALIDATION_IMAGES = 16
 DRAWN_IMAGES = 4
 MAX_DRAWN_SIDE = 512  # pixels
-MAX_SCANNED = 100_000  # records in which held-out images are looked for, which takes seconds
+MAX_SCANNED = 100_000  # records in which held-out images are searched, which takes seconds
 
 
 def microbatch(pixels: Float[np.ndarray, "B H W c"], batch_size: int) -> Microbatch:
@@ -27,43 +27,43 @@ def microbatch(pixels: Float[np.ndarray, "B H W c"], batch_size: int) -> Microba
     return Microbatch(None, pixels, stats=Stats(batch_size))
 
 
-def held_out_indices(pictures: SelectedImages, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:
+def held_out_indices(images: SelectedImages, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:
     """Indices of the first `count` images that the hold-out rule of the samples selects.
 
     The rule holds these images out from the transformer. The autoencoder itself trains on every image. With a fraction
-    of 0 nothing is held out, and the first images of the training are used, as for the transformer.
+    of 0 nothing is held out, and the first training images are used, as for the transformer.
 
     Args:
-      pictures: images of the training.
-      fraction: the config's `data.held_out`.
+      images: training images.
+      fraction: `data.held_out` of the config.
       count: largest number of images.
     """
     if not fraction:
-        return list(range(min(count, len(pictures))))
-    scanned = range(min(len(pictures), MAX_SCANNED))
-    found = list(itertools.islice((i for i in scanned if is_held(pictures.record(i), fraction)), count))
+        return list(range(min(count, len(images))))
+    scanned = range(min(len(images), MAX_SCANNED))
+    found = list(itertools.islice((i for i in scanned if is_held(images.record(i), fraction)), count))
     if not found:
         processes.log_on_main(
             f"none of the first {len(scanned):,} images is held out with data.held_out={fraction}: the autoencoder is "
-            "validated on images of the training"
+            "validated on training images"
         )
-        return list(range(min(count, len(pictures))))
+        return list(range(min(count, len(images))))
     return found
 
 
-def validation_pixels(pictures: SelectedImages, indices: Sequence[int], side: int) -> Float[np.ndarray, "B H W c"]:
+def validation_pixels(images: SelectedImages, indices: Sequence[int], side: int) -> Float[np.ndarray, "B H W c"]:
     """The central crops of images, in [-1, 1]."""
-    return np.stack([normalize(center_crop(pictures[index], side)) for index in indices])
+    return np.stack([normalize(center_crop(images[index], side)) for index in indices])
 
 
-def drawn_pixels(pictures: SelectedImages, indices: Sequence[int], factor: int) -> Float[np.ndarray, "B H W c"]:
+def drawn_pixels(images: SelectedImages, indices: Sequence[int], factor: int) -> Float[np.ndarray, "B H W c"]:
     """Images cropped to one common square, as large as possible, in [-1, 1].
 
     Args:
-      pictures: images of the training.
+      images: training images.
       indices: indices of the images.
       factor: pixels of a latent, of which the square's side is a multiple.
     """
-    images = [pictures[index] for index in indices]
-    side = min(MAX_DRAWN_SIDE, *(size for image in images for size in image.shape[:2]))
-    return np.stack([normalize(center_crop(image, side // factor * factor)) for image in images])
+    chosen = [images[index] for index in indices]
+    side = min(MAX_DRAWN_SIDE, *(size for image in chosen for size in image.shape[:2]))
+    return np.stack([normalize(center_crop(image, side // factor * factor)) for image in chosen])

@@ -17,8 +17,8 @@ class AutoencoderConfig(TrainingConfig):
       model: shape of the autoencoder.
       crop: side of the square crops on which it trains, in pixels.
       loss: error of the reconstruction, "absolute" or "squared".
-      batch_size: crops of a batch.
-      statistics_batches: batches from which the mean and deviation of the latents are measured.
+      batch_size: crops per batch.
+      statistics_batches: batches from which the mean and standard deviation of the latents are measured.
       channels: channels of the training images, 3 (RGB) or 4 (RGBA); the curriculum reads it.
 
     Raises:
@@ -42,6 +42,6 @@ class AutoencoderConfig(TrainingConfig):
             )
 
 
-def check(config: AutoencoderConfig) -> None:
+def check_autoencoder(config: AutoencoderConfig) -> None:
     """Raises a ValueError if the devices of this job cannot train the autoencoder with this config."""
     check_batch_sizes("vae", config.mesh, (config.batch_size,))

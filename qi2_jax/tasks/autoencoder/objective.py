@@ -83,7 +83,7 @@ def latent_statistics(
     They are computed from the posterior's mode and added up in float64.
 
     Args:
-      vae: the autoencoder.
+      vae: autoencoder.
       batches: pixels in [-1, 1].
       floor: smallest standard deviation, so that normalising does not amplify the noise of a constant channel.
     """

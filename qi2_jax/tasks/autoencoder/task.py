@@ -14,10 +14,10 @@ from PIL import Image
 
 from data_pipeline.loading.crops import Crops, SelectedImages
 from qi2_jax import sharding
-from qi2_jax.interop import weights
+from qi2_jax.interop import stored_weights
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.pixels import over_white, to_image
-from qi2_jax.reporting import sheet
+from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder import batches
@@ -25,7 +25,7 @@ from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.objective import latent_statistics, make_loss, make_validation, reconstruct
 from qi2_jax.tasks.stages import make_mesh
 from qi2_jax.training import loop
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.microbatch import Microbatch
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.task import CheckSignals, Task
@@ -103,7 +103,7 @@ class AutoencoderTask(Task):
             for pair in zip(self.drawn, rebuilt, strict=False)
         ]
         numbered = [f"{number}. record {record}" for number, record in enumerate(self.records, start=1)]
-        grid = np.asarray(sheet.lay_out(pairs, COLUMNS, numbered, len(COLUMNS)))
+        grid = np.asarray(lay_out(pairs, COLUMNS, numbered, len(COLUMNS)))
         notes = [{"text": None, "record": record} for record in self.records]
         return {"reconstructions": Drawing(grid, {"columns": list(COLUMNS), "samples": notes})}
 
@@ -115,43 +115,43 @@ class AutoencoderTask(Task):
         return sharding.put_batch(self.mesh, images[rows], size)
 
 
-def make_task(config: AutoencoderConfig, pictures: SelectedImages, mesh: Mesh, held_out: float) -> AutoencoderTask:
+def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, held_out: float) -> AutoencoderTask:
     """The task of a run.
 
     Args:
       config: config of the stage.
-      pictures: images to train on.
+      images: training images.
       mesh: devices of the run.
-      held_out: the config's `data.held_out`. Validation reads the images that it holds out from the transformer.
+      held_out: `data.held_out` of the config. Validation reads the images that it holds out from the transformer.
 
     Raises:
       ValueError: if the crops do not fit the buckets or the mesh.
     """
     model_config = config.model
-    smallest = min(min(picture.bucket.width, picture.bucket.height) for picture in pictures.chosen)
+    smallest = min(min(image.bucket.width, image.bucket.height) for image in images.chosen)
     if not 0 < config.crop <= smallest:
         raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
     rows = sharding.local_rows(mesh, config.batch_size)
     # Every image is cropped again and again: if there is room, it is decoded once.
-    images = list(pictures) if pictures.nbytes <= batches.MAX_CACHED_BYTES else pictures
+    decoded = list(images) if images.nbytes <= batches.MAX_CACHED_BYTES else images
     with processes.raise_together():
-        indices = batches.held_out_indices(pictures, held_out)
+        indices = batches.held_out_indices(images, held_out)
         drawn = indices[: batches.DRAWN_IMAGES]
         return AutoencoderTask(
             config=config,
-            data={"pictures": pictures.digest},
+            data={"pictures": images.digest},
             model_config=model_config,
-            crops=Crops(images, config.crop, config.batch_size, config.seed, rows),
-            validation=batches.validation_pixels(pictures, indices, config.crop),
-            drawn=batches.drawn_pixels(pictures, drawn, model_config.factor),
-            records=[pictures.chosen[index].index for index in drawn],
+            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows),
+            validation=batches.validation_pixels(images, indices, config.crop),
+            drawn=batches.drawn_pixels(images, drawn, model_config.factor),
+            records=[images.chosen[index].index for index in drawn],
             mesh=mesh,
         )
 
 
 def train_vae(
     config: AutoencoderConfig,
-    pictures: SelectedImages,
+    images: SelectedImages,
     out: pathlib.Path,
     model: pathlib.Path,
     *,
@@ -163,23 +163,23 @@ def train_vae(
 
     Args:
       config: config of the stage.
-      pictures: images to train on.
-      out: the run.
+      images: training images.
+      out: folder of the run.
       model: model folder. If it has an autoencoder already, nothing is done.
       held_out: see `make_task`.
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
     """
-    if (model / "vae" / f"{weights.STEM}.safetensors").is_file():
+    if (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
         return
     mesh = make_mesh(config.mesh)
-    task = make_task(config, pictures, mesh, held_out)
+    task = make_task(config, images, mesh, held_out)
     state = loop.train(task, config, out, mesh, accept_changes=accept_changes, restart=restart)
     step = int(state.step)  # not `train.steps`: a resumed run may already be beyond an end that was brought forward
     with processes.raise_together():
         if jax.process_index() == 0:
-            trained = manager.weights(out / paths.CHECKPOINTS / str(step), "ema")
-            vae = weights.load(trained, jax.eval_shape(lambda: task.make_model(jax.random.key(0))))
+            trained = contents.weights(out / paths.CHECKPOINTS / str(step), "ema")
+            vae = stored_weights.load(trained, jax.eval_shape(lambda: task.make_model(jax.random.key(0))))
             unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
             crops = itertools.islice(unseen, config.statistics_batches)
             model_folder.save_vae(model, vae, *latent_statistics(vae, crops))

@@ -12,18 +12,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import stored_weights
 from qi2_jax.interop.lora import merging, reading, writing
 from qi2_jax.interop.lora.merging import Changes
-from qi2_jax.interop.weights import ArrayWeight
+from qi2_jax.interop.stored_weights import ArrayWeight
 from qi2_jax.models import lora, tree
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.runtime.digests import of_file
-from qi2_jax.tasks.transformer.start import check_fits, model_with
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.tasks.transformer.start import check_fits, starting_model
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.step import TrainState
 
 
@@ -42,11 +42,11 @@ def base_of_adapter(
     that run's adapter, which is kept beside it so that both adapters can be exported as one.
 
     Args:
-      like: the abstract transformer.
+      like: abstract transformer.
       source: run, checkpoint, imported folder or adapter with which the run begins; None: not given.
-      run: the run.
-      config: the adapter that the run trains.
-      mesh: devices of this and the other processes.
+      run: folder of the run.
+      config: adapter that the run trains.
+      mesh: devices of all processes.
       dtype: dtype of the loaded transformer.
       base: run or model folder with the transformer that the adapter `source` changes.
 
@@ -57,13 +57,13 @@ def base_of_adapter(
     place, digest = run / paths.MODEL / "transformer", ""
     with processes.raise_together():
         if jax.process_index() == 0:
-            if not manager.steps(run / paths.CHECKPOINTS):  # the source may still change
+            if not files.steps(run / paths.CHECKPOINTS):  # the source may still change
                 if source is None:
                     raise ValueError("lora.rank is above 0: name the transformer to adapt with --start")
                 if reading.is_adapter(source):  # now, not after minutes of copying
                     changes = reading.read(source, like.config)
                     _check_continues(source, changes, config, lora.targets(like, config))
-                _keep_base(like, model_with(source, base), run)
+                _keep_base(like, starting_model(source, base), run)
             elif (run / paths.CONFIG).is_file() and locating.lora_of(run) is None:
                 raise ValueError(
                     f"{run} was created with a different config; rerun with the original values, or train an adapter "
@@ -72,8 +72,8 @@ def base_of_adapter(
             digest = _digest(sorted(place.glob("*.safetensors")))
     digest = processes.gather(digest)[0]
     shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    weights = storage.of_ours(place, shapes)[0]
-    return storage.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
+    weights = stored_weights.open_ours(place, shapes)[0]
+    return stored_weights.load(weights, like, sharding.shardings(like, mesh), dtype), f"sha256:{digest}"
 
 
 def _keep_base(like: MMDiT, source: pathlib.Path, run: pathlib.Path) -> None:
@@ -98,10 +98,10 @@ def continued(
     differs from the config's, B is multiplied by the quotient.
 
     Args:
-      state: a state with a fresh adapter.
-      source: the adapter's file or folder.
-      config: the adapter that the run trains.
-      mesh: devices of this and the other processes.
+      state: state with a fresh adapter.
+      source: file or folder of the adapter.
+      config: adapter that the run trains.
+      mesh: devices of all processes.
       base_config: configuration of the transformer.
 
     Raises:
@@ -124,7 +124,7 @@ def continued(
     shardings = sharding.shardings(like, mesh)
 
     def placed(arrays: dict[str, np.ndarray]) -> Any:
-        return storage.load({name: ArrayWeight(array) for name, array in arrays.items()}, like, shardings)
+        return stored_weights.load({name: ArrayWeight(array) for name, array in arrays.items()}, like, shardings)
 
     def select(in_file: Any, values: Any, fresh: Any) -> Any:
         return jax.tree.map(jnp.where, in_file, values, fresh)

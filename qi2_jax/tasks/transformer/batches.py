@@ -1,6 +1,6 @@
 """Completes the loader's batches for the transformer.
 
-What the samples lack, the frozen encoders compute: latents ahead of the step, on the devices of this process, and text
+The frozen encoders compute what the samples lack: latents ahead of the step, on the devices of this process, and text
 features within the step, on the whole mesh.
 """
 
@@ -25,11 +25,11 @@ from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer.config import TransformerConfig
 from qi2_jax.text.prompts import PromptProcessor
 
-AHEAD = 2  # batches that are completed while the devices compute those before
+AHEAD = 2  # batches that are completed while the devices compute earlier ones
 
 
 class Inputs:
-    """Completes batches, whatever the samples hold.
+    """Completes batches, whatever the samples contain.
 
     Args:
       config: config of the transformer stage.
@@ -38,7 +38,7 @@ class Inputs:
       mesh: devices of the run.
 
     Attributes:
-      text_encoder: frozen text encoder for the compiled program, see `complete`; None where features are cached.
+      text_encoder: frozen text encoder for the compiled program, see `complete`; None if features are cached.
 
     Raises:
       ValueError: if an encoder that is needed is missing.

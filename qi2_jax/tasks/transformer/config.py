@@ -12,20 +12,19 @@ from data_pipeline.samples import encoding
 from data_pipeline.samples.cache import Cache, check_fingerprint
 from qi2_jax import attention, sharding
 from qi2_jax.config.fields import changeable, check_at_least, check_one_of, choice
-from qi2_jax.diffusion.timesteps import LAWS, Shift, TimestepLaw
+from qi2_jax.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS, Shift, TimestepDistribution
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.tasks.stages import DTYPES, check_batch_sizes, make_mesh
 from qi2_jax.tasks.transformer import fixed_prompts
 from qi2_jax.tasks.transformer.samples_config import Samples
-from qi2_jax.training import config as training
-from qi2_jax.training.config import TrainingConfig
+from qi2_jax.training.config import TrainingConfig, ValidationSchedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How the transformer is computed.
+    """How the transformer runs.
 
     Attributes:
       dtype: dtype of activations, "float32" or "bfloat16".
@@ -49,17 +48,17 @@ class TimestepConfig:
     """The times at which the transformer trains.
 
     Attributes:
-      law: distribution of training times; its arguments stand in the group of its name.
+      law: timestep distribution of training; the group with its name has its arguments.
       shift: shift of times with resolution, shared by training, validation and sampling.
     """
 
-    law: TimestepLaw = choice(LAWS)
+    law: TimestepDistribution = choice(TIMESTEP_DISTRIBUTIONS)
     shift: Shift
 
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig:
-    """Where the weights of a new run come from.
+    """The source of a new run's weights.
 
     Attributes:
       folder: run, checkpoint or imported folder whose transformer the run starts from; "": random weights.
@@ -93,7 +92,7 @@ class AdapterConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Validation(training.Validation):
+class Validation(ValidationSchedule):
     """When and on what a run is validated.
 
     Attributes:
@@ -117,8 +116,8 @@ class TransformerConfig(TrainingConfig):
     Attributes:
       model: shape of the transformer; the widths of latents and text are those of the samples.
       batch_sizes: images of a batch, for each of `data.sides`.
-      images_per_device: most images that a device computes at once, for each of `data.sides`; larger batches are split
-        into microbatches. 0: the whole batch.
+      images_per_device: largest number of images that a device computes at once, for each of `data.sides`; larger
+        batches are split into microbatches. 0: the whole batch.
       batches_per_update: batches whose gradients are accumulated for an update.
       dropout: probability of replacing a text by the empty prompt.
 
@@ -154,7 +153,7 @@ class TransformerConfig(TrainingConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What training the transformer reads of a stage's config.
+    """The part of a stage's config that the training of the transformer reads.
 
     Raises:
       ValueError: for a value out of its range.
@@ -177,7 +176,7 @@ class StageConfig:
         return dataclasses.replace(self, transformer=transformer)
 
 
-def check(config: StageConfig) -> None:
+def check_transformer(config: StageConfig) -> None:
     """Checks a config against the devices of this job, the transformer's layers, and the images that it names.
 
     Raises:
@@ -185,7 +184,8 @@ def check(config: StageConfig) -> None:
     """
     transformer = config.transformer
     attention.choose(transformer.execution.kernel, jax.default_backend())
-    like = jax.eval_shape(lambda: MMDiT(transformer.model, key=jax.random.key(0)))  # but for the widths of the samples
+    # The samples determine the widths of latents and text, which do not matter here.
+    like = jax.eval_shape(lambda: MMDiT(transformer.model, key=jax.random.key(0)))
     if transformer.adapter is not None:
         lora.targets(like, transformer.adapter)
     fixed_prompts.check_images(transformer.samples, max(config.data.sides))

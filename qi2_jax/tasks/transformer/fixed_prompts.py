@@ -26,7 +26,7 @@ from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.text.prompts import condition_size, resize_condition
 
-EMPTY = ""  # the negative prompt of guidance
+EMPTY = ""  # negative prompt of guidance
 PACKAGED = "scikit-image:"  # prefix for an image that comes with scikit-image
 
 
@@ -34,9 +34,9 @@ class Panel(NamedTuple):
     """Samples that are drawn as one grid.
 
     Attributes:
-      layout: layout that fits every sample, with its own text or with the empty prompt.
-      samples: what to draw. Of the target latents only the size counts.
-      empty: the empty prompt without condition images.
+      layout: layout that fits every sample, with its text or with the empty prompt.
+      samples: samples to draw. Only the size of the target latents is used.
+      empty: empty prompt without condition images.
     """
 
     layout: Layout

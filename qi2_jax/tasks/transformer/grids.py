@@ -2,7 +2,7 @@
 
 There is one grid per stream (area and number of condition images). For each held-out sample it shows the condition
 images, the target as the autoencoder reconstructs it, and what the transformer draws for the text. Fixed prompts and
-edits have grids of their own, without a target.
+edits have separate grids, without a target.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from qi2_jax.inference.latents import decode_latents
 from qi2_jax.interop import components
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import over_white, to_image
-from qi2_jax.reporting import sheet
+from qi2_jax.reporting.grid import in_ascii, lay_out
 from qi2_jax.runs import model_folder
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.batches import Inputs
@@ -58,7 +58,7 @@ class Grids:
       vae: autoencoder that decodes, on one device of this process.
       channels: number of latent channels.
       mesh: devices of the run.
-      inputs: what completes batches.
+      inputs: encoders that complete batches.
     """
 
     config: Samples
@@ -158,7 +158,7 @@ def make_grids(
     mesh: Mesh,
     inputs: Inputs,
 ) -> Grids | None:
-    """The grids of a run; None where the config asks for none, or the model folder has no autoencoder.
+    """The grids of a run; None if the config asks for none, or the model folder has no autoencoder.
 
     Args:
       config: group `samples` with `every`, and as for `Grids`.
@@ -197,7 +197,7 @@ def local_mesh() -> Mesh:
 
 
 def notes_of(sample: Sample, held_out: bool) -> dict[str, Any]:
-    """The text of a sample, None where it was encoded without, and the record of a held-out one."""
+    """The text of a sample (None if it was encoded without), and the record of a held-out one."""
     return {"text": sample.texts[0].prompt} | ({"record": sample.record} if held_out else {})
 
 
@@ -213,13 +213,13 @@ def drawing(
 
     Args:
       columns: titles of the images of a sample.
-      samples: images of each sample with values 0..255; alpha is laid over white in the grid.
-      notes: for each sample its `text`, or None and its `record`.
+      samples: images of each sample with values 0..255; the grid composites alpha over white.
+      notes: `text` of each sample, and its `record` if the text is None.
     """
-    texts = [f"record {note['record']}" if note["text"] is None else sheet.in_ascii(note["text"]) for note in notes]
+    texts = [f"record {note['record']}" if note["text"] is None else in_ascii(note["text"]) for note in notes]
     numbered = [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
     cells = [[_cell(pixels) for pixels in images] for images in samples]
-    pixels = np.asarray(sheet.lay_out(cells, columns, numbered, max(1, COLUMNS // len(columns))))
+    pixels = np.asarray(lay_out(cells, columns, numbered, max(1, COLUMNS // len(columns))))
     whole = {
         str(number): images[-1] for number, images in enumerate(samples, start=1) if max(images[-1].shape[:2]) > CELL
     }

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from data_pipeline.loading.batch import Batch
 from qi2_jax.diffusion import flow
-from qi2_jax.diffusion.timesteps import Shift, TimestepLaw
+from qi2_jax.diffusion.timesteps import Shift, TimestepDistribution
 from qi2_jax.models.mmdit import Execution, MMDiT
 from qi2_jax.sequence import Layout
 from qi2_jax.training.mean import Mean
@@ -22,7 +22,7 @@ from qi2_jax.training.step import Loss, Scalars
 
 # (frozen, trained) -> the model that predicts, of which the trained parameters may be a part.
 Assemble = Callable[[Any, Any], MMDiT]
-# (frozen, layout, batch) -> the complete batch, where something is still to be computed on the mesh.
+# (frozen, layout, batch) -> the batch with everything that is computed on the mesh.
 Complete = Callable[[Any, Layout, Batch], Batch]
 
 
@@ -75,10 +75,10 @@ class Objective:
 TIME_BINS = 9  # number of equal intervals of [0, 1] by which the training loss is reported
 
 
-def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
-    """The flow-matching loss at timesteps from the distribution `law`, shifted by each image's number of tokens.
+def make_loss(timesteps: TimestepDistribution, objective: Objective) -> Loss:
+    """The flow-matching loss at timesteps drawn from `timesteps` and shifted by each image's number of tokens.
 
-    Timestep and noise of an image depend on its own key alone. The further metrics are the mean losses of the images in
+    Timestep and noise of an image depend on its key alone. The further metrics are the mean losses of the images in
     each of `TIME_BINS` intervals of [0, 1].
     """
 
@@ -91,7 +91,7 @@ def make_loss(law: TimestepLaw, objective: Objective) -> Loss:
             frozen,
             layout,
             batch,
-            lambda tokens_B: law.sample(time_keys_B),
+            lambda tokens_B: timesteps.sample(time_keys_B),
             lambda shape: jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise_keys_B),
         )
         bin_B = jnp.minimum((t_B * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)

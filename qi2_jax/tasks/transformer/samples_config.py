@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 from qi2_jax.config.fields import check_at_least
 from qi2_jax.text.qwen_tokenizer import RESERVED
-from qi2_jax.training import config as training
-from qi2_jax.training.config import check_seed
+from qi2_jax.training.config import SampleSchedule, check_seed
 
 MAX_CONDITIONS = 3  # condition images of an edit, as in the report's training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Samples(training.Samples):
+class Samples(SampleSchedule):
     """Which images are generated during training.
 
     Attributes:

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
 from qi2_jax.inference import encoders
-from qi2_jax.interop import folder
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import folder, stored_weights
 from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
@@ -19,20 +18,22 @@ from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.transformer.config import TransformerConfig, transformer_config
 from qi2_jax.training import restarting
-from qi2_jax.training.checkpoints import manager
+from qi2_jax.training.checkpoints import files
 from qi2_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path | None, out: pathlib.Path) -> None:
-    """Puts the encoders that made the samples into a run, so that it can sample and be exported.
+def prepare_model_folder(
+    config: TransformerConfig, samples: Cache, source: pathlib.Path | None, out: pathlib.Path
+) -> None:
+    """Copies the encoders that made the samples into a run, so that it can sample and be exported.
 
     Args:
       config: config of the transformer stage.
       samples: samples that the run trains on.
-      source: a model folder, or a run or job with one; None for that of the job which the samples belong to, if any.
-      out: the run.
+      source: model folder, or run or job with one; None: model folder of the job that the samples belong to, if any.
+      out: folder of the run.
 
     Raises:
       ValueError: if the source is not a model folder, or its encoders did not make these samples.
@@ -46,7 +47,7 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
     if not (found / folder.MARK).is_file():
         if source is not None:
             raise ValueError(f"{found} is not a complete model folder (no {folder.MARK})")
-        if made_samples(model, samples):  # an earlier call was refused after it had put them there
+        if made_samples(model, samples):  # an earlier call was refused after it had copied them
             return
         log.info("%s does not exist: this run can train, but not sample. Name the encoders' folder with --model", found)
         return
@@ -54,21 +55,21 @@ def give_model(config: TransformerConfig, samples: Cache, source: pathlib.Path |
     if differing:
         raise ValueError(f"{differing} of {found} did not make the samples in {samples.folder}; see --model")
     if not made:
-        model_folder.adopt(found, model)
+        model_folder.copy_encoders(found, model)
         if not made_samples(model, samples):
             raise ValueError(f"{model} contains files of other models, from a call that was refused; delete it")
     # Before the first checkpoint the config may still change. After that `loop.train` compares it first.
-    if not manager.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
+    if not files.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
         shift = config.timesteps.shift
         model_folder.finish(model, transformer_config(config, samples), shift, scheduler_source(config, source))
         if line := model_folder.describe_scheduler(model, shift):
             log.info("%s", line)
 
 
-def finish_model(
+def update_model_folder(
     config: TransformerConfig, samples: Cache, model: pathlib.Path, base: pathlib.Path | None = None
 ) -> None:
-    """Brings a run's model folder, if it has the encoders, to the config that the run is trained with.
+    """Updates a run's model folder, if it has the encoders, to the config that the run trains with.
 
     Sampling and export read it. The config may have changed with `--accept-changes`, or the encoders may have come with
     a later `--model`.
@@ -85,7 +86,7 @@ def finish_model(
 
 
 def scheduler_source(config: TransformerConfig, base: pathlib.Path | None) -> str:
-    """What the scheduler of a run follows: the start or, if that is an adapter, the model that it changes."""
+    """The source of a run's scheduler: the start or, if that is an adapter, the model that it changes."""
     start = config.start.folder
     if start and reading.is_adapter(pathlib.Path(start)):
         return str(base) if base is not None else ""
@@ -101,7 +102,7 @@ def made_samples(model: pathlib.Path, samples: Cache) -> bool:
 
 
 def check_source(source: str, base: pathlib.Path | None) -> None:
-    """Checks that a start can be found, before anything is made.
+    """Checks that a start can be found, before anything is written.
 
     Args:
       source: `transformer.start.folder`.
@@ -110,25 +111,25 @@ def check_source(source: str, base: pathlib.Path | None) -> None:
     Raises:
       ValueError: if the source is neither a model nor an adapter, or an adapter without a transformer.
     """
-    locating.locate(model_with(pathlib.Path(source), base))
+    locating.locate(starting_model(pathlib.Path(source), base))
 
 
 def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: pathlib.Path | None = None) -> TrainState:
     """A state with the weights of a run, checkpoint or imported folder, or of a transformer with an adapter merged in.
 
-    A run gives its raw weights and its EMA.
+    A run provides both its raw weights and its EMA.
 
     Args:
-      state: a fresh state of the whole transformer.
+      state: fresh state of the whole transformer.
       source: run, checkpoint, imported folder or adapter.
-      mesh: devices of this and the other processes.
+      mesh: devices of all processes.
       base: run or model folder with the transformer that an adapter changes.
 
     Raises:
       ValueError: if the source is none of these, or its weights have other shapes; all of them are listed.
     """
     like = jax.eval_shape(lambda: state.model)
-    located = locating.locate(model_with(source, base))
+    located = locating.locate(starting_model(source, base))
     with processes.raise_together():
         if jax.process_index() == 0:
             located.check()
@@ -138,12 +139,12 @@ def started_from(state: TrainState, source: pathlib.Path, mesh: Mesh, base: path
         weights = located.weights("transformer", item)
         check_fits(weights, like, source)
         merged = merging.merged(weights, changes) if changes else weights
-        return storage.load(merged, like, sharding.shardings(like, mesh), np.float32)
+        return stored_weights.load(merged, like, sharding.shardings(like, mesh), np.float32)
 
     return state._replace(model=load("model"), ema=load("ema"))
 
 
-def model_with(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
+def starting_model(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
     """The model with which a run begins: the source or, if that is an adapter, its base.
 
     Raises:
@@ -158,7 +159,7 @@ def model_with(source: pathlib.Path, base: pathlib.Path | None) -> pathlib.Path:
     return base
 
 
-def check_fits(weights: storage.Weights, like: MMDiT, source: pathlib.Path) -> None:
+def check_fits(weights: stored_weights.Weights, like: MMDiT, source: pathlib.Path) -> None:
     """Raises a ValueError that lists every weight of `source` whose shape is not that of `like`."""
     expected = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
-    storage.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))
+    stored_weights.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(source))

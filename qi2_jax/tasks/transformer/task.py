@@ -28,7 +28,7 @@ from qi2_jax.tasks.transformer.adapter_start import base_of_adapter, continued
 from qi2_jax.tasks.transformer.batches import AHEAD, Inputs
 from qi2_jax.tasks.transformer.config import StageConfig, TransformerConfig, check_samples, transformer_config
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
-from qi2_jax.tasks.transformer.start import finish_model, started_from
+from qi2_jax.tasks.transformer.start import started_from, update_model_folder
 from qi2_jax.tasks.transformer.validation import HeldOut
 from qi2_jax.training import loop, restarting
 from qi2_jax.training.microbatch import Microbatch, as_update
@@ -38,11 +38,11 @@ from qi2_jax.training.telemetry.metrics import Drawing
 
 
 class Frozen(NamedTuple):
-    """What the loss reads and training does not change.
+    """Arrays that the loss reads and training does not change.
 
     Attributes:
-      text_encoder: encoder for text features that are computed within the step; None where they are cached.
-      base: transformer that an adapter changes; None where the whole transformer is trained.
+      text_encoder: encoder for text features that are computed within the step; None if they are cached.
+      base: transformer that an adapter changes; None if the whole transformer is trained.
     """
 
     text_encoder: Any = None
@@ -58,16 +58,16 @@ class TransformerTask(Task):
       data: see `Task`.
       samples: encoded samples.
       mixture: streams of the samples.
-      inputs: what completes batches.
+      inputs: encoders that complete batches.
       image_sizes: sizes of the images that `inputs` may have to encode.
       model_config: configuration of the transformer.
-      adapter: configuration of the adapter; None to train the whole transformer.
-      source: folder or adapter whose weights a new run starts from; None for random ones.
+      adapter: configuration of the adapter; None: the whole transformer is trained.
+      source: folder or adapter whose weights a new run starts from; None: random weights.
       base: run or model folder with the transformer that an adapter as `source` changes.
-      objective: what is predicted.
+      objective: training objective.
       frozen: parameters that are not trained.
       held_out: held-out samples by stream.
-      grids: what draws the sample grids; None for no grids.
+      grids: sample grids to draw; None: no grids.
       mesh: devices of the run.
       model: model folder of the run.
     """
@@ -98,9 +98,9 @@ class TransformerTask(Task):
         chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
         self.peak_flops = chip.flops if chip else None
         self.draws = self.grids is not None
-        law = self.config.timesteps.law
-        self._loss = make_loss(law, self.objective)
-        self._validate = validation.make_validation(law, self.objective, self.config.seed + 1)
+        timesteps = self.config.timesteps.law
+        self._loss = make_loss(timesteps, self.objective)
+        self._validate = validation.make_validation(timesteps, self.objective, self.config.seed + 1)
 
     def make_model(self, key: jax.Array) -> Any:
         if self.adapter is None:
@@ -137,11 +137,11 @@ class TransformerTask(Task):
         return state
 
     def on_config_accepted(self) -> None:
-        finish_model(self.config, self.samples, self.model, self.base)
+        update_model_folder(self.config, self.samples, self.model, self.base)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
         of_ema, of_raw = (
-            {name: self._validate(model, self.frozen, own, check_signals) for name, own in self.held_out.items()}
+            {name: self._validate(model, self.frozen, rows, check_signals) for name, rows in self.held_out.items()}
             for model in (state.ema, state.model)
         )
         return validation.report(of_ema, of_raw)
@@ -169,7 +169,7 @@ def make_task(
     Args:
       config: config with the groups `data` and `transformer`.
       samples: encoded samples.
-      out: the run.
+      out: folder of the run.
       mesh: devices of the run.
       data: identity of the samples and their mixture.
       base: run or model folder with the transformer that an adapter as `start.folder` changes.
@@ -255,16 +255,16 @@ def train_transformer(
 
     Args:
       config: config with the groups `data` and `transformer`. A new run starts from the weights in
-        `transformer.start.folder`, or from random ones where that is empty.
+        `transformer.start.folder`, or from random ones if that is empty.
       samples: encoded samples.
-      out: the run.
+      out: folder of the run.
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
       base: run or model folder with the transformer that an adapter changes, if `start.folder` is an adapter.
 
     Raises:
-      ValueError: if the samples were prepared in another way than `stage.data` says, or lack a stream that it asks
-        for, and as `loop.train`.
+      ValueError: if the samples were not prepared as the group `data` says, or lack a stream that has a share, and as
+        `loop.train`.
     """
     check_samples(config, samples)
     restarting.check(out, restart=restart)
@@ -273,7 +273,7 @@ def train_transformer(
     if stage.adapter is None and not accept_changes and loop.is_finished(stage, data, out):
         with processes.raise_together():
             if jax.process_index() == 0:
-                finish_model(stage, samples, out / paths.MODEL, base)
+                update_model_folder(stage, samples, out / paths.MODEL, base)
         return
     mesh = stages.make_mesh(stage.mesh)
     for line in sharding.unsharded_weights(abstract_transformer(transformer_config(stage, samples)), mesh):

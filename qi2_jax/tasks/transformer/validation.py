@@ -16,14 +16,14 @@ from jaxtyping import Array, Float, Int, Key
 from data_pipeline.loading.batch import Batch, collate, with_text
 from data_pipeline.loading.mixture import Stream
 from qi2_jax import sharding
-from qi2_jax.diffusion.timesteps import TimestepLaw
+from qi2_jax.diffusion.timesteps import TimestepDistribution
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.batches import Inputs
 from qi2_jax.tasks.transformer.objective import Objective
 from qi2_jax.training.microbatch import Microbatch, Stats, put
 
-AHEAD = 4  # losses that the devices may still have to compute while the next is dispatched
+AHEAD = 4  # unfinished losses on the devices while the next is dispatched
 QUANTILES = tuple(np.linspace(0.1, 0.9, 9).tolist())
 
 
@@ -40,22 +40,23 @@ class HeldOut(NamedTuple):
 
 
 def make_validation(
-    law: TimestepLaw, objective: Objective, seed: int, quantiles: tuple[float, ...] = QUANTILES
+    timesteps: TimestepDistribution, objective: Objective, seed: int, quantiles: tuple[float, ...] = QUANTILES
 ) -> Callable[..., Float[np.ndarray, "Q"]]:
     """Makes a function that computes mean losses at fixed noise and timesteps, whatever the training step drew.
 
     Args:
-      law: timestep distribution of the training.
+      timesteps: timestep distribution of the training.
       objective: objective of the training.
       seed: seed of the noise.
-      quantiles: probabilities in (0, 1). The timesteps are the quantiles of `law` at them, shifted as in training.
+      quantiles: probabilities in (0, 1). The timesteps are the quantiles of `timesteps` at them, shifted as in
+        training.
 
     Returns:
       `(model, frozen, held_out, check_signals) -> losses`, the mean loss at each quantile. Noise depends on (seed,
       index of the image, quantile), not on the size of the batches. `check_signals` is called before each batch and may
       raise to end the validation.
     """
-    times = np.asarray(law.quantile(jnp.asarray(quantiles)))
+    times = np.asarray(timesteps.quantile(jnp.asarray(quantiles)))
 
     @functools.partial(jax.jit, static_argnums=2)
     def loss_at(

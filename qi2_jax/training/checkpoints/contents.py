@@ -1,4 +1,4 @@
-"""Reads parts of a checkpoint without restoring it: its items, single leaves, and whether they fit a model."""
+"""Reads parts of a checkpoint without restoring it, and checks whether they fit a model."""
 
 import dataclasses
 import pathlib
@@ -46,7 +46,7 @@ def check(path: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
 def _leaf(path: pathlib.Path, item: str, name: str) -> tensorstore.TensorStore:
     """One leaf of a step, to be read in slices.
 
-    Orbax would load whole items, and in a program of several processes only with all of them together.
+    Orbax would load whole items and, with several processes, only if all of them call it.
     """
     base = {"driver": "file", "path": f"{path.resolve() / item}/"}  # a URL would need quoting
     place = {"driver": "ocdbt", "base": base, "path": name}
@@ -55,7 +55,7 @@ def _leaf(path: pathlib.Path, item: str, name: str) -> tensorstore.TensorStore:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointWeight:
-    """One parameter of a checkpoint, which is read on demand; a `qi2_jax.interop.weights.Weight`."""
+    """One parameter of a checkpoint, which is read on demand; a `qi2_jax.interop.stored_weights.Weight`."""
 
     path: pathlib.Path
     item: str

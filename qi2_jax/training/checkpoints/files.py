@@ -53,7 +53,7 @@ def plain(value: Any) -> Any:
 
 
 def write_manifest(path: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """Writes the readable copy of a step's manifest. Where it is missing, the copy that Orbax committed counts."""
+    """Writes the readable copy of a step's manifest. If it is missing, the copy that Orbax committed is read."""
     write_json_atomic(path / MANIFEST, manifest)
 
 
@@ -157,7 +157,7 @@ def set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
     return target
 
 
-def aside(directory: pathlib.Path) -> list[str]:
+def damaged(directory: pathlib.Path) -> list[str]:
     """Names of the damaged checkpoints that were set aside."""
     return sorted(path.name for path in directory.glob(f"*{_DAMAGED}*") if path.name.split(".")[0].isdecimal())
 
@@ -187,6 +187,6 @@ def clean(directory: pathlib.Path) -> list[str]:
         else:
             shutil.rmtree(path)
             left.append(path.name)
-    for temporary in directory.glob("*/.*.partial"):  # of a manifest or checksums
+    for temporary in directory.glob("*/.*.partial"):  # unfinished manifests and checksums
         temporary.unlink(missing_ok=True)
     return left

@@ -8,7 +8,7 @@ from qi2_jax.config.changes import differences
 from qi2_jax.config.parsing import config_fields, parse
 from qi2_jax.training.checkpoints import checksums, files, retention
 
-_METRICS = ("loss", "validation_loss")
+METRICS = ("loss", "validation_loss")
 
 _ATTEMPTS = 5
 
@@ -36,13 +36,13 @@ def _listing(directory: pathlib.Path) -> dict[str, Any]:
                 "step": step,
                 "saved": datetime.datetime.fromtimestamp(files.saved_at(path), datetime.UTC).isoformat("T", "seconds"),
                 "bytes": sum(files.files(path).values()),
-                "metrics": {name: files.metric(path, name) for name in _METRICS},
+                "metrics": {name: files.metric(path, name) for name in METRICS},
                 "marked": step in marked,
                 "kept": why.get(step, ["marked"] if step in marked else []),
                 "verified": checksums.is_verified(path),
             }
         )
-    return {"checkpoints": listed, "damaged": files.aside(directory)}
+    return {"checkpoints": listed, "damaged": files.damaged(directory)}
 
 
 def _policy(directory: pathlib.Path, steps: list[int]) -> retention.Policy | None:

@@ -1,4 +1,4 @@
-"""Local checkpoints: between two persistent saves every process keeps its part of the state on its own host's disk.
+"""Local checkpoints: between two persistent saves every process keeps its part of the state on its host's disk.
 
 A crashed or preempted process then loses few steps, without the traffic of a persistent save. If a host is lost with
 its disk, its parts come from processes that hold the same parts of the state. Parameters are replicated along `data`,
@@ -9,8 +9,8 @@ FOLDER/NAME-ID-PLACE/process-I/STEP/manifest.json       as in a persistent check
 
 NAME is the name of the run's folder. ID is the content of `local_id` in it, which changes at each start that did not
 resume from a local checkpoint, so that states which the run has abandoned are never restored. PLACE is a digest of the
-folder's path: only the persistent checkpoints of a run survive a copy or a move. Each start writes its own number, its
-life, into the manifests, and parts of two lives are never combined.
+folder's path: only the persistent checkpoints of a run survive a copy or a move. Each start writes a unique number, its
+life, into the manifests, and parts of different lives are never combined.
 """
 
 import concurrent.futures
@@ -257,13 +257,13 @@ def _leaf(name: str, like: Any, parts: Mapping[str, np.ndarray] | None, *, excha
     count = math.prod(mesh.shape[axis] for axis in _unused(mesh, spec))
     bits = np.dtype(f"u{like.dtype.itemsize}")
 
-    def own(index: Any) -> np.ndarray:
+    def available(index: Any) -> np.ndarray:
         if parts is None:
             return np.zeros((1, *like.sharding.shard_shape(like.shape)), bits)
         return parts[_key(name, like, index[1:])].view(bits)[None]
 
-    stacked = jax.make_array_from_callback((count, *like.shape), copies, own)
-    # The maximum over bit patterns, of which a missing part contributes zeros, returns every part bit for bit.
+    stacked = jax.make_array_from_callback((count, *like.shape), copies, available)
+    # A missing part contributes zeros, so the maximum over the bit patterns returns every part bit for bit.
     join = jax.jit(
         lambda copies: jax.lax.bitcast_convert_type(jnp.max(copies, axis=0), like.dtype), out_shardings=like.sharding
     )

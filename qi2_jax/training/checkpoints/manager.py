@@ -19,14 +19,10 @@ from orbax.checkpoint import v1 as ocp
 
 from qi2_jax.models import tree
 from qi2_jax.runtime.processes import gather
-from qi2_jax.training.checkpoints import checksums, files, retention
-from qi2_jax.training.checkpoints import local as local_checkpoints
-from qi2_jax.training.checkpoints.contents import CheckpointWeight as CheckpointWeight
+from qi2_jax.training.checkpoints import checksums, files, local, retention
 from qi2_jax.training.checkpoints.contents import check, contents, describe
-from qi2_jax.training.checkpoints.contents import weights as weights
-from qi2_jax.training.checkpoints.files import steps as steps
 from qi2_jax.training.checkpoints.local import LocalCheckpoints
-from qi2_jax.training.checkpoints.retention import Policy as Policy
+from qi2_jax.training.checkpoints.retention import Policy
 from qi2_jax.training.step import TrainState
 
 ITEMS = ("model", "ema", "optimizer", "progress")
@@ -36,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Shortens Orbax's log: every thread that a failed save passes logs its traceback, before ours raises it."""
+    """Shortens Orbax's log: several threads log the traceback of a failed save before it is raised here."""
     if "/orbax/" not in record.pathname or not record.exc_info:
         return True
     record.exc_info = None
@@ -85,7 +81,7 @@ class Checkpoints:
 
     Attributes:
       directory: folder of the checkpoints.
-      policy: what is kept, whether checksums are written, and where local checkpoints are.
+      policy: rules for retention, checksums and local checkpoints.
       damaged: a line for each checkpoint that `restore` passed over, with what is wrong.
       local: local checkpoints, after `restore` or `begin_locally`; None if the policy has none.
       on_commit: callback with the step of each persistent checkpoint that is complete, in process 0 and in the thread
@@ -136,23 +132,26 @@ class Checkpoints:
             self._saving = step, self._background.submit(self._finish, written, path, record)
 
     def begin_locally(self) -> None:
-        """Prepares `save_locally`, if the policy has local checkpoints. Earlier ones are deleted, unless `restore`
-        continued from them."""
+        """Prepares `save_locally`, if the policy has local checkpoints.
+
+        Deletes earlier local checkpoints, unless `restore` continued from them.
+        """
         place = pathlib.Path(self.policy.local_folder), self.directory.parent
         if not self.policy.local_every:
-            local_checkpoints.forget(*place)
+            local.forget(*place)
         elif self.local is None:
-            self.local = LocalCheckpoints(local_checkpoints.renew(*place))
+            self.local = LocalCheckpoints(local.renew(*place))
 
     def end_locally(self) -> None:
         """Deletes the local checkpoints of a run that has ended."""
         if self.local is not None:
             self.local.wait()
-            local_checkpoints.forget(pathlib.Path(self.policy.local_folder), self.directory.parent)
+            local.forget(pathlib.Path(self.policy.local_folder), self.directory.parent)
 
     def save_locally(self, state: TrainState, manifest: Mapping[str, Any] | None = None) -> None:
-        """Copies this process's part of the state to its own disk, see `local.py`. The first save of a run is a
-        persistent one instead, which proves that the run has begun.
+        """Copies this process's part of the state to its host's disk, see `local.py`.
+
+        The first save of a run is a persistent one instead, which proves that the run has begun.
         """
         assert self.local is not None
         if self._newest is None:
@@ -196,13 +195,13 @@ class Checkpoints:
         """
         self.wait()
         if self.policy.local_every and self._newest is not None:
-            place = local_checkpoints.find(pathlib.Path(self.policy.local_folder), self.directory.parent)
-            local = None if place is None else LocalCheckpoints(place)
-            found = None if local is None else local.restore(_leaves(like), self._newest)
-            if local is not None and found is not None:
+            place = local.find(pathlib.Path(self.policy.local_folder), self.directory.parent)
+            kept = None if place is None else LocalCheckpoints(place)
+            found = None if kept is None else kept.restore(_leaves(like), self._newest)
+            if kept is not None and found is not None:
                 step, leaves, manifest = found
-                _log.warning("resuming from the local checkpoint of step %d in %s", step, local.directory)
-                self.local = local
+                _log.warning("resuming from the local checkpoint of step %d in %s", step, kept.directory)
+                self.local = kept
                 return _state(like, leaves), manifest
         damaged: dict[int, list[str]] = {}
         for step in sorted(self._steps(), reverse=True):
@@ -243,8 +242,8 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Complete steps as process 0 sees them."""
-        own = steps(self.directory) if jax.process_index() == 0 else []
-        return [int(step) for step in gather(" ".join(map(str, own)))[0].split()]
+        seen = files.steps(self.directory) if jax.process_index() == 0 else []
+        return [int(step) for step in gather(" ".join(map(str, seen)))[0].split()]
 
     def wait(self) -> None:
         """Waits for a save in progress. Raises as `close`."""
@@ -264,7 +263,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.directory).free / 2**30
         return ValueError(
             f"saving step {step} in {self.directory} failed: {_reason(error)}. {free:.3f} GiB are free there. Earlier "
-            f"checkpoints {steps(self.directory)} are intact: fix the cause and run the same command to resume"
+            f"checkpoints {files.steps(self.directory)} are intact: fix the cause and run the same command to resume"
         )
 
     def _is_intact(self, path: pathlib.Path) -> bool:

@@ -8,17 +8,18 @@ from qi2_jax.training.checkpoints import checksums, files
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What a run does with its checkpoints.
+    """How a run keeps its checkpoints.
 
     Attributes:
-      keep: how many of the latest are kept, at least 1.
-      keep_every: in steps; its multiples are kept for ever. 0: none.
-      keep_best: how many of those with the lowest `best_metric` are kept. 0: none.
-      best_metric: of the manifest's metrics; a checkpoint without it is never among the best. "validation_loss" is a
-        plain mean over streams, however many samples each holds.
-      checksums: of all files, written after each save and compared before each restore.
-      local_every: in steps, how often every process keeps its part of the state on its own disk in between; 0: never.
-      local_folder: where, the same path on every host; see `local_checkpoint`.
+      keep: number of most recent checkpoints to keep, at least 1.
+      keep_every: interval in steps; checkpoints at its multiples are kept for ever. 0: none.
+      keep_best: number of checkpoints with the lowest `best_metric` to keep. 0: none.
+      best_metric: name of a metric in the manifest; a checkpoint without it is never among the best.
+        "validation_loss" is a plain mean over streams, however many samples each has.
+      checksums: whether files are hashed after each save and compared before each restore.
+      local_every: interval in steps at which every process also keeps its part of the state on its host's disk;
+        0: never.
+      local_folder: folder of the local checkpoints, the same path on every host; see `local.py`.
     """
 
     keep: int = 2
@@ -38,7 +39,7 @@ class Policy:
         if self.local_every and not pathlib.PurePath(self.local_folder).is_absolute():
             raise ValueError(
                 f"local_every is {self.local_every}, but local_folder {self.local_folder!r} is not an absolute path; "
-                "name a folder on each host's own disk"
+                "name a folder on each host's disk"
             )
 
 

@@ -1,1 +1,1 @@
-"""What a run reports: metrics and their sinks, events, progress, profiles, and the watchdog."""
+"""The reports of a run: metrics and their sinks, events, progress, profiles, and the watchdog."""

@@ -45,7 +45,7 @@ class Stopwatch:
         """Adds the time of a block to a category. Blocks may be nested.
 
         Args:
-          name: the category.
+          name: time category.
           since: callback at the end of a block without nested blocks. It returns a moment of `time.monotonic`; time
             before that moment stays with the surrounding category.
         """
@@ -155,7 +155,7 @@ def _ends_with_newline(path: pathlib.Path) -> bool:
 
 
 def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Lines of an events file in order, without what killed processes left unfinished; none if there is no file."""
+    """Lines of an events file in order, without unfinished lines of killed processes; empty if there is no file."""
     if not path.exists():
         return []
     return [
@@ -203,7 +203,7 @@ def goodput(
     Args:
       events: events from `read_events`.
       lines: lines from `metrics.lines`.
-      until: end of the wall time, in seconds since 1970; None for now.
+      until: end of the wall time, in seconds since 1970; None: now.
 
     Returns:
       kept_seconds / wall_seconds; None before the first start.

@@ -70,7 +70,7 @@ class Journal(contextlib.ExitStack):
         self._skipped = float(state.skipped_total)
         # The metric by which checkpoints are kept: earlier metrics or the first logged step must have it.
         self._unseen = config.checkpoint.best_metric if config.checkpoint.keep_best else ""
-        self._forget()
+        self._begin_interval()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
         axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         self.note(
@@ -79,8 +79,8 @@ class Journal(contextlib.ExitStack):
             f"{config.checkpoint.every:,} steps, validation every {config.validation.every:,}. {directory}"
         )
 
-    def _forget(self) -> None:
-        """Starts the next interval between logged steps."""
+    def _begin_interval(self) -> None:
+        """Begins the next interval between logged steps."""
         self._values: list[Mapping[str, Any]] = []
         self._batch_metrics: list[Mapping[str, float | Mean]] = []
         self._images, self._tokens, self._flops = 0, 0, 0.0
@@ -152,7 +152,7 @@ class Journal(contextlib.ExitStack):
             raise
 
     def dispatched(self, result: jax.Array) -> None:
-        """Notes an output of an update that nothing donates. The devices are busy until it is ready."""
+        """Records an output of an update that is not donated. The devices are busy until it is ready."""
         self._result = result
 
     @contextlib.contextmanager
@@ -184,7 +184,7 @@ class Journal(contextlib.ExitStack):
         """Waits for the metrics of the steps since the last logged one and writes their means.
 
         Args:
-          step: the step to log.
+          step: step to log.
           learning_rate: rate of its update.
 
         Returns:
@@ -210,7 +210,7 @@ class Journal(contextlib.ExitStack):
         if self._unseen:
             self._check_best(self._unseen, values.keys() | self._evaluated[1].keys())
         self._unseen = ""
-        self._forget()
+        self._begin_interval()
         return streak
 
     @staticmethod
@@ -234,7 +234,7 @@ class Journal(contextlib.ExitStack):
 
     def committed(self, step: int) -> None:
         """Records that a checkpoint is complete. Called from the thread that saves."""
-        with contextlib.suppress(OSError):  # the checkpoint is whole all the same
+        with contextlib.suppress(OSError):  # the checkpoint is complete anyway
             self._events.write(accounting.COMMIT, step)
 
     def drawn(self, step: int, drawings: Mapping[str, Drawing]) -> None:

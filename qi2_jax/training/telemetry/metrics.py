@@ -94,7 +94,7 @@ class Metrics:
         return sorted({name for line in known for name in line} - {"step"})
 
     def already_done(self, step: int) -> list[str]:
-        """Which of "evaluate" and "sample" the files of the run hold for a step."""
+        """Which of "evaluate" and "sample" the files of the run contain for a step."""
         found = []
         if self.path.exists() and any(line["step"] == step and EVALUATION in line for line in lines(self.path)):
             found.append("evaluate")
@@ -128,7 +128,7 @@ class Metrics:
         Raises:
           ValueError: if a name is not a valid file name.
         """
-        for name in [*drawings, *(own for drawing in drawings.values() for own in drawing.whole)]:
+        for name in [*drawings, *(image for drawing in drawings.values() for image in drawing.whole)]:
             if not _IMAGE_NAME.fullmatch(name):
                 raise ValueError(f"image name {name!r} must consist of letters, digits, '.', '-' and '_'")
         if not self._writes:
@@ -139,7 +139,9 @@ class Metrics:
         for name, drawing in drawings.items():
             if drawing.whole:
                 grids[name].with_suffix(WHOLE).mkdir(exist_ok=True)
-                files |= {grids[name].with_suffix(WHOLE) / f"{own}.png": of for own, of in drawing.whole.items()}
+                files |= {
+                    grids[name].with_suffix(WHOLE) / f"{image}.png": pixels for image, pixels in drawing.whole.items()
+                }
             if drawing.notes:
                 text = json.dumps(drawing.notes, ensure_ascii=False, indent=1)
                 grids[name].with_suffix(NOTES).write_text(text + "\n", encoding="utf-8")
@@ -219,7 +221,7 @@ def read(path: pathlib.Path) -> list[dict[str, float]]:
 def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Combines the metrics of one or several steps into one number per name, with one transfer from the devices.
 
-    A `Mean` becomes the sum of totals over the sum of counts, and is left out where nothing was counted. Other values
+    A `Mean` becomes the sum of totals over the sum of counts, and is left out if nothing was counted. Other values
     are averaged over the steps that have them, except those in `LAST` and `MAX`. Values that are not finite, as of
     skipped steps, count only where there are no others.
 
@@ -245,7 +247,7 @@ def fetch(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _combined(means: Sequence[Mean]) -> float | None:
-    """The mean of all, None where nothing was counted."""
+    """The mean of all; None if nothing was counted."""
     pairs = [(float(mean.total), float(mean.count)) for mean in means]
     finite = [pair for pair in pairs if math.isfinite(pair[0])] or pairs
     count = sum(count for _, count in finite)

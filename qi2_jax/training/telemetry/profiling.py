@@ -30,7 +30,7 @@ class Profiler:
 
     Args:
       directory: folder of the run.
-      start: first step of the window in the config; 0 for none.
+      start: first step of the window in the config; 0: none.
       steps: number of steps in a trace.
 
     Raises:

@@ -25,7 +25,7 @@ class Watchdog:
     stacks go to stderr and to `RUN/stacks-PROCESS.txt`, and an "error" to the events of the run.
 
     Args:
-      seconds: time limit of phases without a limit of their own; 0 switches the watchdog off.
+      seconds: default time limit of a phase; 0 switches the watchdog off.
       directory: folder of the run.
 
     Raises:

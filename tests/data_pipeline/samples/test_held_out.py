@@ -15,7 +15,7 @@ from data_pipeline.samples.encoding import encode, preprocessing
 from data_pipeline.samples.held_out import check_held_out, image_hash, is_held
 from data_pipeline.samples.schema import NOTHING, Text
 from data_pipeline.selection.index import Kept, Selection, write_selection
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 STAGES = [f"experiments/qwen_image_2/{name}.py:tiny" for name in ("s1_256p_t2i", "s3_512p_synthetic", "s4_1024p")]
 SIZES = [(64 + 48 * (index % 4), 64 + 48 * (index % 4)) for index in range(12)]  # in areas from 64 to 128
@@ -60,7 +60,7 @@ def test_no_held_image_is_trained_on_in_any_stream_of_any_stage(pictures, made, 
         folder = Path(name)
         write_shards(folder, records, records_per_shard=4)
         for stage in STAGES:
-            data = configs.load(stage, [f"data.held_out={held_out}"]).data
+            data = load_experiment(stage, [f"data.held_out={held_out}"]).data
             index, out = folder / "selection.parquet", folder / Path(stage).stem
             write_selection(index, Selection(data.thresholds, tuple(kept), {}, (), {}, {}, "of them"))
             resolutions, how = data.resolutions, {"records_per_unit": 3, "held_out": held_out}

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from qi2_jax.inference.pipeline import Pipeline
-from qi2_jax.interop import weights as storage
+from qi2_jax.interop import stored_weights
 from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models import tree
 from tests import tiny_pipeline
@@ -32,7 +32,7 @@ FORMATS = {  # arguments of `spelt`
 
 def merged(base, config, *files_and_scales):
     """{our name: array} of a model with adapters, read as `Pipeline.load` does."""
-    weights = {name: storage.ArrayWeight(np.asarray(leaf)) for name, leaf in tree.to_dict(base).items()}
+    weights = {name: stored_weights.ArrayWeight(np.asarray(leaf)) for name, leaf in tree.to_dict(base).items()}
     for file, scale in files_and_scales:
         weights = merging.merged(weights, merging.scaled(reading.read(file, config), scale))
     return {name: weight.read() for name, weight in weights.items()}

@@ -15,13 +15,13 @@ from data_pipeline.samples.held_out import image_hash
 from qi2_jax.tasks.autoencoder import batches, task
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.training.telemetry import metrics
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     def encoded(seed):
         buffer = io.BytesIO()
         pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -33,15 +33,15 @@ def pictures(tmp_path_factory):
     return SelectedImages(RecordFolder(folder), tuple(SelectedImage(i, Bucket(SIDE, SIDE), (0,)) for i in range(12)), 4)
 
 
-def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(pictures, caplog):
+def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(images, caplog):
     caplog.set_level("INFO")
-    numbers = [image_hash(pictures.record(index).image) for index in range(12)]
+    numbers = [image_hash(images.record(index).image) for index in range(12)]
     expected = [index for index in range(12) if numbers[index] < 0.5]
     assert 1 < len(expected) < 12
-    assert batches.held_out_indices(pictures, 0.5) == expected
-    assert batches.held_out_indices(pictures, 0.5, 2) == expected[:2]
-    assert batches.held_out_indices(pictures, 0.0, 3) == [0, 1, 2]
-    assert batches.held_out_indices(pictures, min(numbers), 3) == [0, 1, 2]
+    assert batches.held_out_indices(images, 0.5) == expected
+    assert batches.held_out_indices(images, 0.5, 2) == expected[:2]
+    assert batches.held_out_indices(images, 0.0, 3) == [0, 1, 2]
+    assert batches.held_out_indices(images, min(numbers), 3) == [0, 1, 2]
     assert "none of the first 12 images is held out" in caplog.text
 
 
@@ -49,11 +49,11 @@ def tiny():
     model = ("encoder_width=4", "decoder_width=4", "latent_channels=8", "multipliers=(1,1)", "halves_time=(True,)")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=2", "train.sinks=()")
     overrides = [*(f"vae.model.{change}" for change in model), *(f"vae.{change}" for change in run)]
-    return configs.load("experiments/demo.py:tiny", overrides).vae
+    return load_experiment("experiments/demo.py:tiny", overrides).vae
 
 
-def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(pictures, tmp_path):
-    train_vae(tiny(), pictures, tmp_path / "vae", tmp_path / "model", held_out=0.5)
+def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(images, tmp_path):
+    train_vae(tiny(), images, tmp_path / "vae", tmp_path / "model", held_out=0.5)
     lines = [line for line in metrics.lines(tmp_path / "vae" / metrics.FILE) if "validation_loss" in line]
     assert [line["step"] for line in lines] == [0, 2]
     names = {"step", "validation_loss", "validation_psnr", "validation_loss/raw", "validation_psnr/raw"}
@@ -62,15 +62,15 @@ def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(pict
     drawn = {path.name for path in (tmp_path / "vae" / "samples").iterdir()}
     assert drawn == {f"reconstructions-{step}.{kind}" for step in (0, 2) for kind in ("png", "json")}
     notes = json.loads((tmp_path / "vae" / "samples" / "reconstructions-2.json").read_text())
-    held_out = batches.held_out_indices(pictures, 0.5)
+    held_out = batches.held_out_indices(images, 0.5)
     assert [sample["record"] for sample in notes["samples"]] == held_out[: batches.DRAWN_IMAGES]
     with Image.open(tmp_path / "vae" / "samples" / "reconstructions-2.png") as grid:
         assert grid.width > 2 * SIDE and grid.height > len(notes["samples"]) // 2 * SIDE
 
 
-def test_validation_does_not_depend_on_how_its_batch_is_filled_up(pictures):
+def test_validation_does_not_depend_on_how_its_batch_is_filled_up(images):
     config = tiny()
-    made = task.make_task(config, pictures, task.make_mesh(config.mesh), 0.5)
+    made = task.make_task(config, images, task.make_mesh(config.mesh), 0.5)
     model = made.make_model(task.jax.random.key(0))
     found = [made._validate(model, made.validation[:size], 2) for size in (2, 4)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -11,20 +11,20 @@ from PIL import Image
 from qi2_jax import sharding
 from qi2_jax.config.parsing import parse
 from qi2_jax.tasks.transformer import fixed_prompts
-from qi2_jax.tasks.transformer.config import check
+from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.tasks.transformer.samples_config import Samples
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
 
 def asked(**changes):
     """The demo's stage with other fixed prompts and edits."""
-    config = configs.load("experiments/demo.py:tiny")
+    config = load_experiment("experiments/demo.py:tiny")
     values = {**config.transformer.as_typed["samples"], **{"every": 1, **changes}}
     samples = parse(Samples, values, "transformer.samples")
     return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, samples=samples))
 
 
-def picture(path, width, height):
+def write_image(path, width, height):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return str(path)
 
@@ -54,18 +54,18 @@ def picture(path, width, height):
 )
 def test_what_cannot_be_drawn_is_named_before_training(changes, message):
     with pytest.raises(ValueError, match=message):
-        check(asked(**changes))
+        check_transformer(asked(**changes))
 
 
 def test_a_single_text_is_no_tuple_and_a_strip_no_condition(tmp_path):
     with pytest.raises(ValueError, match=r"samples\.prompts is 'a cat'; it must be a tuple"):
         asked(prompts="a cat")
-    strip = picture(tmp_path / "strip.png", 2000, 2)
+    strip = write_image(tmp_path / "strip.png", 2000, 2)
     with pytest.raises(ValueError, match=r"strip\.png: an image of 2000 x 2 has no side left at resolution 64"):
         fixed_prompts.check_images(asked(edits=(("make it night", strip),)).transformer.samples, 64)
 
 
-def test_pictures_of_scikit_image_are_found_in_the_package(monkeypatch):
+def test_images_of_scikit_image_are_found_in_the_package(monkeypatch):
     config = asked(edits=(("make it blue", "scikit-image:coffee.png"),)).transformer.samples
     fixed_prompts.check_images(config, 64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -93,9 +93,9 @@ def test_edits_are_drawn_by_their_number_of_images_and_no_encoder_stays(imported
     monkeypatch.setattr(
         sharding.Attention, "__call__", lambda self, *rows: split.append(self.mesh) or attend(self, *rows)
     )
-    square, wide = picture(tmp_path / "square.png", 70, 70), picture(tmp_path / "wide.png", 100, 60)
+    square, wide = write_image(tmp_path / "square.png", 70, 70), write_image(tmp_path / "wide.png", 100, 60)
     config = asked(edits=(("darker", square), ("darker", wide), ("join them", square, wide)))
-    check(config)
+    check_transformer(config)
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
     mesh = sharding.make_mesh(sharding.MeshShape(tensor=2), jax.devices()[:2])

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax.reporting import sheet
+from qi2_jax.reporting.grid import in_ascii, lay_out
 from qi2_jax.tasks.transformer import grids
 
 
@@ -14,7 +14,7 @@ def plain(red, height, width):
     return np.full((height, width, 3), (red, 200, 200), np.uint8)
 
 
-def test_pictures_are_reduced_to_a_cell_and_what_was_drawn_is_also_kept_whole():
+def test_images_are_reduced_to_a_cell_and_what_was_drawn_is_also_kept_whole():
     wide = np.random.default_rng(0).integers(0, 256, (300, 1200, 3), dtype=np.uint8)
     rows = [[plain(10, 700, 2 * grids.CELL), wide], [plain(30, 64, 32), plain(40, 64, 48)]]
     found = grids.drawing(["condition 1", "sample"], rows, [{"text": "a sign"}, {"text": "雨后"}])
@@ -31,7 +31,7 @@ def test_pictures_are_reduced_to_a_cell_and_what_was_drawn_is_also_kept_whole():
 
 
 @pytest.mark.parametrize(("columns", "across"), [(1, 4), (2, 2), (3, 1), (5, 1)])
-def test_samples_of_few_pictures_stand_beside_each_other(columns, across):
+def test_samples_of_few_images_are_drawn_beside_each_other(columns, across):
     made = [[plain(0, 90, 90)] * columns for _ in range(6)]
     found = grids.drawing(["sample"] * columns, made, [{"text": "x"}] * 6).pixels
     dark = (found == (0, 200, 200)).all(-1)
@@ -49,12 +49,12 @@ def test_a_sample_that_was_encoded_without_its_text_shows_its_record():
     assert grids.notes_of(sample, held_out=False) == {"text": "a cup"}
 
 
-def test_texts_are_cut_to_their_pictures_and_titles_are_not():
-    def lay_out(text, title="x"):
-        return np.asarray(sheet.lay_out([[Image.new("RGB", (64, 64), "red")]], [title], [text], 3))
+def test_texts_are_cut_to_their_images_and_titles_are_not():
+    def drawn(text, title="x"):
+        return np.asarray(lay_out([[Image.new("RGB", (64, 64), "red")]], [title], [text], 3))
 
-    long, cut = lay_out("word " * 1000), lay_out("word " * 900)
+    long, cut = drawn("word " * 1000), drawn("word " * 900)
     np.testing.assert_array_equal(long, cut)
-    assert long.shape == lay_out("").shape and (long != lay_out("")).any()
-    assert lay_out("", "a title of many words").shape[1] > long.shape[1]
-    assert sheet.in_ascii("a\n b") == "a b" and sheet.in_ascii("雨后") == "(2 characters that this font lacks)"
+    assert long.shape == drawn("").shape and (long != drawn("")).any()
+    assert drawn("", "a title of many words").shape[1] > long.shape[1]
+    assert in_ascii("a\n b") == "a b" and in_ascii("雨后") == "(2 characters that this font lacks)"

@@ -13,9 +13,9 @@ from qi2_jax.inference import encoders
 from qi2_jax.interop import folder
 from qi2_jax.runs import paths
 from qi2_jax.tasks.transformer import start
-from qi2_jax.workflows import config as configs
+from qi2_jax.workflows.config import load_experiment
 
-CONFIG = configs.load("experiments/demo.py:tiny").transformer
+CONFIG = load_experiment("experiments/demo.py:tiny").transformer
 
 
 def samples(path, made_from):
@@ -29,7 +29,7 @@ def samples(path, made_from):
 def test_run_gets_the_encoders_of_its_samples(imported, tmp_path):
     made = samples(tmp_path / "samples", encoders.digests(imported))
     for _ in range(2):  # again, as after an interruption
-        start.give_model(CONFIG, made, imported, tmp_path / "run")
+        start.prepare_model_folder(CONFIG, made, imported, tmp_path / "run")
         model = tmp_path / "run" / paths.MODEL
         assert (model / folder.MARK).is_file()
         assert encoders.digests(model) == encoders.digests(imported)
@@ -41,9 +41,9 @@ def test_run_gets_the_scheduler_of_its_start_and_says_so(imported, tmp_path, cap
     shutil.copytree(imported, turbo)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": False}
     (turbo / folder.SCHEDULER).write_text(json.dumps(scheduler))
-    config = configs.load("experiments/demo.py:tiny", [f"transformer.start.folder={turbo}"]).transformer
+    config = load_experiment("experiments/demo.py:tiny", [f"transformer.start.folder={turbo}"]).transformer
     made = samples(tmp_path / "samples", encoders.digests(imported))
-    start.give_model(config, made, imported, tmp_path / "run")
+    start.prepare_model_folder(config, made, imported, tmp_path / "run")
     schedule = folder.read_schedule(tmp_path / "run" / paths.MODEL)
     assert not schedule.shift.dynamic and schedule.shift.shift == 3.0 and schedule.terminal is None
     assert f"sampling and export keep the scheduler of {turbo}" in caplog.text
@@ -52,13 +52,13 @@ def test_run_gets_the_scheduler_of_its_start_and_says_so(imported, tmp_path, cap
 def test_other_encoders_are_refused(imported, tmp_path):
     made = samples(tmp_path / "samples", {**encoders.digests(imported), "vae": "of another one"})
     with pytest.raises(ValueError, match=r"\['vae'\] of .* did not make the samples"):
-        start.give_model(CONFIG, made, imported, tmp_path / "run")
+        start.prepare_model_folder(CONFIG, made, imported, tmp_path / "run")
     with pytest.raises(ValueError, match="not a complete model folder"):
-        start.give_model(CONFIG, made, tmp_path, tmp_path / "run")
+        start.prepare_model_folder(CONFIG, made, tmp_path, tmp_path / "run")
 
 
 def test_run_without_encoders_says_so(tmp_path, caplog):
     caplog.set_level("INFO")
-    start.give_model(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
+    start.prepare_model_folder(CONFIG, samples(tmp_path / "samples", {}), None, tmp_path / "run")
     assert "can train, but not sample" in caplog.text
     assert not (tmp_path / "run").exists()

@@ -22,10 +22,10 @@ class Times(Objective):
         return (t_B := time(jnp.sum(batch.cond.valid_BS, axis=1))), t_B
 
 
-@pytest.mark.parametrize("law", [LogitNormal(-0.5, 1.2), Uniform(0.1, 0.4)])
-def test_validation_reads_quantiles_of_the_law(law):
+@pytest.mark.parametrize("distribution", [LogitNormal(-0.5, 1.2), Uniform(0.1, 0.4)])
+def test_validation_reads_quantiles_of_the_timestep_distribution(distribution):
     valid = np.arange(4) < np.array(TOKENS)[:, None]
     batch = Batch(np.zeros((2, 4, 3), np.float32), Conditioning(None, None, valid))
     held_out = HeldOut([Microbatch(Layout((0,), 4), batch)], 2)
-    found = make_validation(law, Times(Shift(), Execution()), 0)(None, None, held_out)
-    np.testing.assert_allclose(found, law.quantile(np.linspace(0.1, 0.9, 9)), rtol=1e-6)
+    found = make_validation(distribution, Times(Shift(), Execution()), 0)(None, None, held_out)
+    np.testing.assert_allclose(found, distribution.quantile(np.linspace(0.1, 0.9, 9)), rtol=1e-6)

@@ -22,7 +22,8 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+    from qi2_jax.training.checkpoints.manager import Checkpoints
+    from qi2_jax.training.checkpoints.retention import Policy
     from qi2_jax.training.step import TrainState
 
     mesh = jax.make_mesh((CPU_DEVICES,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))

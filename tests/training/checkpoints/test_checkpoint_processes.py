@@ -74,7 +74,7 @@ def test_kills_during_a_restore_lose_nothing(tmp_path):
         process.communicate()
     done = run(tmp_path, "once")
     assert "restored 1" in done.stdout and files.steps(tmp_path) == [1, 2]
-    assert files.aside(tmp_path) == ["2.damaged"]
+    assert files.damaged(tmp_path) == ["2.damaged"]
 
 
 def can_mount() -> bool:
@@ -136,5 +136,5 @@ def test_two_processes_share_the_checksums_and_choose_the_same_checkpoint(tmp_pa
     for printed in together(tmp_path, "restore"):
         assert "restored 1" in printed
         assert all(f"{name} has other contents" in printed for name in (array, inside))
-    assert files.steps(tmp_path) == [1] and files.aside(tmp_path) == ["2.damaged"]
+    assert files.steps(tmp_path) == [1] and files.damaged(tmp_path) == ["2.damaged"]
     assert "restored 1" in run(tmp_path, "once").stdout  # one process goes on where two were

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from qi2_jax.training.checkpoints import files, local, manager
+from qi2_jax.training.checkpoints import files, local
 from qi2_jax.training.checkpoints.local import LocalCheckpoints
-from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.checkpoints.retention import Policy
 from qi2_jax.training.telemetry import accounting
 from tests.training import runs_of
 from tests.training.checkpoints.test_manager import abstract, assert_same, mesh, state
@@ -125,7 +126,7 @@ def restored(checkpoints: Checkpoints) -> int:
 
 def test_the_newest_of_all_is_restored_and_the_first_is_none_of_them(tmp_path):
     checkpoints, place = saved_locally(tmp_path / "run", 5, 6, 7)
-    assert manager.steps(checkpoints.directory) == [4] and files.steps(place) == [6, 7]
+    assert files.steps(checkpoints.directory) == [4] and files.steps(place) == [6, 7]
     found, manifest = checkpoints.restore(abstract())
     assert_same(found, state(7))
     assert manifest == {"step": 7, "metrics": {"loss": 7.0}}
@@ -205,7 +206,7 @@ def test_nothing_is_local_before_something_is_persistent(tmp_path, monkeypatch):
     checkpoints.begin_locally()
     checkpoints.save_locally(state(4))
     checkpoints.save_locally(state(5))  # while that is still being written
-    assert manager.steps(checkpoints.directory) == [4]
+    assert files.steps(checkpoints.directory) == [4]
     checkpoints.close()
     assert files.steps(checkpoints.local.directory) == [5]
 
@@ -307,7 +308,7 @@ def test_a_killed_run_goes_on_from_the_disk_of_its_host(data, uninterrupted, tmp
     process.wait_until(lambda: [*(tmp_path / "disk").glob("run-*/process-0/5")])
     process.signal(signal.SIGKILL)
     process.done()
-    assert manager.steps(out / "checkpoints") == [EVERY]
+    assert files.steps(out / "checkpoints") == [EVERY]
     text = runs_of.run(data, out, *more)
     restored = [
         event["step"] for event in accounting.read_events(out / accounting.EVENTS) if event["event"] == "restore"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from qi2_jax.training.checkpoints import checksums, files, manager, retention
-from qi2_jax.training.checkpoints.manager import Checkpoints, Policy
+from qi2_jax.training.checkpoints.manager import Checkpoints
+from qi2_jax.training.checkpoints.retention import Policy
 from qi2_jax.training.step import TrainState
 
 KEEP_ALL = Policy(keep=100)
@@ -144,7 +145,7 @@ def test_leaves_that_do_not_match_are_named_and_the_checkpoint_stays(copied):
         checkpoints.restore(abstract(width=32))
     for line in ("model: a.w is float32(8, 256), not float32(8, 32)", "optimizer: mu is", "ema: a.w is"):
         assert line in str(caught.value)
-    assert files.steps(copied) == [4, 8, 12] and not files.aside(copied)
+    assert files.steps(copied) == [4, 8, 12] and not files.damaged(copied)
     checkpoints.close()
 
 
@@ -181,7 +182,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(copied, which, damage, caplo
     # The run reaches the step again.
     checkpoints.save(state(12))
     checkpoints.close()
-    assert files.steps(copied) == [4, 8, 12] and files.aside(copied) == ["12.damaged"]
+    assert files.steps(copied) == [4, 8, 12] and files.damaged(copied) == ["12.damaged"]
     assert checksums.problems(copied / "12") == []
 
 
@@ -201,7 +202,7 @@ def test_a_second_damaged_checkpoint_of_a_step_is_set_aside_too(copied):
     checkpoints = Checkpoints(copied)
     checkpoints.restore(abstract())
     checkpoints.close()
-    assert files.aside(copied) == ["12.damaged", "12.damaged-2"]
+    assert files.damaged(copied) == ["12.damaged", "12.damaged-2"]
 
 
 def test_without_a_whole_checkpoint_nothing_begins_anew_by_itself(copied):
@@ -268,7 +269,7 @@ def test_without_checksums_what_cannot_be_read_is_damaged_too(copied, which):
         truncate(arrays(copied / "12") if which == "arrays" else copied / "12" / which)
     checkpoints = Checkpoints(copied)
     assert_same(checkpoints.restore(abstract())[0], state(8))
-    assert len(checkpoints.damaged) == 1 and files.aside(copied) == ["12.damaged"]
+    assert len(checkpoints.damaged) == 1 and files.damaged(copied) == ["12.damaged"]
     checkpoints.close()
 
 

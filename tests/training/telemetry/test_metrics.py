@@ -256,7 +256,7 @@ def test_tensorboard_gets_no_points_that_are_not_finite(tmp_path, caplog):
     assert tags == ["mfu"] and not caplog.records
 
 
-def test_foreign_lines_and_unfinished_pictures_do_not_stop_a_resume(tmp_path):
+def test_foreign_lines_and_unfinished_drawings_do_not_stop_a_resume(tmp_path):
     before = metrics.Metrics(tmp_path, 0, sinks=())
     before.write(1, {"loss": 1})
     with before.path.open("a") as file:

@@ -79,7 +79,7 @@ def check(published: Shapes, expected: Shapes, names: NameMap, where: str, *, wi
     Args:
       published: {published name: shape} as found in files.
       expected: {our name: shape}, stacked parameters with their leading dim.
-      names: the component's name map.
+      names: name map of the component.
       where: name of the component in the error.
       with_passthrough: whether to compare the passthrough tensors as well.
 

@@ -8,8 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from qi2_jax.interop import names as naming
-from qi2_jax.interop import tensors
+from qi2_jax.interop import tensor_names, tensors
 from qi2_jax.interop.tensors import Stored
 from qi2_jax.models import tree
 from qi2_jax.runtime.dtypes import CODES, DTYPES
@@ -114,22 +113,26 @@ class CastWeight:
         return self.read() if layer is None else self.read((slice(layer, layer + 1),))[0]
 
 
-def of_published(
-    folder: pathlib.Path, stem: str, expected: naming.Shapes, names: naming.NameMap, variant: str | None = None
+def open_published(
+    folder: pathlib.Path,
+    stem: str,
+    expected: tensor_names.Shapes,
+    names: tensor_names.NameMap,
+    variant: str | None = None,
 ) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
     """Weights of a published component, and its passthrough tensors.
 
     Args:
       folder, stem, variant: see `published_files.weights_file`.
       expected: {our name: shape} according to its configuration.
-      names: the component's name map.
+      names: name map of the component.
 
     Raises:
       ValueError: listing all missing, unexpected and misshapen tensors, or all parameters whose layers have different
         dtypes.
     """
     found = tensors.scan_folder(folder, stem, variant)
-    naming.check({name: stored.shape for name, stored in found.items()}, expected, names, str(folder))
+    tensor_names.check({name: stored.shape for name, stored in found.items()}, expected, names, str(folder))
     weights, mixed = {}, []
     for ours, shape in expected.items():
         published = names.to_published(ours, shape)
@@ -142,15 +145,17 @@ def of_published(
     return weights, _whole({name: stored for name, stored in found.items() if names.is_passthrough(name)})
 
 
-def of_ours(folder: pathlib.Path, expected: naming.Shapes) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
-    """Weights of a component in a model folder, and its passthrough tensors; raises as `of_published`."""
+def open_ours(
+    folder: pathlib.Path, expected: tensor_names.Shapes
+) -> tuple[dict[str, FileWeight], dict[str, FileWeight]]:
+    """Weights of a component in a model folder, and its passthrough tensors; raises as `open_published`."""
     found = tensors.scan_folder(folder, STEM)
-    own = {name: stored for name, stored in found.items() if not name.startswith(PASSTHROUGH)}
-    check_ours({name: stored.shape for name, stored in own.items()}, expected, str(folder))
-    return _whole(own), _passthrough(found)
+    ours = {name: stored for name, stored in found.items() if not name.startswith(PASSTHROUGH)}
+    check_ours({name: stored.shape for name, stored in ours.items()}, expected, str(folder))
+    return _whole(ours), _passthrough(found)
 
 
-def passthrough_of_ours(folder: pathlib.Path) -> dict[str, FileWeight]:
+def open_passthrough(folder: pathlib.Path) -> dict[str, FileWeight]:
     """Passthrough tensors of a component in a model folder; none if its weights are stored elsewhere."""
     return _passthrough(tensors.scan_folder(folder, STEM)) if (folder / f"{STEM}.safetensors").is_file() else {}
 
@@ -170,17 +175,17 @@ def cast(weights: Weights, code: str) -> Weights:
     return {name: weight if weight.code == code else CastWeight(weight, code) for name, weight in weights.items()}
 
 
-def check_ours(found: naming.Shapes, expected: naming.Shapes, where: str) -> None:
+def check_ours(found: tensor_names.Shapes, expected: tensor_names.Shapes, where: str) -> None:
     """Raises a ValueError that lists all parameters that do not match the configuration."""
-    naming.check(found, expected, naming.NameMap(), where)
+    tensor_names.check(found, expected, tensor_names.NameMap(), where)
 
 
 def load(weights: Weights, like: Any, shardings: Any = None, dtype: Any = None) -> Any:
-    """Builds a model from weights, leaf by leaf; each device reads only its own slices.
+    """Builds a model from weights, leaf by leaf; each device reads only its slices.
 
     Args:
       weights: weights for all leaves of `like`.
-      like: the abstract model.
+      like: abstract model.
       shardings: a tree prefix of shardings for `like` (`qi2_jax.sharding.shardings`); None: the default device.
       dtype: dtype to convert to; None: as stored.
     """
