@@ -1,6 +1,7 @@
 """Pickles that are not dicts of float32 arrays are refused, and nothing that they name is run."""
 
 import builtins
+import codecs
 import os
 import pickle
 import struct
@@ -13,17 +14,11 @@ from qi2_jax.interop import array_pickles
 
 def test_arrays_of_numpy_are_read():
     weights = {"a": {"kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}, "b": np.zeros((0, 3), np.float32)}
-    for protocol in (2, 3):
-        # NumPy before version 2 wrote the first name, later ones the second; bytes of protocol 2 are text to be encoded.
-        data = pickle.dumps(weights, protocol).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-        if protocol == 2:
-            with pytest.raises(ValueError, match=r"names _codecs\.encode"):
-                array_pickles.loads(data, "x.ckpt")
-            continue
-        for written in (data, pickle.dumps(weights, protocol)):
-            found = array_pickles.loads(written, "x.ckpt")
-            np.testing.assert_array_equal(found["a"]["kernel"], weights["a"]["kernel"])
-            assert found["b"].shape == (0, 3) and found["b"].dtype == np.float32
+    data = pickle.dumps(weights, 3)
+    for written in (data, data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")):  # before NumPy 2
+        found = array_pickles.loads(written, "x.ckpt")
+        np.testing.assert_array_equal(found["a"]["kernel"], weights["a"]["kernel"])
+        assert found["b"].shape == (0, 3) and found["b"].dtype == np.float32
 
 
 class Calls:
@@ -36,20 +31,14 @@ class Calls:
         return self.function, self.arguments
 
 
-class Builds:
-    """An object whose pickle changes what a name stands for."""
-
-    def __reduce__(self):
-        return np.ndarray, (), {"__call__": 1}
-
-
 HOSTILE = {
-    "os_system": (Calls(os.system, "touch SENTINEL"), "posix.system"),
-    "eval": (Calls(builtins.eval, "open('SENTINEL', 'w')"), "builtins.eval"),
-    "getattr": (Calls(getattr, os, "system"), "builtins.getattr"),
-    "module": (Calls(__import__, "os"), "builtins.__import__"),
-    "load_of_numpy": (Calls(np.load, "SENTINEL"), "numpy.load"),
-    "a_class": (np.random.Generator, "numpy.random"),
+    "os_system": Calls(os.system, "touch SENTINEL"),
+    "eval": Calls(builtins.eval, "open('SENTINEL', 'w')"),
+    "getattr": Calls(getattr, "a", "upper"),
+    "import": Calls(__import__, "os"),
+    "load_of_numpy": Calls(np.load, "SENTINEL"),
+    "encode": Calls(codecs.encode, "a", "latin1"),
+    "class": np.random.Generator,
 }
 
 
@@ -57,12 +46,8 @@ HOSTILE = {
 @pytest.mark.parametrize("protocol", range(6))
 def test_calls_are_refused(case, protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    value, named = HOSTILE[case]
-    data = pickle.dumps({"a": value}, protocol).replace(b"c__builtin__", b"cbuiltins")
-    if case == "module" or case == "getattr":
-        named = "it names"  # protocols name builtins differently
-    with pytest.raises(ValueError, match=rf"x\.ckpt is not a pickle of arrays: .*{named.split('.')[0]}"):
-        array_pickles.loads(data, "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt is not a pickle of arrays: it names \w+\.\w+"):
+        array_pickles.loads(pickle.dumps({"a": HOSTILE[case]}, protocol), "x.ckpt")
     assert not list(tmp_path.iterdir())
 
 
