@@ -27,7 +27,7 @@ from qi2_jax.models.layers import AnyArray, LayerNorm, Linear, keys, stacked
 PLAIN, REGISTERS = "dinov2", "dinov2_with_registers"  # model_type in config.json
 MAX_SIZE = 1 << 16  # of any size in a configuration
 # ImageNet's mean and standard deviation for images in [0, 1], as in the published `preprocessor_config.json`.
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,12 @@ class Dinov2Config:
         if kind not in (PLAIN, REGISTERS):
             raise ValueError(f"model_type {kind!r} is not supported, only {PLAIN!r} and {REGISTERS!r}")
         # Defaults of transformers, which omits values that equal them in older files.
-        defaults = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "mlp_ratio": 4}
+        defaults: dict[str, Any] = {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "mlp_ratio": 4,
+        }
         defaults |= {"hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True, "layer_norm_eps": 1e-6}
         defaults |= {"image_size": 224, "patch_size": 14 if kind == PLAIN else 16, "num_channels": 3}
         found = defaults | {"num_register_tokens": 4} | dict(values)

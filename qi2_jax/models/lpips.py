@@ -26,7 +26,7 @@ from qi2_jax.models.vgg16 import DEPTHS, VGG16, WIDTHS
 
 KIND, NETWORK, VERSION = "lpips", "vgg16", "0.1"
 # ImageNet's mean and standard deviation for images in [-1, 1], with the rounding of the package.
-SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
+SHIFT, SCALE = np.array([-0.030, -0.088, -0.188], np.float32), np.array([0.458, 0.448, 0.450], np.float32)
 EPSILON = 1e-10  # added to the length of a feature vector
 
 
