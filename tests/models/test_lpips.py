@@ -14,7 +14,7 @@ from qi2_jax.interop import lpips as conversion
 from qi2_jax.models.lpips import LPIPS, SCALE, SHIFT, LPIPSConfig
 from tests.models import torch_vgg16
 
-TINY = (4, 6, 5, 8, 7)
+TINY = (16, 18, 17, 20, 19)  # fewer channels give vectors of nearly no length, whose direction is rounding
 ODD = (33, 47)  # pixels; an odd last row and column is dropped by every pooling
 
 
