@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 import torch
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
+from qi2_jax import sharding
 from qi2_jax.interop import array_pickles, frozen, lpips
 from qi2_jax.models import tree
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
@@ -67,6 +69,13 @@ def test_weights_can_be_kept_in_bfloat16(source, tmp_path):
     lpips.convert(source, tmp_path / "out")
     model = frozen.read_lpips(tmp_path / "out", dtype=jax.numpy.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jax.numpy.dtype("bfloat16")}
+
+
+def test_weights_are_replicated_over_a_mesh(source, tmp_path):
+    lpips.convert(source, tmp_path / "out")
+    mesh = sharding.make_mesh(sharding.MeshShape(fsdp=8))
+    model = frozen.read_lpips(tmp_path / "out", shardings=NamedSharding(mesh, PartitionSpec()))
+    assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8 for leaf in jax.tree.leaves(model))
 
 
 @pytest.mark.parametrize(
