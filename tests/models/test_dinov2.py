@@ -31,7 +31,7 @@ def pair(request, tmp_path_factory):
     theirs = model_class(config_class(**SMALL | changes)).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("dinov2")
     theirs.save_pretrained(folder)
     return theirs, frozen.read_dinov2(folder)
