@@ -15,7 +15,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -r requirements-dev.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --no-deps lpips==0.1.4 --editable .  # lpips would replace the tested torch
 	touch $@
 
 # make demo                      the embedded images

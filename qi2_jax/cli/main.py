@@ -24,7 +24,7 @@ VERBS = {
     "report": "draw a page about a run or about all runs of a folder: curves, events, samples",
     "sample": "generate images from prompts",
     "edit": "generate images from prompts and condition images",
-    "import": "convert a published diffusers folder to a model folder",
+    "import": "convert a published diffusers folder to a model folder, or the weights of LPIPS to a folder",
     "checkpoints": "list, inspect, verify and mark the checkpoints of a run",
     "export": "convert a run, checkpoint or model folder to a diffusers folder",
 }
