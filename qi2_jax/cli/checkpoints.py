@@ -55,9 +55,11 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
 def main(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from qi2_jax.runtime import outputs
     from qi2_jax.runtime.atomic import write_json_atomic
     from qi2_jax.training.checkpoints import files, inspection
 
+    outputs.check_json(arguments.json)
     directory, console = folder_of(arguments.folder), Console()
     damaged: list[str] = []
     if arguments.inspect is not None:

@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.interop import components, folder
+    from qi2_jax.runtime import outputs
     from qi2_jax.text.prompts import PromptProcessor
 
     source = arguments.source
+    outputs.check_outside(arguments.out, source, *outputs.owners(arguments.out))
     # A folder or tokenizer that cannot be used is reported before minutes of copying.
     folder.check_published(source, arguments.variant)
     PromptProcessor.from_folder(source / "processor", components.read_config(source / "text_encoder", "text_encoder"))

@@ -16,9 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.reporting.run_report import write_report
+    from qi2_jax.runtime import outputs
     from qi2_jax.runtime.atomic import write_json_atomic
 
     out = arguments.out or arguments.run / "report.html"
+    outputs.check_outside(out, arguments.run, inside=".html")
+    outputs.check_json(arguments.json)
     figures = write_report(out, arguments.run)
     if arguments.json:
         write_json_atomic(arguments.json, {"runs": figures})

@@ -168,7 +168,7 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     from tqdm import tqdm
 
     from qi2_jax.inference.pipeline import Pipeline
-    from qi2_jax.runtime import compilation_cache
+    from qi2_jax.runtime import compilation_cache, outputs
     from qi2_jax.runtime.atomic import write_atomic
 
     texts, negative = read_prompts(arguments), arguments.negative
@@ -179,6 +179,9 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of sampling
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
+    paths = [out] if len(texts) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(texts))]
+    for path in paths:
+        outputs.check_outside(path, *getattr(arguments, "image", ()))
     compilation_cache.use()
     dtype = getattr(jnp, arguments.dtype)
     pipeline = Pipeline.load(arguments.model, dtype=dtype, item=arguments.weights, loras=arguments.lora)
@@ -197,7 +200,6 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
         **options,
     )
     _log.info("encoding the prompts; programs for a new size are compiled first, which can take minutes")
-    paths = [out] if len(texts) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(texts))]
     for path, image in zip(paths, images, strict=True):  # written batch by batch
         png = io.BytesIO()
         Image.fromarray(image).save(png, "PNG")

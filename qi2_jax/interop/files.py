@@ -82,13 +82,6 @@ def check_links(folder: pathlib.Path) -> None:
         )
 
 
-def check_outside(out: pathlib.Path, *sources: pathlib.Path | None) -> None:
-    """Raises a ValueError if `out` is one of the folders that are read, or lies in one; links are resolved."""
-    for source in filter(None, sources):
-        if out.resolve().is_relative_to(source.resolve()):
-            raise ValueError(f"--out {out} lies in {source}, which is only read; choose a folder outside of it")
-
-
 @contextlib.contextmanager
 def building(out: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
     """Yields a temporary folder on the disk of `out`, whose content becomes that of `out` when the body succeeds.
