@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from qi2_jax.inference.sizes import MAX_SIDE, SIDE_MULTIPLE, check_size
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -81,8 +83,6 @@ def _size(text: str) -> tuple[int, int]:
         width, height = (int(side) for side in text.lower().split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} does not look like 1024x768") from None
-    from qi2_jax.inference.pipeline import check_size
-
     try:
         check_size(width, height)
     except ValueError as error:
@@ -210,8 +210,6 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
 
 def resolution(text: str) -> int:
     """Parses the side of a square whose area condition images get."""
-    from qi2_jax.inference.pipeline import MAX_SIDE, SIDE_MULTIPLE
-
     if not text.isdecimal() or not SIDE_MULTIPLE <= int(text) <= MAX_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer from {SIDE_MULTIPLE} to {MAX_SIDE}")
     return int(text)
