@@ -185,18 +185,6 @@ def finish(folder: Path, units: int, empty: Text) -> bool:
     return True
 
 
-def write_cache(
-    folder: Path,
-    samples: Iterable[tuple[int, Sample] | tuple[int, Sample, bool]],
-    empty: Text,
-    fingerprint: dict[str, Any],
-) -> None:
-    """Writes a complete cache with one unit, for samples that were encoded elsewhere; arguments as in `write_unit`."""
-    begin(folder, fingerprint)
-    write_unit(folder, 0, samples, Tally())
-    finish(folder, 1, empty)
-
-
 def _key(fields: dict) -> StreamKey:
     return StreamKey(fields["side"], fields["conditions"], fields.get("held", False))
 

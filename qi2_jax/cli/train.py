@@ -79,7 +79,7 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     with processes.raise_together():
         if jax.process_index() == 0 and not files.steps(arguments.out / paths.CHECKPOINTS):
             model = arguments.model and locating.model_of(arguments.model)
-            outputs.check_outside(arguments.out, arguments.samples, model, source and pathlib.Path(source))
+            outputs.check_outside(arguments.out, arguments.samples, model, pathlib.Path(source) if source else None)
             if source:
                 start.check_source(source, arguments.model)
     samples = Cache(arguments.samples)

@@ -94,12 +94,15 @@ def building(out: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
       nbytes: approximate size of the content.
 
     Raises:
-      ValueError: if `out` is a file or not empty, if another process is creating it, or if its disk has too little
-        space.
+      ValueError: if `out` is a file, not empty or left incomplete by an earlier version, if another process is creating
+        it, or if its disk has too little space.
     """
     out = out.absolute()
     if (out / UNFINISHED).is_file():
-        shutil.rmtree(out)
+        raise ValueError(
+            f"{out} is incomplete: an earlier version of qi2 was stopped while it wrote it, and left {UNFINISHED}. "
+            f"Delete the folder (rm -r {out}) if nothing else is in it, or choose another --out"
+        )
     existed = out.is_dir()
     staging = out / STAGING if existed else out.with_name(f".{out.name}{STAGING}")
     is_free = staging.is_dir() or not any(out.iterdir()) if existed else not (out.exists() or out.is_symlink())

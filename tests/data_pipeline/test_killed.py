@@ -62,7 +62,8 @@ def start(tmp_path, program: str, *arguments) -> subprocess.Popen:
 def wait_for(happened, process: subprocess.Popen) -> None:
     end = time.monotonic() + 120
     while not happened():
-        assert process.poll() is None, process.communicate()[1]
+        # Asked again after the end, because a process may fulfil it and end between the two calls.
+        assert process.poll() is None or happened(), process.communicate()[1]
         assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.005)
 

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.tasks.transformer import task
 from qi2_jax.tasks.transformer.config import check_samples
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
+from tests.caches import write_cache
 from tests.training.runs_of import VARYING
 
 TINY = "experiments/demo.py:tiny"
