@@ -117,6 +117,6 @@ def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path
     with pytest.raises(ValueError, match="encoded from other data or with other settings"):
         task.train_transformer(other, samples, tmp_path / "run")
     more = load_experiment(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
-    with pytest.raises(ValueError, match=r"no samples for \['64-1'\]"):
+    with pytest.raises(ValueError, match=r"no samples for the streams \['64-1'\]"):
         task.train_transformer(more, samples, tmp_path / "run")
     assert not (tmp_path / "run").exists()
