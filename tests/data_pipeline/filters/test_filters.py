@@ -196,7 +196,27 @@ def test_jpeg_quality_is_read_from_the_tables(picture, encoded, quality):
 
 def test_other_formats_have_no_jpeg_quality(picture, encoded):
     data = encoded(picture(size=(40, 30)))
-    assert one(COMPRESSION, data) == {"jpeg_quality": None, "bits_per_pixel": round(8 * len(data) / 1200, 4)}
+    assert one(COMPRESSION, data) == {
+        "jpeg_quality": None,
+        "lossless": True,
+        "bits_per_pixel": round(8 * len(data) / 1200, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "lossless"),
+    [
+        ("WEBP", {"quality": 80}, False),
+        ("WEBP", {"lossless": True}, True),
+        ("WEBP", {"lossless": True, "icc_profile": b"p" * 333}, True),
+        ("AVIF", {}, False),
+        ("TIFF", {}, True),
+        ("TIFF", {"compression": "jpeg"}, False),
+        ("GIF", {}, True),
+    ],
+)
+def test_lossless_files_are_told_from_lossy_ones(picture, encoded, format, options, lossless):
+    assert one(COMPRESSION, encoded(picture(size=(40, 30)), format, **options))["lossless"] is lossless
 
 
 def test_border_measures_bars_and_frames_and_nothing_else(picture, encoded):
