@@ -1,7 +1,7 @@
 """Shared by all sources: file suffixes, reasons for a refusal, options, and the ledger of a source."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -35,7 +35,7 @@ UNREAD_SET_SUFFIXES = (
     *(".jsonl", ".csv", ".tsv"),  # files named metadata.* are read
 )
 MAX_TEXT_FILE_BYTES = 4 * (MAX_CAPTION_CHARS + 1)  # one caption: four bytes per character, and a byte-order mark
-MAX_SUFFIXES = 100  # distinct suffixes that are counted separately
+MAX_NAMES = 100  # distinct suffixes and keys that are counted separately
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 REASONS = {
@@ -55,12 +55,13 @@ REASONS = {
     "not_a_file": "a folder, link, pipe or device instead of a file",
     "unreadable": "a file that the operating system refused to read",
     "broken_file": "an archive or table that is damaged; the samples before the damage are kept",
+    "broken_row": "a row of a CSV table with a quote that is not closed, or longer than a megabyte",
     "bad_name": "a name that is blank, not UTF-8 or too long",
     "too_large": "an image file above the size limit",
     "caption_too_long": f"a caption above {MAX_CAPTION_CHARS} characters",
     "not_utf8": "text that is neither UTF-8 nor UTF-16 with a byte-order mark, or that contains U+0000",
     "bad_json": "metadata that is not a JSON object or is longer than a megabyte",
-    "bad_metadata": "metadata with keys that contradict each other, or with values of the wrong type",
+    "bad_metadata": "metadata with values of the wrong type",
 }
 # Optional parts of a record. The record is kept without the part, and the report counts such records.
 LOST = {
@@ -123,12 +124,14 @@ class Ledger:
       refused: samples that could not become records.
       lost: records that lost an optional part, see LOST.
       files: number of files (and members of archives) by lower-case suffix.
+      unused: number of rows and JSON files that have a value under a key that no field reads, by key.
     """
 
     bar: tqdm
     refused: Tally = field(default_factory=Tally)
     lost: Tally = field(default_factory=Tally)
     files: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, refusal: Refused | str, name: str) -> None:
         """Counts a refusal; `name` may contain bytes that are not UTF-8."""
@@ -143,9 +146,18 @@ class Ledger:
             self.lost.add(reason, name)
 
     def count_file(self, suffix: str) -> None:
-        """Counts a file by its suffix; new suffixes beyond `MAX_SUFFIXES` are counted together."""
-        suffix = suffix.encode(errors="replace").decode() or "no suffix"
-        self.files[suffix if suffix in self.files or len(self.files) < MAX_SUFFIXES else "others"] += 1
+        """Counts a file by its suffix; new suffixes beyond `MAX_NAMES` are counted together."""
+        _count(self.files, suffix or "no suffix", 1)
+
+    def count_unused(self, keys: Iterable[str], rows: int = 1) -> None:
+        """Counts keys that no field reads; new keys beyond `MAX_NAMES` are counted together."""
+        for key in keys:
+            _count(self.unused, key, rows)
+
+
+def _count(counts: Counter[str], name: str, count: int) -> None:
+    name = name[:MAX_NAME_CHARS].encode(errors="replace").decode()
+    counts[name if name in counts or len(counts) < MAX_NAMES else "others"] += count
 
 
 Reader = Callable[[Path, Options, Ledger], Iterator[Record]]

@@ -57,7 +57,7 @@ def read_tar(path: Path, options: Options, ledger: Ledger, prefix: str | None = 
             if name in done:
                 raise Refused("duplicate_key")
             done.add(name)
-            record, described = _record(key, sample, options, path)
+            record, described = _record(key, sample, options, path, ledger)
             ledger.count_lost(described.lost, key)
             yield record
         except Refused as error:
@@ -141,7 +141,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_ima
     return data
 
 
-def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Record, Description]:
+def _record(key: str, sample: _Sample, options: Options, path: Path, ledger: Ledger) -> tuple[Record, Description]:
     images: dict[str, bytes | Refused] = {}
     texts = []
     for suffix, content in sample.items():
@@ -153,7 +153,7 @@ def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Re
         elif suffix.startswith("instruction.") and last in CAPTION_SUFFIXES:
             texts.insert(0, read_caption_file(content, INSTRUCTION))
     target, conditions = _images(images, options)
-    described = describe_sidecars(sample.get("json"), texts, options)
+    described = describe_sidecars(sample.get("json"), texts, options, ledger)
     if described.conditions:  # the conditions of a tar are its members
         described = replace(described, conditions=())
     if not base.is_name(key):
