@@ -190,7 +190,7 @@ def _duplicates(
         return drops
     pairs = read_pairs(folder)
 
-    def rank(position: int) -> tuple[int, float, str]:
+    def rank(position: int) -> tuple[float, float, str]:
         record = survivors[position]
         return -_detail(record, qualities[position]), -qualities[position], record.key
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
-from data_pipeline.records.shards import write_shards
+from data_pipeline.records.shards import check_output, write_shards
 from data_pipeline.sources import DEFAULTS, LOOKED_FOR, Ledger, Options, Source, base, open_source, source_names
 
 
@@ -96,6 +96,7 @@ def ingest(
     """
     if not 0 < options.max_image_bytes <= MAX_IMAGE_BYTES:
         raise ValueError(f"max_image_bytes is {options.max_image_bytes}; choose between 1 and {MAX_IMAGE_BYTES}")
+    check_output(out, records_per_shard)
     sources = [src] if isinstance(src, str | Path) else list(src)
     if len({str(source) for source in sources}) < len(sources):
         raise ValueError(f"a source is named twice in {sources}; its records would be duplicated")
