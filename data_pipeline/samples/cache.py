@@ -280,8 +280,8 @@ class Cache:
             streams: list[dict] = manifest["streams"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not the manifest of encoded samples ({error}); name the folder that `qi2 data cache` wrote, or "
-                "for `qi2 data cache` a new one"
+                f"{path} is not the manifest of encoded samples ({error}); name a folder of `qi2 data cache`, or "
+                "a new one for `qi2 data cache`"
             ) from None
         if fingerprint is not None:
             check_fingerprint(folder, self.fingerprint, fingerprint)

@@ -5,6 +5,8 @@ their captions; rows with other condition images become separate records.
 """
 
 import contextlib
+import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,5 +121,17 @@ def _resolve_name(name: Any, root: Path, place: str) -> str:
         with contextlib.suppress(ValueError):  # a path outside the root, or an invalid one
             path = Path(name)
             return inner_path(str((path.parent.resolve() / path.name).relative_to(root)))
-    inner = inner_path(name)
+    inner = inner_path(_on_disk(name, root / place) if isinstance(name, str) else name)
     return f"{place}/{inner}" if place else inner
+
+
+def _on_disk(name: str, folder: Path) -> str:
+    r"""The spelling under which a file exists: macOS decomposes `é`, and Windows writes `\` between folders."""
+    if name.isascii() and "\\" not in name:
+        return name
+    spellings = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    spellings += [spelling.replace("\\", "/") for spelling in (name, *spellings)]
+    try:
+        return next((one for one in (name, *spellings) if os.path.lexists(folder / inner_path(one))), name)
+    except (OSError, ValueError, Refused):
+        return name

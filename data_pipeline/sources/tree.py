@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,7 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
         if name in sources:
             tree.images.append(Image(place + name, (place + PROMPT_FILE,), place + sources[name]))
         else:  # some downloaders write `1.jpg.txt` and `1.jpg.json`
-            sidecars = (*by_stem.get(_stem(name), ()), *by_stem.get(name, ()))
+            sidecars = (*by_stem.get(_stem(name), ()), *by_stem.get(unicodedata.normalize("NFC", name), ()))
             tree.images.append(Image(place + name, tuple(sorted(sidecars, key=_by_suffix))))
 
 
@@ -137,7 +138,8 @@ def _is_prompt(tree: Tree, place: str) -> bool:
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+    """The name without its suffix, composed: macOS decomposes `é` in names of files, other systems do not."""
+    return unicodedata.normalize("NFC", name.rpartition(".")[0])
 
 
 class Files:

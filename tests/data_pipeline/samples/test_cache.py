@@ -142,5 +142,5 @@ def test_few_files_are_open_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("manifest", ['{"schema": 2, "shards": []}', "[]", "{", '{"schema": 99}'])
 def test_a_folder_with_another_manifest_is_refused(tmp_path, manifest):
     (tmp_path / cache.MANIFEST).write_text(manifest)
-    with pytest.raises(ValueError, match=r"is not the manifest of encoded samples .*name the folder"):
+    with pytest.raises(ValueError, match=r"is not the manifest of encoded samples .*name a folder"):
         Cache(tmp_path)

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -234,3 +235,17 @@ def test_text_files_are_read_by_their_byte_order_marks(tmp_path, encoding):
     assert report.refused.to_dict() == {"not_utf8": {"count": 1, "examples": ["2.jpg"]}}
     assert read(tmp_path / "lines")[0][0].captions == (Caption("hills\u2028and  0"),)
     assert read(tmp_path / "csv")[0][0].captions == (Caption("雪山"),)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_from_macos_and_windows_find_their_files(tmp_path, forms):
+    stored, written = (unicodedata.normalize(form, "caf\u00e9") for form in forms)
+    for folder in ("plain", "listed/sub"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{stored}.jpg").write_bytes(b"x")
+    (tmp_path / "plain" / f"{written}.txt").write_text("a street")
+    row = {"file_name": f"sub\\{written}.jpg", "text": "a house"}
+    (tmp_path / "listed" / "metadata.jsonl").write_text(json.dumps(row))
+    report = ingest(tmp_path, tmp_path / "out", progress=False)
+    keys = [record.key for record in RecordFolder(tmp_path / "out")]
+    assert keys == [f"listed/sub/{stored}.jpg", f"plain/{stored}.jpg"] and not report.refused.total
