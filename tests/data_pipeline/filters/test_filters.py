@@ -163,6 +163,16 @@ def test_noise_is_noise_also_when_blurred_enlarged_faint_or_compressed(encoded):
     assert empty_or_noise(encoded(noise(), "JPEG", quality=20)) == "noise"
 
 
+def test_stars_and_stripes_are_not_noise(encoded):
+    random = np.random.default_rng(0)
+    night = np.zeros((640, 640), np.uint8)
+    for row, column in random.integers(0, 638, (300, 2)):
+        night[row : row + 2, column : column + 2] = random.integers(80, 255)
+    stripes = [np.tile((np.arange(640) // width % 2 * 255).astype(np.uint8), (640, 1)) for width in (1, 2, 4)]
+    for pixels in (night, *stripes):
+        assert empty_or_noise(encoded(Image.fromarray(pixels).convert("RGB"), "JPEG", quality=92)) is None
+
+
 def test_photographs_are_neither_empty_nor_noise(demo):
     images, summary, _, _ = demo
     for key in summary.clean:
