@@ -24,15 +24,17 @@ IMAGE_SUFFIXES = (
 CAPTION_SUFFIXES = (".txt", ".caption")
 # Formats of images and data sets that no reader supports.
 UNREAD_IMAGE_SUFFIXES = (
-    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".psd", ".psb", ".svg", ".tga", ".ico"),
+    *(".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".jxr", ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"),
+    *(".psd", ".psb", ".svg", ".tga", ".ico"),
     *(".exr", ".hdr", ".ppm", ".pgm", ".pnm", ".qoi", ".dds", ".eps", ".pdf", ".xcf"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
     *(".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"),
 )
 UNREAD_SET_SUFFIXES = (
-    *(".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar", ".gz", ".zst"),
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4", ".tar.z"),
+    *(".zip", ".zip.001", ".7z", ".7z.001", ".rar", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".parq", ".pq", ".mds"),
     *(".arrow", ".feather", ".h5", ".hdf5", ".npz", ".npy", ".lmdb", ".mdb", ".tfrecord", ".arrayrecord", ".beton"),
-    *(".jsonl", ".csv", ".tsv"),  # files named metadata.* are read
+    *(".jsonl", ".ndjson", ".csv", ".tsv"),  # files named metadata.* are read
 )
 MAX_TEXT_FILE_BYTES = 4 * (MAX_CAPTION_CHARS + 1)  # one caption: four bytes per character, and a byte-order mark
 MAX_NAMES = 100  # distinct suffixes and keys that are counted separately

@@ -22,6 +22,7 @@ _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, Zstandard
 _CONDITION = "condition_"
 _MAX_MEMBERS = 32  # members of one sample
 _Sample = dict[str, bytes | Refused]
@@ -69,6 +70,10 @@ def _samples(path: Path, options: Options, ledger: Ledger, prefix: str) -> Itera
     sample: _Sample = {}
     current = ""
     try:
+        with open(path, "rb") as file:
+            if file.read(6).startswith(_COMPRESSED):
+                ledger.refuse(Refused("not_read", "it is compressed; decompress it first"), path.name)
+                return
         with tarfile.open(path, "r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # otherwise the library keeps every member
@@ -169,6 +174,8 @@ def _images(images: dict[str, bytes | Refused], options: Options) -> tuple[bytes
             raise content
         read[suffix] = base.check_image(content, options.max_image_bytes)
     targets = [content for suffix, content in read.items() if "." not in suffix]
+    if not targets and not any(suffix.startswith(_CONDITION) for suffix in read) and read:
+        raise Refused("missing_image", "WebDataset splits names at their first dot; rename the members of this sample")
     if len(targets) != 1:
         raise Refused("missing_image" if not targets else "bad_metadata")
     numbered = {

@@ -168,7 +168,7 @@ def test_stars_and_stripes_are_not_noise(encoded):
     night = np.zeros((640, 640), np.uint8)
     for row, column in random.integers(0, 638, (300, 2)):
         night[row : row + 2, column : column + 2] = random.integers(80, 255)
-    stripes = [np.tile((np.arange(640) // width % 2 * 255).astype(np.uint8), (640, 1)) for width in (1, 2, 4)]
+    stripes = [np.tile((np.arange(640) // width % 2 * 255).astype(np.uint8), (640, 1)) for width in (2, 4)]
     for pixels in (night, *stripes):
         assert empty_or_noise(encoded(Image.fromarray(pixels).convert("RGB"), "JPEG", quality=92)) is None
 

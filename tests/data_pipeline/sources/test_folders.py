@@ -249,3 +249,25 @@ def test_names_from_macos_and_windows_find_their_files(tmp_path, forms):
     report = ingest(tmp_path, tmp_path / "out", progress=False)
     keys = [record.key for record in RecordFolder(tmp_path / "out")]
     assert keys == [f"listed/sub/{stored}.jpg", f"plain/{stored}.jpg"] and not report.refused.total
+
+
+def test_unusual_suffixes_of_sets_and_images_are_refused(tmp_path):
+    names = ["a.txz", "a.tbz2", "a.tar.lz4", "a.tar.Z", "a.parq", "a.pq", "a.mds", "a.ndjson", "a.zip.001"]
+    names += ["a.jxr", "a.j2c", "a.heics"]
+    images = {"b.jpg_large": b"\xff\xd8\xff\xe0", "c": b"\x89PNG\r\n\x1a\n", "d.img": b"RIFF1234WEBPVP8 "}
+    put(tmp_path, dict.fromkeys(names, b"x") | images | {"README": b"hills", "1.jpg": b"x", "1.txt": b"hills"})
+    report = ingest(tmp_path, tmp_path / "out", progress=False)
+    assert report.refused.counts == {"not_read": len(names) + len(images)}
+
+
+def test_a_compressed_tar_and_names_with_dots_are_explained(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz"):
+        pass
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for name in ("1.jpg", "1.txt", "my.photo.jpg", "my.photo.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"hills"))
+    refused = ingest(tmp_path, tmp_path / "out", progress=False).refused
+    assert refused.counts == {"not_read": 1, "missing_image": 1}
+    assert "compressed" in refused.examples["not_read"][0] and "first dot" in refused.examples["missing_image"][0]
