@@ -85,7 +85,9 @@ class Selection:
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
-        profiles = {name: count for name, count in self.colours.items() if name in ("converted", "ignored")}
+        profiles = {
+            name: count for name, count in self.colours.items() if name in ("converted", "ignored", "unmanaged")
+        }
         if profiles:
             lines.append("colour profiles: " + ", ".join(f"{count:,} {name}" for name, count in profiles.items()))
         view.caption = "\n".join(lines)
