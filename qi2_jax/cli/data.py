@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _step(steps: Any, name: str, command: Command, purpose: str) -> argparse.ArgumentParser:
     parser = options.add_verb(steps, name, purpose)
     parser.set_defaults(command=command)
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=options.output_file, metavar="FILE", help="also write the figures to this file")
     return parser
 
 

@@ -7,11 +7,13 @@ page can be drawn while the run trains.
 import argparse
 import pathlib
 
+from qi2_jax.cli import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="a run, or a folder with runs below it")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the page (default: RUN/report.html)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--json", type=options.output_file, metavar="FILE", help="also write the figures as JSON")
 
 
 def main(arguments: argparse.Namespace) -> None:

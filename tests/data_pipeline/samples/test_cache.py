@@ -138,3 +138,10 @@ def test_few_files_are_open_at_once(tmp_path, monkeypatch):
     for index in (0, 19, 5, 9, 0, 13):
         assert stream[index].record == 10 * (index // 4) + index % 4
         assert len(stream._open) <= 2
+
+
+@pytest.mark.parametrize("manifest", ['{"schema": 2, "shards": []}', "[]", "{", '{"schema": 99}'])
+def test_a_folder_with_another_manifest_is_refused(tmp_path, manifest):
+    (tmp_path / cache.MANIFEST).write_text(manifest)
+    with pytest.raises(ValueError, match=r"is not the manifest of encoded samples .*name a folder"):
+        Cache(tmp_path)
