@@ -8,9 +8,9 @@ package contains a pickle. Its SHA-256 is compared with the one below, and PyTor
 which creates nothing but tensors.
 """
 
-import argparse
 import json
 import pathlib
+import sys
 
 import torch
 from safetensors.torch import save
@@ -76,16 +76,16 @@ def convert(out: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write EfficientNet-Lite0 and its labels for `qi2 data score --labels`."
-    )
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder to create")
-    arguments = parser.parse_args()
+    if len(sys.argv) != 3 or sys.argv[1] != "--out":
+        raise SystemExit(
+            "usage: python -m qi2_torch.efficientnet_lite --out DIR, the folder for qi2 data score --labels"
+        )
+    out = pathlib.Path(sys.argv[2])
     try:
-        convert(arguments.out)
+        convert(out)
     except ValueError as error:
-        parser.error(str(error))
-    print(f"{arguments.out}: model.safetensors, labels.json")
+        raise SystemExit(str(error)) from None
+    print(f"{out}: model.safetensors, labels.json")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ The request contains `folder`, `prompts`, `negative`, `guidance`, `steps`, `size
 normalised latents [tokens, channels], which are not rounded by decoding.
 """
 
-import argparse
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,11 @@ def generate(request: dict) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Generate images with diffusers, for comparison.")
-    parser.add_argument("request", help="JSON file with the request")
-    parser.add_argument("out", help="npz file to write")
-    arguments = parser.parse_args()
-    with open(arguments.request, encoding="utf-8") as file:
+    """Runs the request of the process that started this one."""
+    request, out = sys.argv[1:]
+    with open(request, encoding="utf-8") as file:
         results = generate(json.load(file))
-    np.savez(arguments.out, **results)  # type: ignore[arg-type]
+    np.savez(out, **results)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms
 
+from data_pipeline.decoding.colour_tags import names_other_space
+
 MAX_PROFILE_BYTES = 4 << 20  # profiles of printing presses have 0.5 to 3 MB
 OUTCOMES = {
-    "untagged": "no profile: the pixels are sRGB",
+    "untagged": "neither a profile nor tags of another colour space: the pixels are taken for sRGB",
+    "unmanaged": "no profile, but tags of another colour space (cICP, gAMA, cHRM, nclx or EXIF): the pixels are taken "
+    "for sRGB, and their colours are wrong",
     "srgb": "a profile that equals sRGB: the pixels stay as they are",
     "converted": "a profile of another colour space: the pixels were converted to sRGB",
     "ignored": f"a profile that is broken, larger than {MAX_PROFILE_BYTES:,} bytes, or for other pixels: the "
@@ -73,14 +77,14 @@ class Profile:
         return converted
 
 
-def read_profile(image: Image.Image) -> Profile:
-    """The profile of an image that is open; its pixels need not be loaded yet."""
-    data = image.info.get("icc_profile")
-    if not data:
-        return _UNTAGGED
-    if not isinstance(data, bytes) or len(data) > MAX_PROFILE_BYTES:
+def read_profile(image: Image.Image, data: bytes) -> Profile:
+    """The profile of an image that is open; its pixels need not be loaded yet. `data` are the bytes of the file."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return _UNMANAGED if names_other_space(image, data) else _UNTAGGED
+    if not isinstance(profile, bytes) or len(profile) > MAX_PROFILE_BYTES:
         return _IGNORED
-    return _build(data, _profile_mode(image.mode))
+    return _build(profile, _profile_mode(image.mode))
 
 
 def without_png_profile(data: bytes) -> bytes | None:
@@ -151,4 +155,4 @@ def _black_and_white(kind: str) -> tuple[UInt8[np.ndarray, "1 1 ..."], UInt8[np.
 
 _LEVELS = np.arange(0, 256, 15, dtype=np.uint8)
 _GRID = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS), axis=-1).reshape(1, -1, 3)  # 5,832 colours
-_UNTAGGED, _SRGB, _IGNORED = Profile("untagged"), Profile("srgb"), Profile("ignored")
+_UNTAGGED, _UNMANAGED, _SRGB, _IGNORED = map(Profile, ("untagged", "unmanaged", "srgb", "ignored"))

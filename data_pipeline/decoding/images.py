@@ -149,7 +149,7 @@ def decode_image(data: bytes, *, preview_first: bool = False, max_pixels: int = 
         kind = "JPEG" if file.format == "MPO" else file.format or ""
         halves = preview_first and kind == "JPEG" and file.mode in ("L", "RGB") and max(stored_size) >= MIN_HALVED_SIDE
         half = jpeg.decode_half(data) if halves else None
-        profile = colour.read_profile(file)
+        profile = colour.read_profile(file, data)
         try:
             image = _load(file, profile) if half is None else None
         except UndecodableImage:

@@ -29,7 +29,7 @@ def _drops(row: Row, settings: Settings) -> str | None:
 
 BROKEN = Filter(
     name="broken",
-    version=4,
+    version=5,
     columns={
         "reason": (str, f"why the image or a condition image does not decode, one of {sorted(REASONS)}; None: it does"),
         "detail": (str, "the decoder's message, at most 200 characters"),

@@ -68,7 +68,7 @@ def _compressed(row: Row, settings: Settings) -> list[float]:
 
 CAPTION_LENGTH = Filter(
     name="caption_length",
-    version=3,
+    version=4,
     columns={
         "tokens": (list[int], "tokens of each caption, by Qwen's tokenizer"),
         "refusal": (list[bool], "for each caption, whether it is a captioning model's refusal (`refusals`)"),

@@ -34,6 +34,7 @@ def _score(candidate: Candidate) -> dict:
     is_jpeg = candidate.target.format == "JPEG"
     return {
         "jpeg_quality": _jpeg_quality(candidate.record.image) if is_jpeg else None,
+        "lossless": _is_lossless(candidate.target.format, candidate.record.image),
         "bits_per_pixel": round(8 * len(candidate.record.image) / (width * height), 4),
     }
 
@@ -55,6 +56,28 @@ def _jpeg_quality(data: bytes) -> float | None:
     return round(min(100.0, max(1.0, 5000 / percent if percent > 100 else (200 - percent) / 2)), 1)
 
 
+def _is_lossless(format: str, data: bytes) -> bool:
+    """Whether the file's compression keeps every pixel. AVIF counts as lossy, since its lossless mode is rare."""
+    if format == "WEBP":
+        return _webp_codec(data) == b"VP8L"
+    if format == "TIFF":
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:  # reads the header only
+            return image.info.get("compression") not in ("jpeg", "tiff_jpeg", "webp")
+    return format in ("PNG", "GIF", "BMP")
+
+
+def _webp_codec(data: bytes) -> bytes:
+    """The chunk with the pixels of a WebP file, `VP8 ` or `VP8L`; for an animation, that of the first frame."""
+    position = 12
+    while (name := data[position : position + 4]) not in (b"VP8 ", b"VP8L", b""):
+        if name == b"ANMF":
+            position += 24  # its chunks follow 16 bytes about the frame
+        else:
+            size = int.from_bytes(data[position + 4 : position + 8], "little")
+            position += 8 + size + size % 2
+    return name
+
+
 def _is_not_jpeg(row: Row, settings: Settings) -> bool:
     return row["compression.jpeg_quality"] is None
 
@@ -63,9 +86,10 @@ _OTHER_FORMAT = Exemption("files that are not JPEG", _is_not_jpeg)
 
 COMPRESSION = Filter(
     name="compression",
-    version=2,
+    version=3,
     columns={
         "jpeg_quality": (float, "libjpeg quality 1..100, from the quantisation tables; None: not a JPEG"),
+        "lossless": (bool, "whether the file's compression is lossless"),
         "bits_per_pixel": (float, "bits of the file per pixel"),
     },
     score=score,

@@ -27,6 +27,7 @@ WINDOW = 1024  # pixels per side of the central part in which edges and roughnes
 COLOUR_SIDE = 256  # pixels of the longer side to which colour is reduced, as JPEG samples it coarsely
 FINE_SCALES = (0, 1, 2)  # 1, 1/2, 1/4: enlarged or blurred noise is noise again at a smaller scale
 COARSE_SCALES = (2, 3)  # 1/4, 1/8: dots of dither and screens have averaged out
+SPARSE_BITS, SPARSE_EDGES = 1.5, 0.05  # below these, rough points such as stars lie on an even ground
 _MIN_SIDE = 12  # pixels below which a coarse scale is not measured
 _GREY_VARIANCE = 16.0  # below this, roughness is measured on the channel that varies most, which may be colour
 
@@ -91,7 +92,7 @@ def _roughness(pixels: Integer[np.ndarray, "H W"]) -> float:
 
 
 def _ratios(pixels: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
-    """Yields (scale, ratio) for every scale that is large enough and has more than a single level.
+    """Yields (scale, ratio) for every scale that is large enough; a fine scale with a single level is skipped.
 
     The ratio is the variance of (pixel - mean of its four neighbours), divided by the variance of the image; it is 1.25
     for white noise. It is computed from every second row.
@@ -103,7 +104,10 @@ def _ratios(pixels: Integer[np.ndarray, "H W"]) -> Iterator[tuple[int, float]]:
             pixels = pixels.astype(np.int32)
         around = pixels[:-2:2, 1:-1] + pixels[2::2, 1:-1] + pixels[1:-1:2, :-2] + pixels[1:-1:2, 2:]
         variance = _variance(pixels[::2])
-        if variance > 1e-3 * 16**scale:
+        if variance <= 1e-3 * 16**scale:
+            if scale in COARSE_SCALES:  # stripes and dots have averaged out, which noise never does
+                yield scale, 0.0
+        else:
             yield scale, _variance(4 * pixels[1:-1:2, 1:-1] - around) / 16 / variance
         H, W = (size // 2 * 2 for size in pixels.shape)
         rows = pixels[0:H:2, :W] + pixels[1:H:2, :W]
@@ -122,12 +126,14 @@ def _drops(row: Row, settings: Settings) -> str | None:
     smooth = (row[f"entropy.{name}edges"] < settings.min_edges for name in ("", "colour_"))
     if all((*plain, *smooth)):
         return "empty"
-    return "noise" if row["entropy.roughness"] > settings.max_roughness else None
+    few_levels = max(row["entropy.bits"], row["entropy.colour_bits"]) < SPARSE_BITS
+    sparse = few_levels and row["entropy.edges"] < SPARSE_EDGES
+    return "noise" if row["entropy.roughness"] > settings.max_roughness and not sparse else None
 
 
 ENTROPY = Filter(
     name="entropy",
-    version=3,
+    version=4,
     columns={
         "bits": (float, "Shannon entropy of the grey-level histogram: 0 for a solid colour, 4..8 for photographs"),
         "edges": (float, f"share of pixels that differ from a neighbour by {EDGE} of 255 grey levels"),

@@ -23,15 +23,33 @@ _ENGLISH_CANNOT = (
     r"(?:won['’]?t|will\s+not)(?:\s+be\s+able\s+to)?"
 )
 _ENGLISH_TASK = (
-    r"(?:describe|assist|provide|generate|identify|recogni[sz]e|caption|comply|fulfil+|interpret|transcribe|analy[sz]e|"
+    r"(?:describe(?!\s+how\b)|assist|provide(?!\s+(?:service|parking))|generate|identify|recogni[sz]e|caption|comply|fulfil+|interpret|transcribe|analy[sz]e|"
     rf"determine|discern|help\s+(?:you\b|with\b|$)|help(?=[.,!])|"
-    rf"(?:see|view|access|process|create|open)\s+(?:\w+\s+){{0,3}}{_IMAGE}|"
-    r"have\s+(?:the\s+ability|the\s+capability|access|enough\s+information))"
+    rf"(?:see|view|access|process|create|open)\s+(?:\w+\s+){{0,3}}{_IMAGE}\b(?!\s+without\b)|"
+    rf"have\s+(?:the\s+ability|the\s+capability|enough\s+information|access\s+to\s+(?:\w+\s+){{0,3}}{_IMAGE}))"
 )
 _ENGLISH_MODEL = (
     r"(?:(?:language|vision|visual|text|image|text-based|virtual)[\s-]*)*(?:model|assistant|system|chatbot|bot)?"
 )
+_ENGLISH_AI = r"(?:ai|artificial\s+intelligence|(?:large\s+)?(?:vision[\s-]+)?language\s+model)"
+_ENGLISH_END = (
+    r"(?=\W*$|\s*[.;!]|,\s*(?:so|but|and|could|please)\b|\s(?:to|for\s+me|with|so)\b|"
+    r"\s+in\s+(?:your|the|this)\s+(?:message|conversation|chat|request|prompt))"
+)
+# "There is no photo available, says a sign" describes an image.
+_ENGLISH_SIGN = rf"(?!{_GAP}{{0,120}}?\b(?:signs?|posters?|says|reads|slogan|lettering|handwritten)\b)"
 _ENGLISH = (
+    r"i(?:['’]?m|\s+am)\s+not\s+comfortable\s+(?:describ|identify|caption|analy[sz]|help|assist|discuss)\w*",
+    rf"i(?:['’]?d|\s+would)\s+(?:rather|prefer)\s+not\s+(?:to\s+)?{_ENGLISH_TASK}",
+    rf"i(?:['’]?m|\s+am)\s+(?:just\s+|only\s+)?an?\s+{_ENGLISH_AI}\b{_GAP}{{0,30}}?\b(?:{_ENGLISH_CANNOT})\b",
+    rf"(?:(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,20}}?\b)?(?:the|this|your)\s+{_IMAGE}\s+"
+    r"(?:could\s+not|couldn['’]?t|can\s?not|can['’]?t|failed\s+to|did\s+not|didn['’]?t)\s+(?:be\s+)?"
+    r"(?:load|display|open|process|render|retriev)\w*",
+    rf"(?:the\s+)?{_IMAGE}\s+(?:is\s+)?not\s+available\W*$",
+    rf"(?:(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,20}}?\b)?(?:the|this|your)\s+(?:content|request|{_IMAGE})\s+"
+    r"(?:(?:may\s+|might\s+)?violates?\s+(?:\w+\s+){0,3}polic|was\s+flagged\W*$)",
+    rf"it\s+(?:seems|looks|appears)\s+(?:like\s+|that\s+)?(?:the|your)\s+{_IMAGE}\s+(?:is|was)\s+"
+    r"(?:missing|not\s+attached|blank|empty)\b",
     rf"(?:(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,60}}?\b)?"
     rf"i(?:['’]?m|\s+am)?\s+(?:{_ENGLISH_CANNOT})\s+(?:\w+\s+){{0,2}}{_ENGLISH_TASK}",
     rf"(?:{_ENGLISH_APOLOGY})\b{_GAP}{{0,60}}?\bi(?:['’]?m|\s+am)?\s+(?:{_ENGLISH_CANNOT})"
@@ -41,7 +59,7 @@ _ENGLISH = (
     r"(?:decline|refuse)\s+(?:to\b|this\s+request|your\s+request|$|[.,])",
     # nothing to describe
     r"(?:it\s+(?:seems|looks|appears)\s+(?:like\s+|that\s+|as\s+if\s+)?)?there(?:['’]s|\s+is|\s+are|\s+was)\s+no\s+"
-    rf"{_IMAGE}\s+{_SENT}\b",
+    rf"{_IMAGE}\s+{_SENT}\b{_ENGLISH_END}",
     rf"no\s+{_IMAGE}\s+(?:(?:was|is|were|has\s+been)\s+)?(?:provided|attached|uploaded|shared)\b",
     r"(?:it\s+(?:seems|looks|appears)\s+(?:like\s+|that\s+|as\s+if\s+)?)?you\s+"
     r"(?:have\s?n['’]?t|have\s+not|did\s?n['’]?t|did\s+not|forgot\s+to)\s+"
@@ -51,7 +69,7 @@ _ENGLISH = (
     rf"please\s+(?:upload|attach|share|provide|send)\s+(?:\w+\s+){{0,3}}{_IMAGE}\b"
     r"(?=\W*$|\.|\s(?:so|again|and\s+i\b|for\s+me\b|to\s+describe))",
     # "As an AI artist I painted" does not refuse anything.
-    rf"as\s+an?\s+(?:ai|artificial\s+intelligence)\b\s*{_ENGLISH_MODEL}\W+{_GAP}{{0,20}}?\bi(?:['’]?m|\s+am)?\s+"
+    rf"as\s+an?\s+{_ENGLISH_AI}\b\s*{_ENGLISH_MODEL}\W+{_GAP}{{0,20}}?\bi(?:['’]?m|\s+am)?\s+"
     rf"(?:\w+\s+)?(?:{_ENGLISH_CANNOT}|not)\b",
 )
 
@@ -64,6 +82,9 @@ _CHINESE = (
     rf"{_CHINESE_SORRY}[\W但]{{0,3}}{_CHINESE_CANNOT}{_GAP}{{0,6}}?(?:{_CHINESE_TASK})",
     rf"(?:{_CHINESE_SORRY}{_GAP}{{0,8}}?)?(?:[图圖][片像]|照片){_CHINESE_CANNOT}(?:正常)?"
     r"(?:[显顯]示|加[载載]|[载載]入|打[开開]|[识識][别別]|查看)",
+    rf"(?:{_CHINESE_SORRY}{_GAP}{{0,12}}?|我)我?看不[到见見清]{_GAP}{{0,8}}?(?:[图圖]|照片)",
+    rf"[请請][您你]?先?上[传傳]{_GAP}{{0,6}}?[图圖][片像]{_GAP}{{0,6}}?(?:我|以便)",
+    r"[图圖][片像](?:加[载載]|[载載]入)失[败敗]\W*$|[无無]法[显顯]示[图圖][片像]\W*$",
     rf"作[为為](?:一[个個名款])?\s*(?:ai|人工智[能慧]){_GAP}{{0,15}}?我",
 )
 
@@ -89,17 +110,17 @@ _OTHERS = {
     ),
     "ru": (
         r"извините|простите|к\s+сожалению|прошу\s+прощения",
-        r"\bне\s+(?:могу|смогу|в\s+состоянии|способ\w+)\s",
-        r"\b(?:опис|помо|предостав|определ|сгенер|распозна|проанализ|ответ|просм|увидеть\s+(?:это\s+)?изображ)",
+        r"\b(?:я\s+)?не\s+(?:могу|смогу|в\s+состоянии|способ\w+|вижу)\s",
+        r"\b(?:изображ|опис|помо|предостав|определ|сгенер|распозна|проанализ|ответ|просм|увидеть\s+(?:это\s+)?изображ)",
     ),
     "uk": (
         r"вибачте|пробачте|на\s+жаль|перепрошую",
-        r"\bне\s+(?:можу|зможу|в\s+змозі)\s",
+        r"\b(?:я\s+)?не\s+(?:можу|зможу|в\s+змозі)\s",
         r"\b(?:опис|допомо|визнач|розпізна|згенер|проаналіз|відпов|надати|побачити)",
     ),
     "de": (
         r"(?:es\s+)?tut\s+mir\s+(?:sehr\s+)?leid|entschuldig\w+|leider|ich\s+bedauere",
-        rf"\b(?:ich\s+(?:kann|bin|darf)|(?:kann|bin|darf)\s+ich)\b{_GAP}{{0,40}}?\bnicht\b",
+        rf"\b(?:ich\s+(?:kann|bin|darf)|(?:kann|bin|darf)\s+ich)\b{_GAP}{{0,40}}?\b(?:nicht|keine?n?)\b",
         r"\b(?:beschreib|helfen|identifizier|erkenn|bereitstell|generier|erstellen|analysier|beantwort|unterstütz|"
         r"in\s+der\s+lage|sehen)",
     ),
@@ -157,19 +178,28 @@ _PLAIN = {
     "pt": r"image[mn]|foto",
     "es": r"imagen|foto",
     "fr": r"image|photo",
+    "ru": r"изображ|фото|картин",
+    "uk": r"зображ|фото|картин",
 }
+# Refusals without an apology that say the verb last.
+_VERB_LAST = (
+    rf"(?:この|提供された|添付の)?画像(?:を|が|は|について)?(?:見|確認|表示|認識|読み込|説明|描写){_GAP}{{0,8}}?(?:できません|出来ません|されません)",
+    r"(?:이|해당|제공된|첨부된)?\s*(?:이미지|사진)[를을]?\s*(?:볼|확인할|인식할|설명할|열)\s*수\s*없(?:습니다|어요)",
+)
+_LONG_GAP, _GERMAN_GAP = 50, 30  # characters between an apology and being unable; "leider" begins many sentences
 
 
 def _patterns() -> list[str]:
-    patterns = [*_ENGLISH, *_CHINESE]
+    patterns = [*(f"{_ENGLISH_SIGN}{pattern}" for pattern in _ENGLISH), *_CHINESE, *_VERB_LAST]
     for language, (apology, cannot, task) in _OTHERS.items():
-        patterns.append(rf"(?:{apology}){_GAP}{{0,50}}?(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
+        gap = _GERMAN_GAP if language == "de" else _LONG_GAP
+        patterns.append(rf"(?:{apology}){_GAP}{{0,{gap}}}?(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
         if language in _PLAIN:
             patterns.append(rf"(?={_GAP}{{0,120}}?(?:{_PLAIN[language]}))(?:{cannot}){_GAP}{{0,40}}?(?:{task})")
     return patterns
 
 
-_REFUSALS = re.compile(rf"\W*(?:{'|'.join(_patterns())})", re.IGNORECASE)
+_REFUSALS = re.compile(rf"\W*(?:(?:h+m+|oops|oh|well|sure)\b\W+)?(?:{'|'.join(_patterns())})", re.IGNORECASE)
 
 
 def is_refusal(text: str) -> bool:

@@ -37,6 +37,14 @@ class Shard:
     digest: str
 
 
+def check_output(folder: Path | str, records_per_shard: int) -> None:
+    """Raises the ValueErrors of `write_shards`, except for another process; call it before work that takes long."""
+    if records_per_shard < 1:
+        raise ValueError(f"records_per_shard is {records_per_shard}; it must be at least 1")
+    if Path(folder, MANIFEST).exists():
+        raise ValueError(f"{folder} already contains records; choose another folder or delete this one first")
+
+
 def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_shard: int) -> tuple[Shard, ...]:
     """Writes records, in their order, to a new folder of shards.
 
@@ -48,11 +56,9 @@ def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_s
       OSError: if the disk is full; the folder is then incomplete.
     """
     folder = Path(folder)
-    if records_per_shard < 1:
-        raise ValueError(f"records_per_shard is {records_per_shard}; it must be at least 1")
+    check_output(folder, records_per_shard)
     with lock.exclusive(folder, remove=True):
-        if (folder / MANIFEST).exists():
-            raise ValueError(f"{folder} already contains records; choose another folder or delete this one first")
+        check_output(folder, records_per_shard)
         for leftover in [*folder.glob("records-*.partial"), *folder.glob("records-*.arrayrecord")]:
             leftover.unlink()
         return _write_shards(folder, iter(records), records_per_shard)

@@ -185,18 +185,6 @@ def finish(folder: Path, units: int, empty: Text) -> bool:
     return True
 
 
-def write_cache(
-    folder: Path,
-    samples: Iterable[tuple[int, Sample] | tuple[int, Sample, bool]],
-    empty: Text,
-    fingerprint: dict[str, Any],
-) -> None:
-    """Writes a complete cache with one unit, for samples that were encoded elsewhere; arguments as in `write_unit`."""
-    begin(folder, fingerprint)
-    write_unit(folder, 0, samples, Tally())
-    finish(folder, 1, empty)
-
-
 def _key(fields: dict) -> StreamKey:
     return StreamKey(fields["side"], fields["conditions"], fields.get("held", False))
 
@@ -270,18 +258,23 @@ class Cache:
         path = folder / MANIFEST
         if not path.is_file():
             raise ValueError(f"{folder} has no complete samples (no {MANIFEST}); run `qi2 data cache` first")
-        manifest = json.loads(path.read_bytes())
-        if manifest.get("schema") not in READABLE:
+        try:
+            manifest = json.loads(path.read_bytes())
+            if manifest["schema"] not in READABLE:
+                raise ValueError(f"it has schema {manifest['schema']!r}; this version reads {READABLE}")
+            self.folder = folder
+            self.fingerprint: dict[str, Any] = manifest["fingerprint"]
+            self.left_out: dict[str, int] = manifest["left_out"]
+            streams: list[dict] = manifest["streams"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{folder} has samples of schema {manifest.get('schema')!r}; this version reads {READABLE}"
-            )
-        self.folder = folder
-        self.fingerprint: dict[str, Any] = manifest["fingerprint"]
-        self.left_out: dict[str, int] = manifest["left_out"]
+                f"{path} is not the manifest of encoded samples ({error}); name a folder of `qi2 data cache`, or "
+                "a new one for `qi2 data cache`"
+            ) from None
         if fingerprint is not None:
             check_fingerprint(folder, self.fingerprint, fingerprint)
         self.empty = decode_text((folder / EMPTY).read_bytes())
-        self.streams = tuple(self._stream(fields) for fields in manifest["streams"])
+        self.streams = tuple(self._stream(fields) for fields in streams)
 
     def _stream(self, fields: dict) -> CachedStream:
         files = [(part["file"], int(part["samples"])) for part in fields["files"]]

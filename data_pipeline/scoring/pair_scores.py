@@ -15,7 +15,6 @@ to the result, which takes 4.6 kB per record.
 
 import base64
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Iterable
@@ -24,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64, Shaped, UInt64
 
 from data_pipeline.filters.duplicates import DUPLICATES, FINE_SIDE, HASH, coarse
@@ -32,7 +30,7 @@ from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import Shard, read_manifest
 from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT
 from data_pipeline.scoring.pairs import FINGERPRINT, MAX_DIFFERENCE, NEAR
-from data_pipeline.scoring.score_tables import read_shard_scores
+from data_pipeline.scoring.score_tables import TABLE, from_parquet, read_shard_scores, to_parquet
 from data_pipeline.scoring.windows import WINDOWS, window_hashes
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
@@ -131,8 +129,11 @@ def are_complete(folder: Path | str) -> bool:
     """Whether the tables exist and are valid for the current records and versions."""
     same, near, marker = paths(folder)
     try:
-        return same.is_file() and near.is_file() and json.loads(marker.read_bytes()) == _validity(folder)
-    except (OSError, ValueError):
+        if not (same.is_file() and near.is_file()):
+            return False
+        content = json.loads(marker.read_bytes())
+        return {key: value for key, value in content.items() if key != TABLE} == _validity(folder)
+    except (OSError, ValueError, AttributeError):
         return False
 
 
@@ -141,9 +142,13 @@ def write_pairs(folder: Path | str, pairs: Pairs) -> None:
     same, near, marker = paths(folder)
     same.parent.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)  # otherwise it would be valid after the first of two writes
-    write_atomic(same, _parquet({name: pairs.same[:, column] for column, name in enumerate(SAME)}))
-    write_atomic(near, _parquet({name: pairs.near[name] for name in NEAR.names or ()}))
-    write_json_atomic(marker, _validity(folder))
+    tables = (
+        to_parquet(pa.table({name: pairs.same[:, column] for column, name in enumerate(SAME)})),
+        to_parquet(pa.table({name: pairs.near[name] for name in NEAR.names or ()})),
+    )
+    for path, data in zip((same, near), tables, strict=True):
+        write_atomic(path, data)
+    write_json_atomic(marker, _validity(folder) | {TABLE: [hashlib.sha256(data).hexdigest() for data in tables]})
 
 
 def read_pairs(folder: Path | str) -> Pairs:
@@ -157,9 +162,10 @@ def read_pairs(folder: Path | str) -> Pairs:
             f"{folder}: duplicates have not been compared since its records or filters changed; run "
             f"`qi2 data score {folder}`"
         )
-    same, near, _ = paths(folder)
+    same, near, marker = paths(folder)
     try:
-        tables = pq.read_table(same), pq.read_table(near)
+        digests = json.loads(marker.read_bytes()).get(TABLE, (None, None))  # None for tables of earlier versions
+        tables = [from_parquet(path.read_bytes(), digest) for path, digest in zip((same, near), digests, strict=True)]
         columns = [{name: table.column(name).to_numpy() for name in table.column_names} for table in tables]
         rows = np.empty(tables[1].num_rows, NEAR)
         for name in NEAR.names or ():
@@ -172,12 +178,6 @@ def read_pairs(folder: Path | str) -> Pairs:
             f"{same.parent} is damaged; delete it and run `qi2 data score {folder}` again: {error}"
         ) from None
     return pairs
-
-
-def _parquet(columns: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def paths(folder: Path | str) -> tuple[Path, Path, Path]:

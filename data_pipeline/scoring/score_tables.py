@@ -3,10 +3,12 @@
     DIR/scores/<filter>/records-00000-of-00003.parquet     columns key, <filter>.<column>, ..; a row per record
     DIR/scores/<filter>/records-00000-of-00003.done.json   the marker, written after the table
 
-The marker contains the filter's version and the digests of its model and of the shard. It shows that the scores are
-complete and for what they are valid. Scores without a matching marker count as missing and are computed again.
+The marker contains the filter's version and the digests of its model, of the shard and of the table. It shows that the
+scores are complete and for what they are valid. Scores without a matching marker count as missing and are computed
+again. Reading compares the table with its digest; markers of earlier versions have none.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ from data_pipeline.filters.base import Filter
 from data_pipeline.records.shards import Shard, read_manifest
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
+TABLE = "table"  # key of the marker for the table's digest
 _SCALARS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 _TYPES = _SCALARS | {list[kind]: pa.list_(arrow) for kind, arrow in _SCALARS.items()}  # type: ignore[valid-type]
 
@@ -27,9 +30,18 @@ def is_complete(folder: Path | str, filter: Filter, shard: Shard) -> bool:
     """Whether this version of the filter has scored the whole shard."""
     scores, marker = paths(folder, filter, shard)
     try:
-        return scores.is_file() and json.loads(marker.read_bytes()) == _validity(filter, shard)
+        return scores.is_file() and _read_marker(marker) == _validity(filter, shard)
     except (OSError, ValueError):
         return False
+
+
+def _read_marker(path: Path) -> dict:
+    """The marker without the digest of the table. Raises OSError, or a ValueError for anything but a JSON object."""
+    marker = json.loads(path.read_bytes())
+    if not isinstance(marker, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    marker.pop(TABLE, None)
+    return marker
 
 
 def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
@@ -55,7 +67,7 @@ def unscored(folder: Path | str, filters: Sequence[Filter]) -> dict[str, str]:
 def _model(folder: Path, filter: Filter, shard: Shard) -> str | None:
     """Digest of the model with which this version of a filter scored a shard; None if it has not."""
     try:
-        marker = json.loads(paths(folder, filter, shard)[1].read_bytes())
+        marker = _read_marker(paths(folder, filter, shard)[1])
         return marker["model"] if marker == _validity(filter, shard) | {"model": marker["model"]} else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -78,10 +90,9 @@ def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequenc
     columns = {"key": pa.array(keys, pa.string())}
     for name, (kind, _) in filter.columns.items():
         columns[f"{filter.name}.{name}"] = pa.array([row[name] for row in rows], _TYPES[kind])
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
-    write_atomic(scores, buffer.getvalue())
-    write_json_atomic(marker, _validity(filter, shard))
+    data = to_parquet(pa.table(columns))
+    write_atomic(scores, data)
+    write_json_atomic(marker, _validity(filter, shard) | {TABLE: hashlib.sha256(data).hexdigest()})
 
 
 def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]:
@@ -104,7 +115,7 @@ def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]
                 f"shards; run `qi2 data score {folder}` first"
             )
     for shard in shards:
-        tables = [_read(paths(folder, filter, shard)[0], filter, shard) for filter in filters]
+        tables = [_read(folder, filter, shard) for filter in filters]
         keys = tables[0].column("key")
         if not all(table.column("key").equals(keys) for table in tables):
             raise ValueError(
@@ -125,13 +136,14 @@ def read_shard_scores(folder: Path | str, filter: Filter, shard: Shard) -> pa.Ta
         raise ValueError(
             f"{folder}: filter {filter.name!r} has not scored {shard.file}; run `qi2 data score {folder}` first"
         )
-    return _read(paths(folder, filter, shard)[0], filter, shard)
+    return _read(folder, filter, shard)
 
 
-def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:
+def _read(folder: Path | str, filter: Filter, shard: Shard) -> pa.Table:
+    path, marker = paths(folder, filter, shard)
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = from_parquet(path.read_bytes(), json.loads(marker.read_bytes()).get(TABLE))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read; delete it and run `qi2 data score` again: {error}") from None
     expected = ["key", *(f"{filter.name}.{column}" for column in filter.columns)]
     if table.num_rows != shard.records or table.column_names != expected:
@@ -140,6 +152,25 @@ def _read(path: Path, filter: Filter, shard: Shard) -> pa.Table:
             "and run `qi2 data score` again"
         )
     return table
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as a compressed Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes, digest: str | None) -> pa.Table:
+    """The table in a Parquet file.
+
+    Raises:
+      ValueError: if the SHA-256 of the file is not `digest`; None accepts any.
+      pa.ArrowException: if the file is damaged.
+    """
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError("the file has changed since it was written")
+    return pq.read_table(io.BytesIO(data))
 
 
 def paths(folder: Path | str, filter: Filter, shard: Shard) -> tuple[Path, Path]:

@@ -85,7 +85,9 @@ class Selection:
         view = table("selection", self.steps)
         lines = [f"{name.upper()} WAS NOT SCORED, nothing is dropped: {x}" for name, x in self.not_scored.items()]
         lines += [f"{name.upper()} {text}" for name, text in self.trials.items()]
-        profiles = {name: count for name, count in self.colours.items() if name in ("converted", "ignored")}
+        profiles = {
+            name: count for name, count in self.colours.items() if name in ("converted", "ignored", "unmanaged")
+        }
         if profiles:
             lines.append("colour profiles: " + ", ".join(f"{count:,} {name}" for name, count in profiles.items()))
         view.caption = "\n".join(lines)
@@ -130,13 +132,13 @@ def read_dropped(path: Path) -> dict[str, Dropped]:
     try:
         rows = _open_selection(dropped_path(path)).read().to_pylist()
         return {row.pop("key"): Dropped(**row) for row in rows}
-    except (pa.ArrowException, TypeError, KeyError) as error:
+    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
         raise ValueError(f"{dropped_path(path)} is damaged; run `qi2 data select` again: {error}") from None
 
 
 def _write(path: Path, rows: pa.Table) -> None:
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
+    pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
     write_atomic(path, buffer.getvalue())
 
 
@@ -150,7 +152,7 @@ def read_selection(path: Path) -> Iterator[Kept]:
         for batch in _open_selection(path).iter_batches():
             for row in batch.to_pylist():
                 yield Kept(**row | {"captions": tuple(row["captions"])})
-    except (pa.ArrowException, TypeError, KeyError) as error:
+    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
 
 
@@ -167,6 +169,6 @@ def _open_selection(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; run `qi2 data select` first")
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None

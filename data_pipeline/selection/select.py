@@ -1,6 +1,7 @@
 """Selection: thresholds turn scores into the list of kept records. It is cheap, since it reads no images."""
 
 import hashlib
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,11 @@ from data_pipeline.selection.percentiles import Cuts, class_of, find_cuts
 from data_pipeline.selection.rules import RULES, caption_reasons
 from data_pipeline.selection.thresholds import ALIGNMENTS, Thresholds
 
-LOSSLESS = 101.0  # quality of files that are not JPEG, above the 100 of the best JPEG
+LOSSLESS = 101.0  # quality of lossless files, above the 100 of the best JPEG
+PALETTE = 50.0  # quality of files with at most 256 colours; flat drawings are never compared as near duplicates
+# Bits of a JPEG file of the same quality, per bit of a file of this format.
+_JPEG_BITS = {"WEBP": 1.4, "AVIF": 2.0}
+_COARSE = 50.0  # JPEG quality below which an image has little more detail than one of half its sides
 
 
 @dataclass
@@ -43,11 +48,30 @@ class _Survivors:
         self.tags.append(row["description.tags"])
         self.clusters.append([str(row["cluster.id"])])
         self.bits.append(row["entropy.bits"])
-        self.qualities.append(row["compression.jpeg_quality"] or LOSSLESS)
+        self.qualities.append(copy_quality(row))
 
     def left(self, groups: list[list[str]], dropped: dict[str, Dropped]) -> dict[str, list[str]]:
         """Returns {key: groups} of the records that are not in `dropped`."""
         return {one.key: names for one, names in zip(self.kept, groups, strict=True) if one.key not in dropped}
+
+
+def copy_quality(row: Row) -> float:
+    """The quality by which copies of one image are compared, on the scale of libjpeg (1..100), or `LOSSLESS`.
+
+    For lossy WebP and AVIF it is an estimate from the bits per pixel. On four photographs of scikit-image at qualities
+    50 to 95, it was within 23 of the JPEG file with the same mean squared error, and within 10 for three of them.
+    """
+    if (quality := row["compression.jpeg_quality"]) is not None:
+        return quality
+    if not row["compression.lossless"]:
+        bits = row["compression.bits_per_pixel"] * _JPEG_BITS.get(row["broken.format"], 1.0)
+        return 100 * (1 - math.exp(-1.15 * bits))
+    return PALETTE if row["broken.mode"] == "P" else LOSSLESS
+
+
+def _detail(record: Kept, quality: float) -> float:
+    """Pixels of a record; coarse files count a quarter, so an enlarged copy does not replace its original."""
+    return record.width * record.height / (4 if quality < _COARSE else 1)
 
 
 def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selection:
@@ -158,16 +182,17 @@ def _duplicates(
 ) -> dict[str, Dropped]:
     """Records to drop for equal bytes, then for equal pixels, then for nearness among the rest.
 
-    The best copy of each group is kept: the one with the most pixels, then the best quality, then the first key.
+    The best copy of each group is kept: the one with the most pixels (`_detail`), then the best quality, then the
+    first key.
     """
     drops: dict[str, Dropped] = {}
     if not (thresholds.drop_exact_duplicates or thresholds.drop_near_duplicates):
         return drops
     pairs = read_pairs(folder)
 
-    def rank(position: int) -> tuple[int, float, str]:
+    def rank(position: int) -> tuple[float, float, str]:
         record = survivors[position]
-        return -record.width * record.height, -qualities[position], record.key
+        return -_detail(record, qualities[position]), -qualities[position], record.key
 
     left = np.array(sorted(range(len(survivors)), key=rank), np.int64)
     record = np.array([survivor.index for survivor in survivors], np.int64)

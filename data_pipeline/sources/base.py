@@ -1,7 +1,7 @@
 """Shared by all sources: file suffixes, reasons for a refusal, options, and the ledger of a source."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -24,18 +24,20 @@ IMAGE_SUFFIXES = (
 CAPTION_SUFFIXES = (".txt", ".caption")
 # Formats of images and data sets that no reader supports.
 UNREAD_IMAGE_SUFFIXES = (
-    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".psd", ".psb", ".svg", ".tga", ".ico"),
+    *(".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".jxr", ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"),
+    *(".psd", ".psb", ".svg", ".tga", ".ico"),
     *(".exr", ".hdr", ".ppm", ".pgm", ".pnm", ".qoi", ".dds", ".eps", ".pdf", ".xcf"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
     *(".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"),
 )
 UNREAD_SET_SUFFIXES = (
-    *(".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar", ".gz", ".zst"),
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4", ".tar.z"),
+    *(".zip", ".zip.001", ".7z", ".7z.001", ".rar", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".parq", ".pq", ".mds"),
     *(".arrow", ".feather", ".h5", ".hdf5", ".npz", ".npy", ".lmdb", ".mdb", ".tfrecord", ".arrayrecord", ".beton"),
-    *(".jsonl", ".csv", ".tsv"),  # files named metadata.* are read
+    *(".jsonl", ".ndjson", ".csv", ".tsv"),  # files named metadata.* are read
 )
 MAX_TEXT_FILE_BYTES = 4 * (MAX_CAPTION_CHARS + 1)  # one caption: four bytes per character, and a byte-order mark
-MAX_SUFFIXES = 100  # distinct suffixes that are counted separately
+MAX_NAMES = 100  # distinct suffixes and keys that are counted separately
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 REASONS = {
@@ -55,12 +57,13 @@ REASONS = {
     "not_a_file": "a folder, link, pipe or device instead of a file",
     "unreadable": "a file that the operating system refused to read",
     "broken_file": "an archive or table that is damaged; the samples before the damage are kept",
+    "broken_row": "a row of a CSV table with a quote that is not closed, or longer than a megabyte",
     "bad_name": "a name that is blank, not UTF-8 or too long",
     "too_large": "an image file above the size limit",
     "caption_too_long": f"a caption above {MAX_CAPTION_CHARS} characters",
     "not_utf8": "text that is neither UTF-8 nor UTF-16 with a byte-order mark, or that contains U+0000",
     "bad_json": "metadata that is not a JSON object or is longer than a megabyte",
-    "bad_metadata": "metadata with keys that contradict each other, or with values of the wrong type",
+    "bad_metadata": "metadata with values of the wrong type",
 }
 # Optional parts of a record. The record is kept without the part, and the report counts such records.
 LOST = {
@@ -123,12 +126,14 @@ class Ledger:
       refused: samples that could not become records.
       lost: records that lost an optional part, see LOST.
       files: number of files (and members of archives) by lower-case suffix.
+      unused: number of rows and JSON files that have a value under a key that no field reads, by key.
     """
 
     bar: tqdm
     refused: Tally = field(default_factory=Tally)
     lost: Tally = field(default_factory=Tally)
     files: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, refusal: Refused | str, name: str) -> None:
         """Counts a refusal; `name` may contain bytes that are not UTF-8."""
@@ -143,9 +148,18 @@ class Ledger:
             self.lost.add(reason, name)
 
     def count_file(self, suffix: str) -> None:
-        """Counts a file by its suffix; new suffixes beyond `MAX_SUFFIXES` are counted together."""
-        suffix = suffix.encode(errors="replace").decode() or "no suffix"
-        self.files[suffix if suffix in self.files or len(self.files) < MAX_SUFFIXES else "others"] += 1
+        """Counts a file by its suffix; new suffixes beyond `MAX_NAMES` are counted together."""
+        _count(self.files, suffix or "no suffix", 1)
+
+    def count_unused(self, keys: Iterable[str], rows: int = 1) -> None:
+        """Counts keys that no field reads; new keys beyond `MAX_NAMES` are counted together."""
+        for key in keys:
+            _count(self.unused, key, rows)
+
+
+def _count(counts: Counter[str], name: str, count: int) -> None:
+    name = name[:MAX_NAME_CHARS].encode(errors="replace").decode()
+    counts[name if name in counts or len(counts) < MAX_NAMES else "others"] += count
 
 
 Reader = Callable[[Path, Options, Ledger], Iterator[Record]]

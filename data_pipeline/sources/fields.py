@@ -97,17 +97,15 @@ def describe(fields: dict[str, Any], licence: str | None, texts: Sequence[Captio
     """Reads the known fields and ignores others.
 
     Args:
-      fields: values by our names, see `layouts`: either `text` (one general caption) or `captions` (a list of strings
-        or of {text, kind, language}), both optional for an edit; for an edit `instruction` (a string, or a list like
+      fields: values by our names, see `layouts`: `text` (one general caption), `captions` (a list of strings or of
+        {text, kind, language}) or both, all optional for an edit; for an edit `instruction` (a string, or a list like
         `captions`) and `conditions` (a list of file names); `tags` (a list, or a string with commas); `licence`.
       licence: licence to use if the fields contain none.
       texts: caption files.
 
     Raises:
-      Refused: if there is no usable caption, or the fields contradict each other.
+      Refused: if there is no usable caption, or the condition images are not a list of names.
     """
-    if "text" in fields and "captions" in fields:
-        raise Refused("bad_metadata")
     instructions, general = _as_list(fields, "instruction"), _as_list(fields, "captions") + _as_list(fields, "text")
     conditions = _as_list(fields, "conditions")
     if len(conditions) > MAX_CONDITIONS or not all(isinstance(name, str) for name in conditions):

@@ -74,8 +74,8 @@ def open_folder(path: Path, options: Options, ledger: Ledger) -> Folder:
     tree = walk(path, ledger)
     files = Files(tree.root)
     listings = {name: read_metadata(files, name, options, ledger) for name in tree.metadata}
-    # A file in which no row names an image describes something other than images.
-    listings = {name: listing for name, listing in listings.items() if listing.names_images or not listing.keys}
+    # A file in which no row names an image is empty, broken, or describes something other than images.
+    listings = {name: listing for name, listing in listings.items() if listing.names_images}
     entries: list[Entry | Image] = [*_metadata_entries(listings, ledger), *_plain_images(tree, listings, ledger)]
     entries.sort(key=lambda entry: entry.key)
     has_tables = any(name.lower().endswith(".parquet") for name in tree.archives)
@@ -155,7 +155,7 @@ def read_entries(files: Files, entries: Iterable[Entry | Image], options: Option
             key, described = (entry.image, entry.described) if isinstance(entry, Entry) else (entry.key, None)
             image = base.check_image(read(key), options.max_image_bytes)
             if isinstance(entry, Image):
-                described = _describe_image(files, entry, options)
+                described = _describe_image(files, entry, options, ledger)
             assert described is not None
             conditions = tuple(base.check_image(read(name), options.max_image_bytes) for name in described.conditions)
             record = make_record(entry.key, image, conditions, described, source_name(options, files.root.name))
@@ -166,7 +166,7 @@ def read_entries(files: Files, entries: Iterable[Entry | Image], options: Option
         ledger.bar.update()
 
 
-def _describe_image(files: Files, image: Image, options: Options) -> Description:
+def _describe_image(files: Files, image: Image, options: Options, ledger: Ledger) -> Description:
     if image.source is not None:
         prompt = parse_json(files.read(image.sidecars[0], MAX_JSON_BYTES, "bad_json"))
         fields = {"instruction": prompt.get("edit"), "text": prompt.get("output"), "conditions": [image.source]}
@@ -185,4 +185,4 @@ def _describe_image(files: Files, image: Image, options: Options) -> Description
             texts.append(read_caption_file(content))
         else:
             json_file = content
-    return describe_sidecars(json_file, texts, options)
+    return describe_sidecars(json_file, texts, options, ledger)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
-from data_pipeline.records.shards import write_shards
+from data_pipeline.records.shards import check_output, write_shards
 from data_pipeline.sources import DEFAULTS, LOOKED_FOR, Ledger, Options, Source, base, open_source, source_names
 
 
@@ -29,12 +29,14 @@ class IngestReport:
       sources: number of samples in each source, and the refused ones by reason.
       lost: records that lost an optional part, by reason (`sources.LOST`).
       files: number of files in the sources, by suffix.
+      unused: number of rows with a value under a key that no field reads, by key.
     """
 
     folder: str
     sources: tuple[Step, ...]
     lost: Tally
     files: dict[str, int]
+    unused: dict[str, int]
 
     @property
     def records(self) -> int:
@@ -47,17 +49,21 @@ class IngestReport:
         return sum((source.dropped for source in self.sources), Tally())
 
     def table(self) -> Table:
-        """The refusals of each source; the title counts files and lost parts."""
+        """The refusals of each source; the title counts files, lost parts and unused keys."""
         files = ", ".join(f"{count:,} {suffix}" for suffix, count in self.files.items())
         lost = (f"{count:,} {reason}" for reason, count in self.lost.counts.items())
+        unused = ", ".join(f"{key!r} ({count:,})" for key, count in list(self.unused.items())[:20])
         title = f"ingested into {self.folder}" + (f"; files: {files}" if files else "")
         if self.lost.total:
             title += f"; records without an optional part: {', '.join(lost)}"
+        if unused:
+            title += f"; keys that no field reads (name one with --column): {unused}"
         return table(title, self.sources)
 
     def to_dict(self) -> dict:
         sources = [source.to_dict() for source in self.sources]
         parts = {"refused": self.refused.to_dict(), "lost": self.lost.to_dict(), "files": self.files}
+        parts["unused_keys"] = self.unused
         return {"folder": self.folder, "records": self.records, **parts, "sources": sources}
 
 
@@ -90,6 +96,7 @@ def ingest(
     """
     if not 0 < options.max_image_bytes <= MAX_IMAGE_BYTES:
         raise ValueError(f"max_image_bytes is {options.max_image_bytes}; choose between 1 and {MAX_IMAGE_BYTES}")
+    check_output(out, records_per_shard)
     sources = [src] if isinstance(src, str | Path) else list(src)
     if len({str(source) for source in sources}) < len(sources):
         raise ValueError(f"a source is named twice in {sources}; its records would be duplicated")
@@ -114,7 +121,8 @@ def ingest(
     )
     files = sum((ledger.files for ledger in ledgers), Counter())
     lost = sum((ledger.lost for ledger in ledgers), Tally())
-    return IngestReport(str(out), tuple(steps), lost, dict(sorted(files.items())))
+    unused = sum((ledger.unused for ledger in ledgers), Counter())
+    return IngestReport(str(out), tuple(steps), lost, dict(sorted(files.items())), dict(unused.most_common()))
 
 
 def _records(

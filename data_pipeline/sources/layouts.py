@@ -49,6 +49,7 @@ EDITS = (
 # Keys for an image and for a caption, in the order in which they are tried.
 _IMAGES = ("file_name", "image", "image_path")
 _TEXTS = ("text", "caption", "prompt")
+_LICENCES = ("licence", "license")
 
 
 def map_fields(present: Iterable[str], columns: Mapping[str, str], *, table: bool) -> dict[str, tuple[str, ...]]:
@@ -75,7 +76,7 @@ def _edit_layout(keys: Collection[str]) -> dict[str, tuple[str, ...]] | None:
         instruction = [key for key in layout.instruction if key in keys]
         if layout.image in keys and conditions and instruction:
             parts = {"image": (layout.image,), "conditions": conditions, "instruction": instruction}
-            parts |= {"text": layout.text, "tags": layout.tags, "licence": ("licence",), "key": ("key",)}
+            parts |= {"text": layout.text, "tags": layout.tags, "licence": _LICENCES, "key": ("key",)}
             present = {field: tuple(key for key in names if key in keys) for field, names in parts.items()}
             return {field: names for field, names in present.items() if names}
     return None
@@ -86,17 +87,40 @@ def _pair_layout(keys: Collection[str], table: bool) -> dict[str, tuple[str, ...
     image = next((key for key in (("image",) if table else _IMAGES) if key in keys), None)
     if image is not None:
         fields["image"] = (image,)
-    if "text" not in fields and "captions" not in fields:
-        text = next((key for key in _TEXTS if key in keys), None)
-        fields |= {} if text is None else {"text": (text,)}
+    if "captions" not in fields and (texts := tuple(key for key in _TEXTS if key in keys)):
+        fields["text"] = texts
+    if licences := tuple(key for key in _LICENCES if key in keys):
+        fields["licence"] = licences
     return fields
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a value says nothing: null, blank text, or an empty list or object."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+
+
+def without_blanks(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not is_blank(value)}
+
+
+def unused_keys(row: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The keys of a row whose values `read_values` does not return; blank values do not count."""
+    filled = without_blanks(row)
+    used = set()
+    for field, keys in fields.items():
+        present = [key for key in keys if key in filled]
+        used.update(present if field in _JOINED else present[:1])
+    return [key for key in filled if key not in used]
+
+
 def read_values(row: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Returns {field: value} of a row, without nulls and blank cells. A list in `text` becomes `captions`."""
+    """Returns {field: value} of a row, without blank values. A list in `text` becomes `captions`.
+
+    If a field has several keys, the first of them whose value is not blank counts.
+    """
     row_values: dict[str, Any] = {}
     for field, keys in fields.items():
-        values = [row[key] for key in keys if row.get(key) is not None and row[key] != ""]
+        values = [row[key] for key in keys if not is_blank(row.get(key))]
         if field in _JOINED:
             values = [part for value in values for part in _parts(value, field)]
             row_values |= {field: values} if values else {}

@@ -4,22 +4,19 @@ File names are relative to the folder of the metadata file. Several rows with on
 their captions; rows with other condition images become separate records.
 """
 
-import codecs
 import contextlib
-import csv
-import json
-from collections.abc import Iterator
+import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.sources import layouts
 from data_pipeline.sources.base import REASONS, Ledger, Options, Refused, inner_path
-from data_pipeline.sources.fields import MAX_JSON_BYTES, Description, describe, merge, parse_json
+from data_pipeline.sources.fields import Description, describe, merge
+from data_pipeline.sources.rows import read_rows
 from data_pipeline.sources.tree import Files
-from qi2_jax.runtime.text_files import read_text
 
-MAX_LIST_BYTES = 256 << 20  # a JSON list, which is read as a whole
 SUFFIXES = (".jsonl", ".csv", ".json")
 
 
@@ -73,12 +70,12 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
     listing = Listing([], set(), {}, False)
     grouped: dict[tuple[str, tuple[str, ...]], Description] = {}
     unknown: list[tuple[str, Refused]] = []
-    for where, row in _rows(path, name, ledger):
+    for where, row in read_rows(path, name, ledger):
         try:
             if isinstance(row, Refused):
                 raise row
             listing.keys |= dict.fromkeys(list(row)[:1000])
-            image, described = _entry(row, files.root, place, options, listing)
+            image, described = _entry(row, files.root, place, options, listing, ledger)
             group = image, described.conditions
             grouped[group] = merge(grouped[group], described) if group in grouped else described
         except Refused as error:
@@ -98,13 +95,16 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
     return listing
 
 
-def _entry(row: dict[str, Any], root: Path, place: str, options: Options, listing: Listing) -> tuple[str, Description]:
-    present = [key for key, value in row.items() if value is not None and value != ""]
-    fields = layouts.map_fields(present, options.columns, table=False)
+def _entry(
+    row: dict[str, Any], root: Path, place: str, options: Options, listing: Listing, ledger: Ledger
+) -> tuple[str, Description]:
+    filled = layouts.without_blanks(row)
+    fields = layouts.map_fields(filled, options.columns, table=False)
     if "image" not in fields:
         raise Refused("unknown_keys", f"keys {layouts.format_keys(row)}")
     listing.names_images = True
-    values = layouts.read_values(row, fields)
+    values = layouts.read_values(filled, fields)
+    ledger.count_unused(layouts.unused_keys(filled, fields))
     image = _resolve_name(values["image"], root, place)
     listing.named.add(image)
     try:
@@ -121,74 +121,17 @@ def _resolve_name(name: Any, root: Path, place: str) -> str:
         with contextlib.suppress(ValueError):  # a path outside the root, or an invalid one
             path = Path(name)
             return inner_path(str((path.parent.resolve() / path.name).relative_to(root)))
-    inner = inner_path(name)
+    inner = inner_path(_on_disk(name, root / place) if isinstance(name, str) else name)
     return f"{place}/{inner}" if place else inner
 
 
-def _rows(path: Path, name: str, ledger: Ledger) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-    """Yields the rows of a file, each with its place for messages."""
+def _on_disk(name: str, folder: Path) -> str:
+    r"""The spelling under which a file exists: macOS decomposes `é`, and Windows writes `\` between folders."""
+    if name.isascii() and "\\" not in name:
+        return name
+    spellings = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    spellings += [spelling.replace("\\", "/") for spelling in (name, *spellings)]
     try:
-        if name.lower().endswith(".csv"):
-            yield from _csv_rows(path, name)
-        elif name.lower().endswith(".json"):
-            yield from _json_rows(path, name)
-        else:
-            yield from _json_lines(path, name)
-    except OSError:
-        ledger.refuse("unreadable", name)
-    except csv.Error as error:
-        ledger.refuse(Refused("broken_file", str(error)), name)
-
-
-def _json_lines(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-    """Yields lines that are not blank, in bounded memory for lines of any length."""
-    encoding = _encoding(path)
-    in_bytes = encoding == "utf-8"  # a malformed line then does not affect the others
-    opened: Any = open(path, "rb") if in_bytes else open(path, encoding=encoding, errors="replace", newline="\n")  # noqa: SIM115
-    with opened as file:
-        number = 0
-        while line := file.readline(MAX_JSON_BYTES + 1):
-            number += 1
-            data = line if isinstance(line, bytes) else line.encode()
-            if len(data) > MAX_JSON_BYTES:
-                yield f"{name}:{number}", Refused("bad_json")
-                while not data.endswith(b"\n") and (data := file.readline(MAX_JSON_BYTES)):
-                    data = data if isinstance(data, bytes) else data.encode()
-            elif data.strip():
-                yield f"{name}:{number}", _try_parse(data)
-
-
-def _try_parse(data: bytes) -> dict[str, Any] | Refused:
-    try:
-        return parse_json(data)
-    except Refused as error:
-        return error
-
-
-def _json_rows(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-    try:
-        rows = json.loads(read_text(path, MAX_LIST_BYTES))
-    except (ValueError, RecursionError):
-        yield name, Refused("bad_json")
-        return
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
-        yield f"{name}:{number}", row if isinstance(row, dict) else Refused("bad_json")
-
-
-def _csv_rows(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-    encoding = _encoding(path)
-    with open(path, encoding="utf-8-sig" if encoding == "utf-8" else encoding, errors="replace", newline="") as file:
-        reader = csv.DictReader(file, restkey="", restval="", strict=True)
-        for row in reader:
-            if "\ufffd" in "".join(str(value) for value in row.values()):
-                yield f"{name}:{reader.line_num}", Refused("not_utf8")
-            else:
-                yield f"{name}:{reader.line_num}", {key: value for key, value in row.items() if key}
-
-
-def _encoding(path: Path) -> str:
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        return "utf-32"
-    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+        return next((one for one in (name, *spellings) if os.path.lexists(folder / inner_path(one))), name)
+    except (OSError, ValueError, Refused):
+        return name

@@ -66,6 +66,8 @@ def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | Non
         with pq.ParquetFile(path) as file:
             columns = map_columns(file.schema_arrow.names, options, str(path))
             _check_metadata(path)
+            read = set(itertools.chain.from_iterable(columns.values()))
+            ledger.count_unused([key for key in file.schema_arrow.names if key not in read], file.metadata.num_rows)
             ledger.bar.total = (ledger.bar.total or 0) + file.metadata.num_rows
             for number, row in _file_rows(file, columns, path.name, ledger):
                 ledger.bar.update()
@@ -73,6 +75,7 @@ def read_parquet(path: Path, options: Options, ledger: Ledger, prefix: str | Non
                 try:
                     if isinstance(row, Refused):
                         raise row
+                    ledger.count_unused(layouts.unused_keys(row, columns))
                     record, described = row_to_record(read_values(row, columns), name, options, path.stem)
                     if waiting is not None and waiting[0].key == record.key and _same_images(waiting[0], record):
                         waiting = _merged(*waiting, described)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data_pipeline.sources import layouts
-from data_pipeline.sources.base import Options, Refused
+from data_pipeline.sources.base import Ledger, Options, Refused
 from data_pipeline.sources.fields import CaptionFile, Description, describe, parse_json
 
 
-def describe_sidecars(json_file: bytes | Refused | None, texts: Sequence[CaptionFile], options: Options) -> Description:
+def describe_sidecars(
+    json_file: bytes | Refused | None, texts: Sequence[CaptionFile], options: Options, ledger: Ledger
+) -> Description:
     """Describes a sample by its sidecar files. A broken JSON file matters only if there is no caption file.
 
     Captions under our own keys, `text` and `captions`, are added to those of caption files. Captions under other keys,
@@ -22,7 +24,10 @@ def describe_sidecars(json_file: bytes | Refused | None, texts: Sequence[Caption
         if isinstance(json_file, Refused):
             raise json_file
         row = {} if json_file is None else parse_json(json_file)
-        fields = layouts.read_values(row, layouts.map_fields(row, options.columns, table=False))
+        filled = layouts.without_blanks(row)
+        keys = layouts.map_fields(filled, options.columns, table=False)
+        fields = layouts.read_values(filled, keys)
+        ledger.count_unused(layouts.unused_keys(filled, keys))
     except Refused as refusal:
         fields, problem = {}, refusal
     if any(isinstance(text.content, str) and text.content.strip() for text in texts):

@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,12 @@ _KNOWN = frozenset((*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXE
 _HINTS = {
     ".jsonl": "name it as the source if it lists images",
     ".csv": "name it as the source if it lists images",
+    ".ndjson": "rename it to .jsonl if it lists images",
+    ".parq": "rename it to .parquet",
+    ".pq": "rename it to .parquet",
     ".arrayrecord": "name its folder as the source",
 }
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 _HIDDEN = ("__MACOSX", "@eaDir")  # added by macOS and Synology; other hidden names begin with a dot
 
 
@@ -108,13 +113,29 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
             tree.archives.append(place + name)
         elif known:
             ledger.refuse(Refused("not_read", _HINTS.get(suffix, "")), place + name)
+        elif suffix not in _SIDECAR_SUFFIXES and _is_image(tree.root / place / name):
+            ledger.refuse(
+                Refused("not_read", "an image by its content; give it the suffix of its format"), place + name
+            )
     sources = _pair_sources(set(images)) if is_pairs else {}
     for name in set(images) - set(sources.values()):
         if name in sources:
             tree.images.append(Image(place + name, (place + PROMPT_FILE,), place + sources[name]))
         else:  # some downloaders write `1.jpg.txt` and `1.jpg.json`
-            sidecars = (*by_stem.get(_stem(name), ()), *by_stem.get(name, ()))
+            sidecars = (*by_stem.get(_stem(name), ()), *by_stem.get(unicodedata.normalize("NFC", name), ()))
             tree.images.append(Image(place + name, tuple(sorted(sidecars, key=_by_suffix))))
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file with an unknown suffix begins as an image does: JPEG, PNG, GIF, WebP, TIFF, AVIF or HEIC."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start.startswith(_IMAGE_STARTS) or start[8:12] in (b"WEBP", b"avif", b"avis", b"heic", b"heix", b"mif1")
 
 
 def _by_suffix(key: str) -> tuple[int, str]:
@@ -137,7 +158,8 @@ def _is_prompt(tree: Tree, place: str) -> bool:
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+    """The name without its suffix, composed: macOS decomposes `é` in names of files, other systems do not."""
+    return unicodedata.normalize("NFC", name.rpartition(".")[0])
 
 
 class Files:

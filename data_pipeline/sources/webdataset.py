@@ -22,6 +22,7 @@ _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, Zstandard
 _CONDITION = "condition_"
 _MAX_MEMBERS = 32  # members of one sample
 _Sample = dict[str, bytes | Refused]
@@ -57,7 +58,7 @@ def read_tar(path: Path, options: Options, ledger: Ledger, prefix: str | None = 
             if name in done:
                 raise Refused("duplicate_key")
             done.add(name)
-            record, described = _record(key, sample, options, path)
+            record, described = _record(key, sample, options, path, ledger)
             ledger.count_lost(described.lost, key)
             yield record
         except Refused as error:
@@ -69,6 +70,10 @@ def _samples(path: Path, options: Options, ledger: Ledger, prefix: str) -> Itera
     sample: _Sample = {}
     current = ""
     try:
+        with open(path, "rb") as file:
+            if file.read(6).startswith(_COMPRESSED):
+                ledger.refuse(Refused("not_read", "it is compressed; decompress it first"), path.name)
+                return
         with tarfile.open(path, "r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # otherwise the library keeps every member
@@ -141,7 +146,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, max_ima
     return data
 
 
-def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Record, Description]:
+def _record(key: str, sample: _Sample, options: Options, path: Path, ledger: Ledger) -> tuple[Record, Description]:
     images: dict[str, bytes | Refused] = {}
     texts = []
     for suffix, content in sample.items():
@@ -153,7 +158,7 @@ def _record(key: str, sample: _Sample, options: Options, path: Path) -> tuple[Re
         elif suffix.startswith("instruction.") and last in CAPTION_SUFFIXES:
             texts.insert(0, read_caption_file(content, INSTRUCTION))
     target, conditions = _images(images, options)
-    described = describe_sidecars(sample.get("json"), texts, options)
+    described = describe_sidecars(sample.get("json"), texts, options, ledger)
     if described.conditions:  # the conditions of a tar are its members
         described = replace(described, conditions=())
     if not base.is_name(key):
@@ -169,6 +174,8 @@ def _images(images: dict[str, bytes | Refused], options: Options) -> tuple[bytes
             raise content
         read[suffix] = base.check_image(content, options.max_image_bytes)
     targets = [content for suffix, content in read.items() if "." not in suffix]
+    if not targets and not any(suffix.startswith(_CONDITION) for suffix in read) and read:
+        raise Refused("missing_image", "WebDataset splits names at their first dot; rename the members of this sample")
     if len(targets) != 1:
         raise Refused("missing_image" if not targets else "bad_metadata")
     numbered = {

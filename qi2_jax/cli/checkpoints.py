@@ -4,6 +4,8 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from qi2_jax.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_argument(
         "--unkeep", type=int, metavar="STEP", help="remove the mark of --keep; the retention policy applies again"
     )
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=options.output_file, metavar="FILE", help="also write the figures to this file")
 
 
 def folder_of(path: pathlib.Path) -> pathlib.Path:
@@ -55,9 +57,11 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
 def main(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from qi2_jax.runtime import outputs
     from qi2_jax.runtime.atomic import write_json_atomic
     from qi2_jax.training.checkpoints import files, inspection
 
+    outputs.check_json(arguments.json)
     directory, console = folder_of(arguments.folder), Console()
     damaged: list[str] = []
     if arguments.inspect is not None:

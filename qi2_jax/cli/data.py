@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qi2_jax.cli import options, synth
+from qi2_jax.runtime import outputs
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]  # runs a step, prints its tables and returns its figures
-INDEX = "selection.parquet"
+INDEX, SCORES = "selection.parquet", "scores"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _step(steps: Any, name: str, command: Command, purpose: str) -> argparse.ArgumentParser:
     parser = options.add_verb(steps, name, purpose)
     parser.set_defaults(command=command)
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=options.output_file, metavar="FILE", help="also write the figures to this file")
     return parser
 
 
@@ -124,6 +125,7 @@ def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
         if not field or not name:
             raise ValueError(f"--column {item} is not FIELD=NAME; write it as --column image=NAME")
         columns[field] = name
+    outputs.check_outside(arguments.out, *filter(pathlib.Path.exists, map(pathlib.Path, arguments.sources)))
     limit = MAX_IMAGE_BYTES if arguments.max_image_bytes is None else arguments.max_image_bytes
     source = Options(arguments.name, arguments.licence, limit, columns, arguments.split, arguments.data_dir)
     report = ingest(arguments.sources, arguments.out, source, records_per_shard=arguments.records_per_shard)
@@ -173,9 +175,11 @@ def _select(arguments: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.selection.select import select
     from qi2_jax.cli import tables
 
+    out = arguments.out or arguments.folder / INDEX
+    outputs.check_outside(out, arguments.folder / SCORES)
+    outputs.check_outside(out, arguments.folder, inside=".parquet")
     selection = select(arguments.folder, _data_config(arguments).thresholds)
     tables.show(selection.table())
-    out = arguments.out or arguments.folder / INDEX
     write_selection(out, selection)
     print(f"{len(selection.kept):,} records in {out}")
     return selection.to_dict()
@@ -183,6 +187,7 @@ def _select(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
     from qi2_jax.cli import tables
+    from qi2_jax.runs import locating
     from qi2_jax.runtime import devices
     from qi2_jax.workflows import encode
     from qi2_jax.workflows.config import StageExperiment, load_experiment
@@ -190,15 +195,12 @@ def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_experiment(arguments.experiment, arguments.overrides)
     if not isinstance(config, StageExperiment):
         raise ValueError(f"{arguments.experiment} is a curriculum; encode with the config of one of its stages")
+    index, out = arguments.index or arguments.folder / INDEX, arguments.out or arguments.folder / "samples"
+    outputs.check_outside(out, index, locating.model_of(arguments.model), arguments.folder / SCORES)
+    outputs.check_outside(out, arguments.folder, inside="")
     devices.set_platform(config, (config.encode.mesh,))
 
-    report = encode.encode(
-        config,
-        arguments.folder,
-        arguments.index or arguments.folder / INDEX,
-        arguments.model,
-        arguments.out or arguments.folder / "samples",
-    )
+    report = encode.encode(config, arguments.folder, index, arguments.model, out)
     if report is None:
         print("this process has written its units; the last process completes the cache")
         return {}
@@ -211,9 +213,10 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.selection.select import select
     from qi2_jax.cli import tables
 
+    out = arguments.out or arguments.folder / "report.html"
+    outputs.check_outside(out, arguments.folder, inside=".html")
     data = _data_config(arguments)
     selection = select(arguments.folder, data.thresholds)
-    out = arguments.out or arguments.folder / "report.html"
     figures = write_report(out, arguments.folder, selection, data.resolutions)
     tables.show(selection.table())
     print(f"page: {out}")
@@ -221,6 +224,7 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    outputs.check_json(arguments.json)
     figures = arguments.command(arguments)
     if arguments.json is not None:
         from qi2_jax.runtime.atomic import write_json_atomic

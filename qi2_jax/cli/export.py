@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from qi2_jax.interop import files, folder
+    from qi2_jax.interop import folder
     from qi2_jax.interop.lora import writing
     from qi2_jax.runs import locating
+    from qi2_jax.runtime import outputs
     from qi2_jax.workflows.verify import CODES, check_installed
 
     if arguments.verify and arguments.lora:
@@ -41,7 +42,8 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         check_installed()  # before minutes of copying
     located = locating.locate(arguments.model, arguments.weights)
-    files.check_outside(arguments.out, located.model, located.checkpoint)
+    read = (arguments.model, located.model, located.checkpoint)
+    outputs.check_outside(arguments.out, *read, *outputs.owners(arguments.out))
     located.check()
     code = CODES.get(arguments.dtype)
     if arguments.lora:

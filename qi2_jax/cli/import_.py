@@ -25,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.interop import components, folder, lpips
+    from qi2_jax.runtime import outputs
     from qi2_jax.text.prompts import PromptProcessor
 
     source = arguments.source
+    outputs.check_outside(arguments.out, source, *outputs.owners(arguments.out))
     if source.is_file():
         if arguments.variant is not None:
             raise ValueError(f"--variant is {arguments.variant}, but {source} is a file; leave it out")

@@ -28,7 +28,8 @@ VERBS = {
     "checkpoints": "list, inspect, verify and mark the checkpoints of a run",
     "export": "convert a run, checkpoint or model folder to a diffusers folder",
 }
-RESUMABLE = frozenset({"run", "train"})  # save after a signal, and continue when the same command runs again
+# Commands that keep their work after a signal, and continue when the same command runs again.
+RESUMABLE = (("run",), ("train",), ("data", "score"), ("data", "cache"))
 
 
 class _Version(argparse.Action):
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:
         arguments = sys.argv[1:]
-        signals.listen(interruptible=True, resumable=not RESUMABLE.isdisjoint(arguments[:1]))
+        words = tuple(word for word in arguments if not word.startswith("-"))
+        signals.listen(interruptible=True, resumable=any(words[: len(names)] == names for names in RESUMABLE))
     verb = next((argument for argument in arguments if argument in VERBS), None)
     try:
         with signals.ending():  # also while libraries are imported

@@ -1,6 +1,7 @@
 """Arguments that several verbs share."""
 
 import argparse
+import pathlib
 from typing import Any
 
 from qi2_jax.runtime import meeting
@@ -96,3 +97,11 @@ def check_processes(arguments: argparse.Namespace, platform: str) -> int:
     if arguments.distributed and platform == "cpu" and count is None:
         raise ValueError("with platform 'cpu' --distributed needs --processes N too: they share the mesh's devices")
     return count or 1
+
+
+def output_file(text: str) -> pathlib.Path:
+    """A file to write after the work: the type of `--json`, so that a missing folder is an error before the work."""
+    path = pathlib.Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, or its folder does not exist; name a file in a folder")
+    return path

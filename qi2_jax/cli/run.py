@@ -30,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    from qi2_jax.runs import paths
+    from qi2_jax.runtime import outputs
     from qi2_jax.workflows.config import CurriculumExperiment, DemoExperiment, load_experiment
 
     config = load_experiment(arguments.experiment, arguments.overrides)
+    if not any((arguments.out / name).is_file() for name in (paths.JOB, paths.CURRICULUM)):
+        outputs.check_outside(arguments.out, arguments.data)
     if isinstance(config, CurriculumExperiment):
         _run_curriculum(config, arguments)
     elif arguments.accept_changes:

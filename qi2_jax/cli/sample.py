@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from qi2_jax.inference.sizes import MAX_SIDE, SIDE_MULTIPLE, check_size
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -81,8 +83,6 @@ def _size(text: str) -> tuple[int, int]:
         width, height = (int(side) for side in text.lower().split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} does not look like 1024x768") from None
-    from qi2_jax.inference.pipeline import check_size
-
     try:
         check_size(width, height)
     except ValueError as error:
@@ -168,7 +168,7 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     from tqdm import tqdm
 
     from qi2_jax.inference.pipeline import Pipeline
-    from qi2_jax.runtime import compilation_cache
+    from qi2_jax.runtime import compilation_cache, outputs
     from qi2_jax.runtime.atomic import write_atomic
 
     texts, negative = read_prompts(arguments), arguments.negative
@@ -179,6 +179,9 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
     out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of sampling
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} cannot be written; choose another --out")
+    paths = [out] if len(texts) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(texts))]
+    for path in paths:
+        outputs.check_outside(path, *getattr(arguments, "image", ()))
     compilation_cache.use()
     dtype = getattr(jnp, arguments.dtype)
     pipeline = Pipeline.load(arguments.model, dtype=dtype, item=arguments.weights, loras=arguments.lora)
@@ -197,7 +200,6 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
         **options,
     )
     _log.info("encoding the prompts; programs for a new size are compiled first, which can take minutes")
-    paths = [out] if len(texts) == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(len(texts))]
     for path, image in zip(paths, images, strict=True):  # written batch by batch
         png = io.BytesIO()
         Image.fromarray(image).save(png, "PNG")
@@ -208,8 +210,6 @@ def generate(arguments: argparse.Namespace, **options: Any) -> list[pathlib.Path
 
 def resolution(text: str) -> int:
     """Parses the side of a square whose area condition images get."""
-    from qi2_jax.inference.pipeline import MAX_SIDE, SIDE_MULTIPLE
-
     if not text.isdecimal() or not SIDE_MULTIPLE <= int(text) <= MAX_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer from {SIDE_MULTIPLE} to {MAX_SIDE}")
     return int(text)

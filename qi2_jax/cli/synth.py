@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from qi2_jax.runtime import outputs
+
 # Names for the help. The libraries check the arguments, and tests compare these lists with theirs.
 EDITS = ("text", "restoration", "tone", "insertion", "removal", "hue", "background", "compose2", "compose3")
 STRATEGIES = ("pure", "scene", "layout", "glyphs")
@@ -80,6 +82,7 @@ def run_edits(arguments: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.synthesis.edits.synthesis import synthesize_edits
     from qi2_jax.cli import tables
 
+    outputs.check_outside(arguments.out, arguments.records, arguments.cutouts)
     more = _library_arguments(
         arguments, kinds="kinds", cutouts="cutouts", cutouts_licence="cutouts_licence", max_side="max_side"
     )
@@ -93,6 +96,7 @@ def run_text(arguments: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.synthesis.text.synthesis import synthesize_text
     from qi2_jax.cli import tables
 
+    outputs.check_outside(arguments.out, arguments.scenes, arguments.corpus)
     names = {name: name for name in ("scripts", "corpus", "licence", "scenes", "side")}
     report = synthesize_text(arguments.out, **_library_arguments(arguments, strategy="strategies", **names))
     for table in report.tables():

@@ -66,20 +66,23 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     import jax
 
     from data_pipeline.samples.cache import Cache
-    from qi2_jax.runs import paths
-    from qi2_jax.runtime import lock, processes
+    from qi2_jax.runs import locating, paths
+    from qi2_jax.runtime import lock, outputs, processes
     from qi2_jax.tasks.transformer import start, task
     from qi2_jax.tasks.transformer.config import check_samples, check_transformer
     from qi2_jax.training import restarting
     from qi2_jax.training.checkpoints import files
 
     check_transformer(config)
-    samples = Cache(arguments.samples)
     source = config.transformer.start.folder
     # Checked before the lock creates the folder. A run that has checkpoints no longer needs its start.
     with processes.raise_together():
-        if jax.process_index() == 0 and source and not files.steps(arguments.out / paths.CHECKPOINTS):
-            start.check_source(source, arguments.model)
+        if jax.process_index() == 0 and not files.steps(arguments.out / paths.CHECKPOINTS):
+            model = arguments.model and locating.model_of(arguments.model)
+            outputs.check_outside(arguments.out, arguments.samples, model, pathlib.Path(source) if source else None)
+            if source:
+                start.check_source(source, arguments.model)
+    samples = Cache(arguments.samples)
     with lock.hold(arguments.out):
         restarting.check(arguments.out, restart=arguments.restart)
         with processes.raise_together():

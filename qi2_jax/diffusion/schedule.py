@@ -56,8 +56,8 @@ class Schedule:
           sigmas: times before the shift to use instead, each in (0, 1].
 
         Raises:
-          ValueError: for fewer than one step, times outside (0, 1], or if the shift or the terminal moves times outside
-            of [0, 1].
+          ValueError: for fewer than one step, times outside (0, 1] or not decreasing, or if the shift or the terminal
+            moves times outside of [0, 1].
         """
         fixed = self.sample_sigmas if sigmas is None else sigmas
         if fixed is None and steps < 1:
@@ -65,6 +65,8 @@ class Schedule:
         t = np.asarray(np.linspace(1.0, 1 / steps, steps) if fixed is None else fixed, np.float32)
         if t.ndim != 1 or not len(t) or not np.all((t > 0) & (t <= 1)):
             raise ValueError(f"sigmas must be a list of times in (0, 1], got {t.tolist()}")
+        if not np.all(np.diff(t) < 0):
+            raise ValueError(f"sigmas must decrease from one to the next, got {t.tolist()}; sort them, largest first")
         try:
             t = self.shift(t, tokens)
         except OverflowError:

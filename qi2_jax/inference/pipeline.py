@@ -24,6 +24,7 @@ from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
 from qi2_jax.inference.latents import decode_latents, encode_images
+from qi2_jax.inference.sizes import check_size
 from qi2_jax.interop import components, folder, stored_weights
 from qi2_jax.interop.lora import merging, reading
 from qi2_jax.models.mmdit import Execution, MMDiT
@@ -39,17 +40,7 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
-SIDE_MULTIPLE = 32  # pixels: one feature of the encoder covers 2 x 2 latents of 16 x 16 pixels
-MAX_SIDE = 8192  # pixels: four times the side of the largest training images
 TEXT_MULTIPLE = 32  # granularity of text slots: prompts of similar length share compiled programs
-
-
-def check_size(width: int, height: int) -> None:
-    """Raises a ValueError for a size in pixels that cannot be generated."""
-    if any(side % SIDE_MULTIPLE or not 0 < side <= MAX_SIDE for side in (width, height)):
-        raise ValueError(
-            f"size {width}x{height} must have sides that are multiples of {SIDE_MULTIPLE} pixels, up to {MAX_SIDE}"
-        )
 
 
 def _rounded(length: int) -> int:

@@ -82,13 +82,6 @@ def check_links(folder: pathlib.Path) -> None:
         )
 
 
-def check_outside(out: pathlib.Path, *sources: pathlib.Path | None) -> None:
-    """Raises a ValueError if `out` is one of the folders that are read, or lies in one; links are resolved."""
-    for source in filter(None, sources):
-        if out.resolve().is_relative_to(source.resolve()):
-            raise ValueError(f"--out {out} lies in {source}, which is only read; choose a folder outside of it")
-
-
 @contextlib.contextmanager
 def building(out: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
     """Yields a temporary folder on the disk of `out`, whose content becomes that of `out` when the body succeeds.
@@ -101,12 +94,15 @@ def building(out: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
       nbytes: approximate size of the content.
 
     Raises:
-      ValueError: if `out` is a file or not empty, if another process is creating it, or if its disk has too little
-        space.
+      ValueError: if `out` is a file, not empty or left incomplete by an earlier version, if another process is creating
+        it, or if its disk has too little space.
     """
     out = out.absolute()
     if (out / UNFINISHED).is_file():
-        shutil.rmtree(out)
+        raise ValueError(
+            f"{out} is incomplete: an earlier version of qi2 was stopped while it wrote it, and left {UNFINISHED}. "
+            f"Delete the folder (rm -r {out}) if nothing else is in it, or choose another --out"
+        )
     existed = out.is_dir()
     staging = out / STAGING if existed else out.with_name(f".{out.name}{STAGING}")
     is_free = staging.is_dir() or not any(out.iterdir()) if existed else not (out.exists() or out.is_symlink())

@@ -29,6 +29,7 @@ from qi2_jax.interop.files import read_json
 from qi2_jax.interop.stored_weights import PASSTHROUGH, STEM, FileWeights, Weight, Weights
 from qi2_jax.interop.tensors import Writer, size
 from qi2_jax.models import tree
+from qi2_jax.runtime import outputs
 from qi2_jax.runtime.dtypes import CODES
 from qi2_jax.sequence import BLOCK_CAUSAL
 
@@ -76,7 +77,7 @@ def import_folder(source: pathlib.Path, out: pathlib.Path, variant: str | None =
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
     check_published(source, variant)
-    files.check_outside(out, source)
+    outputs.check_outside(out, source)
     opened: dict[str, tuple[FileWeights, FileWeights]] = {}
     for name, component in COMPONENTS.items():
         config = components.read_config(source / name, name)
@@ -115,7 +116,7 @@ def export_folder(
       ValueError: as `import_folder`, and if replaced weights do not match the component's configuration.
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
-    files.check_outside(out, source)
+    outputs.check_outside(out, source)
     check_mark(source)
     check_source(source)
     if components.read_config(source / "transformer", "transformer").attention != BLOCK_CAUSAL:

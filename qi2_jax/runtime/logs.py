@@ -54,6 +54,9 @@ def set_up(level: str | None = None) -> None:
     if level.lower() not in LEVELS:
         raise ValueError(f"{LEVEL} is {level!r}; choose one of {', '.join(LEVELS)}")
     root = logging.getLogger()
+    for other in [*root.handlers]:  # a library that was imported earlier may have added one, as absl does
+        if getattr(other, "stream", None) in (sys.stderr, sys.__stderr__):
+            root.removeHandler(other)
     if not any(isinstance(handler, _Handler) for handler in root.handlers):
         handler = _Handler()
         handler.setFormatter(_Formatter())

@@ -53,8 +53,8 @@ def read_text(source: str | os.PathLike[str] | bytes, max_bytes: int = MAX_TEXT_
 
 
 def split_lines(text: str) -> list[str]:
-    r"""The lines of a text from `read_text` that are not blank.
+    r"""The lines of a text from `read_text` that are not blank, without blanks at their ends, as in captions.
 
     Unlike `str.splitlines`, it splits at `\n` alone: a prompt with U+2028 inside stays one prompt, as a caption does.
     """
-    return [line for line in text.split("\n") if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]

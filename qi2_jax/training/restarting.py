@@ -48,7 +48,7 @@ def check(directory: pathlib.Path, *, restart: bool = False) -> None:
 def last_saved(directory: pathlib.Path) -> int | None:
     """The last step that the records of a run prove to have been saved completely; None if they prove none."""
     saved = _last_committed(accounting.read_events(directory / accounting.EVENTS))
-    return saved if saved is not None else _first_interval(directory)
+    return saved if saved is not None else _saved_by_metrics(directory)
 
 
 def _last_committed(events: Iterable[Mapping[str, Any]]) -> int | None:
@@ -72,14 +72,18 @@ def _last_committed(events: Iterable[Mapping[str, Any]]) -> int | None:
     return committed
 
 
-def _first_interval(directory: pathlib.Path) -> int | None:
-    """For a run without events: the first saved step, if its metrics go beyond the second.
+def _saved_by_metrics(directory: pathlib.Path) -> int | None:
+    """A saved step of a run without such events: the last step of a run that ended, or else the first saved step.
 
-    A save waits for the one before it.
+    A save waits for the one before it, so metrics beyond the second prove the first. A run that has no events at all
+    is from an earlier version or has lost them; with metrics of its last step it counts as ended.
     """
     try:
-        every = json.loads((directory / "config.json").read_bytes())["checkpoint"]["every"]
+        config = json.loads((directory / "config.json").read_bytes())
+        every, steps = config["checkpoint"]["every"], config.get("train", {}).get("steps")
         last = max((line["step"] for line in metrics.lines(directory / metrics.FILE)), default=0)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+    if last and last == steps and not (directory / accounting.EVENTS).exists():
+        return steps
     return every if isinstance(every, int) and 0 < 2 * every < last else None

@@ -22,6 +22,7 @@ CODES = {"bfloat16": "BF16", "float32": "F32"}  # safetensors codes of the dtype
 TEXTS, SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
 MAX_PIXEL_DIFFERENCE, MAX_LATENT_ERROR = 1, 1e-4  # of 255; relative
 MAX_ERROR_TEXT = 3000  # characters of a failed process's output
+OPTIONS = {"resolution": 1024, "negative": None, "guidance": 1.0, "steps": 20}  # of `Pipeline.denoise`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,26 +80,26 @@ def compare(
     sizes: Sequence[tuple[int, int]] | None = None,
     *,
     images: Sequence[Image.Image] = (),
-    resolution: int = 1024,
-    negative: str | None = None,
-    guidance: float = 1.0,
-    steps: int = 20,
     seed: int = 0,
+    **options: Any,
 ) -> Comparison:
     """Generates an image for every text on both sides, in fp32 and from the same noise; diffusers one by one.
 
     Args:
       pipeline: pipeline loaded in float32.
       exported: diffusers folder, which a Python process with torch and diffusers reads.
-      texts, sizes, images, resolution, negative, guidance, steps: as in `Pipeline.denoise`.
+      texts, sizes, images: as in `Pipeline.denoise`.
       seed: seed of the noise.
+      options: further arguments of `Pipeline.denoise` that replace those of `OPTIONS`.
 
     Raises:
       ValueError: if torch or diffusers are not installed, or their process fails.
     """
     check_installed()
+    options = OPTIONS | options
     if sizes is None:
-        size = prompts.resize_condition(images[-1], resolution).size if images else (resolution, resolution)
+        side = options["resolution"]
+        size = prompts.resize_condition(images[-1], side).size if images else (side, side)
         sizes = [size] * len(texts)
     noise = _noise(pipeline, sizes, seed)
     longest = max(map(len, noise))
@@ -106,21 +107,10 @@ def compare(
         texts,
         sizes=sizes,
         images=images,
-        resolution=resolution,
         latents=np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in noise]),
-        steps=steps,
-        guidance=guidance,
-        negative=negative,
+        **options,
     )
-    request = {
-        "prompts": list(texts),
-        "sizes": [list(size) for size in sizes],
-        "negative": negative,
-        "guidance": guidance,
-        "steps": steps,
-        "resolution": resolution,
-        "dtype": "float32",
-    }
+    request = {"prompts": list(texts), "sizes": [list(size) for size in sizes], "dtype": "float32", **options}
     theirs, their_latents = _generate_with_diffusers(exported, request, noise, images)
     flat = [image.reshape(len(row), -1) for image, row in zip(latents, noise, strict=True)]
     return Comparison(

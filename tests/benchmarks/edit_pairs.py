@@ -60,6 +60,71 @@ def photographs(root: Path) -> Path:
     return root / "records"
 
 
+class Figures:
+    """Counts of verdicts, and the values of the columns by kind."""
+
+    def __init__(self) -> None:
+        self.scored = 0
+        self.exact: dict[str, Counter] = {}
+        self.bad: dict[tuple[str, str], Counter] = {}
+        self.values: dict[tuple[str, str], list[float]] = {}
+
+    def note(self, name: str, row: dict) -> None:
+        for column in EDIT_PAIR.columns:
+            value = row[f"edit_pair.{column}"]
+            if isinstance(value, float | int):
+                self.values.setdefault((name, column), []).append(float(value))
+
+    def add_exact(self, record: Record, thresholds: Thresholds) -> None:
+        """Scores a pair as it is and, unless it may undo just this, as JPEG."""
+        row = columns(record)
+        self.scored += 2
+        self.exact.setdefault(record.key.split("/")[0], Counter())[verdict(row, thresholds) or "kept"] += 1
+        if "edit/restoration" not in record.tags:
+            again = columns(compressed(record))
+            self.exact.setdefault("all, as JPEG 90", Counter())[verdict(again, thresholds) or "kept"] += 1
+            self.note("all, as JPEG 90", again)
+        self.note(record.tags[1], row)
+
+    def add_spoilt(self, record: Record, other: Record, rng: np.random.Generator, thresholds: Thresholds) -> None:
+        """Scores everything that is wrong with a pair on purpose."""
+        for what, reason, wrong in spoilt(record, other, rng):
+            row = columns(wrong)
+            self.scored += 1
+            found = verdict(row, thresholds)
+            self.note(what, row)
+            counter = self.bad.setdefault((what, reason), Counter())
+            counter["all"] += 1
+            counter["dropped"] += found is not None
+            counter["exactly"] += found == reason
+            if found != reason:
+                counter[f"{found} ({record.tags[1]})"] += 1
+
+    def print(self, console: Console, rate: float, values: bool) -> None:
+        table = Table("spoilt", "reason", "pairs", "dropped", "for it", "otherwise", title="spoilt pairs")
+        for (what, reason), c in self.bad.items():
+            rest = {name: n for name, n in c.items() if name not in ("all", "dropped", "exactly")}
+            shares = f"{c['dropped'] / c['all']:.1%}", f"{c['exactly'] / c['all']:.1%}"
+            table.add_row(what, reason, str(c["all"]), *shares, ", ".join(f"{name} {n}" for name, n in rest.items()))
+        console.print(table)
+        table = Table("kind", "pairs", "kept", "dropped", title="exact pairs")
+        for kind, c in self.exact.items():
+            rest = ", ".join(f"{name} {n}" for name, n in c.items() if name != "kept")
+            table.add_row(kind, str(c.total()), f"{c['kept'] / c.total():.1%}", rest)
+        console.print(table)
+        total, kept = (sum(map(count, self.exact.values())) for count in (Counter.total, lambda c: c["kept"]))
+        caught, every = (sum(c[name] for c in self.bad.values()) for name in ("dropped", "all"))
+        recall, precision = caught / every, caught / (caught + total - kept)
+        console.print(
+            f"spoilt pairs: recall {recall:.4f}, precision {precision:.4f}; scored {rate:.1f} pairs/s, decoding too"
+        )
+        if values:
+            table = Table("of", "column", "min", "p5", "median", "p95", "max")
+            for (name, column), found in sorted(self.values.items()):
+                table.add_row(name, column, *(f"{v:.4g}" for v in np.percentile(found, (0, 5, 50, 95, 100))))
+            console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path)
@@ -78,66 +143,14 @@ def main() -> None:
         console.print(f"{(time.perf_counter() - start) / arguments.count:.2f} s per edit\n")
         edits = list(RecordFolder(Path(scratch, "edits")))
 
-    start, scored = time.perf_counter(), 0
-    exact: dict[str, Counter] = {}
-    bad: dict[tuple[str, str], Counter] = {}
-    values: dict[tuple[str, str], list[float]] = {}
-
-    def note(name: str, row: dict) -> None:
-        for column in EDIT_PAIR.columns:
-            value = row[f"edit_pair.{column}"]
-            if isinstance(value, float | int):
-                values.setdefault((name, column), []).append(float(value))
-
+    start, figures = time.perf_counter(), Figures()
     for number, record in enumerate(edits):
-        row = columns(record)
-        scored += 2
-        exact.setdefault(record.key.split("/")[0], Counter())[verdict(row, thresholds) or "kept"] += 1
-        if "edit/restoration" not in record.tags:  # of which some undo just this
-            again = columns(compressed(record))
-            exact.setdefault("all, as JPEG 90", Counter())[verdict(again, thresholds) or "kept"] += 1
-            note("all, as JPEG 90", again)
-        note(record.tags[1], row)
+        figures.add_exact(record, thresholds)
         scene = record.key.split(": ")[1].split(" + ")[0]
         later = (edits[(number + step) % len(edits)] for step in range(1, len(edits)))
         other = next(edit for edit in later if scene not in edit.key)
-        for what, reason, wrong in spoilt(record, other, rng):
-            row = columns(wrong)
-            scored += 1
-            found = verdict(row, thresholds)
-            note(what, row)
-            counter = bad.setdefault((what, reason), Counter())
-            counter["all"] += 1
-            counter["dropped"] += found is not None
-            counter["exactly"] += found == reason
-            if found != reason:
-                counter[f"{found} ({record.tags[1]})"] += 1
-    rate = scored / (time.perf_counter() - start)
-
-    table = Table("spoilt", "reason", "pairs", "dropped", "for it", "otherwise", title="spoilt pairs")
-    for (what, reason), c in bad.items():
-        rest = {name: n for name, n in c.items() if name not in ("all", "dropped", "exactly")}
-        shares = f"{c['dropped'] / c['all']:.1%}", f"{c['exactly'] / c['all']:.1%}"
-        table.add_row(what, reason, str(c["all"]), *shares, ", ".join(f"{name} {n}" for name, n in rest.items()))
-    console.print(table)
-    table = Table("kind", "pairs", "kept", "dropped", title="exact pairs")
-    for kind, c in exact.items():
-        rest = ", ".join(f"{name} {n}" for name, n in c.items() if name != "kept")
-        table.add_row(kind, str(c.total()), f"{c['kept'] / c.total():.1%}", rest)
-    console.print(table)
-    total = sum(c.total() for c in exact.values())
-    kept, false = sum(c["kept"] for c in exact.values()), sum(c["all"] - c["dropped"] for c in bad.values())
-    caught = sum(c["dropped"] for c in bad.values())
-    recall = caught / (caught + false)
-    precision = caught / (caught + total - kept)
-    console.print(
-        f"spoilt pairs: recall {recall:.4f}, precision {precision:.4f}; scored {rate:.1f} pairs/s, decoding too"
-    )
-    if arguments.values:
-        table = Table("of", "column", "min", "p5", "median", "p95", "max")
-        for (name, column), found in sorted(values.items()):
-            table.add_row(name, column, *(f"{v:.4g}" for v in np.percentile(found, (0, 5, 50, 95, 100))))
-        console.print(table)
+        figures.add_spoilt(record, other, rng, thresholds)
+    figures.print(console, figures.scored / (time.perf_counter() - start), arguments.values)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Run `python tests/benchmarks/filter_fairness.py` (two minutes on one core).
 """
 
 import importlib.util
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,9 +20,11 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # behind PYTHONPATH, so that an older tree can be measured
 
+from data_pipeline.filters.refusals import is_refusal
 from data_pipeline.selection.thresholds import Thresholds
 from experiments.qwen_image_2.base import CONTINUAL
 from tests.data_pipeline import planted
+from tests.data_pipeline.filters.refusal_texts import REFUSED, TRUTHFUL
 
 STAGE = Thresholds(
     **CONTINUAL
@@ -225,7 +228,21 @@ def measure(images: Iterator[tuple[str, Image.Image]], **options) -> dict[str, t
     return found
 
 
+def refusals() -> dict[str, tuple[float, float]]:
+    """Precision and recall of the detection of refusals, by language, on `refusal_texts`; NaN without such texts."""
+    figures = {}
+    for language, refused in REFUSED.items():
+        truthful = TRUTHFUL.get(language, ())
+        found, wrong = (sum(map(is_refusal, texts)) for texts in (refused, truthful))
+        figures[language] = found / (found + wrong) if found + wrong else math.nan, found / len(refused)
+    return figures
+
+
 def main() -> None:
+    print("refusals: language, precision, recall, number of refusals and of captions like them")
+    for language, (precision, recall) in refusals().items():
+        count = f"{len(REFUSED[language])} {len(TRUTHFUL.get(language, ()))}"
+        print(f"  {language} {precision:4.0%} {recall:4.0%} {count}")
     for title, images in (("honest images dropped", honest()), ("spoilt images dropped", spoilt())):
         found = measure(images)
         print(title)

@@ -16,13 +16,14 @@ import time
 import jax
 import numpy as np
 
-from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.runtime import devices
 from qi2_jax.tasks.transformer import task
 from qi2_jax.training.compiled import Compiled
 from qi2_jax.workflows.config import load_experiment
+from tests.caches import write_cache
 
 TEXT, WIDTH, CHANNELS = 64, 256, 64
 OVERRIDES = (

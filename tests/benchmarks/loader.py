@@ -26,6 +26,7 @@ from data_pipeline.loading.mixture import Mixture, Stream, layout_of
 from data_pipeline.samples import cache
 from data_pipeline.samples.cache import Cache, CachedStream, Largest, StreamKey
 from data_pipeline.samples.schema import NOTHING, ONLINE, TEXT_AND_IMAGES, Sample, Text
+from tests.caches import write_cache
 
 BATCH, TOKENS, WIDTH = 32, 256, 4096
 RECORDS_PER_UNIT = 16_384
@@ -42,7 +43,7 @@ def write(folder: pathlib.Path, samples: int, online: str) -> None:
         latents, pixels = latents[..., :0], rng.integers(0, 256, (256, 256, 4), np.uint8)
     text = Text(features, (TOKENS,), prompt)
     made = ((256, Sample(latents, (text,), record=index, target_pixels=pixels)) for index in range(samples))
-    cache.write_cache(folder, made, Text(features[:8], (8,), prompt), {"online": online})
+    write_cache(folder, made, Text(features[:8], (8,), prompt), {"online": online})
 
 
 def rate(made: Cache, samples: int) -> float:

@@ -9,6 +9,7 @@ between medians. The sampler uses the cached prefix on both sides.
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,40 +32,45 @@ from qi2_jax.tasks.transformer.objective import Objective, make_loss
 CONFIG = MMDiTConfig(layers=6, heads=6, head_width=64, rope_dims=(16, 24, 24), text_width=256)
 BATCH, TEXT, GRID, STEPS = 2, 128, (32, 32), 8
 TOKENS = GRID[0] * GRID[1]
+Side = tuple[Callable[[], None], Callable[[], None]]  # a training step and a sampling
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
-    parser.add_argument("--kernel", default=Execution().kernel, help="attention kernel of qi2")
-    arguments = parser.parse_args()
-
+def same_models() -> tuple[MMDiT, QwenImage21Transformer2DModel]:
+    """Ours and that of diffusers, with the same random weights."""
     values = {key: value for key, value in interop.to_diffusers(CONFIG).items() if key != "_class_name"}
     torch.manual_seed(0)
     theirs = QwenImage21Transformer2DModel(**values)
     like = jax.eval_shape(lambda: MMDiT(CONFIG, key=jax.random.key(0)))
     published = {name: tensor.detach().numpy().copy() for name, tensor in theirs.state_dict().items()}
     stacked = tensor_names.stack(published, tree.to_dict(like), interop.NAMES)
-    ours = tree.from_dict(like, {name: jnp.asarray(array) for name, array in stacked.items()})
+    return tree.from_dict(like, {name: jnp.asarray(array) for name, array in stacked.items()}), theirs
 
-    rng = np.random.default_rng(0)
-    text = rng.normal(size=(BATCH, TEXT, CONFIG.text_width)).astype(np.float32)
-    latents = rng.normal(size=(BATCH, TOKENS, 64)).astype(np.float32)
-    layout, run = Layout((TEXT,), TOKENS), Execution(kernel=arguments.kernel)
+
+def our_side(model: MMDiT, latents: np.ndarray, text: np.ndarray, times: np.ndarray, kernel: str) -> Side:
+    layout, run = Layout((TEXT,), TOKENS), Execution(kernel=kernel)
     positions, valid = place(layout, [TEXT], GRID)
     given = Conditioning(jnp.asarray(text), jnp.stack([positions] * BATCH), jnp.stack([valid] * BATCH))
-    times = Schedule().times(STEPS, TOKENS)
-
     loss = make_loss(LogitNormal(), Objective(Shift(), run))
     batch = Batch(jnp.asarray(latents), given)
     gradient = jax.jit(
         jax.value_and_grad(lambda model, key: loss(model, None, layout, batch, jax.random.split(key, BATCH))[0])
     )
+
+    def step():
+        jax.block_until_ready(gradient(model, jax.random.key(1)))
+
+    def sample():
+        jax.block_until_ready(sampler.sample(model, latents, times, sampler.Prompt(layout, given), execution=run))
+
+    return step, sample
+
+
+def their_side(model: QwenImage21Transformer2DModel, latents: np.ndarray, text: np.ndarray, times: np.ndarray) -> Side:
     shapes, mask = [[(1, *GRID)]] * BATCH, torch.zeros(BATCH, TEXT + TOKENS // 4, dtype=torch.bool)
     mask[:, TEXT:] = True
 
     def predict(x, t, **cache):
-        return theirs(
+        return model(
             hidden_states=x,
             encoder_hidden_states=torch.from_numpy(text),
             timestep=t,
@@ -74,34 +80,43 @@ def main() -> None:
             **cache,
         )[0][:, -TOKENS:]
 
-    def our_step():
-        jax.block_until_ready(gradient(ours, jax.random.key(1)))
-
-    def their_step():
-        theirs.zero_grad()
+    def step():
+        model.zero_grad()
         data, noise, t = torch.from_numpy(latents), torch.randn(latents.shape), torch.rand(BATCH)
         x = (1 - t[:, None, None]) * data + t[:, None, None] * noise
         ((predict(x, t) - (noise - data)) ** 2).mean().backward()
 
-    def our_sampling():
-        jax.block_until_ready(sampler.sample(ours, latents, times, sampler.Prompt(layout, given), execution=run))
-
     @torch.no_grad()
-    def their_sampling():
+    def sample():
         x, cache = torch.from_numpy(latents), QwenImage21KVCache(CONFIG.layers)
         for index in range(STEPS):
             mode = "extract" if index == 0 else "cached"
             velocity = predict(x, torch.full((BATCH,), float(times[index])), kv_cache=cache, kv_cache_mode=mode)
             x = x + float(times[index + 1] - times[index]) * velocity
 
+    return step, sample
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
+    parser.add_argument("--kernel", default=Execution().kernel, help="attention kernel of qi2")
+    arguments = parser.parse_args()
+    ours, theirs = same_models()
+    rng = np.random.default_rng(0)
+    text = rng.normal(size=(BATCH, TEXT, CONFIG.text_width)).astype(np.float32)
+    latents = rng.normal(size=(BATCH, TOKENS, 64)).astype(np.float32)
+    inputs = (latents, text, Schedule().times(STEPS, TOKENS))
+    sides = {"qi2": our_side(ours, *inputs, arguments.kernel), "diffusers": their_side(theirs, *inputs)}
     print(f"{CONFIG.layers} blocks of width {CONFIG.width}, batch {BATCH}, {TEXT} text and {TOKENS} image tokens, fp32")
-    for name, here, there in (("training step", our_step, their_step), ("sampling", our_sampling, their_sampling)):
-        here(), there()  # compile, warm up
-        taken: dict[str, list[float]] = {"qi2": [], "diffusers": []}
+    for number, name in enumerate(("training step", "sampling")):
+        for functions in sides.values():
+            functions[number]()  # compile, warm up
+        taken: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(arguments.repeats):
-            for side, function in (("qi2", here), ("diffusers", there)):
+            for side, functions in sides.items():
                 begun = time.perf_counter()
-                function()
+                functions[number]()
                 taken[side].append(time.perf_counter() - begun)
         medians = {side: statistics.median(values) for side, values in taken.items()}
         ratio = medians["qi2"] / medians["diffusers"]

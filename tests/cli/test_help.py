@@ -53,6 +53,11 @@ def test_help_imports_nothing_heavy():
         assert "--help" in text
 
 
+def test_mistakes_in_arguments_import_nothing_heavy():
+    image = ["anywhere", "--prompt", "a fox", "--out", "x.png"]
+    printed([["sample", *image, "--size", "33x64"], ["edit", *image, "--image", "x.png", "--resolution", "7"]])
+
+
 def test_every_step_of_data_is_tested(capsys):
     for arguments, steps in ((["data"], STEPS["data"]), (["data", "synth"], STEPS["synth"])):
         with pytest.raises(SystemExit):

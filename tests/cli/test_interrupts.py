@@ -81,6 +81,13 @@ def test_ctrl_c_while_libraries_are_imported_shows_no_traceback(verb):
     assert (done.returncode, done.stderr) == (130, "SIGINT: stopped\n")
 
 
+@pytest.mark.parametrize("step", ["score", "cache"])
+def test_a_step_of_data_that_resumes_says_so_and_is_no_failure_after_sigterm(step):
+    target = "argparse.ArgumentParser.parse_known_args"
+    done = interrupted(target, "data", step, "records", number=signal.SIGTERM)
+    assert (done.returncode, done.stderr) == (0, "SIGTERM: stopped; run again to continue\n")
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_ctrl_c_and_a_closed_terminal_save_the_training(number, status, tmp_path):
     runs_of.write_model(tmp_path / "model")

@@ -29,15 +29,20 @@ cascade.write_scores = unless_last
 if __name__ == "__main__":
     cascade.score(sys.argv[1], workers=2, progress=False)
 """
+# It stops after three shards until a file exists.
 INGEST = """
-import sys, time
+import os, sys, time
 from data_pipeline.records import shards
 from data_pipeline.sources import ingest
 written = shards._write_shard
-def slowly(path, records):
-    time.sleep(0.2)
+count = 0
+def three_at_first(path, records):
+    global count
+    while count == 3 and not os.path.exists(sys.argv[3]):
+        time.sleep(0.01)
+    count += 1
     return written(path, records)
-shards._write_shard = slowly
+shards._write_shard = three_at_first
 ingest.ingest(sys.argv[1], sys.argv[2], records_per_shard=2, progress=False)
 """
 FULL = """
@@ -53,6 +58,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def sizes(folder: Path, pattern: str) -> list[int]:
+    """Sizes of the files that match, smallest first. The limits on a full disk follow from them."""
+    return sorted(path.stat().st_size for path in folder.glob(pattern))
+
+
 def start(tmp_path, program: str, *arguments) -> subprocess.Popen:
     script = tmp_path / "program.py"
     script.write_text(program)
@@ -62,7 +72,8 @@ def start(tmp_path, program: str, *arguments) -> subprocess.Popen:
 def wait_for(happened, process: subprocess.Popen) -> None:
     end = time.monotonic() + 120
     while not happened():
-        assert process.poll() is None, process.communicate()[1]
+        # Asked again after the end, because a process may fulfil it and end between the two calls.
+        assert process.poll() is None or happened(), process.communicate()[1]
         assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.005)
 
@@ -113,7 +124,7 @@ def test_scoring_that_is_killed_continues_to_the_same_bytes(undisturbed, unscore
 
 def test_ingestion_that_is_killed_starts_over_to_the_same_bytes(undisturbed, tmp_path):
     out = tmp_path / "records"
-    process = start(tmp_path, INGEST, undisturbed[0], out)
+    process = start(tmp_path, INGEST, undisturbed[0], out, tmp_path / "go")
     wait_for(lambda: len(list(out.glob("*.partial"))) >= 3, process)
     process.kill()
     process.communicate()
@@ -127,7 +138,8 @@ def test_ingestion_that_is_killed_starts_over_to_the_same_bytes(undisturbed, tmp
 
 def test_full_disk_while_ingesting(undisturbed, tmp_path):
     out = tmp_path / "records"
-    process = start(tmp_path, FULL, 6_000, "data", "ingest", undisturbed[0], "--out", out)
+    limit = sizes(undisturbed[1], "*.arrayrecord")[-1] // 2
+    process = start(tmp_path, FULL, limit, "data", "ingest", undisturbed[0], "--out", out)
     errors = process.communicate(timeout=60)[1]
     assert (
         process.returncode == 1 and errors.splitlines()[-1].startswith("qi2 data: ") and "cannot be written" in errors
@@ -139,10 +151,11 @@ def test_full_disk_while_ingesting(undisturbed, tmp_path):
 
 def test_two_ingestions_into_one_folder(undisturbed, tmp_path):
     out = tmp_path / "records"
-    process = start(tmp_path, INGEST, undisturbed[0], out)
-    wait_for(lambda: list(out.glob("*.partial")), process)
+    process = start(tmp_path, INGEST, undisturbed[0], out, tmp_path / "go")
+    wait_for(lambda: len(list(out.glob("*.partial"))) >= 3, process)
     with pytest.raises(ValueError, match=rf"another process works in .*records \(process {process.pid} of"):
         ingest(undisturbed[0], out, records_per_shard=3, progress=False)
+    (tmp_path / "go").touch()
     assert process.wait(timeout=60) == 0
     expected = {name: content for name, content in files(undisturbed[1]).items() if not name.startswith("scores/")}
     assert files(out) == expected
@@ -150,14 +163,17 @@ def test_two_ingestions_into_one_folder(undisturbed, tmp_path):
 
 def test_full_disk_while_pairing(undisturbed, unscored, tmp_path):
     score(unscored, workers=1, progress=False)
+    limit = sizes(unscored, "scores/pairs/*.parquet")[0] // 2
     shutil.rmtree(unscored / "scores" / "pairs")
-    process = start(tmp_path, FULL, 100, "data", "score", unscored, "--workers", 1)
+    process = start(tmp_path, FULL, limit, "data", "score", unscored, "--workers", 1)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "File too large" in errors and "scores/pairs" in errors, errors
 
 
 def test_full_disk_while_scoring(undisturbed, unscored, tmp_path):
-    process = start(tmp_path, FULL, 6_500, "data", "score", unscored, "--workers", 1)
+    largest, others = (sizes(undisturbed[1], f"scores/{name}/*.parquet") for name in ("duplicates", "[!d]*"))
+    assert others[-1] < largest[0]
+    process = start(tmp_path, FULL, (others[-1] + largest[0]) // 2, "data", "score", unscored, "--workers", 1)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "File too large" in errors and "duplicates/records-00000" in errors
     assert "Traceback" not in errors

@@ -93,7 +93,9 @@ def test_schedulers_that_are_refused(config, message):
         (Schedule(), 5, [1.5, 0.5], "1.5"),
         (Schedule(), 5, [[1.0, 0.5]], "list of times"),
         (Schedule(), 5, [float("nan")], "nan"),
-        (Schedule(terminal=0.02), 5, [1.0, 1.0], r"\[1.0, 1.0\] is 1, so they cannot be stretched to end at 0.02"),
+        (Schedule(terminal=0.02), 5, [1.0, 1.0], "must decrease"),
+        (Schedule(Shift(dynamic=False, shift=1e9), 0.02), 5, [1.0, 0.5], "is 1, so they cannot be stretched to end at"),
+        (Schedule(terminal=None, sample_sigmas=(0.5, 0.9)), 5, None, r"must decrease .*got \[0.5, 0.8"),
         (Schedule(sample_sigmas=(2.0,)), 5, None, "2.0"),
     ],
 )

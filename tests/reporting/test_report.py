@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.samples.cache import write_cache
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.cli import main
 from qi2_jax.pages import render
 from qi2_jax.reporting import charts, curves, formats, panels, run_report
 from qi2_jax.training.telemetry import accounting
+from tests.caches import write_cache
 
 
 class Page(HTMLParser):

@@ -30,6 +30,13 @@ def test_messages_have_a_time_and_libraries_report_warnings_only(capsys):
     assert out == "" and re.fullmatch(r"\d\d:\d\d:\d\d step 3\n\d\d:\d\d:\d\d warning: slow disk\n", err)
 
 
+def test_a_handler_of_a_library_that_was_imported_first_prints_nothing_twice(capsys):
+    logging.getLogger().addHandler(logging.StreamHandler())  # as absl does
+    logs.set_up("info")
+    logging.getLogger("qi2_jax.training").info("step 3")
+    assert capsys.readouterr().err.count("step 3") == 1
+
+
 def test_of_several_processes_each_names_itself_and_only_the_first_informs(capsys):
     for index in (1, 0):
         logs.set_up("info")

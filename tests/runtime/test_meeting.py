@@ -34,7 +34,7 @@ def address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start(index: int, count: int, address: str, deadline: float = 30) -> subprocess.Popen:
+def start(index: int, count: int, address: str, deadline: float = 120) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(index), str(count), address, str(deadline)],
         stdout=subprocess.PIPE,
@@ -42,6 +42,11 @@ def start(index: int, count: int, address: str, deadline: float = 30) -> subproc
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+def wait_for(message: str, process: subprocess.Popen) -> None:
+    """Reads the messages of a process until one contains `message`."""
+    assert any(message in line for line in process.stderr), f"{message!r} did not come"
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
@@ -59,10 +64,10 @@ def test_processes_meet_in_any_order_and_the_port_is_free_again(address):
 
 def test_waiting_says_how_many_are_there_and_who_is_missing(address):
     processes = [start(0, 3, address), start(1, 3, address)]
-    time.sleep(2)
+    for process in processes:
+        wait_for(f"2 of 3 processes are there, missing: 2 at {address}", process)
     processes.append(start(2, 3, address))
-    for text in (ended(process)[1] for process in processes[:2]):
-        assert f"2 of 3 processes are there, missing: 2 at {address}" in text and "met" in text
+    assert ["met" in ended(process)[1] for process in processes] == [True, True, True]
 
 
 def test_a_number_that_is_given_twice_ends_all_and_names_both(address):
@@ -121,7 +126,7 @@ def test_process_0_names_who_did_not_come_and_is_not_confused_by_strangers(addre
 
 def test_a_process_that_is_started_again_takes_its_place(address):
     processes = [start(0, 3, address), start(1, 3, address)]
-    time.sleep(1.5)
+    wait_for("2 of 3 processes are there, missing: 2", processes[0])
     processes[1].kill()
     processes[1].communicate()
     processes[1:] = [start(1, 3, address), start(2, 3, address)]

@@ -59,3 +59,7 @@ def test_an_unreadable_file_is_named(tmp_path):
         read_text(tmp_path / "latin.txt")
     with pytest.raises(OSError, match=r"missing\.txt"):
         read_text(tmp_path / "missing.txt")
+
+
+def test_prompts_lose_blanks_at_their_ends_as_captions_do():
+    assert split_lines(read_text(b" a cat \r\n\t\n\ta dog")) == ["a cat", "a dog"]

@@ -58,6 +58,21 @@ DRAWN = ("transformer.train.sinks=('tensorboard',)", "transformer.samples.every=
 # Prefixes of metrics that differ between equal runs.
 VARYING = ("time/", "memory/", "goodput", "images_per_second", "tokens_per_second", "model_tflops_per_second_per_chip")
 PATIENCE = 300.0  # seconds
+# `qi2` that waits for a signal when it has logged a step, so that a test that sends one is never too late.
+WAITING = """
+import time
+from qi2_jax.cli import main
+from qi2_jax.runtime import signals
+from qi2_jax.training.run import Run
+
+log = Run.log
+def log_and_wait(self, step):
+    log(self, step)
+    while step == {step} and not signals.received():
+        time.sleep(0.01)
+Run.log = log_and_wait
+main.main()
+"""
 
 
 def write_model(folder: pathlib.Path) -> pathlib.Path:
@@ -136,7 +151,8 @@ class Started:
         """Waits for a condition that the process fulfils before it ends."""
         end = time.monotonic() + PATIENCE
         while not condition():
-            assert self.process.poll() is None, f"ended too early:\n{self.printed()}"
+            # Asked again after the end, because a process may fulfil it and end between the two calls.
+            assert self.process.poll() is None or condition(), f"ended too early:\n{self.printed()}"
             assert time.monotonic() < end, f"did not get there:\n{self.printed()}"
             time.sleep(0.005)
 
@@ -153,8 +169,10 @@ class Started:
         return Done(self.process.returncode, self.printed())
 
 
-def start(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> Started:
-    return Started(command(data, out, *overrides))
+def start(data: pathlib.Path, out: pathlib.Path, *overrides: str, wait_at: int | None = None) -> Started:
+    """Starts a run. With `wait_at`, it goes on after this step only when it has received a signal."""
+    python, *rest = command(data, out, *overrides)
+    return Started([python, *rest] if wait_at is None else [python, "-c", WAITING.format(step=wait_at), *rest[2:]])
 
 
 def run(data: pathlib.Path, out: pathlib.Path, *overrides: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.inference import encoders
@@ -11,6 +11,7 @@ from qi2_jax.tasks.transformer import start, task
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
 from tests import tiny_pipeline
+from tests.caches import write_cache
 
 TINY = "experiments/demo.py:tiny"
 OVERRIDES = (

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.tasks.transformer import task
 from qi2_jax.tasks.transformer.config import check_samples
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
+from tests.caches import write_cache
 from tests.training.runs_of import VARYING
 
 TINY = "experiments/demo.py:tiny"
@@ -116,6 +117,6 @@ def test_samples_that_the_config_does_not_describe_are_refused(samples, tmp_path
     with pytest.raises(ValueError, match="encoded from other data or with other settings"):
         task.train_transformer(other, samples, tmp_path / "run")
     more = load_experiment(TINY, [*OVERRIDES, "data.mixture.conditions=(1, 1)"])
-    with pytest.raises(ValueError, match=r"no samples for \['64-1'\]"):
+    with pytest.raises(ValueError, match=r"no samples for the streams \['64-1'\]"):
         task.train_transformer(more, samples, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -91,8 +91,13 @@ def test_what_events_prove_to_be_saved(events, saved, tmp_path):
     assert restarting.last_saved(tmp_path) == saved
 
 
-@pytest.mark.parametrize(("last", "saved"), [(7, None), (8, None), (9, 4)])
-def test_without_events_the_metrics_prove_the_first_save(last, saved, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"every": 4}}))
+@pytest.mark.parametrize(
+    ("last", "saved", "steps", "events"),
+    [(7, None, 100, False), (8, None, 100, False), (9, 4, 100, False), (6, 6, 6, False), (6, None, 6, True)],
+)
+def test_without_events_the_metrics_prove_the_first_save_or_the_end(last, saved, steps, events, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"every": 4}, "train": {"steps": steps}}))
+    if events:  # that do not tell of a save: it may have been killed during that of its last step
+        (tmp_path / accounting.EVENTS).write_text(json.dumps(START) + "\n")
     (tmp_path / metrics.FILE).write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, last + 1)))
     assert restarting.last_saved(tmp_path) == saved

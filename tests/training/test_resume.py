@@ -43,7 +43,7 @@ def test_resume_on_another_mesh_continues_within_rounding(data, uninterrupted, t
 
 def test_sigterm_saves_and_exits_cleanly(data, uninterrupted, tmp_path):
     out = tmp_path / "terminated"
-    process = start(data, out, "transformer.checkpoint.every=1000")
+    process = start(data, out, "transformer.checkpoint.every=1000", wait_at=2)
     process.wait_until(lambda: max(logged(out), default=0) >= 2)
     process.signal(signal.SIGTERM)
     process.signal(signal.SIGTERM)

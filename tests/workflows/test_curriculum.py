@@ -14,20 +14,35 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipeline.samples.cache import Cache
+from data_pipeline.samples.cache import MANIFEST, Cache
 from data_pipeline.synthesis.lettering import fonts
 from qi2_jax.config import loading, recorded
 from qi2_jax.config.changes import Change
 from qi2_jax.config.parsing import parse
 from qi2_jax.runs import locating, model_folder, paths
-from qi2_jax.training.checkpoints import contents
+from qi2_jax.training.checkpoints import contents, files
 from qi2_jax.workflows import changes, curriculum
 from qi2_jax.workflows.config import CurriculumExperiment, load_experiment
 
 SECOND = "stages.s2_256p_edits.transformer"
 TINY = "experiments/qwen_image_2/curriculum.py:tiny"
 EXPERIMENT = """
+import os, time
+from data_pipeline.samples import cache
 from experiments.qwen_image_2 import curriculum
+from qi2_jax.runtime import signals
+from qi2_jax.training.run import Run
+
+def then_wait(function, path_of):
+    # Does not go on after the path in WAIT_AT before a signal comes, so that no signal of a test is too late.
+    def waiting(*arguments, **options):
+        function(*arguments, **options)
+        while str(path_of(*arguments)) == os.environ.get("WAIT_AT") and not signals.received():
+            time.sleep(0.01)
+    return waiting
+
+Run.save = then_wait(Run.save, lambda run, *_: run._checkpoints.directory / str(int(run.state.step)))
+cache.begin = then_wait(cache.begin, lambda folder, *_: folder)
 
 def get_config(form=""):
     config = curriculum.get_config("tiny")
@@ -59,23 +74,25 @@ def experiment(tmp_path_factory):
     return path
 
 
-def start(experiment, out) -> subprocess.Popen:
+def start(experiment, out, wait_at="") -> subprocess.Popen:
     with out.with_suffix(".log").open("a") as log:
         command = [sys.executable, "-m", "qi2_jax", "run", str(experiment), "--out", str(out)]
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        environment = {**os.environ, "WAIT_AT": str(wait_at)}
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def finish(process, out) -> None:
     assert process.wait(timeout=600) == 0, out.with_suffix(".log").read_text(errors="replace")[-3000:]
 
 
-def stop_when(process, path, how) -> None:
-    end = time.monotonic() + 300
+def stop_at(path, how, experiment, out) -> int:
+    """Starts the curriculum and sends it a signal when `path` appears, after which it waits. Returns its status."""
+    process, end = start(experiment, out, path), time.monotonic() + 300
     while not path.exists():
         assert process.poll() is None and time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.01)
     process.send_signal(how)
-    process.wait()
+    return process.wait(timeout=300)
 
 
 def leaves(out) -> dict[str, np.ndarray]:
@@ -121,12 +138,13 @@ def test_no_stage_trains_on_what_another_validates_with(uninterrupted):
 def test_resume_of_a_killed_curriculum_equals_an_uninterrupted_one(experiment, uninterrupted, tmp_path):
     """Killed while the autoencoder trains, stopped in the first stage's training, killed while the second encodes."""
     out = tmp_path / "killed"
-    stop_when(start(experiment, out), out / "vae" / "checkpoints" / "1", signal.SIGKILL)
-    first, second = (out / "stages" / name for name in ("pairs", "edits"))
-    process = start(experiment, out)
-    stop_when(process, first / "transformer" / "checkpoints" / "2", signal.SIGTERM)
-    assert process.returncode == 0
-    stop_when(start(experiment, out), second / "samples", signal.SIGKILL)
+    vae, first, second = (out / name for name in ("vae", "stages/pairs/transformer", "stages/edits"))
+    assert stop_at(vae / "checkpoints" / "1", signal.SIGKILL, experiment, out) == -signal.SIGKILL
+    assert files.steps(vae / "checkpoints") == [1]
+    assert stop_at(first / "checkpoints" / "2", signal.SIGTERM, experiment, out) == 0
+    assert max(files.steps(first / "checkpoints")) < 6
+    assert stop_at(second / "samples", signal.SIGKILL, experiment, out) == -signal.SIGKILL
+    assert not (second / "samples" / MANIFEST).exists()
     finish(start(experiment, out), out)
     expected, found = leaves(uninterrupted), leaves(out)
     assert expected.keys() == found.keys()
@@ -181,7 +199,8 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, m
 
 @pytest.mark.parametrize("override", ["corpus.texts=0", "corpus.edits=0"])
 def test_missing_fonts_are_told_before_anything_is_made(override, monkeypatch, tmp_path):
-    monkeypatch.setattr(fonts.FontLibrary.__init__, "__defaults__", ((tmp_path / "none",), fonts.FONTS_HINT))
+    find, nowhere = fonts._find, (tmp_path / "none",)
+    monkeypatch.setattr(fonts, "_find", lambda name, script, folders, hint: find(name, script, nowhere, hint))
     with pytest.raises(ValueError, match=r"is in none of .*none; apt-get install fonts-noto-core \(`make") as caught:
         curriculum.run(load_experiment(TINY, [override]), tmp_path / "out")
     assert "--fonts" not in str(caught.value) and not (tmp_path / "out").exists()

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data_pipeline.funnel import Table, Tally
 from data_pipeline.records.schema import MAX_NAME_CHARS, Record
-from data_pipeline.records.shards import RecordFolder, write_shards
+from data_pipeline.records.shards import RecordFolder, check_output, write_shards
 from data_pipeline.synthesis.edits import objects, restoration, text, tone
 from data_pipeline.synthesis.edits.cutouts import CutoutFile, Unsuitable, find_cutouts, has_transparency
 from data_pipeline.synthesis.edits.edit import Edit, Ingredients
@@ -213,6 +213,7 @@ def synthesize_edits(
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(kinds, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("max_side", max_side, MIN_SIDE))
+    check_output(out, records_per_shard)
     records = RecordFolder(images)
     if not len(records):
         raise ValueError(f"{images} contains no records")

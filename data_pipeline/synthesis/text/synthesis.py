@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data_pipeline.buckets import Buckets
 from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import Caption, Record
-from data_pipeline.records.shards import write_shards
+from data_pipeline.records.shards import check_output, write_shards
 from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS, Script, find_scripts
 from data_pipeline.synthesis.lettering.typesetting import Unsuitable
@@ -163,6 +163,7 @@ def synthesize_text(
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(strategies, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("side", side, 256))
+    check_output(out, records_per_shard)
     report, usable = TextReport(str(out), count), find_scripts(scripts)
     texts: Corpus = BuiltinCorpus()
     if corpus is not None:

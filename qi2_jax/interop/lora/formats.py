@@ -5,6 +5,7 @@
 | diffusers | `transformer.transformer_blocks.0.attn.to_q.lora_A.weight` |
 | peft | `base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight` |
 | ComfyUI | `diffusion_model.transformer_blocks.0.attn.to_q.lora_down.weight`, `[..].alpha` |
+| DiffSynth-Studio | `pipe.dit.transformer_blocks.0.attn.to_q.lora_A.default.weight` |
 | kohya | `lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight`, `[..].alpha` |
 
 Prefixes and suffixes are recognised independently of each other, because tools mix them.
@@ -15,12 +16,12 @@ from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 PEFT_PREFIX = "base_model.model."
-PREFIXES = (PEFT_PREFIX, "model.diffusion_model.", "diffusion_model.", "transformer.")
+PREFIXES = (PEFT_PREFIX, "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # prefixes of names whose dots have become underscores
 
 MAX_NAME = 256  # characters; a longer name could take for ever to match
 
-_FACTOR = re.compile(r"(?P<layer>.+?)\.lora[_.](?P<factor>A|B|down|up)(?:\.default)?\.weight")
+_FACTOR = re.compile(r"(?P<layer>.+?)\.lora[_.](?P<factor>A|B|down|up)(?:\.[\w-]+)?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+?)\.alpha")
 _TEXT_ENCODER = re.compile(r"(text_encoders?(_\d)?|lora_te\d?|te\d?|clip_[lgh]|conditioner|cond_stage_model)[._].*")
 _OTHER_KINDS = (

@@ -36,7 +36,9 @@ def is_adapter(path: pathlib.Path | str) -> bool:
     """Whether a path is an adapter's file or folder rather than a model's; nothing is opened."""
     path = pathlib.Path(path)
     if path.is_dir():
-        return any((path / name).is_file() for name in (FILE, PEFT_FILE, CONFIG_FILE))
+        named = any((path / name).is_file() for name in (FILE, PEFT_FILE, CONFIG_FILE))
+        is_model = any((path / name).is_file() for name in ("config.json", "model_index.json"))
+        return named or (not is_model and any(path.glob("*.safetensors")))
     return path.is_file() or path.suffix == ".safetensors"
 
 

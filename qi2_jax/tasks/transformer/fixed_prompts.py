@@ -19,7 +19,7 @@ from data_pipeline.samples.cache import Largest
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax import sharding
 from qi2_jax.inference.encoders import Encoders
-from qi2_jax.inference.pipeline import check_size
+from qi2_jax.inference.sizes import check_size
 from qi2_jax.interop import components
 from qi2_jax.pixels import over_white
 from qi2_jax.sequence import Layout

@@ -23,8 +23,6 @@ from qi2_jax.training.telemetry import metrics
 CATEGORIES = ("data", "save", "evaluate", "sample", "compile")
 REST = "steps"  # the time outside all categories
 MIN_POLL = 5e-4  # seconds
-# Prefixes of the metrics that depend on the machine. All others are the same when a run is repeated or resumed.
-MEASURED = ("time/", "memory/", "goodput", "mfu", "images_per_second", "tokens_per_second", "model_tflops_per_second")
 
 EVENTS = "events.jsonl"
 START, RESTORE, COMPILE, SAVE, COMMIT = "start", "restore", "compile", "save", "commit"

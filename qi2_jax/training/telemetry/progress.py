@@ -1,10 +1,13 @@
 """The progress bar of a training run."""
 
+import logging
 import sys
 import time
 
 import jax
 from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -41,7 +44,9 @@ class Progress:
         if self._lines:
             each = seconds / (step - self._start)
             left = tqdm.format_interval(each * (self._total - step))
-            print(f"{self._name} {step:,}/{self._total:,}: {line}, {each:.3g} s/step, {left} left", file=sys.stderr)
+            _log.info(
+                "%s %s/%s: %s, %.3g s/step, %s left", self._name, f"{step:,}", f"{self._total:,}", line, each, left
+            )
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""

@@ -93,7 +93,7 @@ class Watchdog:
             f"{self._path}. Ending with status {STATUS}. train.watchdog_seconds in the config sets the limit, or 0 for "
             "none\n"
         )
-        print(text, file=self._stderr, flush=True)
+        print(text, file=self._stderr, flush=True)  # not logged: the thread that hangs may hold the lock of logging
         faulthandler.dump_traceback(self._stderr)
         with contextlib.suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True)

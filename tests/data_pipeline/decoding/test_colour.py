@@ -258,3 +258,43 @@ def test_equal_pixels_under_different_profiles_are_not_the_same_image(picture, e
         files = [encoded(picture(), form, **tag) for tag in tags]
         rows = DUPLICATES.score([Candidate(Record("k", x, (Caption("x"),), "s"), decode_image(x), None) for x in files])
         assert len({row["pixels_sha256"] for row in rows}) == len({hashlib.sha256(x).digest() for x in files}) == 3
+
+
+def png_with(data: bytes, chunks: dict[bytes, bytes]) -> bytes:
+    added = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks.items()
+    )
+    return data[:33] + added + data[33:]
+
+
+P3_CHROMATICITY = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "outcome"),
+    [
+        ({}, "untagged"),
+        ({b"cICP": bytes((1, 13, 0, 1))}, "untagged"),
+        ({b"gAMA": struct.pack(">I", 45455)}, "untagged"),
+        ({b"sRGB": b"\0", b"gAMA": struct.pack(">I", 100000)}, "untagged"),
+        ({b"cICP": bytes((12, 13, 0, 1))}, "unmanaged"),
+        ({b"cICP": bytes((9, 16, 0, 1))}, "unmanaged"),
+        ({b"gAMA": struct.pack(">I", 100000)}, "unmanaged"),
+        ({b"gAMA": struct.pack(">I", 45455), b"cHRM": P3_CHROMATICITY}, "unmanaged"),
+    ],
+)
+def test_png_chunks_of_other_colour_spaces_are_counted(picture, encoded, chunks, outcome):
+    assert decode_image(png_with(encoded(picture(size=(40, 30))), chunks)).colour == outcome
+
+
+def test_exif_and_nclx_of_other_colour_spaces_are_counted(picture, encoded):
+    image = picture(size=(40, 30))
+    for space, index, outcome in ((1, "R98", "untagged"), (2, "R98", "unmanaged"), (65535, "R03", "unmanaged")):
+        exif = Image.Exif()
+        exif[0x8769] = {0xA001: space, 0xA005: {1: index}}
+        assert decode_image(encoded(image, "JPEG", exif=exif.tobytes())).colour == outcome
+    avif = encoded(image, "AVIF")
+    place = avif.index(b"colrnclx") + 8
+    assert decode_image(avif).colour == "untagged"
+    assert decode_image(avif[:place] + b"\0\x0c" + avif[place + 2 :]).colour == "unmanaged"

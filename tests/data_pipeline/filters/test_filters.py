@@ -163,6 +163,16 @@ def test_noise_is_noise_also_when_blurred_enlarged_faint_or_compressed(encoded):
     assert empty_or_noise(encoded(noise(), "JPEG", quality=20)) == "noise"
 
 
+def test_stars_and_stripes_are_not_noise(encoded):
+    random = np.random.default_rng(0)
+    night = np.zeros((640, 640), np.uint8)
+    for row, column in random.integers(0, 638, (300, 2)):
+        night[row : row + 2, column : column + 2] = random.integers(80, 255)
+    stripes = [np.tile((np.arange(640) // width % 2 * 255).astype(np.uint8), (640, 1)) for width in (2, 4)]
+    for pixels in (night, *stripes):
+        assert empty_or_noise(encoded(Image.fromarray(pixels).convert("RGB"), "JPEG", quality=92)) is None
+
+
 def test_photographs_are_neither_empty_nor_noise(demo):
     images, summary, _, _ = demo
     for key in summary.clean:
@@ -196,7 +206,27 @@ def test_jpeg_quality_is_read_from_the_tables(picture, encoded, quality):
 
 def test_other_formats_have_no_jpeg_quality(picture, encoded):
     data = encoded(picture(size=(40, 30)))
-    assert one(COMPRESSION, data) == {"jpeg_quality": None, "bits_per_pixel": round(8 * len(data) / 1200, 4)}
+    assert one(COMPRESSION, data) == {
+        "jpeg_quality": None,
+        "lossless": True,
+        "bits_per_pixel": round(8 * len(data) / 1200, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "lossless"),
+    [
+        ("WEBP", {"quality": 80}, False),
+        ("WEBP", {"lossless": True}, True),
+        ("WEBP", {"lossless": True, "icc_profile": b"p" * 333}, True),
+        ("AVIF", {}, False),
+        ("TIFF", {}, True),
+        ("TIFF", {"compression": "jpeg"}, False),
+        ("GIF", {}, True),
+    ],
+)
+def test_lossless_files_are_told_from_lossy_ones(picture, encoded, format, options, lossless):
+    assert one(COMPRESSION, encoded(picture(size=(40, 30)), format, **options))["lossless"] is lossless
 
 
 def test_border_measures_bars_and_frames_and_nothing_else(picture, encoded):

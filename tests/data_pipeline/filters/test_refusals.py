@@ -1,111 +1,13 @@
 """Refusals of captioning models are distinguished from captions that begin like them."""
 
-from data_pipeline.filters.refusals import is_refusal
+import itertools
 
-REFUSED = (
-    "I'm sorry, I can't describe this.",
-    "I’m sorry, but I cannot assist with that request.",
-    "Sorry, I can't help with identifying people in photos.",
-    "Sorry, I cannot",
-    "I am unable to view the image you mention.",
-    "I cannot provide a caption for this picture.",
-    "I don't see any image attached.",
-    "Unfortunately, I am not able to accurately describe the content.",
-    "I apologize for the confusion, but I can't generate a description of it.",
-    "I'm sorry, but no image was provided.",
-    "As an AI language model, I do not have eyes.",
-    "抱歉，我无法描述这张图片。",
-    "很抱歉，我不能提供有关该图片的信息。",
-    "对不起，无法识别图中的人物。",
-    "我无法查看图片。",
-    "作为一个人工智能助手，我不能对此发表评论。",
-    "很抱歉，我無法協助您處理這張圖片。",
-    "申し訳ありませんが、この画像について説明することはできません。",
-    "죄송합니다. 이 이미지를 설명할 수 없습니다.",
-    "Lo siento, pero no puedo ayudar con esa solicitud.",
-    "Je suis désolé, mais je ne peux pas décrire cette image.",
-    "Извините, но я не могу описать это изображение.",
-    "К сожалению, я не могу помочь с этим запросом.",
-    "Es tut mir leid, aber ich kann dieses Bild nicht beschreiben.",
-    "Mi dispiace, ma non posso descrivere questa immagine.",
-    "Desculpe, não consigo descrever esta imagem.",
-    "I'm unable to determine what is shown.",
-    "I must decline to describe this picture.",
-    "The image you provided appears to be empty. Please upload an image.",
-    "It seems there's no image attached. Could you share it again?",
-    "对不起，图片无法显示。",
-    "Leider kann ich dieses Bild nicht beschreiben.",
-    "Ich kann dieses Bild leider nicht beschreiben.",
-    "Non sono in grado di descrivere questa immagine.",
-    "Infelizmente, não posso ajudar com isso.",
-    "Sorry, ik kan deze afbeelding niet beschrijven.",
-    "Tyvärr kan jag inte beskriva bilden.",
-    "Przepraszam, nie mogę opisać tego obrazu.",
-    "Üzgünüm, bu resmi tanımlayamıyorum.",
-    "Üzgünüm, bu konuda yardımcı olamam.",
-    "На жаль, я не можу описати це зображення.",
-    "К сожалению, не могу описать изображение.",
-    "عذرًا، لا أستطيع وصف هذه الصورة.",
-    "क्षमा करें, मैं इस छवि का वर्णन नहीं कर सकता।",
-    "Xin lỗi, tôi không thể mô tả hình ảnh này.",
-    "Maaf, saya tidak dapat mendeskripsikan gambar ini.",
-    "No puedo describir esta imagen.",
-    "Je ne peux pas décrire cette image.",
-    "You haven't uploaded an image.",
-    "Please upload an image so I can describe it.",
-    "As an AI assistant, I'm not able to view images.",
-    "As an AI, I cannot see pictures.",
-)
-TRUTHFUL = (
-    "Sorry, we are closed, says a sign on the door of a bakery.",
-    "I can't believe it's not butter, a tub label, on a kitchen table",
-    "I can't help falling in love with you, written on a mug",
-    "I'm sorry for your loss: a card with white lilies",
-    "Unfortunately, I missed the train: a man on an empty platform",
-    "I don't care, reads the shirt of a boy with a skateboard",
-    "A sign that says “I'm sorry, I can't describe this”",
-    "As an airplane lands, a child waves from the fence",
-    "As an AI robot waves, visitors of a fair take pictures.",
-    "Sorry, no photos allowed, on a museum wall",
-    "抱歉，本店今日休息，门上的一块木牌",
-    "对不起，请勿打扰的门牌挂在酒店的门把手上",
-    "我们无法提供停车位，停车场入口的告示牌",
-    "作为人工智能的象征，一个蓝色的大脑发着光",
-    "申し訳ありませんが、本日は閉店しましたと書かれた看板",
-    "죄송합니다 오늘은 휴무입니다라고 적힌 안내문",
-    "Lo siento, no hay entradas, dice un cartel en la taquilla",
-    "Je suis désolé, un homme tient un bouquet devant une porte",
-    "Извините, мы закрыты, написано на двери магазина",
-    "As an AI artist I painted a fox in the snow",
-    "Sorry, we are closed, says a red sign on a door.",
-    "I could not help but paint this sunset over the lake",
-    "Es tut mir leid steht auf einer Karte mit Blumen",
-    "Leider geschlossen, ein Schild an einer Ladentür",
-    "Mi dispiace, siamo chiusi, cartello sulla porta",
-    "Desculpe o transtorno, placa de obra na rua",
-    "Sorry, ik ben er even niet, briefje op een deur",
-    "Maaf, toko tutup, tulisan di pintu",
-    "Xin lỗi, cửa hàng đóng cửa",
-    "Przepraszamy, zamknięte, tabliczka na drzwiach",
-    "There is no picture on the white wall",
-    "No photos allowed: a sign in a museum",
-    "Please send the photo to grandma, reads a postcard",
-    "The image you see is a painting of a blank canvas",
-    "Ich kann nicht schlafen, steht auf einem Kissen",
-    "图片展览无法入场的告示",
-    "As an AI system of the future, the robot I drew has six arms",
-    "I must decline the offer, says the man in the comic",
-    "Mi piace non posso vivere senza di te, scritta su un muro",
-    "Tyvärr slutsålt, skylt i ett skyltfönster",
-    "عذرا المحل مغلق، لافتة على الباب",
-)
-print([t for t in REFUSED if not is_refusal(t)])
-print(
-    [t for t in TRUTHFUL if is_refusal(t)],
-)
+from data_pipeline.filters.refusals import is_refusal
+from tests.data_pipeline.filters.refusal_texts import REFUSED, TRUTHFUL
 
 
 def test_refusals_are_distinguished_from_captions_that_begin_like_them():
-    assert [text for text in REFUSED if not is_refusal(text)] == []
-    assert [text for text in TRUTHFUL if is_refusal(text)] == []
-    assert is_refusal('"I can’t describe this image."') and not is_refusal("a boat " * 100 + REFUSED[0])
+    assert [text for text in itertools.chain(*REFUSED.values()) if not is_refusal(text)] == []
+    assert [text for text in itertools.chain(*TRUTHFUL.values()) if is_refusal(text)] == []
+    refused = REFUSED["en"][0]
+    assert is_refusal('"I can’t describe this image."') and not is_refusal("a boat " * 100 + refused)

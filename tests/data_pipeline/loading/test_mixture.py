@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.loading.loader import Loader
 from data_pipeline.loading.mixture import Mixture, Shares, Stream
-from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.sequence import Layout
 from qi2_jax.training.microbatch import Microbatch
+from tests.caches import write_cache
 
 EMPTY = Text(np.zeros((1, 2), np.float32), (1,))
 

@@ -11,6 +11,7 @@ from data_pipeline.funnel import Tally
 from data_pipeline.samples import cache
 from data_pipeline.samples.cache import Cache, StreamKey
 from data_pipeline.samples.schema import Sample, Text, decode_sample, encode_sample
+from tests.caches import write_cache
 
 EMPTY = Text(np.full((2, 3), -1, np.float32), (2,))
 
@@ -82,7 +83,7 @@ def test_streams_hold_the_samples_of_all_units_in_order(tmp_path):
 
 def test_held_out_samples_have_separate_streams_and_older_caches_are_read(tmp_path):
     made = [(64, make(0)), (64, make(1), True), (64, make(2), False), (64, make(4, conditions=1), True)]
-    cache.write_cache(tmp_path, made, EMPTY, {"preprocessing": {"held_out": 0.5}})
+    write_cache(tmp_path, made, EMPTY, {"preprocessing": {"held_out": 0.5}})
     found = Cache(tmp_path)
     assert found.held_out == 0.5
     records = {str(stream.key): [sample.record for sample in stream] for stream in found.streams}
@@ -137,3 +138,10 @@ def test_few_files_are_open_at_once(tmp_path, monkeypatch):
     for index in (0, 19, 5, 9, 0, 13):
         assert stream[index].record == 10 * (index // 4) + index % 4
         assert len(stream._open) <= 2
+
+
+@pytest.mark.parametrize("manifest", ['{"schema": 2, "shards": []}', "[]", "{", '{"schema": 99}'])
+def test_a_folder_with_another_manifest_is_refused(tmp_path, manifest):
+    (tmp_path / cache.MANIFEST).write_text(manifest)
+    with pytest.raises(ValueError, match=r"is not the manifest of encoded samples .*name a folder"):
+        Cache(tmp_path)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,6 +111,24 @@ def test_damaged_scores_are_named(folder):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=path.name):
             list(read_scores(folder, CASCADE))
+
+
+def test_a_changed_bit_of_a_table_is_noticed(folder):
+    score(folder, workers=1, progress=False)
+    path = folder / "scores/broken/records-00001-of-00003.parquet"
+    data = path.read_bytes()
+    marker = path.with_name(path.name.replace(".parquet", ".done.json"))
+    rows = list(read_scores(folder, CASCADE))
+    for position in range(4, len(data) - 8, 97):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :])
+        with pytest.raises(ValueError, match=path.name):
+            list(read_scores(folder, CASCADE))
+    path.write_bytes(data)
+    before = json.loads(marker.read_text())
+    del before["table"]  # as earlier versions wrote it
+    marker.write_text(json.dumps(before))
+    assert list(read_scores(folder, CASCADE)) == rows
+    assert not any(score(folder, workers=1, progress=False).scored.values())
 
 
 def test_other_weights_behind_a_filter_rescan_only_this_filter(folder):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import itertools
+import json
 import tempfile
 from pathlib import Path
 from random import Random
@@ -237,6 +238,17 @@ def test_stale_and_damaged_pairs_are_not_used(folder):
     with pytest.raises(ValueError, match="duplicates have not been compared"):
         select(folder, Thresholds(min_side=30))
     assert score(folder, workers=1, progress=False).pairs is not None and not leftover.exists()
+    assert select(folder, Thresholds(min_side=30)).keys == kept
+    same = folder / "scores/pairs/same.parquet"
+    data = same.read_bytes()
+    same.write_bytes(data.replace(data[40:41], bytes([data[40] ^ 16]), 1))
+    with pytest.raises(ValueError, match=r"damaged; delete it.*has changed"):
+        select(folder, Thresholds(min_side=30))
+    same.write_bytes(data)
+    marker = folder / "scores/pairs/done.json"
+    content = json.loads(marker.read_text())
+    del content["table"]  # as earlier versions wrote it
+    marker.write_text(json.dumps(content))
     assert select(folder, Thresholds(min_side=30)).keys == kept
     (folder / "scores/pairs/near.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="damaged; delete it"):

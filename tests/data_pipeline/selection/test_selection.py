@@ -11,7 +11,7 @@ from data_pipeline.filters import CASCADE
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.scoring.cascade import score
-from data_pipeline.selection.index import Dropped, read_dropped, write_selection
+from data_pipeline.selection.index import Dropped, read_dropped, read_selection, write_selection
 from data_pipeline.selection.select import RULES, select
 from data_pipeline.selection.thresholds import Thresholds
 from tests.data_pipeline.decoding.test_colour import SPACES, profile
@@ -173,6 +173,12 @@ def test_the_best_copy_is_kept_whatever_the_order_of_the_records(choose, picture
     assert choose({"a": poor, "d": good, "c": image}).keys == ("c",)  # lossless
     write_selection(tmp_path / "selection.parquet", selection)
     assert read_dropped(tmp_path / "selection.parquet") == selection.dropped
+    path = tmp_path / "selection.parquet"
+    data = path.read_bytes()
+    at = data.index(b"\x28\xb5\x2f\xfd") + 8  # inside the first compressed page
+    path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+    with pytest.raises(ValueError, match="is not a selection"):
+        list(read_selection(path))
     (tmp_path / "selection.dropped.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"selection\.dropped\.parquet is not a selection"):
         read_dropped(tmp_path / "selection.parquet")
@@ -200,3 +206,18 @@ def test_copy_that_fails_an_earlier_step_does_not_displace_the_good_one(choose, 
 def test_impossible_thresholds(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         Thresholds(**fields)
+
+
+def test_of_near_copies_the_one_with_most_true_detail_is_kept(choose, picture, encoded):
+    original = picture(1, size=(256, 192)).quantize(64).convert("RGB")
+    twice = original.resize((512, 384))
+    copies = {
+        "webp": encoded(original, "WEBP", quality=5),
+        "avif": encoded(original, "AVIF", quality=5),
+        "gif": encoded(original.quantize(64), "GIF"),
+        "enlarged": encoded(twice, "JPEG", quality=30),
+        "original": encoded(original, "JPEG", quality=97),
+    }
+    selection = choose(copies)
+    assert selection.keys == ("original",)
+    assert {drop.reason for drop in selection.dropped.values()} == {"near"}

@@ -23,6 +23,7 @@ FINE = Caption("hills")
         ({"captions": [{"text": "hills", "language": "English"}]}, (FINE,), {"bad_language"}),
         ({"captions": [{"text": "hills", "kind": "poem", "more": 1}]}, (FINE,), {"unknown_kind"}),
         ({"captions": "hills"}, (FINE,), set()),
+        ({"captions": ["hills"], "text": "rivers"}, (FINE, Caption("rivers")), set()),
         ({"captions": ["hills", "hills"]}, (FINE,), set()),
         ({"text": "hills", "licence": {"a": 1}}, (FINE,), {"bad_licence"}),
         ({"text": "hills", "tags": 7}, (FINE,), {"bad_tag"}),
@@ -57,7 +58,6 @@ def test_an_unreadable_text_file_does_not_lose_the_record():
     [
         ({}, "missing_caption"),
         ({"captions": ["", " "]}, "missing_caption"),
-        ({"text": "hills", "captions": ["hills"]}, "bad_metadata"),
         ({"captions": [{"text": "hills", "kind": "instruction"}]}, "bad_metadata"),
         ({"text": "hills", "conditions": [3]}, "bad_metadata"),
         ({"text": "hills", "conditions": ["x"] * 11}, "bad_metadata"),

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -234,3 +235,39 @@ def test_text_files_are_read_by_their_byte_order_marks(tmp_path, encoding):
     assert report.refused.to_dict() == {"not_utf8": {"count": 1, "examples": ["2.jpg"]}}
     assert read(tmp_path / "lines")[0][0].captions == (Caption("hills\u2028and  0"),)
     assert read(tmp_path / "csv")[0][0].captions == (Caption("雪山"),)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_from_macos_and_windows_find_their_files(tmp_path, forms):
+    stored, written = (unicodedata.normalize(form, "caf\u00e9") for form in forms)
+    for folder in ("plain", "listed/sub"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{stored}.jpg").write_bytes(b"x")
+    (tmp_path / "plain" / f"{written}.txt").write_text("a street")
+    row = {"file_name": f"sub\\{written}.jpg", "text": "a house"}
+    (tmp_path / "listed" / "metadata.jsonl").write_text(json.dumps(row))
+    report = ingest(tmp_path, tmp_path / "out", progress=False)
+    keys = [record.key for record in RecordFolder(tmp_path / "out")]
+    assert keys == [f"listed/sub/{stored}.jpg", f"plain/{stored}.jpg"] and not report.refused.total
+
+
+def test_unusual_suffixes_of_sets_and_images_are_refused(tmp_path):
+    names = ["a.txz", "a.tbz2", "a.tar.lz4", "a.tar.Z", "a.parq", "a.pq", "a.mds", "a.ndjson", "a.zip.001"]
+    names += ["a.jxr", "a.j2c", "a.heics"]
+    images = {"b.jpg_large": b"\xff\xd8\xff\xe0", "c": b"\x89PNG\r\n\x1a\n", "d.img": b"RIFF1234WEBPVP8 "}
+    put(tmp_path, dict.fromkeys(names, b"x") | images | {"README": b"hills", "1.jpg": b"x", "1.txt": b"hills"})
+    report = ingest(tmp_path, tmp_path / "out", progress=False)
+    assert report.refused.counts == {"not_read": len(names) + len(images)}
+
+
+def test_a_compressed_tar_and_names_with_dots_are_explained(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz"):
+        pass
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for name in ("1.jpg", "1.txt", "my.photo.jpg", "my.photo.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"hills"))
+    refused = ingest(tmp_path, tmp_path / "out", progress=False).refused
+    assert refused.counts == {"not_read": 1, "missing_image": 1}
+    assert "compressed" in refused.examples["not_read"][0] and "first dot" in refused.examples["missing_image"][0]

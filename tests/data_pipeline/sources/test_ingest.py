@@ -116,7 +116,6 @@ def _line(**fields) -> bytes:
         (b'{"text": "no name"}', "unknown_keys"),
         (_line(file_name=["x.png"]), "bad_metadata"),
         (_line(text=3), "bad_metadata"),
-        (_line(captions=["both"]), "bad_metadata"),
         (b'{"file_name": "x.png", "captions": [{"text": "x", "kind": "instruction"}]}', "bad_metadata"),
         (_line(text="UTF-16 read as UTF-8: x\0y\0"), "not_utf8"),
         (_line(text="\ud800"), "bad_metadata"),
@@ -167,3 +166,69 @@ def test_ingestion_is_deterministic(demo, tmp_path):
     again = ingestion.ingest(images, tmp_path / "again", records_per_shard=10, progress=False)
     assert RecordFolder(tmp_path / "again").shards == RecordFolder(folder).shards
     assert again.refused == report.refused
+
+
+FOUR = ["file_name,text", "1.png,one", "2.png,two", '3.png,"three\nlines"', "4.png,four \ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("row", "captions", "counts"),
+    [
+        ("2.png,two", ["two"], {}),
+        ('2.png,"two" more', ["two more"], {}),
+        ('2.png,two" more', ['two" more'], {}),
+        ('2.png,"two', [], {"broken_row": 1, "not_listed": 1}),
+        ('2.png,"two\n5.png,"five', [], {"broken_row": 2, "not_listed": 1}),
+        ("2.png," + "x" * 140_000, [], {"caption_too_long": 1}),
+        ("2.png," + "x" * (2 * MAX_JSON_BYTES), [], {"broken_row": 1, "not_listed": 1}),
+        (b"2.png,\xff", [], {"not_utf8": 1, "not_listed": 1}),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_a_row_of_a_table_costs_only_itself(src, row, captions, counts, end):
+    lines = [line.encode() if isinstance(line, str) else line for line in (*FOUR[:2], row, *FOUR[3:])]
+    content = b"\n".join(lines).replace(b"\n", end.encode())
+    put(src, {f"{name}.png": b"x" for name in range(1, 5)} | {"metadata.csv": content})
+    records, refused = ingest(src)
+    texts = [caption.text for record in records for caption in record.captions]
+    assert texts == ["one", *captions, "three\nlines", "four \ufffd"]
+    assert refused == counts
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_json_end_as_in_other_text_files(src, end):
+    put(src, {"a.png": b"a", "b.png": b"b"})
+    put(src, {"metadata.jsonl": end.join(_line(file_name=name).decode() for name in ("a.png", "b.png"))})
+    assert [record.key for record in ingest(src)[0]] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metadata.csv", "", None),
+        ("metadata.jsonl", " \n", None),
+        ("metadata.json", "[]", None),
+        ("metadata.jsonl", "{broken", "bad_json"),
+        ("metadata.jsonl", '{"title": "pets"}', "unknown_keys"),
+    ],
+)
+def test_metadata_that_names_no_image_does_not_hide_the_images(src, name, content, reason):
+    put(src, {"a.png": b"a", "a.txt": "a cat", name: content})
+    records, refused = ingest(src)
+    assert [record.captions for record in records] == [(Caption("a cat"),)]
+    assert refused == ({reason: 1} if reason else {})
+
+
+@pytest.mark.parametrize("beside", [{"text": "   "}, {"captions": []}, {"text": None}, {"captions": {}}])
+def test_a_blank_value_leaves_the_field_to_another_key(src, beside):
+    row = {"file_name": "a.png", "caption": "a cat", "license": "CC0"} | beside
+    put(src, {"a.png": b"a", "metadata.jsonl": json.dumps(row)})
+    assert ingest(src)[0] == [Record("a.png", b"a", (Caption("a cat"),), "pets", "CC0")]
+
+
+def test_keys_that_no_field_reads_are_named(src):
+    row = {"text": "a cat", "caption": "cat", "prompt": "", "licence": "CC0", "url": "x"}
+    put(src, {"a.png": b"a", "a.json": json.dumps(row), "b.png": b"b", "b.json": json.dumps(row)})
+    report = ingestion.ingest(src, src.parent / "out", progress=False)
+    assert report.unused == report.to_dict()["unused_keys"] == {"caption": 2, "url": 2}
+    assert "'caption' (2), 'url' (2)" in report.table().title

@@ -14,6 +14,8 @@ from data_pipeline.records.schema import MAX_CAPTION_CHARS, Caption, Record
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.sources import REASONS, Options
 from data_pipeline.sources.ingest import ingest
+from data_pipeline.synthesis.edits.synthesis import synthesize_edits
+from data_pipeline.synthesis.text.synthesis import synthesize_text
 from qi2_jax.cli import data
 
 TURN = Caption("make it night", "instruction")
@@ -286,3 +288,20 @@ def test_the_command_joins_sources(tmp_path):
     sources = [str(tmp_path / f"{name}.tar") for name in "ab"]
     data.main(parser.parse_args(["ingest", *sources, "--out", str(tmp_path / "out")]))
     assert [record.key for record in RecordFolder(tmp_path / "out")] == ["a/a/1", "b/b/1"]
+
+
+def test_an_impossible_output_is_refused_before_any_source_is_read(tmp_path, capsys):
+    write_tar(tmp_path / "x.tar", [("1.png", b"1"), ("1.txt", b"fine")])
+    read(tmp_path / "x.tar", tmp_path / "made")
+    for work in (
+        lambda: ingest([tmp_path / "absent"], tmp_path / "made", progress=False),
+        lambda: synthesize_edits(tmp_path / "absent", tmp_path / "made", progress=False),
+        lambda: synthesize_text(tmp_path / "made", corpus=tmp_path / "absent", progress=False),
+    ):
+        with pytest.raises(ValueError, match="already contains records"):
+            work()
+    parser = argparse.ArgumentParser()
+    data.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["score", str(tmp_path), "--json", str(tmp_path / "absent" / "x.json")])
+    assert "its folder does not exist" in capsys.readouterr().err

@@ -51,6 +51,23 @@ def assert_same_effect(ours, theirs, base_config, *files_and_scales):
     assert relative(run(model, *arguments)[0], want) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["{}.lora_{}.mine-2.weight", "pipe.dit.{}.lora_{}.default.weight"])
+def test_names_that_diffusers_does_not_read_have_the_same_effect(base_config, name, tmp_path):
+    for file, spelling in (("plain", {}), ("named", {"name": name})):
+        save_file(adapters.spelt(adapters.random_factors(), **spelling), tmp_path / f"{file}.safetensors")
+    plain, named = (reading.read(tmp_path / f"{file}.safetensors", base_config) for file in ("plain", "named"))
+    assert plain.keys() == named.keys()
+    for path, layers in plain.items():
+        for layer, change in layers.items():
+            np.testing.assert_array_equal(change.b @ change.a, named[path][layer].b @ named[path][layer].a)
+
+
+def test_a_folder_with_one_file_of_any_name_is_an_adapter_for_every_command(base_config, imported, tmp_path):
+    save_file(adapters.spelt(adapters.random_factors()), tmp_path / "my_style.safetensors")
+    assert reading.is_adapter(tmp_path) and reading.read(tmp_path, base_config)
+    assert not reading.is_adapter(imported) and not reading.is_adapter(imported / "transformer")
+
+
 @pytest.mark.parametrize("scale", [1.0, -0.7])
 @pytest.mark.parametrize("name", FORMATS)
 def test_parity_of_formats(ours, theirs, base_config, name, scale, tmp_path):

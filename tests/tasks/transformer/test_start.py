@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipeline.samples.cache import Cache, write_cache
+from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.inference import encoders
 from qi2_jax.interop import folder
 from qi2_jax.runs import paths
 from qi2_jax.tasks.transformer import start
 from qi2_jax.workflows.config import load_experiment
+from tests.caches import write_cache
 
 CONFIG = load_experiment("experiments/demo.py:tiny").transformer
 

@@ -304,7 +304,7 @@ def test_a_killed_run_goes_on_from_the_disk_of_its_host(data, uninterrupted, tmp
     out = begun_from(tmp_path / "run", uninterrupted, EVERY)
     local = ("transformer.checkpoint.local_every=1", f"transformer.checkpoint.local_folder={tmp_path / 'disk'}")
     more = (*local, "transformer.checkpoint.every=1000")
-    process = start(data, out, *more)
+    process = start(data, out, *more, wait_at=EVERY + 2)
     process.wait_until(lambda: [*(tmp_path / "disk").glob("run-*/process-0/5")])
     process.signal(signal.SIGKILL)
     process.done()
