@@ -15,7 +15,6 @@ shortened before they are drawn. Sample number i is a function of the seed and i
 """
 
 import io
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.buckets import Buckets
-from data_pipeline.funnel import Tally
+from data_pipeline.funnel import Tally, reasons
 from data_pipeline.records.schema import Caption, Record
-from data_pipeline.records.shards import check_output, write_shards
+from data_pipeline.records.shards import check_output, write_new_shards
 from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS, Script, find_scripts
 from data_pipeline.synthesis.lettering.typesetting import Unsuitable
@@ -175,11 +174,12 @@ def synthesize_text(
     recipe = Recipe(seed, tuple(dict.fromkeys(strategies)), usable, library, texts, photographs, side, source)
     with tqdm(total=count, desc="synth text", unit="img", disable=not progress, dynamic_ncols=True) as bar:
         stream = _make_records(recipe, report, workers, bar)
-        first = next(stream, None)
-        if first is None:
-            reasons = {strategy: tally.counts for strategy, tally in report.dropped.items()}
-            raise ValueError(f"none of {count} samples could be made; dropped: {reasons}")
-        write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
+        write_new_shards(
+            out,
+            stream,
+            records_per_shard=records_per_shard,
+            if_empty=lambda: f"none of {count} samples could be made; dropped: {reasons(report.dropped)}",
+        )
     return report
 
 
