@@ -27,7 +27,9 @@ from data_pipeline.selection.rules import RULES, caption_reasons
 from data_pipeline.selection.thresholds import ALIGNMENTS, Thresholds
 
 LOSSLESS = 101.0  # quality of lossless files, above the 100 of the best JPEG
-PALETTE = 50.0  # quality of files with at most 256 colours; flat drawings are never compared as near duplicates
+# Quality of files with a palette: palette photographs lose detail; flat drawings, which do not, are exempt from
+# near-duplicate search.
+PALETTE = 50.0
 # Bits of a JPEG file of the same quality, per bit of a file of this format.
 _JPEG_BITS = {"WEBP": 1.4, "AVIF": 2.0}
 _COARSE = 50.0  # JPEG quality below which an image has little more detail than one of half its sides
@@ -77,8 +79,8 @@ def _detail(record: Kept, quality: float) -> float:
 def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selection:
     """Applies thresholds to the scores of a folder; reads no images.
 
-    Every step sees only the records that the steps before it kept. A broken or too small copy is therefore never the
-    one that is kept of a group of duplicates.
+    Every step sees only the records that the steps before it kept. A broken or undersized copy therefore never
+    displaces a good one.
 
     Raises:
       ValueError: if scores are missing (run `qi2 data score` first).

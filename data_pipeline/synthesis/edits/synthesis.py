@@ -213,9 +213,7 @@ def synthesize_edits(
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(kinds, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("max_side", max_side, MIN_SIDE))
     check_output(out, records_per_shard)
-    records = RecordFolder(images)
-    if not len(records):
-        raise ValueError(f"{images} contains no records")
+    records = _open_records(images)
     needed = any(kind in WITH_CUTOUTS for kind in kinds or KINDS)
     usable = _cutouts(records, cutouts, cutouts_licence, progress) if needed else ()
     chosen, left_out = _kinds(kinds, bool(usable), images)
@@ -232,6 +230,13 @@ def synthesize_edits(
             if_empty=lambda: f"none of {count} edits could be made from {images}: {reasons(report.not_made)}",
         )
     return report
+
+
+def _open_records(images: Path | str) -> RecordFolder:
+    records = RecordFolder(images)
+    if not len(records):
+        raise ValueError(f"{images} contains no records")
+    return records
 
 
 def _make_records(recipe: Recipe, report: EditsReport, workers: int, bar: tqdm) -> Iterator[Record]:

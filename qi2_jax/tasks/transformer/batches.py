@@ -63,8 +63,8 @@ class Inputs:
         )
         self._kernel = sharding.Attention(mesh, config.execution.kernel)
         if samples.online == TEXT_AND_IMAGES:
-            # One program per bucket and one image per device, so that images of any sizes leave few places empty. The
-            # mesh has no devices of other processes: two processes need not encode the same sizes at the same time.
+            # One image per device wastes little padding. The mesh is process-local, so processes may encode different
+            # sizes concurrently.
             local = sharding.make_mesh(sharding.MeshShape(data=len(mesh.local_devices)), mesh.local_devices)
             self._images = encoders.ImageEncoder(model, local, dtype, local.size)
 
