@@ -30,7 +30,7 @@ from qi2_jax.runtime import lock, processes
 from qi2_jax.runtime.atomic import write_json_atomic
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.tasks.transformer import start
-from qi2_jax.tasks.transformer.config import transformer_config
+from qi2_jax.tasks.transformer.config import model_config_for
 from qi2_jax.tasks.transformer.task import train_transformer
 from qi2_jax.training import restarting
 from qi2_jax.training.telemetry import metrics
@@ -212,7 +212,7 @@ def _run_stage(
     with processes.raise_together():
         if jax.process_index() == 0:
             if not (model / folder.MARK).is_file():
-                shape = transformer_config(stage.transformer, samples)
+                shape = model_config_for(stage.transformer, samples)
                 model_folder.finish(model, shape, stage.transformer.timesteps.shift)
             start.prepare_model_folder(stage.transformer, samples, model, run)
     # For a stage that is trained, this verifies that its last checkpoint is intact and not that of a failed run.

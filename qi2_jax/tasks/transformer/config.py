@@ -193,7 +193,7 @@ def check_transformer(config: StageConfig) -> None:
     sharding.unsharded_weights(like, make_mesh(transformer.mesh))
 
 
-def transformer_config(config: TransformerConfig, samples: Cache) -> MMDiTConfig:
+def model_config_for(config: TransformerConfig, samples: Cache) -> MMDiTConfig:
     """The shape of the transformer, with the widths of latents and text that the encoded samples have."""
     sample = samples.streams[0][0]
     return dataclasses.replace(

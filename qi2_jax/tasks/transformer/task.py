@@ -26,7 +26,7 @@ from qi2_jax.tasks import stages
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
 from qi2_jax.tasks.transformer.adapter_start import base_of_adapter, continued
 from qi2_jax.tasks.transformer.batches import AHEAD, Inputs
-from qi2_jax.tasks.transformer.config import StageConfig, TransformerConfig, check_samples, transformer_config
+from qi2_jax.tasks.transformer.config import StageConfig, TransformerConfig, check_samples, model_config_for
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.tasks.transformer.start import started_from, update_model_folder
 from qi2_jax.tasks.transformer.validation import HeldOut
@@ -175,7 +175,7 @@ def make_task(
       base: run or model folder with the transformer that an adapter as `start.folder` changes.
     """
     stage, model = config.transformer, out / paths.MODEL
-    model_config, adapter = transformer_config(stage, samples), stage.adapter
+    model_config, adapter = model_config_for(stage, samples), stage.adapter
     source = pathlib.Path(stage.start.folder) if stage.start.folder else None
     with processes.raise_together():  # before anything else is on the devices
         dtype = stages.encoder_dtype(samples.fingerprint)
@@ -276,7 +276,7 @@ def train_transformer(
                 update_model_folder(stage, samples, out / paths.MODEL, base)
         return
     mesh = stages.make_mesh(stage.mesh)
-    for line in sharding.unsharded_weights(abstract_transformer(transformer_config(stage, samples)), mesh):
+    for line in sharding.unsharded_weights(abstract_transformer(model_config_for(stage, samples)), mesh):
         processes.log_on_main(line)
     task = make_task(config, samples, out, mesh, data, base)
     loop.train(task, stage, out, mesh, accept_changes=accept_changes, restart=restart)
