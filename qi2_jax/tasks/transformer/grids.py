@@ -95,8 +95,7 @@ class Grids:
         self, state: TrainState, panel: Panel, check_signals: CheckSignals, held_out: bool = False
     ) -> Drawing:
         """One grid. Held-out samples are shown with their targets."""
-        shards = sharding.num_batch_shards(self.mesh)
-        size = -(-len(panel.samples) // shards) * shards
+        size = sharding.padded_size(self.mesh, len(panel.samples))
         samples = [panel.samples[row % len(panel.samples)] for row in range(size)]
         latents = self._sample(state, panel, samples, check_signals)
         rows = []
