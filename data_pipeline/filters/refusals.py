@@ -73,7 +73,7 @@ _ENGLISH = (
         (?:is|was)\s+ (?:missing|not\s+attached|blank|empty)\b""",
     # I'm sorry, but I cannot assist with that request.
     rf"{_after_apology(60)} i(?:['’]?m|\s+am)?\s+ (?:{_ENGLISH_CANNOT})\s+ (?:\w+\s+){{0,2}} {_ENGLISH_TASK}",
-    # Sorry, I cannot (cut short)
+    # Sorry, I cannot
     rf"""(?:{_ENGLISH_APOLOGY})\b {_GAP}{{0,60}}? \bi(?:['’]?m|\s+am)?\s+ (?:{_ENGLISH_CANNOT})
         (?:\W*\Z | \s+do\s+(?:that|this|so)\b)""",
     # I'm sorry, but no image was provided.
@@ -117,7 +117,7 @@ _CHINESE = (
     rf"(?:{_CHINESE_SORRY}{_GAP}{{0,12}}?|我)我?看不[到见見清]{_GAP}{{0,8}}?(?:[图圖]|照片)",
     # 请上传图片，我将为您描述。
     rf"[请請][您你]?先?上[传傳]{_GAP}{{0,6}}?[图圖][片像]{_GAP}{{0,6}}?(?:我|以便)",
-    # 图片加载失败。 無法顯示圖片
+    # 图片加载失败。
     r"[图圖][片像](?:加[载載]|[载載]入)失[败敗]\W*$|[无無]法[显顯]示[图圖][片像]\W*$",
     # 作为一个人工智能助手，我不能对此发表评论。
     rf"作[为為](?:一[个個名款])?\s*(?:ai|人工智[能慧]){_GAP}{{0,15}}?我",
