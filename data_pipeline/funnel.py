@@ -1,6 +1,6 @@
 """Counts with reasons, as plain tables and as dicts for JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,11 @@ class Tally:
 
     def to_dict(self) -> dict[str, Any]:
         return {reason: {"count": n, "examples": self.examples[reason]} for reason, n in self.counts.items()}
+
+
+def reasons(tallies: Mapping[str, Tally]) -> dict[str, dict[str, int]]:
+    """The counts of several tallies by name, for messages."""
+    return {name: tally.counts for name, tally in tallies.items()}
 
 
 @dataclass(frozen=True)

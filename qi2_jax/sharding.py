@@ -214,6 +214,11 @@ def num_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+def padded_size(mesh: Mesh, count: int) -> int:
+    """Rows of the smallest batch with room for `count` images. Row i repeats image i % count."""
+    return -(-count // num_batch_shards(mesh)) * num_batch_shards(mesh)
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """Rows of a global batch that the devices of this process hold, in ascending order.
 

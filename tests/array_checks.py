@@ -1,4 +1,4 @@
-"""Checks of array shapes and dtypes at run time: what annotations of array functions promise holds in every test."""
+"""Enforces the jaxtyping annotations of array functions in every test."""
 
 import typing
 from collections.abc import Callable

@@ -32,14 +32,14 @@ LONG = ("training", "workflows", "test_readme.py")  # folders and files whose te
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: a long file that begins last is waited for by all workers but its own."""
+    """Runs the longest files first, so no worker is left with a long file while the others idle."""
     here = pathlib.Path(__file__).parent
     items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in LONG)
 
 
 @pytest.fixture(autouse=True)
 def configuration_of_jax_stays():
-    """What a test changes in JAX's configuration, those after it would compute with."""
+    """Fails a test that leaves JAX's configuration changed, since later tests would inherit it."""
     before = dict(jax.config.values)
     yield
     assert dict(jax.config.values) == before

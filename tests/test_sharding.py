@@ -8,7 +8,7 @@ import pytest
 
 from qi2_jax import sharding
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
-from qi2_jax.tasks import stages
+from qi2_jax.tasks.devices import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def test_fsdp_and_tensor_stay_within_a_slice(shape, slices, expected):
     assert set(mesh.devices.flat) == set(devices)
     # The order of the devices does not matter.
     assert slices_by_data(sharding.make_mesh(shape, devices[::-1])) == expected
-    assert slices_by_data(stages.make_mesh(shape, devices)) == expected
+    assert slices_by_data(make_mesh(shape, devices)) == expected
 
 
 def test_chips_of_one_slice_of_a_job_of_several():
@@ -109,3 +109,9 @@ def test_an_axis_that_splits_no_large_weight_is_refused():
 def test_small_models_are_sharded_where_possible_without_a_warning():
     small = MMDiTConfig(layers=2, heads=3, head_width=32, rope_dims=(8, 12, 12), text_width=48)
     assert unsharded_weights(small, sharding.MeshShape(fsdp=5, tensor=7)) == []
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 8)])
+def test_padded_size_fills_every_batch_shard(count, size):
+    mesh = sharding.make_mesh(sharding.MeshShape(data=2, fsdp=2, tensor=2))
+    assert sharding.padded_size(mesh, count) == size

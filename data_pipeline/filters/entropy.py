@@ -1,7 +1,13 @@
 """Entropy: images that are empty, and images that are only noise.
 
-The entropy of the grey levels alone separates neither. A page of text on white has less than most flat drawings (0.1 to
-1.6 bits, a single word 0.02), a gradient has the most (8.0), and noise has hardly more than a photograph (7.6 and 7.7).
+The entropy of the grey levels alone separates neither, as its bits show:
+
+    one word on white    0.02, less than most flat drawings
+    page of text         0.1 to 1.6
+    photograph           7.6
+    noise                7.7
+    gradient             8.0
+
 Further columns decide:
 
 - `edges` separates a page of text (0.0009 and more) from an empty one (0).
@@ -12,6 +18,8 @@ Further columns decide:
 
 The figures were measured on the photographs of scikit-image, rendered and dithered pages, and noise that was blurred,
 enlarged, dithered or compressed as JPEG (`tests/benchmarks/filter_fairness.py`).
+
+Dims: `H` height, `W` width, both of the preview or of a reduced scale of it.
 """
 
 from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,6 +62,27 @@ def write_shards(folder: Path | str, records: Iterable[Record], *, records_per_s
         for leftover in [*folder.glob("records-*.partial"), *folder.glob("records-*.arrayrecord")]:
             leftover.unlink()
         return _write_shards(folder, iter(records), records_per_shard)
+
+
+def write_new_shards(
+    folder: Path | str, records: Iterator[Record], *, records_per_shard: int, if_empty: Callable[[], str]
+) -> None:
+    """Writes records as `write_shards` does, but nothing, not even the folder, if there are none.
+
+    Args:
+      folder: New folder of shards.
+      records: Records to write.
+      records_per_shard: Number of records per file.
+      if_empty: Function that returns the message of the error if there are no records.
+
+    Raises:
+      ValueError: as `write_shards`, or if there are no records.
+      OSError: see `write_shards`.
+    """
+    first = next(records, None)
+    if first is None:
+        raise ValueError(if_empty())
+    write_shards(folder, itertools.chain([first], records), records_per_shard=records_per_shard)
 
 
 def _write_shards(folder: Path, records: Iterator[Record], records_per_shard: int) -> tuple[Shard, ...]:

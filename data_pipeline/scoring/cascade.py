@@ -111,7 +111,7 @@ def score(
 
 
 def _run(records: RecordFolder, tasks: list[tuple[int, tuple[Filter, ...]]], workers: int) -> Iterator[int]:
-    """Yields the numbers of records that have been scored since the last one."""
+    """Yields the number of records scored since the previous yield."""
     if workers <= 1:
         for number, filters in tasks:
             yield from score_shard(records, number, filters)

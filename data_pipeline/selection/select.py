@@ -27,7 +27,9 @@ from data_pipeline.selection.rules import RULES, caption_reasons
 from data_pipeline.selection.thresholds import ALIGNMENTS, Thresholds
 
 LOSSLESS = 101.0  # quality of lossless files, above the 100 of the best JPEG
-PALETTE = 50.0  # quality of files with at most 256 colours; flat drawings are never compared as near duplicates
+# Quality of files with a palette: palette photographs lose detail; flat drawings, which do not, are exempt from
+# near-duplicate search.
+PALETTE = 50.0
 # Bits of a JPEG file of the same quality, per bit of a file of this format.
 _JPEG_BITS = {"WEBP": 1.4, "AVIF": 2.0}
 _COARSE = 50.0  # JPEG quality below which an image has little more detail than one of half its sides
@@ -50,7 +52,7 @@ class _Survivors:
         self.bits.append(row["entropy.bits"])
         self.qualities.append(copy_quality(row))
 
-    def left(self, groups: list[list[str]], dropped: dict[str, Dropped]) -> dict[str, list[str]]:
+    def remaining(self, groups: list[list[str]], dropped: dict[str, Dropped]) -> dict[str, list[str]]:
         """Returns {key: groups} of the records that are not in `dropped`."""
         return {one.key: names for one, names in zip(self.kept, groups, strict=True) if one.key not in dropped}
 
@@ -77,8 +79,8 @@ def _detail(record: Kept, quality: float) -> float:
 def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selection:
     """Applies thresholds to the scores of a folder; reads no images.
 
-    Every step sees only the records that the steps before it kept. A broken or too small copy is therefore never the
-    one that is kept of a group of duplicates.
+    Every step sees only the records that the steps before it kept. A broken or undersized copy therefore never
+    displaces a good one.
 
     Raises:
       ValueError: if scores are missing (run `qi2 data score` first).
@@ -103,8 +105,8 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
             survivors.add(row, Kept(row["key"], count, *size, captions, row["description.conditions"]))
         count += 1
     late = _duplicates(folder, survivors.kept, survivors.qualities, np.array(survivors.bits, np.float64), thresholds)
-    late |= _drop_over_quota(survivors.left(survivors.tags, late), thresholds.max_per_class, "class_is_full")
-    late |= _drop_over_quota(survivors.left(survivors.clusters, late), thresholds.max_per_cluster, "cluster_is_full")
+    late |= _over_quota(survivors.remaining(survivors.tags, late), thresholds.max_per_class, "class_is_full")
+    late |= _over_quota(survivors.remaining(survivors.clusters, late), thresholds.max_per_cluster, "cluster_is_full")
     dropped |= {key: late[key] for key in sorted(late)}
     kept = tuple(record for record in survivors.kept if record.key not in late)
     records = digest_of(read_manifest(folder))
@@ -160,8 +162,8 @@ def _unrelated(row: Row, thresholds: Thresholds, cuts: Cuts) -> list[bool]:
     return [cosine < low for cosine, low in zip(cosines, lows, strict=True)]
 
 
-def _drop_over_quota(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str, Dropped]:
-    """Records to drop so that no group has more than `limit`; a pure function of keys and groups."""
+def _over_quota(groups: dict[str, list[str]], limit: int, reason: str) -> dict[str, Dropped]:
+    """Records beyond the first `limit` of a group, which are to be dropped; a pure function of keys and groups."""
     drops: dict[str, Dropped] = {}
     counts: Counter[str] = Counter()
     if limit:
@@ -194,27 +196,28 @@ def _duplicates(
         record = survivors[position]
         return -_detail(record, qualities[position]), -qualities[position], record.key
 
-    left = np.array(sorted(range(len(survivors)), key=rank), np.int64)
+    remaining = np.array(sorted(range(len(survivors)), key=rank), np.int64)
     record = np.array([survivor.index for survivor in survivors], np.int64)
 
     def keep_best(reason: str, group: Int64[np.ndarray, " n"]) -> None:
-        nonlocal left
+        nonlocal remaining
         _, best, member = np.unique(group, return_index=True, return_inverse=True)
-        best = best[member]  # `left` is sorted: the first of a group is its best
-        for position in np.flatnonzero(best != np.arange(len(left))):
-            kept = survivors[left[best[position]]].key
-            drops[survivors[left[position]].key] = Dropped("duplicates", reason, kept)
-        left = left[best == np.arange(len(left))]
+        best = best[member]  # `remaining` is sorted: the first of a group is its best
+        for position in np.flatnonzero(best != np.arange(len(remaining))):
+            kept = survivors[remaining[best[position]]].key
+            drops[survivors[remaining[position]].key] = Dropped("duplicates", reason, kept)
+        remaining = remaining[best == np.arange(len(remaining))]
 
     if thresholds.drop_exact_duplicates:
         for name in ("bytes", "pixels"):
-            keep_best(f"same_{name}", pairs.same[record[left], SAME.index(name)])
+            keep_best(f"same_{name}", pairs.same[record[remaining], SAME.index(name)])
     if thresholds.drop_near_duplicates:
         near = pairs.near
         proposed = (near["distance"] <= thresholds.near_distance) | (near["gradient"] <= thresholds.near_gradient)
         near = near[proposed & (near["difference"] <= thresholds.near_difference)]
-        content = pairs.same[record[left], SAME.index("fingerprints")]
-        keep_best("near", group_near(content, bits[left] >= thresholds.near_min_entropy, near["left"], near["right"]))
+        content = pairs.same[record[remaining], SAME.index("fingerprints")]
+        grouped = bits[remaining] >= thresholds.near_min_entropy
+        keep_best("near", group_near(content, grouped, near["left"], near["right"]))
     for key, why in drops.items():  # a copy of a dropped copy names the record that was kept
         while why.duplicate_of in drops:
             why = Dropped(why.step, why.reason, drops[why.duplicate_of].duplicate_of)

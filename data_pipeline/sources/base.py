@@ -61,7 +61,7 @@ REASONS = {
     "bad_name": "a name that is blank, not UTF-8 or too long",
     "too_large": "an image file above the size limit",
     "caption_too_long": f"a caption above {MAX_CAPTION_CHARS} characters",
-    "not_utf8": "text that is neither UTF-8 nor UTF-16 with a byte-order mark, or that contains U+0000",
+    "not_utf8": "text that is neither UTF-8 nor UTF-16 or UTF-32 with a byte-order mark, or that contains U+0000",
     "bad_json": "metadata that is not a JSON object or is longer than a megabyte",
     "bad_metadata": "metadata with values of the wrong type",
 }

@@ -2,8 +2,8 @@
 
 - Sidecar files: for `a/cat.jpg`, a file `a/cat.txt` or `a/cat.caption`, whose whole text is one general caption, or
   `a/cat.json` with the keys of `fields.describe`.
-- Metadata files (`metadata.jsonl`, `.csv` or `.json`): only the images that they list below their folder belong to the
-  data set.
+- Metadata files (`metadata.jsonl`, `.csv` or `.json`): in and below a folder with such a file, only the images it lists
+  are read.
 - Pairs of InstructPix2Pix: `1_0.jpg` before and `1_1.jpg` after the edit of a `prompt.json`.
 - Tars and Parquet tables, which have their own readers.
 """

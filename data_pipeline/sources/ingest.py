@@ -6,7 +6,6 @@ included, so data sets can be joined.
 """
 
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
-from data_pipeline.records.shards import check_output, write_shards
+from data_pipeline.records.shards import check_output, write_new_shards
 from data_pipeline.sources import DEFAULTS, LOOKED_FOR, Ledger, Options, Source, base, open_source, source_names
 
 
@@ -110,10 +109,12 @@ def ingest(
             )
         written = [0] * len(sources)
         stream = _records(opened, names, ledgers, written)
-        first = next(stream, None)
-        if first is None:
-            raise ValueError(_no_samples_message(sources, ledgers))
-        write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
+        write_new_shards(
+            out,
+            stream,
+            records_per_shard=records_per_shard,
+            if_empty=lambda: _no_samples_message(sources, ledgers),
+        )
     labels = names if len(sources) > 1 else ["ingest"]
     refused = [ledger.refused for ledger in ledgers]
     steps = (

@@ -96,8 +96,8 @@ VALIDATE_EVERY = 1_000
 # Sample images cost up to twice as much, and the chips wait while they are decoded and written: less often.
 DRAW_EVERY = 5_000
 # An update takes 5 to 78 s (2048p with three condition images) at 40% utilisation. None is dispatched ahead, so that
-# SIGTERM can interrupt one between two microbatches, and the watchdog measures single updates. Its limit allows for a
-# tenth of that utilisation: no step has been timed on these chips yet.
+# SIGTERM can interrupt one between two microbatches, and the watchdog measures single updates. The
+# watchdog limit tolerates 4% utilisation: no step has been timed on these chips yet.
 AHEAD, WATCHDOG_SECONDS = 0, 900.0
 
 # Fixed prompts that are drawn during training, the same in every stage: ours, one for each thing that is judged by eye.

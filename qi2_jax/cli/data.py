@@ -177,7 +177,7 @@ def _select(arguments: argparse.Namespace) -> dict[str, Any]:
 
     out = arguments.out or arguments.folder / INDEX
     outputs.check_outside(out, arguments.folder / SCORES)
-    outputs.check_outside(out, arguments.folder, inside=".parquet")
+    outputs.check_outside(out, arguments.folder, allowed_suffix=".parquet")
     selection = select(arguments.folder, _data_config(arguments).thresholds)
     tables.show(selection.table())
     write_selection(out, selection)
@@ -197,7 +197,7 @@ def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{arguments.experiment} is a curriculum; encode with the config of one of its stages")
     index, out = arguments.index or arguments.folder / INDEX, arguments.out or arguments.folder / "samples"
     outputs.check_outside(out, index, locating.model_of(arguments.model), arguments.folder / SCORES)
-    outputs.check_outside(out, arguments.folder, inside="")
+    outputs.check_outside(out, arguments.folder, allowed_suffix="")
     devices.set_platform(config, (config.encode.mesh,))
 
     report = encode.encode(config, arguments.folder, index, arguments.model, out)
@@ -214,7 +214,7 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     from qi2_jax.cli import tables
 
     out = arguments.out or arguments.folder / "report.html"
-    outputs.check_outside(out, arguments.folder, inside=".html")
+    outputs.check_outside(out, arguments.folder, allowed_suffix=".html")
     data = _data_config(arguments)
     selection = select(arguments.folder, data.thresholds)
     figures = write_report(out, arguments.folder, selection, data.resolutions)

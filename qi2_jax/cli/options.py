@@ -6,7 +6,7 @@ from typing import Any
 
 from qi2_jax.runtime import meeting
 
-RESTART = "if all checkpoints of a run are gone, start again at step 0; runs that have checkpoints resume as usual"
+RESTART = "if all checkpoints of a run are gone, start it over from step 0; runs that have checkpoints resume as usual"
 
 
 def add_verb(verbs: Any, name: str, purpose: str) -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.runtime.atomic import write_json_atomic
 
     out = arguments.out or arguments.run / "report.html"
-    outputs.check_outside(out, arguments.run, inside=".html")
+    outputs.check_outside(out, arguments.run, allowed_suffix=".html")
     outputs.check_json(arguments.json)
     figures = write_report(out, arguments.run)
     if arguments.json:

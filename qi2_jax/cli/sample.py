@@ -40,7 +40,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, size: str) -> None:
         "--prompts",
         type=pathlib.Path,
         metavar="FILE",
-        help="a text file with one prompt per line (UTF-8, or UTF-16 with a byte-order mark)",
+        help="a text file with one prompt per line (UTF-8, or UTF-16 or UTF-32 with a byte-order mark)",
     )
     parser.add_argument("--size", type=_size, metavar="WxH", help=f"pixels (default: {size})")
     parser.add_argument(

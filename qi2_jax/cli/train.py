@@ -69,8 +69,7 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
     from qi2_jax.runs import locating, paths
     from qi2_jax.runtime import lock, outputs, processes
     from qi2_jax.tasks.transformer import start, task
-    from qi2_jax.tasks.transformer.config import check_samples, check_transformer
-    from qi2_jax.training import restarting
+    from qi2_jax.tasks.transformer.config import check_transformer
     from qi2_jax.training.checkpoints import files
 
     check_transformer(config)
@@ -84,11 +83,6 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
                 start.check_source(source, arguments.model)
     samples = Cache(arguments.samples)
     with lock.hold(arguments.out):
-        restarting.check(arguments.out, restart=arguments.restart)
-        with processes.raise_together():
-            check_samples(config, samples)
-            if jax.process_index() == 0:
-                start.prepare_model_folder(config.transformer, samples, arguments.model, arguments.out)
         task.train_transformer(
             config,
             samples,
@@ -96,4 +90,5 @@ def _train(config: "StageExperiment", arguments: argparse.Namespace) -> None:
             accept_changes=arguments.accept_changes,
             restart=arguments.restart,
             base=arguments.model,
+            prepare=lambda: start.prepare_model_folder(config.transformer, samples, arguments.model, arguments.out),
         )

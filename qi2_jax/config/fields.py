@@ -8,7 +8,10 @@ _CHANGEABLE, _CHOICES, _TYPED = "changeable", "choices", "typed"
 
 
 def changeable(**options: Any) -> Any:
-    """A field that may change, with everything below it, when a run or job continues: no result depends on it.
+    """A field that may change, with everything below it, when a run or job continues.
+
+    Such a field decides how long a run trains, what it reports, saves or draws, on which devices and in which
+    microbatches it computes, or how a new run starts. An update that both configs compute is the same up to rounding.
 
     Args:
       options: arguments of `dataclasses.field`, such as `default`.

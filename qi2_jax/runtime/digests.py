@@ -1,7 +1,7 @@
 """Digests of files, read in blocks."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +20,12 @@ def of_file(path: Path, algorithm: Callable[[], Any] = hashlib.sha256) -> bytes:
 def of_files(paths: Iterable[Path]) -> str:
     """One SHA-256 for several files: the digest of their digests, in the given order."""
     return hashlib.sha256(b"".join(map(of_file, paths))).hexdigest()
+
+
+def of_weights(paths: Sequence[Path]) -> str:
+    """The SHA-256 of one file, as `sha256sum` prints it; of several files, the hash of their digests as text.
+
+    Runs record this value and caches record that of `of_files`, so neither may change.
+    """
+    digests = [of_file(path).hex() for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

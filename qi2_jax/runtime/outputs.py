@@ -8,24 +8,26 @@ RECORDS = (*MARKS, "config.json", "manifest.json", "model_index.json")  # JSON f
 
 
 def check_outside(
-    out: pathlib.Path, *sources: pathlib.Path | None, flag: str = "--out", inside: str | None = None
+    out: pathlib.Path, *sources: pathlib.Path | None, flag: str = "--out", allowed_suffix: str | None = None
 ) -> None:
     """Checks that a file or folder can be written without changing what is read. Links are resolved.
 
     Args:
       out: file or folder to write.
-      sources: files and folders that are read, or that belong to something else; None is skipped.
+      sources: inputs, or folders owned by other commands; None is skipped.
       flag: argument that names `out`.
-      inside: ending of the paths that may lie in a source, such as ".html"; "" allows all, None allows none.
+      allowed_suffix: suffix that is allowed inside a source, such as ".html"; "" = any, None = none.
 
     Raises:
-      ValueError: if `out` is one of the sources, or lies in one and `inside` does not allow it.
+      ValueError: if `out` is one of the sources, or lies in one and `allowed_suffix` does not allow it.
     """
     for source in filter(None, sources):
         if out.resolve() == source.resolve():
             raise ValueError(f"{flag} {out} is {source}, which is only read; choose another path")
-        if out.resolve().is_relative_to(source.resolve()) and (inside is None or not out.name.endswith(inside)):
-            allowed = f", or a name that ends in {inside}" if inside else ""
+        if out.resolve().is_relative_to(source.resolve()) and (
+            allowed_suffix is None or not out.name.endswith(allowed_suffix)
+        ):
+            allowed = f", or a name that ends in {allowed_suffix}" if allowed_suffix else ""
             raise ValueError(f"{flag} {out} lies in {source}, which is only read; choose a path outside of it{allowed}")
 
 

@@ -108,7 +108,8 @@ class SampleSchedule:
     """When sample images are generated.
 
     Attributes:
-      every: steps between two sample grids; 0: none.
+      every: steps between two sample grids; grids are also drawn before the first step and after the last. With 0, the
+        transformer draws none, and the autoencoder only those two.
 
     Raises:
       ValueError: for a value out of its range.

@@ -46,12 +46,11 @@ def train(
 
     Args:
       task: model, data and loss.
-      config: config of a stage with `seed`, `ema_decay`, `optimizer`, `train`, `validation`, `samples`, `checkpoint`
-        and `profile`.
+      config: config of the run.
       directory: folder of the run.
       mesh: devices of all processes.
       accept_changes: whether to resume even if the config changed since the run started; the changes are recorded.
-      restart: whether to begin at step 0 if the checkpoints of an earlier run are gone, see `restarting.check`.
+      restart: whether to start over from step 0 if the checkpoints of an earlier run are gone, see `restarting.check`.
 
     Returns:
       The state after the last step.
@@ -76,13 +75,18 @@ def _record(config: TrainingConfig, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _claim(
-    config: TrainingConfig, data: Mapping[str, Any], directory: pathlib.Path, *, free: bool = False, write: bool = False
+    config: TrainingConfig,
+    data: Mapping[str, Any],
+    directory: pathlib.Path,
+    *,
+    allow_all: bool = False,
+    write: bool = False,
 ) -> list[Change]:
-    """`recorded.claim` for a run. With `free`, as before the first checkpoint, every key may change."""
+    """Checks the config against `config.json`; if `allow_all`, any key may differ. With `write`, it is recorded."""
     return recorded.claim(
         directory / "config.json",
         _record(config, data),
-        lambda key: free or is_changeable(type(config), key),
+        lambda key: allow_all or is_changeable(type(config), key),
         write=write,
         hint=recorded.ACCEPT_HINT,
     )
@@ -132,8 +136,8 @@ def _train(
     # --- Compare with earlier starts. Nothing is written before everything is known to fit.
     checkpoints = Checkpoints(directory / "checkpoints", config.checkpoint)
     begun = checkpoints.latest() is not None
-    free = accept_changes or not begun
-    changes = _claim(config, task.data, directory, free=free)
+    allow_all = accept_changes or not begun
+    changes = _claim(config, task.data, directory, allow_all=allow_all)
 
     # --- State: restored or fresh.
     began = time.monotonic()
@@ -146,7 +150,7 @@ def _train(
     with processes.raise_together(interruptible=False):
         if jax.process_index() == 0:
             task.on_config_accepted()
-        _claim(config, task.data, directory, free=free, write=jax.process_index() == 0)
+        _claim(config, task.data, directory, allow_all=allow_all, write=jax.process_index() == 0)
     checkpoints.begin_locally()
     start, total = int(state.step), config.train.steps
     if start >= total and too_many_skipped(state, config):

@@ -12,7 +12,7 @@ from qi2_jax.runtime import processes
 from qi2_jax.training.checkpoints import files
 from qi2_jax.training.telemetry import accounting, metrics
 
-SET_ASIDE = ".before-restart"  # suffix of the records of a run that began anew
+SET_ASIDE = ".before-restart"  # suffix of the records of a run that was started over
 
 
 def check(directory: pathlib.Path, *, restart: bool = False) -> None:
@@ -22,8 +22,8 @@ def check(directory: pathlib.Path, *, restart: bool = False) -> None:
 
     Args:
       directory: folder of the run.
-      restart: whether to begin anew if all checkpoints are gone. The metrics and events of the old run get the suffix
-        `SET_ASIDE`. A run that has checkpoints is not touched.
+      restart: whether to start over from step 0 if all checkpoints are gone. The metrics and events of the old run get
+        the suffix `SET_ASIDE`. A run that has checkpoints is not touched.
 
     Raises:
       ValueError: if an earlier run saved checkpoints here, none is left, and `restart` is False.
@@ -38,7 +38,7 @@ def check(directory: pathlib.Path, *, restart: bool = False) -> None:
             raise ValueError(
                 f"{directory} contains a run that saved step {saved:,}, but {directory / 'checkpoints'} has none. "
                 "Check whether a disk is not mounted or the checkpoints were deleted. Restore them, choose another "
-                "folder, or begin anew at step 0 with --restart"
+                "folder, or start over from step 0 with --restart"
             )
         for name in (accounting.EVENTS, metrics.FILE):
             if (directory / name).exists():
@@ -75,8 +75,8 @@ def _last_committed(events: Iterable[Mapping[str, Any]]) -> int | None:
 def _saved_by_metrics(directory: pathlib.Path) -> int | None:
     """A saved step of a run without such events: the last step of a run that ended, or else the first saved step.
 
-    A save waits for the one before it, so metrics beyond the second prove the first. A run that has no events at all
-    is from an earlier version or has lost them; with metrics of its last step it counts as ended.
+    Saves are sequential: metrics past step 2 * `every` prove that checkpoint `every` was complete. A run that has no
+    events at all is from an earlier version or has lost them; with metrics of its last step it counts as ended.
     """
     try:
         config = json.loads((directory / "config.json").read_bytes())

@@ -122,7 +122,7 @@ class Run:
     def end(self) -> TrainState:
         """Ends a run whose last step is saved, and returns its state."""
         self._checkpoints.end_locally()
-        processes.gather("")  # the event below must not precede what other processes still delete
+        processes.gather("")  # wait until all processes have deleted their local checkpoints; only then record the end
         self._journal.ended(int(self.state.step))
         return self.state
 

@@ -70,7 +70,7 @@ def learning_rate(config: Optimizer) -> optax.Schedule:
     after = optax.cosine_decay_schedule(rate, end - warmup) if end else optax.constant_schedule(rate)
     if not warmup:
         return after
-    # One step longer than it is used: optax refuses a linear schedule of zero steps.
+    # The ramp has one unused extra step, because optax rejects a ramp of zero steps.
     rise = optax.linear_schedule(rate / warmup, rate / warmup + rate, warmup)
     return optax.join_schedules([rise, after], [warmup])
 

@@ -19,7 +19,8 @@ class LastStep:
 
     Args:
       mesh: devices of all processes.
-      lag: number of steps. With 0 every call waits for the devices, which costs nothing if they are waited for anyway.
+      lag: number of steps. With 0, every call blocks on the devices; this is free if the host blocks on every update
+        anyway.
     """
 
     def __init__(self, mesh: Mesh, lag: int):
@@ -39,7 +40,8 @@ class LastStep:
         """Proposes this process's last step and returns the one that is agreed so far.
 
         Args:
-          step: last step this process can take, at least `lag` ahead once steps are taken. `NEVER` for no limit.
+          step: last step this process can take, at least `lag` steps in the future, except in the first call. `NEVER`
+            for no limit.
           wait: whether to include the proposals of this call; the same in every process.
         """
         if self._several:

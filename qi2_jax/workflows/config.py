@@ -14,7 +14,7 @@ from qi2_jax.config.fields import as_typed, changeable, check_at_least, check_on
 from qi2_jax.config.parsing import parse
 from qi2_jax.sharding import MeshShape
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
-from qi2_jax.tasks.stages import DTYPES, make_mesh
+from qi2_jax.tasks.devices import COMPUTE_DTYPES, make_mesh
 from qi2_jax.tasks.transformer.config import StageConfig, StartConfig
 from qi2_jax.training.config import check_seed
 
@@ -36,7 +36,7 @@ class EncodeConfig:
     """
 
     online: str
-    dtype: jnp.dtype = choice(DTYPES)
+    dtype: jnp.dtype = choice(COMPUTE_DTYPES)
     batch_size: int = changeable()
     mesh: MeshShape = changeable()
     records_per_unit: int

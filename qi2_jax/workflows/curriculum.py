@@ -30,7 +30,7 @@ from qi2_jax.runtime import lock, processes
 from qi2_jax.runtime.atomic import write_json_atomic
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.tasks.transformer import start
-from qi2_jax.tasks.transformer.config import transformer_config
+from qi2_jax.tasks.transformer.config import model_config_for
 from qi2_jax.tasks.transformer.task import train_transformer
 from qi2_jax.training import restarting
 from qi2_jax.training.telemetry import metrics
@@ -103,10 +103,8 @@ def _run(
         if jax.process_index() == 0:
             if records is None:
                 make_corpus(config.corpus, out / paths.CORPUS, show)
-            for (
-                name,
-                stage,
-            ) in config.ordered.items():  # first, so that missing data of a late stage is reported before any training
+            # Of all stages, so that missing data of a late stage are reported before any training.
+            for name, stage in config.ordered.items():
                 log.info("data of stage %s", name)
                 select_stage(stage, records or out / paths.CORPUS / "records", out / paths.STAGES / name, show)
     records = records or out / paths.CORPUS / "records"
@@ -118,7 +116,7 @@ def _run(
     for number, (name, stage) in enumerate(config.ordered.items(), start=1):
         log.info("stage %d of %d: %s", number, len(config.order), name)
         place = out / paths.STAGES / name
-        figures[name] = _run_stage(stage.started_from(source), records, out, place, show, accept_changes, restart)
+        figures[name] = _run_stage(stage.with_start(source), records, out, place, show, accept_changes, restart)
         source = str(place / paths.TRANSFORMER)
 
     log.info("export")
@@ -126,7 +124,7 @@ def _run(
     with processes.raise_together():
         if jax.process_index() == 0:
             write_json_atomic(out / "report.json", report)
-            if stage.transformer.model.attention == sequence.BLOCK_CAUSAL:
+            if config.stages[config.order[-1]].transformer.model.attention == sequence.BLOCK_CAUSAL:
                 export(pathlib.Path(source), out / "diffusers")
             else:
                 log.info("%s; `qi2 sample %s` generates images with it", NOT_EXPORTED, out)
@@ -209,14 +207,15 @@ def _run_stage(
     assert encoded is not None
     show(encoded.table())
     samples = Cache(place / paths.SAMPLES)
-    with processes.raise_together():
-        if jax.process_index() == 0:
-            if not (model / folder.MARK).is_file():
-                shape = transformer_config(stage.transformer, samples)
-                model_folder.finish(model, shape, stage.transformer.timesteps.shift)
-            start.prepare_model_folder(stage.transformer, samples, model, run)
+
+    def prepare() -> None:
+        if not (model / folder.MARK).is_file():
+            shape = model_config_for(stage.transformer, samples)
+            model_folder.finish(model, shape, stage.transformer.timesteps.shift)
+        start.prepare_model_folder(stage.transformer, samples, model, run)
+
     # For a stage that is trained, this verifies that its last checkpoint is intact and not that of a failed run.
-    train_transformer(stage, samples, run, accept_changes=accept_changes, restart=restart)
+    train_transformer(stage, samples, run, accept_changes=accept_changes, restart=restart, prepare=prepare)
     losses = [line["validation_loss"] for line in metrics.lines(run / metrics.FILE) if "validation_loss" in line]
     return {
         "samples": len(samples),

@@ -32,7 +32,7 @@ from qi2_jax.runtime import lock
 from qi2_jax.runtime.atomic import write_json_atomic
 from qi2_jax.tasks.autoencoder.config import check_autoencoder
 from qi2_jax.tasks.autoencoder.task import train_vae
-from qi2_jax.tasks.transformer.config import check_transformer, transformer_config
+from qi2_jax.tasks.transformer.config import check_transformer, model_config_for
 from qi2_jax.tasks.transformer.task import train_transformer
 from qi2_jax.training import restarting
 from qi2_jax.training.checkpoints import files
@@ -171,7 +171,7 @@ def _train(config: DemoExperiment, images: SelectedImages, out: pathlib.Path, re
     assert encoded is not None, "the demo is one process"
     show(encoded.table())
     samples = Cache(out / paths.SAMPLES)
-    shape = transformer_config(config.transformer, samples)
+    shape = model_config_for(config.transformer, samples)
     model_folder.finish(model, shape, config.transformer.timesteps.shift, config.transformer.start.folder)
     log.info("4 transformer")
     train_transformer(config, samples, run_folder, restart=restart)

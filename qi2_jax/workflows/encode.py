@@ -14,7 +14,7 @@ from qi2_jax.config.changes import differences
 from qi2_jax.inference import encoders
 from qi2_jax.interop import components
 from qi2_jax.runs import locating
-from qi2_jax.tasks.stages import make_mesh
+from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.workflows.config import StageExperiment
 
 

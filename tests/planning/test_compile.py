@@ -14,7 +14,7 @@ from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.compile import compile_train_step, topology_mesh
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
-from qi2_jax.tasks import stages
+from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.workflows.config import load_experiment
 
 needs_libtpu = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def test_meshes_of_the_curriculum_on_four_slices(part):
         for together in mesh.devices.reshape(-1, mesh.shape["tensor"]):
             x, y = ({chip.coords[axis] for chip in together} for axis in (0, 1))
             assert len(x) * len(y) == len(together) and max(max(x) - min(x), max(y) - min(y)) < len(together)
-    assert stages.make_mesh(asked, list(mesh.devices.flat)) == mesh
+    assert make_mesh(asked, list(mesh.devices.flat)) == mesh
 
 
 @needs_libtpu

@@ -27,7 +27,7 @@ from qi2_jax.interop.stored_weights import STEM
 from qi2_jax.models.vae import VAE
 from qi2_jax.runs import model_folder
 from qi2_jax.tasks.transformer import task
-from qi2_jax.tasks.transformer.config import transformer_config
+from qi2_jax.tasks.transformer.config import model_config_for
 from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
@@ -90,7 +90,7 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
 
 def finish_model(samples: pathlib.Path, folder: pathlib.Path) -> None:
     config = load_experiment(EXPERIMENT, OVERRIDES).transformer
-    model_folder.finish(folder, transformer_config(config, cache.Cache(samples)), config.timesteps.shift)
+    model_folder.finish(folder, model_config_for(config, cache.Cache(samples)), config.timesteps.shift)
 
 
 def write_samples(

@@ -47,8 +47,14 @@ def train(samples, out, source, steps, overrides=OVERRIDES, model=None, restart=
     """Trains a run as `qi2 train --start SOURCE --model MODEL` does, and returns its folder."""
     given = [*overrides, f"transformer.start.folder={source}", f"transformer.train.steps={steps}"]
     config = load_experiment(TINY, given)
-    start.prepare_model_folder(config.transformer, samples, model, out)
-    task.train_transformer(config, samples, out, restart=restart, base=model)
+    task.train_transformer(
+        config,
+        samples,
+        out,
+        restart=restart,
+        base=model,
+        prepare=lambda: start.prepare_model_folder(config.transformer, samples, model, out),
+    )
     return out
 
 

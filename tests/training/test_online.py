@@ -1,5 +1,6 @@
 """Training that computes text features, or latents too, takes the same steps as with cached ones."""
 
+import functools
 import io
 import itertools
 import json
@@ -101,8 +102,8 @@ def cached(caches, imported, grids, tmp_path_factory):
 def train(cache, model, out, steps, *overrides):
     """Trains or resumes. Returns losses and validation losses by step, and grids by name."""
     config = load_experiment("experiments/demo.py:tiny", [*OVERRIDES, f"transformer.train.steps={steps}", *overrides])
-    start.prepare_model_folder(config.transformer, cache, model, out)
-    task.train_transformer(config, cache, out)
+    prepare = functools.partial(start.prepare_model_folder, config.transformer, cache, model, out)
+    task.train_transformer(config, cache, out, prepare=prepare)
     found = {}
     for line in metrics.lines(out / metrics.FILE):
         for name in ("loss", "validation_loss"):

@@ -118,7 +118,7 @@ def test_what_is_recorded_is_what_was_typed():
     config = load_experiment("experiments/demo.py:tiny")
     assert config.as_typed == typed and config.transformer.as_typed == typed["transformer"]
     assert "in_channels" not in config.vae.as_typed["model"] and config.vae.model.in_channels == 4
-    started = config.started_from("runs/first")
+    started = config.with_start("runs/first")
     assert started.transformer.start.folder == "runs/first"
     assert started.transformer.as_typed == typed["transformer"] | {"start": {"folder": "runs/first"}}
 

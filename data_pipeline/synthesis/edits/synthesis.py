@@ -17,7 +17,6 @@ the edited region changes. Images within `max_side` keep their original bytes.
 """
 
 import io
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,9 +27,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_pipeline.funnel import Table, Tally
+from data_pipeline.funnel import Table, Tally, reasons
 from data_pipeline.records.schema import MAX_NAME_CHARS, Record
-from data_pipeline.records.shards import RecordFolder, check_output, write_shards
+from data_pipeline.records.shards import RecordFolder, check_output, write_new_shards
 from data_pipeline.synthesis.edits import objects, restoration, text, tone
 from data_pipeline.synthesis.edits.cutouts import CutoutFile, Unsuitable, find_cutouts, has_transparency
 from data_pipeline.synthesis.edits.edit import Edit, Ingredients
@@ -214,9 +213,7 @@ def synthesize_edits(
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(kinds, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("max_side", max_side, MIN_SIDE))
     check_output(out, records_per_shard)
-    records = RecordFolder(images)
-    if not len(records):
-        raise ValueError(f"{images} contains no records")
+    records = _open_records(images)
     needed = any(kind in WITH_CUTOUTS for kind in kinds or KINDS)
     usable = _cutouts(records, cutouts, cutouts_licence, progress) if needed else ()
     chosen, left_out = _kinds(kinds, bool(usable), images)
@@ -226,12 +223,20 @@ def synthesize_edits(
     report = EditsReport(str(out), count, dict.fromkeys(chosen, 0), *tallies, left_out)
     with tqdm(total=count, desc="synth edits", unit="edit", disable=not progress, dynamic_ncols=True) as bar:
         stream = _make_records(recipe, report, workers, bar)
-        first = next(stream, None)
-        if first is None:
-            reasons = {kind: tally.counts for kind, tally in report.not_made.items()}
-            raise ValueError(f"none of {count} edits could be made from {images}: {reasons}")
-        write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
+        write_new_shards(
+            out,
+            stream,
+            records_per_shard=records_per_shard,
+            if_empty=lambda: f"none of {count} edits could be made from {images}: {reasons(report.not_made)}",
+        )
     return report
+
+
+def _open_records(images: Path | str) -> RecordFolder:
+    records = RecordFolder(images)
+    if not len(records):
+        raise ValueError(f"{images} contains no records")
+    return records
 
 
 def _make_records(recipe: Recipe, report: EditsReport, workers: int, bar: tqdm) -> Iterator[Record]:

@@ -15,9 +15,8 @@ shortened before they are drawn. Sample number i is a function of the seed and i
 """
 
 import io
-import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.buckets import Buckets
-from data_pipeline.funnel import Tally
+from data_pipeline.funnel import Tally, reasons
 from data_pipeline.records.schema import Caption, Record
-from data_pipeline.records.shards import check_output, write_shards
+from data_pipeline.records.shards import check_output, write_new_shards
 from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS, Script, find_scripts
 from data_pipeline.synthesis.lettering.typesetting import Unsuitable
@@ -165,22 +164,27 @@ def synthesize_text(
     _check(strategies, ("count", count, 1), ("seed", seed, 0), ("workers", workers, 1), ("side", side, 256))
     check_output(out, records_per_shard)
     report, usable = TextReport(str(out), count), find_scripts(scripts)
-    texts: Corpus = BuiltinCorpus()
-    if corpus is not None:
-        texts = read_corpus(corpus, tuple(script.code for script in usable), licence, report.refused)
-        report.usable_lines = texts.lines
-        usable = tuple(script for script in usable if texts.languages(script.code))
+    texts: Corpus = BuiltinCorpus() if corpus is None else _read_corpus(corpus, usable, licence, report)
+    usable = tuple(script for script in usable if corpus is None or texts.languages(script.code))
     photographs = None if set(strategies) == {"pure"} else _scenes(scenes)
     library = FontLibrary(usable, fonts)
     recipe = Recipe(seed, tuple(dict.fromkeys(strategies)), usable, library, texts, photographs, side, source)
     with tqdm(total=count, desc="synth text", unit="img", disable=not progress, dynamic_ncols=True) as bar:
         stream = _make_records(recipe, report, workers, bar)
-        first = next(stream, None)
-        if first is None:
-            reasons = {strategy: tally.counts for strategy, tally in report.dropped.items()}
-            raise ValueError(f"none of {count} samples could be made; dropped: {reasons}")
-        write_shards(out, itertools.chain([first], stream), records_per_shard=records_per_shard)
+        write_new_shards(
+            out,
+            stream,
+            records_per_shard=records_per_shard,
+            if_empty=lambda: f"none of {count} samples could be made; dropped: {reasons(report.dropped)}",
+        )
     return report
+
+
+def _read_corpus(corpus: Path, usable: Sequence[Script], licence: str | None, report: TextReport) -> Corpus:
+    """The texts of a corpus file; its lines are counted in the report."""
+    texts = read_corpus(corpus, tuple(script.code for script in usable), licence, report.refused)
+    report.usable_lines = texts.lines
+    return texts
 
 
 def _make_records(recipe: Recipe, report: TextReport, workers: int, bar: tqdm) -> Iterator[Record]:

@@ -5,7 +5,7 @@ import dataclasses
 from qi2_jax.config.fields import check_at_least, check_one_of
 from qi2_jax.models.vae import VAEConfig
 from qi2_jax.tasks.autoencoder.objective import ERRORS
-from qi2_jax.tasks.stages import check_batch_sizes
+from qi2_jax.tasks.devices import check_batch_sizes
 from qi2_jax.training.config import TrainingConfig
 
 

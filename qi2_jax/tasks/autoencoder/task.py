@@ -23,7 +23,7 @@ from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder import batches
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.objective import latent_statistics, make_loss, make_validation, reconstruct
-from qi2_jax.tasks.stages import make_mesh
+from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.microbatch import Microbatch
@@ -109,8 +109,7 @@ class AutoencoderTask(Task):
 
     def _put(self, images: Float[np.ndarray, "B H W c"]) -> jax.Array:
         """Images on the mesh; the last batch shard is filled up with repetitions."""
-        shards = sharding.num_batch_shards(self.mesh)
-        size = -(-len(images) // shards) * shards
+        size = sharding.padded_size(self.mesh, len(images))
         rows = [row % len(images) for row in sharding.local_rows(self.mesh, size)]
         return sharding.put_batch(self.mesh, images[rows], size)
 

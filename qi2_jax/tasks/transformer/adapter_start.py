@@ -1,9 +1,7 @@
 """The start of a LoRA run: the transformer that it adapts, and the adapter that it continues."""
 
-import hashlib
 import pathlib
 import shutil
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.runtime.digests import of_file
+from qi2_jax.runtime.digests import of_weights
 from qi2_jax.tasks.transformer.start import check_fits, starting_model
 from qi2_jax.training.checkpoints import files
 from qi2_jax.training.step import TrainState
@@ -69,7 +67,7 @@ def base_of_adapter(
                     f"{run} was created with a different config; rerun with the original values, or train an adapter "
                     f"of its model in another folder with --start {run}. What changed:\n  lora.rank: 0 -> {config.rank}"
                 )
-            digest = _digest(sorted(place.glob("*.safetensors")))
+            digest = of_weights(sorted(place.glob("*.safetensors")))
     digest = processes.gather(digest)[0]
     shapes = {name: leaf.shape for name, leaf in tree.to_dict(like).items()}
     weights = stored_weights.open_ours(place, shapes)[0]
@@ -145,9 +143,3 @@ def _check_continues(source: pathlib.Path, changes: Changes, config: LoRAConfig,
             f"{source} cannot be continued: {'; '.join(problems)}. Give transformer.lora.rank={max(rank, config.rank)} "
             f'"transformer.lora.targets={targets}", or train the whole transformer with transformer.lora.rank=0'
         )
-
-
-def _digest(paths: Sequence[pathlib.Path]) -> str:
-    """The SHA-256 of one file, as `sha256sum` prints it; of several files, the hash of their digests."""
-    digests = [of_file(path).hex() for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -21,7 +21,7 @@ from qi2_jax import sharding
 from qi2_jax.inference import encoders, online
 from qi2_jax.interop import components
 from qi2_jax.sequence import Layout
-from qi2_jax.tasks import stages
+from qi2_jax.tasks import devices
 from qi2_jax.tasks.transformer.config import TransformerConfig
 from qi2_jax.text.prompts import PromptProcessor
 
@@ -56,15 +56,15 @@ class Inputs:
                 f"{samples.folder} was encoded with encode.online={samples.online}, but {model} lacks {missing}; name "
                 "the encoders' folder with --model"
             )
-        dtype = stages.encoder_dtype(samples.fingerprint)
+        dtype = devices.encoder_dtype(samples.fingerprint)
         self.text_encoder = encoders.load(model, "text_encoder", mesh, dtype)
         self._processor = PromptProcessor.from_folder(
             model / "processor", components.read_config(model / "text_encoder", "text_encoder")
         )
         self._kernel = sharding.Attention(mesh, config.execution.kernel)
         if samples.online == TEXT_AND_IMAGES:
-            # One program per bucket and one image per device, so that images of any sizes leave few places empty. The
-            # mesh has no devices of other processes: two processes need not encode the same sizes at the same time.
+            # One image per device wastes little padding. The mesh is process-local, so processes may encode different
+            # sizes concurrently.
             local = sharding.make_mesh(sharding.MeshShape(data=len(mesh.local_devices)), mesh.local_devices)
             self._images = encoders.ImageEncoder(model, local, dtype, local.size)
 

@@ -16,7 +16,7 @@ from qi2_jax.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS, Shift, TimestepD
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
-from qi2_jax.tasks.stages import DTYPES, check_batch_sizes, make_mesh
+from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes, make_mesh
 from qi2_jax.tasks.transformer import fixed_prompts
 from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.training.config import TrainingConfig, ValidationSchedule
@@ -35,7 +35,7 @@ class ExecutionConfig:
       ValueError: for an unknown kernel.
     """
 
-    dtype: jnp.dtype = choice(DTYPES)
+    dtype: jnp.dtype = choice(COMPUTE_DTYPES)
     kernel: str
     remat: bool
 
@@ -169,7 +169,7 @@ class StageConfig:
                     f"transformer.{name} is {values}; it needs one number for each of data.sides {self.data.sides}"
                 )
 
-    def started_from(self, folder: str) -> Self:
+    def with_start(self, folder: str) -> Self:
         """The same stage with another `transformer.start.folder`."""
         typed = {**self.transformer.as_typed, "start": {"folder": folder}}
         transformer = dataclasses.replace(self.transformer, start=StartConfig(folder), as_typed=typed)
@@ -185,7 +185,7 @@ def check_transformer(config: StageConfig) -> None:
     transformer = config.transformer
     attention.choose(transformer.execution.kernel, jax.default_backend())
     # The samples determine the widths of latents and text, which do not matter here.
-    like = jax.eval_shape(lambda: MMDiT(transformer.model, key=jax.random.key(0)))
+    like = abstract_transformer(transformer.model)
     if transformer.adapter is not None:
         lora.targets(like, transformer.adapter)
     fixed_prompts.check_images(transformer.samples, max(config.data.sides))
@@ -193,7 +193,12 @@ def check_transformer(config: StageConfig) -> None:
     sharding.unsharded_weights(like, make_mesh(transformer.mesh))
 
 
-def transformer_config(config: TransformerConfig, samples: Cache) -> MMDiTConfig:
+def abstract_transformer(config: MMDiTConfig) -> MMDiT:
+    """Shapes and dtypes of a transformer, without memory."""
+    return jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0)))
+
+
+def model_config_for(config: TransformerConfig, samples: Cache) -> MMDiTConfig:
     """The shape of the transformer, with the widths of latents and text that the encoded samples have."""
     sample = samples.streams[0][0]
     return dataclasses.replace(

@@ -107,7 +107,7 @@ def encode(config: Samples, side: int, model: pathlib.Path, mesh: Mesh, dtype: A
       condition image. Where edits have different numbers K of condition images, each number gets a grid `edits-K`.
 
     Raises:
-      ValueError: if the folder lacks an encoder, and as `check`.
+      ValueError: if the folder lacks an encoder, and as `check_images`.
     """
     if not config.every or not (config.prompts or config.edits):
         return {}

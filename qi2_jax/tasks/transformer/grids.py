@@ -3,6 +3,9 @@
 There is one grid per stream (area and number of condition images). For each held-out sample it shows the condition
 images, the target as the autoencoder reconstructs it, and what the transformer draws for the text. Fixed prompts and
 edits have separate grids, without a target.
+
+Dims: `B` batch, `N` target slots, `C` latent channels; `h`, `w` rows and columns of latents, `H`, `W` of pixels; `c`
+image channels.
 """
 
 import dataclasses
@@ -40,7 +43,8 @@ from qi2_jax.training.step import TrainState
 from qi2_jax.training.task import CheckSignals
 from qi2_jax.training.telemetry.metrics import Drawing
 
-CELL = 512  # pixels of an image's longer side: composition shows, and eight rows of five columns stay below 40 MB
+# Pixels of an image's longer side: large enough to judge composition; a grid of 8 x 5 images stays below 40 MB.
+CELL = 512
 COLUMNS = 4  # images in a row of the grid, which several samples with few images share
 
 
@@ -91,8 +95,7 @@ class Grids:
         self, state: TrainState, panel: Panel, check_signals: CheckSignals, held_out: bool = False
     ) -> Drawing:
         """One grid. Held-out samples are shown with their targets."""
-        shards = sharding.num_batch_shards(self.mesh)
-        size = -(-len(panel.samples) // shards) * shards
+        size = sharding.padded_size(self.mesh, len(panel.samples))
         samples = [panel.samples[row % len(panel.samples)] for row in range(size)]
         latents = self._sample(state, panel, samples, check_signals)
         rows = []

@@ -1,6 +1,6 @@
 """The training objective of the transformer: flow matching.
 
-Dims: `B` batch, `N` target slots, `C` latent channels.
+Dims: `B` batch, `S` joint sequence, `N` target slots, `C` latent channels.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from qi2_jax.sequence import Layout
 from qi2_jax.training.mean import Mean
 from qi2_jax.training.step import Loss, Scalars
 
-# (frozen, trained) -> the model that predicts, of which the trained parameters may be a part.
+# (frozen, trained) -> the full model; for an adapter, `trained` is only part of it.
 Assemble = Callable[[Any, Any], MMDiT]
 # (frozen, layout, batch) -> the batch with everything that is computed on the mesh.
 Complete = Callable[[Any, Layout, Batch], Batch]

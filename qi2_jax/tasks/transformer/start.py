@@ -16,7 +16,7 @@ from qi2_jax.models import tree
 from qi2_jax.models.mmdit import MMDiT
 from qi2_jax.runs import locating, model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.tasks.transformer.config import TransformerConfig, transformer_config
+from qi2_jax.tasks.transformer.config import TransformerConfig, model_config_for
 from qi2_jax.training import restarting
 from qi2_jax.training.checkpoints import files
 from qi2_jax.training.step import TrainState
@@ -61,7 +61,7 @@ def prepare_model_folder(
     # Before the first checkpoint the config may still change. After that `loop.train` compares it first.
     if not files.steps(out / paths.CHECKPOINTS) and restarting.last_saved(out) is None:
         shift = config.timesteps.shift
-        model_folder.finish(model, transformer_config(config, samples), shift, scheduler_source(config, source))
+        model_folder.finish(model, model_config_for(config, samples), shift, scheduler_source(config, source))
         if line := model_folder.describe_scheduler(model, shift):
             log.info("%s", line)
 
@@ -81,7 +81,7 @@ def update_model_folder(
       base: run or model folder with the transformer that an adapter as `start.folder` changes.
     """
     if (model / folder.MARK).is_file() or made_samples(model, samples):
-        shape = transformer_config(config, samples)
+        shape = model_config_for(config, samples)
         model_folder.finish(model, shape, config.timesteps.shift, scheduler_source(config, base))
 
 

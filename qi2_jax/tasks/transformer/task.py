@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +22,17 @@ from qi2_jax.runs import paths
 from qi2_jax.runtime import processes
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.runtime.read_ahead import read_ahead
-from qi2_jax.tasks import stages
+from qi2_jax.tasks import devices
 from qi2_jax.tasks.transformer import fixed_prompts, grids, validation
 from qi2_jax.tasks.transformer.adapter_start import base_of_adapter, continued
 from qi2_jax.tasks.transformer.batches import AHEAD, Inputs
-from qi2_jax.tasks.transformer.config import StageConfig, TransformerConfig, check_samples, transformer_config
+from qi2_jax.tasks.transformer.config import (
+    StageConfig,
+    TransformerConfig,
+    abstract_transformer,
+    check_samples,
+    model_config_for,
+)
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.tasks.transformer.start import started_from, update_model_folder
 from qi2_jax.tasks.transformer.validation import HeldOut
@@ -151,11 +157,6 @@ class TransformerTask(Task):
         return self.grids.draw(state, check_signals)
 
 
-def abstract_transformer(config: MMDiTConfig) -> Any:
-    """Shapes and dtypes of a transformer, without memory."""
-    return jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0)))
-
-
 def make_task(
     config: StageConfig,
     samples: Cache,
@@ -175,19 +176,20 @@ def make_task(
       base: run or model folder with the transformer that an adapter as `start.folder` changes.
     """
     stage, model = config.transformer, out / paths.MODEL
-    model_config, adapter = transformer_config(stage, samples), stage.adapter
+    model_config, adapter = model_config_for(stage, samples), stage.adapter
     source = pathlib.Path(stage.start.folder) if stage.start.folder else None
     with processes.raise_together():  # before anything else is on the devices
-        dtype = stages.encoder_dtype(samples.fingerprint)
-        fixed = fixed_prompts.encode(stage.samples, max(config.data.sides), model, mesh, dtype)
+        encoder_dtype = devices.encoder_dtype(samples.fingerprint)
+        fixed = fixed_prompts.encode(stage.samples, max(config.data.sides), model, mesh, encoder_dtype)
     inputs = Inputs(stage, samples, model, mesh)
     objective = Objective(stage.timesteps.shift, _execution(stage, mesh), complete=inputs.complete)
-    frozen = Frozen(inputs.text_encoder)
+    frozen, identity = Frozen(inputs.text_encoder), data
     if adapter is not None:
         objective = dataclasses.replace(objective, assemble=lambda frozen, model: lora.join(frozen.base, model))
-        like, dtype = abstract_transformer(model_config), objective.execution.dtype
-        transformer, digest = base_of_adapter(like, source, out, adapter, mesh, dtype, base)
-        frozen, data = frozen._replace(base=transformer), {**data, "base_transformer": digest}
+        transformer, digest = base_of_adapter(
+            abstract_transformer(model_config), source, out, adapter, mesh, objective.execution.dtype, base
+        )
+        frozen, identity = frozen._replace(base=transformer), {**data, "base_transformer": digest}
     mixture = _mixture(config, samples, mesh)
     with processes.raise_together():
         held_out = {
@@ -196,7 +198,7 @@ def make_task(
         }
     return TransformerTask(
         config=stage,
-        data=data,
+        data=identity,
         samples=samples,
         mixture=mixture,
         inputs=inputs,
@@ -232,7 +234,7 @@ def _mixture(config: StageConfig, samples: Cache, mesh: Mesh) -> Mixture:
     mixture = Mixture.of_cache(
         samples,
         config.data.shares,
-        [stages.microbatches_of(mesh, size, microbatch_per_device) for size, microbatch_per_device in sizes],
+        [devices.microbatches_of(mesh, size, microbatch_per_device) for size, microbatch_per_device in sizes],
         seed=stage.seed,
         dropout=stage.dropout,
         local_rows=lambda size: sharding.local_rows(mesh, size),
@@ -250,6 +252,7 @@ def train_transformer(
     accept_changes: bool = False,
     restart: bool = False,
     base: pathlib.Path | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains the transformer on encoded samples, or resumes where an earlier call stopped.
 
@@ -261,13 +264,19 @@ def train_transformer(
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
       base: run or model folder with the transformer that an adapter changes, if `start.folder` is an adapter.
+      prepare: function that completes the run's folder, see `start.prepare_model_folder`. Process 0 calls it after the
+        checks that need no devices.
 
     Raises:
       ValueError: if the samples were not prepared as the group `data` says, or lack a stream that has a share, and as
         `loop.train`.
     """
-    check_samples(config, samples)
+    with processes.raise_together():
+        check_samples(config, samples)
     restarting.check(out, restart=restart)
+    with processes.raise_together():
+        if jax.process_index() == 0:
+            prepare()
     stage = config.transformer
     data = samples.fingerprint | {"mixture": dataclasses.asdict(config.data.mixture)}
     if stage.adapter is None and not accept_changes and loop.is_finished(stage, data, out):
@@ -275,8 +284,8 @@ def train_transformer(
             if jax.process_index() == 0:
                 update_model_folder(stage, samples, out / paths.MODEL, base)
         return
-    mesh = stages.make_mesh(stage.mesh)
-    for line in sharding.unsharded_weights(abstract_transformer(transformer_config(stage, samples)), mesh):
+    mesh = devices.make_mesh(stage.mesh)
+    for line in sharding.unsharded_weights(abstract_transformer(model_config_for(stage, samples)), mesh):
         processes.log_on_main(line)
     task = make_task(config, samples, out, mesh, data, base)
     loop.train(task, stage, out, mesh, accept_changes=accept_changes, restart=restart)

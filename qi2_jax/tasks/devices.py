@@ -1,4 +1,4 @@
-"""Meshes, microbatches and dtypes of a job's training runs."""
+"""How a job uses its devices: meshes, microbatches and the dtypes of its computations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from qi2_jax import sharding
 from qi2_jax.sharding import MeshShape
 
-DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
+COMPUTE_DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
@@ -68,6 +68,8 @@ def encoder_dtype(fingerprint: dict[str, Any]) -> jnp.dtype:
       ValueError: for a dtype that the encoders do not have.
     """
     name = fingerprint.get("dtype", "float32")
-    if name not in DTYPES:
-        raise ValueError(f"samples were encoded in dtype {name!r}, which is unknown; encode them again in {[*DTYPES]}")
-    return DTYPES[name]
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(
+            f"samples were encoded in dtype {name!r}, which is unknown; encode them again in {[*COMPUTE_DTYPES]}"
+        )
+    return COMPUTE_DTYPES[name]
