@@ -15,8 +15,8 @@ CELL, COLUMNS = 136, 3  # pixels of the longer side of an image; captions beside
 
 
 def is_nearest(
-    generated: Sequence[UInt8[np.ndarray, "_ _ c"]],
-    images: Iterable[UInt8[np.ndarray, "H W c"]],
+    generated: Sequence[UInt8[np.ndarray, "_ _ _"]],
+    images: Iterable[UInt8[np.ndarray, "_ _ _"]],
     targets: Sequence[int],
 ) -> list[bool]:
     """Whether the training image of each generated image is the nearest of all training images.
