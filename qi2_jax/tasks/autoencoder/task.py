@@ -143,11 +143,12 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
     smallest = min(min(image.bucket.width, image.bucket.height) for image in images.chosen)
     if not 0 < config.crop <= smallest:
         raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
+    with processes.raise_together():
+        frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
     rows = sharding.local_rows(mesh, config.batch_size)
     # Every image is cropped again and again: if there is room, it is decoded once.
     decoded = list(images) if images.nbytes <= batches.MAX_CACHED_BYTES else images
     with processes.raise_together():
-        frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
         indices = batches.held_out_indices(images, held_out)
         drawn = indices[: batches.DRAWN_IMAGES]
         return AutoencoderTask(
@@ -163,7 +164,7 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
         )
 
 
-def train_vae(
+def train_autoencoder(
     config: AutoencoderConfig,
     images: SelectedImages,
     out: pathlib.Path,
@@ -179,13 +180,11 @@ def train_vae(
       config: config of the stage.
       images: training images.
       out: folder of the run.
-      model: model folder. If it has an autoencoder already, nothing is done.
+      model: model folder.
       held_out: see `make_task`.
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
     """
-    if (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
-        return
     mesh = make_mesh(config.mesh)
     task = make_task(config, images, mesh, held_out)
     state = loop.train(task, config, out, mesh, accept_changes=accept_changes, restart=restart)
@@ -197,3 +196,11 @@ def train_vae(
             unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
             crops = itertools.islice(unseen, config.statistics_batches)
             model_folder.save_vae(model, vae, *latent_statistics(vae, crops))
+
+
+def train_vae(
+    config: AutoencoderConfig, images: SelectedImages, out: pathlib.Path, model: pathlib.Path, **options: Any
+) -> None:
+    """Trains the autoencoder of a job unless the model folder has one; arguments as in `train_autoencoder`."""
+    if not (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
+        train_autoencoder(config, images, out, model, **options)
