@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=pathlib.Path,
         metavar="RECORDS",
-        help="for an autoencoder: folder of records that `qi2 data ingest` made",
+        help="for an autoencoder: folder of scored records, the output of `qi2 data ingest` and `qi2 data score`",
     )
     parser.add_argument(
         "--model",

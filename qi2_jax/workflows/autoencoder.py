@@ -39,7 +39,7 @@ def train(
 
     Args:
       config: see `experiments/qwen_image_2/autoencoder.py`.
-      records: folder of records.
+      records: folder of scored records.
       out: folder of the run.
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
@@ -49,7 +49,9 @@ def train(
       ValueError: if the folder has no records that fit, and as `loop.train`.
     """
     if not (records / MANIFEST).is_file():
-        raise ValueError(f"{records} is not a folder of records; `qi2 data ingest` makes one")
+        raise ValueError(
+            f"{records} is not a folder of records: `qi2 data ingest` makes one, and `qi2 data score` scores it"
+        )
     check_autoencoder(config.vae)
     with lock.hold(out):
         restarting.check(out, restart=restart)
