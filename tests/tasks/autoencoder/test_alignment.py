@@ -105,6 +105,17 @@ def test_the_gradient_at_the_encoders_last_layer_has_the_ratio_of_the_config(lpi
     assert metrics["reconstruction"] == pytest.approx(plain, rel=1e-5)
 
 
+def test_frozen_networks_are_inputs_of_the_program_and_not_constants_in_it(lpips, vae, pixels):
+    objective = Objective("absolute", PerceptualConfig(0.1, "weights"), ALIGNMENT)
+
+    def gradient(vae, networks, batch, keys):
+        return jax.grad(lambda vae: objective.loss(vae, networks, None, batch, keys)[0])(vae)
+
+    batch, keys = Crop(pixels, np.zeros((2, 2), np.float32)), jax.random.split(jax.random.key(0), 2)
+    constants = jax.make_jaxpr(gradient)(vae, Networks(lpips, lpips), batch, keys).consts
+    assert all(np.size(constant) <= 3 for constant in constants)
+
+
 def test_alignment_within_its_margins_leaves_the_gradient_of_the_reconstruction(lpips, vae, pixels):
     networks = Networks(None, lpips)
     _, metrics, whole = gradients(Objective("absolute", alignment=ALIGNMENT), networks, vae, pixels, (2.0, 2.0))

@@ -43,7 +43,7 @@ def config(weights, *overrides):
     align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=4", "train.log_every=1", "train.sinks=()")
     changes = [*(f"model.{one}" for one in model), *(f"perceptual.{one}" for one in term)]
-    changes += [*(f"alignment.{one}" for one in align), *run, "mesh.data=1", *overrides]
+    changes += [*(f"alignment.{one}" for one in align), *run, *overrides]
     return load_experiment("experiments/qwen_image_2/autoencoder.py:tiny", [f"vae.{one}" for one in changes]).vae
 
 
