@@ -160,7 +160,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    return isinstance(leaf, nnx.Variable)
+    # In an optimizer state, a parameter that another rule trains has a placeholder instead of an array.
+    return isinstance(leaf, nnx.Variable) and hasattr(leaf.get_value(), "shape")
 
 
 def _dims(parameter: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:

@@ -194,7 +194,7 @@ def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = load_experiment(arguments.experiment, arguments.overrides)
     if not isinstance(config, StageExperiment):
-        raise ValueError(f"{arguments.experiment} is a curriculum; encode with the config of one of its stages")
+        raise ValueError(f"{arguments.experiment} is not a stage; encode with the config of a stage of a curriculum")
     index, out = arguments.index or arguments.folder / INDEX, arguments.out or arguments.folder / "samples"
     outputs.check_outside(out, index, locating.model_of(arguments.model), arguments.folder / SCORES)
     outputs.check_outside(out, arguments.folder, allowed_suffix="")

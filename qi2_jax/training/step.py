@@ -7,6 +7,7 @@ the image in its update), so the number of microbatches makes no difference.
 Dims: `B` images of a microbatch, `L` layers.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
@@ -54,11 +56,23 @@ class Sums(NamedTuple):
 
 
 def make_optimizer(config: Optimizer) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay on matrices, linear warm-up, and clipping by the global norm."""
+    """Adam or Muon with decoupled weight decay on matrices, linear warm-up, and clipping by the global norm."""
     b1, b2 = config.betas
     rate = learning_rate(config)
-    adam = optax.adamw(rate, b1, b2, config.eps, weight_decay=config.weight_decay, mask=_is_matrix)
-    return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+    if config.kind == "adam":
+        rule = optax.adamw(rate, b1, b2, config.eps, weight_decay=config.weight_decay, mask=_is_matrix)
+    else:
+        rule = optax.contrib.muon(
+            rate,
+            beta=config.momentum,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_learning_rate=learning_rate(dataclasses.replace(config, lr=config.adam_lr)),
+            muon_weight_dimension_numbers=_matrix_dims,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip), rule)
 
 
 def learning_rate(config: Optimizer) -> optax.Schedule:
@@ -82,6 +96,24 @@ def _is_matrix(model: Any) -> Any:
         model,
         is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
     )
+
+
+def _matrix_dims(model: Any) -> Any:
+    """The dims of every weight that Muon orthogonalises, and None for those that Adam trains.
+
+    Outputs are the first dim and inputs all others: a convolution [O, C, k, k] is a matrix of O rows and C * k * k
+    columns. The layers of a stack are separate matrices. The scale of a norm is a vector, even if it is stored as
+    [C, 1, 1].
+    """
+
+    def dims(leaf: nnx.Variable) -> nnx.Variable:
+        count = len(leaf.get_metadata()["axes"])
+        shape = getattr(leaf.get_value(), "shape", ())  # a masked leaf has none
+        if math.prod(shape[len(shape) - count + 1 :]) == 1:
+            return leaf.replace(None)
+        return leaf.replace(optax.contrib.MuonDimensionNumbers(tuple(range(1 - count, 0)), -count))
+
+    return jax.tree.map(dims, model, is_leaf=_is_variable)
 
 
 def init_state(

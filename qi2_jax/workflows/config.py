@@ -1,4 +1,4 @@
-"""The configs of whole jobs: a stage that is trained alone, the demo, and the curriculum."""
+"""The configs of whole jobs: a stage or an autoencoder that is trained alone, the demo, and the curriculum."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data_pipeline.config import DataConfig
 from data_pipeline.samples.schema import ONLINE
 from qi2_jax import sharding
 from qi2_jax.config import loading
@@ -184,6 +185,23 @@ class DemoExperiment(StageExperiment):
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderExperiment(JobConfig):
+    """A run that trains the autoencoder alone, on records.
+
+    Raises:
+      ValueError: if the autoencoder does not read as many channels as the images have.
+    """
+
+    data: DataConfig = fixed()
+    vae: AutoencoderConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vae.channels != self.vae.model.in_channels:
+            raise ValueError(f"vae.channels is {self.vae.channels}; the autoencoder reads {self.vae.model.in_channels}")
+
+
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
     """The records that a curriculum makes if it is not given any.
@@ -259,7 +277,7 @@ class CurriculumExperiment(JobConfig):
         return {name: self.stages[name] for name in self.order}
 
 
-Experiment = StageExperiment | DemoExperiment | CurriculumExperiment
+Experiment = StageExperiment | DemoExperiment | AutoencoderExperiment | CurriculumExperiment
 
 
 def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -271,4 +289,6 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     values = loading.to_dict(loading.load(name, overrides))
     if "stages" in values:
         return parse(CurriculumExperiment, values)
+    if "vae" in values and "transformer" not in values:
+        return parse(AutoencoderExperiment, values)
     return parse(DemoExperiment if "vae" in values else StageExperiment, values)

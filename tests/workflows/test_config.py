@@ -30,7 +30,11 @@ def group_of(values, path):
         ("transformer", "emadecay", "unknown config key 'transformer.emadecay'; did you mean 'ema_decay'"),
         ("transformer.train", "watchdog_secs", "'transformer.train.watchdog_secs'; did you mean 'watchdog_seconds'"),
         ("transformer.checkpoint", "keep_evry", "'transformer.checkpoint.keep_evry'; did you mean 'keep_every'"),
-        ("transformer.optimizer", "momentum", "'transformer.optimizer.momentum'; known keys: betas, clip, decay_steps"),
+        (
+            "transformer.optimizer",
+            "nesterov",
+            "'transformer.optimizer.nesterov'; known keys: adam_lr, betas, clip",
+        ),
         ("transformer.model", "layer", "'transformer.model.layer'; did you mean 'layers'"),
         (
             "transformer.timesteps.shift",

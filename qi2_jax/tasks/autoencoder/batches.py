@@ -13,6 +13,7 @@ from data_pipeline.loading.crops import SelectedImages, center_crop
 from data_pipeline.samples.held_out import is_held
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
+from qi2_jax.tasks.autoencoder.objective import Crop
 from qi2_jax.training.microbatch import Microbatch, Stats
 
 MAX_CACHED_BYTES = 1 << 30  # images that take no more memory than this are decoded once
@@ -22,9 +23,22 @@ MAX_DRAWN_SIDE = 512  # pixels
 MAX_SCANNED = 100_000  # records in which held-out images are searched, which takes seconds
 
 
-def microbatch(pixels: Float[np.ndarray, "B H W c"], batch_size: int) -> Microbatch:
-    """A batch of this process's crops; `batch_size` is the global number of crops."""
-    return Microbatch(None, pixels, stats=Stats(batch_size))
+def microbatch(
+    pixels_BHWc: Float[np.ndarray, "B H W c"], batch_size: int, margins: tuple[float, float] | None = None
+) -> Microbatch:
+    """A batch of this process's crops.
+
+    Args:
+      pixels_BHWc: crops of this process, in [-1, 1].
+      batch_size: global number of crops.
+      margins: cosine and distance margin of the alignment; None: no alignment.
+    """
+    if margins is None:
+        return Microbatch(None, Crop(pixels_BHWc), stats=Stats(batch_size))
+    names = "alignment/cosine_margin", "alignment/distance_margin"
+    repeated_B2 = np.full((len(pixels_BHWc), 2), margins, np.float32)
+    stats = Stats(batch_size, metrics=dict(zip(names, margins, strict=True)))
+    return Microbatch(None, Crop(pixels_BHWc, repeated_B2), stats=stats)
 
 
 def held_out_indices(images: SelectedImages, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:

@@ -2,11 +2,76 @@
 
 import dataclasses
 
-from qi2_jax.config.fields import check_at_least, check_one_of
+from qi2_jax.config.fields import changeable, check_at_least, check_one_of
 from qi2_jax.models.vae import VAEConfig
-from qi2_jax.tasks.autoencoder.objective import ERRORS
 from qi2_jax.tasks.devices import check_batch_sizes
 from qi2_jax.training.config import TrainingConfig
+
+ERRORS = ("absolute", "squared")
+NETWORKS = ("dinov2", "vgg16")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualConfig:
+    """The perceptual term of the loss: LPIPS of images and reconstructions.
+
+    Attributes:
+      weight: weight of LPIPS beside the error of the pixels; 0: without this term.
+      folder: folder with the weights of LPIPS, see `qi2_jax.interop.frozen`.
+
+    Raises:
+      ValueError: for a value out of its range, or a weight without a folder.
+    """
+
+    weight: float = 0.0
+    folder: str = changeable(default="")  # the hash of the weights, not their place, belongs to a run
+
+    def __post_init__(self) -> None:
+        check_at_least(self, weight=0)
+        _check_folder("perceptual", self.weight, self.folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentConfig:
+    """The alignment of latents with the features of a frozen network; see `alignment`.
+
+    Attributes:
+      weight: size of the alignment's gradient at the encoder's last layer, in units of that of the reconstruction; 0:
+        without this term.
+      folder: folder with the weights of the network, see `qi2_jax.interop.frozen`.
+      network: "dinov2", or "vgg16" from a folder of LPIPS.
+      layer: layer whose output is compared: a transformer layer of DINOv2, counted from 1, or a block of VGG16, 1..5.
+      cosine_margin: difference from a cosine of 1 between latent and feature that costs nothing once it is relaxed.
+      distance_margin: difference between cosines within latents and within features that costs nothing once it is
+        relaxed.
+      strict_steps: updates in which both margins are 0.
+      relaxing_steps: updates after these in which the margins rise linearly to their values; 0: at once.
+
+    Raises:
+      ValueError: for a value out of its range, or a weight without a folder.
+    """
+
+    weight: float = 0.0
+    folder: str = changeable(default="")
+    network: str = "dinov2"
+    layer: int = 12  # the middle of DINOv2-L; the report names a middle layer without its number
+    cosine_margin: float = 0.5
+    distance_margin: float = 0.25
+    strict_steps: int = 0
+    relaxing_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_one_of(self, "network", NETWORKS)
+        check_at_least(self, weight=0, layer=1, cosine_margin=0, distance_margin=0, strict_steps=0, relaxing_steps=0)
+        _check_folder("alignment", self.weight, self.folder)
+
+
+def _check_folder(group: str, weight: float, folder: str) -> None:
+    if weight and not folder:
+        raise ValueError(
+            f"{group}.weight is {weight}, but {group}.folder is empty; give the folder with the weights of the frozen "
+            f"network (docs/perceptual_weights.md says where they come from), or set {group}.weight=0"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +82,10 @@ class AutoencoderConfig(TrainingConfig):
       model: shape of the autoencoder.
       crop: side of the square crops on which it trains, in pixels.
       loss: error of the reconstruction, "absolute" or "squared".
+      perceptual: perceptual term of the loss.
+      alignment: alignment of the latents with the features of a frozen network.
+      kl: weight of the KL divergence between the posterior and the standard normal; above 0, training decodes samples
+        of the posterior instead of its mode.
       batch_size: crops per batch.
       statistics_batches: batches from which the mean and standard deviation of the latents are measured.
       channels: channels of the training images, 3 (RGB) or 4 (RGBA); the curriculum reads it.
@@ -28,6 +97,9 @@ class AutoencoderConfig(TrainingConfig):
     model: VAEConfig
     crop: int
     loss: str
+    perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
+    alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
+    kl: float = 0.0
     batch_size: int
     statistics_batches: int
     channels: int = 4
@@ -35,7 +107,7 @@ class AutoencoderConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of(self, "loss", ERRORS)
-        check_at_least(self, statistics_batches=1)
+        check_at_least(self, statistics_batches=1, kl=0)
         if self.crop < 1 or self.crop % self.model.factor:
             raise ValueError(
                 f"crop is {self.crop}; it must be a multiple of {self.model.factor}, the pixels of a latent"

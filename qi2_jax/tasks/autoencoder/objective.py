@@ -3,9 +3,10 @@
 Dims: `B` batch, `H` `W` pixels, `c` image channels, `h` `w` rows and columns of latents, `C` latent channels.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from qi2_jax.models.layers import AnyArray
-from qi2_jax.models.vae import VAE
-from qi2_jax.training.step import Loss, Scalars
+from qi2_jax.models.vae import VAE, Posterior
+from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, Part, balanced, feature_map, terms
+from qi2_jax.tasks.autoencoder.config import AlignmentConfig, PerceptualConfig
+from qi2_jax.tasks.autoencoder.networks import Networks
+from qi2_jax.training.step import Scalars
 
 
 def reconstruct(vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Float[Array, "B H W c"]:
@@ -25,53 +29,161 @@ def reconstruct(vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Float[Arra
 ERRORS = {"absolute": jnp.abs, "squared": jnp.square}
 
 
-def make_loss(kind: str) -> Loss:
-    """The mean error of reconstructed pixels in [-1, 1].
+class Crop(NamedTuple):
+    """A batch.
 
-    The reports name a reconstruction term without its form. "absolute" keeps edges sharp. "squared" learns faster from
-    scratch, where absolute errors miss small dark letters on a bright ground. The perceptual and alignment terms of the
-    Qwen-Image-VAE-2.0 report need pretrained networks and are not part of this loss. As in the report, there is no
-    adversarial and no KL term.
-
-    Args:
-      kind: a key of `ERRORS`.
-
-    Raises:
-      ValueError: if the kind is unknown.
+    Attributes:
+      pixels_BHWc: images in [-1, 1].
+      margins_B2: cosine and distance margin of the alignment; None without alignment.
     """
-    if kind not in ERRORS:
-        raise ValueError(f"loss {kind!r} of the autoencoder is unknown; choose one of {sorted(ERRORS)}")
+
+    pixels_BHWc: Float[AnyArray, "B H W c"]
+    margins_B2: Float[AnyArray, "B 2"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss of Qwen-Image-VAE-2.0 (arXiv 2605.13565): error of the pixels, LPIPS, and alignment of the latents.
+
+    The report has neither a KL nor an adversarial term; a KL term is an option here.
+
+    Attributes:
+      error: error of reconstructed pixels in [-1, 1], a key of `ERRORS`. The report uses "absolute", which keeps edges
+        sharp. "squared" learns faster from scratch, where absolute errors miss small dark letters on a bright ground.
+      perceptual: see `AutoencoderConfig`.
+      alignment: see `AutoencoderConfig`.
+      kl: see `AutoencoderConfig`.
+    """
+
+    error: str
+    perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
+    alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
+    kl: float = 0.0
 
     def loss(
-        vae: VAE, frozen: None, static: None, pixels_BHWc: Float[AnyArray, "B H W c"], keys_B: Key[Array, "B"]
+        self, vae: VAE, networks: Networks, layout: None, batch: Crop, keys_B: Key[Array, "B"]
     ) -> tuple[Float[Array, ""], Scalars]:
-        error = reconstruct(vae, pixels_BHWc) - pixels_BHWc
-        return jnp.mean(ERRORS[kind](error)), {"psnr": _psnr(error)}
+        """The loss of a batch and the value of each term; a `step.Loss`."""
 
-    return loss
+        def reconstruction(posterior: Posterior, vae: VAE) -> tuple[Float[Array, ""], Scalars]:
+            latents = _sampled(posterior, _fold_in(keys_B, 1)) if self.kl else posterior.mean
+            return self._reconstruction(vae, latents, networks, batch.pixels_BHWc, keys_B)
+
+        if self.alignment.weight:
+            align = self._alignment(networks, batch)
+            posterior, value, metrics = balanced(vae, batch.pixels_BHWc, reconstruction, align, self.alignment.weight)
+        else:
+            posterior = vae.encode(batch.pixels_BHWc)
+            value, metrics = reconstruction(posterior, vae)
+        if self.kl:
+            divergence = kl_divergence(posterior, batch.pixels_BHWc.size)
+            value, metrics = value + self.kl * divergence, {**metrics, "kl": divergence}
+        return value, metrics
+
+    def evaluate(
+        self, vae: VAE, networks: Networks, batch: Crop, keys_B: Key[Array, "B"]
+    ) -> tuple[Float[Array, ""], Scalars]:
+        """The loss of reconstructions of the posterior's mode: error of the pixels and LPIPS.
+
+        The alignment does not count, because its weight depends on gradients; its terms are among the metrics.
+        """
+        latents = vae.encode(batch.pixels_BHWc).mean
+        value, metrics = self._reconstruction(vae, latents, networks, batch.pixels_BHWc, keys_B)
+        if self.alignment.weight:
+            metrics |= self._alignment(networks, batch)(Posterior(latents, latents), vae)[1]
+        return value, metrics
+
+    def _reconstruction(
+        self,
+        vae: VAE,
+        latents_BhwC: Float[Array, "B h w C"],
+        networks: Networks,
+        pixels_BHWc: Float[AnyArray, "B H W c"],
+        keys_B: Key[Array, "B"],
+    ) -> tuple[Float[Array, ""], Scalars]:
+        rebuilt_BHWc = vae.decode(latents_BhwC, clamp=False)
+        error = rebuilt_BHWc - pixels_BHWc
+        value = jnp.mean(ERRORS[self.error](error))
+        metrics: Scalars = {"psnr": _psnr(error)}
+        if networks.lpips is not None:
+            matte_B = jax.vmap(lambda key: jax.random.uniform(key, minval=-1, maxval=1))(keys_B)
+            images = (over_matte(x, matte_B) for x in (rebuilt_BHWc, pixels_BHWc))
+            distance = jnp.mean(networks.lpips(*images))
+            value, metrics = value + self.perceptual.weight * distance, {**metrics, "lpips": distance}
+        return value, metrics
+
+    def _alignment(self, networks: Networks, batch: Crop) -> Part:
+        """The alignment of latents with the features of `batch`."""
+        network, margins_B2 = networks.features, batch.margins_B2
+        assert network is not None and margins_B2 is not None
+        images = over_matte(batch.pixels_BHWc, jnp.ones(1))
+
+        def align(posterior: Posterior, vae: AlignedVAE) -> tuple[Float[Array, ""], Scalars]:
+            _, h, w, _ = posterior.mean.shape
+            features = jax.lax.stop_gradient(feature_map(network, self.alignment.layer, images, (h, w)))
+            return terms(vae.projection(posterior.mean), features, margins_B2)
+
+        return align
+
+
+def over_matte(images_BHWc: Float[AnyArray, "B H W c"], matte_B: Float[AnyArray, " _"]) -> Float[Array, "B H W 3"]:
+    """RGB in [-1, 1], with transparent images laid over a gray level for each image, or over one for all.
+
+    Networks for RGB see a reconstruction as a viewer does: the colour of transparent pixels, which is arbitrary, does
+    not count, and an error of the alpha channel does. LPIPS compares over a random gray level, so that no
+    transparent part can match by having the colour of the matte. Features are those over white, as for the condition
+    encoder, because the target of the alignment must not depend on chance.
+    """
+    images_BHWc = jnp.asarray(images_BHWc)
+    if images_BHWc.shape[-1] == 3:
+        return images_BHWc
+    alpha = (images_BHWc[..., 3:] + 1) / 2
+    return alpha * images_BHWc[..., :3] + (1 - alpha) * matte_B[:, None, None, None]
+
+
+def kl_divergence(posterior: Posterior, num_values: int) -> Float[Array, ""]:
+    """KL divergence between the posterior and the standard normal, summed over latents and divided by `num_values`.
+
+    With the number of values of all pixels, it has the scale of the mean error, and the weight has the scale of models
+    that sum both, such as 1e-6.
+    """
+    mean, logvar = posterior
+    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar) / num_values
+
+
+def _sampled(posterior: Posterior, keys_B: Key[Array, "B"]) -> Float[Array, "B h w C"]:
+    mean, logvar = posterior
+    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], mean.dtype))(keys_B)
+    return mean + jnp.exp(logvar / 2) * noise
+
+
+def _fold_in(keys_B: Key[Array, "B"], number: int) -> Key[Array, "B"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
 
 
 def _psnr(error: Float[Array, "B H W c"]) -> Float[Array, ""]:
     return 10 * jnp.log10(4.0 / jnp.mean(error * error))  # the range [-1, 1] is 2 wide
 
 
-def make_validation(loss: Loss) -> Callable[[VAE, Any, int], dict[str, float]]:
-    """Makes a function `(vae, pixels_BHWc, count) -> metrics` with the mean `loss` and `psnr` of the first rows.
+def make_validation(objective: Objective) -> Callable[[VAE, Networks, Any, int], dict[str, float]]:
+    """Makes a function `(vae, networks, pixels_BHWc, count) -> metrics` with means over the first rows.
 
-    Each image is evaluated by itself, so the metrics do not depend on how the batch is filled up.
+    The metrics are `loss`, see `Objective.evaluate`, and those of the terms; the alignment's have margins of 0. Each
+    image is evaluated by itself, so the metrics do not depend on how the batch is filled up.
     """
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def means(vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"], count: int) -> Scalars:
+    @functools.partial(jax.jit, static_argnums=3)
+    def means(vae: VAE, networks: Networks, pixels_BHWc: Float[AnyArray, "B H W c"], count: int) -> Scalars:
         def of_image(pixels_HWc: Float[Array, "H W c"]) -> Scalars:
-            value, metrics = loss(vae, None, None, pixels_HWc[None], jax.random.key(0)[None])
+            batch = Crop(pixels_HWc[None], jnp.zeros((1, 2)))
+            value, metrics = objective.evaluate(vae, networks, batch, jax.random.key(0)[None])
             return {"loss": value, **metrics}
 
         of_images = jax.vmap(of_image)(pixels_BHWc)
         return jax.tree.map(lambda values_B: jnp.mean(values_B[:count]), of_images)
 
-    return lambda vae, pixels_BHWc, count: {
-        name: float(value) for name, value in jax.device_get(means(vae, pixels_BHWc, count)).items()
+    return lambda vae, networks, pixels_BHWc, count: {
+        name: float(value) for name, value in jax.device_get(means(vae, networks, pixels_BHWc, count)).items()
     }
 
 

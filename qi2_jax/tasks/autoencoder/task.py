@@ -20,9 +20,11 @@ from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.tasks.autoencoder import batches
+from qi2_jax.tasks.autoencoder import batches, networks
+from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, feature_channels, margins
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
-from qi2_jax.tasks.autoencoder.objective import latent_statistics, make_loss, make_validation, reconstruct
+from qi2_jax.tasks.autoencoder.networks import Networks
+from qi2_jax.tasks.autoencoder.objective import Objective, latent_statistics, make_validation, reconstruct
 from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
@@ -41,6 +43,7 @@ class AutoencoderTask(Task):
     Attributes:
       config: config of the stage.
       data: see `Task`.
+      frozen: frozen networks of the loss.
       model_config: configuration of the autoencoder.
       crops: training crops.
       validation: crops of held-out images, in [-1, 1].
@@ -51,6 +54,7 @@ class AutoencoderTask(Task):
 
     config: AutoencoderConfig
     data: Mapping[str, Any]
+    frozen: Networks
     model_config: VAEConfig
     crops: Crops
     validation: Float[np.ndarray, "B H W c"]
@@ -63,36 +67,44 @@ class AutoencoderTask(Task):
 
     def __post_init__(self) -> None:
         self.ema_ramp = self.config.ema_ramp
-        self._loss = make_loss(self.config.loss)
-        self._validate = make_validation(self._loss)
+        config = self.config
+        self._objective = Objective(config.loss, config.perceptual, config.alignment, config.kl)
+        self._validate = make_validation(self._objective)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self._reconstruct = jax.jit(reconstruct, out_shardings=replicated)
 
     def make_model(self, key: jax.Array) -> VAE:
-        return VAE(self.model_config, key=key)
+        if self.frozen.features is None:
+            return VAE(self.model_config, key=key)
+        features = feature_channels(self.frozen.features, self.config.alignment.layer)
+        return AlignedVAE(self.model_config, features, key=key)
 
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
-        return self._loss(model, frozen, layout, batch, keys_B)
+        return self._objective.loss(model, frozen, layout, batch, keys_B)
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
-        return ([batches.microbatch(pixels, self.crops.batch_size)] for pixels in self.crops.from_step(step))
+        for number, pixels in enumerate(self.crops.from_step(step), start=step):
+            yield [self._microbatch(pixels, number)]
 
     def examples(self) -> Sequence[Microbatch]:
-        return [batches.microbatch(next(self.crops.from_step(0)), self.crops.batch_size)]
+        return [self._microbatch(next(self.crops.from_step(0)), 0)]
+
+    def _microbatch(self, pixels: Float[np.ndarray, "B H W c"], step: int) -> Microbatch:
+        scheduled = None if self.frozen.features is None else margins(self.config.alignment, step)
+        return batches.microbatch(pixels, self.crops.batch_size, scheduled)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
-        """Losses on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`."""
+        """Metrics on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`.
+
+        The other names are `validation_psnr` and those of the terms of the loss, such as `validation_lpips`.
+        """
         pixels = self._put(self.validation)
-        check_signals()
-        of_ema = self._validate(state.ema, pixels, len(self.validation))
-        check_signals()
-        of_raw = self._validate(state.model, pixels, len(self.validation))
-        return {
-            "validation_loss": of_ema["loss"],
-            "validation_psnr": of_ema["psnr"],
-            "validation_loss/raw": of_raw["loss"],
-            "validation_psnr/raw": of_raw["psnr"],
-        }
+        metrics: dict[str, float] = {}
+        for suffix, model in (("", state.ema), ("/raw", state.model)):
+            check_signals()
+            found = self._validate(model, self.frozen, pixels, len(self.validation))
+            metrics |= {f"validation_{name}{suffix}": value for name, value in found.items()}
+        return metrics
 
     def draw(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Drawing]:
         """One grid of held-out images beside their reconstructions by the EMA."""
@@ -130,6 +142,8 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
     smallest = min(min(image.bucket.width, image.bucket.height) for image in images.chosen)
     if not 0 < config.crop <= smallest:
         raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
+    with processes.raise_together():
+        frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
     rows = sharding.local_rows(mesh, config.batch_size)
     # Every image is cropped again and again: if there is room, it is decoded once.
     decoded = list(images) if images.nbytes <= batches.MAX_CACHED_BYTES else images
@@ -138,7 +152,8 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
         drawn = indices[: batches.DRAWN_IMAGES]
         return AutoencoderTask(
             config=config,
-            data={"pictures": images.digest},
+            data={"pictures": images.digest, **digests},
+            frozen=frozen,
             model_config=model_config,
             crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows),
             validation=batches.validation_pixels(images, indices, config.crop),
@@ -148,7 +163,7 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
         )
 
 
-def train_vae(
+def train_autoencoder(
     config: AutoencoderConfig,
     images: SelectedImages,
     out: pathlib.Path,
@@ -164,13 +179,11 @@ def train_vae(
       config: config of the stage.
       images: training images.
       out: folder of the run.
-      model: model folder. If it has an autoencoder already, nothing is done.
+      model: model folder.
       held_out: see `make_task`.
       accept_changes: see `loop.train`.
       restart: see `loop.train`.
     """
-    if (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
-        return
     mesh = make_mesh(config.mesh)
     task = make_task(config, images, mesh, held_out)
     state = loop.train(task, config, out, mesh, accept_changes=accept_changes, restart=restart)
@@ -178,7 +191,15 @@ def train_vae(
     with processes.raise_together():
         if jax.process_index() == 0:
             trained = contents.weights(out / paths.CHECKPOINTS / str(step), "ema")
-            vae = stored_weights.load(trained, jax.eval_shape(lambda: task.make_model(jax.random.key(0))))
+            vae = stored_weights.load(trained, jax.eval_shape(lambda: VAE(config.model, key=jax.random.key(0))))
             unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
             crops = itertools.islice(unseen, config.statistics_batches)
             model_folder.save_vae(model, vae, *latent_statistics(vae, crops))
+
+
+def train_vae(
+    config: AutoencoderConfig, images: SelectedImages, out: pathlib.Path, model: pathlib.Path, **options: Any
+) -> None:
+    """Trains the autoencoder of a job unless the model folder has one; arguments as in `train_autoencoder`."""
+    if not (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
+        train_autoencoder(config, images, out, model, **options)

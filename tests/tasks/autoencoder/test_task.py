@@ -72,5 +72,5 @@ def test_validation_does_not_depend_on_how_its_batch_is_filled_up(images):
     config = tiny()
     made = task.make_task(config, images, task.make_mesh(config.mesh), 0.5)
     model = made.make_model(task.jax.random.key(0))
-    found = [made._validate(model, made.validation[:size], 2) for size in (2, 4)]
+    found = [made._validate(model, made.frozen, made.validation[:size], 2) for size in (2, 4)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -1,0 +1,123 @@
+"""The autoencoder f16c64 with the loss of Qwen-Image-VAE-2.0: L1, LPIPS, and alignment with DINOv2.
+
+Command: `qi2 train experiments/qwen_image_2/autoencoder.py --data RECORDS --out RUN`, with the weights of LPIPS in
+`weights/lpips` and of DINOv2-L in `weights/dinov2-large` (docs/perceptual_weights.md). The same command continues after
+an interruption. RECORDS is a folder that `qi2 data ingest` made and `qi2 data score` scored.
+In miniature, without these weights: `qi2 train experiments/qwen_image_2/autoencoder.py:tiny --data RECORDS --out RUN`.
+Hardware: four slices of 256 v6e chips; the tiny form a CPU with 2 cores.
+Time: not measured on these chips; the tiny form takes about a minute.
+
+The reports give sizes, terms of the loss, and the order of strict and relaxed alignment. Weights, margins, learning
+rate and steps are not published: margins and weights are those of VA-VAE (arXiv 2501.01423), and "ours" marks other
+choices.
+"""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from data_pipeline.buckets import RATIOS
+from data_pipeline.selection.thresholds import Thresholds
+from experiments import defaults
+from experiments.qwen_image_2 import base
+
+STEPS, TINY_STEPS = 200_000, 60
+
+
+def get_config(form: str = "") -> ml_collections.ConfigDict:
+    """The autoencoder; the form `tiny` trains a small one on small crops, without frozen networks.
+
+    Raises:
+      ValueError: for another form.
+    """
+    if form not in ("", "tiny"):
+        raise ValueError(f"the autoencoder has no form {form!r}, only 'tiny'")
+    tiny = form == "tiny"
+    config = ml_collections.ConfigDict()
+    config.platform = "cpu" if tiny else ""
+    config.compilation_cache = "" if tiny else "compiled"  # as in `base.stage`
+    config.data = _data(tiny)
+    config.vae = _autoencoder(tiny)
+    return config
+
+
+def _data(tiny: bool) -> dict[str, Any]:
+    """Images of all kinds: neither captions nor scores are needed."""
+    return dict(
+        # Each image is read at the largest of these resolutions that it fills. The narrowest bucket of the smallest one
+        # must have room for a crop.
+        sides=(64,) if tiny else (512, 1024, 2048),
+        ratios=RATIOS,
+        max_upscale=1.0,
+        max_cropped=0.25,
+        smaller_too=False,
+        held_out=0.15 if tiny else 0.0001,  # as in the stages, so that no stage trains on what another one holds out
+        mixture=dict(sides=(1,) if tiny else (1, 1, 1), tasks=(1, 0), conditions=(1,)),  # unused by the autoencoder
+        thresholds=dict(
+            dataclasses.asdict(Thresholds()),
+            min_side=64 if tiny else 512,
+            max_aspect=3.0,  # the buckets end at 1:3 and 3:1
+            edits=False,
+            min_tokens=0,
+            max_tokens=1_000_000,
+        ),
+    )
+
+
+def _autoencoder(tiny: bool) -> dict[str, Any]:
+    steps = TINY_STEPS if tiny else STEPS
+    return dict(
+        seed=0,
+        channels=4,
+        model=dict(
+            encoder_width=8 if tiny else 96,
+            decoder_width=8 if tiny else 144,
+            latent_channels=64,
+            multipliers=(1, 2, 4, 4, 4) if tiny else (1, 2, 4, 8, 8),
+            residual_blocks=1 if tiny else 2,
+            halves_time=(False, True, True, True),
+        ),
+        mesh=dict(data=2, fsdp=1, tensor=1) if tiny else dict(data=4, fsdp=256, tensor=1),
+        crop=32 if tiny else 256,
+        loss="absolute",
+        perceptual=dict(
+            weight=0.0 if tiny else 1.0,
+            folder="weights/lpips",  # absolute, or relative to the folder in which the command runs
+        ),
+        alignment=dict(
+            weight=0.0 if tiny else 0.1,  # gradient at the encoder's last layer, relative to the reconstruction's
+            folder="weights/dinov2-large",
+            network="dinov2",  # or "vgg16", from a folder of LPIPS
+            layer=12,  # ours: the report says only that a middle layer is best
+            cosine_margin=0.5,
+            distance_margin=0.25,
+            # VA-VAE relaxes the margins in the last 15 of 130 epochs, at once; a gradual change is ours.
+            strict_steps=int(0.8 * steps),
+            relaxing_steps=int(0.1 * steps),
+        ),
+        kl=0.0,  # the report removed it, because it works against the alignment
+        batch_size=8 if tiny else 4_096,
+        ema_decay=0.9 if tiny else 0.9999,
+        ema_ramp=True,
+        train=defaults.train(steps) if tiny else defaults.train(steps, watchdog_seconds=base.WATCHDOG_SECONDS),
+        validation=dict(every=1_000_000 if tiny else 1_000),
+        samples=dict(every=0 if tiny else 5_000),
+        profile=defaults.profile(),
+        optimizer=dict(
+            # Ours: Muon trains matrices with `lr`, and Adam biases and norms with `adam_lr`. With kind="adam", Adam
+            # trains everything with `lr`, and adam_lr must be 0.
+            kind="muon",
+            lr=0.02,
+            momentum=0.95,
+            adam_lr=1e-3 if tiny else 1e-4,
+            betas=(0.9, 0.99),
+            eps=1e-8,
+            weight_decay=0.0,
+            clip=1.0,
+            warmup=10 if tiny else 1_000,
+            decay_steps=steps,
+        ),
+        checkpoint=defaults.checkpoint(20 if tiny else 1_000),
+        statistics_batches=8 if tiny else 64,
+    )

@@ -1,0 +1,171 @@
+"""The alignment of latents with the features of a frozen network, so that a diffusion model learns them more easily.
+
+The two terms are those of VA-VAE (arXiv 2501.01423, section 3.2, and the released code), which Qwen-Image-VAE-2.0
+(arXiv 2605.13565) uses with features of a middle layer of DINOv2. For latents z' = W z, features f and N positions:
+
+    cosine   = 1/N   sum over p     of ReLU(1 - cos(z'_p, f_p) - cosine_margin)
+    distance = 1/N^2 sum over p, q  of ReLU(|cos(z'_p, z'_q) - cos(f_p, f_q)| - distance_margin)
+
+The learned projection W is trained with the autoencoder and is not part of the exported model. The sum of both terms is
+weighted such that its gradient at the encoder's last layer is `alignment.weight` times that of the reconstruction.
+
+Dims: `B` batch, `H` `W` pixels, `h` `w` rows and columns of latents, `N` = h w, `C` input and `O` output channels of a
+convolution, `k` its kernel, `F` channels of the features.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qi2_jax.models.dinov2 import Dinov2, normalize
+from qi2_jax.models.layers import AnyArray, Linear
+from qi2_jax.models.lpips import LPIPS
+from qi2_jax.models.vae import VAE, Posterior, VAEConfig
+from qi2_jax.tasks.autoencoder.config import AlignmentConfig
+from qi2_jax.training.step import Scalars
+
+RATIO_EPSILON, MAX_RATIO = 1e-4, 1e8  # of the ratio of gradient norms, as in the released code
+LENGTH_EPSILON = 1e-12  # least length by which a vector is divided
+
+
+class AlignedVAE(VAE):
+    """An autoencoder with the projection of its latents to the channels of a frozen network's features.
+
+    All other parameters have the names and initial values of a `VAE`, so what reads those ignores the projection.
+    """
+
+    def __init__(self, config: VAEConfig, features: int, *, key: Array):
+        super().__init__(config, key=key)
+        key = jax.random.fold_in(key, 1)
+        self.projection = Linear(config.latent_channels, features, key=key, axes=("conv", None))
+
+
+def margins(config: AlignmentConfig, step: int) -> tuple[float, float]:
+    """The cosine and the distance margin of the update after `step` updates: 0 at first, later those of the config."""
+    after = step - config.strict_steps
+    share = float(after >= 0) if not config.relaxing_steps else min(max(after / config.relaxing_steps, 0.0), 1.0)
+    return config.cosine_margin * share, config.distance_margin * share
+
+
+def feature_channels(network: LPIPS | Dinov2, layer: int) -> int:
+    """Channels of a layer's features.
+
+    Raises:
+      ValueError: if the network has no such layer.
+    """
+    count = network.config.layers if isinstance(network, Dinov2) else len(network.config.widths)
+    if not 1 <= layer <= count:
+        raise ValueError(f"alignment.layer is {layer}; this network has the layers 1 to {count}")
+    return network.config.width if isinstance(network, Dinov2) else network.config.widths[layer - 1]
+
+
+def feature_map(
+    network: LPIPS | Dinov2, layer: int, images_BHWc: Float[AnyArray, "B H W 3"], grid: tuple[int, int]
+) -> Float[Array, "B h w F"]:
+    """Features of RGB images in [-1, 1] on the grid of their latents.
+
+    DINOv2 reads images that are resized such that its patches are the grid, as in VA-VAE: 256 pixels become 224. The
+    features of VGG16 are resized themselves.
+    """
+    if isinstance(network, Dinov2):
+        size = tuple(side * network.config.patch for side in grid)
+        resized = jax.image.resize(images_BHWc, (len(images_BHWc), *size, 3), "linear")
+        return network.feature_map(normalize(resized), layer)
+    features = network.features(images_BHWc)[layer - 1]
+    return jax.image.resize(features, (len(features), *grid, features.shape[-1]), "linear")
+
+
+def terms(
+    projected_BhwF: Float[AnyArray, "B h w F"],
+    features_BhwF: Float[AnyArray, "B h w F"],
+    margins_B2: Float[AnyArray, "B 2"],
+) -> tuple[Float[Array, ""], Scalars]:
+    """The sum of both terms, and as metrics each term and the mean cosine between latents and features.
+
+    Args:
+      projected_BhwF: projected latents.
+      features_BhwF: features of the same places.
+      margins_B2: cosine and distance margin for each image.
+    """
+    z_BNF, f_BNF = _unit(projected_BhwF), _unit(features_BhwF)
+    cosine_BN = jnp.sum(z_BNF * f_BNF, axis=-1)
+    distance_BNN = jnp.abs(_cosines(z_BNF) - _cosines(f_BNF))
+    cosine = jnp.mean(jax.nn.relu(1 - cosine_BN - margins_B2[:, :1]))
+    distance = jnp.mean(jax.nn.relu(distance_BNN - margins_B2[:, 1, None, None]))
+    metrics = {"cosine": cosine, "distance": distance, "similarity": jnp.mean(cosine_BN)}
+    return cosine + distance, {f"alignment/{name}": value for name, value in metrics.items()}
+
+
+def _unit(x_BhwF: Float[AnyArray, "B h w F"]) -> Float[Array, "B N F"]:
+    x = x_BhwF.reshape(x_BhwF.shape[0], -1, x_BhwF.shape[-1]).astype(jnp.float32)
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, LENGTH_EPSILON**2))
+
+
+def _cosines(unit_BNF: Float[Array, "B N F"]) -> Float[Array, "B N N"]:
+    return jnp.einsum("bnf,bmf->bnm", unit_BNF, unit_BNF)
+
+
+# (posterior, vae) -> (value, metrics)
+Part = Callable[[Posterior, Any], tuple[Float[Array, ""], Scalars]]
+
+
+def balanced(
+    vae: VAE, pixels_BHWc: Any, reconstruction: Part, alignment: Part, weight: float
+) -> tuple[Posterior, Float[Array, ""], Scalars]:
+    """The reconstruction's loss plus the weighted alignment, with its metrics, and the posterior of the images.
+
+    The alignment's factor is `weight * |g_reconstruction| / |g_alignment|` with the norms of both gradients at the
+    encoder's last convolution, as in VA-VAE. Differentiation treats it as a constant. Both parts are differentiated
+    here, and the result carries these gradients, so that decoder and frozen networks run backwards only once.
+
+    Args:
+      vae: autoencoder.
+      pixels_BHWc: images.
+      reconstruction, alignment: parts of the loss.
+      weight: `alignment.weight` of the config.
+    """
+    fixed = jax.lax.stop_gradient
+    last = vae.encoder.conv_out.weight[...]
+    posterior, to_last = jax.vjp(lambda last: _with_last(vae, last).encode(pixels_BHWc), last)
+    point = (posterior, vae)
+    (value, metrics), gradient = jax.value_and_grad(_pair(reconstruction), has_aux=True)(fixed(point))
+    (aligned, more), towards = jax.value_and_grad(_pair(alignment), has_aux=True)(fixed(point))
+    norms = [jnp.linalg.norm(to_last(of_posterior)[0].ravel()) for of_posterior, _ in (gradient, towards)]
+    factor = fixed(weight * jnp.clip(norms[0] / (norms[1] + RATIO_EPSILON), 0, MAX_RATIO))
+    total = jax.tree.map(lambda ours, theirs: ours + factor * theirs, gradient, towards)
+    metrics = {"reconstruction": value, **metrics, **more, "alignment/weight": factor}
+    return posterior, _with_gradient(value + factor * aligned, point, fixed(total)), metrics
+
+
+def _pair(part: Part) -> Callable[[tuple[Posterior, Any]], Any]:
+    return lambda point: part(*point)
+
+
+def _with_last(vae: VAE, last: Float[Array, "O C k k"]) -> VAE:
+    """The autoencoder with another weight of the encoder's last convolution."""
+    copy = jax.tree.map(lambda leaf: leaf, vae)
+    weight = copy.encoder.conv_out.weight
+    copy.encoder.conv_out.weight = weight.replace(last)
+    return copy
+
+
+@jax.custom_vjp
+def _with_gradient(value: Float[Array, ""], point: Any, gradient: Any) -> Float[Array, ""]:
+    """`value`, whose gradient with respect to `point` is `gradient`."""
+    return value
+
+
+def _forward(value: Float[Array, ""], point: Any, gradient: Any) -> tuple[Float[Array, ""], Any]:
+    return value, gradient
+
+
+def _backward(gradient: Any, cotangent: Float[Array, ""]) -> tuple[Float[Array, ""], Any, Any]:
+    scaled = jax.tree.map(lambda leaf: cotangent * leaf, gradient)
+    return jnp.zeros_like(cotangent), scaled, jax.tree.map(jnp.zeros_like, gradient)
+
+
+_with_gradient.defvjp(_forward, _backward)
