@@ -33,9 +33,9 @@ class Item:
 
     @property
     def resolution(self) -> str:
-        """The power of two nearest to the side of a square of the same area, as in `256p`."""
+        """The power of two nearest, in logarithms, to the side of a square of the same area, as in `256p`."""
         area = self.pixels.shape[0] * self.pixels.shape[1]
-        return f"{1 << round(math.log2(area) / 2)}p"
+        return f"{1 << math.floor(math.log2(area) / 2 + 0.5)}p"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ DEFINITIONS = {
     "LPIPS": "version 0.1 on VGG16, images scaled to [-1, 1]",
     FRECHET_NAME: "squared Frechet distance between VGG16 relu5_3 features, averaged over positions, of originals and "
     "reconstructions; not FID, and biased upwards for few images",
-    "resolution": "the power of two nearest to the square root of the area",
+    "resolution": "the power of two nearest, in logarithms, to the square root of the area",
 }
 
 
