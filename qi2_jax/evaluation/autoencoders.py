@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from qi2_jax.config.parsing import parse
 from qi2_jax.evaluation import torch_process
+from qi2_jax.inference import tiling
 from qi2_jax.interop import components, files, stored_weights
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.pixels import normalize, to_image
@@ -25,6 +26,8 @@ from qi2_jax.training.checkpoints import checksums, contents
 from qi2_jax.training.checkpoints.files import steps
 
 _log = logging.getLogger(__name__)
+
+MAX_WHOLE_PIXELS = 1024 * 1024  # a larger image is processed in tiles, with the same result
 
 
 class Reconstructs(Protocol):
@@ -108,8 +111,13 @@ class LoadedJaxAutoencoder:
         if self.source.config.in_channels == 4:
             opaque = np.full((*images_BHWc.shape[:3], 1), 255, np.uint8)
             images_BHWc = np.concatenate([images_BHWc, opaque], axis=-1)
+        pixels_BHWc = normalize(images_BHWc)
         with jax.default_matmul_precision("highest"):
-            rebuilt = np.asarray(_reconstruct(self.vae, normalize(images_BHWc)))
+            if images_BHWc.shape[1] * images_BHWc.shape[2] > MAX_WHOLE_PIXELS:
+                latents_BhwC = tiling.encode_in_tiles(self.vae, pixels_BHWc, np.float32)
+                rebuilt = tiling.decode_in_tiles(self.vae, latents_BhwC, np.float32)
+            else:
+                rebuilt = np.asarray(_reconstruct(self.vae, pixels_BHWc))
         return np.stack([to_image(image)[..., :3] for image in rebuilt])
 
 
@@ -178,7 +186,8 @@ def _trained(path: pathlib.Path, item: str, name: str) -> JaxAutoencoder | None:
     checkpoint = path if is_checkpoint else run / paths.CHECKPOINTS / str(saved[-1])
     if wrong := checksums.problems(checkpoint):
         raise ValueError(f"checkpoint {checkpoint} is damaged: {'; '.join(wrong)}")
-    weights: Any = contents.weights(checkpoint, item)
     expected = components.COMPONENTS["vae"].expected(config)
+    # Parameters that only the loss uses are trained beside the autoencoder; they are left out.
+    weights = {name: weight for name, weight in contents.weights(checkpoint, item).items() if name in expected}
     stored_weights.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(checkpoint))
     return JaxAutoencoder(name, config, weights)

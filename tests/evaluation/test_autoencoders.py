@@ -1,17 +1,25 @@
 """Which autoencoder a path contains, and that PyTorch and JAX reconstruct the same."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage
+from flax import nnx
 
+from qi2_jax import sharding
 from qi2_jax.evaluation import autoencoders, torch_process
 from qi2_jax.evaluation.autoencoders import JaxAutoencoder
 from qi2_jax.evaluation.torch_process import TorchAutoencoder
+from qi2_jax.models.vae import VAE, VAEConfig
+from qi2_jax.pixels import normalize, to_image
+from qi2_jax.training import step
+from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_torch import autoencoder as torch_side
 
 
@@ -19,7 +27,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
 
 
-def test_both_sides_reconstruct_the_same(published, imported):
+def test_both_sides_reconstruct_the_same(published, imported, monkeypatch):
     ours, theirs = autoencoders.find(imported), autoencoders.find(published)
     assert isinstance(ours, JaxAutoencoder) and isinstance(theirs, TorchAutoencoder)
     assert (ours.factor, ours.channels) == (theirs.factor, theirs.channels) == (16, 16)
@@ -27,6 +35,8 @@ def test_both_sides_reconstruct_the_same(published, imported):
     with ours.loaded() as a, theirs.loaded() as b:
         found, expected = a.reconstruct(images), b.reconstruct(images)
         again = b.reconstruct(images[:1])
+        monkeypatch.setattr(autoencoders, "MAX_WHOLE_PIXELS", 32 * 32)
+        np.testing.assert_array_equal(a.reconstruct(images), found)  # in tiles
     assert found.shape == images.shape and found.std() > 1
     assert np.abs(found.astype(int) - expected).max() <= 1
     np.testing.assert_array_equal(again[0], expected[0])
@@ -100,6 +110,34 @@ def test_a_process_that_fails_says_why(tmp_path, published):
 def test_part_of_a_model_folder_is_the_same_model(imported):
     whole, part = autoencoders.find(imported), autoencoders.find(imported / "vae")
     assert whole.config == part.config and whole.weights.keys() == part.weights.keys()
+
+
+def test_a_run_of_the_autoencoder_is_its_newest_checkpoint(tmp_path):
+    config = VAEConfig(4, 4, 8, (1, 1), 1, (True,), in_channels=3, out_channels=3)
+    raw, ema = (VAE(config, key=jax.random.key(seed)) for seed in (0, 1))
+    ema.projection = nnx.Param(jax.numpy.ones((2, 2)), axes=(None, None))  # a parameter that only the loss uses
+    raw.projection = nnx.Param(jax.numpy.ones((2, 2)), axes=(None, None))
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    (tmp_path / "config.json").write_text(json.dumps({"model": dataclasses.asdict(config), "loss": "absolute"}))
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        autoencoders.find(tmp_path)
+    state = step.init_state(lambda _: raw, optax.adam(0.1), jax.random.key(0), mesh)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state._replace(step=jax.numpy.int32(5), ema=ema))
+    checkpoints.close()
+    images = noise(1, 16, 16)
+    expected = {item: np.asarray(model.decode(model.encode(normalize(images)).mean))
+                for item, model in (("ema", ema), ("model", raw))}  # fmt: skip
+    for path in (tmp_path, tmp_path / "checkpoints" / "5"):
+        for item, pixels in expected.items():
+            found = autoencoders.find(path, item)
+            assert (found.factor, found.channels) == (2, 8)
+            with found.loaded() as model:
+                difference = model.reconstruct(images)[0].astype(int) - to_image(pixels[0])
+            assert np.abs(difference).max() <= 1
+    assert np.abs(expected["ema"] - expected["model"]).max() > 0.1
+    with pytest.raises(ValueError, match=r"6 is not a complete checkpoint; .* has those of the steps \[5\]"):
+        autoencoders.find(tmp_path / "checkpoints" / "6")
 
 
 def test_weights_that_are_not_finite_are_named(imported):
