@@ -80,7 +80,8 @@ class JaxAutoencoder:
         """The model in memory, in fp32."""
         like = components.COMPONENTS["vae"].abstract(self.config)
         with logs.loading(_log, "vae", sum(leaf.size for leaf in jax.tree.leaves(like))):
-            yield LoadedJaxAutoencoder(self, stored_weights.load(self.weights, like, dtype=np.float32))
+            vae = stored_weights.load(self.weights, like, dtype=np.float32)
+        yield LoadedJaxAutoencoder(self, vae)
 
 
 @dataclasses.dataclass(frozen=True)
