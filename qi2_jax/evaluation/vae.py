@@ -95,9 +95,11 @@ def evaluate(models: Sequence[Autoencoder], options: Options, perceptual: Percep
     multiple = math.lcm(PATCH_MULTIPLE, *(factor for factor, _ in sizes))
     data = ImageFolder(options.data, multiple, options.max_side, options.side)
     fit = data if options.fit is None else dataclasses.replace(data, folder=options.fit)
-    refused, notes = Tally(), []
+    refused, not_fitted, notes = Tally(), Tally(), []
     fitted = [(factor, channels) for factor, channels in sizes if 3 * factor**2 <= linear_code.MAX_VALUES]
-    codes = linear_code.fit((item.pixels for item in fit.read(Tally(), "fitting the linear code")), fitted)
+    codes = linear_code.fit((item.pixels for item in fit.read(not_fitted, "fitting the linear code")), fitted)
+    if options.fit is not None and not_fitted.total:
+        notes.append(f"{options.fit}: {not_fitted.total:,} images could not be read: {not_fitted.counts}")
     results: list[Result] = []
     for code in codes:
         notes.append(_describe(code, options))

@@ -45,11 +45,13 @@ def test_a_model_stands_beside_the_linear_code(imported, pictures, lpips_folder,
 
 def test_without_models_and_weights_only_the_linear_code_is_measured(pictures, tmp_path, capsys):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "one.png")
+    (tmp_path / "words.png").write_bytes(b"words")
     main.main(["eval", "vae", "--data", str(pictures), "--fit", str(tmp_path), "--side", "32"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "f16c64" in printed and f"fitted on {tmp_path}" in printed.replace("- ", "-")
     assert "LPIPS was not measured: give its weights with --lpips FOLDER" in printed and "rFID" not in printed
     assert "fewer than 100 patches per component" in printed
+    assert "1 images could not be read: {'unknown_format': 1}" in printed
 
 
 def test_mistakes_are_named(pictures, tmp_path):
