@@ -22,6 +22,7 @@ VERBS = {
     "data": "prepare data, step by step: ingest or synth, score, select, cache, report",
     "train": "train the transformer of a job on its encoded samples",
     "report": "draw a page about a run or about all runs of a folder: curves, events, samples",
+    "eval": "judge trained models: `eval vae` compares autoencoders by their reconstructions",
     "sample": "generate images from prompts",
     "edit": "generate images from prompts and condition images",
     "import": "convert a published diffusers folder to a model folder, or the weights of LPIPS to a folder",

@@ -141,9 +141,18 @@ class Encoder(nnx.Module):
         self.conv_out = Conv2d(levels[-1].out_dim, 2 * config.latent_channels, 3, key=next(rng))
 
     def __call__(self, x: Float[AnyArray, "B H W I"], *, remat: bool) -> Float[Array, "B h w _"]:
+        return self.head(self.levels(x, remat=remat), remat=remat)
+
+    def levels(self, x: Float[AnyArray, "B H W I"], *, remat: bool = False) -> Float[Array, "B h w _"]:
+        """The part before the mid block, in which every pixel sees a limited neighbourhood."""
         x = self.conv_in(x)
-        for block in [*self.down_blocks, self.mid_block]:
+        for block in self.down_blocks:
             x = jax.checkpoint(block)(x) if remat else block(x)
+        return x
+
+    def head(self, x: Float[Array, "B h w _"], *, remat: bool = False) -> Float[Array, "B h w _"]:
+        """The mid block, which attends over all positions, and the output."""
+        x = jax.checkpoint(self.mid_block)(x) if remat else self.mid_block(x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
@@ -160,8 +169,16 @@ class Decoder(nnx.Module):
         self.conv_out = Conv2d(levels[-1].out_dim, config.out_channels, 3, key=next(rng))
 
     def __call__(self, x: Float[Array, "B h w C"], *, remat: bool) -> Float[Array, "B H W I"]:
+        return self.levels(self.head(x, remat=remat), remat=remat)
+
+    def head(self, x: Float[Array, "B h w C"], *, remat: bool = False) -> Float[Array, "B h w _"]:
+        """The input and the mid block, which attends over all positions."""
         x = self.conv_in(x)
-        for block in [self.mid_block, *self.up_blocks]:
+        return jax.checkpoint(self.mid_block)(x) if remat else self.mid_block(x)
+
+    def levels(self, x: Float[Array, "B h w _"], *, remat: bool = False) -> Float[Array, "B H W I"]:
+        """The part after the mid block, in which every pixel sees a limited neighbourhood."""
+        for block in self.up_blocks:
             x = jax.checkpoint(block)(x) if remat else block(x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
@@ -193,7 +210,11 @@ class VAE(nnx.Module):
             raise ValueError(f"images are {H} x {W} pixels; resize both to multiples of {config.factor}")
         if config.in_channels != I:
             raise ValueError(f"images have {I} channels; this encoder takes {config.in_channels}")
-        mean, logvar = jnp.split(self.quant_conv(self.encoder(images, remat=remat)), 2, axis=-1)
+        return self.posterior(self.encoder(images, remat=remat))
+
+    def posterior(self, encoded: Float[Array, "B h w _"]) -> Posterior:
+        """The distribution that the encoder's output stands for."""
+        mean, logvar = jnp.split(self.quant_conv(encoded), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
     @jax.named_scope("vae/decode")

@@ -21,6 +21,7 @@ COMMANDS = [
     (),
     *((verb,) for verb in main.VERBS),
     *(("data", step) for step in STEPS["data"]),
+    ("eval", "vae"),
     *(("data", "synth", kind) for kind in STEPS["synth"]),
 ]
 PROGRAM = """

@@ -1,0 +1,105 @@
+"""The best linear autoencoder of a given size: principal components of patches.
+
+A patch of f x f pixels becomes its first C principal components, as many numbers as an autoencoder with factor f and C
+latent channels has. It shows what an autoencoder of this size reaches without any non-linearity or context.
+
+Dims: `H` `W` pixels, `P` patches, `D` values of a patch (3 f^2), `C` components.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float, UInt8
+
+MAX_VALUES = 3 * 32 * 32  # of a patch; its covariance and decomposition grow with the square and the cube
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearCode:
+    """Principal components of patches.
+
+    Attributes:
+      factor: side of a patch in pixels.
+      mean_D: mean patch.
+      basis_DC: components as orthonormal columns, largest variance first.
+      num_patches: number of patches that the code was fitted on.
+    """
+
+    factor: int
+    mean_D: Float[np.ndarray, " D"]
+    basis_DC: Float[np.ndarray, "D C"]
+    num_patches: int
+
+    @property
+    def channels(self) -> int:
+        return self.basis_DC.shape[1]
+
+    @property
+    def name(self) -> str:
+        return "linear code"
+
+    def reconstruct(self, images_BHWc: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
+        """Encodes and decodes images whose sides are multiples of the factor; rounded to 8 bits."""
+        rebuilt = [self._reconstruct(image) for image in images_BHWc]
+        return np.stack(rebuilt)
+
+    def _reconstruct(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        code_PC = (_patches(image, self.factor) - self.mean_D) @ self.basis_DC
+        patches = np.clip(np.round(code_PC @ self.basis_DC.T + self.mean_D), 0, 255).astype(np.uint8)
+        h, w = image.shape[0] // self.factor, image.shape[1] // self.factor
+        split = patches.reshape(h, w, self.factor, self.factor, 3)
+        return split.transpose(0, 2, 1, 3, 4).reshape(image.shape)
+
+
+def fit(images: Iterable[UInt8[np.ndarray, "_ _ 3"]], sizes: Iterable[tuple[int, int]]) -> list[LinearCode]:
+    """Fits the codes of several sizes in one pass, with one image in memory at a time.
+
+    Args:
+      images: images whose sides are multiples of all factors.
+      sizes: (factor, channels) of each code; a code has at most as many components as a patch has values.
+
+    Raises:
+      ValueError: if there is no image, or a patch has more than `MAX_VALUES` values.
+    """
+    wanted = list(dict.fromkeys(sizes))
+    moments = {factor: _Moments(factor) for factor, _ in wanted}
+    for image in images:
+        for moment in moments.values():
+            moment.add(image)
+    return [moments[factor].code(channels) for factor, channels in wanted]
+
+
+class _Moments:
+    """Sums over patches, and the principal components that follow from them."""
+
+    def __init__(self, factor: int):
+        D = 3 * factor**2
+        if D > MAX_VALUES:
+            raise ValueError(f"patches of {factor} x {factor} pixels have {D} values; at most {MAX_VALUES} are fitted")
+        self.factor, self.count = factor, 0
+        self.sum_D, self.products_DD = np.zeros(D), np.zeros((D, D))
+
+    def add(self, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        patches_PD = _patches(image, self.factor)
+        self.count += len(patches_PD)
+        self.sum_D += patches_PD.sum(axis=0)
+        self.products_DD += patches_PD.T @ patches_PD
+
+    def code(self, channels: int) -> LinearCode:
+        if not self.count:
+            raise ValueError("the linear code needs at least one image to be fitted on")
+        D = len(self.sum_D)
+        mean_D = self.sum_D / self.count
+        covariance = self.products_DD / self.count - np.outer(mean_D, mean_D)
+        last = D - 1, max(0, D - channels)
+        _, basis_DC = scipy.linalg.eigh(covariance, subset_by_index=(last[1], last[0]))
+        return LinearCode(self.factor, mean_D, basis_DC[:, ::-1], self.count)
+
+
+def _patches(image: UInt8[np.ndarray, "H W 3"], factor: int) -> Float[np.ndarray, "P D"]:
+    """The patches of an image, row by row, in fp64."""
+    h, w = image.shape[0] // factor, image.shape[1] // factor
+    split = image[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
+    return split.transpose(0, 2, 1, 3, 4).reshape(h * w, -1).astype(np.float64)
