@@ -105,6 +105,9 @@ class ItemPreparer:
         """Batches of items; those of a batch share the bucket and the number of condition images."""
         items = []
         for row in selected:
+            if not row.captions:  # selected for the autoencoder, see the threshold `need_caption`
+                left_out.add("no_caption", row.key)
+                continue
             fits = self.resolutions.fits(row.width, row.height)
             items += [Item(row, side, fit.bucket) for side, fit in fits if fit.left_out is None]
             for _, fit in fits:

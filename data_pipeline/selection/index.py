@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -163,6 +164,11 @@ def selection_facts(path: Path) -> dict:
         return json.loads(file.schema_arrow.metadata[b"selection"])
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
+
+
+def recorded_thresholds(facts: dict) -> dict[str, Any]:
+    """The thresholds in the facts of a selection; those that did not exist when it was made have their defaults."""
+    return json.loads(json.dumps(asdict(Thresholds()))) | facts.get("thresholds", {})
 
 
 def _open_selection(path: Path) -> pq.ParquetFile:

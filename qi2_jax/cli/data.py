@@ -63,6 +63,11 @@ def _add_ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--name", help="name of the data set in every record (default: name of the file or folder)")
     sub.add_argument("--licence", help="licence for samples without one")
     sub.add_argument(
+        "--without-captions",
+        action="store_true",
+        help="also accept images without a caption, which train the autoencoder; other training counts and skips them",
+    )
+    sub.add_argument(
         "--column",
         action="append",
         default=[],
@@ -127,7 +132,15 @@ def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
         columns[field] = name
     outputs.check_outside(arguments.out, *filter(pathlib.Path.exists, map(pathlib.Path, arguments.sources)))
     limit = MAX_IMAGE_BYTES if arguments.max_image_bytes is None else arguments.max_image_bytes
-    source = Options(arguments.name, arguments.licence, limit, columns, arguments.split, arguments.data_dir)
+    source = Options(
+        arguments.name,
+        arguments.licence,
+        limit,
+        columns,
+        arguments.split,
+        arguments.data_dir,
+        without_captions=arguments.without_captions,
+    )
     report = ingest(arguments.sources, arguments.out, source, records_per_shard=arguments.records_per_shard)
     tables.show(report.table())
     return report.to_dict()

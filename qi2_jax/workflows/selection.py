@@ -46,6 +46,8 @@ def _missing_streams(stage: StageExperiment, records: pathlib.Path, index: pathl
     for row in read_selection(index):
         if not missing:
             break
+        if not row.captions:  # encoding leaves it out
+            continue
         fits = stage.data.resolutions.fits(row.width, row.height)
         keys = {StreamKey(side, row.conditions) for side, fit in fits if fit.left_out is None}
         if missing & {*keys, *(key._replace(held=True) for key in keys)}:  # else its images need not be read
