@@ -70,6 +70,10 @@ class SelectedImages(Sequence):
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]
 
+    def subset(self, indices: Sequence[int]) -> "SelectedImages":
+        """Some of the images, in the given order."""
+        return dataclasses.replace(self, chosen=tuple(self.chosen[index] for index in indices))
+
     def captions(self, index: int) -> list[Caption]:
         """Selected captions of an image."""
         captions = self.record(index).captions

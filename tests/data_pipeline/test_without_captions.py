@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.funnel import Tally
 from data_pipeline.loading.crops import Crops
 from data_pipeline.records.shards import RecordFolder
+from data_pipeline.samples.held_out import HoldOut
 from data_pipeline.samples.items import ItemPreparer
 from data_pipeline.scoring.cascade import score
 from data_pipeline.selection.index import recorded_thresholds
@@ -69,7 +70,8 @@ def test_the_autoencoder_trains_on_them_and_the_cache_leaves_them_out(folder):
     (crops,) = (next(Crops(list(images), 32, 5, seed=0).from_step(0)),)
     assert crops.shape == (5, 32, 32, 3) and np.abs(crops).max() <= 1
     left_out = Tally()
-    preparer = ItemPreparer(RecordFolder(folder), data.resolutions, Encoders(), 0.0)
+    records = RecordFolder(folder)
+    preparer = ItemPreparer(records, data.resolutions, Encoders(), HoldOut(records, 0.0))
     items = [item for batch in preparer.batches(kept, left_out) for item in batch]
     assert {item.kept.key for item in items} == {"0.png", "1.png"} and left_out.counts == {"no_caption": 3}
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.records.schema import Caption, Record
-from data_pipeline.records.shards import write_shards
+from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.encoding import encode, preprocessing
-from data_pipeline.samples.held_out import check_held_out, image_hash, is_held
+from data_pipeline.samples.held_out import HoldOut, check_held_out, image_hash, is_held
 from data_pipeline.samples.schema import NOTHING, Text
 from data_pipeline.selection.index import Kept, Selection, write_selection
 from qi2_jax.workflows.config import load_experiment
@@ -63,7 +63,8 @@ def test_no_held_image_is_trained_on_in_any_stream_of_any_stage(pictures, made, 
             data = load_experiment(stage, [f"data.held_out={held_out}"]).data
             index, out = folder / "selection.parquet", folder / Path(stage).stem
             write_selection(index, Selection(data.thresholds, tuple(kept), {}, (), {}, {}, "of them"))
-            resolutions, how = data.resolutions, {"records_per_unit": 3, "held_out": held_out}
+            rule = HoldOut(RecordFolder(folder), held_out)
+            resolutions, how = data.resolutions, {"records_per_unit": 3, "held_out": rule}
             try:
                 report = encode(folder, index, resolutions, Encoders(), out, preprocessing(data), **how, progress=False)
             except ValueError as error:
