@@ -23,7 +23,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +53,6 @@ class Images:
       prints: 128 bits of the hash of its fingerprint.
       trusted: whether it has enough entropy to be near to another.
       even: whether it shows nothing, so that equal ones do not belong together.
-      phash, dhash, windows: hashes, see `pair_scores.Fingerprints`.
     """
 
     record: Int64[np.ndarray, " m"]
@@ -64,9 +62,6 @@ class Images:
     prints: UInt64[np.ndarray, "m 2"]
     trusted: Bool[np.ndarray, " m"]
     even: Bool[np.ndarray, " m"]
-    phash: UInt64[np.ndarray, " m"]
-    dhash: UInt64[np.ndarray, " m"]
-    windows: UInt64[np.ndarray, "m w"]
 
 
 def score_hold_out(folder: Path | str, *, workers: int = 1, progress: bool = True) -> bool:
@@ -82,8 +77,8 @@ def score_hold_out(folder: Path | str, *, workers: int = 1, progress: bool = Tru
     if is_complete(folder):
         return False
     table, marker = paths(folder)
+    images = _collect(folder)
     with work_folder(table.parent) as work:
-        images = _collect(folder, work)
         near = _near_images(folder, images, work, workers, progress)
     numbers = hold_out_numbers(images, near, sum(shard.records for shard in read_manifest(folder)))
     data = to_parquet(pa.table({"number": numbers}))
@@ -196,29 +191,40 @@ def _near_images(
         for side in ("left", "right"):
             near[side] = image[content[np.searchsorted(images.record, near[side])]]
         return near
-    at = np.unique(first)
-    ones, zeros = np.ones(len(at), np.int64), np.zeros(len(at), np.uint64)
-    hashes = images.phash[at], images.dhash[at], images.windows[at]
-    return search(Contents(at, at, ones, zeros, *hashes, read_prints(work)), work, workers, progress)
+    return search(_contents(folder, np.unique(first), work), work, workers, progress)
 
 
-def _collect(folder: Path | str, work: Path) -> Images:
-    """All images of a folder. Their fingerprints are written to a file."""
-    columns: dict[str, list[np.ndarray]] = {}
+def _contents(folder: Path | str, at: Int64[np.ndarray, " n"], work: Path) -> Contents:
+    """Some images as contents to compare. The fingerprints of all images are written to a file."""
+    hashes: list[list[np.ndarray]] = [[], [], []]
     start = 0
     with open(work / "prints", "wb") as file:
         for shard in read_manifest(folder):
-            for name, column in _columns(folder, shard, file).items():
-                columns.setdefault(name, []).append(column + start if name == "record" else column)
-            start += shard.records
+            prints = fingerprints(folder, shard).prints
+            file.write(prints.tobytes())
+            chosen = prints[at[(start <= at) & (at < start + len(prints))] - start]
+            cells = coarse(chosen["thumbnail"][:, : FINE_SIDE**2].reshape(-1, FINE_SIDE, FINE_SIDE))
+            for column, part in zip(hashes, (chosen["phash"], chosen["dhash"], window_hashes(cells)), strict=True):
+                column.append(part)
+            start += len(prints)
+    ones, zeros = np.ones(len(at), np.int64), np.zeros(len(at), np.uint64)
+    return Contents(at, at, ones, zeros, *map(np.concatenate, hashes), read_prints(work))
+
+
+def _collect(folder: Path | str) -> Images:
+    columns: dict[str, list[np.ndarray]] = {}
+    start = 0
+    for shard in read_manifest(folder):
+        for name, column in _columns(folder, shard).items():
+            columns.setdefault(name, []).append(column + start if name == "record" else column)
+        start += shard.records
     return Images(**{name: np.concatenate(parts) for name, parts in columns.items()})
 
 
-def _columns(folder: Path | str, shard: Shard, file: Any) -> dict[str, np.ndarray]:
+def _columns(folder: Path | str, shard: Shard) -> dict[str, np.ndarray]:
     """The fields of `Images` for a shard, whose records are counted from 0."""
     found = fingerprints(folder, shard)
     prints, counts = found.prints, found.num_images
-    file.write(prints.tobytes())
     record = np.repeat(np.arange(len(counts)), counts)
     first = np.zeros(len(record), bool)
     first[(np.cumsum(counts) - counts)[counts > 0]] = True
@@ -237,9 +243,6 @@ def _columns(folder: Path | str, shard: Shard, file: Any) -> dict[str, np.ndarra
         "prints": _digests([row.tobytes() for row in prints["thumbnail"]]),  # the hashes are computed from it
         "trusted": trusted,
         "even": (np.ptp(luma, axis=1) <= _MAX_EVEN) & (np.ptp(colour, axis=2).max(1) <= _MAX_EVEN),
-        "phash": prints["phash"],
-        "dhash": prints["dhash"],
-        "windows": window_hashes(coarse(luma.reshape(-1, FINE_SIDE, FINE_SIDE))),
     }
 
 

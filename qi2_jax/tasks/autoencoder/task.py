@@ -141,7 +141,7 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
             config=config,
             data={"pictures": trained.digest},
             model_config=model_config,
-            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows),
+            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows, config.mattes),
             validation=batches.validation_pixels(held, config.crop),
             drawn=batches.drawn_pixels(drawn, model_config.factor),
             records=[image.index for image in drawn.chosen],

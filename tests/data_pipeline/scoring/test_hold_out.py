@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from data_pipeline.records.schema import Caption, Record
-from data_pipeline.records.shards import RecordFolder, write_shards
+from data_pipeline.records.shards import write_shards
 from data_pipeline.samples.held_out import image_hash
 from data_pipeline.scoring import hold_out
 from data_pipeline.scoring.cascade import score
@@ -138,8 +138,7 @@ def test_numbers_are_those_of_joining_one_pair_after_another(made, data):
     words = words.reshape(-1, 2)
     record = np.array([number for number, images in enumerate(made) for _ in images], np.int64)
     first = np.array([place == 0 for images in made for place, _ in enumerate(images)], bool)
-    no, zeros = np.zeros(count, bool), np.zeros(count, np.uint64)
-    images = Images(record, first, words[:, 0], words, words, no, no, zeros, zeros, zeros.reshape(-1, 1))
+    images = Images(record, first, words[:, 0], words, words, np.zeros(count, bool), np.zeros(count, bool))
     rows = np.zeros(len(near), NEAR)
     rows["left"], rows["right"] = zip(*near, strict=True) if near else ((), ())
     found = hold_out_numbers(images, rows, len(made))
@@ -166,8 +165,3 @@ def test_numbers_are_those_of_joining_one_pair_after_another(made, data):
             lowest = min(number[group[source]] for source in sources)
             number[group[target]] = min(number[group[target]], lowest)
     assert found.tolist() == [min((number[group[one]] for one in images), default=1.0) for images in made]
-
-
-def test_readers_of_records_agree_on_positions(tmp_path, copies):
-    found = numbers_of(tmp_path, copies[:7], per_shard=2)
-    assert [record.key for record in RecordFolder(tmp_path)] == list(found)
