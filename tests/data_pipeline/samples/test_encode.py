@@ -187,7 +187,7 @@ def test_a_cache_is_not_continued_with_other_data(whole, folder, imported):
     with pytest.raises(ValueError, match=r"vae: .* expected 'another'"):
         Cache(out, {"vae": "another"})
     wider = load_experiment(STAGE, ["data.max_cropped=0.5"]).data
-    with pytest.raises(ValueError, match=r"expected.*'held_out': 0\.15"):
+    with pytest.raises(ValueError, match=r"expected.*'held_out': 0\.25"):
         Cache(out, encoding.preprocessing(data))
     data = load_experiment(STAGE, ["data.held_out=0.0"]).data
     assert "held_out" not in encoding.preprocessing(data)["preprocessing"]  # as in caches from before there was the key
