@@ -69,13 +69,6 @@ DESCRIPTION = Filter(
             reason="synthetic",
         ),
         Threshold(
-            "need_caption",
-            True,
-            "whether to drop records without a usable caption; the autoencoder trains without captions, and the other "
-            "tasks leave such records out when they are encoded",
-            reason="no_caption",
-        ),
-        Threshold(
             "max_per_class",
             0,
             "records kept per class (tag), drawn by the hash of their keys; 0: all. A record of several classes needs "

@@ -105,7 +105,7 @@ class ItemPreparer:
         """Batches of items; those of a batch share the bucket and the number of condition images."""
         items = []
         for row in selected:
-            if not row.captions:  # selected for the autoencoder, see the threshold `need_caption`
+            if not row.captions:  # selected for the autoencoder, see `select`
                 left_out.add("no_caption", row.key)
                 continue
             fits = self.resolutions.fits(row.width, row.height)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,19 +123,6 @@ def dropped_path(path: Path) -> Path:
     return path.with_suffix(f".dropped{path.suffix}")
 
 
-def read_dropped(path: Path) -> dict[str, Dropped]:
-    """The records that a selection dropped, by key.
-
-    Raises:
-      ValueError: if the file is missing or damaged.
-    """
-    try:
-        rows = _open_selection(dropped_path(path)).read().to_pylist()
-        return {row.pop("key"): Dropped(**row) for row in rows}
-    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
-        raise ValueError(f"{dropped_path(path)} is damaged; run `qi2 data select` again: {error}") from None
-
-
 def _write(path: Path, rows: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
@@ -164,11 +150,6 @@ def selection_facts(path: Path) -> dict:
         return json.loads(file.schema_arrow.metadata[b"selection"])
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a selection; run `qi2 data select` again: {error}") from None
-
-
-def recorded_thresholds(facts: dict) -> dict[str, Any]:
-    """The thresholds in the facts of a selection; those that did not exist when it was made have their defaults."""
-    return json.loads(json.dumps(asdict(Thresholds()))) | facts.get("thresholds", {})
 
 
 def _open_selection(path: Path) -> pq.ParquetFile:

@@ -23,8 +23,6 @@ def caption_reasons(row: Row, thresholds: Thresholds) -> list[str | None]:
 
 def _captions(row: Row, thresholds: Thresholds) -> str | None:
     """If no caption is left, the reason of the first caption that could have been used."""
-    if not thresholds.need_caption:
-        return None
     reasons = caption_reasons(row, thresholds)
     return None if None in reasons else next((reason for reason in reasons if reason != DESCRIBES), "no_caption")
 

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = _step(steps, "select", _select, "apply the thresholds of a config to the scores; reads no image")
     _add_selection(sub)
     sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help=f"index to write (default: DIR/{INDEX})")
+    sub.add_argument(
+        "--without-captions",
+        action="store_true",
+        help="also keep records without a usable caption, for the autoencoder; `cache` leaves them out and counts them",
+    )
 
     sub = _step(steps, "cache", _cache, "encode the selected records once: latents and text features for training")
     _add_selection(sub, "data.* and encode.*")
@@ -191,7 +196,9 @@ def _select(arguments: argparse.Namespace) -> dict[str, Any]:
     out = arguments.out or arguments.folder / INDEX
     outputs.check_outside(out, arguments.folder / SCORES)
     outputs.check_outside(out, arguments.folder, inside=".parquet")
-    selection = select(arguments.folder, _data_config(arguments).thresholds)
+    selection = select(
+        arguments.folder, _data_config(arguments).thresholds, without_captions=arguments.without_captions
+    )
     tables.show(selection.table())
     write_selection(out, selection)
     print(f"{len(selection.kept):,} records in {out}")

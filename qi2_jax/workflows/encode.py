@@ -11,7 +11,7 @@ from data_pipeline.records.shards import RecordFolder, digest_of
 from data_pipeline.samples import encoding
 from data_pipeline.samples.cache import MANIFEST, Cache, held_out_rule
 from data_pipeline.samples.held_out import BY_IMAGES, hold_out_of
-from data_pipeline.selection.index import recorded_thresholds, selection_facts
+from data_pipeline.selection.index import selection_facts
 from qi2_jax.config.changes import differences
 from qi2_jax.inference import encoders
 from qi2_jax.interop import components
@@ -50,7 +50,7 @@ def encode(
     if facts.get("records") != digest_of(records.shards):
         raise ValueError(f"{index} was selected from other records than those in {folder}; select again")
     thresholds = json.loads(json.dumps(dataclasses.asdict(config.data.thresholds)))
-    if changes := differences(recorded_thresholds(facts), thresholds):
+    if changes := differences(facts.get("thresholds", {}), thresholds):
         raise ValueError(f"{index} was selected with other thresholds; select again: {'; '.join(map(str, changes))}")
     model = locating.model_of(model)
     made_by = encoders.digests(model) | _settings(config, model)

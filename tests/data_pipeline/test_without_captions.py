@@ -1,8 +1,5 @@
 """Images without captions train the autoencoder and nothing else: every other step counts them."""
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
@@ -12,7 +9,6 @@ from data_pipeline.records.shards import RecordFolder
 from data_pipeline.samples.held_out import HoldOut
 from data_pipeline.samples.items import ItemPreparer
 from data_pipeline.scoring.cascade import score
-from data_pipeline.selection.index import recorded_thresholds
 from data_pipeline.selection.report import write_report
 from data_pipeline.selection.select import select
 from data_pipeline.selection.thresholds import Thresholds
@@ -46,7 +42,7 @@ def test_only_a_selection_for_the_autoencoder_keeps_them(folder):
         "3.png": "no_caption",
         "4.png": "no_caption",
     }
-    selection = select(folder, Thresholds(min_side=30, need_caption=False))
+    selection = select(folder, Thresholds(min_side=30), without_captions=True)
     assert [(kept.key, kept.captions) for kept in selection.kept] == [
         ("0.png", (0,)),
         ("1.png", (0,)),
@@ -56,14 +52,8 @@ def test_only_a_selection_for_the_autoencoder_keeps_them(folder):
     ]
 
 
-def test_a_selection_of_before_the_threshold_existed_is_still_valid():
-    recorded = json.loads(json.dumps(asdict(Thresholds(min_side=30))))
-    del recorded["need_caption"]
-    assert recorded_thresholds({"thresholds": recorded}) == recorded | {"need_caption": True}
-
-
 def test_the_autoencoder_trains_on_them_and_the_cache_leaves_them_out(folder):
-    kept = select(folder, Thresholds(min_side=30, need_caption=False)).kept
+    kept = select(folder, Thresholds(min_side=30), without_captions=True).kept
     data = load_experiment("experiments/qwen_image_2/s1_256p_t2i.py:tiny").data
     images = images_of(folder, kept, data.resolutions, 3)
     assert len(images) == 5 and images.captions(4) == []
@@ -77,7 +67,7 @@ def test_the_autoencoder_trains_on_them_and_the_cache_leaves_them_out(folder):
 
 
 def test_a_report_shows_them(folder, tmp_path):
-    selection = select(folder, Thresholds(min_side=30, need_caption=False))
+    selection = select(folder, Thresholds(min_side=30), without_captions=True)
     write_report(
         tmp_path / "page.html", folder, selection, load_experiment("experiments/demo.py:tiny").data.resolutions
     )
