@@ -26,6 +26,6 @@ def random_matte(height: int, width: int, rng: np.random.Generator) -> Float[np.
 def with_matte(pixels: UInt8[np.ndarray, "H W 4"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 4"]:
     """RGBA pixels whose alpha is multiplied by a random matte. Fully transparent pixels are white, as in `prepare`."""
     matted = pixels.copy()
-    matted[..., 3] = np.round(pixels[..., 3] * random_matte(*pixels.shape[:2], rng))
+    matted[..., 3] = np.round(pixels[..., 3] * random_matte(pixels.shape[0], pixels.shape[1], rng))
     matted[matted[..., 3] == 0] = (255, 255, 255, 0)
     return matted

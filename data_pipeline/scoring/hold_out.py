@@ -208,7 +208,8 @@ def _contents(folder: Path | str, at: Int64[np.ndarray, " n"], work: Path) -> Co
                 column.append(part)
             start += len(prints)
     ones, zeros = np.ones(len(at), np.int64), np.zeros(len(at), np.uint64)
-    return Contents(at, at, ones, zeros, *map(np.concatenate, hashes), read_prints(work))
+    phash, dhash, windows = map(np.concatenate, hashes)
+    return Contents(at, at, ones, zeros, phash, dhash, windows, read_prints(work))
 
 
 def _collect(folder: Path | str) -> Images:

@@ -123,6 +123,19 @@ def dropped_path(path: Path) -> Path:
     return path.with_suffix(f".dropped{path.suffix}")
 
 
+def read_dropped(path: Path) -> dict[str, Dropped]:
+    """The records that a selection dropped, by key.
+
+    Raises:
+      ValueError: if the file is missing or damaged.
+    """
+    try:
+        rows = _open_selection(dropped_path(path)).read().to_pylist()
+        return {row.pop("key"): Dropped(**row) for row in rows}
+    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
+        raise ValueError(f"{dropped_path(path)} is damaged; run `qi2 data select` again: {error}") from None
+
+
 def _write(path: Path, rows: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
