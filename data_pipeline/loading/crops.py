@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from data_pipeline.buckets import Bucket
 from data_pipeline.decoding.images import decode_image
+from data_pipeline.loading.mattes import with_matte
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.samples.prepare import prepare_image
@@ -70,6 +71,10 @@ class SelectedImages(Sequence):
     def record(self, index: int) -> Record:
         return self.records[self.chosen[index].index]
 
+    def subset(self, indices: Sequence[int]) -> "SelectedImages":
+        """Some of the images, in the given order."""
+        return dataclasses.replace(self, chosen=tuple(self.chosen[index] for index in indices))
+
     def captions(self, index: int) -> list[Caption]:
         """Selected captions of an image."""
         captions = self.record(index).captions
@@ -90,6 +95,7 @@ class Crops:
       batch_size: global number of crops per step.
       seed: seed of the order, positions and mirroring.
       rows: rows of the global batch that this process reads; None for all.
+      mattes: share of crops whose alpha is multiplied by a random matte; above 0, images need four channels.
     """
 
     images: Sequence[UInt8[np.ndarray, "_ _ c"]]
@@ -97,6 +103,7 @@ class Crops:
     batch_size: int
     seed: int
     rows: Sequence[int] | None = None
+    mattes: float = 0.0
 
     def from_step(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Pixels in [-1, 1] for steps start, start + 1, ..."""
@@ -114,7 +121,10 @@ class Crops:
         pixels = self.images[index]
         top, left = (int(rng.integers(0, size - self.side + 1)) for size in pixels.shape[:2])
         crop = pixels[top : top + self.side, left : left + self.side]
-        return normalize(crop[:, ::-1] if rng.random() < 0.5 else crop)
+        crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+        if self.mattes and rng.random() < self.mattes:  # without mattes, nothing more is drawn than in earlier versions
+            crop = with_matte(crop, rng)
+        return normalize(crop)
 
 
 def center_crop(image: UInt8[np.ndarray, "H W c"], side: int) -> UInt8[np.ndarray, "_ _ c"]:

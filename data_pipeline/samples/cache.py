@@ -26,6 +26,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_pipeline.funnel import Tally
+from data_pipeline.samples.held_out import BY_IMAGES
 from data_pipeline.samples.schema import (
     NOTHING,
     TEXT,
@@ -41,6 +42,7 @@ from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 # Missing in schema 2: pixels of targets; in 3: held-out streams; in 4: prompts stored with text features.
 SCHEMA, READABLE = 5, (2, 3, 4, 5)
 MANIFEST, FINGERPRINT, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
+HELD_OUT_BY = "held_out_by"  # key of the fingerprint; caches of earlier versions lack it
 MAX_OPEN = 128  # open files of a stream; each takes 8 bytes per sample in memory
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # latents do not compress, and reading is five times as fast
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
@@ -111,6 +113,19 @@ def check_fingerprint(folder: Path, recorded: dict[str, Any], expected: dict[str
             f"{folder} was encoded from other data or with other settings; revert the change, or encode into another "
             "folder. " + "; ".join(differing)
         )
+
+
+def held_out_rule(folders: Iterable[Path]) -> str | None:
+    """The rule by which the first begun cache among these folders holds out samples; None without such a cache.
+
+    All caches of a curriculum must follow one rule. Otherwise a stage would train on what another one holds out.
+    """
+    for folder in folders:
+        if (folder / FINGERPRINT).is_file():
+            recorded = json.loads((folder / FINGERPRINT).read_bytes())
+            if recorded.get("preprocessing", {}).get("held_out"):
+                return recorded.get(HELD_OUT_BY, BY_IMAGES)
+    return None
 
 
 def has_unit(folder: Path, unit: int) -> bool:
@@ -291,6 +306,11 @@ class Cache:
     def held_out(self) -> float:
         """The fraction of images that are held out in separate streams, see the module `held_out`."""
         return self.fingerprint.get("preprocessing", {}).get("held_out", 0.0)
+
+    @property
+    def held_out_by(self) -> str:
+        """The rule by which they are held out, see `held_out.HoldOut`."""
+        return self.fingerprint.get(HELD_OUT_BY, BY_IMAGES)
 
     @property
     def online(self) -> str:

@@ -18,7 +18,7 @@ from data_pipeline.funnel import Step, Table, Tally, table
 from data_pipeline.records.shards import RecordFolder, digest_of
 from data_pipeline.samples import cache
 from data_pipeline.samples.cache import Cache
-from data_pipeline.samples.held_out import check_held_out
+from data_pipeline.samples.held_out import BY_IMAGES, HoldOut, check_held_out
 from data_pipeline.samples.items import Encoders, ItemPreparer, Pixels
 from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Sample
 from data_pipeline.selection.index import Kept, read_selection
@@ -80,7 +80,9 @@ def preprocessing(data: Any) -> dict[str, Any]:
     return {"preprocessing": {"version": PREPROCESSING, **plain}}
 
 
-def fingerprint(records: RecordFolder, index: Path, data: Any, encoders: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(
+    records: RecordFolder, index: Path, data: Any, encoders: dict[str, Any], held_out_by: str = BY_IMAGES
+) -> dict[str, Any]:
     """Everything that samples depend on: encoders, records, the selection with its captions, and preprocessing.
 
     Args:
@@ -88,6 +90,7 @@ def fingerprint(records: RecordFolder, index: Path, data: Any, encoders: dict[st
       index: index of the selected records.
       data: group `data` of a config.
       encoders: values that identify the encoders and how they compute.
+      held_out_by: rule by which records are held out, see `HoldOut.rule`.
     """
     selection = hashlib.sha256()
     for kept in read_selection(index):
@@ -97,6 +100,7 @@ def fingerprint(records: RecordFolder, index: Path, data: Any, encoders: dict[st
         **preprocessing(data),
         "records": digest_of(records.shards),
         "selection": selection.hexdigest(),
+        **({} if held_out_by == BY_IMAGES else {cache.HELD_OUT_BY: held_out_by}),  # as in caches without this key
     }
 
 
@@ -109,7 +113,7 @@ def encode(
     cache_fingerprint: dict[str, Any],
     *,
     records_per_unit: int,
-    held_out: float = 0.0,
+    held_out: HoldOut | None = None,
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> EncodeReport | None:
@@ -123,7 +127,7 @@ def encode(
       out: folder of the cache.
       cache_fingerprint: result of `fingerprint`.
       records_per_unit: minimum number of records in a unit.
-      held_out: fraction of images whose samples go into separate streams, see the module `held_out`.
+      held_out: rule that decides which samples go into separate streams; None: no sample does.
       process: index of this process and number of processes; each encodes its share of the units.
 
     Returns:
@@ -139,7 +143,7 @@ def encode(
     with lock.hold(out, remove=True):
         cache.begin(out, cache_fingerprint)
         missing = [number for number in range(process[0], len(units), process[1]) if not cache.has_unit(out, number)]
-        preparer = ItemPreparer(records, resolutions, encoders, held_out)
+        preparer = ItemPreparer(records, resolutions, encoders, held_out or HoldOut(records, 0.0))
         _write_units(preparer, index, units, missing, out, progress)
         (empty,) = encoders.texts([""], [()])
         return report(out, len(records)) if cache.finish(out, len(units), empty) else None

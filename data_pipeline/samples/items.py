@@ -12,7 +12,7 @@ from data_pipeline.buckets import Bucket, Resolutions
 from data_pipeline.decoding.images import decode_image
 from data_pipeline.funnel import Tally
 from data_pipeline.records.shards import RecordFolder
-from data_pipeline.samples.held_out import is_held
+from data_pipeline.samples.held_out import HoldOut
 from data_pipeline.samples.prepare import prepare_image
 from data_pipeline.samples.schema import Text
 from data_pipeline.selection.index import Kept
@@ -70,13 +70,13 @@ class ItemPreparer:
     """Groups selected records into batches of items, and decodes and crops their images.
 
     Attributes:
-      held_out: fraction of images that are held out.
+      held_out: rule that decides which records are held out.
     """
 
     records: RecordFolder
     resolutions: Resolutions
     encoders: Encoders
-    held_out: float
+    held_out: HoldOut
 
     def prepare(self, batch: Sequence[Item]) -> list[Pixels]:
         """Decodes and crops the images of a batch."""
@@ -90,7 +90,7 @@ class ItemPreparer:
                 "selected; select again"
             )
         texts = tuple(record.captions[position].text for position in item.kept.captions)
-        held = is_held(record, self.held_out)
+        held = self.held_out.holds(item.kept.index, record)
         target = prepare_image(decode_image(record.image).image, item.bucket, self.encoders.channels)
         conditions = []
         for data in record.conditions:
@@ -105,6 +105,9 @@ class ItemPreparer:
         """Batches of items; those of a batch share the bucket and the number of condition images."""
         items = []
         for row in selected:
+            if not row.captions:  # selected for the autoencoder, see `select`
+                left_out.add("no_caption", row.key)
+                continue
             fits = self.resolutions.fits(row.width, row.height)
             items += [Item(row, side, fit.bucket) for side, fit in fits if fit.left_out is None]
             for _, fit in fits:

@@ -24,6 +24,7 @@ from data_pipeline.records.shards import MANIFEST, RecordFolder, read_manifest
 from data_pipeline.scoring import pair_scores, score_tables
 from data_pipeline.scoring.candidates import BANDS, candidates, make_entries, partition, unique_pairs
 from data_pipeline.scoring.cascade import ScoreReport, score_shard
+from data_pipeline.scoring.hold_out import score_hold_out
 from data_pipeline.scoring.pair_scores import Pairs, fingerprints, first_equal, write_pairs
 from data_pipeline.scoring.pair_search import ENTRIES_PER_PARTITION, PairReport
 from data_pipeline.scoring.pairs import NEAR, confirm_near
@@ -81,6 +82,8 @@ def score_with_beam(
             _search(pipeline, folder, [shard.records for shard in shards])
             counters = {c.key.metric.name: c.result for c in _run(pipeline).metrics().query()["counters"]}
             pairs = PairReport(count, counters.get("contents", 0), counters.get("near", 0))
+    if {DUPLICATES.name, ENTROPY.name} <= scored.keys() and "://" not in folder:  # else after `scores/` was copied
+        score_hold_out(folder)
     return ScoreReport(count, scored, needs, pairs)
 
 

@@ -17,6 +17,7 @@ from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.funnel import Table
 from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import RecordFolder
+from data_pipeline.scoring.hold_out import score_hold_out
 from data_pipeline.scoring.pair_search import PairReport, score_pairs
 from data_pipeline.scoring.score_tables import is_complete, write_scores
 from data_pipeline.workers import process_pool
@@ -67,7 +68,7 @@ def score(
     workers: int | None = None,
     progress: bool = True,
 ) -> ScoreReport:
-    """Scores the records of a folder (`score_tables`), then searches it for duplicates (`pair_scores`).
+    """Scores the records of a folder (`score_tables`), then searches it for duplicates (`pair_scores`, `hold_out`).
 
     Only missing scores are computed, such as shards of a killed run, and filters that are new or have a new version.
     The result does not depend on the number of workers.
@@ -107,6 +108,7 @@ def score(
     pairs = None
     if {DUPLICATES.name, ENTROPY.name} <= scored.keys():
         pairs = score_pairs(folder, workers=workers or os.cpu_count() or 1, progress=progress)
+        score_hold_out(folder, workers=workers or os.cpu_count() or 1, progress=progress)
     return ScoreReport(len(records), scored, not_scored, pairs)
 
 

@@ -132,7 +132,7 @@ def are_complete(folder: Path | str) -> bool:
         if not (same.is_file() and near.is_file()):
             return False
         content = json.loads(marker.read_bytes())
-        return {key: value for key, value in content.items() if key != TABLE} == _validity(folder)
+        return {key: value for key, value in content.items() if key != TABLE} == validity(folder)
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -148,7 +148,7 @@ def write_pairs(folder: Path | str, pairs: Pairs) -> None:
     )
     for path, data in zip((same, near), tables, strict=True):
         write_atomic(path, data)
-    write_json_atomic(marker, _validity(folder) | {TABLE: [hashlib.sha256(data).hexdigest() for data in tables]})
+    write_json_atomic(marker, validity(folder) | {TABLE: [hashlib.sha256(data).hexdigest() for data in tables]})
 
 
 def read_pairs(folder: Path | str) -> Pairs:
@@ -186,7 +186,8 @@ def paths(folder: Path | str) -> tuple[Path, Path, Path]:
     return root / "same.parquet", root / "near.parquet", root / "done.json"
 
 
-def _validity(folder: Path | str) -> dict:
+def validity(folder: Path | str) -> dict:
+    """Versions, bounds and digests of shards for which the tables are valid."""
     return {
         "version": VERSION,
         "filters": {filter.name: filter.version for filter in (DUPLICATES, ENTROPY)},

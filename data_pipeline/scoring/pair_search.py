@@ -72,7 +72,7 @@ class Contents:
     def load(cls, folder: Path) -> "Contents":
         names = [field.name for field in fields(cls) if field.name != "prints"]
         return cls(
-            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}, prints=_read_prints(folder)
+            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}, prints=read_prints(folder)
         )
 
 
@@ -88,13 +88,9 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
     """
     if are_complete(folder):
         return None
-    root = Path(folder, "scores", "pairs")
-    root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(f"{_WORK}*"):  # of a killed run
-        shutil.rmtree(leftover, ignore_errors=True)
-    with _naming_folder(root), tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
-        same, contents = _collect(folder, Path(work))
-        near = search(contents, Path(work), workers, progress)
+    with work_folder(Path(folder, "scores", "pairs")) as work:
+        same, contents = _collect(folder, work)
+        near = search(contents, work, workers, progress)
     write_pairs(folder, Pairs(same, near))
     return PairReport(len(same), len(contents.record), len(near))
 
@@ -151,6 +147,20 @@ def _call_saved(work: Path, function: Callable, task: tuple) -> np.ndarray:
 
 
 @contextlib.contextmanager
+def work_folder(root: Path) -> Iterator[Path]:
+    """A temporary folder in `root`, without those that killed runs left there.
+
+    Raises:
+      OSError: if the disk is full; the error names `root`.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(f"{_WORK}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with _naming_folder(root), tempfile.TemporaryDirectory(prefix=_WORK, dir=root) as work:
+        yield Path(work)
+
+
+@contextlib.contextmanager
 def _naming_folder(folder: Path) -> Iterator[None]:
     """Adds the folder to the error of a failed write, such as on a full disk, if the error names no file."""
     try:
@@ -193,10 +203,10 @@ def _collect(folder: Path | str, work: Path) -> tuple[Int64[np.ndarray, "n 3"], 
         "windows": windows,
     }
     distinct = {name: column[record] for name, column in all_columns.items()}
-    return same, Contents(record=record, prints=_read_prints(work), **distinct)
+    return same, Contents(record=record, prints=read_prints(work), **distinct)
 
 
-def _read_prints(work: Path) -> Shaped[np.ndarray, " m"]:
+def read_prints(work: Path) -> Shaped[np.ndarray, " m"]:
     path = work / "prints"
     return np.memmap(path, FINGERPRINT, "r") if path.stat().st_size else np.empty(0, FINGERPRINT)
 

@@ -23,7 +23,7 @@ from data_pipeline.scoring.pair_scores import SAME, read_pairs
 from data_pipeline.scoring.score_tables import read_scores, unscored
 from data_pipeline.selection.index import Dropped, Kept, Selection
 from data_pipeline.selection.percentiles import Cuts, class_of, find_cuts
-from data_pipeline.selection.rules import RULES, caption_reasons
+from data_pipeline.selection.rules import CAPTIONS, RULES, caption_reasons
 from data_pipeline.selection.thresholds import ALIGNMENTS, Thresholds
 
 LOSSLESS = 101.0  # quality of lossless files, above the 100 of the best JPEG
@@ -76,11 +76,16 @@ def _detail(record: Kept, quality: float) -> float:
     return record.width * record.height / (4 if quality < _COARSE else 1)
 
 
-def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selection:
+def select(folder: Path | str, thresholds: Thresholds = Thresholds(), *, without_captions: bool = False) -> Selection:
     """Applies thresholds to the scores of a folder; reads no images.
 
     Every step sees only the records that the steps before it kept. A broken or undersized copy therefore never
     displaces a good one.
+
+    Args:
+      folder: folder of scored records.
+      thresholds: requirements of a stage.
+      without_captions: whether to keep records without a usable caption, too, for the autoencoder.
 
     Raises:
       ValueError: if scores are missing (run `qi2 data score` first).
@@ -90,12 +95,13 @@ def select(folder: Path | str, thresholds: Thresholds = Thresholds()) -> Selecti
     cuts = find_cuts(folder, thresholds.min_alignment_percentile, thresholds.min_aesthetic_percentile, by)
     dropped: dict[str, Dropped] = {}
     survivors, colours, count = _Survivors(), Counter[str](), 0
+    rules = {name: rule for name, rule in RULES.items() if name != CAPTIONS or not without_captions}
     for row in read_scores(folder, [filter for filter in (*CASCADE, *TRIALS) if filter is not DUPLICATES]):
         row[UNRELATED] = _unrelated(row, thresholds, cuts)
         row[LOWEST_AESTHETIC] = max(thresholds.min_aesthetic, cuts.aesthetic.get((class_of(row),), 0.0))
         if row["broken.colour"] is not None:
             colours[row["broken.colour"]] += 1
-        reasons = ((name, rule(row, thresholds)) for name, rule in RULES.items())
+        reasons = ((name, rule(row, thresholds)) for name, rule in rules.items())
         failed = next(((name, reason) for name, reason in reasons if reason is not None), None)
         if failed:
             dropped[row["key"]] = Dropped(*failed)

@@ -71,6 +71,7 @@ LOST = {
         reason: f"{REASONS[reason]}; the record is kept with its other captions"
         for reason in ("missing_caption", "caption_too_long", "not_utf8", "bad_json", "bad_metadata")
     },
+    "no_caption": "images without a usable caption, which are kept because of --without-captions",
     "too_many_captions": f"captions beyond the first {MAX_CAPTIONS}",
     "bad_language": "a language that is not a tag such as en or zh-Hans; the caption is kept without it",
     "unknown_kind": "an unknown kind of caption; the caption is kept as a general one",
@@ -104,6 +105,7 @@ class Options:
       columns: {field: column} for tables and metadata files; fields are `layouts.FIELDS`.
       split: split of a tensorflow-datasets data set.
       data_dir: folder of all tensorflow-datasets data sets.
+      without_captions: whether images without a usable caption become records, too; edits always need an instruction.
     """
 
     source: str | None = None
@@ -112,6 +114,7 @@ class Options:
     columns: dict[str, str] = field(default_factory=dict)
     split: str = "train"
     data_dir: Path | None = None
+    without_captions: bool = False
 
 
 DEFAULTS = Options()

@@ -1,7 +1,7 @@
 """Turns the metadata of one sample into the captions, tags and licence of its record.
 
-An optional part that cannot be used is left out of the record and counted. A sample is refused only if no caption is
-left.
+An optional part that cannot be used is left out of the record and counted. A sample is refused if no caption is left,
+unless `Options.without_captions` accepts images without captions.
 """
 
 import json
@@ -25,6 +25,7 @@ from data_pipeline.sources.base import Options, Refused, is_name
 from qi2_jax.runtime.text_files import read_text
 
 MAX_JSON_BYTES = 1 << 20  # metadata of one sample
+NO_CAPTION = "no_caption"  # key of `base.LOST`
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,19 @@ def read_caption_file(content: bytes | Refused, kind: str | None = None) -> Capt
         return CaptionFile(refusal, kind)
 
 
-def describe(fields: dict[str, Any], licence: str | None, texts: Sequence[CaptionFile] = ()) -> Description:
+def describe(fields: dict[str, Any], options: Options, texts: Sequence[CaptionFile] = ()) -> Description:
     """Reads the known fields and ignores others.
 
     Args:
       fields: values by our names, see `layouts`: `text` (one general caption), `captions` (a list of strings or of
         {text, kind, language}) or both, all optional for an edit; for an edit `instruction` (a string, or a list like
         `captions`) and `conditions` (a list of file names); `tags` (a list, or a string with commas); `licence`.
-      licence: licence to use if the fields contain none.
+      options: options of reading, with the licence to use if the fields contain none.
       texts: caption files.
 
     Raises:
-      Refused: if there is no usable caption, or the condition images are not a list of names.
+      Refused: if there is no usable caption and the options require one, or the condition images are not a list of
+        names.
     """
     instructions, general = _as_list(fields, "instruction"), _as_list(fields, "captions") + _as_list(fields, "text")
     conditions = _as_list(fields, "conditions")
@@ -112,11 +114,11 @@ def describe(fields: dict[str, Any], licence: str | None, texts: Sequence[Captio
         raise Refused("bad_metadata")
     parts: list[tuple[Any, str | None]] = [(value, INSTRUCTION) for value in instructions]
     parts += [(text.content, text.kind) for text in texts] + [(value, None) for value in general]
-    captions, lost = _read_captions(parts)
+    captions, lost = _read_captions(parts, required=not options.without_captions)
     tags, lost_tags = _read_tags(fields.get("tags"))
     own_licence = fields.get("licence")
     if own_licence is None or (isinstance(own_licence, str) and not own_licence.strip()):
-        own_licence = licence
+        own_licence = options.licence
     elif not is_name(own_licence):
         own_licence, lost_tags = None, [*lost_tags, "bad_licence"]
     return Description(captions, tuple(conditions), tags, own_licence, (*lost, *lost_tags))
@@ -127,7 +129,7 @@ def _as_list(fields: dict[str, Any], name: str) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _read_captions(parts: Sequence[tuple[Any, str | None]]) -> tuple[tuple[Caption, ...], list[str]]:
+def _read_captions(parts: Sequence[tuple[Any, str | None]], required: bool) -> tuple[tuple[Caption, ...], list[str]]:
     captions: dict[Caption, None] = {}  # in order, without repetitions
     lost: list[str] = []
     for value, kind in parts:
@@ -139,8 +141,10 @@ def _read_captions(parts: Sequence[tuple[Any, str | None]]) -> tuple[tuple[Capti
             lost += lost_parts
         except Refused as refusal:
             lost.append(refusal.reason)
-    if not captions:
+    if not captions and required:
         raise Refused(lost[0] if lost else "missing_caption")
+    if not captions:
+        lost.append(NO_CAPTION)
     if len(captions) > MAX_CAPTIONS:
         lost.append("too_many_captions")
     return tuple(captions)[:MAX_CAPTIONS], lost
@@ -224,6 +228,8 @@ def merge(first: Description, second: Description) -> Description:
     if captions == first.captions and tags == first.tags:
         raise Refused("duplicate_key")
     lost = dict.fromkeys((*first.lost, *second.lost))
+    if captions:
+        lost.pop(NO_CAPTION, None)
     lost |= {"too_many_captions": None} if len(captions) > MAX_CAPTIONS else {}
     lost |= {"too_many_tags": None} if len(tags) > MAX_TAGS else {}
     licence = first.licence or second.licence

@@ -170,7 +170,7 @@ def _describe_image(files: Files, image: Image, options: Options, ledger: Ledger
     if image.source is not None:
         prompt = parse_json(files.read(image.sidecars[0], MAX_JSON_BYTES, "bad_json"))
         fields = {"instruction": prompt.get("edit"), "text": prompt.get("output"), "conditions": [image.source]}
-        return describe({name: value for name, value in fields.items() if value is not None}, options.licence)
+        return describe({name: value for name, value in fields.items() if value is not None}, options)
     texts: list[CaptionFile] = []
     json_file: bytes | Refused | None = None
     for name in image.sidecars:

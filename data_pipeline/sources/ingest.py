@@ -147,6 +147,8 @@ def _no_samples_message(sources: Sequence[Path | str], ledgers: Sequence[Ledger]
         f"{count:,} {reason}, such as {refused.examples[reason][0]}" for reason, count in refused.counts.items()
     ]
     where = ", ".join(map(str, sources))
+    hint = "; --without-captions accepts images without captions" if "missing_caption" in refused.counts else ""
     return (
-        f"no usable image-caption pair in {where}: looked for {LOOKED_FOR}; refused: {'; '.join(refusals) or 'nothing'}"
+        f"no usable image-caption pair in {where}: looked for {LOOKED_FOR}; refused: "
+        f"{'; '.join(refusals) or 'nothing'}{hint}"
     )

@@ -108,7 +108,7 @@ def _entry(
     image = _resolve_name(values["image"], root, place)
     listing.named.add(image)
     try:
-        described = describe(values, options.licence)
+        described = describe(values, options)
     except Refused as error:
         raise Refused(error.reason, f"keys {layouts.format_keys(row)}" * (error.reason == "missing_caption")) from None
     conditions = tuple(_resolve_name(name, root, place) for name in described.conditions)

@@ -210,7 +210,7 @@ def row_to_record(fields: dict[str, Any], name: str, options: Options, source: s
         name = f"{name.rpartition('/')[0]}/{inner_path(str(key))}"  # the prefix keeps keys of several files apart
     if not is_name(name):
         raise Refused("bad_name")
-    described = describe(fields, options.licence)
+    described = describe(fields, options)
     return make_record(name, image, conditions, described, source_name(options, source)), described
 
 

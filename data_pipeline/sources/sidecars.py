@@ -17,7 +17,8 @@ def describe_sidecars(
     as img2dataset writes them, usually repeat the caption file; they are used only if no caption file has text.
 
     Raises:
-      Refused: if there is no usable caption; the detail lists the keys of a JSON file without captions.
+      Refused: if there is no usable caption and the options require one; the detail lists the keys of a JSON file
+        without captions.
     """
     row, problem = {}, None
     try:
@@ -33,7 +34,7 @@ def describe_sidecars(
     if any(isinstance(text.content, str) and text.content.strip() for text in texts):
         fields = {name: value for name, value in fields.items() if name not in ("text", "captions") or name in row}
     try:
-        described = describe(fields, options.licence, texts)
+        described = describe(fields, options, texts)
     except Refused as refusal:
         if problem is not None and not texts:
             raise problem from None

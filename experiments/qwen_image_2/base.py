@@ -233,7 +233,7 @@ def _data(
         smaller_too=True,  # otherwise small areas would see only small originals
         # Fraction of all images on which no stage trains, the same in every stage. Ours: it costs nothing, and from
         # 2.6M samples on gives a stream the 256 held-out samples that validation reads.
-        held_out=0.15 if tiny else 0.0001,
+        held_out=0.25 if tiny else 0.0001,
         mixture=dict(
             # Ours: half of the steps go to the area that a stage adds, the others keep what was learned.
             sides=side_shares,

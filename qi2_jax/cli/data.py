@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = _step(steps, "select", _select, "apply the thresholds of a config to the scores; reads no image")
     _add_selection(sub)
     sub.add_argument("--out", type=pathlib.Path, metavar="FILE", help=f"index to write (default: DIR/{INDEX})")
+    sub.add_argument(
+        "--without-captions",
+        action="store_true",
+        help="also keep records without a usable caption, for the autoencoder; `cache` leaves them out and counts them",
+    )
 
     sub = _step(steps, "cache", _cache, "encode the selected records once: latents and text features for training")
     _add_selection(sub, "data.* and encode.*")
@@ -62,6 +67,11 @@ def _add_ingest(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of records to create")
     sub.add_argument("--name", help="name of the data set in every record (default: name of the file or folder)")
     sub.add_argument("--licence", help="licence for samples without one")
+    sub.add_argument(
+        "--without-captions",
+        action="store_true",
+        help="also accept images without a caption, which train the autoencoder; other training counts and skips them",
+    )
     sub.add_argument(
         "--column",
         action="append",
@@ -127,7 +137,15 @@ def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
         columns[field] = name
     outputs.check_outside(arguments.out, *filter(pathlib.Path.exists, map(pathlib.Path, arguments.sources)))
     limit = MAX_IMAGE_BYTES if arguments.max_image_bytes is None else arguments.max_image_bytes
-    source = Options(arguments.name, arguments.licence, limit, columns, arguments.split, arguments.data_dir)
+    source = Options(
+        arguments.name,
+        arguments.licence,
+        limit,
+        columns,
+        arguments.split,
+        arguments.data_dir,
+        without_captions=arguments.without_captions,
+    )
     report = ingest(arguments.sources, arguments.out, source, records_per_shard=arguments.records_per_shard)
     tables.show(report.table())
     return report.to_dict()
@@ -178,7 +196,9 @@ def _select(arguments: argparse.Namespace) -> dict[str, Any]:
     out = arguments.out or arguments.folder / INDEX
     outputs.check_outside(out, arguments.folder / SCORES)
     outputs.check_outside(out, arguments.folder, allowed_suffix=".parquet")
-    selection = select(arguments.folder, _data_config(arguments).thresholds)
+    selection = select(
+        arguments.folder, _data_config(arguments).thresholds, without_captions=arguments.without_captions
+    )
     tables.show(selection.table())
     write_selection(out, selection)
     print(f"{len(selection.kept):,} records in {out}")

@@ -203,7 +203,8 @@ def _run_stage(
     started, run, model = time.monotonic(), place / paths.TRANSFORMER, out / paths.MODEL
     for _ in range(2):  # after the first pass all units are written, and the second completes the cache
         with processes.raise_together():
-            encoded = encode.encode(stage, records, place / INDEX, model, place / paths.SAMPLES)
+            others = sorted((out / paths.STAGES).glob(f"*/{paths.SAMPLES}"))
+            encoded = encode.encode(stage, records, place / INDEX, model, place / paths.SAMPLES, others)
     assert encoded is not None
     show(encoded.table())
     samples = Cache(place / paths.SAMPLES)

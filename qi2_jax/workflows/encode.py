@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable
 
 import jax
 
 from data_pipeline.records.shards import RecordFolder, digest_of
 from data_pipeline.samples import encoding
-from data_pipeline.samples.cache import MANIFEST, Cache
+from data_pipeline.samples.cache import MANIFEST, Cache, held_out_rule
+from data_pipeline.samples.held_out import BY_IMAGES, hold_out_of
 from data_pipeline.selection.index import selection_facts
 from qi2_jax.config.changes import differences
 from qi2_jax.inference import encoders
@@ -19,7 +21,12 @@ from qi2_jax.workflows.config import StageExperiment
 
 
 def encode(
-    config: StageExperiment, folder: pathlib.Path, index: pathlib.Path, model: pathlib.Path, out: pathlib.Path
+    config: StageExperiment,
+    folder: pathlib.Path,
+    index: pathlib.Path,
+    model: pathlib.Path,
+    out: pathlib.Path,
+    others: Iterable[pathlib.Path] = (),
 ) -> encoding.EncodeReport | None:
     """Encodes a selection of records into a cache. A complete cache is reused, and an interrupted one is continued.
 
@@ -29,6 +36,7 @@ def encode(
       index: selection of the records.
       model: model folder, or run with one, whose encoders are used.
       out: folder of the cache.
+      others: other caches of the same curriculum, whose hold-out rule a new cache follows.
 
     Returns:
       A report; None while other processes still have units to write.
@@ -45,10 +53,12 @@ def encode(
     if changes := differences(facts.get("thresholds", {}), thresholds):
         raise ValueError(f"{index} was selected with other thresholds; select again: {'; '.join(map(str, changes))}")
     model = locating.model_of(model)
-    made_from = encoding.fingerprint(records, index, config.data, encoders.digests(model) | _settings(config, model))
+    made_by = encoders.digests(model) | _settings(config, model)
+    rule = held_out_rule([out, *others])
     if (out / MANIFEST).is_file():
-        Cache(out, made_from)
+        Cache(out, encoding.fingerprint(records, index, config.data, made_by, rule or BY_IMAGES))
         return encoding.report(out, len(records))
+    held_out = hold_out_of(records, config.data.held_out, rule)
     return encoding.encode(
         folder,
         index,
@@ -61,9 +71,9 @@ def encode(
             config.encode.online,
         ),
         out,
-        made_from,
+        encoding.fingerprint(records, index, config.data, made_by, held_out.rule),
         records_per_unit=config.encode.records_per_unit,
-        held_out=config.data.held_out,
+        held_out=held_out,
         process=(jax.process_index(), jax.process_count()),
     )
 

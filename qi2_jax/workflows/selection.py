@@ -3,10 +3,11 @@
 import pathlib
 
 from data_pipeline.records.shards import RecordFolder
-from data_pipeline.samples.cache import StreamKey
-from data_pipeline.samples.held_out import is_held
+from data_pipeline.samples.cache import StreamKey, held_out_rule
+from data_pipeline.samples.held_out import hold_out_of
 from data_pipeline.selection.index import INDEX, read_selection, write_selection
 from data_pipeline.selection.select import select
+from qi2_jax.runs import paths
 from qi2_jax.workflows.config import StageExperiment
 from qi2_jax.workflows.reports import Show
 
@@ -29,7 +30,8 @@ def select_stage(stage: StageExperiment, records: pathlib.Path, out: pathlib.Pat
         show(selection.table())
         out.mkdir(parents=True, exist_ok=True)
         write_selection(index, selection)
-    if missing := _missing_streams(stage, records, index):
+    rule = held_out_rule(sorted(out.parent.glob(f"*/{paths.SAMPLES}")))
+    if missing := _missing_streams(stage, records, index, rule):
         raise ValueError(
             f"{index} has nothing for {sorted(map(str, missing))} (side-conditions, held out for validation), to which "
             f"data.mixture gives steps; give these no share, add such records, or change data.held_out "
@@ -37,18 +39,22 @@ def select_stage(stage: StageExperiment, records: pathlib.Path, out: pathlib.Pat
         )
 
 
-def _missing_streams(stage: StageExperiment, records: pathlib.Path, index: pathlib.Path) -> set[StreamKey]:
+def _missing_streams(
+    stage: StageExperiment, records: pathlib.Path, index: pathlib.Path, rule: str | None
+) -> set[StreamKey]:
     """The streams that have a share of the steps, or are needed for validation, and no record."""
     held_out = stage.data.held_out
     missing = set(stage.data.shares.weights())
     missing |= {key._replace(held=True) for key in missing if held_out}
-    stored = RecordFolder(records)
+    hold_out = hold_out_of(RecordFolder(records), held_out, rule)
     for row in read_selection(index):
         if not missing:
             break
+        if not row.captions:  # encoding leaves it out
+            continue
         fits = stage.data.resolutions.fits(row.width, row.height)
         keys = {StreamKey(side, row.conditions) for side, fit in fits if fit.left_out is None}
         if missing & {*keys, *(key._replace(held=True) for key in keys)}:  # else its images need not be read
-            held = held_out > 0 and is_held(stored[row.index], held_out)
+            held = hold_out.holds(row.index)
             missing -= {key._replace(held=held) for key in keys}
     return missing

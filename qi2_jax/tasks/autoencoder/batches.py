@@ -3,14 +3,11 @@
 Dims: `B` batch, `H` `W` pixels, `c` image channels.
 """
 
-import itertools
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
 from data_pipeline.loading.crops import SelectedImages, center_crop
-from data_pipeline.samples.held_out import is_held
+from data_pipeline.samples.held_out import hold_out_of
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder.objective import Crop
@@ -20,7 +17,6 @@ MAX_CACHED_BYTES = 1 << 30  # images that take no more memory than this are deco
 VALIDATION_IMAGES = 16
 DRAWN_IMAGES = 4
 MAX_DRAWN_SIDE = 512  # pixels
-MAX_SCANNED = 100_000  # records in which held-out images are searched, which takes seconds
 
 
 def microbatch(
@@ -41,43 +37,48 @@ def microbatch(
     return Microbatch(None, Crop(pixels_BHWc, repeated_B2), stats=stats)
 
 
-def held_out_indices(images: SelectedImages, fraction: float, count: int = VALIDATION_IMAGES) -> list[int]:
-    """Indices of the first `count` images that the hold-out rule of the samples selects.
+def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedImages, SelectedImages]:
+    """Splits images into those to train on and those to validate on, by the hold-out rule of all stages and tasks.
 
-    The rule holds these images out from the transformer. The autoencoder itself trains on every image. With a fraction
-    of 0 nothing is held out, and the first training images are used, as for the transformer.
+    With a fraction of 0 nothing is held out, and the first training images validate, as for the transformer.
 
     Args:
-      images: training images.
+      images: selected images.
       fraction: `data.held_out` of the config.
-      count: largest number of images.
+
+    Returns:
+      The training images, and at most `VALIDATION_IMAGES` images for validation.
+
+    Raises:
+      ValueError: if all images are held out.
     """
-    if not fraction:
-        return list(range(min(count, len(images))))
-    scanned = range(min(len(images), MAX_SCANNED))
-    found = list(itertools.islice((i for i in scanned if is_held(images.record(i), fraction)), count))
-    if not found:
-        processes.log_on_main(
-            f"none of the first {len(scanned):,} images is held out with data.held_out={fraction}: the autoencoder is "
-            "validated on training images"
+    is_held = hold_out_of(images.records, fraction).mask(image.index for image in images.chosen)
+    trained, held = np.flatnonzero(~is_held).tolist(), np.flatnonzero(is_held).tolist()
+    if not trained:
+        raise ValueError(
+            f"all {len(images):,} images are held out with data.held_out={fraction}, and none is left to train the "
+            "autoencoder; choose a smaller fraction or add images"
         )
-        return list(range(min(count, len(images))))
-    return found
+    if fraction and not held:
+        processes.log_on_main(
+            f"none of {len(images):,} images is held out with data.held_out={fraction}: the autoencoder is validated "
+            "on training images"
+        )
+    return images.subset(trained), images.subset((held or trained)[:VALIDATION_IMAGES])
 
 
-def validation_pixels(images: SelectedImages, indices: Sequence[int], side: int) -> Float[np.ndarray, "B H W c"]:
+def validation_pixels(images: SelectedImages, side: int) -> Float[np.ndarray, "B H W c"]:
     """The central crops of images, in [-1, 1]."""
-    return np.stack([normalize(center_crop(images[index], side)) for index in indices])
+    return np.stack([normalize(center_crop(image, side)) for image in images])
 
 
-def drawn_pixels(images: SelectedImages, indices: Sequence[int], factor: int) -> Float[np.ndarray, "B H W c"]:
+def drawn_pixels(images: SelectedImages, factor: int) -> Float[np.ndarray, "B H W c"]:
     """Images cropped to one common square, as large as possible, in [-1, 1].
 
     Args:
-      images: training images.
-      indices: indices of the images.
+      images: images to draw.
       factor: pixels of a latent, of which the square's side is a multiple.
     """
-    chosen = [images[index] for index in indices]
+    chosen = list(images)
     side = min(MAX_DRAWN_SIDE, *(size for image in chosen for size in image.shape[:2]))
     return np.stack([normalize(center_crop(image, side // factor * factor)) for image in chosen])

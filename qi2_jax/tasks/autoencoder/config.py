@@ -89,6 +89,7 @@ class AutoencoderConfig(TrainingConfig):
       batch_size: crops per batch.
       statistics_batches: batches from which the mean and standard deviation of the latents are measured.
       channels: channels of the training images, 3 (RGB) or 4 (RGBA); the curriculum reads it.
+      mattes: share of training crops that a random matte makes partly transparent, for an autoencoder of RGBA images.
 
     Raises:
       ValueError: for a value out of its range.
@@ -103,6 +104,7 @@ class AutoencoderConfig(TrainingConfig):
     batch_size: int
     statistics_batches: int
     channels: int = 4
+    mattes: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +113,11 @@ class AutoencoderConfig(TrainingConfig):
         if self.crop < 1 or self.crop % self.model.factor:
             raise ValueError(
                 f"crop is {self.crop}; it must be a multiple of {self.model.factor}, the pixels of a latent"
+            )
+        if not 0 <= self.mattes <= 1 or (self.mattes and self.model.in_channels != 4):
+            raise ValueError(
+                f"mattes is {self.mattes}; it is a share of crops from 0 to 1, and above 0 the autoencoder must read "
+                f"four channels instead of {self.model.in_channels}"
             )
 
 

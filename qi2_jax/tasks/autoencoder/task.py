@@ -131,9 +131,9 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
 
     Args:
       config: config of the stage.
-      images: training images.
+      images: selected images.
       mesh: devices of the run.
-      held_out: `data.held_out` of the config. Validation reads the images that it holds out from the transformer.
+      held_out: `data.held_out` of the config: the fraction of images that only validation reads.
 
     Raises:
       ValueError: if the crops do not fit the buckets or the mesh.
@@ -145,20 +145,20 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
     with processes.raise_together():
         frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
     rows = sharding.local_rows(mesh, config.batch_size)
-    # Every image is cropped again and again: if there is room, it is decoded once.
-    decoded = list(images) if images.nbytes <= batches.MAX_CACHED_BYTES else images
     with processes.raise_together():
-        indices = batches.held_out_indices(images, held_out)
-        drawn = indices[: batches.DRAWN_IMAGES]
+        trained, held = batches.split_held_out(images, held_out)
+        drawn = held.subset(range(min(batches.DRAWN_IMAGES, len(held))))
+        # Every image is cropped again and again: if there is room, it is decoded once.
+        decoded = list(trained) if trained.nbytes <= batches.MAX_CACHED_BYTES else trained
         return AutoencoderTask(
             config=config,
-            data={"pictures": images.digest, **digests},
+            data={"pictures": trained.digest, **digests},
             frozen=frozen,
             model_config=model_config,
-            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows),
-            validation=batches.validation_pixels(images, indices, config.crop),
-            drawn=batches.drawn_pixels(images, drawn, model_config.factor),
-            records=[images.chosen[index].index for index in drawn],
+            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows, config.mattes),
+            validation=batches.validation_pixels(held, config.crop),
+            drawn=batches.drawn_pixels(drawn, model_config.factor),
+            records=[image.index for image in drawn.chosen],
             mesh=mesh,
         )
 
@@ -177,7 +177,7 @@ def train_autoencoder(
 
     Args:
       config: config of the stage.
-      images: training images.
+      images: selected images.
       out: folder of the run.
       model: model folder.
       held_out: see `make_task`.

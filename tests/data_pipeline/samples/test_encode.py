@@ -18,7 +18,7 @@ from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.samples import encoding
 from data_pipeline.samples.cache import Cache
-from data_pipeline.samples.held_out import image_hash, is_held
+from data_pipeline.samples.held_out import HoldOut, image_hash, is_held
 from data_pipeline.samples.prepare import prepare_image
 from data_pipeline.samples.schema import NOTHING, TEXT, TEXT_AND_IMAGES, encode_sample
 from data_pipeline.selection.index import Kept, Selection, read_selection, selection_facts, write_selection
@@ -82,7 +82,7 @@ def run(folder, model, out, online=NOTHING, held_out=0.0, **changes):
         encoders.Encoders(model, mesh, jnp.float32, 4, online),
         out,
         {**encoding.preprocessing(data), **encoders.digests(model), "online": online},
-        **{"records_per_unit": 3, "progress": False, "held_out": held_out} | changes,
+        **{"records_per_unit": 3, "progress": False, "held_out": HoldOut(RecordFolder(folder), held_out)} | changes,
     )
 
 
@@ -187,7 +187,7 @@ def test_a_cache_is_not_continued_with_other_data(whole, folder, imported):
     with pytest.raises(ValueError, match=r"vae: .* expected 'another'"):
         Cache(out, {"vae": "another"})
     wider = load_experiment(STAGE, ["data.max_cropped=0.5"]).data
-    with pytest.raises(ValueError, match=r"expected.*'held_out': 0\.15"):
+    with pytest.raises(ValueError, match=r"expected.*'held_out': 0\.25"):
         Cache(out, encoding.preprocessing(data))
     data = load_experiment(STAGE, ["data.held_out=0.0"]).data
     assert "held_out" not in encoding.preprocessing(data)["preprocessing"]  # as in caches from before there was the key

@@ -3,9 +3,9 @@
 import pytest
 
 from data_pipeline.records.schema import MAX_CAPTION_CHARS, Caption
-from data_pipeline.sources import LOST
+from data_pipeline.sources import DEFAULTS, LOST, Options
 from data_pipeline.sources.base import Refused
-from data_pipeline.sources.fields import CaptionFile, describe
+from data_pipeline.sources.fields import CaptionFile, describe, merge
 
 FINE = Caption("hills")
 
@@ -31,26 +31,26 @@ FINE = Caption("hills")
     ],
 )
 def test_what_is_lost(fields, captions, lost):
-    found = describe(fields, None)
+    found = describe(fields, DEFAULTS)
     assert found.captions == captions and set(found.lost) == lost <= set(LOST)
 
 
 def test_tags_are_a_list_or_a_string_and_the_first_are_kept():
-    assert describe({"text": "hills", "tags": "outdoors sky hill"}, None).tags == ("outdoors sky hill",)
-    assert describe({"text": "hills", "tags": "sky, hill ,sky"}, None).tags == ("sky", "hill")
-    found = describe({"text": "hills", "tags": [f"tag_{n}" for n in range(30)]}, None)
+    assert describe({"text": "hills", "tags": "outdoors sky hill"}, DEFAULTS).tags == ("outdoors sky hill",)
+    assert describe({"text": "hills", "tags": "sky, hill ,sky"}, DEFAULTS).tags == ("sky", "hill")
+    found = describe({"text": "hills", "tags": [f"tag_{n}" for n in range(30)]}, DEFAULTS)
     assert found.tags == tuple(f"tag_{n}" for n in range(16)) and found.lost == ("too_many_tags",)
 
 
 def test_the_first_captions_are_kept():
-    found = describe({"captions": [f"way {n}" for n in range(70)]}, None)
+    found = describe({"captions": [f"way {n}" for n in range(70)]}, DEFAULTS)
     assert len(found.captions) == 64 and found.lost == ("too_many_captions",)
 
 
 def test_an_unreadable_text_file_does_not_lose_the_record():
-    found = describe({"text": "hills"}, "CC0", [CaptionFile(Refused("not_utf8"))])
+    found = describe({"text": "hills"}, Options(licence="CC0"), [CaptionFile(Refused("not_utf8"))])
     assert (found.captions, found.licence, found.lost) == ((FINE,), "CC0", ("not_utf8",))
-    assert describe({"text": "hills", "licence": " "}, "CC0").licence == "CC0"
+    assert describe({"text": "hills", "licence": " "}, Options(licence="CC0")).licence == "CC0"
 
 
 @pytest.mark.parametrize(
@@ -65,5 +65,25 @@ def test_an_unreadable_text_file_does_not_lose_the_record():
 )
 def test_reasons_that_refuse_the_sample(fields, reason):
     with pytest.raises(Refused) as refusal:
-        describe(fields, None)
+        describe(fields, DEFAULTS)
     assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "lost"),
+    [
+        ({}, ("no_caption",)),
+        ({"captions": ["", " "]}, ("missing_caption", "missing_caption", "no_caption")),
+        ({"text": "hills"}, ()),
+    ],
+)
+def test_images_without_captions_are_accepted_on_request_and_counted(fields, lost):
+    found = describe(fields, Options(without_captions=True))
+    assert found.lost == lost and set(lost) <= set(LOST)
+    assert found.captions == ((FINE,) if fields.get("text") else ())
+
+
+def test_a_later_caption_is_not_missing():
+    options = Options(without_captions=True)
+    found = merge(describe({}, options), describe({"text": "hills"}, options))
+    assert (found.captions, found.lost) == ((FINE,), ())

@@ -85,6 +85,25 @@ def test_images_tars_and_tables_of_one_folder_are_all_read(tmp_path):
     assert report.files == {".heic": 2, ".jpg": 4, ".parquet": 1, ".png": 2, ".tar": 2, ".txt": 8}
 
 
+def test_a_folder_without_captions_is_read_whole_on_request(tmp_path):
+    src = tmp_path / "plain"
+    bare = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{"image": b"row"}, {"image": b"other"}]), bare)
+    put(src, pictures() | {"1.txt": "hills", "2.json": '{"width": 3}', "bare.parquet": bare.getvalue()})
+    put(src, {"set.tar": tar(), "below/metadata.jsonl": '{"file_name": "4.jpg"}', "below/4.jpg": b"4"})
+    put(src, {"edit/metadata.jsonl": '{"file_name": "5.jpg", "conditions": ["6.jpg"]}', "edit/5.jpg": b"5"})
+    put(src, {"edit/6.jpg": b"6"})
+    records, report = read(src)
+    assert keys(records) == ["1.jpg", "set/1"]
+    assert report.refused.counts["missing_caption"] == 6
+    records, report = read(src, without_captions=True)
+    plain = ["0.jpg", "2.jpg", "below/4.jpg", "bare/00000000", "bare/00000001"]
+    assert [record.key for record in records if not record.captions] == plain
+    assert [record.key for record in records if record.captions] == ["1.jpg", "set/1"]
+    assert report.lost.counts == {"no_caption": 5}
+    assert report.refused.counts == {"missing_instruction": 1, "not_read": 1}
+
+
 def test_a_table_of_urls_next_to_a_tar_does_not_affect_the_tar(tmp_path):
     buffer = io.BytesIO()
     pq.write_table(pa.table({"url": ["http://x.invalid"], "caption": ["x"]}), buffer)

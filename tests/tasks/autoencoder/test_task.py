@@ -12,6 +12,7 @@ from data_pipeline.loading.crops import SelectedImage, SelectedImages
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.samples.held_out import image_hash
+from data_pipeline.scoring.cascade import score
 from qi2_jax.tasks.autoencoder import batches, task
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.training.telemetry import metrics
@@ -38,11 +39,34 @@ def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(imag
     numbers = [image_hash(images.record(index).image) for index in range(12)]
     expected = [index for index in range(12) if numbers[index] < 0.5]
     assert 1 < len(expected) < 12
-    assert batches.held_out_indices(images, 0.5) == expected
-    assert batches.held_out_indices(images, 0.5, 2) == expected[:2]
-    assert batches.held_out_indices(images, 0.0, 3) == [0, 1, 2]
-    assert batches.held_out_indices(images, min(numbers), 3) == [0, 1, 2]
-    assert "none of the first 12 images is held out" in caplog.text
+
+    def split(fraction):
+        return [[image.index for image in part.chosen] for part in batches.split_held_out(images, fraction)]
+
+    assert split(0.5) == [[index for index in range(12) if index not in expected], expected]
+    assert split(0.0) == split(min(numbers)) == [[*range(12)], [*range(12)]]
+    assert batches.split_held_out(images, 0.0)[0].digest == images.digest  # so that runs of before can be resumed
+    assert "none of 12 images is held out" in caplog.text and "has no groups of near duplicates" in caplog.text
+    with pytest.raises(ValueError, match=r"all 12 images are held out"):
+        split(0.9999999)
+
+
+def test_copies_of_held_out_images_are_not_trained_on(images, tmp_path):
+    made = []
+    for number in range(12):
+        made.append(images.record(number).image)
+        buffer = io.BytesIO()
+        with Image.open(io.BytesIO(made[-1])) as image:
+            image.resize((SIDE + 10, SIDE + 10)).save(buffer, "JPEG", quality=90)
+        made.append(buffer.getvalue())
+    write_shards(tmp_path, [Record(f"{i}", one, (), "test") for i, one in enumerate(made)], records_per_shard=7)
+    score(tmp_path, workers=1, progress=False)
+    chosen = tuple(SelectedImage(i, Bucket(SIDE, SIDE), ()) for i in range(24))
+    trained, held = batches.split_held_out(SelectedImages(RecordFolder(tmp_path), chosen, 4), 0.5)
+    groups = [{image.index // 2 for image in part.chosen} for part in (trained, held)]
+    assert len(trained) + len(held) == 24 and not groups[0] & groups[1] and all(groups)
+    built = task.make_task(tiny(), trained, task.make_mesh(tiny().mesh), 0.5)
+    assert len(built.crops.images) == len(trained)  # nothing of it is held out
 
 
 def tiny():
@@ -62,7 +86,7 @@ def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(imag
     drawn = {path.name for path in (tmp_path / "vae" / "samples").iterdir()}
     assert drawn == {f"reconstructions-{step}.{kind}" for step in (0, 2) for kind in ("png", "json")}
     notes = json.loads((tmp_path / "vae" / "samples" / "reconstructions-2.json").read_text())
-    held_out = batches.held_out_indices(images, 0.5)
+    held_out = [image.index for image in batches.split_held_out(images, 0.5)[1].chosen]
     assert [sample["record"] for sample in notes["samples"]] == held_out[: batches.DRAWN_IMAGES]
     with Image.open(tmp_path / "vae" / "samples" / "reconstructions-2.png") as grid:
         assert grid.width > 2 * SIDE and grid.height > len(notes["samples"]) // 2 * SIDE
