@@ -152,7 +152,11 @@ def test_compiled_programs_do_not_make_a_folder_someone_elses(tmp_path):
 
 @pytest.mark.parametrize(
     ("own", "difference", "message"),
-    [(0.5, 0, "only 50% of the generated images"), (None, 3, "different images, by up to 3 of 255"), (1.0, 2, "different images")],
+    [
+        (0.5, 0, "only 50% of the generated images"),
+        (None, 3, "different images, by up to 3 of 255"),
+        (1.0, 2, "different images"),
+    ],
 )
 def test_job_fails_where_its_figures_are_worse_than_expected(own, difference, message):
     figures = {"samples_nearest_to_own_image": own, "largest_difference_to_pytorch": difference}
