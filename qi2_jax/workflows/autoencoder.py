@@ -86,6 +86,6 @@ def _select(data: DataConfig, records: pathlib.Path, index: pathlib.Path, show: 
         made_from = facts.get("records"), facts.get("thresholds")
         if made_from == (digest_of(RecordFolder(records).shards), thresholds):
             return
-    selection = select(records, data.thresholds)
+    selection = select(records, data.thresholds, without_captions=True)
     show(selection.table())
     write_selection(index, selection)
