@@ -52,7 +52,7 @@ def test_terms_equal_the_published_formula_in_torch(margins):
 
     (found, metrics), gradient = jax.value_and_grad(value, has_aux=True)(z)
     assert float(metrics["alignment/cosine"]) == pytest.approx(float(cosine.detach()), rel=1e-5)
-    assert float(metrics["alignment/distance"]) == pytest.approx(float(distance), rel=1e-5)
+    assert float(metrics["alignment/distance"]) == pytest.approx(float(distance.detach()), rel=1e-5)
     assert float(found) == pytest.approx(float(cosine + distance), rel=1e-5)
     assert float(cosine) > 0 and float(distance) > 0
     np.testing.assert_allclose(gradient, tz.grad.reshape(2, 6, 4, 3).permute(0, 2, 3, 1), atol=1e-6)
