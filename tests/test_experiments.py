@@ -119,6 +119,24 @@ def test_tiny_stages_can_train_here(name):
     check_transformer(load_experiment(f"{EXPERIMENTS[name]}:tiny"))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["demo", "qwen_image_2.autoencoder", "qwen_image_2.curriculum"])
+def test_crops_fit_the_narrowest_bucket(name, form):
+    config = load_experiment(f"{EXPERIMENTS[name]}{form and ':'}{form}")
+    data = config.data if hasattr(config, "data") else config.stages[config.order[0]].data
+    sides = [
+        side for _, buckets in data.resolutions.areas for size in buckets.sizes for side in (size.width, size.height)
+    ]
+    assert config.vae.crop <= min(sides)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_autoencoder_holds_out_as_many_images_as_the_stages(form):
+    stages = load_experiment(f"{EXPERIMENTS['qwen_image_2.curriculum']}{form and ':'}{form}").stages.values()
+    alone = load_experiment(f"{EXPERIMENTS['qwen_image_2.autoencoder']}{form and ':'}{form}")
+    assert {stage.data.held_out for stage in stages} == {alone.data.held_out}
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for name, form in itertools.product(EXPERIMENTS, FORMS):

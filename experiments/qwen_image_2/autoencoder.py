@@ -43,7 +43,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
 
 
 def _data(tiny: bool) -> dict[str, Any]:
-    """Images of all kinds: neither captions nor scores are needed."""
+    """Images of all kinds. Their records must be scored; captions are not needed."""
     return dict(
         # Each image is read at the largest of these resolutions that it fills. The narrowest bucket of the smallest one
         # must have room for a crop.
@@ -52,7 +52,7 @@ def _data(tiny: bool) -> dict[str, Any]:
         max_upscale=1.0,
         max_cropped=0.25,
         smaller_too=False,
-        held_out=0.15 if tiny else 0.0001,  # as in the stages, so that no stage trains on what another one holds out
+        held_out=0.25 if tiny else 0.0001,  # as in the stages, so that no stage trains on what another one holds out
         mixture=dict(sides=(1,) if tiny else (1, 1, 1), tasks=(1, 0), conditions=(1,)),  # unused by the autoencoder
         thresholds=dict(
             dataclasses.asdict(Thresholds()),

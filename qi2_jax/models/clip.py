@@ -132,11 +132,11 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, config: TowerConfig, *, key: Array):
+    def __init__(self, width: int, hidden: int, activation: str, *, key: Array):
         rng = keys(key)
-        self.fc1 = Linear(config.width, config.hidden, key=next(rng), axes=("mlp", "embed"), bias=True)
-        self.fc2 = Linear(config.hidden, config.width, key=next(rng), axes=("embed", "mlp"), bias=True)
-        self.activation = config.activation
+        self.fc1 = Linear(width, hidden, key=next(rng), axes=("mlp", "embed"), bias=True)
+        self.fc2 = Linear(hidden, width, key=next(rng), axes=("embed", "mlp"), bias=True)
+        self.activation = activation
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
@@ -149,7 +149,7 @@ class Layer(nnx.Module):
         rng = keys(key)
         self.layer_norm1, self.layer_norm2 = (LayerNorm(config.width, eps=config.eps) for _ in range(2))
         self.self_attn = Attention(config, key=next(rng))
-        self.mlp = MLP(config, key=next(rng))
+        self.mlp = MLP(config.width, config.hidden, config.activation, key=next(rng))
 
     def __call__(self, x: Float[Array, "B S D"], *, causal: bool) -> Float[Array, "B S D"]:
         x = x + self.self_attn(self.layer_norm1(x), causal=causal)
@@ -231,7 +231,7 @@ class PoolingHead(nnx.Module):
         self.probe = nnx.Param(jax.random.normal(next(rng), (1, 1, config.width)), axes=(None, None, "embed"))
         self.attention = PoolingAttention(config, key=next(rng))
         self.layernorm = LayerNorm(config.width, eps=config.eps)
-        self.mlp = MLP(config, key=next(rng))
+        self.mlp = MLP(config.width, config.hidden, config.activation, key=next(rng))
 
     def __call__(self, x_BPD: Float[Array, "B P D"]) -> Float[Array, "B D"]:
         probe = jnp.broadcast_to(self.probe[...].astype(x_BPD.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))

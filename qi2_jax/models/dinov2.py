@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qi2_jax.attention import attention
-from qi2_jax.models.clip import ACTIVATIONS, PatchEmbedding
+from qi2_jax.models.clip import ACTIVATIONS, MLP, PatchEmbedding
 from qi2_jax.models.layers import AnyArray, LayerNorm, Linear, keys, stacked
 
 PLAIN, REGISTERS = "dinov2", "dinov2_with_registers"  # model_type in config.json
@@ -138,19 +138,6 @@ class Attention(nnx.Module):
         return self.output(attention(q, k, v).reshape(x.shape))
 
 
-class MLP(nnx.Module):
-    """Two linear layers with an activation between them."""
-
-    def __init__(self, config: Dinov2Config, *, key: Array):
-        rng = keys(key)
-        self.fc1 = Linear(config.width, config.hidden, key=next(rng), axes=("mlp", "embed"), bias=True)
-        self.fc2 = Linear(config.hidden, config.width, key=next(rng), axes=("embed", "mlp"), bias=True)
-        self.activation = config.activation
-
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-
-
 class SwiGLU(nnx.Module):
     """`silu(a) * b` between two linear layers, where a and b are the halves of the first one's output."""
 
@@ -171,7 +158,12 @@ class Layer(nnx.Module):
         rng = keys(key)
         self.norm1, self.norm2 = (LayerNorm(config.width, eps=config.eps) for _ in range(2))
         self.attention = Attention(config, key=next(rng))
-        self.mlp = (SwiGLU if config.swiglu else MLP)(config, key=next(rng))
+        key_mlp = next(rng)
+        self.mlp = (
+            SwiGLU(config, key=key_mlp)
+            if config.swiglu
+            else MLP(config.width, config.hidden, config.activation, key=key_mlp)
+        )
         self.scale1, self.scale2 = (nnx.Param(jnp.ones((config.width,)), axes=(None,)) for _ in range(2))
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
