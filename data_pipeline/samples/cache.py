@@ -308,11 +308,6 @@ class Cache:
         return self.fingerprint.get("preprocessing", {}).get("held_out", 0.0)
 
     @property
-    def held_out_by(self) -> str:
-        """The rule by which they are held out, see `held_out.HoldOut`."""
-        return self.fingerprint.get(HELD_OUT_BY, BY_IMAGES)
-
-    @property
     def online(self) -> str:
         """What training computes instead of reading it here, see `schema.ONLINE`."""
         in_schema_2 = TEXT if self.fingerprint.get("text") == "online" else NOTHING

@@ -32,7 +32,7 @@ from data_pipeline.filters.duplicates import COLOUR_SIDE, FINE_SIDE, coarse
 from data_pipeline.records.shards import Shard, read_manifest
 from data_pipeline.scoring.pair_scores import SAME, fingerprints, first_equal, read_pairs, validity
 from data_pipeline.scoring.pair_search import Contents, read_prints, search, work_folder
-from data_pipeline.scoring.score_tables import TABLE, from_parquet, to_parquet
+from data_pipeline.scoring.score_tables import TABLE, from_parquet, naming_damage, to_parquet
 from data_pipeline.scoring.windows import window_hashes
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
@@ -105,15 +105,11 @@ def read_numbers(folder: Path | str) -> Float[np.ndarray, " n"]:
       ValueError: if the table is damaged.
     """
     table, marker = paths(folder)
-    try:
+    with naming_damage(table.parent, folder):
         rows = from_parquet(table.read_bytes(), json.loads(marker.read_bytes())[TABLE])
         numbers = rows.column("number").to_numpy().astype(np.float64)
         if len(numbers) != sum(shard.records for shard in read_manifest(folder)):
             raise ValueError(f"{len(numbers)} rows")
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{table.parent} is damaged; delete it and run `qi2 data score {folder}` again: {error}"
-        ) from None
     return numbers
 
 

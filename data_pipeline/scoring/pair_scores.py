@@ -30,7 +30,7 @@ from data_pipeline.filters.entropy import ENTROPY
 from data_pipeline.records.shards import Shard, read_manifest
 from data_pipeline.scoring.candidates import MAX_DISTANCE, MAX_GRADIENT
 from data_pipeline.scoring.pairs import FINGERPRINT, MAX_DIFFERENCE, NEAR
-from data_pipeline.scoring.score_tables import TABLE, from_parquet, read_shard_scores, to_parquet
+from data_pipeline.scoring.score_tables import TABLE, from_parquet, naming_damage, read_shard_scores, to_parquet
 from data_pipeline.scoring.windows import WINDOWS, window_hashes
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
@@ -163,7 +163,7 @@ def read_pairs(folder: Path | str) -> Pairs:
             f"`qi2 data score {folder}`"
         )
     same, near, marker = paths(folder)
-    try:
+    with naming_damage(same.parent, folder):
         digests = json.loads(marker.read_bytes()).get(TABLE, (None, None))  # None for tables of earlier versions
         tables = [from_parquet(path.read_bytes(), digest) for path, digest in zip((same, near), digests, strict=True)]
         columns = [{name: table.column(name).to_numpy() for name in table.column_names} for table in tables]
@@ -173,10 +173,6 @@ def read_pairs(folder: Path | str) -> Pairs:
         pairs = Pairs(np.stack([columns[0][name] for name in SAME], 1), rows)
         if len(pairs.same) != sum(shard.records for shard in read_manifest(folder)):
             raise ValueError(f"{len(pairs.same)} rows")
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{same.parent} is damaged; delete it and run `qi2 data score {folder}` again: {error}"
-        ) from None
     return pairs
 
 

@@ -8,6 +8,7 @@ scores are complete and for what they are valid. Scores without a matching marke
 again. Reading compares the table with its digest; markers of earlier versions have none.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -93,6 +94,20 @@ def write_scores(folder: Path | str, filter: Filter, shard: Shard, keys: Sequenc
     data = to_parquet(pa.table(columns))
     write_atomic(scores, data)
     write_json_atomic(marker, _validity(filter, shard) | {TABLE: hashlib.sha256(data).hexdigest()})
+
+
+@contextlib.contextmanager
+def naming_damage(tables: Path, folder: Path | str) -> Iterator[None]:
+    """Turns what a damaged table raises while it is read into a ValueError that names the way out.
+
+    Args:
+      tables: folder of the table.
+      folder: folder of records that was scored.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{tables} is damaged; delete it and run `qi2 data score {folder}` again: {error}") from None
 
 
 def read_scores(folder: Path | str, filters: Sequence[Filter]) -> Iterator[dict]:

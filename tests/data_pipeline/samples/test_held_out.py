@@ -129,7 +129,7 @@ def test_copies_are_held_out_together_and_the_cache_names_the_rule(copied, tmp_p
     held = {sample.record // 2 for stream in found.streams if stream.key.held for sample in stream}
     trained = {sample.record // 2 for stream in found.streams if not stream.key.held for sample in stream}
     assert held and trained and not held & trained and len(held | trained) == 8
-    assert found.held_out_by == rule.rule == held_out_rule([tmp_path / "absent", tmp_path])
+    assert found.fingerprint["held_out_by"] == rule.rule == held_out_rule([tmp_path / "absent", tmp_path])
     with pytest.raises(ValueError, match=r"held_out_by: 'near-duplicate groups .*'"):
         Cache(tmp_path, made | {"held_out_by": "near-duplicate groups of other scores"})
 
