@@ -87,7 +87,7 @@ class SelectedImages(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """Random square crops of images, mirrored half of the time: a pure function of (seed, step).
+    """Random square crops of images: a pure function of (seed, step).
 
     Attributes:
       images: images with values 0..255 and sides of at least `side`.
@@ -96,6 +96,8 @@ class Crops:
       seed: seed of the order, positions and mirroring.
       rows: rows of the global batch that this process reads; None for all.
       mattes: share of crops whose alpha is multiplied by a random matte; above 0, images need four channels.
+      step: number of pixels of which the positions of crops are multiples.
+      mirrored: share of crops that are mirrored.
     """
 
     images: Sequence[UInt8[np.ndarray, "_ _ c"]]
@@ -104,6 +106,8 @@ class Crops:
     seed: int
     rows: Sequence[int] | None = None
     mattes: float = 0.0
+    step: int = 1
+    mirrored: float = 0.5
 
     def from_step(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Pixels in [-1, 1] for steps start, start + 1, ..."""
@@ -119,9 +123,9 @@ class Crops:
 
     def _crop(self, index: int, rng: np.random.Generator) -> Float[np.ndarray, "H W c"]:
         pixels = self.images[index]
-        top, left = (int(rng.integers(0, size - self.side + 1)) for size in pixels.shape[:2])
+        top, left = (self.step * int(rng.integers(0, (size - self.side) // self.step + 1)) for size in pixels.shape[:2])
         crop = pixels[top : top + self.side, left : left + self.side]
-        crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+        crop = crop[:, ::-1] if rng.random() < self.mirrored else crop
         if self.mattes and rng.random() < self.mattes:  # without mattes, nothing more is drawn than in earlier versions
             crop = with_matte(crop, rng)
         return normalize(crop)

@@ -77,7 +77,7 @@ def decode_in_tiles(
 
 def encoder_reach(config: VAEConfig) -> int:
     """Latents at the edge of a window that differ from those of the whole image, before the mid block."""
-    reach = 1  # of the input convolution, in pixels; each level continues in its own pixels
+    reach = 1  # of the input convolution, in patches; each level continues in its own pixels
     for level in config.encoder_levels():
         reach += 2 * config.residual_blocks  # a residual block has two convolutions
         if level.factor == 2:
@@ -92,7 +92,7 @@ def decoder_reach(config: VAEConfig) -> int:
         reach += 2 * (config.residual_blocks + 1)
         if level.factor == 2:
             reach = 2 * reach + 1  # twice as many pixels, and one convolution
-    return -(-(reach + 1) // config.factor)  # with the output convolution
+    return -(-(reach + 1) * config.patch_size // config.factor)  # with the output convolution
 
 
 def _tile_of(tile: int, factor: int) -> int:

@@ -11,7 +11,7 @@ CLASS_NAME = "AutoencoderKLQwenImage21"
 MAX_BLOCKS, MAX_LEVELS = 64, 8  # limits for configurations from outside
 
 # Published options that change the model, each with the only value that is supported.
-_FIXED = {"is_residual": True, "attn_scales": [], "dropout": 0.0, "patch_size": None}
+_FIXED = {"is_residual": True, "attn_scales": [], "dropout": 0.0}
 
 _FIELDS = {
     "encoder_width": "base_dim",
@@ -39,7 +39,7 @@ def from_diffusers(published: Mapping[str, Any]) -> VAEConfig:
     entries = {key: value for key, value in published.items() if not key.startswith("_")}
     if missing := sorted({"latents_mean", "latents_std"} - entries.keys()):
         raise ValueError(f"the autoencoder's configuration lacks {missing}; add one value per latent channel")
-    if unknown := sorted(entries.keys() - {*_FIELDS.values(), *_FIXED, *_scale_factors(VAEConfig())}):
+    if unknown := sorted(entries.keys() - {*_FIELDS.values(), "patch_size", *_FIXED, *_scale_factors(VAEConfig())}):
         raise ValueError(
             f"the autoencoder's configuration has unknown entries {unknown}; only those of diffusers 0.42 are supported"
         )
@@ -55,6 +55,17 @@ def from_diffusers(published: Mapping[str, Any]) -> VAEConfig:
             f"the autoencoder has num_res_blocks = {fields.get('residual_blocks')} and "
             f"{len(fields.get('multipliers', ()))} levels in dim_mult; at most {MAX_BLOCKS} and {MAX_LEVELS} are read"
         )
+    # Published channels are those of the patches.
+    if (patch := entries.get("patch_size")) is not None:
+        fields["patch_size"] = patch
+        for name in ("in_channels", "out_channels"):
+            channels = fields.get(name, 0)
+            if not isinstance(patch, int) or patch < 1 or channels % patch**2:
+                raise ValueError(
+                    f"the autoencoder has {name} = {channels} and patch_size = {patch}; the first must be 3 or 4 times "
+                    "the square of the second"
+                )
+            fields[name] = channels // patch**2
     config = VAEConfig(**fields)
     for key, value in _scale_factors(config).items():
         if entries.get(key, value) not in (None, value):
@@ -69,6 +80,9 @@ def to_diffusers(config: VAEConfig) -> dict[str, Any]:
         entries["latents_mean"] = (0.0,) * config.latent_channels
     if config.latents_std is None:
         entries["latents_std"] = (1.0,) * config.latent_channels
+    for key in ("in_channels", "out_channels"):
+        entries[key] *= config.patch_size**2
+    entries["patch_size"] = None if config.patch_size == 1 else config.patch_size
     entries = {key: list(value) if isinstance(value, tuple) else value for key, value in entries.items()}
     return {"_class_name": CLASS_NAME, **entries, **_FIXED, **_scale_factors(config)}
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qi2_jax.models.layers import AnyArray, keys
-from qi2_jax.models.vae_blocks import ChannelNorm, Conv2d, DownBlock, MidBlock, UpBlock
+from qi2_jax.models.vae_blocks import ChannelNorm, Conv2d, DownBlock, MidBlock, UpBlock, from_patches, to_patches
 
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite and above zero
 
@@ -38,6 +38,8 @@ class VAEConfig:
       halves_time: for every level but the last, whether the published video ancestor also halves time there. It
         decides what the level's shortcut averages, also for an image.
       in_channels, out_channels: channels of the input and output images: 3 (RGB) or 4 (RGBA).
+      patch_size: side of the squares of pixels that become the channels of one position before the first level, and
+        after the last one. The published model has 1; small models with 4 are many times cheaper.
       latents_mean, latents_std: statistics of latents over a corpus, one value per latent channel; None: 0 and 1.
 
     Raises:
@@ -52,16 +54,17 @@ class VAEConfig:
     halves_time: tuple[bool, ...] = (False, True, True, True)
     in_channels: int = 4
     out_channels: int = 4
+    patch_size: int = 1
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.encoder_width, self.decoder_width, self.latent_channels, self.residual_blocks, *self.multipliers)
-        if min(sizes) < 1:
-            raise ValueError(
-                "encoder_width, decoder_width, latent_channels, residual_blocks and multipliers must be positive; they "
-                f"are {sizes[0]}, {sizes[1]}, {sizes[2]}, {sizes[3]} and {self.multipliers}"
-            )
+        names = ("encoder_width", "decoder_width", "latent_channels", "residual_blocks", "patch_size")
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers are {self.multipliers}; give a positive one for each level")
         if len(self.halves_time) != len(self.multipliers) - 1:
             raise ValueError(
                 f"halves_time {self.halves_time} has {len(self.halves_time)} flags; multipliers {self.multipliers} "
@@ -94,7 +97,7 @@ class VAEConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent along height and width."""
-        return 2 ** len(self.halves_time)
+        return self.patch_size * 2 ** len(self.halves_time)
 
     def encoder_levels(self) -> list["Level"]:
         """Levels of the encoder in the order of computation."""
@@ -134,7 +137,10 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, key: Array):
         rng = keys(key)
         levels = config.encoder_levels()
-        self.conv_in = Conv2d(config.in_channels, levels[0].in_dim, 3, key=next(rng), bias_std=INPUT_BIAS_STD)
+        self.conv_in = Conv2d(
+            config.in_channels * config.patch_size**2, levels[0].in_dim, 3, key=next(rng), bias_std=INPUT_BIAS_STD
+        )
+        self.patch_size = config.patch_size
         self.down_blocks = nnx.List([DownBlock(*level, config.residual_blocks, key=next(rng)) for level in levels])
         self.mid_block = MidBlock(levels[-1].out_dim, key=next(rng))
         self.norm_out = ChannelNorm(levels[-1].out_dim)
@@ -145,7 +151,7 @@ class Encoder(nnx.Module):
 
     def levels(self, x: Float[AnyArray, "B H W I"], *, remat: bool = False) -> Float[Array, "B h w _"]:
         """The part before the mid block, in which every pixel sees a limited neighbourhood."""
-        x = self.conv_in(x)
+        x = self.conv_in(to_patches(x, self.patch_size))
         for block in self.down_blocks:
             x = jax.checkpoint(block)(x) if remat else block(x)
         return x
@@ -166,7 +172,8 @@ class Decoder(nnx.Module):
         self.mid_block = MidBlock(levels[0].in_dim, key=next(rng))
         self.up_blocks = nnx.List([UpBlock(*level, config.residual_blocks + 1, key=next(rng)) for level in levels])
         self.norm_out = ChannelNorm(levels[-1].out_dim)
-        self.conv_out = Conv2d(levels[-1].out_dim, config.out_channels, 3, key=next(rng))
+        self.conv_out = Conv2d(levels[-1].out_dim, config.out_channels * config.patch_size**2, 3, key=next(rng))
+        self.patch_size = config.patch_size
 
     def __call__(self, x: Float[Array, "B h w C"], *, remat: bool) -> Float[Array, "B H W I"]:
         return self.levels(self.head(x, remat=remat), remat=remat)
@@ -180,7 +187,7 @@ class Decoder(nnx.Module):
         """The part after the mid block, in which every pixel sees a limited neighbourhood."""
         for block in self.up_blocks:
             x = jax.checkpoint(block)(x) if remat else block(x)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        return from_patches(self.conv_out(jax.nn.silu(self.norm_out(x))), self.patch_size)
 
 
 class VAE(nnx.Module):

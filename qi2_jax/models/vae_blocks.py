@@ -211,3 +211,17 @@ def duplicate_up(x: Float[Array, "B H W C"], out_dim: int, *, frames: int) -> Fl
     B, H, W, C = x.shape
     x = jnp.repeat(x, 4 * frames * out_dim // C, axis=-1).reshape(B, H, W, out_dim, frames, 2, 2)[..., -1, :, :]
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(B, 2 * H, 2 * W, out_dim)
+
+
+def to_patches(x: Float[AnyArray, "B H W C"], size: int) -> Float[AnyArray, "B H2 W2 O"]:
+    """Squares of `size` pixels become channels, in the published order (C, column, row)."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // size, size, W // size, size, C).transpose(0, 1, 3, 5, 4, 2)
+    return x.reshape(B, H // size, W // size, C * size * size)
+
+
+def from_patches(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B H2 W2 O"]:
+    """Inverse of `to_patches`."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H, W, C // size**2, size, size).transpose(0, 1, 5, 2, 4, 3)
+    return x.reshape(B, H * size, W * size, C // size**2)

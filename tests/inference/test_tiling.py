@@ -18,8 +18,12 @@ CONFIG = VAEConfig(4, 4, 4, (1, 1, 1), 1, (False, True), in_channels=3, out_chan
 
 @pytest.fixture(scope="module")
 def vae():
+    return trained(CONFIG)
+
+
+def trained(config):
     """A model in which no layer is zero, as after training."""
-    model = VAE(dataclasses.replace(CONFIG, latents_mean=(0.1,) * 4, latents_std=(2.0,) * 4), key=jax.random.key(0))
+    model = VAE(dataclasses.replace(config, latents_mean=(0.1,) * 4, latents_std=(2.0,) * 4), key=jax.random.key(0))
     leaves, form = jax.tree.flatten(model)
     rng = np.random.default_rng(1)
     scaled = [leaf + 0.3 * leaf.size**-0.25 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
@@ -54,6 +58,18 @@ def test_windows_that_see_less_give_other_pixels(vae, monkeypatch):
         reach = getattr(tiling, name)
         monkeypatch.setattr(tiling, name, lambda config, reach=reach: reach(config) // 2)
         assert np.abs(compute() - expected).max() > 1e-4
+
+
+def test_tiles_of_a_model_on_patches_equal_the_whole_image():
+    config = VAEConfig(8, 8, 4, (1, 1), 1, (False,), in_channels=3, out_channels=3, patch_size=2)
+    assert tiling.decoder_reach(config) == 7  # 4 latents, then 2 * 4 + 1 + 4 + 1 patches of half that size
+    model = trained(config)
+    images = noise(80, 64)
+    latents = np.asarray(encode_images(model, images, jnp.float32))
+    found = tiling.encode_in_tiles(model, images, jnp.float32, tile=16)
+    np.testing.assert_allclose(found, latents, atol=1e-5 * np.abs(latents).max(), rtol=0)
+    decoded = tiling.decode_in_tiles(model, latents, jnp.float32, tile=16)
+    np.testing.assert_allclose(decoded, decode_latents(model, latents, jnp.float32), atol=1e-5, rtol=0)
 
 
 def test_reach_of_the_published_model():

@@ -23,6 +23,8 @@ CASES = {
     "three_levels": (VAEConfig(12, 4, 8, (1, 2, 2), 3, (False, True), out_channels=3), (4, 7)),
     # Shortcuts that move single pixels into channels and back (1 -> 4), and that average channels (4 -> 2).
     "odd_multipliers": (VAEConfig(5, 3, 12, (1, 1, 4, 2), 1, (True, True, False), in_channels=3), (2, 4)),
+    "patches": (VAEConfig(12, 8, 8, (1, 2, 2), 1, (False, True), in_channels=3, out_channels=3, patch_size=2), (3, 2)),
+    "one_level": (VAEConfig(20, 18, 6, (1,), 1, (), patch_size=4), (2, 5)),
 }
 TINY = VAEConfig(4, 4, 8, (1, 1), 1, (True,), in_channels=3, out_channels=3)
 
@@ -182,7 +184,7 @@ def test_absent_sizes_are_the_published_ones_and_statistics_are_not_guessed():
     [
         ("is_residual", False),
         ("attn_scales", [0.5]),
-        ("patch_size", 2),
+        ("patch_size", 3),
         ("dropout", 0.1),
         ("scale_factor_spatial", 8),
         ("_class_name", "AutoencoderKLWan"),

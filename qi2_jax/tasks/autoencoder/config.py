@@ -4,6 +4,7 @@ import dataclasses
 
 from qi2_jax.config.fields import changeable, check_at_least, check_one_of
 from qi2_jax.models.vae import VAEConfig
+from qi2_jax.tasks.autoencoder import linear_start
 from qi2_jax.tasks.devices import check_batch_sizes
 from qi2_jax.training.config import TrainingConfig
 
@@ -81,6 +82,10 @@ class AutoencoderConfig(TrainingConfig):
     Attributes:
       model: shape of the autoencoder.
       crop: side of the square crops on which it trains, in pixels.
+      crop_step: number of pixels of which the positions of crops are multiples.
+      mirrored: share of crops that are mirrored.
+      linear_start: training batches on which the linear code is fitted from which training starts, see `linear_start`;
+        0: it starts from random weights.
       loss: error of the reconstruction, "absolute" or "squared".
       perceptual: perceptual term of the loss.
       alignment: alignment of the latents with the features of a frozen network.
@@ -105,15 +110,22 @@ class AutoencoderConfig(TrainingConfig):
     statistics_batches: int
     channels: int = 4
     mattes: float = 0.0
+    crop_step: int = 1
+    mirrored: float = 0.5
+    linear_start: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of(self, "loss", ERRORS)
-        check_at_least(self, statistics_batches=1, kl=0)
+        check_at_least(self, statistics_batches=1, kl=0, crop_step=1, mirrored=0, linear_start=0)
         if self.crop < 1 or self.crop % self.model.factor:
             raise ValueError(
                 f"crop is {self.crop}; it must be a multiple of {self.model.factor}, the pixels of a latent"
             )
+        if self.mirrored > 1:
+            raise ValueError(f"mirrored is {self.mirrored}; it is a share of crops from 0 to 1")
+        if self.linear_start:
+            linear_start.check(self.model)
         if not 0 <= self.mattes <= 1 or (self.mattes and self.model.in_channels != 4):
             raise ValueError(
                 f"mattes is {self.mattes}; it is a share of crops from 0 to 1, and above 0 the autoencoder must read "

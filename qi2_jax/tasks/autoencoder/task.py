@@ -23,6 +23,7 @@ from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder import batches, networks
 from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, feature_channels, margins
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
+from qi2_jax.tasks.autoencoder.linear_start import start_linear
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Objective, latent_statistics, make_validation, reconstruct
 from qi2_jax.tasks.devices import make_mesh
@@ -78,6 +79,23 @@ class AutoencoderTask(Task):
             return VAE(self.model_config, key=key)
         features = feature_channels(self.frozen.features, self.config.alignment.layer)
         return AlignedVAE(self.model_config, features, key=key)
+
+    def initial_state(self, state: TrainState) -> TrainState:
+        if not self.config.linear_start:
+            return state
+        processes.log_on_main("fitting the linear code from which the autoencoder starts")
+        # Every process computes the same weights from the same images.
+        crops = dataclasses.replace(self.crops, rows=None).from_step(0)
+        model = self.make_model(jax.random.key(self.config.seed))
+        start_linear(model, list(itertools.islice(crops, self.config.linear_start)))
+
+        def place(weight: Any, old: Any) -> Any:
+            values = np.asarray(weight)
+            return jax.make_array_from_callback(old.shape, old.sharding, lambda index: values[index])
+
+        # Two calls, because an update reuses the memory of both.
+        first, ema = (jax.tree.map(place, model, state.model) for _ in range(2))
+        return state._replace(model=first, ema=ema)
 
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
         return self._objective.loss(model, frozen, layout, batch, keys_B)
@@ -155,7 +173,16 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
             data={"pictures": trained.digest, **digests},
             frozen=frozen,
             model_config=model_config,
-            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows, config.mattes),
+            crops=Crops(
+                decoded,
+                config.crop,
+                config.batch_size,
+                config.seed,
+                rows,
+                config.mattes,
+                config.crop_step,
+                config.mirrored,
+            ),
             validation=batches.validation_pixels(held, config.crop),
             drawn=batches.drawn_pixels(drawn, model_config.factor),
             records=[image.index for image in drawn.chosen],
