@@ -16,7 +16,7 @@ import operator
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,12 +58,12 @@ class Moments:
     squares_C: Float[np.ndarray, " C"]
 
     @classmethod
-    def none(cls, channels: int) -> Self:
+    def none(cls, channels: int) -> "Moments":
         """The moments of no latents."""
         return cls(0, np.zeros(channels), np.zeros(channels))
 
     @classmethod
-    def of(cls, latents: Float[AnyArray, "... C"]) -> Self:
+    def of(cls, latents: Float[AnyArray, "... C"]) -> "Moments":
         """The moments of some latents."""
         flat = np.asarray(latents, np.float64).reshape(-1, latents.shape[-1])
         mean_C = flat.mean(axis=0)

@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 
 from data_pipeline.buckets import Bucket
 from qi2_jax import sharding
+from qi2_jax.config.changes import is_changeable
 from qi2_jax.inference import encoders
 from qi2_jax.inference.encoders import ImageEncoder
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import normalize
+from qi2_jax.runs import paths
 from qi2_jax.tasks.autoencoder import latent_statistics, task
+from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.latent_statistics import Moments
+from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
 from tests.tasks.autoencoder.test_task import images, tiny  # noqa: F401
@@ -83,15 +87,11 @@ def test_crops_are_measured_together(vae):
 
 
 def test_an_interrupted_measurement_begins_anew_and_a_finished_one_is_kept(chosen, tmp_path, monkeypatch):
-    run, model = tmp_path / "run", tmp_path / "model"
-
-    def train(config):
-        task.train_autoencoder(config, chosen, run, model)
-        return json.loads((model / "vae" / "config.json").read_text())
-
-    config = dataclasses.replace(tiny(), crop=32)
-    of_crops = train(config)
-    over_images = dataclasses.replace(config, statistics_batches=0)
+    config, run, model = (
+        dataclasses.replace(tiny(), crop=32, statistics_batches=0),
+        tmp_path / "run",
+        tmp_path / "model",
+    )
     of_batch, batches = ImageEncoder.latents, []
 
     def interrupted(self, pixels):
@@ -100,26 +100,29 @@ def test_an_interrupted_measurement_begins_anew_and_a_finished_one_is_kept(chose
         batches.append(pixels)
         return of_batch(self, pixels)
 
-    trained = metrics.lines(run / metrics.FILE)
     monkeypatch.setattr(ImageEncoder, "latents", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(over_images)
-    assert not (run / latent_statistics.FILE).exists()
+        task.train_autoencoder(config, chosen, run, model)
+    lines = [line for line in metrics.lines(run / metrics.FILE) if "loss" in line]
+    assert lines[-1]["step"] == 2 and not (run / latent_statistics.FILE).exists() and not model.exists()
     monkeypatch.setattr(ImageEncoder, "latents", of_batch)
-    statistics = train(over_images)
-    assert [line for line in metrics.lines(run / metrics.FILE) if "loss" in line] == [
-        line for line in trained if "loss" in line
-    ]
+    task.train_autoencoder(config, chosen, run, model)
+    assert [line for line in metrics.lines(run / metrics.FILE) if "loss" in line] == lines  # nothing is trained again
+    stored = json.loads((model / "vae" / "config.json").read_text())
+    mesh = task.make_mesh(config.mesh)
     vae = encoders.load(model, "vae", sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1]))
     expected = latents_of(vae, chosen).astype(np.float64)
-    np.testing.assert_allclose(statistics["latents_mean"], expected.mean(0), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(statistics["latents_std"], expected.std(0), rtol=1e-6)
-    assert statistics["latents_mean"] != of_crops["latents_mean"]
+    np.testing.assert_allclose(stored["latents_mean"], expected.mean(0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(stored["latents_std"], expected.std(0), rtol=1e-6)
 
-    monkeypatch.setattr(ImageEncoder, "latents", interrupted)  # nothing is encoded again
-    assert train(over_images) == statistics
-    with pytest.raises(KeyboardInterrupt):  # of other images
-        train(dataclasses.replace(over_images, statistics_images=4))
+    monkeypatch.setattr(ImageEncoder, "latents", interrupted)
+    trained = contents.weights(run / paths.CHECKPOINTS / "2", "ema")
+    kept = latent_statistics.of_images(config.model, trained, chosen, 7, mesh, run)
+    assert list(kept.mean) == stored["latents_mean"] and list(kept.std) == stored["latents_std"]
+    raw = contents.weights(run / paths.CHECKPOINTS / "2", "model")
+    for weights, count in ((trained, 4), (raw, 0)):  # other images, and other weights
+        with pytest.raises(KeyboardInterrupt):
+            latent_statistics.of_images(config.model, weights, chosen, count, mesh, run)
 
 
 def test_a_config_names_crops_or_images():
@@ -127,3 +130,5 @@ def test_a_config_names_crops_or_images():
         dataclasses.replace(tiny(), statistics_images=5)
     changed = ["vae.statistics_batches=2", "vae.statistics_images=0"]
     assert load_experiment("experiments/qwen_image_2/autoencoder.py:tiny", changed).vae.statistics_batches == 2
+    for key in ("statistics_batches", "statistics_images"):  # of runs that exist, too
+        assert is_changeable(AutoencoderConfig, key)
