@@ -7,6 +7,7 @@ in float64, so the result does not depend on batches, devices or processes beyon
 Dims: `C` latent channels, `B` batch, `H` `W` pixels, `c` image channels.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -144,10 +145,12 @@ def _measure(encoder: ImageEncoder, images: SelectedImages) -> Moments:
     batches = list(_batches(encoder, images))
     positions = list(itertools.chain.from_iterable(batches))
     ahead = 2 * max(map(len, batches), default=1)
-    decoded = map_ahead(images.__getitem__, positions, ahead, DECODERS)
     moments = Moments.none(encoder.vae.config.latent_channels)
     hidden = jax.process_index() != 0
-    with tqdm(total=len(positions), desc="latents", unit="image", dynamic_ncols=True, disable=hidden) as bar:
+    with (
+        contextlib.closing(map_ahead(images.__getitem__, positions, ahead, DECODERS)) as decoded,
+        tqdm(total=len(positions), desc="latents", unit="image", dynamic_ncols=True, disable=hidden) as bar,
+    ):
         for batch in batches:
             for latents in encoder.latents(list(itertools.islice(decoded, len(batch)))):
                 moments += Moments.of(latents)
