@@ -183,7 +183,7 @@ def _trims(config: VAEConfig, begin: int, tile: int, length: int) -> tuple[Span,
       tile: latents of the tile.
       length: latents of the whole side.
     """
-    scale, windows, trims = 1, [], []
+    scale, windows, trims = 1, list[Span](), list[Span]()
     factors = [*(level.factor for level in config.decoder_levels()), 1]
     for factor, margin in zip([1, *factors], [*decoder_margins(config), 0], strict=True):
         scale *= factor
@@ -253,7 +253,8 @@ def _decoder_levels(
 ) -> Float[Array, "B H W c"]:
     """The levels and the output, each of whose results is trimmed to a size from a start."""
     x = jnp.asarray(features_BhwD)
-    for block, start, size in zip([*vae.decoder.up_blocks, vae.decoder.output], starts_L2, sizes, strict=True):
+    layers: list[Callable[[Array], Array]] = [*vae.decoder.up_blocks, vae.decoder.output]
+    for block, start, size in zip(layers, starts_L2, sizes, strict=True):
         x = block(x)
         x = jax.lax.dynamic_slice(x, (0, *start, 0), (len(x), *size, x.shape[-1]))
     return jnp.clip(x, -1.0, 1.0).astype(jnp.float32)
