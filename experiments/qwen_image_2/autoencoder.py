@@ -119,5 +119,9 @@ def _autoencoder(tiny: bool) -> dict[str, Any]:
             decay_steps=steps,
         ),
         checkpoint=defaults.checkpoint(20 if tiny else 1_000),
-        statistics_batches=8 if tiny else 64,
+        # Mean and deviation of the latents are measured over the training images in their buckets: over a number of
+        # images, evenly spaced among all of them, or over all with 0. statistics_batches above 0 measures them over
+        # that number of batches of crops instead.
+        statistics_batches=0,
+        statistics_images=0,
     )

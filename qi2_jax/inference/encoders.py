@@ -1,10 +1,11 @@
 """The frozen encoders on a mesh: pixels to latents, and prompts with condition images to text features."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -14,10 +15,12 @@ from PIL import Image
 
 from data_pipeline.samples.schema import NOTHING, TEXT_AND_IMAGES, Text
 from qi2_jax import sharding
-from qi2_jax.inference.latents import encode_images
+from qi2_jax.inference import tiling
 from qi2_jax.interop import components, stored_weights
 from qi2_jax.interop.stored_weights import STEM
+from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.qwen3_vl.inputs import EncoderInputs
+from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import logs
 from qi2_jax.runtime.digests import of_files
@@ -38,31 +41,40 @@ def digests(model: pathlib.Path) -> dict[str, str]:
 
 
 class ImageEncoder:
-    """The encoder half of a model folder's autoencoder.
+    """The encoder half of an autoencoder.
 
     Args:
-      model: model folder.
+      vae: autoencoder on the devices of `mesh`; its decoder may be missing.
       mesh: devices of this process.
-      dtype: dtype of weights and activations; latents are in fp32.
+      dtype: dtype of the activations; latents are in fp32.
       batch_size: number of 256 x 256 images per batch, see `images_at_once`.
     """
 
-    def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int):
-        self.mesh, self.dtype, self.batch_size = mesh, dtype, batch_size
-        self.vae = load(model, "vae", mesh, dtype)
-        del self.vae.decoder, self.vae.post_quant_conv  # most of the weights
+    def __init__(self, vae: VAE, mesh: Mesh, dtype: Any, batch_size: int):
+        self.vae, self.mesh, self.dtype, self.batch_size = vae, mesh, dtype, batch_size
+
+    @classmethod
+    def from_folder(cls, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int) -> Self:
+        """The encoder of a model folder, with its weights in `dtype`."""
+        vae = load(model, "vae", mesh, dtype)
+        del vae.decoder, vae.post_quant_conv  # most of the weights
+        return cls(vae, mesh, dtype, batch_size)
+
+    def images_at_once(self, width: int, height: int) -> int:
+        """See the function `images_at_once`."""
+        return images_at_once(self.mesh, self.batch_size, width, height)
 
     def latents(self, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> list[Float[np.ndarray, "_ _ C"]]:
         """Normalised latents of images. Images of one size are encoded together; each size has a program."""
-        running: list[tuple[list[int], jax.Array]] = []
+        running: list[tuple[list[int], AnyArray]] = []
         for height, width in sorted({image.shape[:2] for image in images}):
             places = [place for place, image in enumerate(images) if image.shape[:2] == (height, width)]
-            size = images_at_once(self.mesh, self.batch_size, width, height)
+            size = self.images_at_once(width, height)
+            place = functools.partial(sharding.put_batch, self.mesh, batch_size=size)
             for start in range(0, len(places), size):
                 batch = places[start : start + size]
                 filled = np.stack([images[place] for place in batch + batch[:1] * (size - len(batch))])
-                pixels = sharding.put_batch(self.mesh, normalize(filled), size)
-                running.append((batch, encode_images(self.vae, pixels, self.dtype)))
+                running.append((batch, tiling.encode(self.vae, normalize(filled), self.dtype, place=place)))
         # All batches are dispatched before the first result is awaited.
         found = {
             place: row for batch, latents in running for place, row in zip(batch, np.asarray(latents), strict=False)
@@ -94,7 +106,7 @@ class Encoders:
     def __init__(self, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int, online: str = NOTHING):
         sharding.local_rows(mesh, batch_size)
         self.mesh, self.batch_size, self.online = mesh, batch_size, online
-        self.images = None if online == TEXT_AND_IMAGES else ImageEncoder(model, mesh, dtype, batch_size)
+        self.images = None if online == TEXT_AND_IMAGES else ImageEncoder.from_folder(model, mesh, dtype, batch_size)
         self.encoder = load(model, "text_encoder", mesh, dtype) if online == NOTHING else None
         config = components.read_config(model / "text_encoder", "text_encoder")
         self.processor = prompts.PromptProcessor.from_folder(model / "processor", config)

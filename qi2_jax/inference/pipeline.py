@@ -23,7 +23,7 @@ from qi2_jax import sequence, sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
-from qi2_jax.inference.latents import decode_latents, encode_images
+from qi2_jax.inference import tiling
 from qi2_jax.inference.sizes import check_size
 from qi2_jax.interop import components, folder, stored_weights
 from qi2_jax.interop.lora import merging, reading
@@ -153,12 +153,12 @@ class Pipeline:
 
     @_full_precision
     def decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
-        """Decodes normalised latents to an image.
+        """Decodes normalised latents to an image; a large one in tiles, see `tiling.decode`.
 
         Raises:
           ValueError: if a pixel is not finite.
         """
-        return to_image(np.asarray(decode_latents(self.vae, latents[None], self.execution.dtype))[0])
+        return to_image(tiling.decode(self.vae, latents[None], self.execution.dtype)[0])
 
     @_full_precision
     def denoise(
@@ -230,7 +230,7 @@ class Pipeline:
     def encode(self, image: Image.Image) -> Float[np.ndarray, "h w C"]:
         """Normalised latents of an image whose sides are multiples of 16 pixels."""
         pixels = to_pixels(image, self.vae.config.in_channels)
-        return np.asarray(encode_images(self.vae, pixels[None], self.execution.dtype))[0]
+        return np.asarray(tiling.encode(self.vae, pixels[None], self.execution.dtype))[0]
 
     def _prompts(
         self, sides: Sequence[Sequence[str]], images: Sequence[Image.Image], grids: Sequence[sequence.Grid]

@@ -187,6 +187,10 @@ class Decoder(nnx.Module):
         """The part after the mid block, in which every pixel sees a limited neighbourhood."""
         for block in self.up_blocks:
             x = jax.checkpoint(block)(x) if remat else block(x)
+        return self.output(x)
+
+    def output(self, x: Float[Array, "B H W _"]) -> Float[Array, "B H W I"]:
+        """The layers after the levels."""
         return from_patches(self.conv_out(jax.nn.silu(self.norm_out(x))), self.patch_size)
 
 

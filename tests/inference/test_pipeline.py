@@ -1,6 +1,7 @@
 """Images from our pipeline against those from diffusers, with the same weights, prompts and noise, in fp32."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from qi2_jax import sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.schedule import Schedule
+from qi2_jax.inference import tiling
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.interop import folder
 from qi2_jax.text import prompts
@@ -224,6 +226,18 @@ def test_prompts_of_similar_length_share_compiled_programs(ours):
     before = [program._cache_size() for program in programs]
     run_ours(ours, "A fox in the snow.", SIZE, latents, steps=4)
     assert [program._cache_size() for program in programs] == before
+
+
+def test_large_images_are_decoded_and_encoded_in_tiles(ours, monkeypatch):
+    latents = np.random.default_rng(0).normal(size=(4, 6, 16)).astype(np.float32)
+    whole = ours.decode(latents)
+    expected = ours.encode(Image.fromarray(whole))
+    for name in ("decode_in_tiles", "encode_in_tiles"):
+        monkeypatch.setattr(tiling, name, functools.partial(getattr(tiling, name), tile=32))
+    monkeypatch.setattr(tiling, "MAX_DECODED_WHOLE", 95 * 64)
+    monkeypatch.setattr(tiling, "MAX_ENCODED_WHOLE", 95 * 64)
+    assert np.abs(ours.decode(latents).astype(int) - whole).max() <= 1
+    np.testing.assert_allclose(ours.encode(Image.fromarray(whole)), expected, atol=1e-4)
 
 
 def test_noise_follows_from_the_seed(ours):

@@ -1,6 +1,7 @@
 """Tiles give what the whole image gives: in pixels, at seams, and for every position of a window."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qi2_jax import sharding
 from qi2_jax.inference import tiling
+from qi2_jax.inference.encoders import ImageEncoder
 from qi2_jax.inference.latents import decode_latents, encode_images
 from qi2_jax.models.vae import VAE, VAEConfig
 
@@ -47,22 +50,43 @@ def test_tiles_equal_the_whole_image(vae, size):
     np.testing.assert_allclose(decoded, expected, atol=1e-5, rtol=0)
 
 
+def test_only_large_images_are_computed_in_tiles(vae, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (3, 120, 72, 3), dtype=np.uint8)
+    encoder = ImageEncoder(vae, sharding.make_mesh(sharding.MeshShape(data=2), jax.devices()[:2]), jnp.float32, 2)
+    tiled, results = [], []
+
+    def in_tiles(compute, *arguments, **options):
+        tiled.append(compute.__name__)
+        return compute(*arguments, **options, tile=16)
+
+    for name in ("encode_in_tiles", "decode_in_tiles"):
+        monkeypatch.setattr(tiling, name, functools.partial(in_tiles, getattr(tiling, name)))
+    for limit in (120 * 72, 120 * 72 - 1):
+        monkeypatch.setattr(tiling, "MAX_ENCODED_WHOLE", limit)
+        monkeypatch.setattr(tiling, "MAX_DECODED_WHOLE", limit)
+        latents = np.stack(encoder.latents(list(images)))
+        results.append((latents, tiling.decode(vae, latents[:1], jnp.float32)))
+        assert tiled == ([] if limit == 120 * 72 else ["encode_in_tiles"] * 2 + ["decode_in_tiles"])
+    for whole, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, whole, atol=1e-5, rtol=0)
+
+
 def test_windows_that_see_less_give_other_pixels(vae, monkeypatch):
     images = noise(120, 120)
     latents = np.asarray(encode_images(vae, images, jnp.float32))
     whole = np.asarray(decode_latents(vae, latents, jnp.float32))
-    for name, compute, expected in (
-        ("encoder_reach", lambda: tiling.encode_in_tiles(vae, images, jnp.float32, tile=16), latents),
-        ("decoder_reach", lambda: tiling.decode_in_tiles(vae, latents, jnp.float32, tile=16), whole),
-    ):
-        reach = getattr(tiling, name)
-        monkeypatch.setattr(tiling, name, lambda config, reach=reach: reach(config) // 2)
-        assert np.abs(compute() - expected).max() > 1e-4
+    reach, margins = tiling.encoder_reach(CONFIG), tiling.decoder_margins(CONFIG)
+    monkeypatch.setattr(tiling, "encoder_reach", lambda config: reach // 2)
+    assert np.abs(tiling.encode_in_tiles(vae, images, jnp.float32, tile=16) - latents).max() > 1e-4
+    for place in (0, 2):
+        narrower = tuple(margin - (level >= place) for level, margin in enumerate(margins))
+        monkeypatch.setattr(tiling, "decoder_margins", lambda config, narrower=narrower: narrower)
+        assert np.abs(tiling.decode_in_tiles(vae, latents, jnp.float32, tile=16) - whole).max() > 1e-6
 
 
 def test_tiles_of_a_model_on_patches_equal_the_whole_image():
     config = VAEConfig(8, 8, 4, (1, 1), 1, (False,), in_channels=3, out_channels=3, patch_size=2)
-    assert tiling.decoder_reach(config) == 7  # 4 latents, then 2 * 4 + 1 + 4 + 1 patches of half that size
+    assert tiling.decoder_margins(config) == (7, 5, 1)  # latents, patches, patches
     model = trained(config)
     images = noise(80, 64)
     latents = np.asarray(encode_images(model, images, jnp.float32))
@@ -73,18 +97,28 @@ def test_tiles_of_a_model_on_patches_equal_the_whole_image():
 
 
 def test_reach_of_the_published_model():
-    assert (tiling.encoder_reach(VAEConfig()), tiling.decoder_reach(VAEConfig())) == (9, 13)
+    assert tiling.encoder_reach(VAEConfig()) == 9
+    assert tiling.decoder_margins(VAEConfig()) == (13, 13, 12, 10, 7, 1)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 20))
-def test_windows_hold_their_tiles_and_what_these_see(length, tile, reach):
-    size, end = min(length, tile + 2 * reach), 0
-    for begin, stop, first in tiling._windows(length, tile, reach):
-        assert begin == end < stop and 0 <= first <= length - size
-        assert first <= max(0, begin - reach) and first + size >= min(length, stop + reach)
-        end = stop
-    assert end == length
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_trimmed_windows_hold_their_tiles_and_what_these_see(length, tile):
+    config, tile, end, sizes = VAEConfig(), min(tile, length), 0, set()
+    scales, margins = (1, 2, 4, 8, 16, 16, 16), (*tiling.decoder_margins(config), 0)
+    for begin in tiling._begins(length, tile):
+        assert begin <= end <= begin + tile <= length
+        end, start, last_scale, previous = begin + tile, 0, 1, length
+        window, trims = tiling._trims(config, begin, tile, length)
+        for scale, margin, trim in zip(scales, margins, (window, *trims), strict=True):
+            factor, last_scale = scale // last_scale, scale
+            assert trim.start >= 0 and trim.start + trim.size <= previous * factor  # a part of the level's result
+            start, previous = start * factor + trim.start, trim.size
+            assert start <= max(0, begin * scale - margin)
+            assert start + trim.size >= min(length, begin + tile) * scale + min(margin, (length - end) * scale)
+        assert (start, previous) == (begin * 16, tile * 16)
+        sizes.add((window.size, *(trim.size for trim in trims)))
+    assert end == length and len(sizes) == 1  # one program
 
 
 def test_sizes_off_the_grid_are_refused(vae):

@@ -92,7 +92,10 @@ class AutoencoderConfig(TrainingConfig):
       kl: weight of the KL divergence between the posterior and the standard normal; above 0, training decodes samples
         of the posterior instead of its mode.
       batch_size: crops per batch.
-      statistics_batches: batches from which the mean and standard deviation of the latents are measured.
+      statistics_batches: batches of crops over which the mean and standard deviation of the latents are measured; 0:
+        they are measured over whole images.
+      statistics_images: number of training images over which they are measured instead, evenly spaced among all of
+        them and each at the size of its bucket; 0: all.
       channels: channels of the training images, 3 (RGB) or 4 (RGBA); the curriculum reads it.
       mattes: share of training crops that a random matte makes partly transparent, for an autoencoder of RGBA images.
 
@@ -107,7 +110,8 @@ class AutoencoderConfig(TrainingConfig):
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     kl: float = 0.0
     batch_size: int
-    statistics_batches: int
+    statistics_batches: int = changeable(default=0)
+    statistics_images: int = changeable(default=0)
     channels: int = 4
     mattes: float = 0.0
     crop_step: int = 1
@@ -117,7 +121,12 @@ class AutoencoderConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of(self, "loss", ERRORS)
-        check_at_least(self, statistics_batches=1, kl=0, crop_step=1, mirrored=0, linear_start=0)
+        check_at_least(self, statistics_batches=0, statistics_images=0, kl=0, crop_step=1, mirrored=0, linear_start=0)
+        if self.statistics_batches and self.statistics_images:
+            raise ValueError(
+                f"statistics_batches is {self.statistics_batches} and statistics_images {self.statistics_images}; the "
+                "latents are measured over batches of crops or over whole images: set one of them to 0"
+            )
         if self.crop < 1 or self.crop % self.model.factor:
             raise ValueError(
                 f"crop is {self.crop}; it must be a multiple of {self.model.factor}, the pixels of a latent"

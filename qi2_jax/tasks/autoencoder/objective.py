@@ -1,16 +1,15 @@
-"""The training objective of the autoencoder: its loss, its validation, and the statistics of its latents.
+"""The training objective of the autoencoder: its loss and its validation.
 
 Dims: `B` batch, `H` `W` pixels, `c` image channels, `h` `w` rows and columns of latents, `C` latent channels.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from qi2_jax.models.layers import AnyArray
@@ -185,26 +184,3 @@ def make_validation(objective: Objective) -> Callable[[VAE, Networks, Any, int],
     return lambda vae, networks, pixels_BHWc, count: {
         name: float(value) for name, value in jax.device_get(means(vae, networks, pixels_BHWc, count)).items()
     }
-
-
-def latent_statistics(
-    vae: VAE, batches: Iterable[Float[np.ndarray, "B H W c"]], floor: float = 1e-3
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each latent channel over all positions of some batches of pixels.
-
-    They are computed from the posterior's mode and added up in float64.
-
-    Args:
-      vae: autoencoder.
-      batches: pixels in [-1, 1].
-      floor: smallest standard deviation, so that normalising does not amplify the noise of a constant channel.
-    """
-    encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean)
-    count, total, squares = 0, np.zeros(()), np.zeros(())
-    for pixels in batches:
-        latents = np.asarray(encode(vae, pixels), np.float64)
-        flat = latents.reshape(-1, latents.shape[-1])
-        count, total, squares = count + len(flat), total + flat.sum(0), squares + (flat**2).sum(0)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, floor**2))
-    return tuple(mean.tolist()), tuple(std.tolist())

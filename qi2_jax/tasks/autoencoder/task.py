@@ -20,12 +20,13 @@ from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.tasks.autoencoder import batches, networks
+from qi2_jax.tasks.autoencoder import batches, latent_statistics, networks
 from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, feature_channels, margins
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
+from qi2_jax.tasks.autoencoder.latent_statistics import Moments
 from qi2_jax.tasks.autoencoder.linear_start import start_linear
 from qi2_jax.tasks.autoencoder.networks import Networks
-from qi2_jax.tasks.autoencoder.objective import Objective, latent_statistics, make_validation, reconstruct
+from qi2_jax.tasks.autoencoder.objective import Objective, make_validation, reconstruct
 from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
@@ -46,6 +47,7 @@ class AutoencoderTask(Task):
       data: see `Task`.
       frozen: frozen networks of the loss.
       model_config: configuration of the autoencoder.
+      images: training images.
       crops: training crops.
       validation: crops of held-out images, in [-1, 1].
       drawn: held-out images that are drawn, in [-1, 1].
@@ -57,6 +59,7 @@ class AutoencoderTask(Task):
     data: Mapping[str, Any]
     frozen: Networks
     model_config: VAEConfig
+    images: SelectedImages
     crops: Crops
     validation: Float[np.ndarray, "B H W c"]
     drawn: Float[np.ndarray, "B H W c"]
@@ -173,6 +176,7 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
             data={"pictures": trained.digest, **digests},
             frozen=frozen,
             model_config=model_config,
+            images=trained,
             crops=Crops(
                 decoded,
                 config.crop,
@@ -215,13 +219,19 @@ def train_autoencoder(
     task = make_task(config, images, mesh, held_out)
     state = loop.train(task, config, out, mesh, accept_changes=accept_changes, restart=restart)
     step = int(state.step)  # not `train.steps`: a resumed run may already be beyond an end that was brought forward
+    del state
+    with processes.raise_together():
+        trained = contents.weights(out / paths.CHECKPOINTS / str(step), "ema")
+    moments: Moments | None = None
+    if not config.statistics_batches:
+        moments = latent_statistics.of_images(config.model, trained, task.images, config.statistics_images, mesh, out)
     with processes.raise_together():
         if jax.process_index() == 0:
-            trained = contents.weights(out / paths.CHECKPOINTS / str(step), "ema")
             vae = stored_weights.load(trained, jax.eval_shape(lambda: VAE(config.model, key=jax.random.key(0))))
-            unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
-            crops = itertools.islice(unseen, config.statistics_batches)
-            model_folder.save_vae(model, vae, *latent_statistics(vae, crops))
+            if moments is None:
+                unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
+                moments = latent_statistics.of_crops(vae, itertools.islice(unseen, config.statistics_batches))
+            model_folder.save_vae(model, vae, moments.mean, moments.std)
 
 
 def train_vae(

@@ -66,7 +66,7 @@ class Inputs:
             # One image per device wastes little padding. The mesh is process-local, so processes may encode different
             # sizes concurrently.
             local = sharding.make_mesh(sharding.MeshShape(data=len(mesh.local_devices)), mesh.local_devices)
-            self._images = encoders.ImageEncoder(model, local, dtype, local.size)
+            self._images = encoders.ImageEncoder.from_folder(model, local, dtype, local.size)
 
     def compile(self, buckets: Iterable[Bucket]) -> None:
         """Compiles the encoder for images of these sizes, so that no step waits for it."""

@@ -27,8 +27,7 @@ from qi2_jax import sharding
 from qi2_jax.diffusion import sampler
 from qi2_jax.diffusion.noise import initial_noise
 from qi2_jax.diffusion.schedule import Schedule
-from qi2_jax.inference import encoders
-from qi2_jax.inference.latents import decode_latents
+from qi2_jax.inference import encoders, tiling
 from qi2_jax.interop import components
 from qi2_jax.models.vae import VAE
 from qi2_jax.pixels import over_white, to_image
@@ -148,7 +147,7 @@ class Grids:
         return sampler.Prompt(panel.layout, self.objective.complete(self.frozen, panel.layout, batch).cond)
 
     def _decode(self, latents: Float[np.ndarray, "h w C"]) -> UInt8[np.ndarray, "H W c"]:
-        return to_image(np.asarray(decode_latents(self.vae, latents[None], np.float32))[0])
+        return to_image(tiling.decode(self.vae, latents[None], np.float32)[0])
 
 
 def make_grids(

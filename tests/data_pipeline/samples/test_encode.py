@@ -200,7 +200,7 @@ def test_online_samples_hold_images_whose_latents_are_the_cached_ones(whole, fol
     report = run(folder, imported, tmp_path, online=TEXT_AND_IMAGES)
     assert report.online == TEXT_AND_IMAGES and "online: text_and_images" in str(report.table().title)
     one_device = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
-    images = encoders.ImageEncoder(imported, one_device, jnp.float32, 1)
+    images = encoders.ImageEncoder.from_folder(imported, one_device, jnp.float32, 1)
     cached, online_ = Cache(whole[0]), Cache(tmp_path)
     for with_latents, with_pictures in zip(cached.streams, online_.streams, strict=True):
         assert with_latents.largest == with_pictures.largest

@@ -1,4 +1,4 @@
-"""The autoencoder's loss and the statistics of its latents."""
+"""The autoencoder's loss."""
 
 import jax
 import numpy as np
@@ -91,16 +91,3 @@ def test_kl_counts_with_its_weight_and_training_then_decodes_samples(vae):
     assert training.make_validation(Objective("absolute", kl=0.1))(vae, Networks(), x, 2)["loss"] == pytest.approx(
         float(plain), rel=1e-5
     )
-
-
-def test_statistics_are_those_of_all_latents_together(vae):
-    batches = [pixels(seed) for seed in range(3)]
-    latents = np.concatenate([np.asarray(vae.encode(x).mean).reshape(-1, 8) for x in batches])
-    mean, std = training.latent_statistics(vae, iter(batches))
-    np.testing.assert_allclose(mean, latents.mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(std, latents.std(0), rtol=1e-4)
-
-
-def test_channel_that_does_not_vary_is_not_amplified(vae):
-    _, std = training.latent_statistics(vae, [np.zeros((1, 2, 2, 3), np.float32)], floor=0.01)
-    np.testing.assert_allclose(std, 0.01)
