@@ -2,8 +2,8 @@
 
 Run `python tests/benchmarks/compile_autoencoder_step.py [vae.KEY=VALUE ...]` for the experiment's crops of 256 pixels,
 or with changes such as `vae.crop=1024 vae.batch_size=256 vae.execution.remat_levels=5`. The batch size is that of the
-whole slice. If a step does not fit, the compiler's error says by how much. A compilation takes more than 20 minutes of a
-core.
+whole slice. If a step does not fit, the compiler's error says by how much. A compilation takes more than 20 minutes of
+a core.
 """
 
 import os
