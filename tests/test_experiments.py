@@ -131,6 +131,17 @@ def test_crops_fit_the_narrowest_bucket(name, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_curriculum_trains_the_autoencoder_as_it_is_trained_alone(form):
+    """But for the crops, which the smaller images of stage 1 must have room for."""
+    curriculum, alone = (
+        loading.to_dict(loading.load(f"{EXPERIMENTS[f'qwen_image_2.{name}']}{form and ':'}{form}").vae)
+        for name in ("curriculum", "autoencoder")
+    )
+    assert {**curriculum, "crop": alone["crop"]} == alone
+    assert all((alone[term]["weight"] > 0) == (form == "") for term in ("perceptual", "alignment"))
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_autoencoder_holds_out_as_many_images_as_the_stages(form):
     stages = load_experiment(f"{EXPERIMENTS['qwen_image_2.curriculum']}{form and ':'}{form}").stages.values()
     alone = load_experiment(f"{EXPERIMENTS['qwen_image_2.autoencoder']}{form and ':'}{form}")

@@ -38,7 +38,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     config.platform = "cpu" if tiny else ""
     config.compilation_cache = "" if tiny else "compiled"  # as in `base.stage`
     config.data = _data(tiny)
-    config.vae = _autoencoder(tiny)
+    config.vae = autoencoder(tiny, crop=32 if tiny else 256)
     return config
 
 
@@ -65,7 +65,13 @@ def _data(tiny: bool) -> dict[str, Any]:
     )
 
 
-def _autoencoder(tiny: bool) -> dict[str, Any]:
+def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
+    """The model, its loss and its training, also for the first step of the curriculum.
+
+    Args:
+      tiny: whether to train a small model without frozen networks.
+      crop: side of the crops in pixels.
+    """
     steps = TINY_STEPS if tiny else STEPS
     return dict(
         seed=0,
@@ -79,7 +85,7 @@ def _autoencoder(tiny: bool) -> dict[str, Any]:
             halves_time=(False, True, True, True),
         ),
         mesh=dict(data=2, fsdp=1, tensor=1) if tiny else dict(data=4, fsdp=256, tensor=1),
-        crop=32 if tiny else 256,
+        crop=crop,
         loss="absolute",
         perceptual=dict(
             weight=0.0 if tiny else 1.0,
@@ -98,6 +104,10 @@ def _autoencoder(tiny: bool) -> dict[str, Any]:
         ),
         kl=0.0,  # the report removed it, because it works against the alignment
         batch_size=8 if tiny else 4_096,
+        execution=dict(
+            dtype="float32" if tiny else "bfloat16",  # of activations; parameters and terms of the loss are fp32
+            remat_levels=0,  # levels, highest resolution first, whose activations the backward pass recomputes
+        ),
         ema_decay=0.9 if tiny else 0.9999,
         ema_ramp=True,
         train=defaults.train(steps) if tiny else defaults.train(steps, watchdog_seconds=base.WATCHDOG_SECONDS),

@@ -146,14 +146,14 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(levels[-1].out_dim)
         self.conv_out = Conv2d(levels[-1].out_dim, 2 * config.latent_channels, 3, key=next(rng))
 
-    def __call__(self, x: Float[AnyArray, "B H W I"], *, remat: bool) -> Float[Array, "B h w _"]:
-        return self.head(self.levels(x, remat=remat), remat=remat)
+    def __call__(self, x: Float[AnyArray, "B H W I"], *, remat_levels: int) -> Float[Array, "B h w _"]:
+        return self.head(self.levels(x, remat_levels), remat=remat_levels >= len(self.down_blocks))
 
-    def levels(self, x: Float[AnyArray, "B H W I"], *, remat: bool = False) -> Float[Array, "B h w _"]:
+    def levels(self, x: Float[AnyArray, "B H W I"], remat_levels: int = 0) -> Float[Array, "B h w _"]:
         """The part before the mid block, in which every pixel sees a limited neighbourhood."""
         x = self.conv_in(to_patches(x, self.patch_size))
-        for block in self.down_blocks:
-            x = jax.checkpoint(block)(x) if remat else block(x)
+        for number, block in enumerate(self.down_blocks):
+            x = jax.checkpoint(block)(x) if number < remat_levels else block(x)
         return x
 
     def head(self, x: Float[Array, "B h w _"], *, remat: bool = False) -> Float[Array, "B h w _"]:
@@ -175,18 +175,18 @@ class Decoder(nnx.Module):
         self.conv_out = Conv2d(levels[-1].out_dim, config.out_channels * config.patch_size**2, 3, key=next(rng))
         self.patch_size = config.patch_size
 
-    def __call__(self, x: Float[Array, "B h w C"], *, remat: bool) -> Float[Array, "B H W I"]:
-        return self.levels(self.head(x, remat=remat), remat=remat)
+    def __call__(self, x: Float[Array, "B h w C"], *, remat_levels: int) -> Float[Array, "B H W I"]:
+        return self.levels(self.head(x, remat=remat_levels >= len(self.up_blocks)), remat_levels)
 
     def head(self, x: Float[Array, "B h w C"], *, remat: bool = False) -> Float[Array, "B h w _"]:
         """The input and the mid block, which attends over all positions."""
         x = self.conv_in(x)
         return jax.checkpoint(self.mid_block)(x) if remat else self.mid_block(x)
 
-    def levels(self, x: Float[Array, "B h w _"], *, remat: bool = False) -> Float[Array, "B H W I"]:
+    def levels(self, x: Float[Array, "B h w _"], remat_levels: int = 0) -> Float[Array, "B H W I"]:
         """The part after the mid block, in which every pixel sees a limited neighbourhood."""
-        for block in self.up_blocks:
-            x = jax.checkpoint(block)(x) if remat else block(x)
+        for number, block in enumerate(self.up_blocks):
+            x = jax.checkpoint(block)(x) if len(self.up_blocks) - number <= remat_levels else block(x)
         return self.output(x)
 
     def output(self, x: Float[Array, "B H W _"]) -> Float[Array, "B H W I"]:
@@ -197,7 +197,8 @@ class Decoder(nnx.Module):
 class VAE(nnx.Module):
     """Image autoencoder; a square of `config.factor` pixels becomes one latent.
 
-    `remat=True` keeps only the activations between levels for the backward pass and computes the others again.
+    The backward pass recomputes the activations inside the `remat_levels` levels of encoder and decoder that have the
+    highest resolution, instead of keeping them; if that is all levels, also those of the mid blocks.
     """
 
     def __init__(self, config: VAEConfig, *, key: Array):
@@ -209,7 +210,7 @@ class VAE(nnx.Module):
         self.decoder = Decoder(config, key=next(rng))
 
     @jax.named_scope("vae/encode")
-    def encode(self, images: Float[AnyArray, "B H W I"], *, remat: bool = False) -> Posterior:
+    def encode(self, images: Float[AnyArray, "B H W I"], *, remat_levels: int = 0) -> Posterior:
         """The distribution of the raw latents of images in [-1, 1], in the dtype of the images; its mode is the mean.
 
         Raises:
@@ -221,7 +222,7 @@ class VAE(nnx.Module):
             raise ValueError(f"images are {H} x {W} pixels; resize both to multiples of {config.factor}")
         if config.in_channels != I:
             raise ValueError(f"images have {I} channels; this encoder takes {config.in_channels}")
-        return self.posterior(self.encoder(images, remat=remat))
+        return self.posterior(self.encoder(images, remat_levels=remat_levels))
 
     def posterior(self, encoded: Float[Array, "B h w _"]) -> Posterior:
         """The distribution that the encoder's output stands for."""
@@ -230,7 +231,7 @@ class VAE(nnx.Module):
 
     @jax.named_scope("vae/decode")
     def decode(
-        self, latents: Float[Array, "B h w C"], *, clamp: bool = True, remat: bool = False
+        self, latents: Float[Array, "B h w C"], *, clamp: bool = True, remat_levels: int = 0
     ) -> Float[Array, "B H W I"]:
         """Decodes raw latents to images in [-1, 1], in the dtype of the latents.
 
@@ -244,7 +245,7 @@ class VAE(nnx.Module):
             raise ValueError(
                 f"latents have {latents.shape[-1]} channels; this decoder takes {self.config.latent_channels}"
             )
-        images = self.decoder(self.post_quant_conv(latents), remat=remat)
+        images = self.decoder(self.post_quant_conv(latents), remat_levels=remat_levels)
         return jnp.clip(images, -1.0, 1.0) if clamp else images
 
     def normalize(self, latents: Float[AnyArray, "... C"]) -> Float[Array, "... C"]:

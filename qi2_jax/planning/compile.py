@@ -174,7 +174,7 @@ def compile_train_step(
         chip,
         mesh.size,
         images,
-        _memory(compiled),
+        memory_of(compiled),
         flops,
         compute_seconds=flops.executed(remat) / (mesh.size * chip.flops),
         gather_seconds=3 * gathered / chip.ici_bandwidth,
@@ -202,7 +202,8 @@ def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh)
     )
 
 
-def _memory(compiled: jax.stages.Compiled) -> Memory:
+def memory_of(compiled: jax.stages.Compiled) -> Memory:
+    """Memory of one chip, as the compiler reports it."""
     stats = compiled.memory_analysis()
     assert stats is not None  # the TPU compiler always has it
     return Memory(

@@ -6,7 +6,9 @@ from typing import Any
 from qi2_jax.config.changes import differences
 from qi2_jax.interop import folder
 from qi2_jax.runs import locating, model_folder, paths
+from qi2_jax.tasks.autoencoder import networks
 from qi2_jax.tasks.autoencoder.config import check_autoencoder
+from qi2_jax.tasks.autoencoder.task import is_trained
 from qi2_jax.tasks.transformer.config import check_transformer
 from qi2_jax.workflows.changes import is_started
 from qi2_jax.workflows.config import CurriculumExperiment, StageExperiment
@@ -69,3 +71,8 @@ def _check_model(config: CurriculumExperiment, out: pathlib.Path) -> None:
     else:
         model_folder.check_encoder(config.encoder, out / paths.MODEL)
         check_autoencoder(config.vae)
+        if not is_trained(out / paths.MODEL):
+            try:
+                networks.check_folders(config.vae.perceptual, config.vae.alignment)
+            except ValueError as error:
+                raise ValueError(f"vae.{error}") from None

@@ -234,7 +234,7 @@ def test_computes_in_the_dtype_of_the_input_with_norms_in_fp32():
 def test_gradients_of_an_image_of_zeros_are_small():
     """The norms divide by a pixel's norm, so a fresh encoder must not map a zero pixel to nearly zero."""
     encoder = compiled(lambda: Encoder(TINY, key=jax.random.key(0)))()
-    gradients = compiled(jax.grad(lambda m, x: jnp.mean(m(x, remat=False))))(encoder, jnp.zeros((1, 4, 8, 3)))
+    gradients = compiled(jax.grad(lambda m, x: jnp.mean(m(x, remat_levels=0))))(encoder, jnp.zeros((1, 4, 8, 3)))
     largest = {name: float(jnp.abs(gradient).max()) for name, gradient in tree.to_dict(gradients).items()}
     assert 0.0 < max(largest.values()) < 10.0, largest
 
@@ -250,12 +250,14 @@ def test_attention_over_many_positions_gives_the_same(monkeypatch):
 
 
 def test_remat_keeps_less_for_the_backward_pass():
-    def kept(remat):
+    def kept(levels):
         def run(model, x):
-            return model.decode(model.encode(x, remat=remat).mean, remat=remat)
+            return model.decode(model.encode(x, remat_levels=levels).mean, remat_levels=levels)
 
         x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
         backward = jax.eval_shape(lambda model, x: jax.vjp(run, model, x)[1], abstract(TINY), x)
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    assert kept(remat=True) < 0.3 * kept(remat=False)
+    none, first, every = kept(0), kept(1), kept(len(TINY.multipliers))
+    assert every < 0.3 * none
+    assert every < first < none

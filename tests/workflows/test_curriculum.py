@@ -189,6 +189,10 @@ def test_second_stage_begins_with_the_first_ones_weights_and_average(uninterrupt
         ("model.folder=/nope", "model.folder /nope is not a model folder"),
         ("start.folder=/nope", "/nope is neither a run"),
         ("vae.crop=40", "vae.crop is 40"),
+        (
+            "vae.perceptual.weight=1.0 vae.perceptual.folder=/nope",
+            "vae.perceptual.folder=/nope: /nope/config.json does",
+        ),
     ],
 )
 def test_what_a_later_stage_would_refuse_is_refused_before_the_first(override, message, tmp_path):

@@ -63,18 +63,22 @@ def feature_channels(network: LPIPS | Dinov2, layer: int) -> int:
 
 
 def feature_map(
-    network: LPIPS | Dinov2, layer: int, images_BHWc: Float[AnyArray, "B H W 3"], grid: tuple[int, int]
+    network: LPIPS | Dinov2,
+    layer: int,
+    images_BHWc: Float[AnyArray, "B H W 3"],
+    grid: tuple[int, int],
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "B h w F"]:
     """Features of RGB images in [-1, 1] on the grid of their latents.
 
     DINOv2 reads images that are resized such that its patches are the grid, as in VA-VAE: 256 pixels become 224. The
-    features of VGG16 are resized themselves.
+    features of VGG16 are resized themselves. `dtype` is that of the network's activations.
     """
     if isinstance(network, Dinov2):
         size = tuple(side * network.config.patch for side in grid)
         resized = jax.image.resize(images_BHWc, (len(images_BHWc), *size, 3), "linear")
-        return network.feature_map(normalize(resized), layer)
-    features = network.features(images_BHWc)[layer - 1]
+        return network.feature_map(normalize(resized).astype(dtype), layer)
+    features = network.features(images_BHWc.astype(dtype))[layer - 1]
     return jax.image.resize(features, (len(features), *grid, features.shape[-1]), "linear")
 
 
@@ -114,7 +118,7 @@ Part = Callable[[Posterior, Any], tuple[Float[Array, ""], Scalars]]
 
 
 def balanced(
-    vae: VAE, pixels_BHWc: Any, reconstruction: Part, alignment: Part, weight: float
+    vae: VAE, encode: Callable[[Any], Posterior], reconstruction: Part, alignment: Part, weight: float
 ) -> tuple[Posterior, Float[Array, ""], Scalars]:
     """The reconstruction's loss plus the weighted alignment, with its metrics, and the posterior of the images.
 
@@ -124,13 +128,13 @@ def balanced(
 
     Args:
       vae: autoencoder.
-      pixels_BHWc: images.
+      encode: encoding of the images of the batch by an autoencoder.
       reconstruction, alignment: parts of the loss.
       weight: `alignment.weight` of the config.
     """
     fixed = jax.lax.stop_gradient
     last = vae.encoder.conv_out.weight[...]
-    posterior, to_last = jax.vjp(lambda last: _with_last(vae, last).encode(pixels_BHWc), last)
+    posterior, to_last = jax.vjp(lambda last: encode(_with_last(vae, last)), last)
     point = (posterior, vae)
     (value, metrics), gradient = jax.value_and_grad(_pair(reconstruction), has_aux=True)(fixed(point))
     (aligned, more), towards = jax.value_and_grad(_pair(alignment), has_aux=True)(fixed(point))

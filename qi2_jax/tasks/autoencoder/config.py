@@ -2,10 +2,12 @@
 
 import dataclasses
 
-from qi2_jax.config.fields import changeable, check_at_least, check_one_of
+import jax.numpy as jnp
+
+from qi2_jax.config.fields import changeable, check_at_least, check_one_of, choice
 from qi2_jax.models.vae import VAEConfig
 from qi2_jax.tasks.autoencoder import linear_start
-from qi2_jax.tasks.devices import check_batch_sizes
+from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes
 from qi2_jax.training.config import TrainingConfig
 
 ERRORS = ("absolute", "squared")
@@ -67,6 +69,27 @@ class AlignmentConfig:
         _check_folder("alignment", self.weight, self.folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class ExecutionConfig:
+    """How the networks compute in training and validation.
+
+    Attributes:
+      dtype: dtype of activations of the autoencoder and the frozen networks, "float32" or "bfloat16". Parameters,
+        latents, and the terms of the loss are fp32.
+      remat_levels: number of levels of encoder and decoder, highest resolution first, whose activations the backward
+        pass recomputes, which saves memory; 0: none, all levels or more: also the mid blocks.
+
+    Raises:
+      ValueError: for a negative number of levels.
+    """
+
+    dtype: jnp.dtype = choice(COMPUTE_DTYPES, default=COMPUTE_DTYPES["float32"])
+    remat_levels: int = changeable(default=0)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, remat_levels=0)
+
+
 def _check_folder(group: str, weight: float, folder: str) -> None:
     if weight and not folder:
         raise ValueError(
@@ -92,6 +115,7 @@ class AutoencoderConfig(TrainingConfig):
       kl: weight of the KL divergence between the posterior and the standard normal; above 0, training decodes samples
         of the posterior instead of its mode.
       batch_size: crops per batch.
+      execution: dtype of the computation, and what the backward pass recomputes.
       statistics_batches: batches of crops over which the mean and standard deviation of the latents are measured; 0:
         they are measured over whole images.
       statistics_images: number of training images over which they are measured instead, evenly spaced among all of
@@ -110,6 +134,7 @@ class AutoencoderConfig(TrainingConfig):
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     kl: float = 0.0
     batch_size: int
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     statistics_batches: int = changeable(default=0)
     statistics_images: int = changeable(default=0)
     channels: int = 4

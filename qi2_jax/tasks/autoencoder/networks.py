@@ -47,10 +47,19 @@ def load(
     return networks, {"frozen": digests} if digests else {}
 
 
+def check_folders(perceptual: PerceptualConfig, alignment: AlignmentConfig) -> None:
+    """Raises a ValueError if the folder of a term that is not switched off has no network, before any work is done."""
+    for term, config in (("perceptual", perceptual), ("alignment", alignment)):
+        if config.weight and not (pathlib.Path(config.folder) / "config.json").is_file():
+            raise _error(term, config.folder, f"{config.folder}/config.json does not exist")
+
+
+def _error(term: str, folder: str, reason: object) -> ValueError:
+    return ValueError(f"{term}.folder={folder}: {reason}. See docs/perceptual_weights.md, or set {term}.weight=0")
+
+
 def _read(term: str, read: Callable[..., Any], folder: str, mesh: Mesh) -> Any:
     try:
         return read(pathlib.Path(folder), shardings=NamedSharding(mesh, PartitionSpec()))
     except ValueError as error:
-        raise ValueError(
-            f"{term}.folder={folder}: {error}. See docs/perceptual_weights.md, or set {term}.weight=0"
-        ) from error
+        raise _error(term, folder, error) from error

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.vae import VAE, Posterior
 from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, Part, balanced, feature_map, terms
-from qi2_jax.tasks.autoencoder.config import AlignmentConfig, PerceptualConfig
+from qi2_jax.tasks.autoencoder.config import AlignmentConfig, ExecutionConfig, PerceptualConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.training.step import Scalars
 
@@ -52,17 +52,22 @@ class Objective:
       perceptual: see `AutoencoderConfig`.
       alignment: see `AutoencoderConfig`.
       kl: see `AutoencoderConfig`.
+      execution: see `AutoencoderConfig`.
     """
 
     error: str
     perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     kl: float = 0.0
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
 
     def loss(
         self, vae: VAE, networks: Networks, layout: None, batch: Crop, keys_B: Key[Array, "B"]
     ) -> tuple[Float[Array, ""], Scalars]:
         """The loss of a batch and the value of each term; a `step.Loss`."""
+
+        def encode(vae: VAE) -> Posterior:
+            return self._encode(vae, batch.pixels_BHWc)
 
         def reconstruction(posterior: Posterior, vae: VAE) -> tuple[Float[Array, ""], Scalars]:
             latents = _sampled(posterior, _fold_in(keys_B, 1)) if self.kl else posterior.mean
@@ -70,9 +75,9 @@ class Objective:
 
         if self.alignment.weight:
             align = self._alignment(networks, batch)
-            posterior, value, metrics = balanced(vae, batch.pixels_BHWc, reconstruction, align, self.alignment.weight)
+            posterior, value, metrics = balanced(vae, encode, reconstruction, align, self.alignment.weight)
         else:
-            posterior = vae.encode(batch.pixels_BHWc)
+            posterior = encode(vae)
             value, metrics = reconstruction(posterior, vae)
         if self.kl:
             divergence = kl_divergence(posterior, batch.pixels_BHWc.size)
@@ -86,11 +91,16 @@ class Objective:
 
         The alignment does not count, because its weight depends on gradients; its terms are among the metrics.
         """
-        latents = vae.encode(batch.pixels_BHWc).mean
+        latents = self._encode(vae, batch.pixels_BHWc).mean
         value, metrics = self._reconstruction(vae, latents, networks, batch.pixels_BHWc, keys_B)
         if self.alignment.weight:
             metrics |= self._alignment(networks, batch)(Posterior(latents, latents), vae)[1]
         return value, metrics
+
+    def _encode(self, vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Posterior:
+        images = jnp.asarray(pixels_BHWc, self.execution.dtype)
+        posterior = vae.encode(images, remat_levels=self.execution.remat_levels)
+        return Posterior(*(part.astype(jnp.float32) for part in posterior))
 
     def _reconstruction(
         self,
@@ -100,13 +110,14 @@ class Objective:
         pixels_BHWc: Float[AnyArray, "B H W c"],
         keys_B: Key[Array, "B"],
     ) -> tuple[Float[Array, ""], Scalars]:
-        rebuilt_BHWc = vae.decode(latents_BhwC, clamp=False)
+        dtype, levels = self.execution.dtype, self.execution.remat_levels
+        rebuilt_BHWc = vae.decode(latents_BhwC.astype(dtype), clamp=False, remat_levels=levels).astype(jnp.float32)
         error = rebuilt_BHWc - pixels_BHWc
         value = jnp.mean(ERRORS[self.error](error))
         metrics: Scalars = {"psnr": _psnr(error)}
         if networks.lpips is not None:
             matte_B = jax.vmap(lambda key: jax.random.uniform(key, minval=-1, maxval=1))(keys_B)
-            images = (over_matte(x, matte_B) for x in (rebuilt_BHWc, pixels_BHWc))
+            images = (over_matte(x, matte_B).astype(dtype) for x in (rebuilt_BHWc, pixels_BHWc))
             distance = jnp.mean(networks.lpips(*images))
             value, metrics = value + self.perceptual.weight * distance, {**metrics, "lpips": distance}
         return value, metrics
@@ -119,7 +130,9 @@ class Objective:
 
         def align(posterior: Posterior, vae: AlignedVAE) -> tuple[Float[Array, ""], Scalars]:
             _, h, w, _ = posterior.mean.shape
-            features = jax.lax.stop_gradient(feature_map(network, self.alignment.layer, images, (h, w)))
+            features = jax.lax.stop_gradient(
+                feature_map(network, self.alignment.layer, images, (h, w), self.execution.dtype)
+            )
             return terms(vae.projection(posterior.mean), features, margins_B2)
 
         return align

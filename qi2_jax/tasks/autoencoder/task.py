@@ -72,7 +72,7 @@ class AutoencoderTask(Task):
     def __post_init__(self) -> None:
         self.ema_ramp = self.config.ema_ramp
         config = self.config
-        self._objective = Objective(config.loss, config.perceptual, config.alignment, config.kl)
+        self._objective = Objective(config.loss, config.perceptual, config.alignment, config.kl, config.execution)
         self._validate = make_validation(self._objective)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self._reconstruct = jax.jit(reconstruct, out_shardings=replicated)
@@ -234,9 +234,14 @@ def train_autoencoder(
             model_folder.save_vae(model, vae, moments.mean, moments.std)
 
 
+def is_trained(model: pathlib.Path) -> bool:
+    """Whether a model folder has an autoencoder."""
+    return (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file()
+
+
 def train_vae(
     config: AutoencoderConfig, images: SelectedImages, out: pathlib.Path, model: pathlib.Path, **options: Any
 ) -> None:
     """Trains the autoencoder of a job unless the model folder has one; arguments as in `train_autoencoder`."""
-    if not (model / "vae" / f"{stored_weights.STEM}.safetensors").is_file():
+    if not is_trained(model):
         train_autoencoder(config, images, out, model, **options)

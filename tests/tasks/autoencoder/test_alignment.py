@@ -12,7 +12,7 @@ from qi2_jax.models.lpips import LPIPS, LPIPSConfig
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.tasks.autoencoder import alignment
 from qi2_jax.tasks.autoencoder.alignment import AlignedVAE
-from qi2_jax.tasks.autoencoder.config import AlignmentConfig, PerceptualConfig
+from qi2_jax.tasks.autoencoder.config import AlignmentConfig, ExecutionConfig, PerceptualConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Crop, Objective
 
@@ -114,6 +114,33 @@ def test_frozen_networks_are_inputs_of_the_program_and_not_constants_in_it(lpips
     batch, keys = Crop(pixels, np.zeros((2, 2), np.float32)), jax.random.split(jax.random.key(0), 2)
     constants = jax.make_jaxpr(gradient)(vae, Networks(lpips, lpips), batch, keys).consts
     assert all(np.size(constant) <= 3 for constant in constants)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_recomputed_levels_leave_loss_and_gradients_as_they_are(lpips, vae, pixels, levels):
+    """Of the whole loss, where the encoder is differentiated by parts."""
+    networks, perceptual = Networks(lpips, lpips), PerceptualConfig(0.1, "weights")
+    found = [
+        gradients(Objective("absolute", perceptual, ALIGNMENT, 1e-3, execution), networks, vae, pixels)
+        for execution in (ExecutionConfig(), ExecutionConfig(remat_levels=levels))
+    ]
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    for name, gradient in found[0][2].items():
+        np.testing.assert_allclose(
+            found[1][2][name], gradient, atol=1e-6 * max(1, np.abs(gradient).max()), err_msg=name
+        )
+
+
+def test_in_bf16_the_loss_and_the_gradients_are_fp32_and_close(lpips, vae, pixels):
+    networks, perceptual = Networks(lpips, lpips), PerceptualConfig(0.1, "weights")
+    found = [
+        gradients(Objective("absolute", perceptual, ALIGNMENT, 1e-3, execution), networks, vae, pixels)
+        for execution in (ExecutionConfig(), ExecutionConfig(jnp.dtype(jnp.bfloat16), remat_levels=1))
+    ]
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.02) and found[1][0] != found[0][0]
+    for name, gradient in found[0][2].items():
+        assert found[1][2][name].dtype == np.float32
+        assert np.linalg.norm(found[1][2][name] - gradient) < 0.25 * np.linalg.norm(gradient) + 1e-3, name
 
 
 def test_alignment_within_its_margins_leaves_the_gradient_of_the_reconstruction(lpips, vae, pixels):
