@@ -189,7 +189,7 @@ class Decoder(nnx.Module):
             x = jax.checkpoint(block)(x) if len(self.up_blocks) - number <= remat_levels else block(x)
         return self.output(x)
 
-    def output(self, x: Float[Array, "B H W _"]) -> Float[Array, "B H W I"]:
+    def output(self, x: Float[Array, "B h w _"]) -> Float[Array, "B H W I"]:
         """The layers after the levels."""
         return from_patches(self.conv_out(jax.nn.silu(self.norm_out(x))), self.patch_size)
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.autoencoder_forms RUN [STEPS] [FORM...]
 
 RUN is a finished demo, on whose images each form trains for STEPS updates (default 300) of 8 crops of 64 pixels. The
-table has the PSNR over all pixels of all images in RGB, of the EMA weights, and the processor's seconds. The first row is
+table has the PSNR over all pixels of all images in RGB, of the EMA weights, and CPU seconds. The first row is
 the linear code of the same size, fitted on these images.
 """
 
