@@ -15,6 +15,7 @@ from data_pipeline.synthesis.lettering.linebreak import graphemes, sentences, sh
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS, script_of_language
 from data_pipeline.synthesis.lettering.typesetting import Style, draw_block, set_text
 from data_pipeline.synthesis.text.corpus import BuiltinCorpus
+from qi2_jax.evaluation import ocr
 from tests.debian import require_debian
 
 TESSDATA = next(iter(sorted(Path("/usr/share/tesseract-ocr").glob("*/tessdata"))), Path("/usr/share/tesseract-ocr"))
@@ -93,13 +94,7 @@ def similarity(a: str, b: str) -> float:
 
     Spaces do not count in Chinese, Japanese and Thai, where Tesseract puts them between any two characters.
     """
-    a, b = _normal(a), _normal(b)
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        above, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            above, row[j] = row[j], min(above + (x != y), row[j] + 1, row[j - 1] + 1)
-    return 1 - row[-1] / max(len(a), len(b), 1)
+    return ocr.similarity(_normal(a), _normal(b))
 
 
 def _normal(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qi2_jax.cli import options
 
 if TYPE_CHECKING:
+    from qi2_jax.evaluation.ocr import PageReader
     from qi2_jax.evaluation.vae import Evaluation
 
 MAX_WORST, MAX_SIDE = 100, 8192
@@ -41,6 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--lpips", type=pathlib.Path, metavar="DIR", help="weights of LPIPS that `qi2 import` wrote (default: no LPIPS)"
+    )
+    sub.add_argument(
+        "--ocr",
+        action="append",
+        nargs="?",
+        const="text",
+        default=[],
+        metavar="CATEGORY",
+        help="read the text pages, the images of this category (default text), and compare the texts; may be repeated",
     )
     sub.add_argument(
         "--side", type=_side, metavar="N", help="resize the shorter side to N and crop to a square (default: no resize)"
@@ -81,10 +91,11 @@ def main(arguments: argparse.Namespace) -> None:
         if (path := getattr(arguments, flag)) is not None:
             outputs.check_outside(path, *read, flag=f"--{flag}")
     compilation_cache.use()
+    pages = _page_reader(arguments.ocr)
     models = [find(path, arguments.weights) for path in arguments.model]
     perceptual = None if arguments.lpips is None else Perceptual(arguments.lpips)
     chosen = vae.Options(arguments.data, arguments.fit, arguments.side, arguments.max_side, arguments.worst)
-    evaluation = vae.evaluate(models, chosen, perceptual)
+    evaluation = vae.evaluate(models, chosen, perceptual, pages)
     rows = evaluation.rows()
     tables.show(summary.table(f"Reconstruction of {arguments.data}", rows, evaluation.notes))
     _show_definitions(evaluation, summary.DEFINITIONS)
@@ -97,9 +108,21 @@ def main(arguments: argparse.Namespace) -> None:
             print(path)
 
 
+def _page_reader(categories: Sequence[str]) -> "PageReader | None":
+    """OCR of text pages; None without categories."""
+    from qi2_jax.evaluation.ocr import Engine, PageReader
+
+    if not categories:
+        return None
+    engine = Engine()
+    return PageReader(tuple(dict.fromkeys(categories)), engine, engine.name)
+
+
 def _show_definitions(evaluation: "Evaluation", definitions: dict[str, str]) -> None:
     from rich.console import Console
     from rich.text import Text
+
+    from qi2_jax.evaluation.perceptual import FRECHET_NAME
 
     console, chosen = Console(), evaluation.options
     resize = "" if chosen.side is None else f"resized to a shorter side of {chosen.side} (Lanczos), then "
@@ -107,9 +130,10 @@ def _show_definitions(evaluation: "Evaluation", definitions: dict[str, str]) -> 
         Text(f"images: {resize}cropped about the center to multiples of {evaluation.multiple} pixels, at most ", "dim")
         + Text(f"{chosen.side or chosen.max_side} on a side", "dim")
     )
-    has_lpips = evaluation.lpips is not None
+    left_out = [] if evaluation.lpips is not None else ["LPIPS", FRECHET_NAME]
+    left_out += [] if evaluation.ocr is not None else ["NED"]
     for name, text in definitions.items():
-        if has_lpips or "VGG16" not in text:
+        if name not in left_out:
             console.print(Text(f"{name}: {text}", "dim"))
     for reason, count in evaluation.refused.counts.items():
         names = ", ".join(evaluation.refused.examples[reason])

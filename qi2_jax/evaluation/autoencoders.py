@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 MAX_WHOLE_PIXELS = 1024 * 1024  # a larger image is processed in tiles, with the same result
 
 
-class Reconstructs(Protocol):
-    """Anything that encodes and decodes images.
+class Described(Protocol):
+    """An autoencoder as tables show it, whether it is in memory or not.
 
     Attributes:
       name: name in tables.
@@ -47,6 +47,10 @@ class Reconstructs(Protocol):
 
     @property
     def channels(self) -> int: ...
+
+
+class Reconstructs(Protocol):
+    """Anything in memory that encodes and decodes images."""
 
     def reconstruct(self, images_BHWc: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
         """Encodes and decodes images whose sides are multiples of the factor; rounded to 8 bits."""
@@ -81,27 +85,14 @@ class JaxAutoencoder:
         like = components.COMPONENTS["vae"].abstract(self.config)
         with logs.loading(_log, "vae", sum(leaf.size for leaf in jax.tree.leaves(like))):
             vae = stored_weights.load(self.weights, like, dtype=np.float32)
-        yield LoadedJaxAutoencoder(self, vae)
+        yield LoadedJaxAutoencoder(vae)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedJaxAutoencoder:
     """One of our autoencoders in memory."""
 
-    source: JaxAutoencoder
     vae: VAE
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def factor(self) -> int:
-        return self.source.factor
-
-    @property
-    def channels(self) -> int:
-        return self.source.channels
 
     def reconstruct(self, images_BHWc: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
         """See `Reconstructs`; a model with alpha gets opaque images, and its decoded alpha is ignored.
@@ -109,7 +100,7 @@ class LoadedJaxAutoencoder:
         Raises:
           ValueError: if a pixel is not finite.
         """
-        if self.source.config.in_channels == 4:
+        if self.vae.config.in_channels == 4:
             opaque = np.full((*images_BHWc.shape[:3], 1), 255, np.uint8)
             images_BHWc = np.concatenate([images_BHWc, opaque], axis=-1)
         pixels_BHWc = normalize(images_BHWc)

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from qi2_jax.evaluation import pixel_metrics
-from qi2_jax.evaluation.autoencoders import Reconstructs
+from qi2_jax.evaluation.autoencoders import Described, Reconstructs
 from qi2_jax.evaluation.images import Item, in_batches
+from qi2_jax.evaluation.ocr import PageReader, Texts, similarity
 from qi2_jax.evaluation.perceptual import Perceptual
 
 
@@ -23,6 +24,7 @@ class Measured:
       mean_squared_error: see `pixel_metrics.mean_squared_error`.
       ssim, lpips: metrics.
       ms_ssim: metric; None for an image below `pixel_metrics.MIN_SIDE_MULTISCALE` pixels.
+      texts: texts that OCR reads; None for an image that is not read.
     """
 
     name: str
@@ -34,10 +36,16 @@ class Measured:
     ssim: float
     ms_ssim: float | None
     lpips: float | None
+    texts: Texts | None
 
     @property
     def psnr(self) -> float:
         return pixel_metrics.psnr(self.mean_squared_error)
+
+    @property
+    def ned(self) -> float | None:
+        """Similarity of the two texts; None without OCR, or if it finds no text in the original."""
+        return similarity(*self.texts) if self.texts is not None and self.texts.original else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Result:
     """The measurements of one autoencoder.
 
     Attributes:
-      model, factor, channels: see `Reconstructs`.
+      model, factor, channels: see `Described`.
       images: measurements of each image.
       features: features of the originals and of the reconstructions, row by row; None without LPIPS.
       worst: cases with the largest LPIPS or, without it, the largest squared error, worst first.
@@ -68,13 +76,22 @@ class Result:
     worst: list[Case]
 
 
-def measure(model: Reconstructs, items: Iterable[Item], perceptual: Perceptual | None, worst: int) -> Result:
+def measure(
+    code: Described,
+    model: Reconstructs,
+    items: Iterable[Item],
+    perceptual: Perceptual | None,
+    pages: PageReader | None,
+    worst: int,
+) -> Result:
     """Measures an autoencoder on images.
 
     Args:
-      model: autoencoder in memory.
+      code: name and size of the autoencoder.
+      model: the autoencoder in memory.
       items: images whose sides are multiples of the model's factor.
       perceptual: LPIPS and features; None leaves them out.
+      pages: OCR of text pages; None leaves it out.
       worst: number of cases to keep.
     """
     images: list[Measured] = []
@@ -89,7 +106,8 @@ def measure(model: Reconstructs, items: Iterable[Item], perceptual: Perceptual |
             distances = found.tolist()
             features.append((pair[0], pair[1]))
         for item, pixels, distance in zip(batch, rebuilt, distances, strict=True):
-            measured = _measure(item, pixels, distance)
+            texts = None if pages is None else pages(item, pixels)
+            measured = _measure(item, pixels, distance, texts)
             images.append(measured)
             badness = measured.mean_squared_error if distance is None else distance
             heapq.heappush(heap, (badness, len(images), Case(measured, item.pixels, pixels)))
@@ -97,16 +115,16 @@ def measure(model: Reconstructs, items: Iterable[Item], perceptual: Perceptual |
                 heapq.heappop(heap)
     stacked = [np.concatenate(side) for side in zip(*features, strict=True)]
     return Result(
-        model.name,
-        model.factor,
-        model.channels,
+        code.name,
+        code.factor,
+        code.channels,
         images,
         (stacked[0], stacked[1]) if stacked else None,
         [case for _, _, case in sorted(heap, key=lambda entry: entry[:2], reverse=True)],
     )
 
 
-def _measure(item: Item, rebuilt: UInt8[np.ndarray, "H W 3"], lpips: float | None) -> Measured:
+def _measure(item: Item, rebuilt: UInt8[np.ndarray, "H W 3"], lpips: float | None, texts: Texts | None) -> Measured:
     height, width, _ = rebuilt.shape
     is_large = min(height, width) >= pixel_metrics.MIN_SIDE_MULTISCALE
     return Measured(
@@ -119,4 +137,5 @@ def _measure(item: Item, rebuilt: UInt8[np.ndarray, "H W 3"], lpips: float | Non
         pixel_metrics.ssim(item.pixels, rebuilt),
         pixel_metrics.ms_ssim(item.pixels, rebuilt) if is_large else None,
         lpips,
+        texts,
     )

@@ -28,5 +28,7 @@ def draw(cases: Sequence[Case]) -> Image.Image:
         figures = f"{measured.psnr:.2f} dB, SSIM {measured.ssim:.4f}"
         if measured.lpips is not None:
             figures += f", LPIPS {measured.lpips:.4f}"
+        if measured.ned is not None:
+            figures += f", NED {measured.ned:.4f}"
         texts.append(f"{figures}, {in_ascii(measured.name)}")
     return lay_out(samples, COLUMNS, texts, 1)

@@ -84,7 +84,7 @@ class TorchAutoencoder:
             pipe = subprocess.PIPE
             with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors) as process:
                 try:
-                    yield LoadedTorchAutoencoder(self, process, errors)
+                    yield LoadedTorchAutoencoder(self.folder, process, errors)
                 finally:
                     process.kill()
                     with contextlib.suppress(BrokenPipeError):  # of a batch that a failed process did not read
@@ -93,23 +93,17 @@ class TorchAutoencoder:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedTorchAutoencoder:
-    """A published autoencoder in a running process."""
+    """A published autoencoder in a running process.
 
-    source: TorchAutoencoder
+    Attributes:
+      folder: folder of the model.
+      process: process that answers batches.
+      errors: its messages.
+    """
+
+    folder: pathlib.Path
     process: subprocess.Popen
     errors: IO[bytes]
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def factor(self) -> int:
-        return self.source.factor
-
-    @property
-    def channels(self) -> int:
-        return self.source.channels
 
     def reconstruct(self, images_BHWc: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
         """See `autoencoders.Reconstructs`.
@@ -126,7 +120,7 @@ class LoadedTorchAutoencoder:
             self.process.wait()
             self.errors.seek(0)
             text = self.errors.read().decode(errors="replace")
-            raise ValueError(f"diffusers could not run {self.source.folder}:\n{text[-MAX_ERROR_TEXT:]}")
+            raise ValueError(f"diffusers could not run {self.folder}:\n{text[-MAX_ERROR_TEXT:]}")
         return np.frombuffer(answer, np.uint8).reshape(images_BHWc.shape)
 
 

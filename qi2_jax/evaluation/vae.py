@@ -11,6 +11,7 @@ from qi2_jax.evaluation import linear_code, quoted, summary
 from qi2_jax.evaluation.autoencoders import Autoencoder
 from qi2_jax.evaluation.images import ImageFolder
 from qi2_jax.evaluation.measuring import Result, measure
+from qi2_jax.evaluation.ocr import PageReader
 from qi2_jax.evaluation.perceptual import Perceptual
 
 DEFAULT_SIZE = (16, 64)  # factor and channels of the linear code without any model
@@ -48,6 +49,7 @@ class Evaluation:
       refused: images that were not measured, by reason.
       notes: what a reader of the table must know.
       lpips: SHA-256 of the weights of LPIPS; None without.
+      ocr: name and version of the OCR engine; None without.
     """
 
     options: Options
@@ -56,6 +58,7 @@ class Evaluation:
     refused: Tally
     notes: list[str]
     lpips: str | None
+    ocr: str | None
 
     def rows(self) -> list[summary.Row]:
         return summary.rows_of(self.results)
@@ -68,6 +71,7 @@ class Evaluation:
             "definitions": summary.DEFINITIONS,
             "notes": self.notes,
             "lpips_sha256": self.lpips,
+            "ocr": self.ocr,
             "refused": self.refused.to_dict(),
             "rows": [dataclasses.asdict(row) for row in self.rows()],
             "models": [summary.to_dict(result) for result in self.results],
@@ -78,7 +82,9 @@ class Evaluation:
         return {field.name: getattr(self.options, field.name) for field in dataclasses.fields(self.options)}
 
 
-def evaluate(models: Sequence[Autoencoder], options: Options, perceptual: Perceptual | None) -> Evaluation:
+def evaluate(
+    models: Sequence[Autoencoder], options: Options, perceptual: Perceptual | None, pages: PageReader | None = None
+) -> Evaluation:
     """Measures the linear codes of all sizes, and then every model, with one model in memory at a time.
 
     Images are decoded again for every model, so memory does not grow with their number.
@@ -87,6 +93,7 @@ def evaluate(models: Sequence[Autoencoder], options: Options, perceptual: Percep
       models: autoencoders.
       options: see `Options`.
       perceptual: LPIPS and features; None leaves them out.
+      pages: OCR of text pages; None leaves it out.
 
     Raises:
       ValueError: if no image can be measured, or as `ImageFolder` and the models.
@@ -104,19 +111,32 @@ def evaluate(models: Sequence[Autoencoder], options: Options, perceptual: Percep
     for code in codes:
         notes.append(_describe(code, options))
         items = data.read(refused if not results else Tally(), f"{code.name} f{code.factor}c{code.channels}")
-        results.append(measure(code, items, perceptual, options.worst))
+        results.append(measure(code, code, items, perceptual, pages, options.worst))
     for factor, channels in sizes:
         if (factor, channels) not in fitted:
             notes.append(f"no linear code f{factor}c{channels}: its patches are too large to fit")
     for model in models:
         with model.loaded() as loaded:
             items = data.read(refused if not results else Tally(), model.name)
-            results.append(measure(loaded, items, perceptual, options.worst))
+            results.append(measure(model, loaded, items, perceptual, pages, options.worst))
     if not results[0].images:
         raise ValueError(f"no image in {options.data} could be read; refused: {refused.counts}")
     if perceptual is None:
         notes.append("LPIPS was not measured: give its weights with --lpips FOLDER")
-    return Evaluation(options, multiple, results, refused, notes, None if perceptual is None else perceptual.digest)
+    if pages is not None:
+        notes += _describe_pages(results[0], pages.categories)
+    lpips = None if perceptual is None else perceptual.digest
+    return Evaluation(options, multiple, results, refused, notes, lpips, None if pages is None else pages.engine)
+
+
+def _describe_pages(result: Result, categories: Sequence[str]) -> list[str]:
+    """Categories without images, and how many pages have no text that OCR finds."""
+    found = {image.category for image in result.images}
+    notes = [f"no image has the category {name!r} of --ocr" for name in categories if name not in found]
+    read = [image.texts for image in result.images if image.texts is not None]
+    if without := sum(not texts.original for texts in read):
+        notes.append(f"NED leaves out {without:,} of {len(read):,} pages: OCR finds no text in the original")
+    return notes
 
 
 def _describe(code: linear_code.LinearCode, options: Options) -> str:

@@ -144,4 +144,4 @@ def test_weights_that_are_not_finite_are_named(imported):
     with autoencoders.find(imported).loaded() as model:
         broken = jax.tree.map(lambda leaf: leaf * np.nan, model.vae)
         with pytest.raises(ValueError, match="NaN or infinity"):
-            autoencoders.LoadedJaxAutoencoder(model.source, broken).reconstruct(noise(1, 16, 16))
+            autoencoders.LoadedJaxAutoencoder(broken).reconstruct(noise(1, 16, 16))
