@@ -1,6 +1,7 @@
 """The autoencoder as a task: it is trained on random crops of images."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 from PIL import Image
 
-from data_pipeline.loading.crops import Crops, SelectedImages
+from data_pipeline.loading.crop_batches import Phases
+from data_pipeline.loading.crops import SelectedImages
 from qi2_jax import sharding
 from qi2_jax.interop import stored_weights
 from qi2_jax.models.vae import VAE, VAEConfig
@@ -25,6 +27,7 @@ from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, feature_channels, ma
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Objective, latent_statistics, make_validation, reconstruct
+from qi2_jax.tasks.autoencoder.phases import make_phases
 from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
@@ -45,7 +48,7 @@ class AutoencoderTask(Task):
       data: see `Task`.
       frozen: frozen networks of the loss.
       model_config: configuration of the autoencoder.
-      crops: training crops.
+      crops: training crops of all phases.
       validation: crops of held-out images, in [-1, 1].
       drawn: held-out images that are drawn, in [-1, 1].
       records: positions of the drawn images in their folder of records.
@@ -56,7 +59,7 @@ class AutoencoderTask(Task):
     data: Mapping[str, Any]
     frozen: Networks
     model_config: VAEConfig
-    crops: Crops
+    crops: Phases
     validation: Float[np.ndarray, "B H W c"]
     drawn: Float[np.ndarray, "B H W c"]
     records: Sequence[int]
@@ -80,18 +83,20 @@ class AutoencoderTask(Task):
         return AlignedVAE(self.model_config, features, key=key)
 
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
-        return self._objective.loss(model, frozen, layout, batch, keys_B)
+        return self._objective.loss(model, frozen, None, batch, keys_B)
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
-        for number, pixels in enumerate(self.crops.from_step(step), start=step):
-            yield [self._microbatch(pixels, number)]
+        for number, batch in enumerate(self.crops.from_step(step), start=step):
+            batch_size = self.crops.phases[self.crops.of_step(number)].batch_size
+            metrics = batches.composition(self.config, self.crops, number, batch)
+            yield [batches.microbatch(batch.pixels_BHWc, batch_size, self._margins(number), metrics)]
 
     def examples(self) -> Sequence[Microbatch]:
-        return [self._microbatch(next(self.crops.from_step(0)), 0)]
+        empty = batches.empty_batches(self.crops, self.model_config.in_channels)
+        return [batches.microbatch(pixels, batch_size, self._margins(0)) for pixels, batch_size in empty]
 
-    def _microbatch(self, pixels: Float[np.ndarray, "B H W c"], step: int) -> Microbatch:
-        scheduled = None if self.frozen.features is None else margins(self.config.alignment, step)
-        return batches.microbatch(pixels, self.crops.batch_size, scheduled)
+    def _margins(self, step: int) -> tuple[float, float] | None:
+        return None if self.frozen.features is None else margins(self.config.alignment, step)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
         """Metrics on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`.
@@ -144,18 +149,15 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
         raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
     with processes.raise_together():
         frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
-    rows = sharding.local_rows(mesh, config.batch_size)
     with processes.raise_together():
         trained, held = batches.split_held_out(images, held_out)
         drawn = held.subset(range(min(batches.DRAWN_IMAGES, len(held))))
-        # Every image is cropped again and again: if there is room, it is decoded once.
-        decoded = list(trained) if trained.nbytes <= batches.MAX_CACHED_BYTES else trained
         return AutoencoderTask(
             config=config,
             data={"pictures": trained.digest, **digests},
             frozen=frozen,
             model_config=model_config,
-            crops=Crops(decoded, config.crop, config.batch_size, config.seed, rows, config.mattes),
+            crops=make_phases(config, trained, functools.partial(sharding.local_rows, mesh)),
             validation=batches.validation_pixels(held, config.crop),
             drawn=batches.drawn_pixels(drawn, model_config.factor),
             records=[image.index for image in drawn.chosen],
@@ -192,8 +194,9 @@ def train_autoencoder(
         if jax.process_index() == 0:
             trained = contents.weights(out / paths.CHECKPOINTS / str(step), "ema")
             vae = stored_weights.load(trained, jax.eval_shape(lambda: VAE(config.model, key=jax.random.key(0))))
-            unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
-            crops = itertools.islice(unseen, config.statistics_batches)
+            first = dataclasses.replace(task.crops.phases[0], rows=None)
+            unseen = Phases((first,)).from_step(config.train.steps)
+            crops = (batch.pixels_BHWc for batch in itertools.islice(unseen, config.statistics_batches))
             model_folder.save_vae(model, vae, *latent_statistics(vae, crops))
 
 
