@@ -24,7 +24,7 @@ def draw_corner(
       crop: height and width of the crop.
       rng: source of the randomness.
     """
-    places = tuple(size - side + 1 for size, side in zip(image, crop, strict=True))
+    places = image[0] - crop[0] + 1, image[1] - crop[1] + 1
     corners_k2 = np.stack([rng.integers(0, count, SAMPLED) for count in places], axis=-1)
     shown, whole = _seen(lines_n4, crop)
     at_k = [_inside(corners_k2[:, None], seen) for seen in (shown, whole)]
@@ -59,7 +59,7 @@ def _seen(
 
 def _inside(corners: Int[np.ndarray, "k 1 2"], ranges: Int[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "k n"]:
     """Whether the ranges contain the corners."""
-    return ((ranges[..., 0] <= corners) & (corners <= ranges[..., 1])).all(-1)
+    return np.all((ranges[..., 0] <= corners) & (corners <= ranges[..., 1]), axis=-1)
 
 
 def _count(ranges: Int[np.ndarray, "n 2 2"], places: tuple[int, int]) -> Int[np.ndarray, "rows columns"]:
