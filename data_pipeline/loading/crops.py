@@ -1,23 +1,21 @@
-"""Selected records as pixels: whole images in their buckets, and random crops for training the autoencoder.
+"""Selected records as pixels: whole images in their buckets, with the places of their text.
 
-Dims: `B` batch, `H` `W` pixels, `c` image channels.
+Dims: `H` `W` pixels, `c` image channels, `n` lines of text.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import grain
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Int, UInt8
 
-from data_pipeline.buckets import Bucket
+from data_pipeline.buckets import Bucket, crop_box
 from data_pipeline.decoding.images import decode_image
-from data_pipeline.loading.mattes import with_matte
-from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.schema import Caption, Line, Record
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.samples.prepare import prepare_image
-from qi2_jax.pixels import normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +34,18 @@ class SelectedImage:
 
     def __repr__(self) -> str:  # enters `SelectedImages.digest`, so runs that exist fix its form
         return f"Picture(index={self.index!r}, bucket={self.bucket!r}, captions={self.captions!r})"
+
+
+class TextImage(NamedTuple):
+    """An image with its text.
+
+    Attributes:
+      pixels: values 0..255.
+      lines_n4: boxes of the lines of text in it (left, top, right, bottom), in pixels.
+    """
+
+    pixels: UInt8[np.ndarray, "H W c"]
+    lines_n4: Int[np.ndarray, "n 4"] = np.zeros((0, 4), np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,54 +91,47 @@ class SelectedImages(Sequence):
         return [captions[position] for position in self.chosen[index].captions]
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W c"]:  # type: ignore[override]  # no slices
-        image = decode_image(self.record(index).image).image
-        return prepare_image(image, self.chosen[index].bucket, self.channels)
+        return self.with_text(index).pixels
+
+    def with_text(self, index: int) -> TextImage:
+        """The pixels of an image, and the boxes of the lines of text that its record names."""
+        record, bucket = self.record(index), self.chosen[index].bucket
+        image = decode_image(record.image).image
+        return TextImage(prepare_image(image, bucket, self.channels), _boxes(record.lines, image.size, bucket))
 
 
 @dataclasses.dataclass(frozen=True)
-class Crops:
-    """Random square crops of images: a pure function of (seed, step).
+class TextImages(Sequence):
+    """Selected images with their text, decoded on access.
 
     Attributes:
-      images: images with values 0..255 and sides of at least `side`.
-      side: side of a crop, in pixels.
-      batch_size: global number of crops per step.
-      seed: seed of the order, positions and mirroring.
-      rows: rows of the global batch that this process reads; None for all.
-      mattes: share of crops whose alpha is multiplied by a random matte; above 0, images need four channels.
-      step: number of pixels of which the positions of crops are multiples.
-      mirrored: share of crops that are mirrored.
+      images: selected images.
     """
 
-    images: Sequence[UInt8[np.ndarray, "_ _ c"]]
-    side: int
-    batch_size: int
-    seed: int
-    rows: Sequence[int] | None = None
-    mattes: float = 0.0
-    step: int = 1
-    mirrored: float = 0.5
+    images: SelectedImages
 
-    def from_step(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
-        """Pixels in [-1, 1] for steps start, start + 1, ..."""
-        order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
-        crops = order.random_map(self._crop, seed=self.seed + 1)
-        rows = range(self.batch_size) if self.rows is None else self.rows
+    def __len__(self) -> int:
+        return len(self.images)
 
-        def batch(step: int) -> Float[np.ndarray, "B H W c"]:
-            return np.stack([crops[step * self.batch_size + row] for row in rows])
+    def __getitem__(self, index: int) -> TextImage:  # type: ignore[override]  # no slices
+        return self.images.with_text(index)
 
-        steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(batch)
-        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
-    def _crop(self, index: int, rng: np.random.Generator) -> Float[np.ndarray, "H W c"]:
-        pixels = self.images[index]
-        top, left = (self.step * int(rng.integers(0, (size - self.side) // self.step + 1)) for size in pixels.shape[:2])
-        crop = pixels[top : top + self.side, left : left + self.side]
-        crop = crop[:, ::-1] if rng.random() < self.mirrored else crop
-        if self.mattes and rng.random() < self.mattes:  # without mattes, nothing more is drawn than in earlier versions
-            crop = with_matte(crop, rng)
-        return normalize(crop)
+def _boxes(lines: Sequence[Line], size: tuple[int, int], bucket: Bucket) -> Int[np.ndarray, "n 4"]:
+    """The boxes of lines after `prepare_image`; those outside the bucket are left out.
+
+    Args:
+      lines: lines of the original image.
+      size: width and height of the original image.
+      bucket: bucket that it is resized to.
+    """
+    boxes_n4 = np.asarray([line.box for line in lines], float).reshape(-1, 4)
+    left, top, right, bottom = crop_box(*size, bucket)
+    scale = np.asarray([bucket.width / (right - left), bucket.height / (bottom - top)] * 2)
+    placed_n4 = (boxes_n4 - [left, top] * 2) * scale
+    outward_n4 = np.concatenate([np.floor(placed_n4[:, :2]), np.ceil(placed_n4[:, 2:])], axis=1)
+    clipped_n4 = np.clip(outward_n4, 0, [bucket.width, bucket.height] * 2).astype(np.int64)
+    return clipped_n4[(clipped_n4[:, :2] < clipped_n4[:, 2:]).all(1)]
 
 
 def center_crop(image: UInt8[np.ndarray, "H W c"], side: int) -> UInt8[np.ndarray, "_ _ c"]:

@@ -10,18 +10,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from data_pipeline.loading.loader import Loader
+from data_pipeline.loading.turns import Turn, Turns
 from data_pipeline.samples.cache import Cache, CachedStream, Largest, StreamKey
 from data_pipeline.samples.schema import Sample
 from qi2_jax.sequence import Layout
 from qi2_jax.training.microbatch import Microbatch
-
-MAX_CYCLE = 10_000  # turns; a longer cycle suggests proportions that were meant to be simpler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +41,6 @@ class Stream:
     held_out: Sequence[Sample] = ()
 
 
-class Turn(NamedTuple):
-    """A turn of the mixture: index of the stream, and index of the batch within the stream."""
-
-    stream: int
-    batch: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Streams that take turns.
@@ -62,9 +53,7 @@ class Mixture:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        weights = [stream.weight for stream in self.streams]
-        if not weights or min(weights) < 1 or sum(weights) > MAX_CYCLE:
-            raise ValueError(f"weights {weights} must be at least 1 each and at most {MAX_CYCLE} together")
+        _ = self._turns
 
     @classmethod
     def of_cache(
@@ -103,14 +92,11 @@ class Mixture:
     @property
     def cycle(self) -> int:
         """Number of turns in a cycle, in which every stream has as many batches as its weight."""
-        return sum(stream.weight for stream in self.streams)
+        return self._turns.cycle
 
     def turn(self, number: int) -> Turn:
         """The stream and batch of turn 0, 1, ..."""
-        cycle, place = divmod(number, self.cycle)
-        order = self._order(cycle)
-        stream = int(order[place])
-        return Turn(stream, cycle * self.streams[stream].weight + int(np.count_nonzero(order[:place] == stream)))
+        return self._turns.turn(number)
 
     def count_microbatches(self, start: int, turns: int) -> int:
         """Number of microbatches in turns start, ..., start + turns - 1."""
@@ -141,7 +127,11 @@ class Mixture:
         return {str(stream.key): len(stream) for stream in training if str(stream.key) not in names}
 
     def _order(self, cycle: int) -> np.ndarray:
-        return _draw_order(tuple(stream.weight for stream in self.streams), self.seed, cycle)
+        return self._turns.order(cycle)
+
+    @functools.cached_property
+    def _turns(self) -> Turns:
+        return Turns(tuple(stream.weight for stream in self.streams), self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,9 +209,3 @@ def layout_of(largest: Largest, empty: Sequence[int]) -> Layout:
     """The smallest layout for every sample of a stream, and for the empty prompt if it may replace their texts."""
     text = tuple(map(max, largest.text, empty)) if not largest.conditions else largest.text
     return Layout(text, largest.target, largest.conditions)
-
-
-@functools.lru_cache(maxsize=64)
-def _draw_order(weights: Sequence[int], seed: int, cycle: int) -> np.ndarray:
-    order = np.repeat(np.arange(len(weights)), weights)
-    return np.random.default_rng((seed, cycle)).permutation(order)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from data_pipeline.records.schema import SCHEMA, Record, decode_record, encode_record
+from data_pipeline.records.schema import SCHEMA, SCHEMAS, Record, decode_record, encode_record
 from qi2_jax.runtime import lock
 from qi2_jax.runtime.atomic import write_json_atomic
 
@@ -87,17 +87,24 @@ def write_new_shards(
 
 def _write_shards(folder: Path, records: Iterator[Record], records_per_shard: int) -> tuple[Shard, ...]:
     written: list[tuple[Path, int, str]] = []
+    schemas = {SCHEMA}
+
+    def noted(records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            schemas.add(record.schema)
+            yield record
+
     for first in records:
         path = folder / f"records-{len(written):05d}.partial"
         rest = itertools.islice(records, records_per_shard - 1)
-        written.append((path, *_write_shard(path, itertools.chain([first], rest))))
+        written.append((path, *_write_shard(path, noted(itertools.chain([first], rest)))))
 
     shards = []
     for index, (path, count, hexdigest) in enumerate(written):
         name = f"records-{index:05d}-of-{len(written):05d}.arrayrecord"
         path.rename(folder / name)
         shards.append(Shard(name, count, hexdigest))
-    write_json_atomic(folder / MANIFEST, {"schema": SCHEMA, "shards": [asdict(shard) for shard in shards]})
+    write_json_atomic(folder / MANIFEST, {"schema": max(schemas), "shards": [asdict(shard) for shard in shards]})
     return tuple(shards)
 
 
@@ -138,8 +145,8 @@ def read_manifest(folder: Path | str) -> tuple[Shard, ...]:
         well_formed = all(_SHARD_NAME.fullmatch(shard.file) and shard.records > 0 for shard in shards)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is not a manifest: {error!r}") from None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} has schema {schema!r}; this version reads schema {SCHEMA}")
+    if schema not in SCHEMAS:
+        raise ValueError(f"{path} has schema {schema!r}; this version reads schemas {SCHEMAS}")
     if not well_formed:
         raise ValueError(f"{path} names shards that are empty or not called records-NNNNN-of-NNNNN.arrayrecord")
     return shards

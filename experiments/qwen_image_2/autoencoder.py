@@ -2,7 +2,8 @@
 
 Command: `qi2 train experiments/qwen_image_2/autoencoder.py --data RECORDS --out RUN`, with the weights of LPIPS in
 `weights/lpips` and of DINOv2-L in `weights/dinov2-large` (docs/perceptual_weights.md). The same command continues after
-an interruption. RECORDS is a folder that `qi2 data ingest` made and `qi2 data score` scored.
+an interruption. RECORDS is a folder that `qi2 data ingest` made and `qi2 data score` scored. It has photographs, pages
+and other images of text, and synthetic text over photographs (docs/autoencoder.md says how to join them).
 In miniature, without these weights: `qi2 train experiments/qwen_image_2/autoencoder.py:tiny --data RECORDS --out RUN`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU with 2 cores.
 Time: not measured on these chips; the tiny form takes about a minute.
@@ -38,7 +39,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     config.platform = "cpu" if tiny else ""
     config.compilation_cache = "" if tiny else "compiled"  # as in `base.stage`
     config.data = _data(tiny)
-    config.vae = autoencoder(tiny, crop=32 if tiny else 256)
+    config.vae = autoencoder(tiny, crop=32 if tiny else 256) | _phases(tiny)
     return config
 
 
@@ -76,6 +77,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
     return dict(
         seed=0,
         channels=4,
+        mattes=0.1,  # ours: share of crops that a random matte makes partly transparent; nearly all images are opaque
         model=dict(
             encoder_width=8 if tiny else 96,
             decoder_width=8 if tiny else 144,
@@ -134,4 +136,36 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         # that number of batches of crops instead.
         statistics_batches=0,
         statistics_images=0,
+    )
+
+
+def _phases(tiny: bool) -> dict[str, Any]:
+    """From low to high resolution, with more text later; `crop` and `batch_size` are those of the first phase.
+
+    Steps, sizes and shares are ours; the report has only the order.
+    """
+    if tiny:
+        shares = dict(photographs=1, synthetic=1)
+        at_48 = dict(start=TINY_STEPS * 2 // 3, crop=48, batch_size=8, ratios=("1:1", "3:1", "1:3"), shares=shares)
+        return dict(
+            ratios=("1:1",),
+            kinds=dict(photographs=(), synthetic=("synthetic/",)),
+            shares=dict(photographs=3, synthetic=1),
+            later_phases=dict(at_48=at_48),
+        )
+
+    def later(start: int, crop: int, batch_size: int) -> dict[str, Any]:
+        shares = dict(photographs=5, text=3, synthetic=2)
+        return dict(start=start, crop=crop, batch_size=batch_size, ratios=RATIOS, shares=shares)
+
+    return dict(
+        ratios=("1:1",),
+        # The labels of each kind: tags of the records, or `source/` and the name of their data set.
+        kinds=dict(photographs=(), text=("design/", "text/", "source/pages"), synthetic=("synthetic/",)),
+        shares=dict(photographs=8, text=1, synthetic=1),
+        later_phases=dict(
+            at_512=later(start=120_000, crop=512, batch_size=2_048),
+            at_1024=later(start=160_000, crop=1024, batch_size=1_024),
+            at_2048=later(start=190_000, crop=2048, batch_size=1_024),
+        ),
     )

@@ -8,7 +8,8 @@ from qi2_jax.runtime import outputs
 
 # Names for the help. The libraries check the arguments, and tests compare these lists with theirs.
 EDITS = ("text", "restoration", "tone", "insertion", "removal", "hue", "background", "compose2", "compose3")
-STRATEGIES = ("pure", "scene", "layout", "glyphs")
+STRATEGIES = ("pure", "scene", "layout", "glyphs", "photo")
+DEFAULT_STRATEGIES = STRATEGIES[:-1]
 
 
 def add_edits_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,10 @@ def add_edits_arguments(parser: argparse.ArgumentParser) -> None:
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `qi2 data synth text` except --json."""
     parser.add_argument(
-        "--strategy", nargs="+", metavar="NAME", help=f"kinds of images (default: {', '.join(STRATEGIES)})"
+        "--strategy",
+        nargs="+",
+        metavar="NAME",
+        help=f"kinds of images: {', '.join(STRATEGIES)} (default: {', '.join(DEFAULT_STRATEGIES)})",
     )
     parser.add_argument(
         "--scripts", nargs="+", metavar="CODE", help="ISO 15924 codes such as Latn, Hans or Arab (default: all)"

@@ -94,5 +94,6 @@ def test_help_agrees_with_the_libraries():
     from qi2_jax.workflows import verify
 
     assert (tuple(edits.KINDS), tuple(text.STRATEGIES)) == (synth.EDITS, synth.STRATEGIES)
+    assert text.DEFAULT == synth.DEFAULT_STRATEGIES
     assert data.INDEX == index.INDEX and MAX_IMAGE_BYTES == 64 << 20
     assert set(export.DTYPES) == set(verify.CODES)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.funnel import Tally
-from data_pipeline.loading.crops import Crops
+from data_pipeline.loading.crop_batches import CropStream
+from data_pipeline.loading.crops import TextImages
 from data_pipeline.records.shards import RecordFolder
 from data_pipeline.samples.held_out import HoldOut
 from data_pipeline.samples.items import ItemPreparer
@@ -57,7 +58,8 @@ def test_the_autoencoder_trains_on_them_and_the_cache_leaves_them_out(folder):
     data = load_experiment("experiments/qwen_image_2/s1_256p_t2i.py:tiny").data
     images = images_of(folder, kept, data.resolutions, 3)
     assert len(images) == 5 and images.captions(4) == []
-    (crops,) = (next(Crops(list(images), 32, 5, seed=0).from_step(0)),)
+    stream = CropStream(TextImages(images), range(5), (32, 32), seed=0).crops()
+    crops = np.stack([stream[number] for number in range(5)])
     assert crops.shape == (5, 32, 32, 3) and np.abs(crops).max() <= 1
     left_out = Tally()
     records = RecordFolder(folder)

@@ -20,6 +20,7 @@ TINY = "experiments/qwen_image_2/autoencoder.py:tiny"
 SMALL = (
     *("model.encoder_width=4", "model.decoder_width=4", "model.latent_channels=8", "model.multipliers=(1,1)"),
     *("model.halves_time=(True,)", "batch_size=2", "statistics_batches=1", "train.sinks=()", "train.log_every=1"),
+    *("later_phases.at_48.start=2", "later_phases.at_48.batch_size=2"),
 )
 OVERRIDES = [f"vae.{change}" for change in SMALL]
 

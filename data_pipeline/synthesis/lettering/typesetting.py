@@ -4,6 +4,7 @@ Pillow shapes the text (raqm: HarfBuzz and FriBidi). Lengths are in pixels; the 
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -13,6 +14,7 @@ from data_pipeline.synthesis.lettering.linebreak import break_lines
 
 SHRINK = 0.9  # factor from one tried size to the next
 Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 REASONS = {
     "missing_glyph": "a character that no font of the typeface has",
@@ -165,8 +167,11 @@ def set_paragraphs(
     raise Unsuitable("does_not_fit", texts[0])
 
 
-def draw_block(image: Image.Image, block: Block, left: float, top: float, colour: Colour | int) -> None:
+def draw_block(image: Image.Image, block: Block, left: float, top: float, colour: Colour | int) -> list[Box]:
     """Draws a block with its box at (left, top).
+
+    Returns:
+      The box of the ink of every line, in whole pixels; it is empty if the line has no ink.
 
     Raises:
       Unsuitable: `does_not_fit` if the text would exceed the image; the image is then partly drawn.
@@ -174,39 +179,44 @@ def draw_block(image: Image.Image, block: Block, left: float, top: float, colour
     draw = ImageDraw.Draw(image)
     style, rtl = block.style, block.style.typeface.script.rtl
     column = (block.width - style.gap * (style.columns - 1)) // style.columns
+    boxes = []
     for number, line in enumerate(block.lines):
         place, row = divmod(number, block.rows)
         if rtl or style.vertical:  # columns follow the reading direction
             place = style.columns - 1 - place
         x = left + place * (column + style.gap)
         if style.vertical:
-            _draw_vertical(draw, block, line, x + column - block.pitch * (row + 0.5), top, colour)
+            boxes.append(_draw_vertical(draw, block, line, x + column - block.pitch * (row + 0.5), top, colour))
             continue
         slack = column - length(line, style.typeface, block.size, block.language)
         at_right = (style.align == "end") != rtl
         x += slack / 2 if style.align == "centre" else slack if at_right else 0
         ascent = max(at_size(file, block.size).getmetrics()[0] for file in style.typeface.files)
-        _draw_line(draw, block, line, x, top + row * block.pitch + ascent, colour)
+        boxes.append(_draw_line(draw, block, line, x, top + row * block.pitch + ascent, colour))
+    return boxes
 
 
 def _draw_line(
     draw: ImageDraw.ImageDraw, block: Block, line: str, x: float, baseline: float, colour: Colour | int
-) -> None:
+) -> Box:
     typeface = block.style.typeface
     direction = _direction(typeface)
     runs = _runs(line, typeface, block.language)
+    boxes = []
     for file, run in reversed(runs) if typeface.script.rtl else runs:
-        _draw_run(draw, block, file, run, (round(x), round(baseline)), "ls", direction, colour)
+        boxes.append(_draw_run(draw, block, file, run, (round(x), round(baseline)), "ls", direction, colour))
         x += at_size(file, block.size).getlength(run, direction=direction, language=block.language)
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True) if boxes else ((0,),) * 4
+    return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def _draw_vertical(
     draw: ImageDraw.ImageDraw, block: Block, line: str, middle: float, top: float, colour: Colour | int
-) -> None:
+) -> Box:
     if block.style.align == "end":
         top += block.height - length(line, block.style.typeface, block.size, block.language, vertical=True)
     ((file, run),) = _runs(line, block.style.typeface, block.language)
-    _draw_run(draw, block, file, run, (round(middle), round(top)), "st", "ttb", colour)
+    return _draw_run(draw, block, file, run, (round(middle), round(top)), "st", "ttb", colour)
 
 
 def _draw_run(
@@ -218,13 +228,14 @@ def _draw_run(
     anchor: str,
     direction: str,
     colour: Colour | int,
-) -> None:
+) -> Box:
     font, language = at_size(file, block.size), block.language
     box = draw.textbbox(at, run, font=font, anchor=anchor, direction=direction, language=language)
     width, height = draw.im.size
     if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
         raise Unsuitable("does_not_fit", block.text)
     draw.text(at, run, fill=colour, font=font, anchor=anchor, direction=direction, language=language)
+    return math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
 
 
 def _direction(typeface: Typeface, vertical: bool = False) -> str:

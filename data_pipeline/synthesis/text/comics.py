@@ -43,7 +43,13 @@ def draw_comic(job: Job) -> Sample:
             top + row * (panel_height + gap) + panel_height,
         )
         description.append(_draw_panel(canvas, box, number + 1, style))
-    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), ("synthetic/text", "design/comic"))
+    return Sample(
+        canvas.image,
+        " ".join(description),
+        tuple(canvas.texts),
+        ("synthetic/text", "design/comic"),
+        lines=tuple(canvas.lines),
+    )
 
 
 def _draw_panel(canvas: Canvas, box: tuple[float, float, float, float], number: int, style: Style) -> str:

@@ -26,17 +26,19 @@ def draw_glyphs(job: Job) -> Sample:
         text = job.paragraph(60) if job.chance(0.5) else job.phrase()
         box = (left, y, right, side - margin)
         spot = canvas.image.crop((int(left), int(y), int(right), min(side, int(y) + 3 * size)))
-        colour = readable_on(job.rng, *_extremes(spot), least=3.0)
+        colour = readable_on(job.rng, *extremes(spot), least=3.0)
+        before = canvas.image.copy()
         try:
             block = canvas.write(text, box, style, colour)
         except Unsuitable as reason:
             if reason.reason != "does_not_fit" or not description:
                 raise
+            canvas.image.paste(before)  # without a part of the text
             break
         y += block.extent + job.between(0, 0.6) * size
         description.append(f"{size} pixels, {colour}: {quote(text)}")
     caption = f"Lines of small type in {job.writing} on {ground}, from top to bottom: {'; '.join(description)}."
-    return Sample(canvas.image, caption, tuple(canvas.texts), ("synthetic/glyphs",), licence)
+    return Sample(canvas.image, caption, tuple(canvas.texts), ("synthetic/glyphs",), licence, tuple(canvas.lines))
 
 
 def _background(job: Job) -> tuple[Canvas, str, str | None]:
@@ -53,7 +55,7 @@ def _background(job: Job) -> tuple[Canvas, str, str | None]:
     return Canvas(job, image), "a photograph", scene.licence
 
 
-def _extremes(image: Image.Image) -> tuple[tuple[int, int, int], ...]:
+def extremes(image: Image.Image) -> tuple[tuple[int, int, int], ...]:
     """The 10th and the 90th percentile of each channel."""
     pixels = np.percentile(np.asarray(image).reshape(-1, 3), (10, 90), axis=0).astype(int)
     return tuple((int(red), int(green), int(blue)) for red, green, blue in pixels)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.buckets import Bucket
+from data_pipeline.records.schema import Line
 from data_pipeline.synthesis.lettering.colours import COLOURS
 from data_pipeline.synthesis.lettering.fonts import FontLibrary, Typeface
 from data_pipeline.synthesis.lettering.linebreak import shorten
@@ -41,6 +42,7 @@ class Sample:
     Attributes:
       texts: texts written in the image, in the order in which the caption quotes them.
       licence: licence of a photograph in the image; None without a photograph.
+      lines: lines of these texts with their places in the image.
     """
 
     image: Image.Image
@@ -48,6 +50,7 @@ class Sample:
     texts: tuple[str, ...]
     tags: tuple[str, ...]
     licence: str | None = None
+    lines: tuple[Line, ...] = ()
 
 
 @dataclass
@@ -134,7 +137,7 @@ class Job:
 
 @dataclass
 class Canvas:
-    """An image that is being drawn, and the texts written on it, in order.
+    """An image that is being drawn, and the texts and lines written on it, in order.
 
     Attributes:
       small: whether text may be smaller than the legible size of its script.
@@ -143,6 +146,7 @@ class Canvas:
     job: Job
     image: Image.Image
     texts: list[str] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
     small: bool = False
 
     @classmethod
@@ -180,8 +184,14 @@ class Canvas:
 
     def draw(self, block: Block, left: float, top: float, colour: str | Colour | int) -> None:
         """Draws a typeset block. Raises Unsuitable."""
-        draw_block(self.image, block, left, top, COLOURS[colour] if isinstance(colour, str) else colour)
+        boxes = draw_block(self.image, block, left, top, COLOURS[colour] if isinstance(colour, str) else colour)
         self.texts.append(block.text)
+        # A line of spaces alone, or of glyphs without ink, shows nothing.
+        self.lines += [
+            Line(text, box)
+            for text, box in zip(block.lines, boxes, strict=True)
+            if text.strip() and box[0] < box[2] and box[1] < box[3]
+        ]
 
 
 def quote(text: str) -> str:

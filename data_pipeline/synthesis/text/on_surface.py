@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
+from data_pipeline.records.schema import Line
 from data_pipeline.synthesis.lettering.colours import COLOURS, readable_on
 from data_pipeline.synthesis.lettering.typesetting import Colour, Style
 from data_pipeline.synthesis.text.job import Canvas, Job, Sample, describe_alignment, quote, with_article
@@ -22,6 +23,7 @@ from data_pipeline.synthesis.text.surfaces import (
     make_sheet,
     perspective,
     warp,
+    warped_box,
 )
 
 MIN_SIDE, MAX_SIDE = 640, 1536  # least shorter side and largest longer side of an image, in pixels
@@ -46,6 +48,7 @@ class _Writing:
       cover: opacity of the sheet, 0..255.
       beyond: colour outside the edges of the sheet, so that the edges do not fade into black.
       on: description of the surface, for the caption.
+      lines: lines of the text with their places on the sheet.
     """
 
     front: Image.Image
@@ -55,6 +58,7 @@ class _Writing:
     style: Style
     ink: str
     on: str
+    lines: tuple[Line, ...]
 
 
 def draw_scene(job: Job) -> Sample:
@@ -72,7 +76,8 @@ def draw_scene(job: Job) -> Sample:
     # Only the window changes, and a margin around it for shadow and blur.
     around = window.grown(_MARGIN, image.size)
     size = (around.width, around.height)
-    corners = perspective(job.rng, writing.front.size, window) - np.asarray([around.left, around.top])
+    in_image = perspective(job.rng, writing.front.size, window)
+    corners = in_image - np.asarray([around.left, around.top])
     light, behind = estimate_light(pixels, around), pixels[around.slices]
     blur = (light.blur, light.blur, 0)
     front = ndimage.gaussian_filter(warp(writing.front, corners, size, writing.beyond), blur) * light.shade
@@ -89,7 +94,8 @@ def draw_scene(job: Job) -> Sample:
     drawn = Image.fromarray(np.clip(np.round(out), 0, 255).astype(np.uint8))
     result.paste(drawn, (around.left, around.top))
     caption = _caption(job, writing, window, image.size)
-    return Sample(result, caption, (writing.text,), ("synthetic/text", "synthetic/scene"), scene.licence)
+    lines = tuple(Line(x.text, warped_box(x.box, in_image, writing.front.size)) for x in writing.lines)
+    return Sample(result, caption, (writing.text,), ("synthetic/text", "synthetic/scene"), scene.licence, lines)
 
 
 def _fit(image: Image.Image) -> Image.Image:
@@ -106,9 +112,9 @@ def _paint(job: Job, window: Window, ground: Float[np.ndarray, "3"]) -> _Writing
     red, green, blue = (int(value) for value in ground)
     ink = readable_on(job.rng, (red, green, blue))
     letters = Image.new("L", (window.width, window.height), 0)
-    text, style = _write(job, letters, 255, bold=True)
+    text, style, lines = _write(job, letters, 255, bold=True)
     front = Image.new("RGB", letters.size, COLOURS[ink])
-    return _Writing(front, letters, COLOURS[ink], text, style, ink, "painted on a surface")
+    return _Writing(front, letters, COLOURS[ink], text, style, ink, "painted on a surface", lines)
 
 
 def _sheet(job: Job, window: Window) -> _Writing:
@@ -117,13 +123,15 @@ def _sheet(job: Job, window: Window) -> _Writing:
     ground = job.pick(*SHEETS[material])
     ink = readable_on(job.rng, COLOURS[ground])
     front = make_sheet(job.rng, material, COLOURS[ground], (window.width, window.height))
-    text, style = _write(job, front, COLOURS[ink], bold=None)
+    text, style, lines = _write(job, front, COLOURS[ink], bold=None)
     kind = material if ground == "brown" else f"{ground} {material}"
     on = f"on a sheet of {kind}" if material == "paper" else f"on {with_article(kind)}"
-    return _Writing(front, Image.new("L", front.size, 255), COLOURS[ground], text, style, ink, on)
+    return _Writing(front, Image.new("L", front.size, 255), COLOURS[ground], text, style, ink, on, lines)
 
 
-def _write(job: Job, image: Image.Image, colour: Colour | int, bold: bool | None) -> tuple[str, Style]:
+def _write(
+    job: Job, image: Image.Image, colour: Colour | int, bold: bool | None
+) -> tuple[str, Style, tuple[Line, ...]]:
     canvas = Canvas(job, image)
     width, height = image.size
     style = Style(
@@ -135,7 +143,7 @@ def _write(job: Job, image: Image.Image, colour: Colour | int, bold: bool | None
     )
     text = job.phrase() if job.chance(0.4) else job.paragraph(job.pick(20, 40, 90))
     canvas.write(text, (0.07 * width, 0.07 * height, 0.93 * width, 0.93 * height), style, colour, "middle")
-    return text, style
+    return text, style, tuple(canvas.lines)
 
 
 def _caption(job: Job, writing: _Writing, window: Window, size: tuple[int, int]) -> str:

@@ -59,7 +59,7 @@ def draw_pure(job: Job) -> Sample:
         f"{height} {weight}{typeface.style} type in {colour}, {manner}, in {job.writing}, {amount} {quoted}."
     )
     tags = ("synthetic/text", "vertical") if vertical else ("synthetic/text",)
-    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), tags)
+    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), tags, lines=tuple(canvas.lines))
 
 
 def _write(

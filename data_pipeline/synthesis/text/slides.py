@@ -38,7 +38,14 @@ class _Page:
 
     def sample(self, kind: str) -> Sample:
         caption, texts = " ".join(self.description), tuple(self.canvas.texts)
-        return Sample(self.canvas.image, caption, texts, ("synthetic/text", f"design/{kind}"), self.licence)
+        return Sample(
+            self.canvas.image,
+            caption,
+            texts,
+            ("synthetic/text", f"design/{kind}"),
+            self.licence,
+            tuple(self.canvas.lines),
+        )
 
 
 def draw_slide(job: Job) -> Sample:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
-from data_pipeline.synthesis.lettering.typesetting import Colour
+from data_pipeline.synthesis.lettering.typesetting import Box, Colour
 
 SUPERSAMPLING = 2  # factor for warping a sheet, for smooth edges
 _LUMA = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601, as in Pillow's grey levels
@@ -122,6 +122,23 @@ def homography(corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> tupl
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         right += [u, v]
     return tuple(float(value) for value in np.linalg.solve(np.asarray(rows), np.asarray(right)))
+
+
+def warped_box(box: Box, corners: Float[np.ndarray, "4 2"], size: tuple[int, int]) -> Box:
+    """The smallest box (left, top, right, bottom) of whole pixels around a part of a sheet in the image.
+
+    Args:
+      box: part of the sheet.
+      corners: corners of the sheet in the image.
+      size: width and height of the sheet.
+    """
+    to_sheet = np.append(homography(corners, size), 1.0).reshape(3, 3)
+    left, top, right, bottom = box
+    points = np.asarray([(left, top, 1), (right, top, 1), (right, bottom, 1), (left, bottom, 1)], float)
+    seen = points @ np.linalg.inv(to_sheet).T
+    places = seen[:, :2] / seen[:, 2:]
+    low, high = np.floor(places.min(0)), np.ceil(places.max(0))
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
 def warp(

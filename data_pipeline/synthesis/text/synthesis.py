@@ -8,10 +8,13 @@ The first three strategies are those of the first Qwen-Image report:
 | scene    | text in real images, with perspective and lighting (`on_surface`)     |
 | layout   | slides, posters, infographics, tables, comics (`text.layout`)         |
 | glyphs   | lines of 5 to 20 pixels on plain and real backgrounds, for the VAE    |
+| photo    | the same at many places of whole photographs (`text.photo`)           |
 
+`photo` is made only where it is asked for; the others are the default.
 Every caption (kind `text`, in English) quotes all written text in reading order and describes its appearance.
 Paragraphs with characters that the typeface lacks are dropped. Paragraphs that are too long for 1,024 tokens are
-shortened before they are drawn. Sample number i is a function of the seed and i alone.
+shortened before they are drawn. Records have the place of every line of text. Sample number i is a function of the
+seed and i alone.
 """
 
 import io
@@ -36,6 +39,7 @@ from data_pipeline.synthesis.text.glyphs import draw_glyphs
 from data_pipeline.synthesis.text.job import MAX_CAPTION_TOKENS, Job, Sample, count_tokens
 from data_pipeline.synthesis.text.layout import draw_layout
 from data_pipeline.synthesis.text.on_surface import draw_scene
+from data_pipeline.synthesis.text.photo import draw_photo
 from data_pipeline.synthesis.text.pure import draw_pure
 from data_pipeline.synthesis.text.report import TextReport
 from data_pipeline.synthesis.text.scenes import Scenes
@@ -45,7 +49,9 @@ STRATEGIES: dict[str, Callable[[Job], Sample]] = {
     "scene": draw_scene,
     "layout": draw_layout,
     "glyphs": draw_glyphs,
+    "photo": draw_photo,
 }
+DEFAULT = ("pure", "scene", "layout", "glyphs")
 MAX_TRIES = 32  # attempts at a sample before its number is given up
 SOURCE = "qi2-synthetic-text"
 _OWN = "rendered by qi2 (Apache-2.0) with Noto fonts (OFL-1.1)"
@@ -57,7 +63,7 @@ class Recipe:
 
     Attributes:
       scenes: photographs to write on; None if the strategies need none.
-      side: side in pixels of the square that gives the area of images of `pure` and `layout`.
+      side: side in pixels of the square that gives the area of images of `pure`, `layout` and `photo`.
     """
 
     seed: int
@@ -106,6 +112,7 @@ class Recipe:
             source=self.source,
             licence=self._licence(sample, strategy),
             tags=(*sample.tags, f"script/{script.code}", f"language/{language}"),
+            lines=sample.lines,
         )
 
     def _licence(self, sample: Sample, strategy: str) -> str | None:
@@ -123,7 +130,7 @@ def synthesize_text(
     *,
     count: int = 1000,
     seed: int = 0,
-    strategies: tuple[str, ...] = tuple(STRATEGIES),
+    strategies: tuple[str, ...] = DEFAULT,
     scripts: tuple[str, ...] = tuple(SCRIPTS),
     fonts: tuple[Path, ...] = FOLDERS,
     corpus: Path | None = None,
@@ -150,7 +157,7 @@ def synthesize_text(
       corpus: corpus file, see `corpus.read_corpus`; None means the built-in phrases.
       licence: licence of the texts in `corpus`.
       scenes: folder of records to write on; None means the photographs of scikit-image.
-      side: side in pixels of the square that gives the area of images of `pure` and `layout`.
+      side: side in pixels of the square that gives the area of images of `pure`, `layout` and `photo`.
       source: name of the data set in every record.
       workers: number of processes; 1 means this process alone, None one per core.
       records_per_shard: number of records per file.

@@ -54,7 +54,13 @@ def draw_table(job: Job) -> Sample:
             )
         else:
             description.append(f"{join_parts(cells)}{'.' if number == rows else ';'}")
-    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), ("synthetic/text", "design/table"))
+    return Sample(
+        canvas.image,
+        " ".join(description),
+        tuple(canvas.texts),
+        ("synthetic/text", "design/table"),
+        lines=tuple(canvas.lines),
+    )
 
 
 def draw_infographic(job: Job) -> Sample:
@@ -109,7 +115,13 @@ def draw_infographic(job: Job) -> Sample:
         text = job.paragraph(60)
         canvas.write(text, (margin, 0.86 * height, width - margin, 0.98 * height), note, colour, "middle")
         description.append(f"A note at the foot in {colour} reads {quote(text)}.")
-    return Sample(canvas.image, " ".join(description), tuple(canvas.texts), ("synthetic/text", "design/infographic"))
+    return Sample(
+        canvas.image,
+        " ".join(description),
+        tuple(canvas.texts),
+        ("synthetic/text", "design/infographic"),
+        lines=tuple(canvas.lines),
+    )
 
 
 def _number(job: Job) -> str:

@@ -3,24 +3,39 @@
 Dims: `B` batch, `H` `W` pixels, `c` image channels.
 """
 
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
+from data_pipeline.loading.crop_batches import CropBatch, Phases
 from data_pipeline.loading.crops import SelectedImages, center_crop
 from data_pipeline.samples.held_out import hold_out_of
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
+from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.objective import Crop
 from qi2_jax.training.microbatch import Microbatch, Stats
 
-MAX_CACHED_BYTES = 1 << 30  # images that take no more memory than this are decoded once
 VALIDATION_IMAGES = 16
 DRAWN_IMAGES = 4
 MAX_DRAWN_SIDE = 512  # pixels
 
 
+class Layout(NamedTuple):
+    """The shape of a batch, which selects its compiled program."""
+
+    batch_size: int
+    height: int
+    width: int
+
+
 def microbatch(
-    pixels_BHWc: Float[np.ndarray, "B H W c"], batch_size: int, margins: tuple[float, float] | None = None
+    pixels_BHWc: Float[np.ndarray, "B H W c"],
+    batch_size: int,
+    margins: tuple[float, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Microbatch:
     """A batch of this process's crops.
 
@@ -28,13 +43,41 @@ def microbatch(
       pixels_BHWc: crops of this process, in [-1, 1].
       batch_size: global number of crops.
       margins: cosine and distance margin of the alignment; None: no alignment.
+      metrics: values to log about the batch.
     """
+    layout, metrics = Layout(batch_size, *pixels_BHWc.shape[1:3]), metrics or {}
     if margins is None:
-        return Microbatch(None, Crop(pixels_BHWc), stats=Stats(batch_size))
+        return Microbatch(layout, Crop(pixels_BHWc), stats=Stats(batch_size, metrics=metrics))
     names = "alignment/cosine_margin", "alignment/distance_margin"
     repeated_B2 = np.full((len(pixels_BHWc), 2), margins, np.float32)
-    stats = Stats(batch_size, metrics=dict(zip(names, margins, strict=True)))
-    return Microbatch(None, Crop(pixels_BHWc, repeated_B2), stats=stats)
+    stats = Stats(batch_size, metrics={**dict(zip(names, margins, strict=True)), **metrics})
+    return Microbatch(layout, Crop(pixels_BHWc, repeated_B2), stats=stats)
+
+
+def composition(config: AutoencoderConfig, phases: Phases, step: int, batch: CropBatch) -> dict[str, float]:
+    """Metrics that describe the batch of a step, where batches differ: its phase, size, and share of each kind."""
+    metrics: dict[str, float] = {}
+    number = phases.of_step(step)
+    shares = [*config.phases.values()][number].kind_shares
+    if len(phases.phases) > 1 or len(phases.phases[0].sizes) > 1:
+        _, height, width, _ = batch.pixels_BHWc.shape
+        metrics = {"batch/phase": number + 1, "batch/height": height, "batch/width": width}
+    if config.kinds:
+        used = [kind for kind, share in shares.items() if share]
+        drawn = [used[place] for place in batch.kinds]
+        metrics |= {f"batch/{kind}": drawn.count(kind) / len(drawn) for kind in config.kinds}
+    return metrics
+
+
+def empty_batches(phases: Phases, channels: int) -> Iterator[tuple[Float[np.ndarray, "B H W c"], int]]:
+    """Blank pixels and the global number of crops for each shape of the batches."""
+    seen = set()
+    for phase in phases.phases:
+        for size in phase.sizes:
+            if (layout := (phase.batch_size, *size)) not in seen:
+                seen.add(layout)
+                rows = phase.batch_size if phase.rows is None else len(phase.rows)
+                yield np.zeros((rows, *size, channels), np.float32), phase.batch_size
 
 
 def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedImages, SelectedImages]:

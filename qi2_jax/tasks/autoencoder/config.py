@@ -1,9 +1,14 @@
 """The autoencoder's config."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from data_pipeline.buckets import Buckets
+from data_pipeline.loading.kinds import check_kinds
+from data_pipeline.loading.turns import MAX_CYCLE
 from qi2_jax.config.fields import changeable, check_at_least, check_one_of, choice
 from qi2_jax.models.vae import VAEConfig
 from qi2_jax.tasks.autoencoder import linear_start
@@ -98,13 +103,63 @@ def _check_folder(group: str, weight: float, folder: str) -> None:
         )
 
 
+SQUARE = ("1:1",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A phase of training: from its first update on, crops have other sizes and kinds of images other shares.
+
+    Attributes:
+      start: number of updates before the phase.
+      crop: side of a square with the area of the crops, in pixels.
+      batch_size: crops per batch.
+      ratios: aspect ratios of the crops, width to height, such as "16:9"; each batch has one of them.
+      shares: share of each of `kinds`, a whole number; none without kinds.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    start: int
+    crop: int
+    batch_size: int
+    ratios: tuple[str, ...] = SQUARE
+    shares: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, start=0, crop=1, batch_size=1)
+        values = self.shares.values()
+        if values and (min(values) < 0 or not 0 < sum(values) <= MAX_CYCLE):
+            raise ValueError(
+                f"shares is {dict(self.shares)}; shares are at least 0, not all 0, and at most {MAX_CYCLE} together"
+            )
+        if not self.ratios:
+            raise ValueError("ratios is (); name at least one, such as '1:1'")
+        _ = self.sizes
+
+    @functools.cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the crops of each ratio."""
+        if self.ratios == SQUARE:
+            return ((self.crop, self.crop),)
+        multiple = 32 if self.crop % 32 == 0 else 16
+        return tuple((size.height, size.width) for size in Buckets.for_area(self.crop, self.ratios, multiple).sizes)
+
+    @property
+    def kind_shares(self) -> Mapping[str, int]:
+        """The share of each kind; without kinds, all images are of one without a name."""
+        return self.shares or {"": 1}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(TrainingConfig):
     """Config of a run that trains the autoencoder.
 
     Attributes:
       model: shape of the autoencoder.
-      crop: side of the square crops on which it trains, in pixels.
+      crop: side of a square with the area of the crops on which it trains, in pixels; and of the square crops of
+        validation.
       crop_step: number of pixels of which the positions of crops are multiples.
       mirrored: share of crops that are mirrored.
       linear_start: training batches on which the linear code is fitted from which training starts, see `linear_start`;
@@ -122,6 +177,11 @@ class AutoencoderConfig(TrainingConfig):
         them and each at the size of its bucket; 0: all.
       channels: channels of the training images, 3 (RGB) or 4 (RGBA); the curriculum reads it.
       mattes: share of training crops that a random matte makes partly transparent, for an autoencoder of RGBA images.
+      kinds: kinds of training images by name, each with the beginnings of its labels, see
+        `data_pipeline.loading.kinds`. Without any, all images are of one kind.
+      ratios: as in `PhaseConfig`.
+      shares: as in `PhaseConfig`.
+      later_phases: phases by name after the first one, which `crop`, `batch_size`, `ratios` and `shares` describe.
 
     Raises:
       ValueError: for a value out of its range.
@@ -142,6 +202,10 @@ class AutoencoderConfig(TrainingConfig):
     crop_step: int = 1
     mirrored: float = 0.5
     linear_start: int = 0
+    kinds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    ratios: tuple[str, ...] = SQUARE
+    shares: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    later_phases: Mapping[str, PhaseConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,21 +216,42 @@ class AutoencoderConfig(TrainingConfig):
                 f"statistics_batches is {self.statistics_batches} and statistics_images {self.statistics_images}; the "
                 "latents are measured over batches of crops or over whole images: set one of them to 0"
             )
-        if self.crop < 1 or self.crop % self.model.factor:
-            raise ValueError(
-                f"crop is {self.crop}; it must be a multiple of {self.model.factor}, the pixels of a latent"
-            )
         if self.mirrored > 1:
             raise ValueError(f"mirrored is {self.mirrored}; it is a share of crops from 0 to 1")
         if self.linear_start:
             linear_start.check(self.model)
+        check_kinds(self.kinds)
+        self._check_phases()
         if not 0 <= self.mattes <= 1 or (self.mattes and self.model.in_channels != 4):
             raise ValueError(
                 f"mattes is {self.mattes}; it is a share of crops from 0 to 1, and above 0 the autoencoder must read "
                 f"four channels instead of {self.model.in_channels}"
             )
 
+    @functools.cached_property
+    def phases(self) -> dict[str, PhaseConfig]:
+        """All phases by name, in order; the first one has no name."""
+        first = PhaseConfig(start=0, crop=self.crop, batch_size=self.batch_size, ratios=self.ratios, shares=self.shares)
+        return {"": first, **dict(sorted(self.later_phases.items(), key=lambda item: item[1].start))}
+
+    def _check_phases(self) -> None:
+        starts = [phase.start for phase in self.phases.values()]
+        if len(set(starts)) < len(starts):
+            raise ValueError(f"later_phases start after {starts[1:]} updates; these must be above 0 and differ")
+        for name, phase in self.phases.items():
+            key, factor = f"later_phases.{name}." if name else "", self.model.factor
+            if any(side % factor for size in ((phase.crop,), *phase.sizes) for side in size):
+                raise ValueError(
+                    f"{key}crop is {phase.crop}; it must be a multiple of {factor}, the pixels of a latent, as must "
+                    f"the sides of crops of the ratios {phase.ratios}"
+                )
+            if phase.shares.keys() != self.kinds.keys():
+                raise ValueError(
+                    f"{key}shares has the kinds {sorted(phase.shares)}; it must have those of kinds, "
+                    f"{sorted(self.kinds)}"
+                )
+
 
 def check_autoencoder(config: AutoencoderConfig) -> None:
     """Raises a ValueError if the devices of this job cannot train the autoencoder with this config."""
-    check_batch_sizes("vae", config.mesh, (config.batch_size,))
+    check_batch_sizes("vae", config.mesh, [phase.batch_size for phase in config.phases.values()])

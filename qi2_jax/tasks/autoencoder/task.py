@@ -1,6 +1,7 @@
 """The autoencoder as a task: it is trained on random crops of images."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 from PIL import Image
 
-from data_pipeline.loading.crops import Crops, SelectedImages
+from data_pipeline.loading.crop_batches import Phases
+from data_pipeline.loading.crops import SelectedImages
 from qi2_jax import sharding
 from qi2_jax.interop import stored_weights
 from qi2_jax.models.vae import VAE, VAEConfig
@@ -27,6 +29,7 @@ from qi2_jax.tasks.autoencoder.latent_statistics import Moments
 from qi2_jax.tasks.autoencoder.linear_start import start_linear
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Objective, make_validation, reconstruct
+from qi2_jax.tasks.autoencoder.phases import make_phases
 from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
@@ -48,7 +51,7 @@ class AutoencoderTask(Task):
       frozen: frozen networks of the loss.
       model_config: configuration of the autoencoder.
       images: training images.
-      crops: training crops.
+      crops: training crops of all phases.
       validation: crops of held-out images, in [-1, 1].
       drawn: held-out images that are drawn, in [-1, 1].
       records: positions of the drawn images in their folder of records.
@@ -60,7 +63,7 @@ class AutoencoderTask(Task):
     frozen: Networks
     model_config: VAEConfig
     images: SelectedImages
-    crops: Crops
+    crops: Phases
     validation: Float[np.ndarray, "B H W c"]
     drawn: Float[np.ndarray, "B H W c"]
     records: Sequence[int]
@@ -88,9 +91,8 @@ class AutoencoderTask(Task):
             return state
         processes.log_on_main("fitting the linear code from which the autoencoder starts")
         # Every process computes the same weights from the same images.
-        crops = dataclasses.replace(self.crops, rows=None).from_step(0)
         model = self.make_model(jax.random.key(self.config.seed))
-        start_linear(model, list(itertools.islice(crops, self.config.linear_start)))
+        start_linear(model, list(itertools.islice(self.whole_batches(0), self.config.linear_start)))
 
         def place(weight: Any, old: Any) -> Any:
             values = np.asarray(weight)
@@ -101,18 +103,25 @@ class AutoencoderTask(Task):
         return state._replace(model=first, ema=ema)
 
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
-        return self._objective.loss(model, frozen, layout, batch, keys_B)
+        return self._objective.loss(model, frozen, None, batch, keys_B)
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
-        for number, pixels in enumerate(self.crops.from_step(step), start=step):
-            yield [self._microbatch(pixels, number)]
+        for number, batch in enumerate(self.crops.from_step(step), start=step):
+            batch_size = self.crops.phases[self.crops.of_step(number)].batch_size
+            metrics = batches.composition(self.config, self.crops, number, batch)
+            yield [batches.microbatch(batch.pixels_BHWc, batch_size, self._margins(number), metrics)]
 
     def examples(self) -> Sequence[Microbatch]:
-        return [self._microbatch(next(self.crops.from_step(0)), 0)]
+        empty = batches.empty_batches(self.crops, self.model_config.in_channels)
+        return [batches.microbatch(pixels, batch_size, self._margins(0)) for pixels, batch_size in empty]
 
-    def _microbatch(self, pixels: Float[np.ndarray, "B H W c"], step: int) -> Microbatch:
-        scheduled = None if self.frozen.features is None else margins(self.config.alignment, step)
-        return batches.microbatch(pixels, self.crops.batch_size, scheduled)
+    def whole_batches(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
+        """Crops of the first phase for steps start, start + 1, ..., of all processes."""
+        first = dataclasses.replace(self.crops.phases[0], rows=None)
+        return (batch.pixels_BHWc for batch in Phases((first,)).from_step(start))
+
+    def _margins(self, step: int) -> tuple[float, float] | None:
+        return None if self.frozen.features is None else margins(self.config.alignment, step)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
         """Metrics on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`.
@@ -165,28 +174,16 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
         raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
     with processes.raise_together():
         frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
-    rows = sharding.local_rows(mesh, config.batch_size)
     with processes.raise_together():
         trained, held = batches.split_held_out(images, held_out)
         drawn = held.subset(range(min(batches.DRAWN_IMAGES, len(held))))
-        # Every image is cropped again and again: if there is room, it is decoded once.
-        decoded = list(trained) if trained.nbytes <= batches.MAX_CACHED_BYTES else trained
         return AutoencoderTask(
             config=config,
             data={"pictures": trained.digest, **digests},
             frozen=frozen,
             model_config=model_config,
             images=trained,
-            crops=Crops(
-                decoded,
-                config.crop,
-                config.batch_size,
-                config.seed,
-                rows,
-                config.mattes,
-                config.crop_step,
-                config.mirrored,
-            ),
+            crops=make_phases(config, trained, functools.partial(sharding.local_rows, mesh)),
             validation=batches.validation_pixels(held, config.crop),
             drawn=batches.drawn_pixels(drawn, model_config.factor),
             records=[image.index for image in drawn.chosen],
@@ -229,8 +226,8 @@ def train_autoencoder(
         if jax.process_index() == 0:
             vae = stored_weights.load(trained, jax.eval_shape(lambda: VAE(config.model, key=jax.random.key(0))))
             if moments is None:
-                unseen = dataclasses.replace(task.crops, rows=None).from_step(config.train.steps)
-                moments = latent_statistics.of_crops(vae, itertools.islice(unseen, config.statistics_batches))
+                unseen = itertools.islice(task.whole_batches(config.train.steps), config.statistics_batches)
+                moments = latent_statistics.of_crops(vae, unseen)
             model_folder.save_vae(model, vae, moments.mean, moments.std)
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 from types import SimpleNamespace
 
+import grain
 import numpy as np
 import pytest
 
 from data_pipeline.buckets import Bucket
-from data_pipeline.loading.crops import Crops, SelectedImage, SelectedImages
+from data_pipeline.loading.crop_batches import CropStream, Phase, Phases
+from data_pipeline.loading.crops import SelectedImage, SelectedImages, TextImage
 from qi2_jax.pixels import normalize
 from qi2_jax.workflows.config import load_experiment
 
@@ -31,8 +33,14 @@ def images():
     return opaque
 
 
-def first(images, **options):
-    return next(Crops(images, 32, 12, seed=0, **options).from_step(0))
+def stream(images, size=(32, 32), indices=None, **options):
+    texts = [TextImage(image) if isinstance(image, np.ndarray) else image for image in images]
+    return CropStream(texts, range(len(texts)) if indices is None else indices, size, **{"seed": 0, **options})
+
+
+def first(images, rows=None, **options):
+    phase = Phase(0, ((stream(images, **options),),), (1,), (1,), 12, 0, rows)
+    return next(Phases((phase,)).from_step(0)).pixels_BHWc
 
 
 def test_mattes_make_a_share_of_the_crops_partly_transparent(images):
@@ -50,12 +58,21 @@ def test_mattes_make_a_share_of_the_crops_partly_transparent(images):
 
 def test_crops_of_earlier_versions_are_drawn_again(images):
     rng = np.random.default_rng(1)
-    crops = Crops(images, 32, 12, seed=0)
     top, left = (int(rng.integers(0, size - 31)) for size in (40, 48))
     mirrored = rng.random() < 0.5
     expected = images[0][top : top + 32, left : left + 32]
-    found = crops._crop(0, np.random.default_rng(1))
+    found = stream(images)._crop(0, np.random.default_rng(1))
     assert np.array_equal(found, normalize(expected[:, ::-1] if mirrored else expected))
+
+
+def test_batches_of_earlier_versions_are_drawn_again(images):
+    """One phase, size and kind: rows follow the order of a single shuffled stream."""
+    order = grain.MapDataset.range(3).seed(0).shuffle().repeat()
+    crops = order.random_map(stream(images)._crop, seed=1)
+    phase = Phase(0, ((stream(images),),), (1,), (1,), 12, 0, [1, 5])
+    batches = Phases((phase,)).from_step(2)
+    for step in (2, 3):
+        assert np.array_equal(next(batches).pixels_BHWc, np.stack([crops[12 * step + row] for row in (1, 5)]))
 
 
 @pytest.mark.parametrize(("mattes", "channels"), [(1.5, 4), (-0.1, 4), (0.5, 3)])

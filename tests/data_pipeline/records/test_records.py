@@ -2,7 +2,7 @@ import msgpack
 import pytest
 
 from data_pipeline.records import schema
-from data_pipeline.records.schema import Caption, Record, decode_record, encode_record
+from data_pipeline.records.schema import Caption, Line, Record, decode_record, encode_record
 
 CAPTIONS = (Caption("a cat"), Caption('"OPEN"', "text", "en"), Caption("一只猫", "knowledge", "zh-Hans"))
 RECORD = Record("a/cat.png", b"\x89PNG\0\xff", CAPTIONS, "pets", "CC0 1.0", tags=("nature/cat",))
@@ -10,9 +10,17 @@ INSTRUCTION = Caption("make it night", "instruction", "en")
 EDIT = Record("e", b"after", (INSTRUCTION, Caption("a street")), "edits", conditions=(b"before", b"style"))
 
 
-@pytest.mark.parametrize("record", [RECORD, EDIT, Record("k", b"", (), "s")])
+WITH_LINES = Record("l", b"x", (), "s", lines=(Line("OPEN", (3, 4, 50, 21)), Line("日本", (0, 0, 9, 9))))
+
+
+@pytest.mark.parametrize("record", [RECORD, EDIT, Record("k", b"", (), "s"), WITH_LINES])
 def test_round_trip(record):
     assert decode_record(encode_record(record)) == record
+
+
+def test_records_without_lines_are_stored_as_before():
+    stored = [msgpack.unpackb(encode_record(record)) for record in (RECORD, WITH_LINES)]
+    assert [fields["schema"] for fields in stored] == [2, 3] and "lines" not in stored[0]
 
 
 def _stored(**changes) -> bytes:
@@ -30,7 +38,17 @@ def _stored(**changes) -> bytes:
         (b"\x91" * 5000 + b"\xc0", "not readable"),  # nesting
         (b"\xc7\x01\x05\x00", "not readable"),  # an extension type
         (msgpack.packb([1]), "must have the fields"),
-        (_stored(schema=3, masks=[b""]), "schema 3"),
+        (_stored(schema=4, masks=[b""]), "schema 4"),
+        (_stored(schema=3), "must have the fields"),
+        (_stored(lines=[]), "must have the fields"),
+        (_stored(schema=3, lines={}), "lines that are not a list"),
+        (_stored(schema=3, lines=[{"text": "x"}]), "stored line"),
+        (_stored(schema=3, lines=[{"text": "x", "box": 3}]), "box that is not a list"),
+        (_stored(schema=3, lines=[{"text": "x", "box": [0, 0, 1]}]), "the box"),
+        (_stored(schema=3, lines=[{"text": "x", "box": [0, 0, 1, True]}]), "the box"),
+        (_stored(schema=3, lines=[{"text": "x", "box": [5, 0, 5, 1]}]), "the box"),
+        (_stored(schema=3, lines=[{"text": "x", "box": [-1, 0, 5, 1]}]), "the box"),
+        (_stored(schema=3, lines=[{"text": 1, "box": [0, 0, 1, 1]}]), "line 1"),
         (_stored(source=KeyError), "must have the fields"),
         (_stored(extra=1), "must have the fields"),
         (_stored(image="text"), "image must be"),

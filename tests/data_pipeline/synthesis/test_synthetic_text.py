@@ -12,8 +12,8 @@ from data_pipeline.records.schema import Record
 from data_pipeline.records.shards import RecordFolder, read_manifest, write_shards
 from data_pipeline.synthesis.lettering.fonts import FOLDERS, FontLibrary
 from data_pipeline.synthesis.lettering.scripts import SCRIPTS
-from data_pipeline.synthesis.lettering.typesetting import Unsuitable
-from data_pipeline.synthesis.text import layout, pure, slides, tables
+from data_pipeline.synthesis.lettering.typesetting import Unsuitable, draw_block
+from data_pipeline.synthesis.text import job, layout, pure, slides, tables
 from data_pipeline.synthesis.text.corpus import BuiltinCorpus
 from data_pipeline.synthesis.text.glyphs import SIDE
 from data_pipeline.synthesis.text.job import MAX_CAPTION_TOKENS, Job, count_tokens
@@ -93,6 +93,52 @@ def test_small_glyphs_are_small(make):
     assert min(sizes) >= 5 and max(sizes) <= 20 and len(sizes) > 8
 
 
+@pytest.mark.parametrize("script", ["Latn", "Arab", "Jpan"])
+def test_records_know_the_place_of_every_line(make, script, monkeypatch):
+    """The image differs from that without text in every box, and nowhere else."""
+    for name in ("photo", "glyphs", "layout"):
+        blank = {}
+
+        def remember(image, block, *rest, blank=blank):
+            blank.setdefault(id(image), (image, image.copy()))
+            return draw_block(image, block, *rest)
+
+        if name != "layout":  # whose canvas changes between the texts
+            monkeypatch.setattr(job, "draw_block", remember)
+        sample = make(STRATEGIES[name], script, 3)
+        assert sample.lines and all(any(line.text in text for text in sample.texts) for line in sample.lines)
+        if name == "layout":
+            continue
+        before = next(copy for image, copy in blank.values() if image is sample.image)
+        changed = (np.asarray(before) != np.asarray(sample.image)).any(-1)
+        assert all(changed[top:bottom, left:right].any() for left, top, right, bottom in (x.box for x in sample.lines))
+        for line in sample.lines:
+            left, top, right, bottom = line.box
+            changed[top:bottom, left:right] = False
+        assert not changed.any()
+
+
+def test_small_text_over_photographs_has_many_sizes_and_shapes(make):
+    samples = [make(STRATEGIES["photo"], "Latn", seed) for seed in range(6)]
+    sizes = {int(size) for sample in samples for size in re.findall(r"(\d+) pixels", sample.caption)}
+    assert min(sizes) >= 5 and max(sizes) <= 20 and len(sizes) > 8
+    assert len({sample.image.size for sample in samples}) > 2
+    assert all(max(sample.image.size) <= 3 * min(sample.image.size) for sample in samples)
+    assert all(sample.licence and sample.tags == ("synthetic/glyphs", "synthetic/photo") for sample in samples)
+
+
+def test_lines_of_a_sheet_in_perspective_lie_within_it(make):
+    sample = make(STRATEGIES["scene"], "Latn", 5)
+    (text,) = sample.texts
+    assert [line.text for line in sample.lines] and all(line.text in text for line in sample.lines)
+    tops = [line.box[1] for line in sample.lines]
+    assert tops == sorted(tops)
+    for line in sample.lines:
+        left, top, right, bottom = line.box
+        grey = np.asarray(sample.image.convert("L"), float)[top:bottom, left:right]
+        assert right <= sample.image.width and bottom <= sample.image.height and grey.std() > 5
+
+
 def test_vertical_pages_are_made_and_said_to_be(make):
     samples = [make(STRATEGIES["pure"], "Jpan", seed) for seed in range(12)]
     vertical = [sample for sample in samples if "vertical" in sample.tags]
@@ -120,7 +166,7 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path):
         (caption,) = record.captions
         assert (caption.kind, caption.language) == ("text", "en") and "OFL" in record.licence
         assert any(tag.startswith("script/") for tag in record.tags)
-        assert record.tags[0] in ("synthetic/text", "synthetic/glyphs")
+        assert record.tags[0] in ("synthetic/text", "synthetic/glyphs") and record.lines
 
 
 def test_paragraphs_with_a_missing_glyph_are_dropped_and_counted(tmp_path):

@@ -1,4 +1,7 @@
-"""A run with frozen networks in its loss: resumed bit for bit, bound to their weights, and exported without them."""
+"""A run of two phases with frozen networks in its loss.
+
+It is resumed bit for bit, bound to the weights, and exported without them.
+"""
 
 import json
 import shutil
@@ -21,6 +24,7 @@ from tests.tasks.autoencoder.test_task import images  # noqa: F401
 
 TERMS = ("reconstruction", "lpips", *(f"alignment/{name}" for name in ("cosine", "distance", "similarity", "weight")))
 MARGINS = ("alignment/cosine_margin", "alignment/distance_margin")
+BATCH = tuple(f"batch/{name}" for name in ("phase", "height", "width", "photographs", "synthetic"))
 
 
 def write_lpips(folder, seed=0):
@@ -43,7 +47,8 @@ def config(weights, *overrides):
     align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=4", "train.log_every=1", "train.sinks=()")
     changes = [*(f"model.{one}" for one in model), *(f"perceptual.{one}" for one in term)]
-    changes += [*(f"alignment.{one}" for one in align), *run, *overrides]
+    later = ("later_phases.at_48.start=3", "later_phases.at_48.batch_size=4")
+    changes += [*(f"alignment.{one}" for one in align), *run, *later, *overrides]
     return load_experiment("experiments/qwen_image_2/autoencoder.py:tiny", [f"vae.{one}" for one in changes]).vae
 
 
@@ -58,11 +63,13 @@ def logged(out):
     return [line for line in metrics.lines(out / metrics.FILE) if "loss" in line]
 
 
-def test_all_terms_and_margins_are_logged(whole):
+def test_all_terms_margins_and_phases_are_logged(whole):
     lines = logged(whole)
     assert all({*TERMS, *MARGINS} <= line.keys() for line in lines) and len(lines) == 4
     assert [line[MARGINS[0]] for line in lines] == [0, 0, 0.25, 0.5]
     assert [line[MARGINS[1]] for line in lines] == [0, 0, 0.125, 0.25]
+    assert [[line[name] for name in BATCH[:3]] for line in lines] == [[1, 32, 32]] * 3 + [[2, 48, 48]]
+    assert [line[BATCH[3]] + line[BATCH[4]] for line in lines] == [1] * 4 and lines[3][BATCH[4]] == 0.5
     validated = [line for line in metrics.lines(whole / metrics.FILE) if "validation_loss" in line]
     assert all({"validation_lpips", "validation_alignment/similarity/raw"} <= line.keys() for line in validated)
 
@@ -78,7 +85,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(images, weights, whole, tmp_p
         for name, weight in wanted.items():
             np.testing.assert_array_equal(found[name].read(), weight.read(), err_msg=f"{item} {name}")
     for line, other in zip(logged(tmp_path / "run"), logged(whole), strict=True):
-        assert [line[name] for name in (*TERMS, *MARGINS)] == [other[name] for name in (*TERMS, *MARGINS)]
+        names = (*TERMS, *MARGINS, *BATCH)
+        assert [line[name] for name in names] == [other[name] for name in names]
 
 
 def test_the_exported_model_has_no_projection(whole, weights):

@@ -8,17 +8,20 @@ import pytest
 from PIL import Image
 
 from data_pipeline.buckets import Bucket
+from data_pipeline.filters import description
 from data_pipeline.loading.crops import SelectedImage, SelectedImages
-from data_pipeline.records.schema import Caption, Record
+from data_pipeline.records.schema import Caption, Line, Record
 from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.samples.held_out import image_hash
 from data_pipeline.scoring.cascade import score
+from data_pipeline.scoring.score_tables import write_scores
 from qi2_jax.tasks.autoencoder import batches, task
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
 
 SIDE = 64
+LINE = Line("text", (10, 20, 34, 30))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,16 @@ def images(tmp_path_factory):
         return buffer.getvalue()
 
     folder = tmp_path_factory.mktemp("records")
-    write_shards(folder, [Record(f"{i}", encoded(i), (Caption("x"),), "test") for i in range(12)], records_per_shard=6)
+    records = [
+        Record(f"{i}", encoded(i), (Caption("x"),), "test")
+        if i % 3
+        else Record(f"{i}", encoded(i), (Caption("x"),), "test", tags=("synthetic/glyphs",), lines=(LINE,))
+        for i in range(12)
+    ]
+    for number, shard in enumerate(write_shards(folder, records, records_per_shard=6)):
+        part = records[6 * number : 6 * number + 6]
+        rows = [description._score(record) for record in part]
+        write_scores(folder, description.DESCRIPTION, shard, [record.key for record in part], rows)
     return SelectedImages(RecordFolder(folder), tuple(SelectedImage(i, Bucket(SIDE, SIDE), (0,)) for i in range(12)), 4)
 
 
@@ -66,7 +78,7 @@ def test_copies_of_held_out_images_are_not_trained_on(images, tmp_path):
     groups = [{image.index // 2 for image in part.chosen} for part in (trained, held)]
     assert len(trained) + len(held) == 24 and not groups[0] & groups[1] and all(groups)
     built = task.make_task(tiny(), trained, task.make_mesh(tiny().mesh), 0.5)
-    assert len(built.crops.images) == len(trained)  # nothing of it is held out
+    assert len(built.crops.phases[0].streams[0][0].indices) == len(trained)  # nothing of it is held out
 
 
 def tiny():
