@@ -74,17 +74,17 @@ def _autoencoder(tiny: bool) -> dict[str, Any]:
         # One level on patches of 16 x 16 pixels instead of five on pixels: it can start as a linear code, and has no
         # convolutions at full resolution, which take most of the time on a CPU.
         model=dict(
-            encoder_width=144,
-            decoder_width=144,
+            encoder_width=8 if tiny else 144,
+            decoder_width=8 if tiny else 144,
             latent_channels=64,
             multipliers=(1,),
             residual_blocks=1,
             halves_time=(),
             patch_size=16,
         ),
-        linear_start=2 if tiny else 32,  # batches
-        mesh=dict(data=2, fsdp=1, tensor=1),  # convolutions of one or two images per device are slow on a CPU
-        crop=64,
+        linear_start=0 if tiny else 32,  # batches; a model of the tiny form's width has no linear start
+        mesh=dict(data=1, fsdp=1, tensor=1),  # small batches are faster on one device with all cores
+        crop=32 if tiny else 64,
         # Only these images are ever encoded, always from their first pixel, and text is not mirrored.
         crop_step=16,
         mirrored=0.0,
@@ -92,11 +92,11 @@ def _autoencoder(tiny: bool) -> dict[str, Any]:
         batch_size=8,
         ema_decay=0.95 if tiny else 0.99,
         ema_ramp=False,  # training is eight and more times as long as the EMA, which forgets the random weights
-        train=defaults.train(2 if tiny else 600),
+        train=defaults.train(2 if tiny else 450),
         validation=dict(every=10_000),
         samples=dict(every=0),
         profile=defaults.profile(),
-        optimizer=dict(lr=1e-4, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=50, decay_steps=600),
+        optimizer=dict(lr=1e-4, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=50, decay_steps=450),
         checkpoint=defaults.checkpoint(1000 if tiny else 200),
         statistics_batches=2 if tiny else 16,  # batches from which the latents' mean and deviation are measured
     )

@@ -45,7 +45,8 @@ def photographs() -> list[tuple[str, Image.Image]]:
 
 def scenes(images: list[Image.Image]) -> list[int]:
     """The number of the scene that each image shows, by difference hashes."""
-    hashes, numbers = [], []
+    hashes: list[np.ndarray] = []
+    numbers: list[int] = []
     for image in images:
         grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), int)
         bits = (grey[:, 1:] > grey[:, :-1]).ravel()

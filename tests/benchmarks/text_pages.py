@@ -28,12 +28,21 @@ KINDS = {"latin": ("en", 10), "chinese": ("zh-Hans", 16)}  # folder: language, p
 MAX_BOLD = 0.25  # share of pages in bold type
 
 
-def draw_page(seed: int, language: str, size: int) -> tuple[Image.Image, str]:
-    """A page of one typeface, and its lines joined without separators."""
+def draw_page(seed: int, language: str, size: int, part: int | None = None) -> tuple[Image.Image, str]:
+    """A page of one typeface, and its lines joined without separators.
+
+    Args:
+      seed: seed of everything that is random.
+      language: language of the text.
+      size: pixels per em.
+      part: 0 or 1, each of which has half of the typefaces; None: all of them.
+    """
     rng, code = np.random.default_rng([seed, *language.encode()]), script_of_language(language)
+    assert code is not None
     is_bold = rng.random() < MAX_BOLD
     typefaces = [face for face in FontLibrary((SCRIPTS[code],)).typefaces[code] if not face.style.endswith(DISPLAY)]
     typefaces = [face for face in typefaces if face.bold == is_bold]
+    typefaces = typefaces if part is None else typefaces[part::2]
     style = Style(typefaces[rng.integers(len(typefaces))], size, size, leading=float(rng.uniform(1, 1.2)))
     ground = COLOURS[choose(rng)]
     ink = COLOURS[readable_on(rng, ground)]

@@ -27,6 +27,10 @@ from qi2_jax.models.vae_blocks import Conv2d, ResidualBlock, to_patches
 # The norm before an output divides by one number if one channel is constant and this many times longer than all others
 # together. SiLU adds up to the identity over a channel and its negative: silu(x) - silu(-x) = x.
 OFFSET = 8.0
+# Diffusion models see every latent channel with unit variance. With principal components as channels, an error of the
+# brightness would count no more than one of the finest detail, and samples would show the patches. So latents are
+# rotated components whose standard deviations are to this power of those in the image.
+SPECTRUM = 0.25
 RIDGE = 1e-6  # added to the covariance of features, in units of their mean variance
 MIN_DEVIATION = 1e-3  # components that vary less are noise and not scaled up further; pixels are in [-1, 1]
 LOGVAR = -10.0  # log variance of the posterior
@@ -53,24 +57,25 @@ def start_linear(vae: VAE, batches: Sequence[Float[np.ndarray, "B H W c"]]) -> N
     encoder, decoder, channels = vae.encoder, vae.decoder, vae.config.latent_channels
     patches = [_rows(to_patches(batch, vae.config.patch_size)) for batch in batches]
 
-    weight_DF, bias_F = _whitening(patches, width=encoder.conv_in.bias.shape[0] - channels - 1)
+    weight_DF, bias_F, deviation_F = _whitening(patches, width=encoder.conv_in.bias.shape[0] - channels - 1)
     _set(encoder.conv_in, _signed(weight_DF, channels), _signed(bias_F, channels))
     _straighten(encoder, encoder.mid_block.resnets[1], _ENCODED(encoder, batches[0]), channels)
     codes = (patches_PD @ weight_DF[:, :channels] + bias_F[:channels] for patches_PD in patches)
     weight_FO, bias_O = _least_squares((_rows(_ENCODER_FEATURES(encoder, batch)) for batch in batches), codes)
     unused_FO = np.zeros_like(weight_FO)
     _set(encoder.conv_out, np.concatenate([weight_FO, unused_FO], 1), np.append(bias_O, np.full(channels, LOGVAR)))
-    _set(vae.quant_conv, np.eye(2 * channels), np.zeros(2 * channels))
+    mixing_CC = _mixing(deviation_F[:channels])
+    _set(vae.quant_conv, scipy.linalg.block_diag(mixing_CC, np.eye(channels)), np.zeros(2 * channels))
 
-    _set(vae.post_quant_conv, np.eye(channels), np.zeros(channels))
+    _set(vae.post_quant_conv, np.linalg.inv(mixing_CC), np.zeros(channels))
     # Channels beyond those of the latents start as random mixtures of them.
     mixture_CF = np.asarray(decoder.conv_in.weight[..., 1, 1], np.float64).T
     mixture_CF = mixture_CF[:, channels + 1 :] / np.linalg.norm(mixture_CF[:, channels + 1 :], axis=0)
     mixture_CF[:, :channels] = np.eye(channels)
     _set(decoder.conv_in, _signed(mixture_CF, channels), np.zeros(mixture_CF.shape[1] + channels + 1))
-    latents = [_ENCODE(vae, batch) for batch in batches]
-    _straighten(decoder, decoder.up_blocks[-1].resnets[-1], _DECODED(decoder, latents[0]), channels)
-    features = (_rows(_DECODER_FEATURES(decoder, batch)) for batch in latents)
+    inputs = [_DECODER_INPUT(vae, batch) for batch in batches]
+    _straighten(decoder, decoder.up_blocks[-1].resnets[-1], _DECODED(decoder, inputs[0]), channels)
+    features = (_rows(_DECODER_FEATURES(decoder, batch)) for batch in inputs)
     _set(decoder.conv_out, *_least_squares(features, patches))
 
 
@@ -94,27 +99,39 @@ def _encoded(encoder: Encoder, images: Any) -> Any:
     return encoder.mid_block(encoder.levels(images))
 
 
-def _decoded(decoder: Decoder, latents: Any) -> Any:
-    x = decoder.head(latents)
+def _decoded(decoder: Decoder, inputs: Any) -> Any:
+    x = decoder.head(inputs)
     for block in decoder.up_blocks:
         x = block(x)
     return x
 
 
-_ENCODE = jax.jit(lambda vae, images: vae.encode(images).mean)
+_DECODER_INPUT = jax.jit(lambda vae, images: vae.post_quant_conv(vae.encode(images).mean))
 _ENCODED, _DECODED = jax.jit(_encoded), jax.jit(_decoded)
 _ENCODER_FEATURES = jax.jit(lambda encoder, images: jax.nn.silu(encoder.norm_out(_encoded(encoder, images))))
-_DECODER_FEATURES = jax.jit(lambda decoder, latents: jax.nn.silu(decoder.norm_out(_decoded(decoder, latents))))
+_DECODER_FEATURES = jax.jit(lambda decoder, inputs: jax.nn.silu(decoder.norm_out(_decoded(decoder, inputs))))
 
 
-def _whitening(patches: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [D, width] and bias of a projection to principal components of unit variance, the largest ones first."""
+def _mixing(deviation_C: np.ndarray) -> np.ndarray:
+    """The matrix that makes whitened components latents, see `SPECTRUM`; the mean variance of these is 1."""
+    size = len(deviation_C)
+    rotation_CC = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+    scale_C = deviation_C**SPECTRUM
+    return (scale_C / np.sqrt(np.mean(scale_C**2)))[:, None] * rotation_CC
+
+
+def _whitening(patches: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A projection to principal components of unit variance, the largest ones first.
+
+    Returns:
+      Its weight [D, width], its bias, and the standard deviations that the components have in the patches.
+    """
     mean_D, covariance_DD = _moments(patches)
     D = len(mean_D)
     variance_F, basis_DF = scipy.linalg.eigh(covariance_DD, subset_by_index=(max(0, D - width), D - 1))
     deviation_F = np.maximum(np.sqrt(np.maximum(variance_F, 0)), MIN_DEVIATION)
     weight_DF = np.pad((basis_DF / deviation_F)[:, ::-1], ((0, 0), (0, max(0, width - D))))
-    return weight_DF, -(mean_D @ weight_DF)
+    return weight_DF, -(mean_D @ weight_DF), deviation_F[::-1]
 
 
 def _least_squares(features: Iterable[np.ndarray], targets: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -62,7 +62,8 @@ def _phase(
         )
     fitting = _fitting(name, phase, {kind: by_kind[kind] for kind in shares}, images)
     seed = config.seed + SEEDS_OF_PHASE * number
-    streams, coverage = [], []
+    streams: list[tuple[CropStream, ...]] = []
+    coverage: list[float] = []
     for size, indices in fitting.items():
         first = seed + 2 * len(streams) * len(shares)
         streams.append(

@@ -42,7 +42,14 @@ def weights(tmp_path_factory):
 
 
 def config(weights, *overrides):
-    model = ("encoder_width=4", "decoder_width=4", "latent_channels=8", "multipliers=(1,1)", "halves_time=(True,)")
+    model = (
+        "encoder_width=4",
+        "decoder_width=4",
+        "latent_channels=8",
+        "multipliers=(1,1)",
+        "halves_time=(True,)",
+        "patch_size=1",
+    )
     term = f"weight=0.5,folder={weights}".split(",")
     align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=4", "train.log_every=1", "train.sinks=()")

@@ -42,7 +42,7 @@ def test_a_fresh_model_is_the_linear_code():
     found = np.mean([np.square(vae.decode(vae.encode(x).mean, clamp=False) - x) for x in batches])
     best = error_of_principal_components(batches, 8)
     assert 0.9 * best < found < 1.1 * best < 0.1 * random
-    np.testing.assert_allclose(np.cov(latents.T), np.eye(8), atol=0.1)  # uncorrelated, with unit variance
+    assert 0.9 < latents.var(axis=0).mean() < 1.1 and latents.var(axis=0).min() > 0.2  # no channel is idle
     assert np.all(np.asarray(vae.encode(batches[0]).logvar) == linear_start.LOGVAR)
 
 

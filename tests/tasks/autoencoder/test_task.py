@@ -82,7 +82,14 @@ def test_copies_of_held_out_images_are_not_trained_on(images, tmp_path):
 
 
 def tiny():
-    model = ("encoder_width=4", "decoder_width=4", "latent_channels=8", "multipliers=(1,1)", "halves_time=(True,)")
+    model = (
+        "encoder_width=4",
+        "decoder_width=4",
+        "latent_channels=8",
+        "multipliers=(1,1)",
+        "halves_time=(True,)",
+        "patch_size=1",
+    )
     run = ("batch_size=2", "statistics_batches=1", "train.steps=2", "train.sinks=()")
     overrides = [*(f"vae.model.{change}" for change in model), *(f"vae.{change}" for change in run)]
     return load_experiment("experiments/demo.py:tiny", overrides).vae
