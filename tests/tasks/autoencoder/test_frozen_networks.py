@@ -48,7 +48,6 @@ def config(weights, *overrides):
         "latent_channels=8",
         "multipliers=(1,1)",
         "halves_time=(True,)",
-        "patch_size=1",
     )
     term = f"weight=0.5,folder={weights}".split(",")
     align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2")
