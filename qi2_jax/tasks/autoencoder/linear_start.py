@@ -39,11 +39,13 @@ LOGVAR = -10.0  # log variance of the posterior
 def check(config: VAEConfig) -> None:
     """Raises a ValueError if an autoencoder of this shape cannot start as a linear code."""
     widths = config.encoder_width * config.multipliers[-1], config.decoder_width * config.multipliers[-1]
-    if config.halves_time or min(widths) <= 2 * config.latent_channels:
+    values = config.in_channels * config.patch_size**2
+    if config.halves_time or min(widths) <= 2 * config.latent_channels or values < config.latent_channels:
         raise ValueError(
-            f"linear_start is on, but the model has {len(config.multipliers)} levels, and {widths[0]} and {widths[1]} "
-            "channels before the outputs of encoder and decoder; a linear start needs one level (patch_size=16 for a "
-            f"factor of 16) and more than {2 * config.latent_channels} channels"
+            f"linear_start is on, but the model has {len(config.multipliers)} levels, {widths[0]} and {widths[1]} "
+            f"channels before the outputs of encoder and decoder, and {values} values in a patch; a linear start needs "
+            f"one level (patch_size=16 for a factor of 16), more than {2 * config.latent_channels} channels, and at "
+            f"least {config.latent_channels} values"
         )
 
 
@@ -89,7 +91,7 @@ def _straighten(end: Encoder | Decoder, last: ResidualBlock, activations: Any, c
     """Makes the norm before an output nearly a constant factor, by the constant last channel."""
     width = activations.shape[-1]
     constant = OFFSET * width**0.5 * float(jnp.std(activations[..., :-1]))
-    scale = constant / width**0.5 / float(jnp.std(activations[..., :channels]))
+    scale = constant / width**0.5 / max(float(jnp.std(activations[..., :channels])), MIN_DEVIATION)
     last.conv2.bias[...] = last.conv2.bias[...].at[-1].set(constant)
     gamma = jnp.full(width, scale).at[-1].set(width**-0.5)
     end.norm_out.gamma[...] = gamma.reshape(end.norm_out.gamma.shape)
@@ -140,7 +142,7 @@ def _least_squares(features: Iterable[np.ndarray], targets: Iterable[np.ndarray]
     F = features[0].shape[1]
     mean, covariance = _moments([np.concatenate(pair, axis=1) for pair in zip(features, targets, strict=True)])
     within_FF, across_FO = covariance[:F, :F], covariance[:F, F:]
-    ridge_FF = RIDGE * np.trace(within_FF) / F * np.eye(F)
+    ridge_FF = RIDGE * max(np.trace(within_FF) / F, MIN_DEVIATION**2) * np.eye(F)
     weight_FO = scipy.linalg.solve(within_FF + ridge_FF, across_FO, assume_a="pos")
     return weight_FO, mean[F:] - mean[:F] @ weight_FO
 

@@ -51,8 +51,16 @@ def test_a_fresh_model_is_the_linear_code():
     [
         (dict(multipliers=(1, 1), halves_time=(False,)), "2 levels"),
         (dict(encoder_width=16), "16 and 18 channels"),
+        (dict(patch_size=1), "3 values in a patch"),
     ],
 )
 def test_models_without_such_weights_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         linear_start.check(dataclasses.replace(CONFIG, **change))
+
+
+def test_images_of_one_colour_give_finite_weights():
+    vae = VAE(CONFIG, key=jax.random.key(0))
+    grey = np.full((2, 8, 8, 3), 0.25, np.float32)
+    linear_start.start_linear(vae, [grey])
+    np.testing.assert_allclose(vae.decode(vae.encode(grey).mean), grey, atol=1e-3)
