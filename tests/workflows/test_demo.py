@@ -41,7 +41,7 @@ TINY = "experiments/demo.py:tiny"
         ("transformer.timesteps.logit_normal.std=-1", "logit_normal has mean 0.0 and std -1"),
         ("transformer.optimizer.warmup=900", "transformer.optimizer.warmup is 900; it must end before"),
         ("sample.seed=-1", "sample.seed is -1"),
-        ("vae.batch_size=7", "vae: a batch of 7 does not split"),
+        ("vae.mesh.data=3", "vae: a batch of 8 does not split"),
         ("vae.mesh.data=0", "vae.mesh: mesh data=0"),
         ("vae.optimizer.betas=(0.9,)", r"vae.optimizer.betas is \(0.9,\)"),
         ("transformer.timesteps.law=lognormal", "transformer.timesteps.law is 'lognormal'; choose one of"),
