@@ -8,6 +8,7 @@ the linear code of the same size, fitted on these images.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import tempfile
@@ -41,15 +42,15 @@ LEVELS = [
     "vae.model.decoder_width=8",
     "vae.linear_start=0",
 ]
-MUON = [f"vae.optimizer.{value}" for value in ("kind='muon'", "momentum=0.95", "lr=0.02", "adam_lr=0.001")]
+MUON: dict[str, Any] = dict(kind="muon", momentum=0.95, lr=0.02, adam_lr=0.001)
 ADAM = ["vae.optimizer.lr=0.001"]
 FORMS: dict[str, list[str]] = {
     "linear start, on patches": [],
     "random start, on patches": ["vae.linear_start=0", *ADAM],
     "five levels": [*LEVELS, *ADAM],
-    "five levels, Muon": [*LEVELS, *MUON],
-    "five levels, Muon, no shortcuts": [*LEVELS, *MUON],
-    "five levels, Muon, crops anywhere": [*LEVELS, *MUON, "vae.crop_step=1", "vae.mirrored=0.5"],
+    "five levels, Muon": LEVELS,
+    "five levels, Muon, no shortcuts": LEVELS,
+    "five levels, Muon, crops anywhere": [*LEVELS, "vae.crop_step=1", "vae.mirrored=0.5"],
 }
 
 
@@ -103,6 +104,9 @@ def main(run: Path, steps: int, names: list[str]) -> None:
     for name in names or FORMS:
         config = load_experiment("experiments/demo.py", [*settings, *FORMS[name]])
         assert isinstance(config, DemoExperiment)
+        if "Muon" in name:
+            vae_config = dataclasses.replace(config.vae, optimizer=dataclasses.replace(config.vae.optimizer, **MUON))
+            config = dataclasses.replace(config, vae=vae_config)
         begun = time.process_time()
         with without_shortcuts() if "no shortcuts" in name else contextlib.nullcontext():
             vae = train(config, images)
