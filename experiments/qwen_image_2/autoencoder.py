@@ -116,26 +116,30 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         validation=dict(every=1_000_000 if tiny else 1_000),
         samples=dict(every=0 if tiny else 5_000),
         profile=defaults.profile(),
-        optimizer=dict(
-            # Ours: Muon trains matrices with `lr`, and Adam biases and norms with `adam_lr`. With kind="adam", Adam
-            # trains everything with `lr`, and adam_lr must be 0.
-            kind="muon",
-            lr=0.02,
-            momentum=0.95,
-            adam_lr=1e-3 if tiny else 1e-4,
-            betas=(0.9, 0.99),
-            eps=1e-8,
-            weight_decay=0.0,
-            clip=1.0,
-            warmup=10 if tiny else 1_000,
-            decay_steps=steps,
-        ),
+        optimizer=_optimizer(tiny, steps),
         checkpoint=defaults.checkpoint(20 if tiny else 1_000),
         # Mean and deviation of the latents are measured over the training images in their buckets: over a number of
         # images, evenly spaced among all of them, or over all with 0. statistics_batches above 0 measures them over
         # that number of batches of crops instead.
         statistics_batches=0,
         statistics_images=0,
+    )
+
+
+def _optimizer(tiny: bool, steps: int) -> dict[str, Any]:
+    return dict(
+        # Ours: Muon trains matrices with `lr`, and Adam biases and norms with `adam_lr`. With kind="adam", Adam
+        # trains everything with `lr`, and adam_lr must be 0.
+        kind="muon",
+        lr=0.02,
+        momentum=0.95,
+        adam_lr=1e-3 if tiny else 1e-4,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+        weight_decay=0.0,
+        clip=1.0,
+        warmup=10 if tiny else 1_000,
+        decay_steps=steps,
     )
 
 
