@@ -41,7 +41,7 @@ def test_a_fresh_model_is_the_linear_code():
     latents = np.concatenate([np.asarray(vae.encode(batch).mean).reshape(-1, 8) for batch in batches])
     found = np.mean([np.square(vae.decode(vae.encode(x).mean, clamp=False) - x) for x in batches])
     best = error_of_principal_components(batches, 8)
-    assert 0.9 * best < found < 1.1 * best < 0.1 * random
+    assert found < best < 0.1 * random  # the decoder also sees the neighbours
     assert 0.9 < latents.var(axis=0).mean() < 1.1 and latents.var(axis=0).min() > 0.2  # no channel is idle
     assert np.all(np.asarray(vae.encode(batches[0]).logvar) == linear_start.LOGVAR)
 
