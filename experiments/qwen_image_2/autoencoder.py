@@ -92,6 +92,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         perceptual=dict(
             weight=0.0 if tiny else 1.0,
             folder="weights/lpips",  # absolute, or relative to the folder in which the command runs
+            start=0,  # updates without this term before the others
         ),
         alignment=dict(
             weight=0.0 if tiny else 0.1,  # gradient at the encoder's last layer, relative to the reconstruction's
@@ -108,7 +109,10 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         batch_size=8 if tiny else 4_096,
         execution=dict(
             dtype="float32" if tiny else "bfloat16",  # of activations; parameters and terms of the loss are fp32
-            remat_levels=0,  # levels, highest resolution first, whose activations the backward pass recomputes
+            # Levels, highest resolution first, whose blocks the backward pass recomputes, for crops of at least
+            # remat_from x remat_from pixels. At 512, a chip has two crops; at 256, it has four and room for everything.
+            remat_levels=0 if tiny else 5,
+            remat_from=0 if tiny else 512,
         ),
         ema_decay=0.9 if tiny else 0.9999,
         ema_ramp=True,

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, UInt8
+
+from qi2_jax.row_moments import RowMoments
 
 MAX_VALUES = 3 * 32 * 32  # of a patch; its covariance and decomposition grow with the square and the cube
 
@@ -64,14 +65,14 @@ def fit(images: Iterable[UInt8[np.ndarray, "_ _ 3"]], sizes: Iterable[tuple[int,
       ValueError: if there is no image, or a patch has more than `MAX_VALUES` values.
     """
     wanted = list(dict.fromkeys(sizes))
-    found: dict[int, Moments] = {}
+    found: dict[int, RowMoments] = {}
     for factor, _ in wanted:
         values = 3 * factor**2
         if values > MAX_VALUES:
             raise ValueError(
                 f"patches of {factor} x {factor} pixels have {values} values; at most {MAX_VALUES} are fitted"
             )
-        found[factor] = Moments(values)
+        found[factor] = RowMoments(values)
     for image in images:
         for factor, patches in found.items():
             patches.add(_patches(image, factor))
@@ -81,52 +82,6 @@ def fit(images: Iterable[UInt8[np.ndarray, "_ _ 3"]], sizes: Iterable[tuple[int,
         LinearCode(factor, found[factor].mean, found[factor].principal_components(channels)[1], found[factor].count)
         for factor, channels in wanted
     ]
-
-
-class Moments:
-    """Number, sum and products of rows of D values, in fp64.
-
-    Attributes:
-      count: number of rows.
-    """
-
-    def __init__(self, size: int):
-        self.count = 0
-        self._sum_D, self._products_DD = np.zeros(size), np.zeros((size, size))
-
-    def add(self, rows_PD: Float[np.ndarray, "P D"]) -> None:
-        self.count += len(rows_PD)
-        self._sum_D += rows_PD.sum(axis=0)
-        self._products_DD += rows_PD.T @ rows_PD
-
-    @property
-    def mean(self) -> Float[np.ndarray, " D"]:
-        return self._sum_D / self.count
-
-    @property
-    def covariance(self) -> Float[np.ndarray, "D D"]:
-        return self._products_DD / self.count - np.outer(self.mean, self.mean)
-
-    def principal_components(self, count: int) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, "D C"]]:
-        """Variances and orthonormal columns of the first components, at most D, largest variance first."""
-        D = len(self._sum_D)
-        variance_C, basis_DC = scipy.linalg.eigh(self.covariance, subset_by_index=(max(0, D - count), D - 1))
-        return variance_C[::-1], basis_DC[:, ::-1]
-
-
-def moments(parts: Iterable[Float[np.ndarray, "_ _"]]) -> Moments:
-    """Moments of all rows of several parts.
-
-    Raises:
-      ValueError: without any part.
-    """
-    found: Moments | None = None
-    for rows_PD in parts:
-        found = found or Moments(rows_PD.shape[1])
-        found.add(rows_PD)
-    if found is None:
-        raise ValueError("there are no rows")
-    return found
 
 
 def _patches(image: UInt8[np.ndarray, "H W 3"], factor: int) -> Float[np.ndarray, "P D"]:

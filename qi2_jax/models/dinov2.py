@@ -25,6 +25,9 @@ from qi2_jax.models.clip import ACTIVATIONS, MLP, PatchEmbedding
 from qi2_jax.models.layers import AnyArray, LayerNorm, Linear, keys, stacked
 
 PLAIN, REGISTERS = "dinov2", "dinov2_with_registers"  # model_type in config.json
+# Tokens up to which attention keeps the whole matrix of scores. An image of 896 x 896 pixels, whose features belong to
+# latents of 1024 x 1024 pixels, needs 1 GiB for the 16 heads of DINOv2-L.
+WHOLE_SCORES = 4_200
 MAX_SIZE = 1 << 16  # of any size in a configuration
 # ImageNet's mean and standard deviation for images in [0, 1], as in the published `preprocessor_config.json`.
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -135,7 +138,8 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
         q, k, v = (project(x).reshape(shape) for project in (self.query, self.key, self.value))
-        return self.output(attention(q, k, v).reshape(x.shape))
+        kernel = "reference" if x.shape[1] <= WHOLE_SCORES else "chunked"
+        return self.output(attention(q, k, v, kernel=kernel).reshape(x.shape))
 
 
 class SwiGLU(nnx.Module):
@@ -200,7 +204,7 @@ class Dinov2(nnx.Module):
             `last_hidden_state`.
 
         Raises:
-          ValueError: if the model does not have so many layers, or the images are smaller than a patch.
+          ValueError: for a layer that the model does not have, or images that are smaller than a patch.
         """
         count = self.config.layers if layer is None else layer
         if not 0 <= count <= self.config.layers:

@@ -80,18 +80,21 @@ class LPIPS(nnx.Module):
         )
         self.config = config
 
-    def features(self, images_BHWc: Float[AnyArray, "B H W 3"]) -> tuple[Float[Array, "B _ _ _"], ...]:
+    def features(
+        self, images_BHWc: Float[AnyArray, "B H W 3"], *, remat: bool = False
+    ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """VGG16's features at its five taps, from relu1_2 at full resolution to relu5_3 at 1/16.
 
         Args:
           images_BHWc: RGB in [-1, 1], with sides of at least 16 pixels.
+          remat: see `VGG16`.
         """
         x = jnp.asarray(images_BHWc)
-        return self.vgg((x - SHIFT.astype(x.dtype)) / SCALE.astype(x.dtype))
+        return self.vgg((x - SHIFT.astype(x.dtype)) / SCALE.astype(x.dtype), remat=remat)
 
     @jax.named_scope("lpips")
     def __call__(
-        self, images_BHWc: Float[AnyArray, "B H W 3"], others_BHWc: Float[AnyArray, "B H W 3"]
+        self, images_BHWc: Float[AnyArray, "B H W 3"], others_BHWc: Float[AnyArray, "B H W 3"], *, remat: bool = False
     ) -> Float[Array, " B"]:
         """Distance of each image to its counterpart; 0 if they are equal, about 0.7 if they have nothing in common.
 
@@ -99,18 +102,28 @@ class LPIPS(nnx.Module):
 
         Args:
           images_BHWc, others_BHWc: RGB in [-1, 1], with sides of at least 16 pixels.
+          remat: the backward pass keeps only the features, and computes everything between them again.
         """
-        return self.distance(self.features(images_BHWc), self.features(others_BHWc))
+        ours, others = (self.features(images, remat=remat) for images in (images_BHWc, others_BHWc))
+        return self.distance(ours, others, remat=remat)
 
     def distance(
-        self, ours: tuple[Float[Array, "B _ _ _"], ...], others: tuple[Float[Array, "B _ _ _"], ...]
+        self,
+        ours: tuple[Float[Array, "B _ _ _"], ...],
+        others: tuple[Float[Array, "B _ _ _"], ...],
+        *,
+        remat: bool = False,
     ) -> Float[Array, " B"]:
         """The distance from the results of `features`, so that those of a reference can be used several times."""
         total = jnp.zeros(ours[0].shape[:1], jnp.float32)
+        compare = jax.checkpoint(_compare) if remat else _compare
         for head, a, b in zip(self.heads, ours, others, strict=True):
-            squared = (_unit(a) - _unit(b)) ** 2
-            total += jnp.mean(squared @ head[...].astype(jnp.float32), axis=(1, 2))
+            total += compare(head[...].astype(jnp.float32), a, b)
         return total
+
+
+def _compare(head_C: Float[Array, " C"], a: Float[Array, "B H W C"], b: Float[Array, "B H W C"]) -> Float[Array, " B"]:
+    return jnp.mean((_unit(a) - _unit(b)) ** 2 @ head_C, axis=(1, 2))
 
 
 def _unit(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:

@@ -16,7 +16,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qi2_jax.models.layers import AnyArray, keys
-from qi2_jax.models.vae_blocks import ChannelNorm, Conv2d, DownBlock, MidBlock, UpBlock, from_patches, to_patches
+from qi2_jax.models.vae_blocks import (
+    ChannelNorm,
+    Conv2d,
+    DownBlock,
+    MidBlock,
+    UpBlock,
+    from_patches,
+    recomputed,
+    to_patches,
+)
 
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite and above zero
 
@@ -153,12 +162,12 @@ class Encoder(nnx.Module):
         """The part before the mid block, in which every pixel sees a limited neighbourhood."""
         x = self.conv_in(to_patches(x, self.patch_size))
         for number, block in enumerate(self.down_blocks):
-            x = jax.checkpoint(block)(x) if number < remat_levels else block(x)
+            x = block(x, remat=number < remat_levels)
         return x
 
     def head(self, x: Float[Array, "B h w _"], *, remat: bool = False) -> Float[Array, "B h w _"]:
         """The mid block, which attends over all positions, and the output."""
-        x = jax.checkpoint(self.mid_block)(x) if remat else self.mid_block(x)
+        x = recomputed(self.mid_block, remat)(x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
@@ -181,13 +190,13 @@ class Decoder(nnx.Module):
     def head(self, x: Float[Array, "B h w C"], *, remat: bool = False) -> Float[Array, "B h w _"]:
         """The input and the mid block, which attends over all positions."""
         x = self.conv_in(x)
-        return jax.checkpoint(self.mid_block)(x) if remat else self.mid_block(x)
+        return recomputed(self.mid_block, remat)(x)
 
     def levels(self, x: Float[Array, "B h w _"], remat_levels: int = 0) -> Float[Array, "B H W I"]:
         """The part after the mid block, in which every pixel sees a limited neighbourhood."""
         for number, block in enumerate(self.up_blocks):
-            x = jax.checkpoint(block)(x) if len(self.up_blocks) - number <= remat_levels else block(x)
-        return self.output(x)
+            x = block(x, remat=len(self.up_blocks) - number <= remat_levels)
+        return recomputed(self.output, remat_levels > 0)(x)
 
     def output(self, x: Float[Array, "B h w _"]) -> Float[Array, "B H W I"]:
         """The layers after the levels."""
@@ -197,8 +206,8 @@ class Decoder(nnx.Module):
 class VAE(nnx.Module):
     """Image autoencoder; a square of `config.factor` pixels becomes one latent.
 
-    The backward pass recomputes the activations inside the `remat_levels` levels of encoder and decoder that have the
-    highest resolution, instead of keeping them; if that is all levels, also those of the mid blocks.
+    In the `remat_levels` levels of encoder and decoder that have the highest resolution, the backward pass keeps only
+    the inputs of blocks and computes these again, one by one; if that is all levels, also the mid blocks.
     """
 
     def __init__(self, config: VAEConfig, *, key: Array):

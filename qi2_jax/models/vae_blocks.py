@@ -12,6 +12,7 @@ Dims: `B` batch, `H` height, `W` width, `C` channels of input, `O` of output; `H
 """
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -151,10 +152,10 @@ class DownBlock(nnx.Module):
         self.out_dim, self.factor, self.frames = out_dim, factor, frames
 
     @jax.named_scope("down")
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
+    def __call__(self, x: Float[Array, "B H W C"], *, remat: bool = False) -> Float[Array, "B H2 W2 O"]:
         y = x
         for block in self.resnets:
-            y = block(y)
+            y = recomputed(block, remat)(y)
         if self.downsampler is not None:
             y = self.downsampler(y)
         return y + average_down(x, self.out_dim, factor=self.factor, frames=self.frames)
@@ -174,13 +175,22 @@ class UpBlock(nnx.Module):
         self.out_dim, self.frames = out_dim, frames
 
     @jax.named_scope("up")
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
+    def __call__(self, x: Float[Array, "B H W C"], *, remat: bool = False) -> Float[Array, "B H2 W2 O"]:
         y = x
         for block in self.resnets:
-            y = block(y)
+            y = recomputed(block, remat)(y)
         if self.upsampler is None:
             return y
-        return self.upsampler(double(y)) + duplicate_up(x, self.out_dim, frames=self.frames)
+        return recomputed(self._upsample, remat)(y) + duplicate_up(x, self.out_dim, frames=self.frames)
+
+    def _upsample(self, y: Float[Array, "B H W O"]) -> Float[Array, "B H2 W2 O"]:
+        assert self.upsampler is not None
+        return self.upsampler(double(y))
+
+
+def recomputed(function: Callable[[Array], Array], remat: bool) -> Callable[[Array], Array]:
+    """With `remat`, the backward pass keeps only the input of the function and computes it again."""
+    return jax.checkpoint(function) if remat else function
 
 
 def double(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:

@@ -7,6 +7,7 @@ with torchvision is renaming.
 Dims: `B` batch, `H` `W` pixels, `C` channels; every tap has its own height, width and number of channels.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -41,21 +42,30 @@ class VGG16(nnx.Module):
         self.convs = nnx.List([Conv2d(a, b, 3, key=next(rng), gain=gain) for a, b in itertools.pairwise(dims)])
 
     @jax.named_scope("vgg16")
-    def __call__(self, x_BHWc: Float[AnyArray, "B H W 3"]) -> tuple[Float[Array, "B _ _ _"], ...]:
+    def __call__(
+        self, x_BHWc: Float[AnyArray, "B H W 3"], *, remat: bool = False
+    ) -> tuple[Float[Array, "B _ _ _"], ...]:
         """The output of the last ReLU of every block, at 1, 1/2, 1/4, 1/8 and 1/16 of the resolution (rounded down).
 
         Args:
           x_BHWc: RGB images, normalised as the weights expect it, with sides of at least `MIN_SIDE` pixels.
+          remat: the backward pass computes each block again from its input.
         """
         if min(x_BHWc.shape[1:3]) < MIN_SIDE:
             raise ValueError(f"images are {x_BHWc.shape[1:3]} pixels; VGG16 needs sides of at least {MIN_SIDE}")
         convs, outputs, x = iter(self.convs), [], jnp.asarray(x_BHWc)
         for block, depth in enumerate(DEPTHS):
-            x = _max_pool(x) if block else x
-            for _ in range(depth):
-                x = jax.nn.relu(next(convs)(x))
+            run = functools.partial(_block, list(itertools.islice(convs, depth)), pool=block > 0)
+            x = jax.checkpoint(run)(x) if remat else run(x)
             outputs.append(x)
         return tuple(outputs)
+
+
+def _block(convs: Sequence[Conv2d], x: Float[Array, "B H W C"], *, pool: bool) -> Float[Array, "B _ _ _"]:
+    x = _max_pool(x) if pool else x
+    for conv in convs:
+        x = jax.nn.relu(conv(x))
+    return x
 
 
 def _max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:

@@ -20,7 +20,7 @@ from qi2_jax.models.vae import VAE
 from qi2_jax.planning.compile import GIB, Memory, memory_of
 from qi2_jax.planning.operations import operations
 from qi2_jax.runtime.chips import Chip, chip_of
-from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, feature_channels
+from qi2_jax.tasks.autoencoder import alignment
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Crop, Objective
@@ -110,12 +110,10 @@ def compile_train_step(
     networks = abstract_networks(config, lpips, features, mesh)
 
     def make_model(key: jax.Array) -> VAE:
-        if networks.features is None:
-            return VAE(config.model, key=key)
-        return AlignedVAE(config.model, feature_channels(networks.features, config.alignment.layer), key=key)
+        return alignment.make_model(config, networks.features, key)
 
     state = abstract_state(make_model, optimizer, mesh)
-    objective = Objective(config.loss, config.perceptual, config.alignment, config.kl, config.execution)
+    objective = Objective.of(config)
     programs = make_programs(objective.loss, optimizer, config.ema_decay, 0, mesh, ema_ramp=config.ema_ramp)
 
     batch = abstract_batch(config, mesh)

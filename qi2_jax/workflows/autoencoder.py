@@ -17,6 +17,7 @@ from data_pipeline.selection.index import INDEX, read_selection, selection_facts
 from data_pipeline.selection.select import select
 from qi2_jax.runs import paths
 from qi2_jax.runtime import lock, processes
+from qi2_jax.tasks.autoencoder import networks
 from qi2_jax.tasks.autoencoder.config import check_autoencoder
 from qi2_jax.tasks.autoencoder.task import train_autoencoder
 from qi2_jax.training import restarting
@@ -53,6 +54,7 @@ def train(
             f"{records} is not a folder of records: `qi2 data ingest` makes one, and `qi2 data score` scores it"
         )
     check_autoencoder(config.vae)
+    networks.check_folders(config.vae.perceptual, config.vae.alignment)
     with lock.hold(out):
         restarting.check(out, restart=restart)
         index = out / INDEX

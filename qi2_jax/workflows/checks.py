@@ -72,7 +72,4 @@ def _check_model(config: CurriculumExperiment, out: pathlib.Path) -> None:
         model_folder.check_encoder(config.encoder, out / paths.MODEL)
         check_autoencoder(config.vae)
         if not is_trained(out / paths.MODEL):
-            try:
-                networks.check_folders(config.vae.perceptual, config.vae.alignment)
-            except ValueError as error:
-                raise ValueError(f"vae.{error}") from None
+            networks.check_folders(config.vae.perceptual, config.vae.alignment)

@@ -8,6 +8,7 @@ from transformers import Dinov2Config as PublishedConfig
 from transformers import Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from qi2_jax.interop import frozen
+from qi2_jax.models import dinov2
 from qi2_jax.models.dinov2 import MEAN, STD, Dinov2Config, bicubic_weights, normalize
 
 PLAIN, REGISTERS = (Dinov2Model, PublishedConfig), (Dinov2WithRegistersModel, Dinov2WithRegistersConfig)
@@ -57,6 +58,14 @@ def test_a_feature_map_has_the_patches_in_their_places(pair):
     found = ours.feature_map(pixels, 2)
     assert found.shape == (1, 3, 4, ours.config.width)
     np.testing.assert_array_equal(found[0, 1, 2], ours.hidden_state(pixels, 2)[0, leading + 4 + 2])
+
+
+def test_attention_over_many_tokens_gives_the_same(pair, monkeypatch):
+    _, ours = pair
+    pixels = np.random.default_rng(3).normal(size=(2, *SIZES[0], 3)).astype(np.float32)
+    whole = ours.hidden_state(pixels, 2)
+    monkeypatch.setattr(dinov2, "WHOLE_SCORES", 1)
+    np.testing.assert_allclose(ours.hidden_state(pixels, 2), whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("antialias", [False, True])

@@ -6,6 +6,8 @@ The two terms are those of VA-VAE (arXiv 2501.01423, section 3.2, and the releas
     cosine   = 1/N   sum over p     of ReLU(1 - cos(z'_p, f_p) - cosine_margin)
     distance = 1/N^2 sum over p, q  of ReLU(|cos(z'_p, z'_q) - cos(f_p, f_q)| - distance_margin)
 
+The distance term of an image with more than `MAX_POSITIONS` latents compares those of a coarser grid.
+
 The learned projection W is trained with the autoencoder and is not part of the exported model. The sum of both terms is
 weighted such that its gradient at the encoder's last layer is `alignment.weight` times that of the reconstruction.
 
@@ -13,6 +15,7 @@ Dims: `B` batch, `H` `W` pixels, `h` `w` rows and columns of latents, `N` = h w,
 convolution, `k` its kernel, `F` channels of the features.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +27,11 @@ from qi2_jax.models.dinov2 import Dinov2, normalize
 from qi2_jax.models.layers import AnyArray, Linear
 from qi2_jax.models.lpips import LPIPS
 from qi2_jax.models.vae import VAE, Posterior, VAEConfig
-from qi2_jax.tasks.autoencoder.config import AlignmentConfig
+from qi2_jax.tasks.autoencoder.config import AlignmentConfig, AutoencoderConfig
 from qi2_jax.training.step import Scalars
 
 RATIO_EPSILON, MAX_RATIO = 1e-4, 1e8  # of the ratio of gradient norms, as in the released code
+MAX_POSITIONS = 4_096  # matrices of N x N cosines then have at most 64 MiB per image
 LENGTH_EPSILON = 1e-12  # least length by which a vector is divided
 
 
@@ -41,6 +45,17 @@ class AlignedVAE(VAE):
         super().__init__(config, key=key)
         key = jax.random.fold_in(key, 1)
         self.projection = Linear(config.latent_channels, features, key=key, axes=("conv", None))
+
+
+def make_model(config: AutoencoderConfig, features: LPIPS | Dinov2 | None, key: Array) -> VAE:
+    """A fresh autoencoder, with a projection if its latents are aligned with a network.
+
+    Raises:
+      ValueError: if the network does not have the layer of the config.
+    """
+    if features is None:
+        return VAE(config.model, key=key)
+    return AlignedVAE(config.model, feature_channels(features, config.alignment.layer), key=key)
 
 
 def margins(config: AlignmentConfig, step: int) -> tuple[float, float]:
@@ -71,8 +86,8 @@ def feature_map(
 ) -> Float[Array, "B h w F"]:
     """Features of RGB images in [-1, 1] on the grid of their latents.
 
-    DINOv2 reads images that are resized such that its patches are the grid, as in VA-VAE: 256 pixels become 224. The
-    features of VGG16 are resized themselves. `dtype` is that of the network's activations.
+    DINOv2 reads images that are resized, with antialiasing, such that its patches are the grid: 256 pixels become 224,
+    the size that VA-VAE gives it. The features of VGG16 are resized themselves. `dtype` is that of the activations.
     """
     if isinstance(network, Dinov2):
         size = tuple(side * network.config.patch for side in grid)
@@ -94,13 +109,20 @@ def terms(
       features_BhwF: features of the same places.
       margins_B2: cosine and distance margin for each image.
     """
-    z_BNF, f_BNF = _unit(projected_BhwF), _unit(features_BhwF)
-    cosine_BN = jnp.sum(z_BNF * f_BNF, axis=-1)
+    cosine_BN = jnp.sum(_unit(projected_BhwF) * _unit(features_BhwF), axis=-1)
+    z_BNF, f_BNF = (_unit(_thinned(x)) for x in (projected_BhwF, features_BhwF))
     distance_BNN = jnp.abs(_cosines(z_BNF) - _cosines(f_BNF))
     cosine = jnp.mean(jax.nn.relu(1 - cosine_BN - margins_B2[:, :1]))
     distance = jnp.mean(jax.nn.relu(distance_BNN - margins_B2[:, 1, None, None]))
     metrics = {"cosine": cosine, "distance": distance, "similarity": jnp.mean(cosine_BN)}
     return cosine + distance, {f"alignment/{name}": value for name, value in metrics.items()}
+
+
+def _thinned(x_BhwF: Float[AnyArray, "B h w F"]) -> Float[AnyArray, "B _ _ F"]:
+    """Every k-th row and column, with the smallest k that leaves at most `MAX_POSITIONS` positions."""
+    _, h, w, _ = x_BhwF.shape
+    step = next(k for k in itertools.count(1) if -(-h // k) * -(-w // k) <= MAX_POSITIONS)
+    return x_BhwF[:, ::step, ::step]
 
 
 def _unit(x_BhwF: Float[AnyArray, "B h w F"]) -> Float[Array, "B N F"]:

@@ -15,7 +15,7 @@ from qi2_jax.tasks.autoencoder import linear_start
 from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes
 from qi2_jax.training.config import TrainingConfig
 
-ERRORS = ("absolute", "squared")
+ERRORS = {"absolute": jnp.abs, "squared": jnp.square}
 NETWORKS = ("dinov2", "vgg16")
 
 
@@ -86,18 +86,25 @@ class ExecutionConfig:
     Attributes:
       dtype: dtype of activations of the autoencoder and the frozen networks, "float32" or "bfloat16". Parameters,
         latents, and the terms of the loss are fp32.
-      remat_levels: number of levels of encoder and decoder, highest resolution first, whose activations the backward
-        pass recomputes, which saves memory; 0: none, all levels or more: also the mid blocks.
+      remat_levels: number of levels of encoder and decoder, highest resolution first, whose blocks the backward pass
+        recomputes one by one, which saves memory; 0: none, all levels or more: also the mid blocks. Above 0, those of
+        LPIPS are recomputed too.
+      remat_from: side of a square in pixels; crops of a smaller area keep everything.
 
     Raises:
-      ValueError: for a negative number of levels.
+      ValueError: for a negative value.
     """
 
     dtype: jnp.dtype = choice(COMPUTE_DTYPES, default=COMPUTE_DTYPES["float32"])
     remat_levels: int = changeable(default=0)
+    remat_from: int = changeable(default=0)
 
     def __post_init__(self) -> None:
-        check_at_least(self, remat_levels=0)
+        check_at_least(self, remat_levels=0, remat_from=0)
+
+    def levels(self, height: int, width: int) -> int:
+        """The value of `remat_levels` that holds for crops of this size."""
+        return self.remat_levels if height * width >= self.remat_from**2 else 0
 
 
 def _check_folder(group: str, weight: float, folder: str) -> None:
@@ -214,7 +221,7 @@ class AutoencoderConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of(self, "loss", ERRORS)
+        check_one_of(self, "loss", tuple(ERRORS))
         check_at_least(self, statistics_batches=0, statistics_images=0, kl=0, crop_step=1, mirrored=0, linear_start=0)
         if self.statistics_batches and self.statistics_images:
             raise ValueError(

@@ -39,6 +39,7 @@ from qi2_jax.runtime.read_ahead import map_ahead
 FILE = "latent_statistics.json"  # in the folder of the run
 SMALLEST_STD = 1e-3  # so that normalising does not amplify the noise of a constant channel
 IMAGES_PER_DEVICE = 4  # of 256 x 256 pixels
+PRECISION = "highest"  # of fp32 products, which TPUs otherwise compute from values rounded to bf16
 DECODERS = min(8, os.cpu_count() or 1)  # threads that decode images
 
 ENCODER = ("encoder.", "quant_conv.")  # prefixes of the parameters that latents depend on
@@ -93,7 +94,8 @@ def of_crops(vae: VAE, crops: Iterable[Float[np.ndarray, "B H W c"]]) -> Moments
     """The moments of the latents of some batches of pixels in [-1, 1]."""
     encode = jax.jit(lambda vae, pixels: vae.encode(pixels).mean)
     moments = (Moments.of(encode(vae, pixels)) for pixels in crops)
-    return functools.reduce(operator.add, moments, Moments.none(vae.config.latent_channels))
+    with jax.default_matmul_precision(PRECISION):
+        return functools.reduce(operator.add, moments, Moments.none(vae.config.latent_channels))
 
 
 def of_images(
@@ -119,7 +121,7 @@ def of_images(
             known = _read(run / FILE, made_from)
     if processes.all_true(jax.process_index() != 0 or known is not None):
         return _gathered(known or Moments.none(config.latent_channels))
-    with processes.raise_together():
+    with processes.raise_together(), jax.default_matmul_precision(PRECISION):
         measured = _measure(_encoder(config, weights, mesh), chosen)
     measured = _gathered(measured)
     with processes.raise_together():

@@ -25,7 +25,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from qi2_jax.evaluation import linear_code
+from qi2_jax import row_moments
 from qi2_jax.models.vae import VAE, Decoder, Encoder, VAEConfig
 from qi2_jax.models.vae_blocks import Conv2d, ResidualBlock, to_patches
 
@@ -167,7 +167,7 @@ def _whitening(patches: Iterable[np.ndarray], width: int) -> tuple[np.ndarray, n
     Returns:
       Its weight [D, width], its bias, and the standard deviations that the components have in the patches.
     """
-    moments = linear_code.moments(patches)
+    moments = row_moments.of(patches)
     variance_F, basis_DF = moments.principal_components(width)
     deviation_F = np.maximum(np.sqrt(np.maximum(variance_F, 0)), MIN_DEVIATION)
     weight_DF = np.pad(basis_DF / deviation_F, ((0, 0), (0, width - len(variance_F))))
@@ -184,7 +184,7 @@ def _least_squares(features: Iterable[np.ndarray], targets: Iterable[np.ndarray]
             F = part.shape[1]
             yield np.concatenate([part, target], axis=1)
 
-    moments = linear_code.moments(pairs())
+    moments = row_moments.of(pairs())
     mean, covariance = moments.mean, moments.covariance
     within_FF, across_FO = covariance[:F, :F], covariance[:F, F:]
     ridge_FF = RIDGE * max(np.trace(within_FF) / F, MIN_DEVIATION**2) * np.eye(F)

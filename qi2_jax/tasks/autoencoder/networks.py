@@ -55,7 +55,9 @@ def check_folders(perceptual: PerceptualConfig, alignment: AlignmentConfig) -> N
 
 
 def _error(term: str, folder: str, reason: object) -> ValueError:
-    return ValueError(f"{term}.folder={folder}: {reason}. See docs/perceptual_weights.md, or set {term}.weight=0")
+    return ValueError(
+        f"vae.{term}.folder={folder}: {reason}. See docs/perceptual_weights.md, or set vae.{term}.weight=0"
+    )
 
 
 def _read(term: str, read: Callable[..., Any], folder: str, mesh: Mesh) -> Any:

@@ -6,7 +6,7 @@ Dims: `B` batch, `H` `W` pixels, `c` image channels, `h` `w` rows and columns of
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,13 @@ from jaxtyping import Array, Float, Key
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.vae import VAE, Posterior
 from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, Part, balanced, feature_map, terms
-from qi2_jax.tasks.autoencoder.config import AlignmentConfig, ExecutionConfig, PerceptualConfig
+from qi2_jax.tasks.autoencoder.config import (
+    ERRORS,
+    AlignmentConfig,
+    AutoencoderConfig,
+    ExecutionConfig,
+    PerceptualConfig,
+)
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.training.step import Scalars
 
@@ -23,9 +29,6 @@ from qi2_jax.training.step import Scalars
 def reconstruct(vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Float[Array, "B H W c"]:
     """Decodes the mode of the posterior; values may lie outside [-1, 1]."""
     return vae.decode(vae.encode(pixels_BHWc).mean, clamp=False)
-
-
-ERRORS = {"absolute": jnp.abs, "squared": jnp.square}
 
 
 class Crop(NamedTuple):
@@ -60,6 +63,10 @@ class Objective:
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     kl: float = 0.0
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
+
+    @classmethod
+    def of(cls, config: AutoencoderConfig) -> Self:
+        return cls(config.loss, config.perceptual, config.alignment, config.kl, config.execution)
 
     def loss(
         self, vae: VAE, networks: Networks, layout: None, batch: Crop, keys_B: Key[Array, "B"]
@@ -99,7 +106,7 @@ class Objective:
 
     def _encode(self, vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Posterior:
         images = jnp.asarray(pixels_BHWc, self.execution.dtype)
-        posterior = vae.encode(images, remat_levels=self.execution.remat_levels)
+        posterior = vae.encode(images, remat_levels=self.execution.levels(*images.shape[1:3]))
         return Posterior(*(part.astype(jnp.float32) for part in posterior))
 
     def _reconstruction(
@@ -110,15 +117,15 @@ class Objective:
         pixels_BHWc: Float[AnyArray, "B H W c"],
         keys_B: Key[Array, "B"],
     ) -> tuple[Float[Array, ""], Scalars]:
-        dtype, levels = self.execution.dtype, self.execution.remat_levels
+        dtype, levels = self.execution.dtype, self.execution.levels(*pixels_BHWc.shape[1:3])
         rebuilt_BHWc = vae.decode(latents_BhwC.astype(dtype), clamp=False, remat_levels=levels).astype(jnp.float32)
         error = rebuilt_BHWc - pixels_BHWc
         value = jnp.mean(ERRORS[self.error](error))
-        metrics: Scalars = {"psnr": _psnr(error)}
+        metrics: Scalars = {"psnr": _psnr(rebuilt_BHWc, pixels_BHWc)}
         if networks.lpips is not None:
             matte_B = jax.vmap(lambda key: jax.random.uniform(key, minval=-1, maxval=1))(keys_B)
             images = (over_matte(x, matte_B).astype(dtype) for x in (rebuilt_BHWc, pixels_BHWc))
-            distance = jnp.mean(networks.lpips(*images))
+            distance = jnp.mean(networks.lpips(*images, remat=levels > 0))
             value, metrics = value + self.perceptual.weight * distance, {**metrics, "lpips": distance}
         return value, metrics
 
@@ -173,8 +180,10 @@ def _fold_in(keys_B: Key[Array, "B"], number: int) -> Key[Array, "B"]:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
 
 
-def _psnr(error: Float[Array, "B H W c"]) -> Float[Array, ""]:
-    return 10 * jnp.log10(4.0 / jnp.mean(error * error))  # the range [-1, 1] is 2 wide
+def _psnr(rebuilt_BHWc: Float[AnyArray, "B H W c"], pixels_BHWc: Float[AnyArray, "B H W c"]) -> Float[Array, ""]:
+    """PSNR over all pixels, of what a viewer sees: RGB over white, within [-1, 1]."""
+    ours, theirs = (over_matte(jnp.clip(x, -1, 1), jnp.ones(1)) for x in (rebuilt_BHWc, pixels_BHWc))
+    return 10 * jnp.log10(4.0 / jnp.mean(jnp.square(ours - theirs)))  # the range [-1, 1] is 2 wide
 
 
 def make_validation(objective: Objective) -> Callable[[VAE, Networks, Any, int], dict[str, float]]:

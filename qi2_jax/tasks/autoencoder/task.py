@@ -23,7 +23,7 @@ from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder import batches, latent_statistics, networks
-from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, feature_channels, margins
+from qi2_jax.tasks.autoencoder.alignment import make_model, margins
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.latent_statistics import Moments
 from qi2_jax.tasks.autoencoder.linear_start import start_linear
@@ -75,16 +75,13 @@ class AutoencoderTask(Task):
     def __post_init__(self) -> None:
         self.ema_ramp = self.config.ema_ramp
         config = self.config
-        self._objective = Objective(config.loss, config.perceptual, config.alignment, config.kl, config.execution)
+        self._objective = Objective.of(config)
         self._validate = make_validation(self._objective)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self._reconstruct = jax.jit(reconstruct, out_shardings=replicated)
 
     def make_model(self, key: jax.Array) -> VAE:
-        if self.frozen.features is None:
-            return VAE(self.model_config, key=key)
-        features = feature_channels(self.frozen.features, self.config.alignment.layer)
-        return AlignedVAE(self.model_config, features, key=key)
+        return make_model(self.config, self.frozen.features, key)
 
     def initial_state(self, state: TrainState) -> TrainState:
         if not self.config.linear_start:

@@ -58,6 +58,18 @@ def test_terms_equal_the_published_formula_in_torch(margins):
     np.testing.assert_allclose(gradient, tz.grad.reshape(2, 6, 4, 3).permute(0, 2, 3, 1), atol=1e-6)
 
 
+def test_the_distance_term_of_large_images_compares_a_coarser_grid(monkeypatch):
+    z, f = (np.random.default_rng(seed).normal(size=(1, 6, 4, 3)).astype(np.float32) for seed in range(2))
+    monkeypatch.setattr(alignment, "MAX_POSITIONS", 23)
+    _, metrics = alignment.terms(z, f, np.zeros((1, 2), np.float32))
+    monkeypatch.setattr(alignment, "MAX_POSITIONS", 24)
+    _, whole = alignment.terms(z, f, np.zeros((1, 2), np.float32))
+    _, coarse = alignment.terms(z[:, ::2, ::2], f[:, ::2, ::2], np.zeros((1, 2), np.float32))
+    assert float(metrics["alignment/distance"]) == pytest.approx(float(coarse["alignment/distance"]), rel=1e-6)
+    assert float(metrics["alignment/cosine"]) == pytest.approx(float(whole["alignment/cosine"]), rel=1e-6)
+    assert float(whole["alignment/distance"]) != pytest.approx(float(coarse["alignment/distance"]), rel=1e-3)
+
+
 def test_zero_vectors_have_finite_gradients():
     gradient = jax.grad(lambda z: alignment.terms(z, jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 2)))[0])
     assert np.isfinite(gradient(jnp.zeros((1, 2, 2, 3)))).all()

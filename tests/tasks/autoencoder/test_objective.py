@@ -31,8 +31,22 @@ def test_loss_is_the_mean_error_of_the_decoded_mode(vae):
     for kind, expected in (("absolute", np.abs(error).mean()), ("squared", np.square(error).mean())):
         value, scalars = Objective(kind).loss(vae, Networks(), None, Crop(x), keys())
         assert float(value) == pytest.approx(expected, rel=1e-5)
-        assert float(scalars["psnr"]) == pytest.approx(10 * np.log10(4 / np.square(error).mean()), rel=1e-4)
+        seen = np.square(np.clip(x + error, -1, 1) - x).mean()
+        assert float(scalars["psnr"]) == pytest.approx(10 * np.log10(4 / seen), rel=1e-4)
         assert scalars.keys() == {"psnr"}
+
+
+def test_psnr_is_that_of_what_a_viewer_sees():
+    """Alpha is not a colour: an opaque image scores the same with it, and invisible pixels do not count."""
+    x, noise = pixels(0), pixels(1) / 4
+    opaque = np.ones((*x.shape[:3], 1), np.float32)
+    rgb, rgba = (training._psnr(x + noise, x), training._psnr(np.c_[x + noise, opaque], np.c_[x, opaque]))
+    assert float(rgb) == pytest.approx(float(rgba), rel=1e-5)
+    half = opaque.copy()
+    half[:, :4] = -1
+    visible = training._psnr(np.clip(x + noise, -1, 1)[:, 4:], x[:, 4:])
+    found = training._psnr(np.c_[x + noise, half], np.c_[x, half])
+    assert float(found) == pytest.approx(float(visible) + 10 * np.log10(2), rel=1e-5)
 
 
 @pytest.fixture(scope="module")
