@@ -7,7 +7,6 @@ RGB pixels, 8 bits each. Standard output gets the pixels of the reconstructions.
 """
 
 import os
-import struct
 import sys
 from typing import Any
 
@@ -15,8 +14,8 @@ import diffusers
 import numpy as np
 import torch
 
-SHAPE = struct.Struct("<III")
-CLASSES = ("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21", "AutoencoderDC")
+from qi2_jax.evaluation.torch_process import KINDS, SHAPE
+
 OF_VIDEO = ("AutoencoderKLQwenImage", "AutoencoderKLQwenImage21")  # with a time axis, of one frame for an image
 
 
@@ -25,12 +24,12 @@ class Autoencoder:
 
     Args:
       folder: folder with `config.json` and safetensors weights.
-      kind: one of CLASSES.
+      kind: a key of `KINDS`.
     """
 
     def __init__(self, folder: str, kind: str):
-        if kind not in CLASSES:
-            raise ValueError(f"the class is {kind!r}; choose one of {', '.join(CLASSES)}")
+        if kind not in KINDS:
+            raise ValueError(f"the class is {kind!r}; choose one of {', '.join(KINDS)}")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         cls: Any = getattr(diffusers, kind)
         model = cls.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True)

@@ -1,6 +1,7 @@
 """`qi2 eval vae --data DIR`: judges autoencoders by their reconstructions."""
 
 import argparse
+import math
 import pathlib
 import re
 from collections.abc import Sequence
@@ -47,10 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ocr",
         action="append",
         nargs="?",
-        const="text",
         default=[],
         metavar="CATEGORY",
         help="read the text pages, the images of this category (default text), and compare the texts; may be repeated",
+    )
+    sub.add_argument(
+        "--held-out",
+        type=_fraction,
+        default=0.0,
+        metavar="FRACTION",
+        help="of records: only those that a run with this data.held_out did not train on (default: all)",
     )
     sub.add_argument(
         "--side", type=_side, metavar="N", help="resize the shorter side to N and crop to a square (default: no resize)"
@@ -65,6 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _side(text: str) -> int:
     return _integer(text, 16, MAX_SIDE)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and below 1")
+    return value
 
 
 def _worst(text: str) -> int:
@@ -94,28 +111,37 @@ def main(arguments: argparse.Namespace) -> None:
     pages = _page_reader(arguments.ocr)
     models = [find(path, arguments.weights) for path in arguments.model]
     perceptual = None if arguments.lpips is None else Perceptual(arguments.lpips)
-    chosen = vae.Options(arguments.data, arguments.fit, arguments.side, arguments.max_side, arguments.worst)
-    evaluation = vae.evaluate(models, chosen, perceptual, pages)
+    names = ("data", "fit", "held_out", "side", "max_side", "worst")
+    chosen = vae.Options(**{name: getattr(arguments, name) for name in names})
+
+    def save(evaluation: "Evaluation") -> None:
+        if arguments.json is not None:
+            write_json_atomic(arguments.json, evaluation.to_dict())
+
+    evaluation = vae.evaluate(models, chosen, perceptual, pages, save)
     rows = evaluation.rows()
     tables.show(summary.table(f"Reconstruction of {arguments.data}", rows, evaluation.notes))
     _show_definitions(evaluation, summary.DEFINITIONS)
     tables.show(summary.quoted_table())
     if arguments.json is not None:
-        write_json_atomic(arguments.json, evaluation.to_dict())
         print(arguments.json)
     if arguments.out is not None:
         for path in _draw(evaluation, arguments.out):
             print(path)
+    if failed := evaluation.failed:
+        messages = "".join(f"\n{name}: {message}" for name, message in failed.items())
+        raise ValueError(f"{len(failed)} of {len(models)} models could not be measured:{messages}")
 
 
-def _page_reader(categories: Sequence[str]) -> "PageReader | None":
-    """OCR of text pages; None without categories."""
+def _page_reader(categories: Sequence[str | None]) -> "PageReader | None":
+    """OCR of text pages; None without `--ocr`. A category that is None is the default one."""
+    from qi2_jax.evaluation.images import TEXT
     from qi2_jax.evaluation.ocr import Engine, PageReader
 
     if not categories:
         return None
     engine = Engine()
-    return PageReader(tuple(dict.fromkeys(categories)), engine, engine.name)
+    return PageReader(tuple(dict.fromkeys(TEXT if name is None else name for name in categories)), engine, engine.name)
 
 
 def _show_definitions(evaluation: "Evaluation", definitions: dict[str, str]) -> None:
@@ -130,8 +156,8 @@ def _show_definitions(evaluation: "Evaluation", definitions: dict[str, str]) -> 
         Text(f"images: {resize}cropped about the center to multiples of {evaluation.multiple} pixels, at most ", "dim")
         + Text(f"{chosen.side or chosen.max_side} on a side", "dim")
     )
-    left_out = [] if evaluation.lpips is not None else ["LPIPS", FRECHET_NAME]
-    left_out += [] if evaluation.ocr is not None else ["NED"]
+    left_out = [] if evaluation.perceptual is not None else ["LPIPS", FRECHET_NAME]
+    left_out += [] if evaluation.pages is not None else ["NED"]
     for name, text in definitions.items():
         if name not in left_out:
             console.print(Text(f"{name}: {text}", "dim"))

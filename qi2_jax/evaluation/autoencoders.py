@@ -5,6 +5,7 @@ Dims: `B` images, `H` `W` pixels.
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,9 @@ from typing import Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 
+from data_pipeline.selection.index import INDEX, selection_facts
 from qi2_jax.config.parsing import parse
 from qi2_jax.evaluation import torch_process
 from qi2_jax.inference import tiling
@@ -27,8 +29,6 @@ from qi2_jax.training.checkpoints.files import steps
 
 _log = logging.getLogger(__name__)
 
-MAX_WHOLE_PIXELS = 1024 * 1024  # a larger image is processed in tiles, with the same result
-
 
 class Described(Protocol):
     """An autoencoder as tables show it, whether it is in memory or not.
@@ -37,6 +37,7 @@ class Described(Protocol):
       name: name in tables.
       factor: pixels per latent along height and width.
       channels: latent channels.
+      digest: hash of the weights; None for a code that is fitted here.
     """
 
     @property
@@ -47,6 +48,9 @@ class Described(Protocol):
 
     @property
     def channels(self) -> int: ...
+
+    @property
+    def digest(self) -> str | None: ...
 
 
 class Reconstructs(Protocol):
@@ -65,11 +69,13 @@ class JaxAutoencoder:
       name: name in tables.
       config: its configuration.
       weights: its weights, which are read on demand.
+      trained_on: digests of the folders of records that its run selected from, as far as they are recorded.
     """
 
     name: str
     config: VAEConfig
     weights: stored_weights.Weights
+    trained_on: frozenset[str] = frozenset()
 
     @property
     def factor(self) -> int:
@@ -78,6 +84,14 @@ class JaxAutoencoder:
     @property
     def channels(self) -> int:
         return self.config.latent_channels
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names, dtypes, shapes and values of the weights, wherever they are stored."""
+        found = hashlib.sha256()
+        for name, weight in sorted(self.weights.items()):
+            found.update(f"{name} {weight.code} {weight.shape}\n".encode() + weight.read().tobytes())
+        return found.hexdigest()
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator["LoadedJaxAutoencoder"]:
@@ -105,17 +119,9 @@ class LoadedJaxAutoencoder:
             images_BHWc = np.concatenate([images_BHWc, opaque], axis=-1)
         pixels_BHWc = normalize(images_BHWc)
         with jax.default_matmul_precision("highest"):
-            if images_BHWc.shape[1] * images_BHWc.shape[2] > MAX_WHOLE_PIXELS:
-                latents_BhwC = tiling.encode_in_tiles(self.vae, pixels_BHWc, np.float32)
-                rebuilt = tiling.decode_in_tiles(self.vae, latents_BhwC, np.float32)
-            else:
-                rebuilt = np.asarray(_reconstruct(self.vae, pixels_BHWc))
+            latents_BhwC = np.asarray(tiling.encode(self.vae, pixels_BHWc, np.float32))
+            rebuilt = tiling.decode(self.vae, latents_BhwC, np.float32)
         return np.stack([to_image(image)[..., :3] for image in rebuilt])
-
-
-@jax.jit
-def _reconstruct(vae: VAE, images_BHWc: Float[Array, "B H W c"]) -> Float[Array, "B H W c"]:
-    return vae.decode(vae.encode(images_BHWc).mean)
 
 
 Autoencoder = JaxAutoencoder | torch_process.TorchAutoencoder
@@ -157,7 +163,22 @@ def _class_of(folder: pathlib.Path) -> str | None:
 def _from_folder(name: str, folder: pathlib.Path) -> JaxAutoencoder:
     config = components.read_config(folder, "vae")
     weights, _ = stored_weights.open_ours(folder, components.COMPONENTS["vae"].expected(config))
-    return JaxAutoencoder(name, config, weights)
+    return JaxAutoencoder(name, config, weights, _trained_on(folder.absolute()))
+
+
+def _trained_on(place: pathlib.Path) -> frozenset[str]:
+    """Digests of the records of the run that trained the autoencoder in `place`, its checkpoint, run or model folder.
+
+    The run, job or curriculum is one of the folders above `place`; without a record of it, the result is empty.
+    """
+    for folder in (place, *place.parents[:5]):
+        if (folder / paths.VAE / paths.CHECKPOINTS).is_dir():  # a job or a curriculum that trained it
+            indices = [folder / "records" / INDEX, *sorted(folder.glob(f"{paths.STAGES}/*/{INDEX}"))]
+        else:
+            indices = [folder / INDEX] if (folder / paths.CHECKPOINTS).is_dir() else []
+        if found := [selection_facts(index).get("records") for index in indices if index.is_file()]:
+            return frozenset(digest for digest in found if digest)
+    return frozenset()
 
 
 def _trained(path: pathlib.Path, item: str, name: str) -> JaxAutoencoder | None:
@@ -182,4 +203,5 @@ def _trained(path: pathlib.Path, item: str, name: str) -> JaxAutoencoder | None:
     # Parameters that only the loss uses are trained beside the autoencoder; they are left out.
     weights = {name: weight for name, weight in contents.weights(checkpoint, item).items() if name in expected}
     stored_weights.check_ours({name: weight.shape for name, weight in weights.items()}, expected, str(checkpoint))
-    return JaxAutoencoder(name, config, weights)
+    shown = f"{name} ({item})" if is_checkpoint else f"{name}@{checkpoint.name} ({item})"
+    return JaxAutoencoder(shown, config, weights, _trained_on(checkpoint))

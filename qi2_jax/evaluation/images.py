@@ -1,6 +1,7 @@
 """The images of an evaluation: read from a folder one by one, cropped, and grouped into batches of equal size."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -14,12 +15,15 @@ from tqdm import tqdm
 from data_pipeline.decoding.images import UndecodableImage, decode_image
 from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import MAX_IMAGE_BYTES, Record
+from data_pipeline.records.shards import RecordFolder, digest_of
+from data_pipeline.samples.held_out import HoldOut, hold_out_of
 from data_pipeline.sources.base import DEFAULTS, Ledger, Refused, check_image
 from data_pipeline.sources.records import PATTERNS, read_records
 from data_pipeline.sources.tree import Files, walk
 from qi2_jax.pixels import over_white
 
 BATCH_PIXELS = 8 * 256 * 256  # an image with more pixels is a batch of its own
+TEXT = "text"  # category of text pages
 OTHER = "other"  # category of records without a tag or caption that names one
 
 
@@ -47,15 +51,20 @@ class ImageFolder:
       multiple: sides are cropped to multiples of this, about the center.
       max_side: sides are cropped to at most this.
       side: if given, images are first resized so that their shorter side is this, and cropped to a square.
+      held_out: if above 0, only records that training with this `data.held_out` holds out are read.
+      is_training: with `held_out`, the other records are read instead, and all files of a folder of image files.
 
     Raises:
-      ValueError: if the folder does not exist, or `side` or `max_side` do not fit `multiple`.
+      ValueError: if the folder does not exist or has no records to hold out, or `side` or `max_side` do not fit
+        `multiple`.
     """
 
     folder: Path
     multiple: int
     max_side: int
     side: int | None = None
+    held_out: float = 0.0
+    is_training: bool = False
 
     def __post_init__(self) -> None:
         if not self.folder.is_dir():
@@ -67,6 +76,22 @@ class ImageFolder:
                 f"--side is {self.side}; it must be a multiple of {self.multiple}, the largest patch of the models, "
                 f"and at most --max-side {self.max_side}"
             )
+        if self.held_out and not self.is_training and not self._has_records:
+            raise ValueError(f"{self.folder} has no records, from which --held-out {self.held_out} could choose")
+
+    @functools.cached_property
+    def hold_out(self) -> HoldOut:
+        """The hold-out rule of a folder of records."""
+        return hold_out_of(RecordFolder(self.folder), self.held_out)
+
+    @property
+    def digest(self) -> str | None:
+        """The hash of all records of the folder; None for image files."""
+        return digest_of(RecordFolder(self.folder).shards) if self._has_records else None
+
+    @functools.cached_property
+    def _has_records(self) -> bool:
+        return any(next(self.folder.glob(pattern), None) for pattern in PATTERNS)
 
     def read(self, refused: Tally, progress: str) -> Iterator[Item]:
         """Yields the images that can be decoded.
@@ -74,21 +99,32 @@ class ImageFolder:
         Args:
           refused: receives the others, by reason.
           progress: title of the progress bar.
+
+        Raises:
+          ValueError: if there are none, with the reasons of the others.
         """
+        count = 0
         with tqdm(desc=progress, unit="image", dynamic_ncols=True) as bar:
             ledger = Ledger(bar, refused=refused)
             for name, category, data in self._files(ledger):
                 try:
-                    yield Item(name, category, self._crop(over_white(decode_image(data).image)))
+                    item = Item(name, category, self._crop(over_white(decode_image(data).image)))
                 except UndecodableImage as error:
                     refused.add(error.reason, name)
                 except Refused as error:
                     ledger.refuse(error, name)
+                else:
+                    count += 1
+                    yield item
+        if not count:
+            part = "training" if self.is_training else "held-out"
+            kind = f"{part} image (--held-out {self.held_out})" if self.held_out and self._has_records else "image"
+            raise ValueError(f"no {kind} in {self.folder} could be read; refused: {refused.counts or 'none'}")
 
     def _files(self, ledger: Ledger) -> Iterator[tuple[str, str, bytes]]:
         """Name, category and bytes of every image."""
-        if any(next(self.folder.glob(pattern), None) for pattern in PATTERNS):
-            for record in read_records(self.folder, DEFAULTS, ledger):
+        if self._has_records:
+            for record in self._chosen(ledger) if self.held_out else read_records(self.folder, DEFAULTS, ledger):
                 yield record.key, category_of(record), record.image
             return
         tree = walk(self.folder, ledger)
@@ -105,11 +141,23 @@ class ImageFolder:
                 continue
             yield image.key, image.key.split("/")[0] if "/" in image.key else tree.root.name, data
 
+    def _chosen(self, ledger: Ledger) -> Iterator[Record]:
+        """The held-out records or, for training, the others."""
+        records = self.hold_out.records
+        ledger.bar.total = len(records)
+        for index in range(len(records)):
+            ledger.bar.update()
+            try:
+                record = records[index] if self.hold_out.holds(index) != self.is_training else None
+            except ValueError as error:
+                ledger.refuse("broken_file", str(error)[:200])
+                continue
+            if record is not None:
+                yield record
+
     def _crop(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         if self.side is not None:
-            scale = self.side / min(image.size)
-            size = tuple(max(self.side, round(length * scale)) for length in image.size)
-            image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+            image = _square(image, self.side)
         limit = self.max_side if self.side is None else self.side
         width, height = (min(length, limit) // self.multiple * self.multiple for length in image.size)
         if not width or not height:
@@ -118,14 +166,30 @@ class ImageFolder:
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
+def _square(image: Image.Image, side: int) -> Image.Image:
+    """The central square of the image that is resized to a shorter side of `side`.
+
+    Only this square is computed: a narrow image as a whole could need more memory than there is. The result differs
+    from a crop of the whole in few pixels and by 1 of 255, because Pillow stores the box in single precision; and more
+    for images above 100 times as tall as wide, which Pillow resizes in another order.
+    """
+    spans = []
+    for length in image.size:
+        resized = max(side, round(length * side / min(image.size)))
+        first = (resized - side) // 2
+        spans.append((first * length / resized, min(length, (first + side) * length / resized)))
+    (left, right), (top, bottom) = spans
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+
+
 def category_of(record: Record) -> str:
-    """`text` if a tag or the kind of a caption says so, otherwise the first part of the first tag.
+    """`TEXT` if a tag or the kind of a caption says so, otherwise the first part of the first tag.
 
     The tag `synthetic/text` marks drawn text, and captions of the kind `text` quote the writing in an image.
     """
     parts = [part for tag in record.tags for part in tag.split("/")]
     if "text" in parts or any(caption.kind == "text" for caption in record.captions):
-        return "text"
+        return TEXT
     return parts[0] if parts else OTHER
 
 

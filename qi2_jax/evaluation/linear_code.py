@@ -41,6 +41,10 @@ class LinearCode:
     def name(self) -> str:
         return "linear code"
 
+    @property
+    def digest(self) -> None:
+        """None: it is fitted anew each time."""
+
     def reconstruct(self, images_BHWc: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
         """Encodes and decodes images whose sides are multiples of the factor; rounded to 8 bits."""
         rebuilt = [self._reconstruct(image) for image in images_BHWc]

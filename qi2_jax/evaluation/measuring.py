@@ -62,7 +62,7 @@ class Result:
     """The measurements of one autoencoder.
 
     Attributes:
-      model, factor, channels: see `Described`.
+      model, factor, channels, digest: see `Described`.
       images: measurements of each image.
       features: features of the originals and of the reconstructions, row by row; None without LPIPS.
       worst: cases with the largest LPIPS or, without it, the largest squared error, worst first.
@@ -71,6 +71,7 @@ class Result:
     model: str
     factor: int
     channels: int
+    digest: str | None
     images: list[Measured]
     features: tuple[Float[np.ndarray, "B F"], Float[np.ndarray, "B F"]] | None
     worst: list[Case]
@@ -118,6 +119,7 @@ def measure(
         code.name,
         code.factor,
         code.channels,
+        code.digest,
         images,
         (stacked[0], stacked[1]) if stacked else None,
         [case for _, _, case in sorted(heap, key=lambda entry: entry[:2], reverse=True)],

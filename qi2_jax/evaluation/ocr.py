@@ -17,7 +17,6 @@ from jaxtyping import UInt8
 
 from qi2_jax.evaluation.images import Item
 
-TEXT = "text"  # category that is read by default
 MAX_SIDE = 8192  # pixels: the engine would shrink a larger image, and by default one above 736
 MIN_CONFIDENCE = 0.5  # of a line; other lines are left out
 

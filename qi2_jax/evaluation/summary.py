@@ -159,7 +159,8 @@ def to_dict(result: Result) -> dict[str, Any]:
         psnr = image.psnr if math.isfinite(image.psnr) else None
         texts = None if image.texts is None else image.texts._asdict()
         images.append(dataclasses.asdict(image) | {"psnr": psnr, "texts": texts, "ned": image.ned})
-    return {"model": result.model, "factor": result.factor, "channels": result.channels, "images": images}
+    sizes = {"factor": result.factor, "channels": result.channels}
+    return {"model": result.model, **sizes, "weights_sha256": result.digest, "images": images}
 
 
 def _psnr(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Published autoencoders, which a separate Python process with PyTorch and diffusers computes.
 
 The configuration is read and checked here; `qi2_torch.autoencoder` builds the model and answers one batch at a time.
+That process imports this module, which therefore does not import JAX.
 
 Dims: `B` images, `H` `W` pixels.
 """
@@ -20,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qi2_jax.interop import files, published_files
+from qi2_jax.runtime import digests
 
 STEM = "diffusion_pytorch_model"
 SHAPE = struct.Struct("<III")  # images, height and width, in front of the pixels of a batch
@@ -70,15 +72,14 @@ class TorchAutoencoder:
     factor: int
     channels: int
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the safetensors files; for a single one, that of the file."""
+        return digests.of_weights(sorted(self.folder.glob(f"{STEM}*.safetensors")))
+
     @contextlib.contextmanager
     def loaded(self) -> Iterator["LoadedTorchAutoencoder"]:
-        """The model in a process of its own, which ends with the context.
-
-        Raises:
-          ValueError: if torch or diffusers are not installed.
-        """
-        if missing := [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]:
-            raise ValueError(f"{self.folder} needs {missing}; pip install -r requirements-dev.txt")
+        """The model in a process of its own, which ends with the context."""
         command = [sys.executable, "-m", "qi2_torch.autoencoder", str(self.folder.resolve()), self.kind]
         with tempfile.TemporaryFile() as errors:
             pipe = subprocess.PIPE
@@ -129,6 +130,11 @@ def has_weights(folder: pathlib.Path) -> bool:
     return folder.is_dir() and any(folder.glob(f"{STEM}*"))
 
 
+def missing_packages() -> list[str]:
+    """The packages that the process needs and that are not installed."""
+    return [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+
+
 def find(name: str, folder: pathlib.Path) -> TorchAutoencoder:
     """Checks the folder of a published autoencoder.
 
@@ -138,7 +144,7 @@ def find(name: str, folder: pathlib.Path) -> TorchAutoencoder:
 
     Raises:
       ValueError: if its class is not supported, its sizes are out of range, it has no safetensors weights, or its links
-        lead out of it.
+        lead out of it; or if torch or diffusers are not installed.
     """
     files.check_links(folder)
     path = folder / "config.json"
@@ -149,6 +155,8 @@ def find(name: str, folder: pathlib.Path) -> TorchAutoencoder:
     if "quantization_config" in values:
         raise ValueError(f"{path} has a quantization_config; give a folder with weights in fp32, bf16 or fp16")
     published_files.weights_file(folder, STEM)
+    if missing := missing_packages():
+        raise ValueError(f"{folder} needs {missing}; pip install -r requirements-dev.txt")
     return TorchAutoencoder(name, folder, kind, *_sizes(KINDS[kind], values, path))
 
 

@@ -1,7 +1,6 @@
 """Compares generation here with generation by diffusers and PyTorch on the exported folder, from the same noise."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -15,13 +14,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from qi2_jax.evaluation.torch_process import MAX_ERROR_TEXT, missing_packages
 from qi2_jax.inference.pipeline import Pipeline
 from qi2_jax.text import prompts
 
 CODES = {"bfloat16": "BF16", "float32": "F32"}  # safetensors codes of the dtypes of an export
 TEXTS, SIZES = ("A lighthouse above the sea at dawn.", "一只红色的狐狸"), ((256, 256), (320, 192))
 MAX_PIXEL_DIFFERENCE, MAX_LATENT_ERROR = 1, 1e-4  # of 255; relative
-MAX_ERROR_TEXT = 3000  # characters of a failed process's output
 OPTIONS = {"resolution": 1024, "negative": None, "guidance": 1.0, "steps": 20}  # of `Pipeline.denoise`
 
 
@@ -68,8 +67,7 @@ class Comparison:
 
 def check_installed() -> None:
     """Raises a ValueError that says what to install if PyTorch or diffusers are missing."""
-    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise ValueError(f"a comparison with diffusers needs {missing}; pip install -r requirements-dev.txt")
 
 

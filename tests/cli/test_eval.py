@@ -1,10 +1,13 @@
 """`qi2 eval vae` compares models with a linear code of equal size."""
 
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from qi2_jax.cli import main
 from tests.evaluation import inputs
@@ -54,9 +57,32 @@ def test_without_models_and_weights_only_the_linear_code_is_measured(pictures, t
     assert "1 images could not be read: {'unknown_format': 1}" in printed
 
 
+def test_results_are_written_although_a_model_fails(imported, pictures, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(imported / "vae", broken)
+    weights = load_file(broken / "model.safetensors")
+    save_file({name: np.full_like(values, np.nan) for name, values in weights.items()}, broken / "model.safetensors")
+    files = ["--json", str(tmp_path / "eval.json"), "--out", str(tmp_path / "sheets"), "--worst", "2"]
+    models = ["--model", str(broken), "--model", str(imported)]
+    with pytest.raises(
+        SystemExit, match=r"qi2 eval: 1 of 2 models could not be measured:\n.*broken: .*NaN or infinity"
+    ):
+        main.main(["eval", "vae", "--data", str(pictures), *models, *files])
+    written = json.loads((tmp_path / "eval.json").read_text())
+    assert {row["model"] for row in written["rows"]} == {"linear code", str(imported)}
+    assert written["failed"].keys() == {str(broken)} and len(list((tmp_path / "sheets").iterdir())) == 2
+    assert "broken could not be measured: the model produced NaN" in " ".join(capsys.readouterr().out.split())
+
+
 def test_mistakes_are_named(pictures, tmp_path):
-    with pytest.raises(SystemExit, match=r"qi2 eval: no image in .* could be read"):
-        main.main(["eval", "vae", "--data", str(tmp_path), "--fit", str(pictures)])
+    (tmp_path / "words.png").write_bytes(b"words")
+    refused = rf"qi2 eval: no image in {tmp_path} could be read; refused: {{'unknown_format': 1}}"
+    for folders in ([tmp_path], [tmp_path, pictures], [pictures, tmp_path]):
+        flags = zip(("--data", "--fit"), map(str, folders), strict=False)
+        with pytest.raises(SystemExit, match=refused):
+            main.main(["eval", "vae", *itertools.chain(*flags)])
+    with pytest.raises(SystemExit, match=r"has no records, from which --held-out 0\.1 could choose"):
+        main.main(["eval", "vae", "--data", str(pictures), "--held-out", "0.1"])
     with pytest.raises(SystemExit, match="which is only read"):
         main.main(["eval", "vae", "--data", str(pictures), "--out", str(pictures / "sheets")])
     with pytest.raises(SystemExit, match="2"):

@@ -78,7 +78,7 @@ def test_edits_take_prompts_from_a_file_and_a_size(imported, tmp_path):
 
 
 def test_verify_asks_for_diffusers_before_it_exports(imported, tmp_path, monkeypatch):
-    monkeypatch.setattr("qi2_jax.workflows.verify.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("qi2_jax.evaluation.torch_process.importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"needs \['torch', 'diffusers'\]"):
         main.main(["export", str(imported), "--out", str(tmp_path / "out"), "--verify"])
     assert not (tmp_path / "out").exists()

@@ -12,10 +12,13 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage
 from flax import nnx
 
+from data_pipeline.selection.index import INDEX, Selection, write_selection
+from data_pipeline.selection.thresholds import Thresholds
 from qi2_jax import sharding
 from qi2_jax.evaluation import autoencoders, torch_process
 from qi2_jax.evaluation.autoencoders import JaxAutoencoder
 from qi2_jax.evaluation.torch_process import TorchAutoencoder
+from qi2_jax.inference import tiling
 from qi2_jax.models.vae import VAE, VAEConfig
 from qi2_jax.pixels import normalize, to_image
 from qi2_jax.training import step
@@ -35,7 +38,8 @@ def test_both_sides_reconstruct_the_same(published, imported, monkeypatch):
     with ours.loaded() as a, theirs.loaded() as b:
         found, expected = a.reconstruct(images), b.reconstruct(images)
         again = b.reconstruct(images[:1])
-        monkeypatch.setattr(autoencoders, "MAX_WHOLE_PIXELS", 32 * 32)
+        for name in ("MAX_ENCODED_WHOLE", "MAX_DECODED_WHOLE"):
+            monkeypatch.setattr(tiling, name, 32 * 32)
         np.testing.assert_array_equal(a.reconstruct(images), found)  # in tiles
     assert found.shape == images.shape and found.std() > 1
     assert np.abs(found.astype(int) - expected).max() <= 1
@@ -69,8 +73,10 @@ def test_published_classes_are_evaluated(tmp_path, model, factor, channels):
     assert rebuilt.dtype == np.uint8 and np.abs(rebuilt - expected).max() <= 1
 
 
-def test_both_sides_know_the_same_classes():
-    assert tuple(torch_process.KINDS) == torch_side.CLASSES and torch_process.SHAPE.format == torch_side.SHAPE.format
+def test_missing_packages_are_named_before_anything_is_computed(published, monkeypatch):
+    monkeypatch.setattr(torch_process.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"vae needs \['torch', 'diffusers'\]; pip install"):
+        autoencoders.find(published)
 
 
 def test_weights_of_a_pickle_and_other_classes_are_refused(tmp_path, published):
@@ -109,7 +115,7 @@ def test_a_process_that_fails_says_why(tmp_path, published):
 
 def test_part_of_a_model_folder_is_the_same_model(imported):
     whole, part = autoencoders.find(imported), autoencoders.find(imported / "vae")
-    assert whole.config == part.config and whole.weights.keys() == part.weights.keys()
+    assert whole.config == part.config and whole.digest == part.digest and not whole.trained_on
 
 
 def test_a_run_of_the_autoencoder_is_its_newest_checkpoint(tmp_path):
@@ -125,16 +131,21 @@ def test_a_run_of_the_autoencoder_is_its_newest_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(state._replace(step=jax.numpy.int32(5), ema=ema))
     checkpoints.close()
+    write_selection(tmp_path / INDEX, Selection(Thresholds(), (), {}, (), {}, {}, "digest of the records"))
     images = noise(1, 16, 16)
     expected = {item: np.asarray(model.decode(model.encode(normalize(images)).mean))
                 for item, model in (("ema", ema), ("model", raw))}  # fmt: skip
-    for path in (tmp_path, tmp_path / "checkpoints" / "5"):
+    digests = set()
+    for path, name in ((tmp_path, f"{tmp_path}@5"), (tmp_path / "checkpoints" / "5", f"{tmp_path}/checkpoints/5")):
         for item, pixels in expected.items():
             found = autoencoders.find(path, item)
+            assert found.name == f"{name} ({item})" and found.trained_on == {"digest of the records"}
+            digests.add((item, found.digest))
             assert (found.factor, found.channels) == (2, 8)
             with found.loaded() as model:
                 difference = model.reconstruct(images)[0].astype(int) - to_image(pixels[0])
             assert np.abs(difference).max() <= 1
+    assert len(digests) == 2 and len({digest for _, digest in digests}) == 2
     assert np.abs(expected["ema"] - expected["model"]).max() > 0.1
     with pytest.raises(ValueError, match=r"6 is not a complete checkpoint; .* has those of the steps \[5\]"):
         autoencoders.find(tmp_path / "checkpoints" / "6")

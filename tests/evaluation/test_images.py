@@ -7,6 +7,7 @@ from PIL import Image
 from data_pipeline.funnel import Tally
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
+from data_pipeline.samples.held_out import image_hash
 from qi2_jax.evaluation.images import BATCH_PIXELS, ImageFolder, Item, category_of, in_batches
 from tests.evaluation import inputs
 
@@ -39,6 +40,52 @@ def test_sides_are_cropped_about_the_center(pictures):
     np.testing.assert_array_equal(first.pixels, whole[4:36, 3:67])
     assert read(pictures, max_side=40)[0].pixels.shape == (32, 32, 3)
     assert {item.pixels.shape for item in read(pictures, side=48)} == {(48, 48, 3)}
+
+
+def test_only_the_central_square_is_resized(tmp_path, monkeypatch):
+    sizes, resize = [], Image.Image.resize
+
+    def noted(image, size, *arguments, **options):
+        sizes.append(size)
+        return resize(image, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(250, 175), (64, 96), (48, 100), (40, 2000)]):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        image.save(tmp_path / f"{number}.png")
+        (item,) = read(tmp_path, side=48)
+        scale = 48 / min(image.size)
+        whole = resize(image, (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+        left, top = (whole.width - 48) // 2, (whole.height - 48) // 2
+        difference = np.abs(item.pixels.astype(int) - np.asarray(whole.crop((left, top, left + 48, top + 48))))
+        assert difference.max() <= 1 and np.mean(difference > 0) < 0.01  # the box is in single precision
+        (tmp_path / f"{number}.png").unlink()
+    assert sizes == [(48, 48)] * 4
+
+
+def test_held_out_records_are_those_that_training_leaves_out(tmp_path):
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "image.png")
+        records.append(Record(f"{number}", (tmp_path / "image.png").read_bytes(), (Caption("x"),), "test"))
+    folder = tmp_path / "records"
+    write_shards(folder, records, records_per_shard=3)
+    held = [record.key for record in records if image_hash(record.image) < 0.5]
+    assert 1 < len(held) < 7
+    assert [item.name for item in read(folder, held_out=0.5)] == held
+    others = [item.name for item in read(folder, held_out=0.5, is_training=True)]
+    assert sorted(held + others) == [record.key for record in records]
+    lowest = min(image_hash(record.image) for record in records)
+    with pytest.raises(ValueError, match=r"no held-out image \(--held-out .*\) in .*records could be read"):
+        read(folder, held_out=lowest)
+    (tmp_path / "files").mkdir()
+    with pytest.raises(ValueError, match=r"files has no records, from which --held-out 0.5 could choose"):
+        read(tmp_path / "files", held_out=0.5)
+    (tmp_path / "files/words.png").write_bytes(b"words")
+    with pytest.raises(ValueError, match=r"no image in .*files could be read; refused: {'unknown_format': 1}"):
+        read(tmp_path / "files", held_out=0.5, is_training=True)
 
 
 def test_records_say_what_is_text(tmp_path):

@@ -38,7 +38,7 @@ def test_similarity_is_relative_to_the_longer_text():
 class Flattens:
     """A code that makes every image grey, except bright ones."""
 
-    name, factor, channels = "flat", 16, 1
+    name, factor, channels, digest = "flat", 16, 1, None
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         return np.where(images > 200, images, 128).astype(np.uint8)
