@@ -64,38 +64,69 @@ def fit(images: Iterable[UInt8[np.ndarray, "_ _ 3"]], sizes: Iterable[tuple[int,
       ValueError: if there is no image, or a patch has more than `MAX_VALUES` values.
     """
     wanted = list(dict.fromkeys(sizes))
-    moments = {factor: _Moments(factor) for factor, _ in wanted}
+    found: dict[int, Moments] = {}
+    for factor, _ in wanted:
+        values = 3 * factor**2
+        if values > MAX_VALUES:
+            raise ValueError(
+                f"patches of {factor} x {factor} pixels have {values} values; at most {MAX_VALUES} are fitted"
+            )
+        found[factor] = Moments(values)
     for image in images:
-        for moment in moments.values():
-            moment.add(image)
-    return [moments[factor].code(channels) for factor, channels in wanted]
+        for factor, patches in found.items():
+            patches.add(_patches(image, factor))
+    if not all(patches.count for patches in found.values()):
+        raise ValueError("the linear code needs at least one image to be fitted on")
+    return [
+        LinearCode(factor, found[factor].mean, found[factor].principal_components(channels)[1], found[factor].count)
+        for factor, channels in wanted
+    ]
 
 
-class _Moments:
-    """Sums over patches, and the principal components that follow from them."""
+class Moments:
+    """Number, sum and products of rows of D values, in fp64.
 
-    def __init__(self, factor: int):
-        D = 3 * factor**2
-        if D > MAX_VALUES:
-            raise ValueError(f"patches of {factor} x {factor} pixels have {D} values; at most {MAX_VALUES} are fitted")
-        self.factor, self.count = factor, 0
-        self.sum_D, self.products_DD = np.zeros(D), np.zeros((D, D))
+    Attributes:
+      count: number of rows.
+    """
 
-    def add(self, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        patches_PD = _patches(image, self.factor)
-        self.count += len(patches_PD)
-        self.sum_D += patches_PD.sum(axis=0)
-        self.products_DD += patches_PD.T @ patches_PD
+    def __init__(self, size: int):
+        self.count = 0
+        self._sum_D, self._products_DD = np.zeros(size), np.zeros((size, size))
 
-    def code(self, channels: int) -> LinearCode:
-        if not self.count:
-            raise ValueError("the linear code needs at least one image to be fitted on")
-        D = len(self.sum_D)
-        mean_D = self.sum_D / self.count
-        covariance = self.products_DD / self.count - np.outer(mean_D, mean_D)
-        last = D - 1, max(0, D - channels)
-        _, basis_DC = scipy.linalg.eigh(covariance, subset_by_index=(last[1], last[0]))
-        return LinearCode(self.factor, mean_D, basis_DC[:, ::-1], self.count)
+    def add(self, rows_PD: Float[np.ndarray, "P D"]) -> None:
+        self.count += len(rows_PD)
+        self._sum_D += rows_PD.sum(axis=0)
+        self._products_DD += rows_PD.T @ rows_PD
+
+    @property
+    def mean(self) -> Float[np.ndarray, " D"]:
+        return self._sum_D / self.count
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "D D"]:
+        return self._products_DD / self.count - np.outer(self.mean, self.mean)
+
+    def principal_components(self, count: int) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, "D C"]]:
+        """Variances and orthonormal columns of the first components, at most D, largest variance first."""
+        D = len(self._sum_D)
+        variance_C, basis_DC = scipy.linalg.eigh(self.covariance, subset_by_index=(max(0, D - count), D - 1))
+        return variance_C[::-1], basis_DC[:, ::-1]
+
+
+def moments(parts: Iterable[Float[np.ndarray, "_ _"]]) -> Moments:
+    """Moments of all rows of several parts.
+
+    Raises:
+      ValueError: without any part.
+    """
+    found: Moments | None = None
+    for rows_PD in parts:
+        found = found or Moments(rows_PD.shape[1])
+        found.add(rows_PD)
+    if found is None:
+        raise ValueError("there are no rows")
+    return found
 
 
 def _patches(image: UInt8[np.ndarray, "H W 3"], factor: int) -> Float[np.ndarray, "P D"]:

@@ -3,6 +3,8 @@
 Dims: `B` batch, `H` `W` pixels, `c` image channels.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -24,16 +26,18 @@ MAX_DRAWN_SIDE = 512  # pixels
 
 
 class Layout(NamedTuple):
-    """The shape of a batch, which selects its compiled program."""
+    """The shape of a batch and whether LPIPS counts, which select its compiled program."""
 
     batch_size: int
     height: int
     width: int
+    perceptual: bool
 
 
 def microbatch(
     pixels_BHWc: Float[np.ndarray, "B H W c"],
     batch_size: int,
+    perceptual: bool,
     margins: tuple[float, float] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Microbatch:
@@ -42,10 +46,11 @@ def microbatch(
     Args:
       pixels_BHWc: crops of this process, in [-1, 1].
       batch_size: global number of crops.
+      perceptual: whether LPIPS counts.
       margins: cosine and distance margin of the alignment; None: no alignment.
       metrics: values to log about the batch.
     """
-    layout, metrics = Layout(batch_size, *pixels_BHWc.shape[1:3]), metrics or {}
+    layout, metrics = Layout(batch_size, *pixels_BHWc.shape[1:3], perceptual), metrics or {}
     if margins is None:
         return Microbatch(layout, Crop(pixels_BHWc), stats=Stats(batch_size, metrics=metrics))
     names = "alignment/cosine_margin", "alignment/distance_margin"
@@ -69,15 +74,21 @@ def composition(config: AutoencoderConfig, phases: Phases, step: int, batch: Cro
     return metrics
 
 
-def empty_batches(phases: Phases, channels: int) -> Iterator[tuple[Float[np.ndarray, "B H W c"], int]]:
-    """Blank pixels and the global number of crops for each shape of the batches."""
+def empty_batches(
+    phases: Phases, channels: int, perceptual_start: int
+) -> Iterator[tuple[Float[np.ndarray, "B H W c"], int, bool]]:
+    """Blank pixels, global number of crops, and whether LPIPS counts, for each layout of the batches."""
     seen = set()
-    for phase in phases.phases:
-        for size in phase.sizes:
-            if (layout := (phase.batch_size, *size)) not in seen:
+    starts = [phase.start for phase in phases.phases]
+    for phase, end in zip(phases.phases, [*starts[1:], math.inf], strict=True):
+        with_lpips = [
+            count for count, used in ((False, phase.start < perceptual_start), (True, end > perceptual_start)) if used
+        ]
+        for size, perceptual in itertools.product(phase.sizes, with_lpips):
+            if (layout := Layout(phase.batch_size, *size, perceptual)) not in seen:
                 seen.add(layout)
                 rows = phase.batch_size if phase.rows is None else len(phase.rows)
-                yield np.zeros((rows, *size, channels), np.float32), phase.batch_size
+                yield np.zeros((rows, *size, channels), np.float32), phase.batch_size, perceptual
 
 
 def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedImages, SelectedImages]:

@@ -26,16 +26,21 @@ class PerceptualConfig:
     Attributes:
       weight: weight of LPIPS beside the error of the pixels; 0: without this term.
       folder: folder with the weights of LPIPS, see `qi2_jax.interop.frozen`.
+      start: number of updates without this term before the others. They do not pay for it: in a small model, it takes
+        most of an update.
 
     Raises:
-      ValueError: for a value out of its range, or a weight without a folder.
+      ValueError: for a value out of its range, a weight without a folder, or a start without a weight.
     """
 
     weight: float = 0.0
     folder: str = changeable(default="")  # the hash of the weights, not their place, belongs to a run
+    start: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(self, weight=0)
+        check_at_least(self, weight=0, start=0)
+        if self.start and not self.weight:
+            raise ValueError(f"perceptual.start is {self.start}, but perceptual.weight is 0; give a weight above 0")
         _check_folder("perceptual", self.weight, self.folder)
 
 

@@ -103,17 +103,20 @@ class AutoencoderTask(Task):
         return state._replace(model=first, ema=ema)
 
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
+        if not layout.perceptual:
+            frozen = frozen._replace(lpips=None)
         return self._objective.loss(model, frozen, None, batch, keys_B)
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
         for number, batch in enumerate(self.crops.from_step(step), start=step):
             batch_size = self.crops.phases[self.crops.of_step(number)].batch_size
             metrics = batches.composition(self.config, self.crops, number, batch)
-            yield [batches.microbatch(batch.pixels_BHWc, batch_size, self._margins(number), metrics)]
+            perceptual = number >= self.config.perceptual.start
+            yield [batches.microbatch(batch.pixels_BHWc, batch_size, perceptual, self._margins(number), metrics)]
 
     def examples(self) -> Sequence[Microbatch]:
-        empty = batches.empty_batches(self.crops, self.model_config.in_channels)
-        return [batches.microbatch(pixels, batch_size, self._margins(0)) for pixels, batch_size in empty]
+        empty = batches.empty_batches(self.crops, self.model_config.in_channels, self.config.perceptual.start)
+        return [batches.microbatch(*example, self._margins(0)) for example in empty]
 
     def whole_batches(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Crops of the first phase for steps start, start + 1, ..., of all processes."""
