@@ -165,7 +165,7 @@ def test_parameters_that_a_layout_does_not_train_keep_every_bit(mesh, changes):
     moved = after["ema.up.weight"] - before["ema.up.weight"]
     np.testing.assert_allclose(moved, 0.25 * (after["model.up.weight"] - before["ema.up.weight"]), atol=1e-6)
     with pytest.raises(ValueError, match="a batch of down trains only some parameters, so it must be a whole update"):
-        programs.add.lower(state, None, FROZEN, "down", batch(mesh), jnp.int32(0), jnp.float32(1))
+        programs.add.lower(state, steps.Sums(None, None, {}), FROZEN, "down", batch(mesh), jnp.int32(0), jnp.float32(1))
 
 
 def test_weight_decay_spares_norms_and_biases(mesh, optimizer, state):

@@ -1,6 +1,7 @@
-"""The adversarial phase: its loss by hand, and a run in which it trains the decoder's head and the discriminator alone."""
+"""The adversarial phase: its loss by hand, and a run in which the decoder's head and the discriminator alone move."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ NAMES = {f"adversarial/{name}" for name in ("generator", "discriminator", "weigh
     "reconstruction"
 }
 PHASE = AdversarialConfig(weight=0.5, start=2, width=4)
-MODEL = VAEConfig(4, 4, 8, (1, 1), 1, (True,), in_channels=3, out_channels=3)
+MODEL = VAEConfig(4, 4, 8, (1,), 1, (), in_channels=3, out_channels=3, patch_size=4)
 HEAD = ("decoder.up_blocks.1.", "decoder.norm_out.", "decoder.conv_out.")
 
 
@@ -45,7 +46,7 @@ def test_the_gradients_of_both_sides_are_those_of_their_terms():
         return objective.adversarial_loss(vae, Networks(), None, batch, keys)
 
     def parts(vae):
-        rebuilt = vae.decode(vae.encode(pixels).mean, clamp=False)
+        rebuilt = vae.decode(jax.lax.stop_gradient(vae.encode(pixels).mean), clamp=False)
         fake = vae.discriminator(jax.lax.stop_gradient(rebuilt))
         hinge = adversary.hinge(vae.discriminator(pixels), fake)
         return jnp.mean(jnp.abs(rebuilt - pixels)), -jnp.mean(judge(rebuilt)), hinge
@@ -62,7 +63,7 @@ def test_the_gradients_of_both_sides_are_those_of_their_terms():
     assert ratio == pytest.approx(0.5 * length / (length + balance.RATIO_EPSILON), rel=1e-3)
     assert value == pytest.approx(error + found["adversarial/weight"] * generator, rel=1e-5)
     for name, gradient in whole.items():
-        if name.startswith("decoder."):
+        if name.startswith(("decoder.", "post_quant_conv.")):
             expected = plain[name] + found["adversarial/weight"] * adversarial[name]
         else:
             expected = discriminating[name]  # zero but for the discriminator
@@ -75,12 +76,11 @@ def test_the_gradients_of_both_sides_are_those_of_their_terms():
 
 def config(*overrides, adversarial=PHASE):
     model = ("encoder_width=4", "decoder_width=4", "latent_channels=8", "multipliers=(1,1)", "halves_time=(True,)")
-    optimizer = ("kind=muon", "lr=0.02", "adam_lr=0.001", "weight_decay=0.5", "warmup=0", "decay_steps=0")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=4", "train.log_every=1", "train.sinks=()")
-    changes = [*(f"model.{one}" for one in (*model, "patch_size=1")), *(f"optimizer.{one}" for one in optimizer), *run]
-    changes += ["checkpoint.every=1", "checkpoint.keep=9", *overrides]
-    made = load_experiment("experiments/demo.py:tiny", [f"vae.{one}" for one in changes]).vae
-    return dataclasses.replace(made, adversarial=adversarial)
+    changes = [*(f"model.{one}" for one in (*model, "patch_size=1")), *run, "checkpoint.every=1", "checkpoint.keep=9"]
+    made = load_experiment("experiments/demo.py:tiny", [f"vae.{one}" for one in (*changes, *overrides)]).vae
+    optimizer = dataclasses.replace(made.optimizer, weight_decay=0.5, warmup=0)
+    return dataclasses.replace(made, adversarial=adversarial, optimizer=optimizer)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_the_phase_trains_the_head_and_the_discriminator_and_keeps_every_other_b
         elif name.endswith("weight"):
             assert not np.array_equal(first[name], before), name
         if name.startswith(("discriminator.", *HEAD)):
-            assert not np.array_equal(before, third[name]), name
+            assert not (name.endswith("weight") and np.array_equal(before, third[name])), name
         else:
             assert before.tobytes() == third[name].tobytes() == fourth[name].tobytes(), name
 
@@ -116,10 +116,12 @@ def test_its_metrics_are_logged_from_its_start_on(whole):
 
 
 def test_a_run_that_is_resumed_within_the_phase_equals_an_uninterrupted_one(images, whole, tmp_path):  # noqa: F811
-    for steps in (3, 4):
-        train_autoencoder(config(f"train.steps={steps}"), images, tmp_path / "run", tmp_path / "model")
+    """It was killed before its last save."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "4")
+    train_autoencoder(config(), images, run, tmp_path / "model")
     for item in ("model", "ema", "optimizer"):
-        found, wanted = stored(tmp_path / "run", 4, item), stored(whole, 4, item)
+        found, wanted = stored(run, 4, item), stored(whole, 4, item)
         assert found.keys() == wanted.keys()
         for name, weight in wanted.items():
             np.testing.assert_array_equal(found[name], weight, err_msg=f"{item} {name}")
