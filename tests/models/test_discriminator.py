@@ -11,9 +11,8 @@ from qi2_jax.models.discriminator import MIN_SIDE, PatchDiscriminator
 
 @pytest.fixture(scope="module")
 def discriminator():
-    model = PatchDiscriminator(6, key=jax.random.key(0))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape).astype(np.float32) / 20, model)
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: PatchDiscriminator(6, key=jax.random.key(0)))
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 8, shapes)
 
 
 def in_torch(weights, width=6, groups=2):

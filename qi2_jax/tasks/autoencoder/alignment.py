@@ -127,8 +127,8 @@ def balanced(
     point = (posterior, vae)
     (value, metrics), gradient = jax.value_and_grad(_pair(reconstruction), has_aux=True)(fixed(point))
     (aligned, more), towards = jax.value_and_grad(_pair(alignment), has_aux=True)(fixed(point))
-    at_last = [to_last(of_posterior)[0] for of_posterior, _ in (gradient, towards)]
-    factor = fixed(weight * ratio(*at_last, MAX_RATIO))
+    at_last, towards_at_last = (to_last(of_posterior)[0] for of_posterior, _ in (gradient, towards))
+    factor = fixed(weight * ratio(at_last, towards_at_last, MAX_RATIO))
     total = jax.tree.map(lambda ours, theirs: ours + factor * theirs, gradient, towards)
     metrics = {"reconstruction": value, **metrics, **more, "alignment/weight": factor}
     return posterior, with_gradient(value + factor * aligned, point, fixed(total)), metrics
