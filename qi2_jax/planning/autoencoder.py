@@ -5,6 +5,7 @@ networks of the loss, on shapes instead of arrays. No weights are read.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
@@ -16,14 +17,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qi2_jax import sharding
 from qi2_jax.models.dinov2 import Dinov2, Dinov2Config
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
-from qi2_jax.models.vae import VAE
 from qi2_jax.planning.compile import GIB, Memory, memory_of
 from qi2_jax.planning.operations import operations
 from qi2_jax.runtime.chips import Chip, chip_of
-from qi2_jax.tasks.autoencoder import alignment
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Crop, Objective
+from qi2_jax.tasks.autoencoder.trained_vae import make_model
 from qi2_jax.training.step import Sums, abstract_state, make_optimizer, make_programs
 
 PUBLISHED_LPIPS = LPIPSConfig()
@@ -91,7 +91,7 @@ def compile_train_step(
     lpips: LPIPSConfig = PUBLISHED_LPIPS,
     features: Dinov2Config = DINOV2_LARGE,
 ) -> tuple[Report, jax.stages.Compiled]:
-    """Compiles the training step of the autoencoder with the loss of its config.
+    """Compiles the training step of the autoencoder, as it is before an adversarial phase, with the loss of its config.
 
     Args:
       config: config of the run; its folders of weights are not read.
@@ -109,10 +109,7 @@ def compile_train_step(
     chip, optimizer = chip_of(mesh), make_optimizer(config.optimizer)
     networks = abstract_networks(config, lpips, features, mesh)
 
-    def make_model(key: jax.Array) -> VAE:
-        return alignment.make_model(config, networks.features, key)
-
-    state = abstract_state(make_model, optimizer, mesh)
+    state = abstract_state(functools.partial(make_model, config, networks.features), optimizer, mesh)
     objective = Objective.of(config)
     programs = make_programs(objective.loss, optimizer, config.ema_decay, 0, mesh, ema_ramp=config.ema_ramp)
 

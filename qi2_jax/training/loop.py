@@ -225,7 +225,9 @@ def _compile(
     task: Task, config: TrainingConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState
 ) -> Compiled:
     """Compiles all programs of the run."""
-    programs = make_programs(task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp)
+    programs = make_programs(
+        task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp, trained=task.trained
+    )
     with processes.raise_together():
         examples = [microbatch.put(mesh, example) for example in task.examples()]
     update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)

@@ -33,6 +33,8 @@ Scalars = dict[str, Float[Array, ""] | Mean]
 # training reads and never changes; `layout` is static and selects the compiled program.
 Loss = Callable[[Any, Any, Any, Any, Key[Array, "B"]], tuple[Float[Array, ""], Scalars]]
 
+IsTrained = Callable[[str], bool]  # of a parameter, by its dotted name
+
 LAYER_GROUPS = 8  # number of groups in which the norms of stacked layers are reported
 
 
@@ -175,6 +177,7 @@ def make_programs(
     mesh: Mesh,
     *,
     ema_ramp: bool = False,
+    trained: Callable[[Any], IsTrained | None] = lambda layout: None,
 ) -> Programs:
     """Makes the programs of a training run.
 
@@ -189,6 +192,13 @@ def make_programs(
       ema_ramp: whether the decay of update n, counted from 0 without skipped updates, is at most (1 + n) / (10 + n), as
         in TensorFlow's ExponentialMovingAverage with `num_updates`. The EMA then spans about a tenth of the updates so
         far, until `ema_decay` is smaller. It is for parameters that start at random or at zero.
+      trained: parameters that an update trains, by the layout of its batch; None for all of them. The others keep
+        their values bit for bit, whatever momentum and weight decay would do. Their gradients count as zero, also in
+        the norm that is clipped, and the EMA still moves towards them. An update from several microbatches, which may
+        have several layouts, trains all parameters.
+
+    Raises:
+      ValueError: from `add`, for a layout that does not train all parameters.
     """
 
     def gradient(state: TrainState, frozen: Any, layout: Hashable, batch: Any, first: Int[Array, ""] | int) -> Sums:
@@ -196,20 +206,22 @@ def make_programs(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
         (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, layout, batch, keys_B)
+        if is_trained := trained(layout):
+            gradients = _choose(is_trained, gradients, jax.tree.map(jnp.zeros_like, gradients))
         return Sums(gradients, value, scalars)
 
     def placed(tree: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(tree, sharding.shardings(tree, mesh))
 
-    def apply(state: TrainState, sums: Sums) -> tuple[TrainState, Scalars]:
-        new_state, updates = _advance(state, sums, optimizer, ema_decay, ema_ramp)
+    def apply(state: TrainState, sums: Sums, is_trained: IsTrained | None = None) -> tuple[TrainState, Scalars]:
+        new_state, updates = _advance(state, sums, optimizer, ema_decay, ema_ramp, is_trained)
         # The shardings of the state must not change, or the second call would need another program.
         new_state = placed(new_state)
         return new_state, _metrics(state, new_state, updates, sums)
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
     def step(state: TrainState, frozen: Any, layout: Hashable, batch: Any) -> tuple[TrainState, Scalars]:
-        return apply(state, gradient(state, frozen, layout, batch, 0))
+        return apply(state, gradient(state, frozen, layout, batch, 0), trained(layout))
 
     @functools.partial(jax.jit, static_argnums=3, donate_argnums=1)
     def add(
@@ -221,6 +233,8 @@ def make_programs(
         first: Int[Array, ""],
         weight: Float[Array, ""],
     ) -> tuple[Sums, Float[Array, ""]]:
+        if trained(layout):
+            raise ValueError(f"a batch of {layout} trains only some parameters, so it must be a whole update")
         more = gradient(state, frozen, layout, batch, first)
         return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more)), more.loss
 
@@ -240,14 +254,29 @@ def _metrics(state: TrainState, new_state: TrainState, updates: Any, sums: Sums)
     }
 
 
+def _choose(is_chosen: IsTrained, leaves: Tree, others: Tree) -> Tree:
+    """The leaves with chosen names, and otherwise those of another tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, other: leaf if is_chosen(tree.leaf_name(path)) else other, leaves, others
+    )
+
+
 def _advance(
-    state: TrainState, sums: Sums, optimizer: optax.GradientTransformation, ema_decay: float, ema_ramp: bool
+    state: TrainState,
+    sums: Sums,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    ema_ramp: bool,
+    is_trained: IsTrained | None,
 ) -> tuple[TrainState, Any]:
     """The next state, and the updates of the parameters. Only the counters change if `sums` is not finite."""
     gradient_norm = optax.tree.norm(sums.gradients)
     finite = jnp.isfinite(sums.loss) & jnp.isfinite(gradient_norm)
     updates, moments = optimizer.update(sums.gradients, state.optimizer, state.model)
     model = optax.apply_updates(state.model, updates)
+    if is_trained:  # momentum and weight decay move parameters without a gradient too
+        updates = _choose(is_trained, updates, jax.tree.map(jnp.zeros_like, updates))
+        model = _choose(is_trained, model, state.model)
     ramp = (RAMP - 1) / (RAMP + state.step - state.skipped_total) if ema_ramp else 0.0
     share = jnp.maximum(1 - ema_decay, ramp)
     ema = jax.tree.map(lambda old, new: old + share * (new - old), state.ema, model)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from qi2_jax.training.mean import Mean
 from qi2_jax.training.microbatch import Microbatch
-from qi2_jax.training.step import TrainState
+from qi2_jax.training.step import IsTrained, TrainState
 from qi2_jax.training.telemetry.metrics import Drawing
 
 # A callback for long evaluations. It raises `run.Interrupted` if a signal asks the run to stop.
@@ -48,6 +48,10 @@ class Task(Protocol):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""] | Mean]]:
         """The mean loss over the images of a microbatch, and further metrics; see `step.Loss`."""
         ...
+
+    def trained(self, layout: Any) -> IsTrained | None:
+        """The parameters that an update trains; None for all, as always with `accumulate`. See `step.make_programs`."""
+        return None
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
         """The microbatches of each update after `step`, as host arrays, without end."""

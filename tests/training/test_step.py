@@ -143,6 +143,31 @@ def test_a_batch_that_is_not_finite_changes_only_counters(mesh, train_step, stat
     assert int(metrics["skipped_total"]) == 1
 
 
+@pytest.mark.parametrize("changes", [dict(), dict(kind="muon", adam_lr=0.02)], ids=["adam", "muon"])
+def test_parameters_that_a_layout_does_not_train_keep_every_bit(mesh, changes):
+    """With momentum left over from other layouts, and with weight decay; they do not count in the clipped norm."""
+    optimizer = steps.make_optimizer(dataclasses.replace(OPTIMIZER, warmup=0, **changes))
+
+    def trained(layout):
+        return (lambda name: name.startswith("down.")) if layout == "down" else None
+
+    programs = steps.make_programs(loss, optimizer, 0.75, seed=3, mesh=mesh, trained=trained)
+    state = steps.init_state(Toy, optimizer, jax.random.key(0), mesh)
+    state, _ = programs.step(state, FROZEN, None, batch(mesh))
+    before = host(state)
+    state, metrics = programs.step(state, FROZEN, "down", batch(mesh))
+    after = host(state)
+    weights = [name for name in after if name.startswith("model.")]
+    changed = {name for name in weights if after[name].tobytes() != before[name].tobytes()}
+    assert changed == {"model.down.weight"} and len(weights) == 4
+    assert metrics["gradient_norm"] == metrics["gradient_norm/down"] > 0
+    assert metrics["update_norm"] == metrics["update_norm/down"] > 0
+    moved = after["ema.up.weight"] - before["ema.up.weight"]
+    np.testing.assert_allclose(moved, 0.25 * (after["model.up.weight"] - before["ema.up.weight"]), atol=1e-6)
+    with pytest.raises(ValueError, match="a batch of down trains only some parameters, so it must be a whole update"):
+        programs.add.lower(state, steps.Sums(None, None, {}), FROZEN, "down", batch(mesh), jnp.int32(0), jnp.float32(1))
+
+
 def test_weight_decay_spares_norms_and_biases(mesh, optimizer, state):
     zero = jax.tree.map(jnp.zeros_like, state.model)
     updates, _ = optimizer.update(zero, state.optimizer, state.model)

@@ -24,38 +24,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qi2_jax.models.dinov2 import Dinov2, normalize
-from qi2_jax.models.layers import AnyArray, Linear
+from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.lpips import LPIPS
-from qi2_jax.models.vae import VAE, Posterior, VAEConfig
-from qi2_jax.tasks.autoencoder.config import AlignmentConfig, AutoencoderConfig
+from qi2_jax.models.vae import VAE, Posterior
+from qi2_jax.tasks.autoencoder.balance import ratio, with_gradient
+from qi2_jax.tasks.autoencoder.config import AlignmentConfig
 from qi2_jax.training.step import Scalars
 
-RATIO_EPSILON, MAX_RATIO = 1e-4, 1e8  # of the ratio of gradient norms, as in the released code
+MAX_RATIO = 1e8  # of gradient norms, as in the released code
 MAX_POSITIONS = 4_096  # matrices of N x N cosines then have at most 64 MiB per image
 LENGTH_EPSILON = 1e-12  # least length by which a vector is divided
-
-
-class AlignedVAE(VAE):
-    """An autoencoder with the projection of its latents to the channels of a frozen network's features.
-
-    All other parameters have the names and initial values of a `VAE`, so what reads those ignores the projection.
-    """
-
-    def __init__(self, config: VAEConfig, features: int, *, key: Array):
-        super().__init__(config, key=key)
-        key = jax.random.fold_in(key, 1)
-        self.projection = Linear(config.latent_channels, features, key=key, axes=("conv", None))
-
-
-def make_model(config: AutoencoderConfig, features: LPIPS | Dinov2 | None, key: Array) -> VAE:
-    """A fresh autoencoder, with a projection if its latents are aligned with a network.
-
-    Raises:
-      ValueError: if the network does not have the layer of the config.
-    """
-    if features is None:
-        return VAE(config.model, key=key)
-    return AlignedVAE(config.model, feature_channels(features, config.alignment.layer), key=key)
 
 
 def margins(config: AlignmentConfig, step: int) -> tuple[float, float]:
@@ -160,11 +138,11 @@ def balanced(
     point = (posterior, vae)
     (value, metrics), gradient = jax.value_and_grad(_pair(reconstruction), has_aux=True)(fixed(point))
     (aligned, more), towards = jax.value_and_grad(_pair(alignment), has_aux=True)(fixed(point))
-    norms = [jnp.linalg.norm(to_last(of_posterior)[0].ravel()) for of_posterior, _ in (gradient, towards)]
-    factor = fixed(weight * jnp.clip(norms[0] / (norms[1] + RATIO_EPSILON), 0, MAX_RATIO))
+    at_last, towards_at_last = (to_last(of_posterior)[0] for of_posterior, _ in (gradient, towards))
+    factor = fixed(weight * ratio(at_last, towards_at_last, MAX_RATIO))
     total = jax.tree.map(lambda ours, theirs: ours + factor * theirs, gradient, towards)
     metrics = {"reconstruction": value, **metrics, **more, "alignment/weight": factor}
-    return posterior, _with_gradient(value + factor * aligned, point, fixed(total)), metrics
+    return posterior, with_gradient(value + factor * aligned, point, fixed(total)), metrics
 
 
 def _pair(part: Part) -> Callable[[tuple[Posterior, Any]], Any]:
@@ -177,21 +155,3 @@ def _with_last(vae: VAE, last: Float[Array, "O C k k"]) -> VAE:
     weight = copy.encoder.conv_out.weight
     copy.encoder.conv_out.weight = weight.replace(last)
     return copy
-
-
-@jax.custom_vjp
-def _with_gradient(value: Float[Array, ""], point: Any, gradient: Any) -> Float[Array, ""]:
-    """`value`, whose gradient with respect to `point` is `gradient`."""
-    return value
-
-
-def _forward(value: Float[Array, ""], point: Any, gradient: Any) -> tuple[Float[Array, ""], Any]:
-    return value, gradient
-
-
-def _backward(gradient: Any, cotangent: Float[Array, ""]) -> tuple[Float[Array, ""], Any, Any]:
-    scaled = jax.tree.map(lambda leaf: cotangent * leaf, gradient)
-    return jnp.zeros_like(cotangent), scaled, jax.tree.map(jnp.zeros_like, gradient)
-
-
-_with_gradient.defvjp(_forward, _backward)

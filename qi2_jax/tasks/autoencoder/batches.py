@@ -26,18 +26,30 @@ MAX_DRAWN_SIDE = 512  # pixels
 
 
 class Layout(NamedTuple):
-    """The shape of a batch and whether LPIPS counts, which select its compiled program."""
+    """What selects the compiled program of a batch.
+
+    Attributes:
+      batch_size: global number of crops.
+      height, width: size of the crops, in pixels.
+      perceptual: whether LPIPS counts.
+      adversarial: whether the update belongs to the adversarial phase.
+    """
 
     batch_size: int
     height: int
     width: int
     perceptual: bool
+    adversarial: bool
+
+
+def layout(config: AutoencoderConfig, batch_size: int, size: tuple[int, int], step: int) -> Layout:
+    """The layout of the batch of a step."""
+    return Layout(batch_size, *size, step >= config.perceptual.start, config.adversarial.is_active(step))
 
 
 def microbatch(
     pixels_BHWc: Float[np.ndarray, "B H W c"],
-    batch_size: int,
-    perceptual: bool,
+    layout: Layout,
     margins: tuple[float, float] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Microbatch:
@@ -45,17 +57,16 @@ def microbatch(
 
     Args:
       pixels_BHWc: crops of this process, in [-1, 1].
-      batch_size: global number of crops.
-      perceptual: whether LPIPS counts.
+      layout: layout of the batch.
       margins: cosine and distance margin of the alignment; None: no alignment.
       metrics: values to log about the batch.
     """
-    layout, metrics = Layout(batch_size, *pixels_BHWc.shape[1:3], perceptual), metrics or {}
+    metrics = metrics or {}
     if margins is None:
-        return Microbatch(layout, Crop(pixels_BHWc), stats=Stats(batch_size, metrics=metrics))
+        return Microbatch(layout, Crop(pixels_BHWc), stats=Stats(layout.batch_size, metrics=metrics))
     names = "alignment/cosine_margin", "alignment/distance_margin"
     repeated_B2 = np.full((len(pixels_BHWc), 2), margins, np.float32)
-    stats = Stats(batch_size, metrics={**dict(zip(names, margins, strict=True)), **metrics})
+    stats = Stats(layout.batch_size, metrics={**dict(zip(names, margins, strict=True)), **metrics})
     return Microbatch(layout, Crop(pixels_BHWc, repeated_B2), stats=stats)
 
 
@@ -75,20 +86,19 @@ def composition(config: AutoencoderConfig, phases: Phases, step: int, batch: Cro
 
 
 def empty_batches(
-    phases: Phases, channels: int, perceptual_start: int
-) -> Iterator[tuple[Float[np.ndarray, "B H W c"], int, bool]]:
-    """Blank pixels, global number of crops, and whether LPIPS counts, for each layout of the batches."""
+    config: AutoencoderConfig, phases: Phases, channels: int
+) -> Iterator[tuple[Float[np.ndarray, "B H W c"], Layout]]:
+    """Blank pixels for each layout of the batches."""
     seen = set()
     starts = [phase.start for phase in phases.phases]
     for phase, end in zip(phases.phases, [*starts[1:], math.inf], strict=True):
-        with_lpips = [
-            count for count, used in ((False, phase.start < perceptual_start), (True, end > perceptual_start)) if used
-        ]
-        for size, perceptual in itertools.product(phase.sizes, with_lpips):
-            if (layout := Layout(phase.batch_size, *size, perceptual)) not in seen:
-                seen.add(layout)
+        changes = sorted({config.perceptual.start, config.adversarial.start})
+        steps = [phase.start, *(step for step in changes if phase.start < step < end)]
+        for size, step in itertools.product(phase.sizes, steps):
+            if (found := layout(config, phase.batch_size, size, step)) not in seen:
+                seen.add(found)
                 rows = phase.batch_size if phase.rows is None else len(phase.rows)
-                yield np.zeros((rows, *size, channels), np.float32), phase.batch_size, perceptual
+                yield np.zeros((rows, *size, channels), np.float32), found
 
 
 def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedImages, SelectedImages]:

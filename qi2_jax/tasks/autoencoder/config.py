@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from data_pipeline.buckets import Buckets
 from data_pipeline.loading.kinds import check_kinds
 from data_pipeline.loading.turns import MAX_CYCLE
 from qi2_jax.config.fields import changeable, check_at_least, check_one_of, choice
+from qi2_jax.models.discriminator import MIN_SIDE
 from qi2_jax.models.vae import VAEConfig
 from qi2_jax.tasks.autoencoder import linear_start
 from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes
@@ -77,6 +79,39 @@ class AlignmentConfig:
         check_one_of(self, "network", NETWORKS)
         check_at_least(self, weight=0, layer=1, cosine_margin=0, distance_margin=0, strict_steps=0, relaxing_steps=0)
         _check_folder("alignment", self.weight, self.folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """A late phase in which the decoder's head alone is trained, also against a discriminator; see `adversary`.
+
+    Attributes:
+      weight: size of the adversarial term's gradient at the decoder's last layer, in units of that of the
+        reconstruction; 0: without this phase.
+      start: number of updates before the phase.
+      levels: number of levels of the decoder, the last ones, that its head includes besides the output layers.
+      width: channels of the discriminator's first layer.
+
+    Raises:
+      ValueError: for a value out of its range, or a weight without a start or the reverse.
+    """
+
+    weight: float = 0.0
+    start: int = 0
+    levels: int = 1
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        check_at_least(self, weight=0, start=0, levels=0, width=1)
+        if bool(self.start) != bool(self.weight):
+            raise ValueError(
+                f"adversarial.weight is {self.weight} and adversarial.start {self.start}; the phase needs a weight "
+                "and, since it does not train the encoder, updates before it: set both above 0, or both to 0"
+            )
+
+    def is_active(self, step: int) -> bool:
+        """Whether the update after `step` updates belongs to the phase."""
+        return bool(self.weight) and step >= self.start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +214,7 @@ class AutoencoderConfig(TrainingConfig):
       loss: error of the reconstruction, "absolute" or "squared".
       perceptual: perceptual term of the loss.
       alignment: alignment of the latents with the features of a frozen network.
+      adversarial: late adversarial phase of the decoder's head.
       kl: weight of the KL divergence between the posterior and the standard normal; above 0, training decodes samples
         of the posterior instead of its mode.
       batch_size: crops per batch.
@@ -204,6 +240,7 @@ class AutoencoderConfig(TrainingConfig):
     loss: str
     perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
+    adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
     kl: float = 0.0
     batch_size: int
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
@@ -234,6 +271,8 @@ class AutoencoderConfig(TrainingConfig):
             linear_start.check(self.model)
         check_kinds(self.kinds)
         self._check_phases()
+        if self.adversarial.weight:
+            self._check_adversary()
         if not 0 <= self.mattes <= 1 or (self.mattes and self.model.in_channels != 4):
             raise ValueError(
                 f"mattes is {self.mattes}; it is a share of crops from 0 to 1, and above 0 the autoencoder must read "
@@ -261,6 +300,19 @@ class AutoencoderConfig(TrainingConfig):
                 raise ValueError(
                     f"{key}shares has the kinds {sorted(phase.shares)}; it must have those of kinds, "
                     f"{sorted(self.kinds)}"
+                )
+
+    def _check_adversary(self) -> None:
+        levels, count = self.adversarial.levels, len(self.model.multipliers)
+        if levels > count:
+            raise ValueError(f"adversarial.levels is {levels}; it must be at most {count}, the levels of the decoder")
+        starts = [*(phase.start for phase in self.phases.values())][1:]
+        for (name, phase), end in itertools.zip_longest(self.phases.items(), starts):
+            reaches = end is None or end > self.adversarial.start
+            if reaches and (side := min(min(size) for size in phase.sizes)) < MIN_SIDE:
+                raise ValueError(
+                    f"{f'later_phases.{name}.' if name else ''}crop is {phase.crop}, and its crops have a side of "
+                    f"{side} pixels; with adversarial.weight above 0, sides must be at least {MIN_SIDE}"
                 )
 
 

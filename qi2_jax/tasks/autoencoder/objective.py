@@ -14,15 +14,18 @@ from jaxtyping import Array, Float, Key
 
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.vae import VAE, Posterior
-from qi2_jax.tasks.autoencoder.alignment import AlignedVAE, Part, balanced, feature_map, terms
+from qi2_jax.tasks.autoencoder import adversary
+from qi2_jax.tasks.autoencoder.alignment import Part, balanced, feature_map, terms
 from qi2_jax.tasks.autoencoder.config import (
     ERRORS,
+    AdversarialConfig,
     AlignmentConfig,
     AutoencoderConfig,
     ExecutionConfig,
     PerceptualConfig,
 )
 from qi2_jax.tasks.autoencoder.networks import Networks
+from qi2_jax.tasks.autoencoder.trained_vae import TrainedVAE
 from qi2_jax.training.step import Scalars
 
 
@@ -47,7 +50,7 @@ class Crop(NamedTuple):
 class Objective:
     """The loss of Qwen-Image-VAE-2.0 (arXiv 2605.13565): error of the pixels, LPIPS, and alignment of the latents.
 
-    The report has neither a KL nor an adversarial term; a KL term is an option here.
+    The report has neither a KL nor an adversarial term; both are options here.
 
     Attributes:
       error: error of reconstructed pixels in [-1, 1], a key of `ERRORS`. The report uses "absolute", which keeps edges
@@ -56,6 +59,7 @@ class Objective:
       alignment: see `AutoencoderConfig`.
       kl: see `AutoencoderConfig`.
       execution: see `AutoencoderConfig`.
+      adversarial: see `AutoencoderConfig`.
     """
 
     error: str
@@ -63,10 +67,12 @@ class Objective:
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     kl: float = 0.0
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
+    adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
 
     @classmethod
     def of(cls, config: AutoencoderConfig) -> Self:
-        return cls(config.loss, config.perceptual, config.alignment, config.kl, config.execution)
+        terms = config.perceptual, config.alignment, config.kl
+        return cls(config.loss, *terms, config.execution, config.adversarial)
 
     def loss(
         self, vae: VAE, networks: Networks, layout: None, batch: Crop, keys_B: Key[Array, "B"]
@@ -77,8 +83,8 @@ class Objective:
             return self._encode(vae, batch.pixels_BHWc)
 
         def reconstruction(posterior: Posterior, vae: VAE) -> tuple[Float[Array, ""], Scalars]:
-            latents = _sampled(posterior, _fold_in(keys_B, 1)) if self.kl else posterior.mean
-            return self._reconstruction(vae, latents, networks, batch.pixels_BHWc, keys_B)
+            rebuilt = self._decode(vae, self._latents(posterior, keys_B))
+            return self._error(rebuilt, networks, batch.pixels_BHWc, keys_B)
 
         if self.alignment.weight:
             align = self._alignment(networks, batch)
@@ -91,6 +97,27 @@ class Objective:
             value, metrics = value + self.kl * divergence, {**metrics, "kl": divergence}
         return value, metrics
 
+    def adversarial_loss(
+        self, vae: TrainedVAE, networks: Networks, layout: None, batch: Crop, keys_B: Key[Array, "B"]
+    ) -> tuple[Float[Array, ""], Scalars]:
+        """The loss of a batch of the adversarial phase; a `step.Loss`.
+
+        Alignment and KL divergence do not count, since they are terms of the encoder, which is not trained.
+        """
+        posterior = self._encode(vae, batch.pixels_BHWc)
+        latents_BhwC = jax.lax.stop_gradient(self._latents(posterior, keys_B))
+
+        def decode(vae: VAE) -> Float[Array, "B H W c"]:
+            return self._decode(vae, latents_BhwC)
+
+        def reconstruction(rebuilt_BHWc: Float[Array, "B H W c"]) -> tuple[Float[Array, ""], Scalars]:
+            return self._error(rebuilt_BHWc, networks, batch.pixels_BHWc, keys_B)
+
+        def seen(images_BHWc: Float[AnyArray, "B H W c"]) -> Float[Array, "B H W 3"]:
+            return over_matte(images_BHWc, _matte(keys_B)).astype(self.execution.dtype)
+
+        return adversary.loss(vae, decode, reconstruction, seen, batch.pixels_BHWc, self.adversarial.weight)
+
     def evaluate(
         self, vae: VAE, networks: Networks, batch: Crop, keys_B: Key[Array, "B"]
     ) -> tuple[Float[Array, ""], Scalars]:
@@ -99,7 +126,7 @@ class Objective:
         The alignment does not count, because its weight depends on gradients; its terms are among the metrics.
         """
         latents = self._encode(vae, batch.pixels_BHWc).mean
-        value, metrics = self._reconstruction(vae, latents, networks, batch.pixels_BHWc, keys_B)
+        value, metrics = self._error(self._decode(vae, latents), networks, batch.pixels_BHWc, keys_B)
         if self.alignment.weight:
             metrics |= self._alignment(networks, batch)(Posterior(latents, latents), vae)[1]
         return value, metrics
@@ -109,23 +136,31 @@ class Objective:
         posterior = vae.encode(images, remat_levels=self.execution.levels(*images.shape[1:3]))
         return Posterior(*(part.astype(jnp.float32) for part in posterior))
 
-    def _reconstruction(
+    def _latents(self, posterior: Posterior, keys_B: Key[Array, "B"]) -> Float[Array, "B h w C"]:
+        """The latents that training decodes."""
+        return _sampled(posterior, _fold_in(keys_B, 1)) if self.kl else posterior.mean
+
+    def _decode(self, vae: VAE, latents_BhwC: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
+        height, width = (side * vae.config.factor for side in latents_BhwC.shape[1:3])
+        latents, levels = latents_BhwC.astype(self.execution.dtype), self.execution.levels(height, width)
+        return vae.decode(latents, clamp=False, remat_levels=levels).astype(jnp.float32)
+
+    def _error(
         self,
-        vae: VAE,
-        latents_BhwC: Float[Array, "B h w C"],
+        rebuilt_BHWc: Float[Array, "B H W c"],
         networks: Networks,
         pixels_BHWc: Float[AnyArray, "B H W c"],
         keys_B: Key[Array, "B"],
     ) -> tuple[Float[Array, ""], Scalars]:
-        dtype, levels = self.execution.dtype, self.execution.levels(*pixels_BHWc.shape[1:3])
-        rebuilt_BHWc = vae.decode(latents_BhwC.astype(dtype), clamp=False, remat_levels=levels).astype(jnp.float32)
+        """Error of the pixels and LPIPS of reconstructions."""
         error = rebuilt_BHWc - pixels_BHWc
         value = jnp.mean(ERRORS[self.error](error))
         metrics: Scalars = {"psnr": _psnr(rebuilt_BHWc, pixels_BHWc)}
         if networks.lpips is not None:
-            matte_B = jax.vmap(lambda key: jax.random.uniform(key, minval=-1, maxval=1))(keys_B)
-            images = (over_matte(x, matte_B).astype(dtype) for x in (rebuilt_BHWc, pixels_BHWc))
-            distance = jnp.mean(networks.lpips(*images, remat=levels > 0))
+            matte_B = _matte(keys_B)
+            images = (over_matte(x, matte_B).astype(self.execution.dtype) for x in (rebuilt_BHWc, pixels_BHWc))
+            remat = self.execution.levels(*pixels_BHWc.shape[1:3]) > 0
+            distance = jnp.mean(networks.lpips(*images, remat=remat))
             value, metrics = value + self.perceptual.weight * distance, {**metrics, "lpips": distance}
         return value, metrics
 
@@ -135,11 +170,12 @@ class Objective:
         assert network is not None and margins_B2 is not None
         images = over_matte(batch.pixels_BHWc, jnp.ones(1))
 
-        def align(posterior: Posterior, vae: AlignedVAE) -> tuple[Float[Array, ""], Scalars]:
+        def align(posterior: Posterior, vae: TrainedVAE) -> tuple[Float[Array, ""], Scalars]:
             _, h, w, _ = posterior.mean.shape
             features = jax.lax.stop_gradient(
                 feature_map(network, self.alignment.layer, images, (h, w), self.execution.dtype)
             )
+            assert vae.projection is not None
             return terms(vae.projection(posterior.mean), features, margins_B2)
 
         return align
@@ -158,6 +194,11 @@ def over_matte(images_BHWc: Float[AnyArray, "B H W c"], matte_B: Float[AnyArray,
         return images_BHWc
     alpha = (images_BHWc[..., 3:] + 1) / 2
     return alpha * images_BHWc[..., :3] + (1 - alpha) * matte_B[:, None, None, None]
+
+
+def _matte(keys_B: Key[Array, "B"]) -> Float[Array, " B"]:
+    """A random gray level for each image."""
+    return jax.vmap(lambda key: jax.random.uniform(key, minval=-1, maxval=1))(keys_B)
 
 
 def kl_divergence(posterior: Posterior, num_values: int) -> Float[Array, ""]:

@@ -22,19 +22,20 @@ from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.tasks.autoencoder import batches, latent_statistics, networks
-from qi2_jax.tasks.autoencoder.alignment import make_model, margins
+from qi2_jax.tasks.autoencoder import adversary, batches, latent_statistics, networks
+from qi2_jax.tasks.autoencoder.alignment import margins
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.latent_statistics import Moments
 from qi2_jax.tasks.autoencoder.linear_start import start_linear
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Objective, make_validation, reconstruct
 from qi2_jax.tasks.autoencoder.phases import make_phases
+from qi2_jax.tasks.autoencoder.trained_vae import TrainedVAE, make_model
 from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.microbatch import Microbatch
-from qi2_jax.training.step import TrainState
+from qi2_jax.training.step import IsTrained, TrainState
 from qi2_jax.training.task import CheckSignals, Task
 from qi2_jax.training.telemetry.metrics import Drawing
 
@@ -80,7 +81,7 @@ class AutoencoderTask(Task):
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self._reconstruct = jax.jit(reconstruct, out_shardings=replicated)
 
-    def make_model(self, key: jax.Array) -> VAE:
+    def make_model(self, key: jax.Array) -> TrainedVAE:
         return make_model(self.config, self.frozen.features, key)
 
     def initial_state(self, state: TrainState) -> TrainState:
@@ -102,26 +103,37 @@ class AutoencoderTask(Task):
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
         if not layout.perceptual:
             frozen = frozen._replace(lpips=None)
-        return self._objective.loss(model, frozen, None, batch, keys_B)
+        loss = self._objective.adversarial_loss if layout.adversarial else self._objective.loss
+        return loss(model, frozen, None, batch, keys_B)
+
+    def trained(self, layout: batches.Layout) -> IsTrained | None:
+        adversarial = self.config.adversarial
+        if not adversarial.weight:
+            return None
+        if layout.adversarial:
+            return adversary.trained_in_phase(self.model_config, adversarial.levels)
+        return lambda name: not adversary.is_discriminator(name)
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
         for number, batch in enumerate(self.crops.from_step(step), start=step):
             batch_size = self.crops.phases[self.crops.of_step(number)].batch_size
             metrics = batches.composition(self.config, self.crops, number, batch)
-            perceptual = number >= self.config.perceptual.start
-            yield [batches.microbatch(batch.pixels_BHWc, batch_size, perceptual, self._margins(number), metrics)]
+            layout = batches.layout(self.config, batch_size, batch.pixels_BHWc.shape[1:3], number)
+            yield [batches.microbatch(batch.pixels_BHWc, layout, self._margins(number, layout), metrics)]
 
     def examples(self) -> Sequence[Microbatch]:
-        empty = batches.empty_batches(self.crops, self.model_config.in_channels, self.config.perceptual.start)
-        return [batches.microbatch(*example, self._margins(0)) for example in empty]
+        empty = batches.empty_batches(self.config, self.crops, self.model_config.in_channels)
+        return [batches.microbatch(pixels, layout, self._margins(0, layout)) for pixels, layout in empty]
 
     def whole_batches(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Crops of the first phase for steps start, start + 1, ..., of all processes."""
         first = dataclasses.replace(self.crops.phases[0], rows=None)
         return (batch.pixels_BHWc for batch in Phases((first,)).from_step(start))
 
-    def _margins(self, step: int) -> tuple[float, float] | None:
-        return None if self.frozen.features is None else margins(self.config.alignment, step)
+    def _margins(self, step: int, layout: batches.Layout) -> tuple[float, float] | None:
+        if self.frozen.features is None or layout.adversarial:
+            return None
+        return margins(self.config.alignment, step)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
         """Metrics on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`.

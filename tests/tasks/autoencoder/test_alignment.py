@@ -10,11 +10,11 @@ from qi2_jax.models import tree
 from qi2_jax.models.dinov2 import Dinov2, Dinov2Config, normalize
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
 from qi2_jax.models.vae import VAE, VAEConfig
-from qi2_jax.tasks.autoencoder import alignment
-from qi2_jax.tasks.autoencoder.alignment import AlignedVAE
+from qi2_jax.tasks.autoencoder import alignment, balance
 from qi2_jax.tasks.autoencoder.config import AlignmentConfig, ExecutionConfig, PerceptualConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Crop, Objective
+from qi2_jax.tasks.autoencoder.trained_vae import TrainedVAE
 
 SHAPE = VAEConfig(4, 4, 8, (1, 1), 1, (True,), in_channels=3, out_channels=3)
 ALIGNMENT = AlignmentConfig(0.5, "weights", "vgg16", 4)
@@ -27,7 +27,7 @@ def lpips():
 
 @pytest.fixture(scope="module")
 def vae():
-    return AlignedVAE(SHAPE, 5, key=jax.random.key(0))
+    return TrainedVAE(SHAPE, features=5, key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_gradient_at_the_encoders_last_layer_has_the_ratio_of_the_config(lpi
     last = "encoder.conv_out.weight"
     length = np.linalg.norm(towards[last])
     ratio = np.linalg.norm(whole[last] - reconstruction[last]) / np.linalg.norm(reconstruction[last])
-    assert ratio == pytest.approx(0.5 * length / (length + alignment.RATIO_EPSILON), rel=1e-3)
+    assert ratio == pytest.approx(0.5 * length / (length + balance.RATIO_EPSILON), rel=1e-3)
     factor = metrics["alignment/weight"]
     for name, gradient in whole.items():
         expected = reconstruction[name] + factor * np.asarray(towards[name])
