@@ -137,7 +137,7 @@ def test_the_curriculum_trains_the_autoencoder_as_it_is_trained_alone(form):
         loading.to_dict(loading.load(f"{EXPERIMENTS[f'qwen_image_2.{name}']}{form and ':'}{form}").vae)
         for name in ("curriculum", "autoencoder")
     )
-    phases = {"kinds", "shares", "ratios", "later_phases"}
+    phases = {"kinds", "unmirrored_kinds", "shares", "ratios", "later_phases"}
     assert {**curriculum, "crop": alone["crop"]} == {key: alone[key] for key in alone.keys() - phases}
     assert all((alone[term]["weight"] > 0) == (form == "") for term in ("perceptual", "alignment"))
 

@@ -25,7 +25,7 @@ from qi2_jax.pixels import normalize
 
 @dataclasses.dataclass(frozen=True)
 class CropStream:
-    """Endless random crops of one size. Crops of images with text keep its lines whole.
+    """Endless random crops of one size. Crops of images with boxes of lines of text keep the lines whole.
 
     Every epoch is a new permutation of all images.
 
@@ -36,7 +36,7 @@ class CropStream:
       seed: seed of the order; the next one is that of places, mirroring and mattes.
       mattes: share of crops whose alpha is multiplied by a random matte; above 0, images need four channels.
       step: number of pixels of which the positions of crops are multiples.
-      mirrored: share of crops that are mirrored.
+      mirrored: share of crops that are mirrored, but for images with boxes of lines of text, which never are.
     """
 
     images: Sequence[TextImage]
@@ -55,14 +55,14 @@ class CropStream:
     def _crop(self, number: int, rng: np.random.Generator) -> Float[np.ndarray, "H W c"]:
         pixels, lines_n4 = self.images[int(self.indices[number])]
         if len(lines_n4):
-            corner = draw_corner(lines_n4, pixels.shape[:2], self.size, rng)
-            top, left = (place // self.step * self.step for place in corner)
+            top, left = draw_corner(lines_n4, pixels.shape[:2], self.size, rng, self.step)
         else:
             spare = [size - side for size, side in zip(pixels.shape[:2], self.size, strict=True)]
             top, left = (self.step * int(rng.integers(0, most // self.step + 1)) for most in spare)
         crop = pixels[top : top + self.size[0], left : left + self.size[1]]
-        crop = crop[:, ::-1] if rng.random() < self.mirrored else crop
-        if self.mattes and rng.random() < self.mattes:  # without mattes, nothing more is drawn than in earlier versions
+        if rng.random() < self.mirrored and not len(lines_n4):
+            crop = crop[:, ::-1]
+        if rng.random() < self.mattes:
             crop = with_matte(crop, rng)
         return normalize(crop)
 
@@ -136,6 +136,12 @@ class Phases:
     """
 
     phases: tuple[Phase, ...]
+
+    @property
+    def used(self) -> list[int]:
+        """Positions of the images that are cropped in any phase."""
+        streams = [stream for phase in self.phases for streams in phase.streams for stream in streams]
+        return np.unique(np.concatenate([np.asarray(stream.indices) for stream in streams])).tolist()
 
     def of_step(self, step: int) -> int:
         """The position of the phase to which a step belongs."""

@@ -14,10 +14,12 @@ Kinds = Mapping[str, Sequence[str]]  # name of a kind -> beginnings of labels; n
 
 
 def check_kinds(kinds: Kinds) -> None:
-    """Raises a ValueError if a label would belong to two kinds."""
+    """Raises a ValueError if a label would belong to two kinds, or a beginning is repeated."""
     owners: dict[str, str] = {}
     for name, prefixes in kinds.items():
         for prefix in prefixes or ("",):
+            if owners.get(prefix) == name:
+                raise ValueError(f"kind {name!r} has the beginning {prefix!r} twice; leave one of them out")
             if prefix in owners:
                 what = f"labels that begin with {prefix!r}" if prefix else "images of no other kind"
                 raise ValueError(f"kinds {owners[prefix]!r} and {name!r} both have {what}; leave one of them out")

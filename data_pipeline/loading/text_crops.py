@@ -10,7 +10,11 @@ SAMPLED = 32  # random places that are tried before all places are compared
 
 
 def draw_corner(
-    lines_n4: Int[np.ndarray, "n 4"], image: tuple[int, int], crop: tuple[int, int], rng: np.random.Generator
+    lines_n4: Int[np.ndarray, "n 4"],
+    image: tuple[int, int],
+    crop: tuple[int, int],
+    rng: np.random.Generator,
+    step: int = 1,
 ) -> tuple[int, int]:
     """The top left corner (top, left) of a random crop that cuts no line and shows one.
 
@@ -23,23 +27,24 @@ def draw_corner(
       image: height and width of the image.
       crop: height and width of the crop.
       rng: source of the randomness.
+      step: number of pixels of which top and left are multiples.
     """
     places = image[0] - crop[0] + 1, image[1] - crop[1] + 1
-    corners_k2 = np.stack([rng.integers(0, count, SAMPLED) for count in places], axis=-1)
+    corners_k2 = np.stack([step * rng.integers(0, -(-count // step), SAMPLED) for count in places], axis=-1)
     shown, whole = _seen(lines_n4, crop)
     at_k = [_inside(corners_k2[:, None], seen) for seen in (shown, whole)]
     good_k = (at_k[0] == at_k[1]).all(1) & at_k[1].any(1)
     if good_k.any():
         top, left = corners_k2[int(good_k.argmax())]
         return int(top), int(left)
-    num_shown, num_whole = (_count(seen, places) for seen in (shown, whole))
+    num_shown, num_whole = (_count(seen, places)[::step, ::step] for seen in (shown, whole))
     cut = num_shown - num_whole
     best = (cut == 0) & (num_whole > 0)
     if not best.any():
         best = cut == cut.min()
     chosen = np.flatnonzero(best)
-    top, left = divmod(int(chosen[rng.integers(len(chosen))]), places[1])
-    return top, left
+    row, column = divmod(int(chosen[rng.integers(len(chosen))]), cut.shape[1])
+    return step * row, step * column
 
 
 def _seen(

@@ -47,7 +47,7 @@ def _data(tiny: bool) -> dict[str, Any]:
     """Images of all kinds. Their records must be scored; captions are not needed."""
     return dict(
         # Each image is read at the largest of these resolutions that it fills. The narrowest bucket of the smallest one
-        # must have room for a crop.
+        # has room for a crop; images without would not be used.
         sides=(64,) if tiny else (512, 1024, 2048),
         ratios=RATIOS,
         max_upscale=1.0,
@@ -158,6 +158,7 @@ def _phases(tiny: bool) -> dict[str, Any]:
         return dict(
             ratios=("1:1",),
             kinds=dict(photographs=(), synthetic=("synthetic/",)),
+            unmirrored_kinds=("synthetic",),
             shares=dict(photographs=3, synthetic=1),
             later_phases=dict(at_48=at_48),
         )
@@ -170,6 +171,7 @@ def _phases(tiny: bool) -> dict[str, Any]:
         ratios=("1:1",),
         # The labels of each kind: tags of the records, or `source/` and the name of their data set.
         kinds=dict(photographs=(), text=("design/", "text/", "source/pages"), synthetic=("synthetic/",)),
+        unmirrored_kinds=("text", "synthetic"),  # the boxes of lines, which also prevent it, may be unknown
         shares=dict(photographs=8, text=1, synthetic=1),
         later_phases=dict(
             at_512=later(start=120_000, crop=512, batch_size=2_048),

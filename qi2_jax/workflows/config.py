@@ -198,8 +198,15 @@ class AutoencoderExperiment(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.vae.channels != self.vae.model.in_channels:
-            raise ValueError(f"vae.channels is {self.vae.channels}; the autoencoder reads {self.vae.model.in_channels}")
+        _check_channels(self.vae)
+
+
+def _check_channels(vae: AutoencoderConfig) -> None:
+    if vae.channels != vae.model.in_channels:
+        raise ValueError(
+            f"vae.channels is {vae.channels}; the autoencoder reads {vae.model.in_channels}: make vae.channels and "
+            "vae.model.in_channels equal"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +266,7 @@ class CurriculumExperiment(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_channels(self.vae)
         if not self.order or sorted(self.order) != sorted(self.stages):
             raise ValueError(f"order is {self.order}; it must name each of the stages {sorted(self.stages)} once")
         for name, stage in self.stages.items():

@@ -44,15 +44,19 @@ def photographs() -> list[tuple[str, Image.Image]]:
 
 
 def scenes(images: list[Image.Image]) -> list[int]:
-    """The number of the scene that each image shows, by difference hashes."""
+    """The number of the scene that each image shows, by difference hashes; some numbers may have no image.
+
+    An image that is near to several scenes joins them.
+    """
     hashes: list[np.ndarray] = []
     numbers: list[int] = []
     for image in images:
         grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), int)
         bits = (grey[:, 1:] > grey[:, :-1]).ravel()
-        near = [n for n, other in zip(numbers, hashes, strict=True) if np.sum(bits != other) <= MAX_DISTANCE]
+        near = {n for n, other in zip(numbers, hashes, strict=True) if np.sum(bits != other) <= MAX_DISTANCE}
+        joined = min(near, default=max(numbers, default=-1) + 1)
+        numbers = [joined if n in near else n for n in numbers] + [joined]
         hashes.append(bits)
-        numbers.append(near[0] if near else len(set(numbers)))
     return numbers
 
 

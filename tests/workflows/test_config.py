@@ -89,6 +89,7 @@ def test_a_wrong_value_is_named_with_its_path(group, values, message):
         (lambda config: config.update(odrer=()), "unknown config key 'odrer'; did you mean 'order'"),
         (lambda config: config["corpus"].update(edist=3), "unknown config key 'corpus.edist'; did you mean 'edits'"),
         (lambda config: config["encoder"].pop("seed"), "missing config key 'encoder.seed'"),
+        (lambda config: config["vae"].update(channels=3), "vae.channels is 3; the autoencoder reads 4: make"),
         (
             lambda config: group_of(config, "stages.s2_256p_edits.transformer.train").update(step=3),
             "unknown config key 'stages.s2_256p_edits.transformer.train.step'; did you mean 'steps'",

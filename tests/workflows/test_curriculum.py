@@ -227,6 +227,9 @@ def write_made(out, order, begun, changes=()) -> ml_collections.ConfigDict:
     return config
 
 
+RGB = {"vae.channels": 3, "vae.mattes": 0.0, "vae.model.in_channels": 3, "vae.model.out_channels": 3}
+
+
 def parsed(config) -> CurriculumExperiment:
     return parse(CurriculumExperiment, loading.to_dict(config))
 
@@ -243,7 +246,7 @@ def parsed(config) -> CurriculumExperiment:
         ("abc", "abc", "abc", {"stages.a.transformer.lora.rank": 3}),
         ("abc", "abc", "abc", {"stages.c.transformer.timesteps.shift.max_shift": 0.7}),
         ("ab", "ab", "ab", {"vae.model.residual_blocks": 3}),
-        ("ab", "a", "ab", {"vae.channels": 3, "corpus.edits": 3}),
+        ("ab", "a", "ab", RGB | {"corpus.edits": 3}),
         ("ab", "a", "ab", {"encoder.seed": 1}),
         ("ab", "a", "ab", {"encoder.folder": "/elsewhere"}),
         ("ab", "a", "ab", {"model.folder": "/elsewhere"}),

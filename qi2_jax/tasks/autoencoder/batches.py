@@ -5,7 +5,7 @@ Dims: `B` batch, `H` `W` pixels, `c` image channels.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +13,11 @@ from jaxtyping import Float
 
 from data_pipeline.loading.crop_batches import CropBatch, Phases
 from data_pipeline.loading.crops import SelectedImages, center_crop
+from data_pipeline.loading.kinds import split_by_kind
 from data_pipeline.samples.held_out import hold_out_of
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
-from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
+from qi2_jax.tasks.autoencoder.config import BATCH_METRICS, AutoencoderConfig
 from qi2_jax.tasks.autoencoder.objective import Crop
 from qi2_jax.training.microbatch import Microbatch, Stats
 
@@ -77,7 +78,8 @@ def composition(config: AutoencoderConfig, phases: Phases, step: int, batch: Cro
     shares = [*config.phases.values()][number].kind_shares
     if len(phases.phases) > 1 or len(phases.phases[0].sizes) > 1:
         _, height, width, _ = batch.pixels_BHWc.shape
-        metrics = {"batch/phase": number + 1, "batch/height": height, "batch/width": width}
+        values = number + 1, height, width
+        metrics = {f"batch/{name}": value for name, value in zip(BATCH_METRICS, values, strict=True)}
     if config.kinds:
         used = [kind for kind, share in shares.items() if share]
         drawn = [used[place] for place in batch.kinds]
@@ -104,14 +106,14 @@ def empty_batches(
 def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedImages, SelectedImages]:
     """Splits images into those to train on and those to validate on, by the hold-out rule of all stages and tasks.
 
-    With a fraction of 0 nothing is held out, and the first training images validate, as for the transformer.
+    With a fraction of 0 nothing is held out, and training images validate, as for the transformer.
 
     Args:
       images: selected images.
       fraction: `data.held_out` of the config.
 
     Returns:
-      The training images, and at most `VALIDATION_IMAGES` images for validation.
+      The training images, and those among which `choose_validation` chooses.
 
     Raises:
       ValueError: if all images are held out.
@@ -128,7 +130,44 @@ def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedIma
             f"none of {len(images):,} images is held out with data.held_out={fraction}: the autoencoder is validated "
             "on training images"
         )
-    return images.subset(trained), images.subset((held or trained)[:VALIDATION_IMAGES])
+    return images.subset(trained), images.subset(held or trained)
+
+
+def choose_validation(config: AutoencoderConfig, images: SelectedImages) -> SelectedImages:
+    """At most `VALIDATION_IMAGES` images, of which kinds in use have equal numbers, evenly spaced within each kind.
+
+    A kind with fewer images leaves its turns to the others. Images in which a square of `config.crop` has no room are
+    left out.
+
+    Args:
+      config: config of the run.
+      images: images that may be chosen, in the order of their records.
+
+    Raises:
+      ValueError: if there is no such image.
+    """
+    used = {kind for phase in config.phases.values() for kind, share in phase.kind_shares.items() if share}
+    buckets = [image.bucket for image in images.chosen]
+    fitting = [
+        [position for position in found if min(buckets[position].width, buckets[position].height) >= config.crop]
+        for kind, found in split_by_kind(images, config.kinds).items()
+        if kind in used
+    ]
+    turns = [kind for number in range(VALIDATION_IMAGES) for kind, found in enumerate(fitting) if number < len(found)]
+    if not turns:
+        raise ValueError(
+            f"0 of the {len(images):,} images for validation have sides of at least {config.crop} pixels"
+            f"{f' and are of the kinds {sorted(used)}' if config.kinds else ''}; choose a smaller vae.crop, or raise "
+            "data.sides, data.thresholds.min_side or data.held_out"
+        )
+    turns = turns[:VALIDATION_IMAGES]
+    spaced = [iter(_spaced(found, turns.count(kind))) for kind, found in enumerate(fitting)]
+    return images.subset([next(spaced[kind]) for kind in turns])
+
+
+def _spaced(positions: Sequence[int], count: int) -> list[int]:
+    """Some of the positions, evenly spaced among all."""
+    return [positions[number * len(positions) // count] for number in range(count)]
 
 
 def validation_pixels(images: SelectedImages, side: int) -> Float[np.ndarray, "B H W c"]:

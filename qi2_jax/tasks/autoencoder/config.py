@@ -151,6 +151,7 @@ def _check_folder(group: str, weight: float, folder: str) -> None:
 
 
 SQUARE = ("1:1",)
+BATCH_METRICS = ("phase", "height", "width")  # logged as batch/NAME, as the share of each kind is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,8 @@ class AutoencoderConfig(TrainingConfig):
       crop: side of a square with the area of the crops on which it trains, in pixels; and of the square crops of
         validation.
       crop_step: number of pixels of which the positions of crops are multiples.
-      mirrored: share of crops that are mirrored.
+      mirrored: share of crops that are mirrored; images with boxes of lines of text never are.
+      unmirrored_kinds: names of `kinds` whose images are never mirrored.
       linear_start: training batches on which the linear code is fitted from which training starts, see `linear_start`;
         0: it starts from random weights.
       loss: error of the reconstruction, "absolute" or "squared".
@@ -250,6 +252,7 @@ class AutoencoderConfig(TrainingConfig):
     mattes: float = 0.0
     crop_step: int = 1
     mirrored: float = 0.5
+    unmirrored_kinds: tuple[str, ...] = ()
     linear_start: int = 0
     kinds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     ratios: tuple[str, ...] = SQUARE
@@ -267,6 +270,7 @@ class AutoencoderConfig(TrainingConfig):
             )
         if self.mirrored > 1:
             raise ValueError(f"mirrored is {self.mirrored}; it is a share of crops from 0 to 1")
+        self._check_names_of_kinds()
         if self.linear_start:
             linear_start.check(self.model)
         check_kinds(self.kinds)
@@ -278,12 +282,26 @@ class AutoencoderConfig(TrainingConfig):
                 f"mattes is {self.mattes}; it is a share of crops from 0 to 1, and above 0 the autoencoder must read "
                 f"four channels instead of {self.model.in_channels}"
             )
+        if self.model.in_channels != self.model.out_channels:
+            raise ValueError(
+                f"model.in_channels is {self.model.in_channels} and model.out_channels {self.model.out_channels}; "
+                "training compares the output with the input: give both the same number"
+            )
 
     @functools.cached_property
     def phases(self) -> dict[str, PhaseConfig]:
         """All phases by name, in order; the first one has no name."""
         first = PhaseConfig(start=0, crop=self.crop, batch_size=self.batch_size, ratios=self.ratios, shares=self.shares)
         return {"": first, **dict(sorted(self.later_phases.items(), key=lambda item: item[1].start))}
+
+    def _check_names_of_kinds(self) -> None:
+        if reserved := sorted(self.kinds.keys() & set(BATCH_METRICS)):
+            raise ValueError(
+                f"kinds has {reserved}, but the metrics {', '.join(f'batch/{name}' for name in reserved)} describe the "
+                "size of a batch, not the share of a kind; rename these kinds"
+            )
+        if unknown := sorted(set(self.unmirrored_kinds) - self.kinds.keys()):
+            raise ValueError(f"unmirrored_kinds has {unknown}; name some of kinds, {sorted(self.kinds)}")
 
     def _check_phases(self) -> None:
         starts = [phase.start for phase in self.phases.values()]

@@ -1,7 +1,7 @@
 """The crops of the phases of training: their sizes, and the images of each kind that are large enough."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig, PhaseConfig
 
 MAX_CACHED_BYTES = 1 << 30  # images that take no more memory than this are decoded once
-MAX_FREQUENCY = 8  # turns of a size that the most images fit, in a cycle in which rare sizes have one
+MAX_FREQUENCY = 8  # turns in a cycle of a size that the most images fit; sizes with at most half a turn are left out
 SEEDS_OF_PHASE = 1_000  # seeds that the streams of a phase may use
+
+Size = tuple[int, int]  # height and width
 
 
 def make_phases(
@@ -53,65 +55,109 @@ def _phase(
 ) -> Phase:
     phase, number = config.phases[name], [*config.phases].index(name)
     shares = {kind: share for kind, share in phase.kind_shares.items() if share}
-    if missing := [kind for kind in shares if not len(by_kind[kind])]:
-        key = f"vae.later_phases.{name}.shares" if name else "vae.shares"
+    if missing := [_described(kind, config.kinds[kind]) for kind in shares if not len(by_kind[kind])]:
         raise ValueError(
-            f"{key} has a share for the kinds {missing}, but {images.records.folder} has no selected training images "
-            f"with labels of vae.kinds {[config.kinds[kind] for kind in missing]}; set the share to 0, or add such "
-            "images"
+            f"{f'vae.later_phases.{name}.shares' if name else 'vae.shares'} has a share for {' and '.join(missing)}, "
+            f"but 0 of the {len(images):,} selected training images of {images.records.folder} are of this kind; set "
+            "the share to 0, or add such images"
         )
-    fitting = _fitting(name, phase, {kind: by_kind[kind] for kind in shares}, images)
+    title = f"vae.later_phases.{name}" if name else "the first phase"
+    of_kinds = {kind: by_kind[kind] for kind in shares}
+    fitting = _fitting(title, phase, of_kinds, images)
+    frequencies = _frequencies(title, fitting, of_kinds, shares)
     seed = config.seed + SEEDS_OF_PHASE * number
     streams: list[tuple[CropStream, ...]] = []
-    coverage: list[float] = []
-    for size, indices in fitting.items():
+    for size in frequencies:
         first = seed + 2 * len(streams) * len(shares)
         streams.append(
             tuple(
-                CropStream(pixels, of_kind, size, first + 2 * place, config.mattes, config.crop_step, config.mirrored)
-                for place, of_kind in enumerate(indices)
+                CropStream(
+                    pixels,
+                    of_kind,
+                    size,
+                    first + 2 * place,
+                    config.mattes,
+                    config.crop_step,
+                    0.0 if kind in config.unmirrored_kinds else config.mirrored,
+                )
+                for place, (kind, of_kind) in enumerate(zip(shares, fitting[size], strict=True))
             )
         )
-        coverage.append(
-            sum(shares[kind] * len(of_kind) / len(by_kind[kind]) for kind, of_kind in zip(shares, indices, strict=True))
-        )
-    frequencies = [max(1, round(MAX_FREQUENCY * covered / max(coverage))) for covered in coverage]
-    return Phase(
-        phase.start, tuple(streams), _reduced(shares.values()), _reduced(frequencies), phase.batch_size, seed, rows
-    )
+    turns = _reduced(frequencies.values())
+    return Phase(phase.start, tuple(streams), _reduced(shares.values()), turns, phase.batch_size, seed, rows)
+
+
+def _described(kind: str, prefixes: Sequence[str]) -> str:
+    labels = " or ".join(map(repr, prefixes))
+    return f"the kind {kind!r} ({f'labels that begin with {labels}' if prefixes else 'images of no other kind'})"
 
 
 def _fitting(
-    name: str, phase: PhaseConfig, by_kind: dict[str, np.ndarray], images: SelectedImages
-) -> dict[tuple[int, int], list[np.ndarray]]:
-    """For each size of the crops, the images of each kind that are not smaller.
+    title: str, phase: PhaseConfig, of_kinds: Mapping[str, np.ndarray], images: SelectedImages
+) -> dict[Size, list[np.ndarray]]:
+    """For each size of the crops that images of every kind fit, the images of each kind that are not smaller.
 
     Raises:
-      ValueError: if there is no size that images of every kind fit.
+      ValueError: if there is no such size.
     """
     heights, widths = (
         np.asarray([getattr(image.bucket, side) for image in images.chosen]) for side in ("height", "width")
     )
-    title = f"vae.later_phases.{name}" if name else "the first phase"
-    fitting = {
-        (height, width): [
-            of_kind[(heights[of_kind] >= height) & (widths[of_kind] >= width)] for of_kind in by_kind.values()
+    fitting: dict[Size, list[np.ndarray]] = {}
+    without: list[str] = []
+    for height, width in phase.sizes:
+        indices = [of_kind[(heights[of_kind] >= height) & (widths[of_kind] >= width)] for of_kind in of_kinds.values()]
+        lacking = [
+            f"0 of {len(of_kind):,} images{f' of the kind {kind!r}' if kind else ''}"
+            for (kind, of_kind), found in zip(of_kinds.items(), indices, strict=True)
+            if not len(found)
         ]
-        for height, width in phase.sizes
-    }
-    used = {size: indices for size, indices in fitting.items() if all(map(len, indices))}
-    sizes = {size: f"{size[1]}x{size[0]}" for size in fitting}
-    if not used:
+        if lacking:
+            without.append(f"{width}x{height} pixels, because {' and '.join(lacking)} are as large")
+        else:
+            fitting[height, width] = indices
+    if not fitting:
         raise ValueError(
-            f"{title}: crops of {', '.join(sizes.values())} pixels fit no image, or not one of each kind in "
-            f"{[*by_kind]}; choose smaller crops or more ratios, or add larger images"
+            f"{title} has no crops of {'; or of '.join(without)}. Choose smaller crops or more ratios, or add larger "
+            "images"
         )
-    if unused := [sizes[size] for size in fitting if size not in used]:
-        processes.log_on_main(f"{title} has no crops of {', '.join(unused)}: no image of some kind is as large")
-    count = sum(map(len, by_kind.values()))
-    if small := count - len(np.unique(np.concatenate([of_kind for indices in used.values() for of_kind in indices]))):
-        processes.log_on_main(f"{title}: {small:,} of {count:,} images are smaller than its crops and not used")
-    return used
+    for reason in without:
+        processes.log_on_main(f"{title} has no crops of {reason}")
+    return fitting
+
+
+def _frequencies(
+    title: str, fitting: Mapping[Size, list[np.ndarray]], of_kinds: Mapping[str, np.ndarray], shares: Mapping[str, int]
+) -> dict[Size, int]:
+    """The turns of each size, in proportion to the images that it fits; rare sizes are left out.
+
+    Args:
+      title: name of the phase in messages.
+      fitting: images of each kind that are large enough for a size.
+      of_kinds: images of each kind.
+      shares: weight of each kind's images.
+    """
+    coverage = {
+        size: sum(
+            share * len(found) / len(of_kind)
+            for share, found, of_kind in zip(shares.values(), indices, of_kinds.values(), strict=True)
+        )
+        for size, indices in fitting.items()
+    }
+    turns = {size: round(MAX_FREQUENCY * covered / max(coverage.values())) for size, covered in coverage.items()}
+    total = sum(map(len, of_kinds.values()))
+    for height, width in [size for size in turns if not turns[size]]:
+        count = sum(map(len, fitting[height, width]))
+        processes.log_on_main(
+            f"{title} has no crops of {width}x{height} pixels, because only {count:,} of {total:,} images are as large"
+        )
+    turns = {size: number for size, number in turns.items() if number}
+    used = np.unique(np.concatenate([found for size in turns for found in fitting[size]]))
+    if len(used) < total:
+        processes.log_on_main(
+            f"{title}: {total - len(used):,} of {total:,} images are smaller than its crops and not used"
+        )
+    return turns
 
 
 def _reduced(weights: Iterable[int]) -> tuple[int, ...]:

@@ -178,16 +178,14 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
       held_out: `data.held_out` of the config: the fraction of images that only validation reads.
 
     Raises:
-      ValueError: if the crops do not fit the buckets or the mesh.
+      ValueError: if the crops fit no images, or their number not the mesh.
     """
     model_config = config.model
-    smallest = min(min(image.bucket.width, image.bucket.height) for image in images.chosen)
-    if not 0 < config.crop <= smallest:
-        raise ValueError(f"vae.crop is {config.crop}; it must fit every bucket, whose shortest side is {smallest}")
     with processes.raise_together():
         frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
     with processes.raise_together():
         trained, held = batches.split_held_out(images, held_out)
+        held = batches.choose_validation(config, held)
         drawn = held.subset(range(min(batches.DRAWN_IMAGES, len(held))))
         return AutoencoderTask(
             config=config,
@@ -233,7 +231,8 @@ def train_autoencoder(
         trained = contents.weights(out / paths.CHECKPOINTS / str(step), "ema")
     moments: Moments | None = None
     if not config.statistics_batches:
-        moments = latent_statistics.of_images(config.model, trained, task.images, config.statistics_images, mesh, out)
+        used = task.images.subset(task.crops.used)
+        moments = latent_statistics.of_images(config.model, trained, used, config.statistics_images, mesh, out)
     with processes.raise_together():
         if jax.process_index() == 0:
             vae = stored_weights.load(trained, jax.eval_shape(lambda: VAE(config.model, key=jax.random.key(0))))

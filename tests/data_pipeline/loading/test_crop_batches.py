@@ -92,7 +92,11 @@ def test_the_longest_beginning_of_a_label_decides(labels, kind):
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [({"rest": ()}, "'other' and 'rest' both have images of no other kind"), ({"s": ("design/",)}, "'pages' and 's'")],
+    [
+        ({"rest": ()}, "'other' and 'rest' both have images of no other kind"),
+        ({"s": ("design/",)}, "'pages' and 's'"),
+        ({"s": ("x", "x")}, "kind 's' has the beginning 'x' twice; leave one of them out"),
+    ],
 )
 def test_a_label_belongs_to_one_kind(more, message):
     with pytest.raises(ValueError, match=message):

@@ -75,6 +75,12 @@ def test_batches_of_earlier_versions_are_drawn_again(images):
         assert np.array_equal(next(batches).pixels_BHWc, np.stack([crops[12 * step + row] for row in (1, 5)]))
 
 
+def test_an_autoencoder_that_returns_other_channels_than_it_reads_is_refused():
+    config = load_experiment("experiments/demo.py:tiny").vae
+    with pytest.raises(ValueError, match=r"model\.in_channels is 4 and model\.out_channels 3; .*both the same number"):
+        dataclasses.replace(config, model=dataclasses.replace(config.model, out_channels=3))
+
+
 @pytest.mark.parametrize(("mattes", "channels"), [(1.5, 4), (-0.1, 4), (0.5, 3)])
 def test_mattes_need_an_autoencoder_of_rgba_images(mattes, channels):
     config = load_experiment("experiments/demo.py:tiny").vae

@@ -25,9 +25,9 @@ def seen(line, top, left, crop=CROP):
     return shown, shown and whole
 
 
-def best(lines, crop=CROP):
+def best(lines, step, crop=CROP):
     places = {}
-    for corner in itertools.product(*(range(size - side + 1) for size, side in zip(IMAGE, crop, strict=True))):
+    for corner in itertools.product(*(range(0, size - side + 1, step) for size, side in zip(IMAGE, crop, strict=True))):
         found = [seen(line, *corner, crop) for line in lines]
         places[corner] = sum(shown for shown, _ in found), sum(whole for _, whole in found)
     cuts = {corner: shown - whole for corner, (shown, whole) in places.items()}
@@ -35,6 +35,7 @@ def best(lines, crop=CROP):
     return good or {corner for corner, cut in cuts.items() if cut == min(cuts.values())}
 
 
+@pytest.mark.parametrize("step", [1, 5])
 @pytest.mark.parametrize(
     "lines",
     [
@@ -45,9 +46,9 @@ def best(lines, crop=CROP):
         [(0, 0, 6, 6), (4, 4, 14, 12)],  # one is cut wherever text is shown
     ],
 )
-def test_every_best_place_is_drawn_and_no_other(lines):
-    expected, rng = best(lines), np.random.default_rng(0)
-    drawn = [draw_corner(np.asarray(lines), IMAGE, CROP, rng) for _ in range(40 * len(expected))]
+def test_every_best_place_is_drawn_and_no_other(lines, step):
+    expected, rng = best(lines, step), np.random.default_rng(0)
+    drawn = [draw_corner(np.asarray(lines), IMAGE, CROP, rng, step) for _ in range(40 * len(expected))]
     assert set(drawn) == expected
     if len(expected) < 60:
         counts = np.asarray([drawn.count(corner) for corner in expected])
@@ -63,6 +64,14 @@ def test_crops_of_a_stream_depend_on_seed_and_number_alone():
         return [crops[number].tobytes() for number in range(5)]
 
     assert drawn(0) == drawn(0) != drawn(1) and len(set(drawn(0))) > 1
+
+
+def test_crops_of_a_stream_cut_no_line_and_mirror_none():
+    pixels = np.tile(np.arange(24, dtype=np.uint8)[None, :, None], (20, 1, 1))
+    line = 6, 2, 14, 5
+    crops = CropStream([TextImage(pixels, np.asarray([line]))], [0], CROP, 0, step=5, mirrored=1.0).crops()
+    lefts = {round((float(crops[number][0, 0, 0]) + 1) * 127.5) for number in range(20)}
+    assert lefts == {5}  # 0 and 10 cut the line, and a mirrored crop begins with 14
 
 
 def test_boxes_follow_the_image_into_its_bucket(tmp_path):

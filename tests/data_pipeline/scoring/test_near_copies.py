@@ -14,6 +14,7 @@ from data_pipeline.scoring.pair_scores import read_pairs
 from data_pipeline.scoring.pairs import compare_thumbnails, differences
 from data_pipeline.selection.select import select
 from data_pipeline.selection.thresholds import Thresholds
+from tests.benchmarks.autoencoder_images import scenes
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
@@ -174,3 +175,16 @@ def test_crops_and_bursts_are_near_and_other_words_are_not(tmp_path, picture, en
     limit = Thresholds().near_difference
     assert compare_thumbnails(_cells(summer), _cells(winter), np.array([True]))[0] > limit
     assert compare_thumbnails(_cells(first), _cells(second), np.array([True]))[0] > limit
+
+
+def test_scenes_that_an_image_connects_are_one():
+    """Otherwise the benchmark would train on scenes of its unseen images."""
+
+    def image(rises: int) -> Image.Image:
+        steps = np.where(np.arange(64) < rises, 3, -3).reshape(8, 8)
+        grey = 128 + np.concatenate([np.zeros((8, 1)), np.cumsum(steps, axis=1)], axis=1)
+        return Image.fromarray(grey.astype(np.uint8))
+
+    first, second, between, other = (image(rises) for rises in (0, 16, 8, 40))
+    assert scenes([first, second, other]) == [0, 1, 2]
+    assert scenes([first, second, other, between]) == [0, 0, 2, 0]

@@ -92,6 +92,8 @@ def test_an_interrupted_measurement_begins_anew_and_a_finished_one_is_kept(chose
         tmp_path / "run",
         tmp_path / "model",
     )
+    small = dataclasses.replace(chosen.chosen[0], index=7, bucket=Bucket(64, 16))  # neither trained on nor measured
+    whole = dataclasses.replace(chosen, chosen=(small, *chosen.chosen))
     of_batch, batches = ImageEncoder.latents, []
 
     def interrupted(self, pixels):
@@ -102,11 +104,11 @@ def test_an_interrupted_measurement_begins_anew_and_a_finished_one_is_kept(chose
 
     monkeypatch.setattr(ImageEncoder, "latents", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        task.train_autoencoder(config, chosen, run, model)
+        task.train_autoencoder(config, whole, run, model)
     lines = [line for line in metrics.lines(run / metrics.FILE) if "loss" in line]
     assert lines[-1]["step"] == 2 and not (run / latent_statistics.FILE).exists() and not model.exists()
     monkeypatch.setattr(ImageEncoder, "latents", of_batch)
-    task.train_autoencoder(config, chosen, run, model)
+    task.train_autoencoder(config, whole, run, model)
     assert [line for line in metrics.lines(run / metrics.FILE) if "loss" in line] == lines  # nothing is trained again
     stored = json.loads((model / "vae" / "config.json").read_text())
     mesh = task.make_mesh(config.mesh)

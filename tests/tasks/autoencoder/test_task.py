@@ -1,5 +1,6 @@
 """The autoencoder's run: validation on held-out images, and a drawing of them beside their reconstructions."""
 
+import dataclasses
 import io
 import json
 
@@ -61,6 +62,27 @@ def test_validation_reads_the_images_that_the_rule_of_the_samples_holds_out(imag
     assert "none of 12 images is held out" in caplog.text and "has no groups of near duplicates" in caplog.text
     with pytest.raises(ValueError, match=r"all 12 images are held out"):
         split(0.9999999)
+
+
+def test_kinds_in_use_take_turns_in_validation(images):
+    form = "experiments/qwen_image_2/autoencoder.py:tiny"
+
+    def chosen(images, *changes):
+        config = load_experiment(form, [f"vae.{change}" for change in changes]).vae
+        return [image.index for image in batches.choose_validation(config, images).chosen]
+
+    assert chosen(images) == [1, 0, 2, 3, 4, 6, 5, 9, 7, 8, 10, 11]  # photographs, synthetic, ...
+    unused = "shares.synthetic=0", "later_phases.at_48.shares.synthetic=0"
+    assert chosen(images, *unused) == [1, 2, 4, 5, 7, 8, 10, 11]
+    small = dataclasses.replace(images.chosen[0], bucket=Bucket(SIDE, 16))
+    assert chosen(dataclasses.replace(images, chosen=(small, *images.chosen[1:])))[1] == 3
+    plain = tiny()
+    many = dataclasses.replace(images, chosen=tuple(SelectedImage(i, Bucket(SIDE, SIDE), ()) for i in range(40)))
+    assert [image.index for image in batches.choose_validation(plain, many).chosen] == [40 * i // 16 for i in range(16)]
+    with pytest.raises(
+        ValueError, match=r"0 of the 1 images for validation have sides of at least 32 pixels; choose a sm"
+    ):
+        batches.choose_validation(plain, dataclasses.replace(images, chosen=(small,)))
 
 
 def test_copies_of_held_out_images_are_not_trained_on(images, tmp_path):
