@@ -96,7 +96,7 @@ def _autoencoder(tiny: bool) -> dict[str, Any]:
         validation=dict(every=10_000),
         samples=dict(every=0),
         profile=defaults.profile(),
-        optimizer=dict(lr=1e-4, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=50, decay_steps=450),
+        optimizer=dict(lr=4e-4, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0, warmup=50, decay_steps=450),
         checkpoint=defaults.checkpoint(1000 if tiny else 200),
         statistics_batches=2 if tiny else 16,  # batches from which the latents' mean and deviation are measured
     )
