@@ -110,7 +110,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         execution=dict(
             dtype="float32" if tiny else "bfloat16",  # of activations; parameters and terms of the loss are fp32
             # Levels, highest resolution first, whose blocks the backward pass recomputes, for crops of at least
-            # remat_from x remat_from pixels. At 512, a chip has two crops; at 256, it has four and room for everything.
+            # remat_from x remat_from pixels (docs/autoencoder.md says what these keep).
             remat_levels=0 if tiny else 5,
             remat_from=0 if tiny else 512,
         ),
@@ -122,9 +122,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         profile=defaults.profile(),
         optimizer=_optimizer(tiny, steps),
         checkpoint=defaults.checkpoint(20 if tiny else 1_000),
-        # Mean and deviation of the latents are measured over the training images in their buckets: over a number of
-        # images, evenly spaced among all of them, or over all with 0. statistics_batches above 0 measures them over
-        # that number of batches of crops instead.
+        # Mean and deviation of the latents are measured over this number of images (0: all), or of batches of crops.
         statistics_batches=0,
         statistics_images=0,
     )

@@ -32,19 +32,11 @@ MIN_SIDE = 24  # pixels; smaller images have no patch
 class PatchConv(Conv2d):
     """Convolution of kernel 4 with a padding of 1 on all sides, initialised as in pix2pix."""
 
+    padding = ((1, 1), (1, 1))
+
     def __init__(self, in_dim: int, out_dim: int, *, stride: int, key: Array):
         gain = INITIAL_STD * (in_dim * KERNEL**2) ** 0.5
         super().__init__(in_dim, out_dim, KERNEL, key=key, stride=stride, gain=gain)
-
-    def __call__(self, x: Float[AnyArray, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.weight[...].astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "OIHW", "NHWC"),
-        )
-        return y + self.bias[...].astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):

@@ -13,6 +13,7 @@ Dims: `B` batch, `H` height, `W` width, `C` channels of input, `O` of output; `H
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ class Conv2d(nnx.Module):
 
     Initialised with a normal of standard deviation `gain * fan_in ** -0.5`, and the bias with `bias_std`.
     """
+
+    padding: Any = "SAME"  # of `jax.lax.conv_general_dilated`
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Conv2d(nnx.Module):
             x,
             self.weight[...].astype(x.dtype),
             window_strides=(self.stride, self.stride),
-            padding="SAME",
+            padding=self.padding,
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )
         return y + self.bias[...].astype(x.dtype)

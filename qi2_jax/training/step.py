@@ -192,13 +192,7 @@ def make_programs(
       ema_ramp: whether the decay of update n, counted from 0 without skipped updates, is at most (1 + n) / (10 + n), as
         in TensorFlow's ExponentialMovingAverage with `num_updates`. The EMA then spans about a tenth of the updates so
         far, until `ema_decay` is smaller. It is for parameters that start at random or at zero.
-      trained: parameters that an update trains, by the layout of its batch; None for all of them. The others keep
-        their values bit for bit, whatever momentum and weight decay would do. Their gradients count as zero, also in
-        the norm that is clipped, and the EMA still moves towards them. An update from several microbatches, which may
-        have several layouts, trains all parameters.
-
-    Raises:
-      ValueError: from `add`, for a layout that does not train all parameters.
+      trained: see `Task.trained`. `add` raises a ValueError for a layout that does not train all parameters.
     """
 
     def gradient(state: TrainState, frozen: Any, layout: Hashable, batch: Any, first: Int[Array, ""] | int) -> Sums:
@@ -206,9 +200,7 @@ def make_programs(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
         (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, layout, batch, keys_B)
-        if is_trained := trained(layout):
-            gradients = _choose(is_trained, gradients, jax.tree.map(jnp.zeros_like, gradients))
-        return Sums(gradients, value, scalars)
+        return Sums(_zeroed(trained(layout), gradients), value, scalars)
 
     def placed(tree: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(tree, sharding.shardings(tree, mesh))
@@ -254,6 +246,11 @@ def _metrics(state: TrainState, new_state: TrainState, updates: Any, sums: Sums)
     }
 
 
+def _zeroed(is_trained: IsTrained | None, leaves: Tree) -> Tree:
+    """Zeros for parameters that are not trained."""
+    return _choose(is_trained, leaves, jax.tree.map(jnp.zeros_like, leaves)) if is_trained else leaves
+
+
 def _choose(is_chosen: IsTrained, leaves: Tree, others: Tree) -> Tree:
     """The leaves with chosen names, and otherwise those of another tree."""
     return jax.tree_util.tree_map_with_path(
@@ -275,8 +272,7 @@ def _advance(
     updates, moments = optimizer.update(sums.gradients, state.optimizer, state.model)
     model = optax.apply_updates(state.model, updates)
     if is_trained:  # momentum and weight decay move parameters without a gradient too
-        updates = _choose(is_trained, updates, jax.tree.map(jnp.zeros_like, updates))
-        model = _choose(is_trained, model, state.model)
+        updates, model = _zeroed(is_trained, updates), _choose(is_trained, model, state.model)
     ramp = (RAMP - 1) / (RAMP + state.step - state.skipped_total) if ema_ramp else 0.0
     share = jnp.maximum(1 - ema_decay, ramp)
     ema = jax.tree.map(lambda old, new: old + share * (new - old), state.ema, model)

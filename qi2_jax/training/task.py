@@ -50,7 +50,11 @@ class Task(Protocol):
         ...
 
     def trained(self, layout: Any) -> IsTrained | None:
-        """The parameters that an update trains; None for all, as always with `accumulate`. See `step.make_programs`."""
+        """The parameters that an update trains, by the layout of its batch; None for all, as always with `accumulate`.
+
+        The others keep their values bit for bit, whatever momentum and weight decay would do. Their gradients count as
+        zero, also in the norm that is clipped, and the EMA still moves towards them.
+        """
         return None
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:

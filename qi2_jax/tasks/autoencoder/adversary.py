@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.vae import VAEConfig
-from qi2_jax.tasks.autoencoder.balance import ratio, with_gradient
+from qi2_jax.tasks.autoencoder.balance import ratio, with_gradient, with_last
 from qi2_jax.tasks.autoencoder.trained_vae import TrainedVAE
 from qi2_jax.training.step import IsTrained, Scalars
 
@@ -81,7 +81,7 @@ def loss(
         return -jnp.mean(judge(seen(rebuilt_BHWc)))
 
     last = vae.decoder.conv_out.weight[...]
-    rebuilt, to_last = jax.vjp(lambda last: decode(_with_last(vae, last)), last)
+    rebuilt, to_last = jax.vjp(lambda last: decode(with_last(vae, "decoder", last)), last)
     (value, metrics), gradient = jax.value_and_grad(reconstruction, has_aux=True)(fixed(rebuilt))
     deceived, towards = jax.value_and_grad(generator)(fixed(rebuilt))
     factor = fixed(weight * ratio(to_last(gradient)[0], to_last(towards)[0], MAX_RATIO))
@@ -94,11 +94,3 @@ def loss(
     metrics = {"reconstruction": value, **metrics}
     metrics |= {f"adversarial/{name}": one for name, one in {**terms, **logits}.items()}
     return total + judged - fixed(judged), metrics
-
-
-def _with_last(vae: TrainedVAE, last: Float[Array, "O C k k"]) -> TrainedVAE:
-    """The autoencoder with another weight of the decoder's last convolution."""
-    copy = jax.tree.map(lambda leaf: leaf, vae)
-    weight = copy.decoder.conv_out.weight
-    copy.decoder.conv_out.weight = weight.replace(last)
-    return copy

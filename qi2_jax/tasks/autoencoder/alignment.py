@@ -27,7 +27,7 @@ from qi2_jax.models.dinov2 import Dinov2, normalize
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.lpips import LPIPS
 from qi2_jax.models.vae import VAE, Posterior
-from qi2_jax.tasks.autoencoder.balance import ratio, with_gradient
+from qi2_jax.tasks.autoencoder.balance import ratio, with_gradient, with_last
 from qi2_jax.tasks.autoencoder.config import AlignmentConfig
 from qi2_jax.training.step import Scalars
 
@@ -134,7 +134,7 @@ def balanced(
     """
     fixed = jax.lax.stop_gradient
     last = vae.encoder.conv_out.weight[...]
-    posterior, to_last = jax.vjp(lambda last: encode(_with_last(vae, last)), last)
+    posterior, to_last = jax.vjp(lambda last: encode(with_last(vae, "encoder", last)), last)
     point = (posterior, vae)
     (value, metrics), gradient = jax.value_and_grad(_pair(reconstruction), has_aux=True)(fixed(point))
     (aligned, more), towards = jax.value_and_grad(_pair(alignment), has_aux=True)(fixed(point))
@@ -147,11 +147,3 @@ def balanced(
 
 def _pair(part: Part) -> Callable[[tuple[Posterior, Any]], Any]:
     return lambda point: part(*point)
-
-
-def _with_last(vae: VAE, last: Float[Array, "O C k k"]) -> VAE:
-    """The autoencoder with another weight of the encoder's last convolution."""
-    copy = jax.tree.map(lambda leaf: leaf, vae)
-    weight = copy.encoder.conv_out.weight
-    copy.encoder.conv_out.weight = weight.replace(last)
-    return copy

@@ -1,10 +1,17 @@
-"""Terms of a loss that are weighted by their gradients at one layer."""
+"""Terms of a loss that are weighted by their gradients at one layer.
 
-from typing import Any
+Dims: `O` output and `C` input channels of a convolution, `k` its kernel.
+"""
+
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from qi2_jax.models.vae import VAE
+
+Model = TypeVar("Model", bound=VAE)
 
 RATIO_EPSILON = 1e-4  # of the ratio of gradient norms, as in the released code of VA-VAE
 
@@ -13,6 +20,14 @@ def ratio(gradient: Float[Array, "..."], of_term: Float[Array, "..."], maximum: 
     """The norm of a gradient in units of that of a term, at most `maximum`."""
     norms = [jnp.linalg.norm(one.ravel()) for one in (gradient, of_term)]
     return jnp.clip(norms[0] / (norms[1] + RATIO_EPSILON), 0, maximum)
+
+
+def with_last(vae: Model, end: str, last: Float[Array, "O C k k"]) -> Model:
+    """The autoencoder with another weight of the last convolution of its `encoder` or `decoder`."""
+    copy = jax.tree.map(lambda leaf: leaf, vae)
+    conv = getattr(copy, end).conv_out
+    conv.weight = conv.weight.replace(last)
+    return copy
 
 
 @jax.custom_vjp

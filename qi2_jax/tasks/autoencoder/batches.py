@@ -144,7 +144,7 @@ def choose_validation(config: AutoencoderConfig, images: SelectedImages) -> Sele
       images: images that may be chosen, in the order of their records.
 
     Raises:
-      ValueError: if there is no such image.
+      ValueError: if all images are too small or of kinds that are not used.
     """
     used = {kind for phase in config.phases.values() for kind, share in phase.kind_shares.items() if share}
     buckets = [image.bucket for image in images.chosen]

@@ -98,7 +98,7 @@ def _fitting(
     """For each size of the crops that images of every kind fit, the images of each kind that are not smaller.
 
     Raises:
-      ValueError: if there is no such size.
+      ValueError: if every size is too large for all images of some kind.
     """
     heights, widths = (
         np.asarray([getattr(image.bucket, side) for image in images.chosen]) for side in ("height", "width")
