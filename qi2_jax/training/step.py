@@ -202,13 +202,10 @@ def make_programs(
         (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, layout, batch, keys_B)
         return Sums(_zeroed(trained(layout), gradients), value, scalars)
 
-    def placed(tree: Tree) -> Tree:
-        return jax.lax.with_sharding_constraint(tree, sharding.shardings(tree, mesh))
-
     def apply(state: TrainState, sums: Sums, is_trained: IsTrained | None = None) -> tuple[TrainState, Scalars]:
         new_state, updates = _advance(state, sums, optimizer, ema_decay, ema_ramp, is_trained)
         # The shardings of the state must not change, or the second call would need another program.
-        new_state = placed(new_state)
+        new_state = _placed(new_state, mesh)
         return new_state, _metrics(state, new_state, updates, sums)
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
@@ -228,7 +225,7 @@ def make_programs(
         if trained(layout):
             raise ValueError(f"a batch of {layout} trains only some parameters, so it must be a whole update")
         more = gradient(state, frozen, layout, batch, first)
-        return placed(jax.tree.map(lambda total, value: total + weight * value, sums, more)), more.loss
+        return _placed(jax.tree.map(lambda total, value: total + weight * value, sums, more), mesh), more.loss
 
     return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
 
@@ -244,6 +241,10 @@ def _metrics(state: TrainState, new_state: TrainState, updates: Any, sums: Sums)
         **norms("update_norm", updates),
         **sums.scalars,
     }
+
+
+def _placed(leaves: Tree, mesh: Mesh) -> Tree:
+    return jax.lax.with_sharding_constraint(leaves, sharding.shardings(leaves, mesh))
 
 
 def _zeroed(is_trained: IsTrained | None, leaves: Tree) -> Tree:

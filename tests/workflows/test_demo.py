@@ -103,7 +103,7 @@ with lock.hold(pathlib.Path({str(tmp_path)!r})):
 
 
 def test_without_diffusers_a_job_says_so_at_its_beginning(monkeypatch, tmp_path):
-    monkeypatch.setattr("qi2_jax.workflows.verify.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("qi2_jax.evaluation.torch_process.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs \['torch', 'diffusers'\]; .* with compare.images=0"):
         job.run(load_experiment(TINY), tmp_path / "out")
     job.check(load_experiment(TINY, ["compare.images=0"]))

@@ -1,5 +1,6 @@
 """The progress bar of a training run."""
 
+import collections
 import logging
 import sys
 import time
@@ -8,6 +9,7 @@ import jax
 from tqdm import tqdm
 
 _log = logging.getLogger(__name__)
+RECENT = 10  # logged intervals that throughput and time left are measured over: phases of a run differ in speed
 
 
 class Progress:
@@ -25,11 +27,13 @@ class Progress:
             dynamic_ncols=True,
             disable=not first or self._lines,
         )
-        self._samples, self._begun = 0, 0.0
+        self._samples = 0
+        self._marks: collections.deque[tuple[float, int, int]] = collections.deque(maxlen=RECENT + 1)
 
     def samples(self, count: int) -> None:
         """Counts samples of the step in progress."""
-        self._begun = self._begun or time.monotonic()  # after compilation
+        if not self._marks:
+            self._marks.append((time.monotonic(), self._start, 0))  # after compilation
         self._samples += count
 
     def advance(self) -> None:
@@ -37,12 +41,13 @@ class Progress:
         self._bar.update()
 
     def show(self, step: int, loss: float) -> None:
-        """Shows the loss of the last logged interval, and the throughput since the start."""
-        seconds = time.monotonic() - self._begun
-        line = f"loss {loss:.4f}, {self._samples / seconds:.1f} samples/s"
+        """Shows the loss of the last logged interval, and the throughput of the last `RECENT` intervals."""
+        self._marks.append((time.monotonic(), step, self._samples))
+        seconds, steps, samples = (last - first for first, last in zip(self._marks[0], self._marks[-1], strict=True))
+        line = f"loss {loss:.4f}, {samples / seconds:.1f} samples/s"
         self._bar.set_postfix_str(line)
         if self._lines:
-            each = seconds / (step - self._start)
+            each = seconds / steps
             left = tqdm.format_interval(each * (self._total - step))
             _log.info(
                 "%s %s/%s: %s, %.3g s/step, %s left", self._name, f"{step:,}", f"{self._total:,}", line, each, left
