@@ -37,6 +37,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "conv": (),
     "batch": ("data", "fsdp"),
     "sequence": (),
+    "rows": ("tensor",),  # of pixels: the autoencoder has no weights to shard over `tensor`
     "act_embed": ("tensor",),
     "act_heads": ("tensor",),
     "act_mlp": ("tensor",),
@@ -53,7 +54,7 @@ class MeshShape:
     Attributes:
       data: replicas of the model; the only axis that may cross slices.
       fsdp: shards of the parameters along the model width, and of the batch.
-      tensor: shards of heads and hidden units.
+      tensor: shards of heads and hidden units; for an autoencoder, of the rows of a crop.
     """
 
     data: int = 1

@@ -86,7 +86,8 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
             residual_blocks=1 if tiny else 2,
             halves_time=(False, True, True, True),
         ),
-        mesh=dict(data=2, fsdp=1, tensor=1) if tiny else dict(data=4, fsdp=256, tensor=1),
+        # Two chips share the rows of a crop, because one has no room for 2048 x 2048 pixels.
+        mesh=dict(data=2, fsdp=1, tensor=1) if tiny else dict(data=4, fsdp=128, tensor=2),
         crop=crop,
         loss="absolute",
         perceptual=dict(
@@ -174,6 +175,6 @@ def _phases(tiny: bool) -> dict[str, Any]:
         later_phases=dict(
             at_512=later(start=120_000, crop=512, batch_size=2_048),
             at_1024=later(start=160_000, crop=1024, batch_size=1_024),
-            at_2048=later(start=190_000, crop=2048, batch_size=1_024),
+            at_2048=later(start=190_000, crop=2048, batch_size=512),
         ),
     )

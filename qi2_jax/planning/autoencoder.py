@@ -110,7 +110,7 @@ def compile_train_step(
     networks = abstract_networks(config, lpips, features, mesh)
 
     state = abstract_state(functools.partial(make_model, config, networks.features), optimizer, mesh)
-    objective = Objective.of(config)
+    objective = Objective.of(config, mesh)
     programs = make_programs(objective.loss, optimizer, config.ema_decay, 0, mesh, ema_ramp=config.ema_ramp)
 
     batch = abstract_batch(config, mesh)

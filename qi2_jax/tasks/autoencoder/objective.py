@@ -10,9 +10,11 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from qi2_jax.models.layers import AnyArray
+from qi2_jax import sharding
+from qi2_jax.models.layers import AnyArray, Axes
 from qi2_jax.models.vae import VAE, Posterior
 from qi2_jax.tasks.autoencoder import adversary
 from qi2_jax.tasks.autoencoder.alignment import Part, balanced, feature_map, terms
@@ -27,6 +29,8 @@ from qi2_jax.tasks.autoencoder.config import (
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.trained_vae import TrainedVAE
 from qi2_jax.training.step import Scalars
+
+PIXELS: Axes = ("batch", "rows", None, None)
 
 
 def reconstruct(vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Float[Array, "B H W c"]:
@@ -60,6 +64,7 @@ class Objective:
       kl: see `AutoencoderConfig`.
       execution: see `AutoencoderConfig`.
       adversarial: see `AutoencoderConfig`.
+      constrain: function that shards images over the mesh by the logical names of their dims.
     """
 
     error: str
@@ -68,11 +73,13 @@ class Objective:
     kl: float = 0.0
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
+    constrain: Callable[[Array, Axes], Array] = lambda x, axes: x
 
     @classmethod
-    def of(cls, config: AutoencoderConfig) -> Self:
+    def of(cls, config: AutoencoderConfig, mesh: Mesh) -> Self:
+        """The objective of a run on a mesh."""
         terms = config.perceptual, config.alignment, config.kl
-        return cls(config.loss, *terms, config.execution, config.adversarial)
+        return cls(config.loss, *terms, config.execution, config.adversarial, sharding.Constrain(mesh))
 
     def loss(
         self, vae: VAE, networks: Networks, layout: None, batch: Crop, keys_B: Key[Array, "B"]
@@ -132,7 +139,7 @@ class Objective:
         return value, metrics
 
     def _encode(self, vae: VAE, pixels_BHWc: Float[AnyArray, "B H W c"]) -> Posterior:
-        images = jnp.asarray(pixels_BHWc, self.execution.dtype)
+        images = self.constrain(jnp.asarray(pixels_BHWc, self.execution.dtype), PIXELS)
         posterior = vae.encode(images, remat_levels=self.execution.levels(*images.shape[1:3]))
         return Posterior(*(part.astype(jnp.float32) for part in posterior))
 
@@ -143,7 +150,7 @@ class Objective:
     def _decode(self, vae: VAE, latents_BhwC: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
         height, width = (side * vae.config.factor for side in latents_BhwC.shape[1:3])
         latents, levels = latents_BhwC.astype(self.execution.dtype), self.execution.levels(height, width)
-        return vae.decode(latents, clamp=False, remat_levels=levels).astype(jnp.float32)
+        return self.constrain(vae.decode(latents, clamp=False, remat_levels=levels).astype(jnp.float32), PIXELS)
 
     def _error(
         self,
@@ -158,7 +165,8 @@ class Objective:
         metrics: Scalars = {"psnr": _psnr(rebuilt_BHWc, pixels_BHWc)}
         if networks.lpips is not None:
             matte_B = _matte(keys_B)
-            images = (over_matte(x, matte_B).astype(self.execution.dtype) for x in (rebuilt_BHWc, pixels_BHWc))
+            pair = rebuilt_BHWc, self.constrain(jnp.asarray(pixels_BHWc), PIXELS)
+            images = (over_matte(x, matte_B).astype(self.execution.dtype) for x in pair)
             remat = self.execution.levels(*pixels_BHWc.shape[1:3]) > 0
             distance = jnp.mean(networks.lpips(*images, remat=remat))
             value, metrics = value + self.perceptual.weight * distance, {**metrics, "lpips": distance}

@@ -76,7 +76,7 @@ class AutoencoderTask(Task):
     def __post_init__(self) -> None:
         self.ema_ramp = self.config.ema_ramp
         config = self.config
-        self._objective = Objective.of(config)
+        self._objective = Objective.of(config, self.mesh)
         self._validate = make_validation(self._objective)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self._reconstruct = jax.jit(reconstruct, out_shardings=replicated)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from qi2_jax import sharding
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
 from qi2_jax.models.vae import VAE, Posterior, VAEConfig
 from qi2_jax.tasks.autoencoder import objective as training
@@ -105,3 +106,27 @@ def test_kl_counts_with_its_weight_and_training_then_decodes_samples(vae):
     assert training.make_validation(Objective("absolute", kl=0.1))(vae, Networks(), x, 2)["loss"] == pytest.approx(
         float(plain), rel=1e-5
     )
+
+
+def test_rows_of_a_crop_are_shared_by_devices_without_another_result(vae, lpips):
+    """Convolutions see across the borders of the parts; every device holds its rows alone."""
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 18, 3)).astype(np.float32)
+    parts = []
+
+    def constrain(images, names):
+        shared = sharding.Constrain(mesh)(images, names)
+        jax.debug.inspect_array_sharding(shared, callback=lambda found: parts.append(found.shard_shape(images.shape)))
+        return shared
+
+    def gradients(**options):
+        objective = Objective("absolute", PerceptualConfig(0.5, "weights"), **options)
+        loss = jax.jit(jax.value_and_grad(lambda vae: objective.loss(vae, Networks(lpips), None, Crop(x), keys())[0]))
+        return loss(vae)
+
+    mesh = sharding.make_mesh(sharding.MeshShape(data=2, tensor=4), jax.devices()[:8])
+    value, gradient = gradients(constrain=constrain)
+    expected, whole = gradients()
+    assert parts and set(parts) == {(1, 8, 18, 3)}
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
