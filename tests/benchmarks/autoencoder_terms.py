@@ -24,7 +24,7 @@ FORMS: dict[str, list[str]] = {
     "photographs": ["vae.shares.text=0"],
     "mixed": [],
     "lpips": ["vae.perceptual.weight=0.03"],
-    "aligned": ["vae.alignment.weight=0.03"],
+    "aligned": ["vae.alignment.weight=0.1"],
 }
 
 
