@@ -24,6 +24,8 @@ from experiments import defaults
 from experiments.qwen_image_2 import base
 
 STEPS, TINY_STEPS = 200_000, 60
+# Four slices of 256 chips. Two chips share the rows of a crop, because one has no room for 2048 x 2048 pixels.
+MESH = dict(data=4, fsdp=128, tensor=2)
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
@@ -86,8 +88,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
             residual_blocks=1 if tiny else 2,
             halves_time=(False, True, True, True),
         ),
-        # Two chips share the rows of a crop, because one has no room for 2048 x 2048 pixels.
-        mesh=dict(data=2, fsdp=1, tensor=1) if tiny else dict(data=4, fsdp=128, tensor=2),
+        mesh=dict(data=2, fsdp=1, tensor=1) if tiny else MESH,
         crop=crop,
         loss="absolute",
         perceptual=dict(

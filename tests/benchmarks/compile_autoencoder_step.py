@@ -3,7 +3,7 @@
 Run `python tests/benchmarks/compile_autoencoder_step.py [vae.KEY=VALUE ...]` for the experiment's crops of 256 pixels,
 or with changes such as `vae.crop=2048 vae.batch_size=128`. The batch size is that of the whole slice. If a step does
 not fit, the compiler's error says by how much. The compiler is told to save compile time instead of run time, which
-takes 5 to 7 minutes; JAX_EXEC_TIME_OPTIMIZATION_EFFORT=0 compiles the program of a run, which takes more than 20.
+takes 5 to 8 minutes; JAX_EXEC_TIME_OPTIMIZATION_EFFORT=0 compiles the program of a run, which takes more than 20.
 """
 
 import os
