@@ -9,6 +9,7 @@ import concurrent.futures
 import logging
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,6 +41,25 @@ def _in_one_line(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_in_one_line)
+
+
+def _without_late_writes(show: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Wraps `sys.unraisablehook`: after one write of a save has failed, Orbax closes the event loop of all of them.
+
+    TensorStore prints a traceback for each write that ends later. The error of the save names the cause.
+    """
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, RuntimeError) and str(error) == "Event loop is closed":
+            _log.debug("a write ended after its save had failed")
+        else:
+            show(unraisable)
+
+    return hook
+
+
+sys.unraisablehook = _without_late_writes(sys.unraisablehook)
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:

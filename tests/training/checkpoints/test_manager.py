@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -371,3 +372,38 @@ def test_checksums_that_do_not_fit_on_the_disk_fail_the_save_but_not_the_checkpo
     with pytest.raises(ValueError, match=r"saving step 4 in .* failed: .*No space left.*Earlier checkpoints \[4\]"):
         checkpoints.close()
     assert_same(Checkpoints(tmp_path).restore(abstract())[0], state(4))
+
+
+LATE_WRITE = """
+import asyncio, gc, tensorstore
+from qi2_jax.training.checkpoints import manager
+
+refused, late = tensorstore.Promise.new(), tensorstore.Promise.new()
+refused[0].set_exception(OSError("No space left on device"))
+
+async def written(pair):
+    await pair[1]
+
+async def save():
+    await asyncio.gather(written(late), written(refused))
+
+loop = asyncio.new_event_loop()
+try:
+    loop.run_until_complete(save())
+except Exception as error:
+    print(error)
+loop.close()
+late[0].set_result(None)
+
+class Other:
+    def __del__(self):
+        raise RuntimeError("of another cause")
+
+Other()
+"""
+
+
+def test_writes_that_end_after_a_failed_save_print_no_traceback():
+    done = subprocess.run([sys.executable, "-c", LATE_WRITE], capture_output=True, text=True, check=True)
+    assert "No space left on device" in done.stdout
+    assert "Event loop is closed" not in done.stderr and "of another cause" in done.stderr, done.stderr
