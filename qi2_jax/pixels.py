@@ -39,7 +39,7 @@ def to_image(pixels: Float[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
     """
     if not np.isfinite(np.asarray(pixels, np.float32)).all():
         raise ValueError(
-            "the model produced NaN or infinity: its weights are damaged, or the dtype is too narrow for them; try "
-            "--dtype float32"
+            "the model produced NaN or infinity: its weights are damaged, or the dtype of computation is too narrow "
+            "for them"
         )
     return np.round(np.clip(np.asarray(pixels, np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)

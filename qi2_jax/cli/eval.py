@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_fraction,
         default=0.0,
         metavar="FRACTION",
-        help="of records: only those that a run with this data.held_out did not train on (default: all)",
+        help="of records: measure only the share that training with data.held_out=FRACTION holds out (default: all)",
     )
     sub.add_argument(
         "--side", type=_side, metavar="N", help="resize the shorter side to N and crop to a square (default: no resize)"

@@ -1,10 +1,14 @@
 """Draws plain tables on the terminal."""
 
+import os
+
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from data_pipeline.funnel import Table
+
+FILE_WIDTH = 200  # columns
 
 
 def show(table: Table) -> None:
@@ -15,7 +19,13 @@ def show(table: Table) -> None:
         view.add_column(Text(column), justify="right" if column in table.right else "left", overflow="fold")
     for index, cells in enumerate(table.rows):
         view.add_row(*map(Text, cells), end_section=index in table.section_ends)
-    Console().print(view)
+    _console().print(view)
+
+
+def _console() -> Console:
+    """A terminal, or text of any width: where the output goes to a file, tables are not squeezed into 80 columns."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
 
 
 def warn(text: str) -> None:

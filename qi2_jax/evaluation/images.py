@@ -24,7 +24,6 @@ from qi2_jax.pixels import over_white
 
 BATCH_PIXELS = 8 * 256 * 256  # an image with more pixels is a batch of its own
 TEXT = "text"  # category of text pages
-OTHER = "other"  # category of records without a tag or caption that names one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +72,8 @@ class ImageFolder:
             raise ValueError(f"--max-side is {self.max_side}; the models need at least {self.multiple} pixels")
         if self.side is not None and (self.side % self.multiple or not self.multiple <= self.side <= self.max_side):
             raise ValueError(
-                f"--side is {self.side}; it must be a multiple of {self.multiple}, the largest patch of the models, "
-                f"and at most --max-side {self.max_side}"
+                f"--side is {self.side}; it must be a multiple of {self.multiple}, as the sides of all measured images "
+                f"are, and at most --max-side {self.max_side}"
             )
         if self.held_out and not self.is_training and not self._has_records:
             raise ValueError(f"{self.folder} has no records, from which --held-out {self.held_out} could choose")
@@ -183,14 +182,14 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 
 def category_of(record: Record) -> str:
-    """`TEXT` if a tag or the kind of a caption says so, otherwise the first part of the first tag.
+    """`TEXT` if a tag or the kind of a caption says so, otherwise the first part of the first tag or the data set.
 
     The tag `synthetic/text` marks drawn text, and captions of the kind `text` quote the writing in an image.
     """
     parts = [part for tag in record.tags for part in tag.split("/")]
     if "text" in parts or any(caption.kind == "text" for caption in record.captions):
         return TEXT
-    return parts[0] if parts else OTHER
+    return parts[0] if parts else record.source
 
 
 def in_batches(items: Iterable[Item]) -> Iterator[list[Item]]:

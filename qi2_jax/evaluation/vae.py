@@ -84,6 +84,11 @@ class Evaluation:
         refused = Tally()
         items = data.read(refused, f"{code.name} f{code.factor}c{code.channels}")
         result = measure(code, model, items, self.perceptual, self.pages, self.options.worst)
+        if exact := sum(math.isinf(image.psnr) for image in result.images):
+            self.notes.append(
+                f"{code.name} reproduces {exact:,} of {len(result.images):,} images exactly; their PSNR is infinite "
+                "and not in its mean, so compare PSNR pooled"
+            )
         if not self.results:
             self.refused = refused
             self.notes += [] if self.pages is None else _describe_pages(result, self.pages.categories)
@@ -197,7 +202,11 @@ def _describe_records(data: ImageFolder, models: Sequence[Autoencoder]) -> list[
 def _describe_pages(result: Result, categories: Sequence[str]) -> list[str]:
     """Categories without images, and how many pages have no text that OCR finds."""
     found = {image.category for image in result.images}
-    notes = [f"no image has the category {name!r} of --ocr" for name in categories if name not in found]
+    notes = [
+        f"no image has the category {name!r} of --ocr, only {', '.join(map(repr, sorted(found)))}"
+        for name in categories
+        if name not in found
+    ]
     read = [image.texts for image in result.images if image.texts is not None]
     if without := sum(not texts.original for texts in read):
         notes.append(f"NED leaves out {without:,} of {len(read):,} pages: OCR finds no text in the original")

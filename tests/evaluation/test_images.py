@@ -99,7 +99,7 @@ def test_records_say_what_is_text(tmp_path):
         Record("d", b"not an image", (texts["general"],), "test"),
         Record("e", data, (texts["general"],), "test"),
     ]
-    assert [category_of(record) for record in records] == ["text", "text", "photo", "other", "other"]
+    assert [category_of(record) for record in records] == ["text", "text", "photo", "test", "test"]
     write_shards(tmp_path / "records", records, records_per_shard=3)
     refused = Tally()
     assert [item.name for item in read(tmp_path / "records", refused)] == ["a", "b", "c", "e"]

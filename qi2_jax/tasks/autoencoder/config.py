@@ -28,8 +28,8 @@ class PerceptualConfig:
     Attributes:
       weight: weight of LPIPS beside the error of the pixels; 0: without this term.
       folder: folder with the weights of LPIPS, see `qi2_jax.interop.frozen`.
-      start: number of updates without this term before the others. They do not pay for it: in a small model, it takes
-        most of an update.
+      start: number of updates at the beginning of the run in which the term is neither computed nor counted. In a
+        small model, it takes most of an update.
 
     Raises:
       ValueError: for a value out of its range, a weight without a folder, or a start without a weight.
