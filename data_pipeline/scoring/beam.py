@@ -83,7 +83,7 @@ def score_with_beam(
             counters = {c.key.metric.name: c.result for c in _run(pipeline).metrics().query()["counters"]}
             pairs = PairReport(count, counters.get("contents", 0), counters.get("near", 0))
     if {DUPLICATES.name, ENTROPY.name} <= scored.keys() and "://" not in folder:  # else after `scores/` was copied
-        score_hold_out(folder)
+        score_hold_out(folder, workers=os.cpu_count() or 1)
     return ScoreReport(count, scored, needs, pairs)
 
 

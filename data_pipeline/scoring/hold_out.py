@@ -7,6 +7,7 @@ A record is held out from training if its number is below the fraction `data.hel
 compared one by one, so the source of an edit is compared with the images of all pairs and edits. A group contains:
 
 - images with equal pixels, and all near pairs that the pair search confirms;
+- copies that are mirrored, turned by quarter turns or without colour, which a second search finds (`orientations`);
 - the source and the target of an edit with one source.
 
 The number of a group is the hash of one of its images, its representative. Pairs without copies therefore have the
@@ -30,13 +31,14 @@ from jaxtyping import Bool, Float, Int64, Shaped, UInt8, UInt64
 
 from data_pipeline.filters.duplicates import COLOUR_SIDE, FINE_SIDE, coarse
 from data_pipeline.records.shards import Shard, read_manifest
+from data_pipeline.scoring.orientations import PROPOSED_BY, canonical, confirm_copies
 from data_pipeline.scoring.pair_scores import SAME, fingerprints, first_equal, read_pairs, validity
 from data_pipeline.scoring.pair_search import Contents, read_prints, search, work_folder
 from data_pipeline.scoring.score_tables import TABLE, from_parquet, naming_damage, to_parquet
 from data_pipeline.scoring.windows import window_hashes
 from qi2_jax.runtime.atomic import write_atomic, write_json_atomic
 
-VERSION = 1
+VERSION = 2  # 1: only copies in the same orientation and with their colours
 MIN_SOURCE_BITS = 4.0  # entropy of a source's thumbnail; flatter sources, such as sketches, are never near
 _MAX_EVEN = 2  # levels between the cells of an even thumbnail, such as that of an empty canvas
 
@@ -178,34 +180,54 @@ def _distinct(images: Images) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray
 def _near_images(
     folder: Path | str, images: Images, work: Path, workers: int, progress: bool
 ) -> Shaped[np.ndarray, " p"]:
-    """NEARs between images; without edits, those of the pair search, which compares edits as a whole."""
+    """NEARs between images: as they are, and in canonical orientations.
+
+    Without edits, those of images as they are come from the pair search, which compares edits as a whole.
+    """
     trusted, first = _distinct(images)
+    compared = np.unique(first)
     if images.first.all():
         near, content = read_pairs(folder).near.copy(), first_equal(images.prints)
         image = np.arange(len(images.record))
         image[content[trusted]] = first
         for side in ("left", "right"):
             near[side] = image[content[np.searchsorted(images.record, near[side])]]
-        return near
-    return search(_contents(folder, np.unique(first), work), work, workers, progress)
+    else:
+        with work_folder(work / "unchanged") as here:
+            near = search(_contents(folder, compared, here, turned=False), here, workers, progress)
+    with work_folder(work / "turned") as here:
+        contents = _contents(folder, compared, here, turned=True)
+        copies = search(contents, here, workers, progress, bands=PROPOSED_BY, confirm=confirm_copies)
+    return np.concatenate([near, copies[copies["left"] != copies["right"]]])  # without images that are symmetric
 
 
-def _contents(folder: Path | str, at: Int64[np.ndarray, " n"], work: Path) -> Contents:
-    """Some images as contents to compare. The fingerprints of all images are written to a file."""
-    hashes: list[list[np.ndarray]] = [[], [], []]
+def _contents(folder: Path | str, at: Int64[np.ndarray, " n"], work: Path, *, turned: bool) -> Contents:
+    """Some images as contents to compare, whose fingerprints are written to a file.
+
+    Args:
+      folder: folder of the records.
+      at: sorted positions of the images.
+      work: folder for the file.
+      turned: whether the images are brought to their canonical orientations; some then have several contents.
+    """
+    columns: list[list[np.ndarray]] = [[], [], [], []]
     start = 0
     with open(work / "prints", "wb") as file:
         for shard in read_manifest(folder):
             prints = fingerprints(folder, shard).prints
-            file.write(prints.tobytes())
-            chosen = prints[at[(start <= at) & (at < start + len(prints))] - start]
+            image = at[(start <= at) & (at < start + len(prints))]
+            start, chosen = start + len(prints), prints[image - start]
+            if turned:
+                entry, chosen = canonical(chosen)
+                image = image[entry]
+            file.write(chosen.tobytes())
             cells = coarse(chosen["thumbnail"][:, : FINE_SIDE**2].reshape(-1, FINE_SIDE, FINE_SIDE))
-            for column, part in zip(hashes, (chosen["phash"], chosen["dhash"], window_hashes(cells)), strict=True):
+            parts = (image, chosen["phash"], chosen["dhash"], window_hashes(cells))
+            for column, part in zip(columns, parts, strict=True):
                 column.append(part)
-            start += len(prints)
-    ones, zeros = np.ones(len(at), np.int64), np.zeros(len(at), np.uint64)
-    phash, dhash, windows = map(np.concatenate, hashes)
-    return Contents(at, at, ones, zeros, phash, dhash, windows, read_prints(work))
+    image, phash, dhash, windows = map(np.concatenate, columns)
+    ones, zeros = np.ones(len(image), np.int64), np.zeros(len(image), np.uint64)
+    return Contents(image, np.arange(len(image)), ones, zeros, phash, dhash, windows, read_prints(work))
 
 
 def _collect(folder: Path | str) -> Images:

@@ -95,7 +95,18 @@ def score_pairs(folder: Path | str, *, workers: int = 1, progress: bool = True) 
     return PairReport(len(same), len(contents.record), len(near))
 
 
-def search(contents: Contents, work: Path, workers: int = 1, progress: bool = False) -> Shaped[np.ndarray, " p"]:
+Confirm = Callable[..., Shaped[np.ndarray, " q"]]  # as `confirm_near`: PAIRs and FINGERPRINTs of both sides to NEARs
+
+
+def search(
+    contents: Contents,
+    work: Path,
+    workers: int = 1,
+    progress: bool = False,
+    *,
+    bands: Iterable[int] = range(len(BANDS)),
+    confirm: Confirm = confirm_near,
+) -> Shaped[np.ndarray, " p"]:
     """Proposes pairs, partition by partition, and confirms them.
 
     Args:
@@ -103,13 +114,13 @@ def search(contents: Contents, work: Path, workers: int = 1, progress: bool = Fa
       work: folder with the file of the images' fingerprints, for worker processes.
       workers: number of processes; few contents or pairs are compared in this process alone.
       progress: whether to show progress bars.
+      bands: numbers of the bands that propose pairs.
+      confirm: decides which of the proposed pairs are near.
 
     Returns:
       Sorted NEARs.
     """
-    partitions = [
-        (band, part, parts) for band in range(len(BANDS)) for parts in [_parts(band, contents)] for part in range(parts)
-    ]
+    partitions = [(band, part, parts) for band in bands for parts in [_parts(band, contents)] for part in range(parts)]
     few = len(contents.record) <= MAX_FOR_ONE_PROCESS
     proposed, blocks, waiting = np.empty(0, PAIR), [np.empty(0, PAIR)], 0
     results = _run(contents, work, 1 if few else workers, _propose, partitions)
@@ -120,7 +131,7 @@ def search(contents: Contents, work: Path, workers: int = 1, progress: bool = Fa
             proposed, blocks, waiting = unique_pairs(np.concatenate([proposed, *blocks])), [], 0
     proposed = unique_pairs(np.concatenate([proposed, *blocks]))
     starts = range(0, len(proposed), _CONFIRMED_CHUNK)
-    tasks = [(proposed[start : start + _CONFIRMED_CHUNK],) for start in starts]
+    tasks = [(proposed[start : start + _CONFIRMED_CHUNK], confirm) for start in starts]
     results = _run(contents, work, 1 if len(proposed) <= MAX_FOR_ONE_PROCESS else workers, _confirm, tasks)
     confirmed = np.concatenate([np.empty(0, NEAR), *_with_progress(results, "pairs: confirm", len(tasks), progress)])
     return confirmed[np.lexsort((confirmed["right"], confirmed["left"]))]
@@ -228,7 +239,7 @@ def _propose(contents: Contents, band: int, part: int, parts: int) -> Shaped[np.
     return candidates(BANDS[band], np.concatenate(filed))
 
 
-def _confirm(contents: Contents, pairs: Shaped[np.ndarray, " p"]) -> Shaped[np.ndarray, " q"]:
+def _confirm(contents: Contents, pairs: Shaped[np.ndarray, " p"], confirm: Confirm) -> Shaped[np.ndarray, " q"]:
     """Near pairs of records among pairs of positions in `contents`."""
     near = [np.empty(0, NEAR)]
     left, right = contents.num_images[pairs["left"]], contents.num_images[pairs["right"]]
@@ -236,7 +247,7 @@ def _confirm(contents: Contents, pairs: Shaped[np.ndarray, " p"]) -> Shaped[np.n
         some = pairs[(left == count) & (right == count)]
         places = np.arange(count)
         sides = (contents.prints[contents.start[some[side]][:, None] + places] for side in ("left", "right"))
-        near.append(confirm_near(some, *sides))
+        near.append(confirm(some, *sides))
     confirmed = np.concatenate(near)
     for side in ("left", "right"):
         confirmed[side] = contents.record[confirmed[side]]

@@ -30,9 +30,13 @@ UNREAD_IMAGE_SUFFIXES = (
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
     *(".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v"),
 )
-UNREAD_SET_SUFFIXES = (
+UNREAD_ARCHIVE_SUFFIXES = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4", ".tar.z"),
-    *(".zip", ".zip.001", ".7z", ".7z.001", ".rar", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".parq", ".pq", ".mds"),
+    *(".zip", ".zip.001", ".7z", ".7z.001", ".rar", ".gz", ".bz2", ".xz", ".zst", ".lz4"),
+)
+UNREAD_SET_SUFFIXES = (
+    *UNREAD_ARCHIVE_SUFFIXES,
+    *(".parq", ".pq", ".mds"),
     *(".arrow", ".feather", ".h5", ".hdf5", ".npz", ".npy", ".lmdb", ".mdb", ".tfrecord", ".arrayrecord", ".beton"),
     *(".jsonl", ".ndjson", ".csv", ".tsv"),  # files named metadata.* are read
 )

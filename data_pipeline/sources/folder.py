@@ -10,6 +10,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +29,15 @@ from data_pipeline.sources.fields import (
     read_caption_file,
     source_name,
 )
-from data_pipeline.sources.metadata import Entry, Listing, read_metadata
+from data_pipeline.sources.metadata import Entry, Listing, count_named, read_metadata
 from data_pipeline.sources.parquet import NoImageColumn, read_parquet
 from data_pipeline.sources.sidecars import describe_sidecars
-from data_pipeline.sources.tree import Files, Image, Tree, walk
+from data_pipeline.sources.tree import EXTRACT, Files, Image, Tree, walk
 from data_pipeline.sources.webdataset import read_tar
+
+MAX_EXAMINED = 100  # tables under other names that are searched for names of images
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ def open_folder(path: Path, options: Options, ledger: Ledger) -> Folder:
     listings = {name: listing for name, listing in listings.items() if listing.names_images}
     entries: list[Entry | Image] = [*_metadata_entries(listings, ledger), *_plain_images(tree, listings, ledger)]
     entries.sort(key=lambda entry: entry.key)
+    _warn_of_unread(tree, files, options)
     has_tables = any(name.lower().endswith(".parquet") for name in tree.archives)
     has_json = any(isinstance(entry, Image) and entry.has_json for entry in entries)
     return Folder(files, entries, tree.archives, _key_prefixes(tree), has_tables or has_json or bool(listings))
@@ -89,6 +95,32 @@ def open_metadata(path: Path, options: Options, ledger: Ledger) -> Folder:
     files = Files(path.parent.resolve())
     listing = read_metadata(files, path.name, options, ledger)
     return Folder(files, sorted(listing.entries, key=lambda entry: entry.key), [], [], True)
+
+
+def _warn_of_unread(tree: Tree, files: Files, options: Options) -> None:
+    """Warns of archives without a reader, and of tables under other names whose rows name images of the folder."""
+    if tree.compressed:
+        log.warning(
+            "%s: archives that are not read: %d, such as %s; %s",
+            tree.root,
+            len(tree.compressed),
+            tree.compressed[0],
+            EXTRACT,
+        )
+    images = {image.key for image in tree.images}
+    if len(tree.tables) > MAX_EXAMINED:
+        log.warning("%s: of %d tables, only %d are examined", tree.root, len(tree.tables), MAX_EXAMINED)
+    for name in tree.tables[:MAX_EXAMINED] if images else ():
+        named, rows = count_named(files, name, options, images)
+        if named:
+            log.warning(
+                "%s is not read, but %d of its %d rows name images of this folder; rename it to metadata%s, or name it "
+                "as the source instead of the folder. Then only the images that it lists are read",
+                files.root / name,
+                named,
+                rows,
+                base.suffix_of(name),
+            )
 
 
 def _metadata_entries(listings: dict[str, Listing], ledger: Ledger) -> list[Entry]:

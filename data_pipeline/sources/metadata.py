@@ -7,9 +7,12 @@ their captions; rows with other condition images become separate records.
 import contextlib
 import os
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from data_pipeline.sources import layouts
 from data_pipeline.sources.base import REASONS, Ledger, Options, Refused, inner_path
@@ -93,6 +96,29 @@ def read_metadata(files: Files, name: str, options: Options, ledger: Ledger) -> 
         listing.entries.append(Entry(image if number == 1 else f"{image}#{number}", image, described))
         listing.named.update(described.conditions)
     return listing
+
+
+def count_named(files: Files, name: str, options: Options, images: Collection[str]) -> tuple[int, int]:
+    """How many rows of a table that is not read name one of these images, and how many rows there are.
+
+    Args:
+      files: files of the folder.
+      name: path of the table, relative to the root.
+      options: options of reading.
+      images: paths of images, relative to the root.
+    """
+    try:
+        path = files.path(name)
+    except Refused:
+        return 0, 0
+    named = rows = 0
+    for _, row in read_rows(path, name, Ledger(tqdm(disable=True))):  # the source has counted the file
+        rows += 1
+        with contextlib.suppress(Refused):
+            filled = {} if isinstance(row, Refused) else layouts.without_blanks(row)
+            for key in layouts.map_fields(filled, options.columns, table=False).get("image", ()):
+                named += _resolve_name(filled.get(key), files.root, name.rpartition("/")[0]) in images
+    return named, rows
 
 
 def _entry(

@@ -11,6 +11,7 @@ from pathlib import Path
 from data_pipeline.sources.base import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
+    UNREAD_ARCHIVE_SUFFIXES,
     UNREAD_IMAGE_SUFFIXES,
     UNREAD_SET_SUFFIXES,
     Ledger,
@@ -25,7 +26,10 @@ PROMPT_FILE = "prompt.json"
 _SOURCE = re.compile(r"(.+)_0(\.[^.]+)")
 _SIDECAR_SUFFIXES = (".json", *CAPTION_SUFFIXES)
 _KNOWN = frozenset((*IMAGE_SUFFIXES, *UNREAD_IMAGE_SUFFIXES, *UNREAD_SET_SUFFIXES, *ARCHIVE_SUFFIXES))
+TABLE_SUFFIXES = (".jsonl", ".csv", ".json")  # of metadata files under other names, which are not read in a folder
+EXTRACT = "extract it, or repack it as a plain .tar"
 _HINTS = {
+    **dict.fromkeys(UNREAD_ARCHIVE_SUFFIXES, EXTRACT),
     ".jsonl": "name it as the source if it lists images",
     ".csv": "name it as the source if it lists images",
     ".ndjson": "rename it to .jsonl if it lists images",
@@ -65,12 +69,16 @@ class Tree:
       images: image files with their sidecar files.
       metadata: files named in METADATA_NAMES, relative to the root.
       archives: tars and tables, relative to the root.
+      compressed: archives without a reader, relative to the root.
+      tables: files with TABLE_SUFFIXES under other names than METADATA_NAMES, which may list images.
     """
 
     root: Path
     images: list[Image] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
+    compressed: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
 
 
 def walk(folder: Path, ledger: Ledger) -> Tree:
@@ -82,7 +90,7 @@ def walk(folder: Path, ledger: Ledger) -> Tree:
             if os.path.islink(os.path.join(parent, name)):
                 ledger.refuse("linked_folder", place + name)
         _sort_files(tree, place, names, ledger)
-    for keys in (tree.metadata, tree.archives):
+    for keys in (tree.metadata, tree.archives, tree.compressed, tree.tables):
         keys.sort()
     tree.images.sort(key=lambda image: image.key)
     return tree
@@ -113,6 +121,10 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
             tree.archives.append(place + name)
         elif known:
             ledger.refuse(Refused("not_read", _HINTS.get(suffix, "")), place + name)
+            if suffix in UNREAD_ARCHIVE_SUFFIXES:
+                tree.compressed.append(place + name)
+            elif suffix in TABLE_SUFFIXES:
+                tree.tables.append(place + name)
         elif suffix not in _SIDECAR_SUFFIXES and _is_image(tree.root / place / name):
             ledger.refuse(
                 Refused("not_read", "an image by its content; give it the suffix of its format"), place + name
@@ -124,6 +136,9 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
         else:  # some downloaders write `1.jpg.txt` and `1.jpg.json`
             sidecars = (*by_stem.get(_stem(name), ()), *by_stem.get(unicodedata.normalize("NFC", name), ()))
             tree.images.append(Image(place + name, tuple(sorted(sidecars, key=_by_suffix))))
+    stems = {_stem(name) for name in images} | {unicodedata.normalize("NFC", name) for name in images}
+    orphans = (key for stem, keys in by_stem.items() if stem not in stems for key in keys)
+    tree.tables.extend(key for key in orphans if suffix_of(key) in TABLE_SUFFIXES and key not in tree.metadata)
 
 
 def _is_image(path: Path) -> bool:

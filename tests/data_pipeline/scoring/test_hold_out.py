@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
+from data_pipeline.filters.duplicates import thumbnail
 from data_pipeline.records.schema import Caption, Record
 from data_pipeline.records.shards import write_shards
 from data_pipeline.samples.held_out import image_hash
 from data_pipeline.scoring import hold_out
 from data_pipeline.scoring.cascade import score
 from data_pipeline.scoring.hold_out import Images, hold_out_numbers, read_numbers
+from data_pipeline.scoring.orientations import canonical
 from data_pipeline.scoring.pair_scores import read_pairs
-from data_pipeline.scoring.pairs import NEAR
+from data_pipeline.scoring.pairs import FINGERPRINT, NEAR
 
 
 def numbers_of(folder, records, per_shard=4) -> dict[str, float]:
@@ -61,6 +63,64 @@ def test_copies_that_the_pair_search_finds_share_their_number(tmp_path, copies):
     assert numbers_of(tmp_path / "other", [copies[place] for place in order], per_shard=7) == found
     twice = [*copies, *(pair(f"again {record.key}", record.image) for record in copies[:12])]
     assert numbers_of(tmp_path / "twice", twice) == found | {f"again {key}": found[key] for key in list(found)[:12]}
+
+
+TURNS = {
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+    "mirrored up and down": Image.Transpose.FLIP_TOP_BOTTOM,
+    "turned by 90 degrees": Image.Transpose.ROTATE_90,
+    "turned by 180 degrees": Image.Transpose.ROTATE_180,
+    "turned by 270 degrees": Image.Transpose.ROTATE_270,
+    "turned and mirrored": Image.Transpose.TRANSPOSE,
+    "turned the other way and mirrored": Image.Transpose.TRANSVERSE,
+}
+
+
+@pytest.mark.parametrize("name", [*TURNS, "grey", "grey and mirrored", "mirrored and cropped"])
+def test_turned_and_grey_copies_share_their_number_and_are_no_duplicates(tmp_path, picture, encoded, name):
+    records = []
+    for number in range(6):
+        image = picture(number, (240, 200))
+        copy = image.convert("L").convert("RGB") if "grey" in name else image
+        if name != "grey":
+            copy = copy.transpose(TURNS.get(name, Image.Transpose.FLIP_LEFT_RIGHT))
+        if "cropped" in name:
+            copy = copy.crop((6, 5, 236, 196))
+        copy = copy.resize((180, 170))
+        records += [pair(f"{number}", encoded(image)), pair(f"{number}-copy", encoded(copy, "JPEG", quality=70))]
+    found = numbers_of(tmp_path, records)
+    assert all(found[f"{number}"] == found[f"{number}-copy"] for number in range(6))
+    assert len(set(found.values())) == 6
+    assert not read_pairs(tmp_path).near.size  # `select` does not drop them
+
+
+def test_turned_images_that_are_no_copies_keep_their_own_numbers(tmp_path, picture, encoded):
+    """Other images, grey ones among them, and the same shapes in other colours."""
+    images = {str(number): picture(number) for number in range(20)}
+    images |= {f"grey {number}": picture(number).convert("L").convert("RGB") for number in range(20, 40)}
+    red, green, blue = picture(0).convert("YCbCr").split()
+    images["other colours"] = Image.merge("YCbCr", (red, blue, green)).convert("RGB").transpose(TURNS["mirrored"])
+    found = numbers_of(tmp_path, [pair(key, encoded(image)) for key, image in images.items()], per_shard=30)
+    assert len(set(found.values())) == len(images)
+
+
+def test_an_edit_of_a_mirrored_image_is_held_out_with_it(tmp_path, picture, encoded):
+    image, other = picture(0, (240, 200)), picture(1, (240, 200))
+    source = encoded(image.transpose(TURNS["mirrored"]), "JPEG", quality=85)
+    found = numbers_of(tmp_path, [pair("image", encoded(image)), edit("painted", encoded(other), source)])
+    assert found["image"] == found["painted"]
+
+
+def test_all_orientations_of_an_image_have_a_canonical_one_in_common(picture):
+    for number in range(12):
+        image = picture(number).resize((64, 64))
+        seen = [image, *(image.transpose(turn) for turn in TURNS.values())]
+        prints = np.zeros(len(seen), FINGERPRINT)
+        prints["thumbnail"] = np.stack([np.frombuffer(thumbnail(one), np.uint8) for one in seen])
+        at, entries = canonical(prints)
+        assert set(at) == set(range(len(seen)))
+        hashes = [set(entries["phash"][at == position].tolist()) for position in range(len(seen))]
+        assert set.intersection(*hashes)
 
 
 def test_an_image_without_copies_keeps_the_number_of_its_bytes(tmp_path, picture, encoded):

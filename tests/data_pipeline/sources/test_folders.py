@@ -290,3 +290,32 @@ def test_a_compressed_tar_and_names_with_dots_are_explained(tmp_path):
     refused = ingest(tmp_path, tmp_path / "out", progress=False).refused
     assert refused.counts == {"not_read": 1, "missing_image": 1}
     assert "compressed" in refused.examples["not_read"][0] and "first dot" in refused.examples["missing_image"][0]
+
+
+def test_tables_and_archives_that_are_not_read_are_warned_of_with_the_way_out(tmp_path, caplog):
+    src = tmp_path / "mixed"
+    files = {"meta.jsonl": "\n".join([*LINES, '{"file_name": "elsewhere.jpg", "text": "x"}', "{broken"])}
+    files["below/list.csv"] = "file_name,text\n0.jpg,hills\n7.jpg,x\n"
+    files["below/list.json"] = json.dumps([{"image_path": "0.jpg", "caption": "hills"}])
+    files |= {"z.zip": "x", "t.tar.gz": "x", "prices.csv": "name,price\n0.jpg,3\n", "0.json": '{"width": 3}'}
+    put(src, pictures() | {"below/0.jpg": b"below"} | files)
+    records, report = read(src, without_captions=True)
+    assert len(records) == 4 and report.refused.counts == {"not_read": 5}
+    warnings = "\n".join(caplog.messages)
+    assert "archives that are not read: 2, such as t.tar.gz; extract it, or repack it as a plain .tar" in warnings
+    assert (
+        "meta.jsonl is not read, but 3 of its 5 rows name images of this folder; rename it to metadata.jsonl"
+        in warnings
+    )
+    assert "list.csv is not read, but 1 of its 2 rows" in warnings and "rename it to metadata.csv" in warnings
+    assert "list.json is not read, but 1 of its 1 rows" in warnings
+    assert "prices.csv" not in warnings and "0.json is" not in warnings
+    (src / "meta.jsonl").rename(src / "metadata.jsonl")  # as the warning says
+    captioned, _ = read(src)
+    assert [record.captions[0].text for record in captioned] == ["hills 0", "hills 1", "hills 2"]
+
+
+def test_a_folder_whose_tables_and_archives_are_read_gives_no_warning(tmp_path, caplog):
+    put(tmp_path / "set", pictures() | {"metadata.jsonl": "\n".join(LINES), "set.tar": tar()})
+    put(tmp_path / "set", {"stats.jsonl": '{"loss": 1}', "config.json": "{}", "odd.jsonl": '{"file_name": {"a": 1}}'})
+    assert len(read(tmp_path / "set")[0]) == 4 and not caplog.messages
