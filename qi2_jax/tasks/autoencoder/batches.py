@@ -17,11 +17,14 @@ from data_pipeline.loading.kinds import split_by_kind
 from data_pipeline.samples.held_out import hold_out_of
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
+from qi2_jax.tasks.autoencoder.alignment import Schedule
 from qi2_jax.tasks.autoencoder.config import BATCH_METRICS, AutoencoderConfig
 from qi2_jax.tasks.autoencoder.objective import Crop
 from qi2_jax.training.microbatch import Microbatch, Stats
 
 VALIDATION_IMAGES = 16
+# Of each value of `alignment.Schedule`; `alignment/weight` is the factor that follows from gradients.
+SCHEDULED_METRICS = ("alignment/cosine_margin", "alignment/distance_margin", "alignment/scheduled_weight")
 DRAWN_IMAGES = 4
 MAX_DRAWN_SIDE = 512  # pixels
 
@@ -51,7 +54,7 @@ def layout(config: AutoencoderConfig, batch_size: int, size: tuple[int, int], st
 def microbatch(
     pixels_BHWc: Float[np.ndarray, "B H W c"],
     layout: Layout,
-    margins: tuple[float, float] | None = None,
+    alignment: Schedule | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Microbatch:
     """A batch of this process's crops.
@@ -59,16 +62,16 @@ def microbatch(
     Args:
       pixels_BHWc: crops of this process, in [-1, 1].
       layout: layout of the batch.
-      margins: cosine and distance margin of the alignment; None: no alignment.
+      alignment: values of the alignment; None: no alignment.
       metrics: values to log about the batch.
     """
-    metrics = metrics or {}
-    if margins is None:
+    metrics = dict(metrics or {})
+    if alignment is None:
         return Microbatch(layout, Crop(pixels_BHWc), stats=Stats(layout.batch_size, metrics=metrics))
-    names = "alignment/cosine_margin", "alignment/distance_margin"
-    repeated_B2 = np.full((len(pixels_BHWc), 2), margins, np.float32)
-    stats = Stats(layout.batch_size, metrics={**dict(zip(names, margins, strict=True)), **metrics})
-    return Microbatch(layout, Crop(pixels_BHWc, repeated_B2), stats=stats)
+    repeated_B3 = np.full((len(pixels_BHWc), 3), alignment, np.float32)
+    scheduled = dict(zip(SCHEDULED_METRICS, alignment, strict=True))
+    stats = Stats(layout.batch_size, metrics=scheduled | metrics)
+    return Microbatch(layout, Crop(pixels_BHWc, repeated_B3), stats=stats)
 
 
 def composition(config: AutoencoderConfig, phases: Phases, step: int, batch: CropBatch) -> dict[str, float]:

@@ -43,11 +43,11 @@ class Crop(NamedTuple):
 
     Attributes:
       pixels_BHWc: images in [-1, 1].
-      margins_B2: cosine and distance margin of the alignment; None without alignment.
+      schedule_B3: values of `alignment.Schedule`, the same for every image; None without alignment.
     """
 
     pixels_BHWc: Float[AnyArray, "B H W c"]
-    margins_B2: Float[AnyArray, "B 2"] | None = None
+    schedule_B3: Float[AnyArray, "B 3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,9 @@ class Objective:
             return self._error(rebuilt, networks, batch.pixels_BHWc, keys_B)
 
         if self.alignment.weight:
-            align = self._alignment(networks, batch)
-            posterior, value, metrics = balanced(vae, encode, reconstruction, align, self.alignment.weight)
+            assert batch.schedule_B3 is not None
+            align, weight = self._alignment(networks, batch), jnp.asarray(batch.schedule_B3)[0, 2]
+            posterior, value, metrics = balanced(vae, encode, reconstruction, align, weight)
         else:
             posterior = encode(vae)
             value, metrics = reconstruction(posterior, vae)
@@ -174,8 +175,8 @@ class Objective:
 
     def _alignment(self, networks: Networks, batch: Crop) -> Part:
         """The alignment of latents with the features of `batch`."""
-        network, margins_B2 = networks.features, batch.margins_B2
-        assert network is not None and margins_B2 is not None
+        network, schedule_B3 = networks.features, batch.schedule_B3
+        assert network is not None and schedule_B3 is not None
         images = over_matte(batch.pixels_BHWc, jnp.ones(1))
 
         def align(posterior: Posterior, vae: TrainedVAE) -> tuple[Float[Array, ""], Scalars]:
@@ -184,7 +185,7 @@ class Objective:
                 feature_map(network, self.alignment.layer, images, (h, w), self.execution.dtype)
             )
             assert vae.projection is not None
-            return terms(vae.projection(posterior.mean), features, margins_B2)
+            return terms(vae.projection(posterior.mean), features, schedule_B3[:, :2])
 
         return align
 
@@ -245,7 +246,7 @@ def make_validation(objective: Objective) -> Callable[[VAE, Networks, Any, int],
     @functools.partial(jax.jit, static_argnums=3)
     def means(vae: VAE, networks: Networks, pixels_BHWc: Float[AnyArray, "B H W c"], count: int) -> Scalars:
         def of_image(pixels_HWc: Float[Array, "H W c"]) -> Scalars:
-            batch = Crop(pixels_HWc[None], jnp.zeros((1, 2)))
+            batch = Crop(pixels_HWc[None], jnp.zeros((1, 3)))
             value, metrics = objective.evaluate(vae, networks, batch, jax.random.key(0)[None])
             return {"loss": value, **metrics}
 

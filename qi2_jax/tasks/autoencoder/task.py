@@ -23,7 +23,7 @@ from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
 from qi2_jax.tasks.autoencoder import adversary, batches, latent_statistics, networks
-from qi2_jax.tasks.autoencoder.alignment import margins
+from qi2_jax.tasks.autoencoder.alignment import Schedule, schedule
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.latent_statistics import Moments
 from qi2_jax.tasks.autoencoder.linear_start import start_linear
@@ -119,21 +119,21 @@ class AutoencoderTask(Task):
             batch_size = self.crops.phases[self.crops.of_step(number)].batch_size
             metrics = batches.composition(self.config, self.crops, number, batch)
             layout = batches.layout(self.config, batch_size, batch.pixels_BHWc.shape[1:3], number)
-            yield [batches.microbatch(batch.pixels_BHWc, layout, self._margins(number, layout), metrics)]
+            yield [batches.microbatch(batch.pixels_BHWc, layout, self._schedule(number, layout), metrics)]
 
     def examples(self) -> Sequence[Microbatch]:
         empty = batches.empty_batches(self.config, self.crops, self.model_config.in_channels)
-        return [batches.microbatch(pixels, layout, self._margins(0, layout)) for pixels, layout in empty]
+        return [batches.microbatch(pixels, layout, self._schedule(0, layout)) for pixels, layout in empty]
 
     def whole_batches(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Crops of the first phase for steps start, start + 1, ..., of all processes."""
         first = dataclasses.replace(self.crops.phases[0], rows=None)
         return (batch.pixels_BHWc for batch in Phases((first,)).from_step(start))
 
-    def _margins(self, step: int, layout: batches.Layout) -> tuple[float, float] | None:
+    def _schedule(self, step: int, layout: batches.Layout) -> Schedule | None:
         if self.frozen.features is None or layout.adversarial:
             return None
-        return margins(self.config.alignment, step)
+        return schedule(self.config.alignment, step)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
         """Metrics on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`.

@@ -23,7 +23,7 @@ from qi2_jax.workflows.config import load_experiment
 from tests.tasks.autoencoder.test_task import images  # noqa: F401
 
 TERMS = ("reconstruction", "lpips", *(f"alignment/{name}" for name in ("cosine", "distance", "similarity", "weight")))
-MARGINS = ("alignment/cosine_margin", "alignment/distance_margin")
+MARGINS = ("alignment/cosine_margin", "alignment/distance_margin", "alignment/scheduled_weight")
 BATCH = tuple(f"batch/{name}" for name in ("phase", "height", "width", "photographs", "synthetic"))
 
 
@@ -50,7 +50,7 @@ def config(weights, *overrides):
         "halves_time=(True,)",
     )
     term = f"weight=0.5,folder={weights}".split(",")
-    align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2")
+    align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2", "relaxed_weight=0.1")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=4", "train.log_every=1", "train.sinks=()")
     changes = [*(f"model.{one}" for one in model), *(f"perceptual.{one}" for one in term)]
     later = ("later_phases.at_48.start=3", "later_phases.at_48.batch_size=4", "perceptual.start=1")
@@ -76,6 +76,7 @@ def test_all_terms_margins_and_phases_are_logged(whole):
     assert lines[0]["reconstruction"] < 0.8 * lines[1]["reconstruction"]  # without LPIPS, which has a weight of 0.5
     assert [line[MARGINS[0]] for line in lines] == [0, 0, 0.25, 0.5]
     assert [line[MARGINS[1]] for line in lines] == [0, 0, 0.125, 0.25]
+    assert [line[MARGINS[2]] for line in lines] == pytest.approx([0.5, 0.5, 0.3, 0.1])
     assert [[line[name] for name in BATCH[:3]] for line in lines] == [[1, 32, 32]] * 3 + [[2, 48, 48]]
     assert [line[BATCH[3]] + line[BATCH[4]] for line in lines] == [1] * 4 and lines[3][BATCH[4]] == 0.5
     validated = [line for line in metrics.lines(whole / metrics.FILE) if "validation_loss" in line]
