@@ -127,7 +127,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         ema_decay=0.9 if tiny else 0.9999,
         ema_ramp=True,
         train=defaults.train(steps) if tiny else defaults.train(steps, watchdog_seconds=base.WATCHDOG_SECONDS),
-        validation=dict(every=1_000_000 if tiny else 1_000),
+        validation=dict(every=1_000_000 if tiny else 1_000, images=16 if tiny else 256),
         samples=dict(every=0 if tiny else 5_000),
         profile=defaults.profile(),
         optimizer=_optimizer(tiny, steps),

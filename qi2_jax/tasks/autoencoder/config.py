@@ -15,7 +15,7 @@ from qi2_jax.models.discriminator import MIN_SIDE
 from qi2_jax.models.vae import VAEConfig
 from qi2_jax.tasks.autoencoder import linear_start
 from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes
-from qi2_jax.training.config import TrainingConfig
+from qi2_jax.training.config import TrainingConfig, ValidationSchedule
 
 ERRORS = {"absolute": jnp.abs, "squared": jnp.square}
 NETWORKS = ("dinov2", "vgg16")
@@ -205,6 +205,24 @@ class PhaseConfig:
         return self.shares or {"": 1}
 
 
+@dataclasses.dataclass(frozen=True)
+class Validation(ValidationSchedule):
+    """When and on how many images a run is validated.
+
+    Attributes:
+      images: largest number of held-out images; kinds in use have equal numbers of them.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    images: int = changeable(default=16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, images=1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(TrainingConfig):
     """Config of a run that trains the autoencoder.
@@ -250,6 +268,7 @@ class AutoencoderConfig(TrainingConfig):
     adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
     kl: float = 0.0
     batch_size: int
+    validation: Validation
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     statistics_batches: int = changeable(default=0)
     statistics_images: int = changeable(default=0)
@@ -304,6 +323,11 @@ class AutoencoderConfig(TrainingConfig):
             raise ValueError(
                 f"kinds has {reserved}, but the metrics {', '.join(f'batch/{name}' for name in reserved)} describe the "
                 "size of a batch, not the share of a kind; rename these kinds"
+            )
+        if "raw" in self.kinds:
+            raise ValueError(
+                "kinds has 'raw', but the metrics validation_loss/raw and the like are those of the weights without "
+                "EMA; rename this kind"
             )
         if unknown := sorted(set(self.unmirrored_kinds) - self.kinds.keys()):
             raise ValueError(f"unmirrored_kinds has {unknown}; name some of kinds, {sorted(self.kinds)}")

@@ -4,9 +4,8 @@ Dims: `B` batch, `H` `W` pixels, `c` image channels, `h` `w` rows and columns of
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -234,25 +233,3 @@ def _psnr(rebuilt_BHWc: Float[AnyArray, "B H W c"], pixels_BHWc: Float[AnyArray,
     """PSNR over all pixels, of what a viewer sees: RGB over white, within [-1, 1]."""
     ours, theirs = (over_matte(jnp.clip(x, -1, 1), jnp.ones(1)) for x in (rebuilt_BHWc, pixels_BHWc))
     return 10 * jnp.log10(4.0 / jnp.mean(jnp.square(ours - theirs)))  # the range [-1, 1] is 2 wide
-
-
-def make_validation(objective: Objective) -> Callable[[VAE, Networks, Any, int], dict[str, float]]:
-    """Makes a function `(vae, networks, pixels_BHWc, count) -> metrics` with means over the first rows.
-
-    The metrics are `loss`, see `Objective.evaluate`, and those of the terms; the alignment's have margins of 0. Each
-    image is evaluated by itself, so the metrics do not depend on how the batch is filled up.
-    """
-
-    @functools.partial(jax.jit, static_argnums=3)
-    def means(vae: VAE, networks: Networks, pixels_BHWc: Float[AnyArray, "B H W c"], count: int) -> Scalars:
-        def of_image(pixels_HWc: Float[Array, "H W c"]) -> Scalars:
-            batch = Crop(pixels_HWc[None], jnp.zeros((1, 3)))
-            value, metrics = objective.evaluate(vae, networks, batch, jax.random.key(0)[None])
-            return {"loss": value, **metrics}
-
-        of_images = jax.vmap(of_image)(pixels_BHWc)
-        return jax.tree.map(lambda values_B: jnp.mean(values_B[:count]), of_images)
-
-    return lambda vae, networks, pixels_BHWc, count: {
-        name: float(value) for name, value in jax.device_get(means(vae, networks, pixels_BHWc, count)).items()
-    }

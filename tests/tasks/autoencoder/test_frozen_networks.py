@@ -80,7 +80,9 @@ def test_all_terms_margins_and_phases_are_logged(whole):
     assert [[line[name] for name in BATCH[:3]] for line in lines] == [[1, 32, 32]] * 3 + [[2, 48, 48]]
     assert [line[BATCH[3]] + line[BATCH[4]] for line in lines] == [1] * 4 and lines[3][BATCH[4]] == 0.5
     validated = [line for line in metrics.lines(whole / metrics.FILE) if "validation_loss" in line]
-    assert all({"validation_lpips", "validation_alignment/similarity/raw"} <= line.keys() for line in validated)
+    names = {"validation_lpips", "validation_alignment/similarity/raw"}
+    names |= {f"validation_psnr/{kind}{suffix}" for kind in ("photographs", "synthetic") for suffix in ("", "/raw")}
+    assert all(names <= line.keys() for line in validated)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(images, weights, whole, tmp_path):  # noqa: F811
