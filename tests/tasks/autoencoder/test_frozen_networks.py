@@ -17,6 +17,7 @@ from qi2_jax.models.lpips import LPIPS, LPIPSConfig
 from qi2_jax.models.vae import VAE
 from qi2_jax.tasks.autoencoder.config import AlignmentConfig, PerceptualConfig
 from qi2_jax.tasks.autoencoder.task import train_autoencoder
+from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
@@ -98,6 +99,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(images, weights, whole, tmp_p
     for line, other in zip(logged(tmp_path / "run"), logged(whole), strict=True):
         names = (*TERMS, *MARGINS, *BATCH)
         assert [line.get(name) for name in names] == [other.get(name) for name in names]
+
+
+def test_a_run_whose_record_lacks_later_keys_is_the_same_run(weights, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    record = json.loads((out / "config.json").read_text())
+    del record["kl"], record["validation"]["images"]  # which have their defaults
+    (out / "config.json").write_text(json.dumps(record))
+    assert loop.is_finished(config(weights), record["data"], out)
+    del record["alignment"]["relaxed_weight"]
+    (out / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"alignment\.relaxed_weight: absent -> 0\.1"):
+        loop.is_finished(config(weights), record["data"], out)
 
 
 def test_the_exported_model_has_no_projection(whole, weights):
