@@ -65,7 +65,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         later_phases=dict(perceptual=dict(start=first, crop=crop, batch_size=2 if tiny else 8, shares=shares)),
         ema_decay=0.9 if tiny else 0.998,
         train=defaults.train(steps),
-        validation=dict(every=2 if tiny else 100),
+        validation=dict(every=2 if tiny else 100, images=16),
         optimizer=dict(
             lr=4e-4,
             betas=(0.9, 0.99),

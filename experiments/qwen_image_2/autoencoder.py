@@ -8,9 +8,15 @@ In miniature, without these weights: `qi2 train experiments/qwen_image_2/autoenc
 Hardware: four slices of 256 v6e chips; the tiny form a CPU with 2 cores.
 Time: not measured on these chips; the tiny form takes about a minute.
 
-The reports give sizes, terms of the loss, and the order of strict and relaxed alignment. Weights, margins, learning
-rate and steps are not published: margins and weights are those of VA-VAE (arXiv 2501.01423), and "ours" marks other
-choices.
+Where the values come from:
+- Reports of Qwen-Image-2.0 and Qwen-Image-VAE-2.0: sizes, terms of the loss without KL and adversary, alignment with
+  one middle layer of DINOv2-L, which is strong first and relaxed later, and the order of resolutions and kinds of
+  images. They give no weights, margins, rates or steps, and do not name the layer.
+- VA-VAE (arXiv 2501.01423, released code and configs): the weight of LPIPS, both margins, and the weights of the
+  alignment, 0.5 while it is strict and 0.1 later. VA-VAE itself aligns with the last layer of DINOv2-L after the final
+  norm (`alignment.layer=0`), and has a KL and an adversarial term.
+- Ours, and marked so below: the number of the layer, when and how gradually the alignment is relaxed, optimizer and
+  learning rates, steps, batches, crops, shares of the kinds, and mattes.
 """
 
 import dataclasses
@@ -97,13 +103,15 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
             start=0,  # updates without this term before the others
         ),
         alignment=dict(
-            weight=0.0 if tiny else 0.1,  # gradient at the encoder's last layer, relative to the reconstruction's
+            # Gradient at the encoder's last layer, relative to the reconstruction's: VA-VAE's at first.
+            weight=0.0 if tiny else 0.5,
+            relaxed_weight=0.0 if tiny else 0.1,  # VA-VAE's, later; 0: the same as before
             folder="weights/dinov2-large",
             network="dinov2",  # or "vgg16", from a folder of LPIPS
-            layer=12,  # ours: the report says only that a middle layer is best
-            cosine_margin=0.5,
+            layer=12,  # ours: the report says only that a middle layer is best; 0: the last one after the final norm
+            cosine_margin=0.5,  # VA-VAE's, as the next one
             distance_margin=0.25,
-            # VA-VAE relaxes the margins in the last 15 of 130 epochs, at once; a gradual change is ours.
+            # Ours: VA-VAE lowers the weight after 100 of 130 epochs, and widens the margins after 115, both at once.
             strict_steps=int(0.8 * steps),
             relaxing_steps=int(0.1 * steps),
         ),
@@ -119,7 +127,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         ema_decay=0.9 if tiny else 0.9999,
         ema_ramp=True,
         train=defaults.train(steps) if tiny else defaults.train(steps, watchdog_seconds=base.WATCHDOG_SECONDS),
-        validation=dict(every=1_000_000 if tiny else 1_000),
+        validation=dict(every=1_000_000 if tiny else 1_000, images=16 if tiny else 256),
         samples=dict(every=0 if tiny else 5_000),
         profile=defaults.profile(),
         optimizer=_optimizer(tiny, steps),

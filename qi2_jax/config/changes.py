@@ -64,6 +64,26 @@ def is_changeable(cls: Any, key: str) -> bool:
     return False
 
 
+def means_default(cls: Any, change: Change) -> bool:
+    """Whether the old config lacks the key, and the new value is the field's default.
+
+    The default of a key that was added later stands for the earlier behaviour, so both configs mean the same.
+
+    Args:
+      cls: dataclass of the whole config.
+      change: difference between two configs.
+    """
+    field = None
+    for name in change.key.split("."):
+        known = parsing.config_fields(cls) if dataclasses.is_dataclass(cls) else []
+        field = next((field for field in known if field.name == name), None)
+        cls = parsing.below(cls, name)
+    if change.old is not ABSENT or field is None or fields.choices_of(field) is not None:
+        return False
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    return type(default) is type(change.new) and default == change.new
+
+
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Nested plain config -> {path of a key: value}."""
     result: dict[str, Any] = {}

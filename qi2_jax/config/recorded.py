@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from qi2_jax.config.changes import Change, differences
+from qi2_jax.config.changes import Change, differences, means_default
 from qi2_jax.runtime.atomic import write_json_atomic
 
 # For messages of commands that take this option.
@@ -38,6 +38,7 @@ def claim(
     values: dict[str, Any],
     may_change: Callable[[str], bool] = lambda key: False,
     *,
+    cls: Any = None,
     write: bool = True,
     hint: str = "",
 ) -> list[Change]:
@@ -47,6 +48,7 @@ def claim(
       path: JSON file in the folder.
       values: config as plain JSON types.
       may_change: whether the key of that path may differ from the recorded config.
+      cls: dataclass of the config; a key that only the new config has, with its default, is then no change.
       write: whether to record the config; true in one process only.
       hint: another way out, which ends the message of a refusal.
 
@@ -56,7 +58,7 @@ def claim(
     Raises:
       ValueError: if keys differ that may not, naming each of them; or if the file is damaged.
     """
-    found = changes_since(path, values)
+    found = [change for change in changes_since(path, values) if cls is None or not means_default(cls, change)]
     if refused := [change for change in found if not may_change(change.key)]:
         raise ValueError(
             f"{path.parent} was created with a different config; rerun with the original values, or choose another "

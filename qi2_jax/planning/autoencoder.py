@@ -159,7 +159,7 @@ def abstract_batch(config: AutoencoderConfig, mesh: Mesh) -> Crop:
         return jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32, sharding=place)
 
     pixels = array(config.crop, config.crop, config.model.in_channels)
-    return Crop(pixels, array(2) if config.alignment.weight else None)
+    return Crop(pixels, array(3) if config.alignment.weight else None)
 
 
 def _bytes(tree: Any) -> int:

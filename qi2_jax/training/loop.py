@@ -87,6 +87,7 @@ def _claim(
         directory / "config.json",
         _record(config, data),
         lambda key: allow_all or is_changeable(type(config), key),
+        cls=type(config),
         write=write,
         hint=recorded.ACCEPT_HINT,
     )

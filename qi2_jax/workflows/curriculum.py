@@ -143,6 +143,7 @@ def _claim(config: CurriculumExperiment, out: pathlib.Path, records: pathlib.Pat
             out / paths.CURRICULUM,
             typed,
             lambda key: accept_changes or allowed(key),
+            cls=CurriculumExperiment,
             write=jax.process_index() == 0,
             hint="" if accept_changes else recorded.ACCEPT_HINT,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from qi2_jax.config import recorded
-from qi2_jax.config.changes import ABSENT, Change, differences, is_changeable, is_within
+from qi2_jax.config.changes import ABSENT, Change, differences, is_changeable, is_within, means_default
 from qi2_jax.config.fields import changeable, fixed
 from qi2_jax.training.config import TrainingConfig
 from qi2_jax.workflows.config import CurriculumExperiment, DemoExperiment, StageExperiment
@@ -78,6 +78,36 @@ def test_a_curriculum_may_change_what_no_result_depends_on():
     assert all(is_changeable(CurriculumExperiment, key) for key in (*free, *(f"stages.a.{key}" for key in stage)))
     kept = ("corpus.edits", "model.folder", "encoder.seed", "vae.crop", "order", "stages.a.encode.dtype", "platform")
     assert not any(is_changeable(CurriculumExperiment, key) for key in (*kept, "stages.a.data.sides", "stages.a"))
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "expected"),
+    [
+        ("vae.alignment.relaxed_weight", ABSENT, 0.0, True),
+        ("vae.alignment.relaxed_weight", ABSENT, 0.1, False),
+        ("vae.alignment.relaxed_weight", 0.1, 0.0, False),
+        ("vae.alignment.relaxed_weight", ABSENT, ABSENT, False),
+        ("vae.unmirrored_kinds", ABSENT, [], True),
+        ("vae.unmirrored_kinds", ABSENT, ["text"], False),
+        ("vae.later_phases.at_48.ratios", ABSENT, ["1:1"], True),
+        ("vae.later_phases.at_48.start", ABSENT, 0, False),  # without a default
+        ("vae.execution.dtype", ABSENT, "float32", False),
+        ("vae.kinds.text", ABSENT, [], False),
+        ("vae.other", ABSENT, 0, False),
+    ],
+)
+def test_a_key_that_the_record_lacks_means_its_default(key, old, new, expected):
+    assert means_default(CurriculumExperiment, Change(key, old, new)) == expected
+
+
+def test_a_folder_continues_if_a_new_key_has_its_default(tmp_path):
+    path = tmp_path / "config.json"
+    recorded.claim(path, {"free": 0})
+    assert recorded.claim(path, {"free": 0, "kept": 0}, cls=Inner) == []
+    assert json.loads(path.read_text()) == {"free": 0, "kept": 0}
+    path.write_text('{"free": 0}')
+    with pytest.raises(ValueError, match="kept: absent -> 1"):
+        recorded.claim(path, {"free": 0, "kept": 1}, cls=Inner)
 
 
 def may_change(key):

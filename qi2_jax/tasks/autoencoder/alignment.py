@@ -9,7 +9,8 @@ The two terms are those of VA-VAE (arXiv 2501.01423, section 3.2, and the releas
 The distance term of an image with more than `MAX_POSITIONS` latents compares those of a coarser grid.
 
 The learned projection W is trained with the autoencoder and is not part of the exported model. The sum of both terms is
-weighted such that its gradient at the encoder's last layer is `alignment.weight` times that of the reconstruction.
+weighted such that its gradient at the encoder's last layer is `alignment.weight` times that of the reconstruction. In
+VA-VAE's released schedule, this weight is 0.5 at first and 0.1 later; see `schedule`.
 
 Dims: `B` batch, `H` `W` pixels, `h` `w` rows and columns of latents, `N` = h w, `C` input and `O` output channels of a
 convolution, `k` its kernel, `F` channels of the features.
@@ -17,7 +18,7 @@ convolution, `k` its kernel, `F` channels of the features.
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,20 @@ MAX_POSITIONS = 4_096  # matrices of N x N cosines then have at most 64 MiB per 
 LENGTH_EPSILON = 1e-12  # least length by which a vector is divided
 
 
-def margins(config: AlignmentConfig, step: int) -> tuple[float, float]:
-    """The cosine and the distance margin of the update after `step` updates: 0 at first, later those of the config."""
+class Schedule(NamedTuple):
+    """The values of the alignment that change during training; see `AlignmentConfig`."""
+
+    cosine_margin: float
+    distance_margin: float
+    weight: float
+
+
+def schedule(config: AlignmentConfig, step: int) -> Schedule:
+    """The values of the update after `step` updates: strict at first, later relaxed."""
     after = step - config.strict_steps
     share = float(after >= 0) if not config.relaxing_steps else min(max(after / config.relaxing_steps, 0.0), 1.0)
-    return config.cosine_margin * share, config.distance_margin * share
+    weight = (1 - share) * config.weight + share * (config.relaxed_weight or config.weight)
+    return Schedule(config.cosine_margin * share, config.distance_margin * share, weight)
 
 
 def feature_channels(network: LPIPS | Dinov2, layer: int) -> int:
@@ -49,9 +59,12 @@ def feature_channels(network: LPIPS | Dinov2, layer: int) -> int:
     Raises:
       ValueError: if the network has no such layer.
     """
-    count = network.config.layers if isinstance(network, Dinov2) else len(network.config.widths)
-    if not 1 <= layer <= count:
-        raise ValueError(f"alignment.layer is {layer}; this network has the layers 1 to {count}")
+    if isinstance(network, Dinov2):
+        first, count, normed = 0, network.config.layers, ", and 0 for the last one after the final norm"
+    else:
+        first, count, normed = 1, len(network.config.widths), ""
+    if not first <= layer <= count:
+        raise ValueError(f"alignment.layer is {layer}; this network has the layers 1 to {count}{normed}")
     return network.config.width if isinstance(network, Dinov2) else network.config.widths[layer - 1]
 
 
@@ -65,12 +78,19 @@ def feature_map(
     """Features of RGB images in [-1, 1] on the grid of their latents.
 
     DINOv2 reads images that are resized, with antialiasing, such that its patches are the grid: 256 pixels become 224,
-    the size that VA-VAE gives it. The features of VGG16 are resized themselves. `dtype` is that of the activations.
+    the size that VA-VAE gives it. The features of VGG16 are resized themselves.
+
+    Args:
+      network: frozen network.
+      layer: `alignment.layer` of the config.
+      images_BHWc: images.
+      grid: rows and columns of the latents.
+      dtype: dtype of the activations.
     """
     if isinstance(network, Dinov2):
         size = tuple(side * network.config.patch for side in grid)
         resized = jax.image.resize(images_BHWc, (len(images_BHWc), *size, 3), "linear")
-        return network.feature_map(normalize(resized).astype(dtype), layer)
+        return network.feature_map(normalize(resized).astype(dtype), layer or None)
     features = network.features(images_BHWc.astype(dtype))[layer - 1]
     return jax.image.resize(features, (len(features), *grid, features.shape[-1]), "linear")
 
@@ -118,7 +138,11 @@ Part = Callable[[Posterior, Any], tuple[Float[Array, ""], Scalars]]
 
 
 def balanced(
-    vae: VAE, encode: Callable[[Any], Posterior], reconstruction: Part, alignment: Part, weight: float
+    vae: VAE,
+    encode: Callable[[Any], Posterior],
+    reconstruction: Part,
+    alignment: Part,
+    weight: Float[AnyArray, ""],
 ) -> tuple[Posterior, Float[Array, ""], Scalars]:
     """The reconstruction's loss plus the weighted alignment, with its metrics, and the posterior of the images.
 
@@ -130,7 +154,7 @@ def balanced(
       vae: autoencoder.
       encode: encoding of the images of the batch by an autoencoder.
       reconstruction, alignment: parts of the loss.
-      weight: `alignment.weight` of the config.
+      weight: weight of the update, see `Schedule`.
     """
     fixed = jax.lax.stop_gradient
     last = vae.encoder.conv_out.weight[...]

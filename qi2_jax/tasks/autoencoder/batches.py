@@ -1,11 +1,11 @@
-"""The data of the autoencoder's run: random crops for training, and held-out images for validation and drawings.
+"""The data of the autoencoder's run: random crops for training, held-out images, and drawings of these.
 
 Dims: `B` batch, `H` `W` pixels, `c` image channels.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +13,16 @@ from jaxtyping import Float
 
 from data_pipeline.loading.crop_batches import CropBatch, Phases
 from data_pipeline.loading.crops import SelectedImages, center_crop
-from data_pipeline.loading.kinds import split_by_kind
 from data_pipeline.samples.held_out import hold_out_of
 from qi2_jax.pixels import normalize
 from qi2_jax.runtime import processes
+from qi2_jax.tasks.autoencoder.alignment import Schedule
 from qi2_jax.tasks.autoencoder.config import BATCH_METRICS, AutoencoderConfig
 from qi2_jax.tasks.autoencoder.objective import Crop
 from qi2_jax.training.microbatch import Microbatch, Stats
 
-VALIDATION_IMAGES = 16
+# Of each value of `alignment.Schedule`; `alignment/weight` is the factor that follows from gradients.
+SCHEDULED_METRICS = ("alignment/cosine_margin", "alignment/distance_margin", "alignment/scheduled_weight")
 DRAWN_IMAGES = 4
 MAX_DRAWN_SIDE = 512  # pixels
 
@@ -51,7 +52,7 @@ def layout(config: AutoencoderConfig, batch_size: int, size: tuple[int, int], st
 def microbatch(
     pixels_BHWc: Float[np.ndarray, "B H W c"],
     layout: Layout,
-    margins: tuple[float, float] | None = None,
+    alignment: Schedule | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Microbatch:
     """A batch of this process's crops.
@@ -59,16 +60,16 @@ def microbatch(
     Args:
       pixels_BHWc: crops of this process, in [-1, 1].
       layout: layout of the batch.
-      margins: cosine and distance margin of the alignment; None: no alignment.
+      alignment: values of the alignment; None: no alignment.
       metrics: values to log about the batch.
     """
-    metrics = metrics or {}
-    if margins is None:
+    metrics = dict(metrics or {})
+    if alignment is None:
         return Microbatch(layout, Crop(pixels_BHWc), stats=Stats(layout.batch_size, metrics=metrics))
-    names = "alignment/cosine_margin", "alignment/distance_margin"
-    repeated_B2 = np.full((len(pixels_BHWc), 2), margins, np.float32)
-    stats = Stats(layout.batch_size, metrics={**dict(zip(names, margins, strict=True)), **metrics})
-    return Microbatch(layout, Crop(pixels_BHWc, repeated_B2), stats=stats)
+    repeated_B3 = np.full((len(pixels_BHWc), 3), alignment, np.float32)
+    scheduled = dict(zip(SCHEDULED_METRICS, alignment, strict=True))
+    stats = Stats(layout.batch_size, metrics=scheduled | metrics)
+    return Microbatch(layout, Crop(pixels_BHWc, repeated_B3), stats=stats)
 
 
 def composition(config: AutoencoderConfig, phases: Phases, step: int, batch: CropBatch) -> dict[str, float]:
@@ -113,7 +114,7 @@ def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedIma
       fraction: `data.held_out` of the config.
 
     Returns:
-      The training images, and those among which `choose_validation` chooses.
+      The training images, and those among which `validation.choose` chooses.
 
     Raises:
       ValueError: if all images are held out.
@@ -131,48 +132,6 @@ def split_held_out(images: SelectedImages, fraction: float) -> tuple[SelectedIma
             "on training images"
         )
     return images.subset(trained), images.subset(held or trained)
-
-
-def choose_validation(config: AutoencoderConfig, images: SelectedImages) -> SelectedImages:
-    """At most `VALIDATION_IMAGES` images, of which kinds in use have equal numbers, evenly spaced within each kind.
-
-    A kind with fewer images leaves its turns to the others. Images in which a square of `config.crop` has no room are
-    left out.
-
-    Args:
-      config: config of the run.
-      images: images that may be chosen, in the order of their records.
-
-    Raises:
-      ValueError: if all images are too small or of kinds that are not used.
-    """
-    used = {kind for phase in config.phases.values() for kind, share in phase.kind_shares.items() if share}
-    buckets = [image.bucket for image in images.chosen]
-    fitting = [
-        [position for position in found if min(buckets[position].width, buckets[position].height) >= config.crop]
-        for kind, found in split_by_kind(images, config.kinds).items()
-        if kind in used
-    ]
-    turns = [kind for number in range(VALIDATION_IMAGES) for kind, found in enumerate(fitting) if number < len(found)]
-    if not turns:
-        raise ValueError(
-            f"0 of the {len(images):,} images for validation have sides of at least {config.crop} pixels"
-            f"{f' and are of the kinds {sorted(used)}' if config.kinds else ''}; choose a smaller vae.crop, or raise "
-            "data.sides, data.thresholds.min_side or data.held_out"
-        )
-    turns = turns[:VALIDATION_IMAGES]
-    spaced = [iter(_spaced(found, turns.count(kind))) for kind, found in enumerate(fitting)]
-    return images.subset([next(spaced[kind]) for kind in turns])
-
-
-def _spaced(positions: Sequence[int], count: int) -> list[int]:
-    """Some of the positions, evenly spaced among all."""
-    return [positions[number * len(positions) // count] for number in range(count)]
-
-
-def validation_pixels(images: SelectedImages, side: int) -> Float[np.ndarray, "B H W c"]:
-    """The central crops of images, in [-1, 1]."""
-    return np.stack([normalize(center_crop(image, side)) for image in images])
 
 
 def drawn_pixels(images: SelectedImages, factor: int) -> Float[np.ndarray, "B H W c"]:

@@ -15,7 +15,7 @@ from qi2_jax.models.discriminator import MIN_SIDE
 from qi2_jax.models.vae import VAEConfig
 from qi2_jax.tasks.autoencoder import linear_start
 from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes
-from qi2_jax.training.config import TrainingConfig
+from qi2_jax.training.config import TrainingConfig, ValidationSchedule
 
 ERRORS = {"absolute": jnp.abs, "squared": jnp.square}
 NETWORKS = ("dinov2", "vgg16")
@@ -51,16 +51,19 @@ class AlignmentConfig:
     """The alignment of latents with the features of a frozen network; see `alignment`.
 
     Attributes:
-      weight: size of the alignment's gradient at the encoder's last layer, in units of that of the reconstruction; 0:
-        without this term.
+      weight: size of the alignment's gradient at the encoder's last layer, in units of that of the reconstruction,
+        while the alignment is strict; 0: without this term.
+      relaxed_weight: the same once the alignment is relaxed; 0: `weight` throughout.
       folder: folder with the weights of the network, see `qi2_jax.interop.frozen`.
       network: "dinov2", or "vgg16" from a folder of LPIPS.
-      layer: layer whose output is compared: a transformer layer of DINOv2, counted from 1, or a block of VGG16, 1..5.
+      layer: layer whose output is compared: a transformer layer of DINOv2, counted from 1, without the final norm; 0:
+        the last layer of DINOv2 after the final norm, as in VA-VAE; or a block of VGG16, 1..5.
       cosine_margin: difference from a cosine of 1 between latent and feature that costs nothing once it is relaxed.
       distance_margin: difference between cosines within latents and within features that costs nothing once it is
         relaxed.
-      strict_steps: updates in which both margins are 0.
-      relaxing_steps: updates after these in which the margins rise linearly to their values; 0: at once.
+      strict_steps: updates in which both margins are 0 and `weight` holds.
+      relaxing_steps: updates after these in which the margins and the weight move linearly to their relaxed values; 0:
+        at once.
 
     Raises:
       ValueError: for a value out of its range, or a weight without a folder.
@@ -74,10 +77,12 @@ class AlignmentConfig:
     distance_margin: float = 0.25
     strict_steps: int = 0
     relaxing_steps: int = 0
+    relaxed_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_one_of(self, "network", NETWORKS)
-        check_at_least(self, weight=0, layer=1, cosine_margin=0, distance_margin=0, strict_steps=0, relaxing_steps=0)
+        check_at_least(self, weight=0, relaxed_weight=0, layer=0, cosine_margin=0, distance_margin=0)
+        check_at_least(self, strict_steps=0, relaxing_steps=0)
         _check_folder("alignment", self.weight, self.folder)
 
 
@@ -200,6 +205,24 @@ class PhaseConfig:
         return self.shares or {"": 1}
 
 
+@dataclasses.dataclass(frozen=True)
+class Validation(ValidationSchedule):
+    """When and on how many images a run is validated.
+
+    Attributes:
+      images: largest number of held-out images; kinds in use have equal numbers of them.
+
+    Raises:
+      ValueError: for a value out of its range.
+    """
+
+    images: int = changeable(default=16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, images=1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(TrainingConfig):
     """Config of a run that trains the autoencoder.
@@ -245,6 +268,7 @@ class AutoencoderConfig(TrainingConfig):
     adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
     kl: float = 0.0
     batch_size: int
+    validation: Validation
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     statistics_batches: int = changeable(default=0)
     statistics_images: int = changeable(default=0)
@@ -299,6 +323,11 @@ class AutoencoderConfig(TrainingConfig):
             raise ValueError(
                 f"kinds has {reserved}, but the metrics {', '.join(f'batch/{name}' for name in reserved)} describe the "
                 "size of a batch, not the share of a kind; rename these kinds"
+            )
+        if "raw" in self.kinds:
+            raise ValueError(
+                "kinds has 'raw', but the metrics validation_loss/raw and the like are those of the weights without "
+                "EMA; rename this kind"
             )
         if unknown := sorted(set(self.unmirrored_kinds) - self.kinds.keys()):
             raise ValueError(f"unmirrored_kinds has {unknown}; name some of kinds, {sorted(self.kinds)}")

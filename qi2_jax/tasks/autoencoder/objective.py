@@ -4,9 +4,8 @@ Dims: `B` batch, `H` `W` pixels, `c` image channels, `h` `w` rows and columns of
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +42,11 @@ class Crop(NamedTuple):
 
     Attributes:
       pixels_BHWc: images in [-1, 1].
-      margins_B2: cosine and distance margin of the alignment; None without alignment.
+      schedule_B3: values of `alignment.Schedule`, the same for every image; None without alignment.
     """
 
     pixels_BHWc: Float[AnyArray, "B H W c"]
-    margins_B2: Float[AnyArray, "B 2"] | None = None
+    schedule_B3: Float[AnyArray, "B 3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +93,9 @@ class Objective:
             return self._error(rebuilt, networks, batch.pixels_BHWc, keys_B)
 
         if self.alignment.weight:
-            align = self._alignment(networks, batch)
-            posterior, value, metrics = balanced(vae, encode, reconstruction, align, self.alignment.weight)
+            assert batch.schedule_B3 is not None
+            align, weight = self._alignment(networks, batch), jnp.asarray(batch.schedule_B3)[0, 2]
+            posterior, value, metrics = balanced(vae, encode, reconstruction, align, weight)
         else:
             posterior = encode(vae)
             value, metrics = reconstruction(posterior, vae)
@@ -174,8 +174,8 @@ class Objective:
 
     def _alignment(self, networks: Networks, batch: Crop) -> Part:
         """The alignment of latents with the features of `batch`."""
-        network, margins_B2 = networks.features, batch.margins_B2
-        assert network is not None and margins_B2 is not None
+        network, schedule_B3 = networks.features, batch.schedule_B3
+        assert network is not None and schedule_B3 is not None
         images = over_matte(batch.pixels_BHWc, jnp.ones(1))
 
         def align(posterior: Posterior, vae: TrainedVAE) -> tuple[Float[Array, ""], Scalars]:
@@ -184,7 +184,7 @@ class Objective:
                 feature_map(network, self.alignment.layer, images, (h, w), self.execution.dtype)
             )
             assert vae.projection is not None
-            return terms(vae.projection(posterior.mean), features, margins_B2)
+            return terms(vae.projection(posterior.mean), features, schedule_B3[:, :2])
 
         return align
 
@@ -233,25 +233,3 @@ def _psnr(rebuilt_BHWc: Float[AnyArray, "B H W c"], pixels_BHWc: Float[AnyArray,
     """PSNR over all pixels, of what a viewer sees: RGB over white, within [-1, 1]."""
     ours, theirs = (over_matte(jnp.clip(x, -1, 1), jnp.ones(1)) for x in (rebuilt_BHWc, pixels_BHWc))
     return 10 * jnp.log10(4.0 / jnp.mean(jnp.square(ours - theirs)))  # the range [-1, 1] is 2 wide
-
-
-def make_validation(objective: Objective) -> Callable[[VAE, Networks, Any, int], dict[str, float]]:
-    """Makes a function `(vae, networks, pixels_BHWc, count) -> metrics` with means over the first rows.
-
-    The metrics are `loss`, see `Objective.evaluate`, and those of the terms; the alignment's have margins of 0. Each
-    image is evaluated by itself, so the metrics do not depend on how the batch is filled up.
-    """
-
-    @functools.partial(jax.jit, static_argnums=3)
-    def means(vae: VAE, networks: Networks, pixels_BHWc: Float[AnyArray, "B H W c"], count: int) -> Scalars:
-        def of_image(pixels_HWc: Float[Array, "H W c"]) -> Scalars:
-            batch = Crop(pixels_HWc[None], jnp.zeros((1, 2)))
-            value, metrics = objective.evaluate(vae, networks, batch, jax.random.key(0)[None])
-            return {"loss": value, **metrics}
-
-        of_images = jax.vmap(of_image)(pixels_BHWc)
-        return jax.tree.map(lambda values_B: jnp.mean(values_B[:count]), of_images)
-
-    return lambda vae, networks, pixels_BHWc, count: {
-        name: float(value) for name, value in jax.device_get(means(vae, networks, pixels_BHWc, count)).items()
-    }

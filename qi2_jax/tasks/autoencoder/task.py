@@ -22,15 +22,16 @@ from qi2_jax.pixels import over_white, to_image
 from qi2_jax.reporting.grid import lay_out
 from qi2_jax.runs import model_folder, paths
 from qi2_jax.runtime import processes
-from qi2_jax.tasks.autoencoder import adversary, batches, latent_statistics, networks
-from qi2_jax.tasks.autoencoder.alignment import margins
+from qi2_jax.tasks.autoencoder import adversary, batches, latent_statistics, networks, validation
+from qi2_jax.tasks.autoencoder.alignment import Schedule, schedule
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.latent_statistics import Moments
 from qi2_jax.tasks.autoencoder.linear_start import start_linear
 from qi2_jax.tasks.autoencoder.networks import Networks
-from qi2_jax.tasks.autoencoder.objective import Objective, make_validation, reconstruct
+from qi2_jax.tasks.autoencoder.objective import Objective, reconstruct
 from qi2_jax.tasks.autoencoder.phases import make_phases
 from qi2_jax.tasks.autoencoder.trained_vae import TrainedVAE, make_model
+from qi2_jax.tasks.autoencoder.validation import HeldOut
 from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
@@ -53,7 +54,7 @@ class AutoencoderTask(Task):
       model_config: configuration of the autoencoder.
       images: training images.
       crops: training crops of all phases.
-      validation: crops of held-out images, in [-1, 1].
+      validation: crops of held-out images.
       drawn: held-out images that are drawn, in [-1, 1].
       records: positions of the drawn images in their folder of records.
       mesh: devices of the run.
@@ -65,7 +66,7 @@ class AutoencoderTask(Task):
     model_config: VAEConfig
     images: SelectedImages
     crops: Phases
-    validation: Float[np.ndarray, "B H W c"]
+    validation: HeldOut
     drawn: Float[np.ndarray, "B H W c"]
     records: Sequence[int]
     mesh: Mesh
@@ -77,7 +78,7 @@ class AutoencoderTask(Task):
         self.ema_ramp = self.config.ema_ramp
         config = self.config
         self._objective = Objective.of(config, self.mesh)
-        self._validate = make_validation(self._objective)
+        self._validate = validation.make_validation(self._objective, self.mesh)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         self._reconstruct = jax.jit(reconstruct, out_shardings=replicated)
 
@@ -119,33 +120,32 @@ class AutoencoderTask(Task):
             batch_size = self.crops.phases[self.crops.of_step(number)].batch_size
             metrics = batches.composition(self.config, self.crops, number, batch)
             layout = batches.layout(self.config, batch_size, batch.pixels_BHWc.shape[1:3], number)
-            yield [batches.microbatch(batch.pixels_BHWc, layout, self._margins(number, layout), metrics)]
+            yield [batches.microbatch(batch.pixels_BHWc, layout, self._schedule(number, layout), metrics)]
 
     def examples(self) -> Sequence[Microbatch]:
         empty = batches.empty_batches(self.config, self.crops, self.model_config.in_channels)
-        return [batches.microbatch(pixels, layout, self._margins(0, layout)) for pixels, layout in empty]
+        return [batches.microbatch(pixels, layout, self._schedule(0, layout)) for pixels, layout in empty]
 
     def whole_batches(self, start: int) -> Iterator[Float[np.ndarray, "B H W c"]]:
         """Crops of the first phase for steps start, start + 1, ..., of all processes."""
         first = dataclasses.replace(self.crops.phases[0], rows=None)
         return (batch.pixels_BHWc for batch in Phases((first,)).from_step(start))
 
-    def _margins(self, step: int, layout: batches.Layout) -> tuple[float, float] | None:
+    def _schedule(self, step: int, layout: batches.Layout) -> Schedule | None:
         if self.frozen.features is None or layout.adversarial:
             return None
-        return margins(self.config.alignment, step)
+        return schedule(self.config.alignment, step)
 
     def evaluate(self, state: TrainState, check_signals: CheckSignals) -> dict[str, float]:
         """Metrics on held-out images: of the EMA as `validation_loss`, of the raw weights as `validation_loss/raw`.
 
-        The other names are `validation_psnr` and those of the terms of the loss, such as `validation_lpips`.
+        The other names are `validation_psnr` and those of the terms of the loss, such as `validation_lpips`. With
+        kinds, those of each kind follow, such as `validation_psnr/text` and `validation_psnr/text/raw`.
         """
-        pixels = self._put(self.validation)
         metrics: dict[str, float] = {}
         for suffix, model in (("", state.ema), ("/raw", state.model)):
-            check_signals()
-            found = self._validate(model, self.frozen, pixels, len(self.validation))
-            metrics |= {f"validation_{name}{suffix}": value for name, value in found.items()}
+            values = self._validate(model, self.frozen, self.validation, check_signals)
+            metrics |= validation.report(values, self.validation.kinds, suffix)
         return metrics
 
     def draw(self, state: TrainState, check_signals: CheckSignals) -> dict[str, Drawing]:
@@ -185,7 +185,7 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
         frozen, digests = networks.load(config.perceptual, config.alignment, mesh)
     with processes.raise_together():
         trained, held = batches.split_held_out(images, held_out)
-        held = batches.choose_validation(config, held)
+        held, kinds = validation.choose(config, held)
         drawn = held.subset(range(min(batches.DRAWN_IMAGES, len(held))))
         return AutoencoderTask(
             config=config,
@@ -194,7 +194,7 @@ def make_task(config: AutoencoderConfig, images: SelectedImages, mesh: Mesh, hel
             model_config=model_config,
             images=trained,
             crops=make_phases(config, trained, functools.partial(sharding.local_rows, mesh)),
-            validation=batches.validation_pixels(held, config.crop),
+            validation=validation.held_out(config, held, kinds, mesh),
             drawn=batches.drawn_pixels(drawn, model_config.factor),
             records=[image.index for image in drawn.chosen],
             mesh=mesh,

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import Dinov2Config as PublishedConfig
+from transformers import Dinov2Model
 
+from qi2_jax.interop import frozen
 from qi2_jax.models import tree
 from qi2_jax.models.dinov2 import Dinov2, Dinov2Config, normalize
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
@@ -77,15 +80,25 @@ def test_zero_vectors_have_finite_gradients():
 
 def test_margins_are_strict_then_rise_then_stay():
     config = AlignmentConfig(cosine_margin=0.5, distance_margin=0.25, strict_steps=3, relaxing_steps=4)
-    found = [alignment.margins(config, step) for step in (0, 3, 5, 7, 100)]
+    found = [alignment.schedule(config, step)[:2] for step in (0, 3, 5, 7, 100)]
     assert found == [(0, 0), (0, 0), (0.25, 0.125), (0.5, 0.25), (0.5, 0.25)]
     at_once = AlignmentConfig(strict_steps=3)
-    assert [alignment.margins(at_once, step) for step in (2, 3)] == [(0, 0), (0.5, 0.25)]
-    assert alignment.margins(AlignmentConfig(), 0) == (0.5, 0.25)
+    assert [alignment.schedule(at_once, step)[:2] for step in (2, 3)] == [(0, 0), (0.5, 0.25)]
+    assert alignment.schedule(AlignmentConfig(), 0)[:2] == (0.5, 0.25)
 
 
-def gradients(objective, networks, vae, pixels, margins=(0.0, 0.0)):
-    batch = Crop(pixels, np.tile(np.float32(margins), (len(pixels), 1)))
+def test_the_weight_moves_with_the_margins_and_stays_without_a_relaxed_one():
+    config = AlignmentConfig(0.5, "weights", strict_steps=3, relaxing_steps=4, relaxed_weight=0.1)
+    found = [alignment.schedule(config, step).weight for step in (0, 3, 5, 7, 100)]
+    assert found == [0.5, 0.5, pytest.approx(0.3), 0.1, 0.1]
+    at_once = AlignmentConfig(0.5, "weights", strict_steps=3, relaxed_weight=0.1)
+    assert [alignment.schedule(at_once, step).weight for step in (2, 3)] == [0.5, 0.1]
+    constant = AlignmentConfig(0.5, "weights", strict_steps=3, relaxing_steps=4)
+    assert {alignment.schedule(constant, step).weight for step in (0, 3, 7, 100)} == {0.5}
+
+
+def gradients(objective, networks, vae, pixels, schedule=(0.0, 0.0, ALIGNMENT.weight)):
+    batch = Crop(pixels, np.tile(np.float32(schedule), (len(pixels), 1)))
     keys = jax.random.split(jax.random.key(0), len(pixels))
     loss = jax.jit(lambda vae: objective.loss(vae, networks, None, batch, keys))
     (value, metrics), found = jax.value_and_grad(loss, has_aux=True)(vae)
@@ -117,13 +130,20 @@ def test_the_gradient_at_the_encoders_last_layer_has_the_ratio_of_the_config(lpi
     assert metrics["reconstruction"] == pytest.approx(plain, rel=1e-5)
 
 
+def test_the_factor_follows_the_weight_of_the_update(lpips, vae, pixels):
+    networks, objective = Networks(None, lpips), Objective("absolute", alignment=ALIGNMENT)
+    found = [gradients(objective, networks, vae, pixels, (0.0, 0.0, weight))[1] for weight in (0.5, 0.1)]
+    assert found[1]["alignment/weight"] == pytest.approx(found[0]["alignment/weight"] / 5, rel=1e-5)
+    assert found[1]["alignment/cosine"] == pytest.approx(found[0]["alignment/cosine"], rel=1e-6)
+
+
 def test_frozen_networks_are_inputs_of_the_program_and_not_constants_in_it(lpips, vae, pixels):
     objective = Objective("absolute", PerceptualConfig(0.1, "weights"), ALIGNMENT)
 
     def gradient(vae, networks, batch, keys):
         return jax.grad(lambda vae: objective.loss(vae, networks, None, batch, keys)[0])(vae)
 
-    batch, keys = Crop(pixels, np.zeros((2, 2), np.float32)), jax.random.split(jax.random.key(0), 2)
+    batch, keys = Crop(pixels, np.zeros((2, 3), np.float32)), jax.random.split(jax.random.key(0), 2)
     constants = jax.make_jaxpr(gradient)(vae, Networks(lpips, lpips), batch, keys).consts
     assert all(np.size(constant) <= 3 for constant in constants)
 
@@ -157,7 +177,7 @@ def test_in_bf16_the_loss_and_the_gradients_are_fp32_and_close(lpips, vae, pixel
 
 def test_alignment_within_its_margins_leaves_the_gradient_of_the_reconstruction(lpips, vae, pixels):
     networks = Networks(None, lpips)
-    _, metrics, whole = gradients(Objective("absolute", alignment=ALIGNMENT), networks, vae, pixels, (2.0, 2.0))
+    _, metrics, whole = gradients(Objective("absolute", alignment=ALIGNMENT), networks, vae, pixels, (2.0, 2.0, 0.5))
     _, _, reconstruction = gradients(Objective("absolute"), networks, vae, pixels)
     assert metrics["alignment/cosine"] == metrics["alignment/distance"] == 0
     for name, gradient in whole.items():
@@ -190,6 +210,29 @@ def test_features_have_the_grid_of_the_latents(lpips, pixels):
     found = alignment.feature_map(dinov2, 1, pixels, (2, 3))
     resized = jax.image.resize(pixels, (2, 14, 21, 3), "linear")
     np.testing.assert_allclose(found, dinov2.feature_map(normalize(resized), 1), atol=1e-6)
+
+
+def test_layer_0_is_the_normalised_output_of_dinov2_in_transformers(tmp_path):
+    """Without the class token, as VA-VAE reads it."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, image_size=28, patch_size=7)
+    theirs = Dinov2Model(PublishedConfig(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 21, 35, 3)).astype(np.float32)  # as large as the patches need
+    inputs = torch.from_numpy(np.array(normalize(images)).transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        published = theirs(inputs, output_hidden_states=True)
+    ours = frozen.read_dinov2(tmp_path)
+    for layer, expected in ((0, published.last_hidden_state), (3, published.hidden_states[3])):
+        found = alignment.feature_map(ours, layer, images, (3, 5))
+        np.testing.assert_allclose(found, expected[:, 1:].numpy().reshape(2, 3, 5, 24), atol=1e-5, rtol=0)
+        assert alignment.feature_channels(ours, layer) == 24
+    assert not np.allclose(published.last_hidden_state, published.hidden_states[3], atol=1e-2)
+    with pytest.raises(ValueError, match=r"layer is 4; this network has the layers 1 to 3, and 0 for the last one aft"):
+        alignment.feature_channels(ours, 4)
 
 
 @pytest.mark.parametrize("layer", [0, 6])

@@ -17,13 +17,14 @@ from qi2_jax.models.lpips import LPIPS, LPIPSConfig
 from qi2_jax.models.vae import VAE
 from qi2_jax.tasks.autoencoder.config import AlignmentConfig, PerceptualConfig
 from qi2_jax.tasks.autoencoder.task import train_autoencoder
+from qi2_jax.training import loop
 from qi2_jax.training.checkpoints import contents
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
 from tests.tasks.autoencoder.test_task import images  # noqa: F401
 
 TERMS = ("reconstruction", "lpips", *(f"alignment/{name}" for name in ("cosine", "distance", "similarity", "weight")))
-MARGINS = ("alignment/cosine_margin", "alignment/distance_margin")
+MARGINS = ("alignment/cosine_margin", "alignment/distance_margin", "alignment/scheduled_weight")
 BATCH = tuple(f"batch/{name}" for name in ("phase", "height", "width", "photographs", "synthetic"))
 
 
@@ -50,7 +51,7 @@ def config(weights, *overrides):
         "halves_time=(True,)",
     )
     term = f"weight=0.5,folder={weights}".split(",")
-    align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2")
+    align = (*term, "network=vgg16", "layer=4", "strict_steps=1", "relaxing_steps=2", "relaxed_weight=0.1")
     run = ("batch_size=2", "statistics_batches=1", "train.steps=4", "train.log_every=1", "train.sinks=()")
     changes = [*(f"model.{one}" for one in model), *(f"perceptual.{one}" for one in term)]
     later = ("later_phases.at_48.start=3", "later_phases.at_48.batch_size=4", "perceptual.start=1")
@@ -76,10 +77,13 @@ def test_all_terms_margins_and_phases_are_logged(whole):
     assert lines[0]["reconstruction"] < 0.8 * lines[1]["reconstruction"]  # without LPIPS, which has a weight of 0.5
     assert [line[MARGINS[0]] for line in lines] == [0, 0, 0.25, 0.5]
     assert [line[MARGINS[1]] for line in lines] == [0, 0, 0.125, 0.25]
+    assert [line[MARGINS[2]] for line in lines] == pytest.approx([0.5, 0.5, 0.3, 0.1])
     assert [[line[name] for name in BATCH[:3]] for line in lines] == [[1, 32, 32]] * 3 + [[2, 48, 48]]
     assert [line[BATCH[3]] + line[BATCH[4]] for line in lines] == [1] * 4 and lines[3][BATCH[4]] == 0.5
     validated = [line for line in metrics.lines(whole / metrics.FILE) if "validation_loss" in line]
-    assert all({"validation_lpips", "validation_alignment/similarity/raw"} <= line.keys() for line in validated)
+    names = {"validation_lpips", "validation_alignment/similarity/raw"}
+    names |= {f"validation_psnr/{kind}{suffix}" for kind in ("photographs", "synthetic") for suffix in ("", "/raw")}
+    assert all(names <= line.keys() for line in validated)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(images, weights, whole, tmp_path):  # noqa: F811
@@ -95,6 +99,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(images, weights, whole, tmp_p
     for line, other in zip(logged(tmp_path / "run"), logged(whole), strict=True):
         names = (*TERMS, *MARGINS, *BATCH)
         assert [line.get(name) for name in names] == [other.get(name) for name in names]
+
+
+def test_a_run_whose_record_lacks_later_keys_is_the_same_run(weights, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    record = json.loads((out / "config.json").read_text())
+    del record["kl"], record["validation"]["images"]  # which have their defaults
+    (out / "config.json").write_text(json.dumps(record))
+    assert loop.is_finished(config(weights), record["data"], out)
+    del record["alignment"]["relaxed_weight"]
+    (out / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"alignment\.relaxed_weight: absent -> 0\.1"):
+        loop.is_finished(config(weights), record["data"], out)
 
 
 def test_the_exported_model_has_no_projection(whole, weights):

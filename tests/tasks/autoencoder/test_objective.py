@@ -7,10 +7,12 @@ import pytest
 from qi2_jax import sharding
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
 from qi2_jax.models.vae import VAE, Posterior, VAEConfig
+from qi2_jax.pixels import normalize
 from qi2_jax.tasks.autoencoder import objective as training
 from qi2_jax.tasks.autoencoder.config import PerceptualConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
 from qi2_jax.tasks.autoencoder.objective import Crop, Objective
+from qi2_jax.tasks.autoencoder.validation import HeldOut, make_validation
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +98,19 @@ def test_kl_counts_with_its_weight_and_training_then_decodes_samples(vae):
     mean, logvar = (np.asarray(part, np.float64) for part in vae.encode(x))
     divergence = (0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)).sum() / x.size
     _, scalars = Objective("absolute", kl=0.1).loss(vae, Networks(), None, Crop(x), keys())
-    plain, of_mode = Objective("absolute").loss(vae, Networks(), None, Crop(x), keys())
+    _, of_mode = Objective("absolute").loss(vae, Networks(), None, Crop(x), keys())
     assert float(scalars["kl"]) == pytest.approx(divergence, rel=1e-5)
     assert float(scalars["psnr"]) != float(of_mode["psnr"])
     narrow = Posterior(vae.encode(x).mean, np.full_like(logvar, -30.0))
     np.testing.assert_allclose(training._sampled(narrow, keys()), narrow.mean, atol=1e-5)
     wide = Posterior(np.zeros((64, 8, 8, 4), np.float32), np.full((64, 8, 8, 4), np.log(4.0), np.float32))
     assert np.std(training._sampled(wide, keys(64))) == pytest.approx(2.0, rel=0.02)
-    assert training.make_validation(Objective("absolute", kl=0.1))(vae, Networks(), x, 2)["loss"] == pytest.approx(
-        float(plain), rel=1e-5
-    )
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    crops = np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3), dtype=np.uint8)
+    plain, _ = Objective("absolute").loss(vae, Networks(), None, Crop(normalize(crops)), keys())
+    held_out = HeldOut([crops], batch_size=2, kinds=["", ""])
+    losses = make_validation(Objective("absolute", kl=0.1), mesh)(vae, Networks(), held_out)["loss"]
+    assert losses.mean() == pytest.approx(float(plain), rel=1e-5)
 
 
 def test_rows_of_a_crop_are_shared_by_devices_without_another_result(vae, lpips):

@@ -115,6 +115,8 @@ def test_kinds_with_names_of_other_metrics_are_refused():
     plain = load_experiment("experiments/demo.py:tiny").vae
     with pytest.raises(ValueError, match=r"kinds has \['phase'\], but the metrics batch/phase .*; rename these kinds"):
         dataclasses.replace(plain, kinds={"phase": ()}, shares={"phase": 1})
+    with pytest.raises(ValueError, match=r"kinds has 'raw', but the metrics validation_loss/raw .*rename this kind"):
+        dataclasses.replace(plain, kinds={"raw": ()}, shares={"raw": 1})
 
 
 def test_the_published_form_rises_to_2048_pixels():

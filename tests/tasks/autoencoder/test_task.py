@@ -16,7 +16,7 @@ from data_pipeline.records.shards import RecordFolder, write_shards
 from data_pipeline.samples.held_out import image_hash
 from data_pipeline.scoring.cascade import score
 from data_pipeline.scoring.score_tables import write_scores
-from qi2_jax.tasks.autoencoder import batches, task
+from qi2_jax.tasks.autoencoder import batches, task, validation
 from qi2_jax.tasks.autoencoder.task import train_vae
 from qi2_jax.training.telemetry import metrics
 from qi2_jax.workflows.config import load_experiment
@@ -69,20 +69,24 @@ def test_kinds_in_use_take_turns_in_validation(images):
 
     def chosen(images, *changes):
         config = load_experiment(form, [f"vae.{change}" for change in changes]).vae
-        return [image.index for image in batches.choose_validation(config, images).chosen]
+        found, kinds = validation.choose(config, images)
+        assert kinds == ["photographs" if image.index % 3 else "synthetic" for image in found.chosen]
+        return [image.index for image in found.chosen]
 
     assert chosen(images) == [1, 0, 2, 3, 4, 6, 5, 9, 7, 8, 10, 11]  # photographs, synthetic, ...
+    assert chosen(images, "validation.images=5") == [1, 0, 4, 6, 8]
     unused = "shares.synthetic=0", "later_phases.at_48.shares.synthetic=0"
     assert chosen(images, *unused) == [1, 2, 4, 5, 7, 8, 10, 11]
     small = dataclasses.replace(images.chosen[0], bucket=Bucket(SIDE, 16))
     assert chosen(dataclasses.replace(images, chosen=(small, *images.chosen[1:])))[1] == 3
     plain = tiny()
     many = dataclasses.replace(images, chosen=tuple(SelectedImage(i, Bucket(SIDE, SIDE), ()) for i in range(40)))
-    assert [image.index for image in batches.choose_validation(plain, many).chosen] == [40 * i // 16 for i in range(16)]
+    found, kinds = validation.choose(plain, many)  # without the key `validation.images`, as earlier configs
+    assert [image.index for image in found.chosen] == [40 * i // 16 for i in range(16)] and kinds == [""] * 16
     with pytest.raises(
         ValueError, match=r"0 of the 1 images for validation have sides of at least 32 pixels; choose a sm"
     ):
-        batches.choose_validation(plain, dataclasses.replace(images, chosen=(small,)))
+        validation.choose(plain, dataclasses.replace(images, chosen=(small,)))
 
 
 def test_copies_of_held_out_images_are_not_trained_on(images, tmp_path):
@@ -133,9 +137,32 @@ def test_a_run_validates_and_draws_before_the_first_and_after_the_last_step(imag
         assert grid.width > 2 * SIDE and grid.height > len(notes["samples"]) // 2 * SIDE
 
 
-def test_validation_does_not_depend_on_how_its_batch_is_filled_up(images):
+def test_validation_does_not_depend_on_how_its_images_are_batched(images):
     config = tiny()
     made = task.make_task(config, images, task.make_mesh(config.mesh), 0.5)
     model = made.make_model(task.jax.random.key(0))
-    found = [made._validate(model, made.frozen, made.validation[:size], 2) for size in (2, 4)]
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    chosen, kinds = validation.choose(config, images)
+    checked, values = [], []
+    for batch_size, count in ((2, 6), (4, 3), (16, 1)):
+        larger = dataclasses.replace(config, batch_size=batch_size)
+        held_out = validation.held_out(larger, chosen, kinds, made.mesh)
+        assert len(held_out.batches) == count and held_out.batches[0].dtype == np.uint8
+        values.append(made._validate(model, made.frozen, held_out, lambda: checked.append(1)))
+    assert len(checked) == 6 + 3 + 1
+    for found in values[1:]:
+        for name, expected in values[0].items():
+            assert expected.shape == (12,)
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5)
+
+
+def test_metrics_of_kinds_are_means_over_their_images():
+    values = {"loss": np.float32([1, 2, 6]), "psnr": np.float32([30, 20, 40])}
+    assert validation.report(values, ["", "", ""], "/raw") == {"validation_loss/raw": 3, "validation_psnr/raw": 30}
+    assert validation.report(values, ["text", "photographs", "text"], "") == {
+        "validation_loss": 3,
+        "validation_psnr": 30,
+        "validation_loss/photographs": 2,
+        "validation_psnr/photographs": 20,
+        "validation_loss/text": 3.5,
+        "validation_psnr/text": 35,
+    }
