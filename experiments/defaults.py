@@ -47,6 +47,16 @@ def samples(every: int = 0, **changes: Any) -> dict[str, Any]:
     return group | changes
 
 
+def text_slots(**changes: Any) -> dict[str, Any]:
+    """How batches are formed by the lengths of their texts; by default, all are padded to the longest one."""
+    group = dict(
+        layouts=1,  # at most this many numbers of text slots for each stream, each with a program of its own
+        window=1,  # batches whose samples are sorted together by length
+        pieces=1,  # parts of a batch, each with texts of one length; best as many as a batch has microbatches
+    )
+    return group | changes
+
+
 def profile() -> dict[str, int]:
     """A trace of `steps` steps from step `start` on; with 0, SIGUSR1 starts it."""
     return dict(start=0, steps=3)

@@ -121,6 +121,7 @@ def _transformer(tiny: bool) -> dict[str, Any]:
         images_per_device=(0,),  # for each side, the largest microbatch of a device; 0: the whole batch
         batches_per_update=1,  # batches of data.mixture whose gradients are accumulated for an update
         dropout=0.1,
+        text_slots=defaults.text_slots(),
         validation=dict(
             every=10_000,  # also before the first and after the last step
             samples=8 if tiny else 16,  # of each stream

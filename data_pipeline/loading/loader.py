@@ -1,83 +1,151 @@
 """The loader: batches as a pure function of (seed, step), the same global batches on any number of hosts."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
+from jaxtyping import Bool, Int
 
 from data_pipeline.loading.batch import Batch, collate, with_text
+from data_pipeline.loading.text_slots import TextSlots, smallest
+from data_pipeline.samples.lengths import TextLengths
 from data_pipeline.samples.schema import Sample, Text
-from qi2_jax import sequence
+from qi2_jax.sequence import Layout
 from qi2_jax.training.mean import Mean
 from qi2_jax.training.microbatch import Microbatch, Stats
 
 
+class Drawn(NamedTuple):
+    """What the rows of a window's microbatches show.
+
+    Attributes:
+      samples: index of each sample.
+      texts: which of its texts it takes.
+      dropped: whether the empty prompt replaces the text.
+      layouts: layout of each microbatch.
+    """
+
+    samples: Int[np.ndarray, "microbatches rows"]
+    texts: Int[np.ndarray, "microbatches rows"]
+    dropped: Bool[np.ndarray, "microbatches rows"]
+    layouts: Sequence[Layout]
+
+
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Shuffled, endless, padded batches of one stream.
+    """Shuffled, endless, padded microbatches of one stream.
 
     Every epoch is a new permutation of all samples. Batches may span two epochs, so no sample is left out. A step draws
     one of the texts of each sample. With probability `dropout` it uses the empty prompt instead: for an edit the
-    sample's own, which includes the condition images, otherwise the common one.
+    sample's own, which includes the condition images, otherwise the common one. Then the samples of a window of batches
+    are sorted by the lengths of their texts, see `TextSlots`.
 
     Attributes:
       samples: samples of the stream.
+      lengths: text lengths of the samples.
       empty: empty prompt without condition images.
-      layout: layout that batches are padded to.
-      batch_size: global number of samples per batch.
+      layouts: layouts that microbatches are padded to, from the fewest text slots to the most; the last one has room
+        for every sample.
+      size: global number of samples of a microbatch.
       seed: seed of the order, texts and dropout.
       dropout: probability in [0, 1].
-      rows: rows of the global batch that this process reads; None for all.
-      labels: constant metrics of the stream, logged with every batch.
+      rows: rows of a global microbatch that this process reads; None for all.
+      labels: constant metrics of the stream, logged with every microbatch.
+      slots: how batches are formed by the lengths of texts.
+      microbatches: number of microbatches in a batch.
 
     Raises:
-      ValueError: if `dropout` is not a probability.
+      ValueError: if `dropout` is not a probability, or the parts of a batch would not be equal.
     """
 
     samples: Sequence[Sample]
+    lengths: TextLengths
     empty: Text
-    layout: sequence.Layout
-    batch_size: int
+    layouts: Sequence[Layout]
+    size: int
     seed: int
     dropout: float = 0.0
     rows: Sequence[int] | None = None
     labels: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    slots: TextSlots = TextSlots()  # noqa: RUF009
+    microbatches: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is {self.dropout}; it must be between 0 and 1")
+        if self.size * self.microbatches % self.slots.pieces:
+            raise ValueError(
+                f"a batch of {self.size * self.microbatches} samples cannot be cut into {self.slots.pieces} pieces; "
+                "change text_slots.pieces"
+            )
+
+    @property
+    def layout(self) -> Layout:
+        """The layout that has room for every sample."""
+        return self.layouts[-1]
+
+    @property
+    def window(self) -> int:
+        """Batches that are sorted together: fewer than configured if an epoch has fewer."""
+        return max(1, min(self.slots.window, len(self.samples) // (self.size * self.microbatches)))
 
     def order(self) -> grain.MapDataset:
         """Indices of the samples in the order of the endless sequence. Memory does not grow with their number."""
         return grain.MapDataset.range(len(self.samples)).seed(self.seed).shuffle().repeat()
 
     def batches(self) -> grain.MapDataset:
-        """The batch of every step, as a `Microbatch` of this process's rows."""
-        # Texts and dropout depend on the sample's place in the global order, whatever the number of hosts.
-        chosen = self.order().random_map(self._choose, seed=self.seed + 1)
-        rows = range(self.batch_size) if self.rows is None else self.rows
+        """Every microbatch, with the rows of this process. Batch `b` has those from `b * microbatches` on."""
+        window = functools.lru_cache(maxsize=2)(self.draw)  # threads read ahead, at most into the next window
+        rows = list(range(self.size) if self.rows is None else self.rows)
 
-        def batch(step: int) -> Microbatch:
-            drawn = [chosen[step * self.batch_size + row] for row in rows]
-            samples = [sample for sample, _ in drawn]
-            batch = collate(self.layout, samples)
-            metrics = self._metrics(batch, samples, [uses_empty_prompt for _, uses_empty_prompt in drawn])
-            stats = Stats(self.batch_size, self.batch_size * self.layout.length, metrics=metrics)
-            return Microbatch(self.layout, batch, stats=stats)
+        def microbatch(number: int) -> Microbatch:
+            which, place = divmod(number, self.window * self.microbatches)
+            drawn = window(which)
+            dropped = drawn.dropped[place, rows].tolist()
+            chosen = zip(drawn.samples[place, rows].tolist(), drawn.texts[place, rows].tolist(), dropped, strict=True)
+            return self._microbatch(drawn.layouts[place], [self._read(*one) for one in chosen], dropped)
 
-        return grain.MapDataset.range(np.iinfo(np.int64).max).map(batch)
+        return grain.MapDataset.range(np.iinfo(np.int64).max).map(microbatch)
 
-    def _choose(self, index: int, rng: np.random.Generator) -> tuple[Sample, bool]:
-        """The sample with one text, and whether this text is the empty prompt."""
+    def example(self, layout: Layout) -> Microbatch:
+        """A microbatch with the shapes of a layout, which the empty prompt fits whatever its text slots."""
+        rows = range(self.size) if self.rows is None else self.rows
+        samples = [self._read(row % len(self.samples), 0, True) for row in rows]
+        return self._microbatch(layout, samples, [True] * len(samples))
+
+    def draw(self, window: int) -> Drawn:
+        """What the microbatches of a window show. It reads no samples, and all processes draw the same."""
+        batches, count = self.window, self.window * self.microbatches * self.size
+        order, rng = self.order(), np.random.default_rng((self.seed, 1, window))
+        samples = np.array([order[place] for place in range(window * count, (window + 1) * count)])
+        texts = (rng.random(count) * self.lengths.choices[samples]).astype(np.int64)
+        dropped = rng.random(count) < self.dropout
+        tokens = self.lengths.drawn(samples, texts, dropped, self.empty.lengths)
+        of_batches = np.arange(count).reshape(batches, -1)
+        if len(self.layouts) > 1:  # otherwise, sorting would save nothing
+            pieces = np.argsort(tokens[:, -1], kind="stable").reshape(batches * self.slots.pieces, -1)
+            of_batches = rng.permutation(pieces).reshape(batches, -1)
+            by_length = np.argsort(tokens[of_batches, -1], axis=1, kind="stable")
+            of_batches = np.take_along_axis(of_batches, by_length, axis=1)
+        places = of_batches.reshape(batches * self.microbatches, self.size)
+        layouts = [smallest(self.layouts, tokens[rows]) for rows in places]
+        return Drawn(samples[places], texts[places], dropped[places], layouts)
+
+    def _read(self, index: int, text: int, is_dropped: bool) -> Sample:
+        """A sample with the text that was drawn."""
         sample = self.samples[index]
-        text = sample.texts[rng.integers(len(sample.texts))]
-        if rng.random() < self.dropout:
-            return with_text(sample, sample.empty or self.empty), True
-        return with_text(sample, text), False
+        return with_text(sample, (sample.empty or self.empty) if is_dropped else sample.texts[text])
+
+    def _microbatch(self, layout: Layout, samples: Sequence[Sample], is_dropped: Sequence[bool]) -> Microbatch:
+        batch = collate(layout, samples)
+        stats = Stats(self.size, self.size * layout.length, metrics=self._metrics(layout, batch, samples, is_dropped))
+        return Microbatch(layout, batch, stats=stats)
 
     def _metrics(
-        self, batch: Batch, samples: Sequence[Sample], uses_empty_prompt: Sequence[bool]
+        self, layout: Layout, batch: Batch, samples: Sequence[Sample], is_dropped: Sequence[bool]
     ) -> dict[str, float | Mean]:
         """The composition of the batch, as shares 0..1.
 
@@ -86,13 +154,13 @@ class Loader:
         prompt; `wide` and `tall` are the shares of targets with more columns than rows, and with fewer.
         """
         sizes = np.array([sample.latents.shape[:2] for sample in samples])
-        text_slots = sum(self.layout.text)
+        text_slots = sum(layout.text)
         text_tokens = sum(sum(sample.texts[0].lengths) for sample in samples)
         padding = 1 - float(batch.cond.valid_BS.mean())
         padding_text = 1 - text_tokens / max(1, len(samples) * text_slots)
-        slots, text_slots = self.batch_size * self.layout.length, self.batch_size * text_slots
+        slots, text_slots = self.size * layout.length, self.size * text_slots
         return {
-            "batch/dropped": float(np.mean(uses_empty_prompt)),
+            "batch/dropped": float(np.mean(is_dropped)),
             "batch/wide": float(np.mean(sizes[:, 1] > sizes[:, 0])),
             "batch/tall": float(np.mean(sizes[:, 1] < sizes[:, 0])),
             **self.labels,

@@ -1,9 +1,9 @@
 """Mixtures: batches of several streams (areas, tasks) in exact proportions, a pure function of the turn.
 
-All batches of a stream have one layout and one size, so a step runs one of few compiled programs. The streams take
-turns. The number of turns in a cycle is the sum of the weights; their order is drawn from (seed, cycle). The batch of a
-turn therefore depends on (seed, turn) alone: the whole state is one integer, on any number of hosts. A batch that is
-too large for the devices is read as several microbatches.
+All batches of a stream have one size and few layouts, so a step runs few compiled programs. The streams take turns.
+The number of turns in a cycle is the sum of the weights; their order is drawn from (seed, cycle). The batch of a turn
+therefore depends on (seed, turn) alone: the whole state is one integer, on any number of hosts. A batch that is too
+large for the devices is read as several microbatches.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from data_pipeline.loading.loader import Loader
+from data_pipeline.loading.text_slots import TextSlots, choose_layouts
 from data_pipeline.loading.turns import Turn, Turns
 from data_pipeline.samples.cache import Cache, CachedStream, Largest, StreamKey
 from data_pipeline.samples.schema import Sample
@@ -30,15 +31,18 @@ class Stream:
       name: name in logs, such as "512-1".
       loader: loader of microbatches.
       weight: number of its batches in every cycle.
-      microbatches: number of microbatches in a batch.
-      held_out: samples for validation and sample grids, in the same layout.
+      held_out: samples for validation and sample grids, which fit the loader's largest layout.
     """
 
     name: str
     loader: Loader
     weight: int
-    microbatches: int = 1
     held_out: Sequence[Sample] = ()
+
+    @property
+    def microbatches(self) -> int:
+        """Number of microbatches in a batch."""
+        return self.loader.microbatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Mixture:
         seed: int,
         dropout: float,
         local_rows: Callable[[int], Sequence[int]],
+        slots: TextSlots = TextSlots(),  # noqa: B008
     ) -> "Mixture":
         """The streams of a cache that have a share.
 
@@ -74,7 +79,8 @@ class Mixture:
           microbatch_sizes: for every side, the number of microbatches in a batch and the global size of each.
           seed: seed of the order and of the loaders.
           dropout: probability of the empty prompt, see `Loader`.
-          local_rows: function from the size of a batch to the rows that this process reads.
+          local_rows: function from the size of a microbatch to the rows that this process reads.
+          slots: how batches are formed by the lengths of texts.
 
         Raises:
           ValueError: if a stream with a share has no samples, or none held out although the cache holds some out.
@@ -83,10 +89,23 @@ class Mixture:
         for position, (key, (stream, held_out)) in enumerate(streams_of(cache, shares).items()):
             count, size = microbatch_sizes[shares.sides.index(key.side)]
             layout = layout_of(stream.largest | held_out.largest, cache.empty.lengths)
+            layouts = choose_layouts(layout, stream.lengths, cache.empty.lengths, dropout, slots.layouts)
             labels = {"batch/side": float(key.side), "batch/conditions": float(key.conditions)}
             rows = local_rows(size)
-            loader = Loader(stream, cache.empty, layout, size, seed + 2 * position, dropout, rows, labels)
-            streams.append(Stream(str(key), loader, weights[key], count, held_out))
+            loader = Loader(
+                samples=stream,
+                lengths=stream.lengths,
+                empty=cache.empty,
+                layouts=layouts,
+                size=size,
+                seed=seed + 2 * position,
+                dropout=dropout,
+                rows=rows,
+                labels=labels,
+                slots=slots,
+                microbatches=count,
+            )
+            streams.append(Stream(str(key), loader, weights[key], held_out))
         return cls(tuple(streams), seed)
 
     @property

@@ -2,18 +2,21 @@
 
     DIR/making.json                        fingerprint of everything that samples depend on; written first
     DIR/256-0/unit-00000.arrayrecord       samples with the area of 256 x 256 pixels, no condition image
+    DIR/256-0/unit-00000.lengths           tokens of their texts, see `lengths`
     DIR/512-2/unit-00000.arrayrecord       edits at 512 with two condition images
     DIR/512-2-held/unit-00000.arrayrecord  such edits that are held out for validation, see `held_out`
     DIR/units/unit-00000.json              marks a complete unit; written after the files of the unit
     DIR/empty.safetensors                  features of the empty prompt, for classifier-free dropout
     DIR/manifest.json                      marks a complete cache; written last
 
-A stream has one area and one number of condition images, so one compiled program trains or validates on it. A unit is
+A stream has one area and one number of condition images, so few compiled programs train and validate on it. A unit is
 encoded and stored as a whole; after a kill, an incomplete unit is encoded again. For each file, a host keeps a name and
-a count in memory, and an index while the file is open.
+a count in memory, and an index while the file is open; for each text, its lengths.
 """
 
+import functools
 import json
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -26,7 +29,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_pipeline.funnel import Tally
+from data_pipeline.samples import lengths
 from data_pipeline.samples.held_out import BY_IMAGES
+from data_pipeline.samples.lengths import TextLengths
 from data_pipeline.samples.schema import (
     NOTHING,
     TEXT,
@@ -46,6 +51,7 @@ HELD_OUT_BY = "held_out_by"  # key of the fingerprint; caches of earlier version
 MAX_OPEN = 128  # open files of a stream; each takes 8 bytes per sample in memory
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # latents do not compress, and reading is five times as fast
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"unit-\d{5,}\.arrayrecord")
 
 
@@ -144,7 +150,7 @@ def write_unit(
     """
     name = f"unit-{unit:05d}.arrayrecord"
     writers: dict[StreamKey, Any] = {}
-    counts: dict[StreamKey, int] = {}
+    texts: dict[StreamKey, list[TextLengths]] = {}
     largest: dict[StreamKey, Largest] = {}
     try:
         for side, sample, *held in samples:
@@ -153,15 +159,16 @@ def write_unit(
                 (folder / str(key)).mkdir(parents=True, exist_ok=True)
                 writers[key] = ArrayRecordWriter(str(folder / str(key) / f"{name}.partial"), _WRITER_OPTIONS)
             writers[key].write(encode_sample(sample))
-            counts[key] = counts.get(key, 0) + 1
+            texts.setdefault(key, []).append(TextLengths.of([sample]))
             largest[key] = largest[key] | Largest.of(sample) if key in largest else Largest.of(sample)
     finally:
         for writer in writers.values():
             writer.close()
     for key in writers:
         path = folder / str(key) / name
+        lengths.write(path, TextLengths.join(texts[key]))
         path.with_name(f"{name}.partial").replace(path)
-    streams = [{**key._asdict(), "samples": counts[key], "largest": vars(largest[key])} for key in sorted(writers)]
+    streams = [{**key._asdict(), "samples": len(texts[key]), "largest": vars(largest[key])} for key in sorted(writers)]
     (folder / UNITS).mkdir(exist_ok=True)
     write_json_atomic(folder / UNITS / f"unit-{unit:05d}.json", {"streams": streams, "left_out": left_out.counts})
 
@@ -241,6 +248,28 @@ class CachedStream(Sequence):
             return decode_sample(self._reader(file, path).read([index - start])[0])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}, sample {index - start}: {error}") from None
+
+    @functools.cached_property
+    def lengths(self) -> TextLengths:
+        """The text lengths of all samples. Caches of earlier versions lack them: they are measured once and stored."""
+        return TextLengths.join(self._lengths(file, path) for file, path in enumerate(self.paths))
+
+    def _lengths(self, file: int, path: Path) -> TextLengths:
+        stored = lengths.read(path)
+        expected = int(self._ends[file] - (self._ends[file - 1] if file else 0))
+        if stored is not None and len(stored.texts) != expected:
+            raise ValueError(f"{path} has {expected} samples, but lengths of {len(stored.texts)}; delete the latter")
+        return self._measure(file) if stored is None else stored
+
+    def _measure(self, file: int) -> TextLengths:
+        path, start = self.paths[file], int(self._ends[file - 1]) if file else 0
+        _log.info("%s: measuring the texts of its samples, which an earlier version did not store", path)
+        measured = TextLengths.of(self[index] for index in range(start, int(self._ends[file])))
+        try:
+            lengths.write(path, measured)
+        except OSError as error:  # such as a folder that may only be read
+            _log.warning("%s: the lengths of its texts cannot be stored, so every start measures them: %s", path, error)
+        return measured
 
     def _reader(self, file: int, path: Path) -> ArrayRecordReader:
         with self._lock:

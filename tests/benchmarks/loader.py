@@ -58,7 +58,8 @@ def rate(made: Cache, samples: int) -> float:
 
 
 def mixture(stream: CachedStream, empty: Text) -> Mixture:
-    loader = Loader(stream, empty, layout_of(stream.largest, empty.lengths), BATCH, 0, dropout=0.1)
+    layouts = (layout_of(stream.largest, empty.lengths),)
+    loader = Loader(stream, stream.lengths, empty, layouts, BATCH, 0, dropout=0.1)
     return Mixture((Stream(str(stream.key), loader, 1),))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_pipeline.loading import loader
 from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.encoding import preprocessing
 from data_pipeline.samples.schema import Sample, Text
@@ -73,6 +74,31 @@ def test_mixture_trains_in_its_shares_and_resumes(samples, tmp_path):
     train(samples, tmp_path / "parts", 2)
     parts = [line for line in train(samples, tmp_path / "parts", 4) if "loss" in line]
     assert parts == steps
+
+
+def test_short_texts_have_a_program_of_their_own_which_changes_no_loss(tmp_path, monkeypatch):
+    """The same batches, padded to the smaller of two layouts where they fit, and all padded to the larger one."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    lengths = [3, 40, 4, 38, 5, 36]
+    made = [(64, Sample(draw(2, 4, 8), (Text(draw(length, 16), (length,)),))) for length in lengths]
+    own = ["data.mixture.tasks=(1, 0)", "data.mixture.conditions=(1,)", "transformer.dropout=0"]
+    own += ["transformer.batch_sizes=(2,)", "transformer.train.steps=6", "transformer.train.log_every=1"]
+    own += ["transformer.text_slots.layouts=2", "transformer.text_slots.window=3"]
+    config = load_experiment(TINY, [*OVERRIDES, *own])
+    write_cache(tmp_path / "samples", made, Text(draw(2, 16), (2,)), preprocessing(config.data))
+    found = []
+    for name in ("short", "padded"):
+        task.train_transformer(config, Cache(tmp_path / "samples"), tmp_path / name)
+        found.append([line for line in metrics.read(tmp_path / name / "metrics.jsonl") if "loss" in line])
+        monkeypatch.setattr(loader, "smallest", lambda layouts, tokens: layouts[-1])
+    np.testing.assert_allclose(*([line["loss"] for line in lines] for lines in found), rtol=1e-5)
+    slots = [sum(line["tokens_per_second"] * line["time/seconds"] for line in lines) for lines in found]
+    # Sorted, the batches of a window have texts of 3 and 4, 5 and 36, 38 and 40 tokens, in layouts of 16 and 40.
+    assert slots == pytest.approx([2 * 2 * (24 + 48 + 48), 2 * 2 * 3 * 48])
 
 
 def test_padding_of_an_interval_is_the_share_of_all_of_its_slots(samples, tmp_path):

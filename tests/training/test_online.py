@@ -207,7 +207,8 @@ for name in ("nothing", "text_and_images"):
     inputs = batches.Inputs(config, cache, pathlib.Path(model), mesh)
     for stream in cache.streams:
         layout = layout_of(stream.largest, cache.empty.lengths)
-        loaded = Loader(stream, cache.empty, layout, 4, 0, rows=sharding.local_rows(mesh, 4)).batches()
+        rows = sharding.local_rows(mesh, 4)
+        loaded = Loader(stream, stream.lengths, cache.empty, (layout,), 4, 0, rows=rows).batches()
         for batch in read_ahead((inputs.complete_on_host(layout, loaded[step].batch) for step in range(3)), 2):
             assert len(batch.latents_BNC) == 2
             kept = batch.latents_BNC, batch.cond.conditions_BMC

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loading.mixture import streams_of
+from data_pipeline.loading.text_slots import TextSlots
 from data_pipeline.samples import encoding
 from data_pipeline.samples.cache import Cache, check_fingerprint
 from qi2_jax import attention, sharding
@@ -120,6 +121,7 @@ class TransformerConfig(TrainingConfig):
         batches are split into microbatches. 0: the whole batch.
       batches_per_update: batches whose gradients are accumulated for an update.
       dropout: probability of replacing a text by the empty prompt.
+      text_slots: how batches are formed by the lengths of their texts.
 
     Raises:
       ValueError: for a value out of its range.
@@ -131,6 +133,7 @@ class TransformerConfig(TrainingConfig):
     images_per_device: tuple[int, ...] = changeable()
     batches_per_update: int
     dropout: float
+    text_slots: TextSlots = TextSlots()  # noqa: RUF009
     timesteps: TimestepConfig
     start: StartConfig = changeable()
     lora: AdapterConfig

@@ -124,7 +124,8 @@ class TransformerTask(Task):
 
     def examples(self) -> Sequence[Microbatch]:
         self.inputs.compile(self.image_sizes)
-        return [self._complete(stream.loader.batches()[0]) for stream in self.mixture.streams]
+        loaders = [stream.loader for stream in self.mixture.streams]
+        return [self._complete(loader.example(layout)) for loader in loaders for layout in loader.layouts]
 
     def _complete(self, microbatch: Microbatch) -> Microbatch:
         """A microbatch with everything that is computed on the host, and with its FLOPs."""
@@ -238,6 +239,7 @@ def _mixture(config: StageConfig, samples: Cache, mesh: Mesh) -> Mixture:
         seed=stage.seed,
         dropout=stage.dropout,
         local_rows=lambda size: sharding.local_rows(mesh, size),
+        slots=stage.text_slots,
     )
     if unused := mixture.unused(samples):
         processes.log_on_main(f"samples that data.mixture never reads, by stream (side-conditions: number): {unused}")

@@ -104,7 +104,7 @@ def make_validation(
 def held_out_batches(stream: Stream, most: int, mesh: Mesh, inputs: Inputs) -> HeldOut:
     """The first `most` held-out samples of a stream, on the mesh."""
     loader, count = stream.loader, min(most, len(stream.held_out))
-    size = min(loader.batch_size, sharding.padded_size(mesh, count))
+    size = min(loader.size, sharding.padded_size(mesh, count))
     microbatches = []
     for start in range(0, count, size):
         samples = [stream.held_out[(start + row) % count] for row in sharding.local_rows(mesh, size)]

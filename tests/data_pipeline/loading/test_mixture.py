@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data_pipeline.loading.loader import Loader
 from data_pipeline.loading.mixture import Mixture, Shares, Stream
 from data_pipeline.samples.cache import Cache
+from data_pipeline.samples.lengths import TextLengths
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.sequence import Layout
 from qi2_jax.training.microbatch import Microbatch
@@ -26,8 +27,9 @@ def stream(number: int, weight: int, samples: int = 5, batch: int = 4, rows=None
         Sample(np.full((1, side, 2), 100 * number + index, np.float32), (Text(np.zeros((1, 2), np.float32), (1,)),))
         for index in range(samples)
     ]
-    loader = Loader(made, EMPTY, Layout((1,), side), batch, seed=number, rows=rows)
-    return Stream(str(number), loader, weight, parts)
+    layouts = (Layout((1,), side),)
+    loader = Loader(made, TextLengths.of(made), EMPTY, layouts, batch, seed=number, rows=rows, microbatches=parts)
+    return Stream(str(number), loader, weight)
 
 
 def drawn(mixture: Mixture, start: int, steps: int) -> list[tuple[str, list[int]]]:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.funnel import Tally
-from data_pipeline.samples import cache
+from data_pipeline.samples import cache, lengths
 from data_pipeline.samples.cache import Cache, StreamKey
+from data_pipeline.samples.lengths import TextLengths
 from data_pipeline.samples.schema import Sample, Text, decode_sample, encode_sample
 from tests.caches import write_cache
 
@@ -145,3 +146,34 @@ def test_a_folder_with_another_manifest_is_refused(tmp_path, manifest):
     (tmp_path / cache.MANIFEST).write_text(manifest)
     with pytest.raises(ValueError, match=r"is not the manifest of encoded samples .*name a folder"):
         Cache(tmp_path)
+
+
+def test_text_lengths_are_stored_and_measured_where_an_earlier_version_did_not(tmp_path):
+    write(tmp_path, 4)
+    cache.finish(tmp_path, 4, EMPTY)
+    stream = Cache(tmp_path).streams[1]
+    assert len(stream.paths) == 2
+    expected = TextLengths.of(stream)
+    assert expected.has_conditions and expected.choices.tolist() == [2] * len(stream)
+    stored = sorted(path.name for path in stream.paths[0].parent.glob("*.lengths"))
+    assert stored == [f"{path.stem}.lengths" for path in stream.paths]
+    for path in stream.paths[1:]:
+        path.with_suffix(".lengths").unlink()
+    for _ in range(2):
+        found = Cache(tmp_path).streams[1].lengths
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_array_equal(found.texts, expected.texts)
+    assert sorted(path.name for path in stream.paths[0].parent.glob("*.lengths")) == stored
+
+
+def test_damaged_text_lengths_are_named(tmp_path):
+    write(tmp_path)
+    cache.finish(tmp_path, 3, EMPTY)
+    second = Cache(tmp_path).streams[0].paths[1]
+    second.with_suffix(".lengths").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"unit-0000\d.lengths: .*delete it, and it is measured again"):
+        _ = Cache(tmp_path).streams[0].lengths
+    shorter = TextLengths.of([make(0)])
+    lengths.write(second, shorter)
+    with pytest.raises(ValueError, match="samples, but lengths of 1; delete the latter"):
+        _ = Cache(tmp_path).streams[0].lengths
