@@ -15,7 +15,7 @@ from data_pipeline.samples.lengths import TextLengths
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.sequence import Layout
 from qi2_jax.training.mean import Mean
-from qi2_jax.training.microbatch import Microbatch, Stats
+from qi2_jax.training.microbatch import PADDING, Microbatch, Stats
 
 
 class Drawn(NamedTuple):
@@ -164,6 +164,6 @@ class Loader:
             "batch/wide": float(np.mean(sizes[:, 1] > sizes[:, 0])),
             "batch/tall": float(np.mean(sizes[:, 1] < sizes[:, 0])),
             **self.labels,
-            "batch/padding": Mean(slots * padding, slots),
+            PADDING: Mean(slots * padding, slots),
             "batch/padding_text": Mean(text_slots * padding_text, text_slots),
         }

@@ -78,9 +78,7 @@ def test_sorted_batches_have_few_slots_every_sample_once_and_only_known_layouts(
     read = list(itertools.islice(loaded.batches(), 40))  # four epochs of 40 samples
     for batch in read:
         used = int(batch.batch.cond.valid_BS[:, : batch.layout.prefix].sum(axis=1).max())
-        assert (
-            batch.layout in LAYOUTS and used == batch.layout.text[0] and batch.stats.tokens == 4 * batch.layout.length
-        )
+        assert batch.layout in LAYOUTS and used == batch.layout.text[0] and batch.stats.slots == 4 * batch.layout.length
     seen = [int(value) for batch in read for value in batch.batch.latents_BNC[:, 0, 0]]
     for window in range(0, 160, 32):  # a window of four batches has the samples that it would have without sorting
         order = loaded.order()
@@ -148,7 +146,7 @@ def test_a_batch_reports_its_composition():
     assert metrics.pop("batch/padding") == pytest.approx(Mean(4, 34))
     assert metrics.pop("batch/padding_text") == pytest.approx(Mean(1, 10))
     assert metrics == {"batch/dropped": 0.0, "batch/wide": 0.0, "batch/tall": 0.5, "batch/side": 64.0}
-    assert (batch.stats.images, batch.stats.tokens, batch.layout) == (2, 34, LAYOUT)
+    assert (batch.stats.images, batch.stats.slots, batch.layout) == (2, 34, LAYOUT)
 
 
 def test_condition_images_keep_their_order_and_place():
