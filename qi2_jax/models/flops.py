@@ -32,6 +32,7 @@ from jaxtyping import Bool
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import TIME_FEATURES, MMDiT, MMDiTConfig
+from qi2_jax.models.recomputation import recomputed_products
 from qi2_jax.sequence import BIDIRECTIONAL, Layout
 
 
@@ -61,14 +62,20 @@ class Flops:
         """Operations of forward and backward pass without recomputation, as model FLOPs utilisation counts them."""
         return self._passes * (self.blocks + self.ends) + 3 * (self.attention + self.adapter)
 
-    def executed(self, remat: bool) -> float:
+    def executed(self, config: MMDiTConfig, keep: str | None = None) -> float:
         """Operations that a step executes.
 
-        The backward pass of attention recomputes the scores: 5 products against 2 in the forward pass. `remat` repeats
-        the forward pass of the blocks.
+        The backward pass of attention recomputes the scores: 5 products against 2 in the forward pass. Recomputation
+        repeats a part of the forward pass of the blocks. An adapter is taken to be repeated with all of them.
+
+        Args:
+          config: architecture of the transformer.
+          keep: what the backward pass keeps of each block, see `recomputation`; None: everything.
         """
-        attention = (1 + 2.5 + remat) * self.attention
-        return (self._passes + remat) * self.blocks + attention + self._passes * self.ends + (3 + remat) * self.adapter
+        blocks, scores = (0.0, 0.0) if keep is None else recomputed_products(keep, config.mlp_ratio)
+        attention = (1 + 2.5 + scores) * self.attention
+        linear = (self._passes + blocks) * self.blocks + (3 + blocks) * self.adapter
+        return linear + attention + self._passes * self.ends
 
 
 @functools.cache

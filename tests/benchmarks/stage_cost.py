@@ -58,7 +58,8 @@ def main() -> None:
         conditions = max(key.conditions for key in weights)
         for side in config.data.sides:
             images = at_once[side] * sharding.num_batch_shards(mesh)
-            report, _ = compile_train_step(model, layout(tokens[side], conditions), mesh, images=images)
+            keep = transformer.execution.keep
+            report, _ = compile_train_step(model, layout(tokens[side], conditions), mesh, images=images, keep=keep)
             print(
                 f"  {side}p, {conditions} condition images, {at_once[side]} images at once on {mesh.shape['tensor']} "
                 f"chips: {report.memory.total / GIB:.1f} of {CHIP.hbm_bytes / GIB:.1f} GiB, compiled in "

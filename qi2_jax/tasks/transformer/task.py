@@ -225,7 +225,7 @@ def make_task(
 def _execution(stage: TransformerConfig, mesh: Mesh) -> Execution:
     execution = stage.execution
     kernel = sharding.Attention(mesh, execution.kernel)
-    return Execution(execution.dtype, kernel, execution.remat, sharding.Constrain(mesh))
+    return Execution(execution.dtype, kernel, execution.remat, execution.keep, sharding.Constrain(mesh))
 
 
 def _image_sizes(config: StageConfig) -> list[Bucket]:
