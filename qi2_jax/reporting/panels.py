@@ -39,7 +39,7 @@ NOTES = {
     "update_norm/": "per parameter group",
     "parameter_norm/": "per parameter group",
     "skipped_total": "steps with values that were not finite; they changed nothing",
-    "slots_per_second": "tokens and padding",
+    "slots_per_second": "with padding",
     "mfu": "share of the chips' bf16 peak: model operations of tokens",
     "mfu_slots": "share of the chips' bf16 peak: model operations of all slots, padding included",
     "goodput": "kept step time / wall time since the first start",

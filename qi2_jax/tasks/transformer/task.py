@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipeline.buckets import Bucket
-from data_pipeline.loading.mixture import Mixture
+from data_pipeline.loading.mixture import Mixture, streams_of
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
 from qi2_jax.interop.lora import reading
@@ -196,6 +196,10 @@ def make_task(
             abstract_transformer(model_config), source, out, adapter, mesh, objective.execution.dtype, base
         )
         frozen, identity = frozen._replace(base=transformer), {**data, "base_transformer": digest}
+    with processes.raise_together():
+        if jax.process_index() == 0:  # it stores what a cache of an earlier version lacks, and the others read it
+            for stream, _ in streams_of(samples, config.data.shares).values():
+                _ = stream.lengths
     mixture = _mixture(config, samples, mesh)
     with processes.raise_together():
         held_out = {

@@ -1,5 +1,6 @@
 """The loader is a pure function of (seed, step), whatever the number of hosts."""
 
+import concurrent.futures
 import itertools
 
 import numpy as np
@@ -158,3 +159,12 @@ def test_condition_images_keep_their_order_and_place():
     assert cond.conditions_BMC[0, :, 0].tolist() == [7, 7, 7, 0, 8, 8]
     assert cond.text_BTE[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
     assert cond.valid_BS[0].tolist() == [True, False, True, True, True, False, True, True, True] + [True] * 7
+
+
+def test_each_window_is_drawn_once_and_the_next_one_ahead(monkeypatch):
+    drawn, draw = [], Loader.draw
+    monkeypatch.setattr(Loader, "draw", lambda self, window: (drawn.append(window), draw(self, window))[1])
+    batches = sorted_loader(8, 2).batches()
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # a window has eight microbatches
+        list(threads.map(batches.__getitem__, range(24)))
+    assert sorted(drawn)[:3] == [0, 1, 2] and len(drawn) == len(set(drawn)) and max(drawn) <= 3
