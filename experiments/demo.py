@@ -116,7 +116,7 @@ def _transformer(tiny: bool) -> dict[str, Any]:
             condition_timestep="zero",
         ),
         mesh=dict(data=2, fsdp=2, tensor=2),
-        execution=dict(dtype="float32", kernel="auto", remat=False),
+        execution=dict(dtype="float32", kernel="auto", remat=False, keep="inputs"),
         batch_sizes=(8 if tiny else 16,),  # for each side
         images_per_device=(0,),  # for each side, the largest microbatch of a device; 0: the whole batch
         batches_per_update=1,  # batches of data.mixture whose gradients are accumulated for an update

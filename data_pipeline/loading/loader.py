@@ -1,8 +1,9 @@
 """The loader: batches as a pure function of (seed, step), the same global batches on any number of hosts."""
 
+import concurrent.futures
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -15,7 +16,7 @@ from data_pipeline.samples.lengths import TextLengths
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.sequence import Layout
 from qi2_jax.training.mean import Mean
-from qi2_jax.training.microbatch import Microbatch, Stats
+from qi2_jax.training.microbatch import PADDING, Microbatch, Stats
 
 
 class Drawn(NamedTuple):
@@ -98,12 +99,12 @@ class Loader:
 
     def batches(self) -> grain.MapDataset:
         """Every microbatch, with the rows of this process. Batch `b` has those from `b * microbatches` on."""
-        window = functools.lru_cache(maxsize=2)(self.draw)  # threads read ahead, at most into the next window
+        windows = _Windows(self.draw)
         rows = list(range(self.size) if self.rows is None else self.rows)
 
         def microbatch(number: int) -> Microbatch:
             which, place = divmod(number, self.window * self.microbatches)
-            drawn = window(which)
+            drawn = windows[which]
             dropped = drawn.dropped[place, rows].tolist()
             chosen = zip(drawn.samples[place, rows].tolist(), drawn.texts[place, rows].tolist(), dropped, strict=True)
             return self._microbatch(drawn.layouts[place], [self._read(*one) for one in chosen], dropped)
@@ -121,7 +122,7 @@ class Loader:
         batches, count = self.window, self.window * self.microbatches * self.size
         order, rng = self.order(), np.random.default_rng((self.seed, 1, window))
         samples = np.array([order[place] for place in range(window * count, (window + 1) * count)])
-        texts = (rng.random(count) * self.lengths.choices[samples]).astype(np.int64)
+        texts = (rng.random(count) * self.lengths.choices(samples)).astype(np.int64)
         dropped = rng.random(count) < self.dropout
         tokens = self.lengths.drawn(samples, texts, dropped, self.empty.lengths)
         of_batches = np.arange(count).reshape(batches, -1)
@@ -164,6 +165,28 @@ class Loader:
             "batch/wide": float(np.mean(sizes[:, 1] > sizes[:, 0])),
             "batch/tall": float(np.mean(sizes[:, 1] < sizes[:, 0])),
             **self.labels,
-            "batch/padding": Mean(slots * padding, slots),
+            PADDING: Mean(slots * padding, slots),
             "batch/padding_text": Mean(text_slots * padding_text, text_slots),
         }
+
+
+class _Windows:
+    """The windows that are read: each is drawn once, whatever the number of readers, and the next one ahead of time.
+
+    A window of half a million samples takes seconds to draw, and the threads that read ahead all want it at once.
+    """
+
+    def __init__(self, draw: Callable[[int], Drawn]):
+        self._draw, self._lock = draw, threading.Lock()
+        self._drawn: dict[int, concurrent.futures.Future[Drawn]] = {}
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "windows")
+
+    def __getitem__(self, window: int) -> Drawn:
+        with self._lock:
+            for number in (window, window + 1):
+                if number not in self._drawn:
+                    self._drawn[number] = self._thread.submit(self._draw, number)
+            # Readers that are behind may still want the window before.
+            self._drawn = {number: one for number, one in self._drawn.items() if window - 1 <= number}
+            drawn = self._drawn[window]
+        return drawn.result()

@@ -9,13 +9,13 @@ large for the devices is read as several microbatches.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 
 from data_pipeline.loading.loader import Loader
-from data_pipeline.loading.text_slots import TextSlots, choose_layouts
+from data_pipeline.loading.text_slots import MIN_GAIN, TextSlots, choose_layouts
 from data_pipeline.loading.turns import Turn, Turns
 from data_pipeline.samples.cache import Cache, CachedStream, Largest, StreamKey
 from data_pipeline.samples.schema import Sample
@@ -89,7 +89,9 @@ class Mixture:
         for position, (key, (stream, held_out)) in enumerate(streams_of(cache, shares).items()):
             count, size = microbatch_sizes[shares.sides.index(key.side)]
             layout = layout_of(stream.largest | held_out.largest, cache.empty.lengths)
-            layouts = choose_layouts(layout, stream.lengths, cache.empty.lengths, dropout, slots.layouts)
+            layouts = choose_layouts(
+                layout, stream.lengths, cache.empty.lengths, dropout, slots.layouts, min_gain(weights, key)
+            )
             labels = {"batch/side": float(key.side), "batch/conditions": float(key.conditions)}
             rows = local_rows(size)
             loader = Loader(
@@ -222,6 +224,15 @@ def streams_of(cache: Cache, shares: Shares) -> dict[StreamKey, tuple[CachedStre
             "with a larger data.held_out, or with 0 to validate on the training samples"
         )
     return {key: (by_key[key], by_key[held_key]) for key, held_key in held.items()}
+
+
+def min_gain(weights: Mapping[StreamKey, int], key: StreamKey) -> float:
+    """Share of a stream's slots that each of its layouts must save.
+
+    A program for a stream that seldom has its turn must save more. The root lies between the same share for all streams
+    and one that is as much larger as the stream is rarer.
+    """
+    return MIN_GAIN * math.sqrt(max(weights.values()) / weights[key])
 
 
 def layout_of(largest: Largest, empty: Sequence[int]) -> Layout:

@@ -17,7 +17,7 @@ from qi2_jax.config.fields import check_at_least
 from qi2_jax.sequence import Layout
 
 MULTIPLE = 16  # slots of a layout's last text segment are a multiple of this, or the stream's largest number
-MIN_GAIN = 0.006  # share of all slots that a layout must save, as it is one more program to compile
+MIN_GAIN = 0.006  # share of a stream's slots that a layout must save, as it is one more program to compile
 MAX_MEASURED = 1_000_000  # samples whose lengths decide about the layouts
 
 
@@ -33,8 +33,8 @@ class TextSlots:
         the longest text.
       window: batches of a stream whose samples are sorted together; 1: each batch by itself.
       pieces: parts of a batch. The sorted samples of a window are cut into `window` x `pieces` parts, and each batch
-        takes `pieces` of them at random. With 1, all texts of a batch have about one length; a larger number mixes
-        lengths, and saves as much if a batch has as many microbatches.
+        takes `pieces` of them at random. With 1, all texts of a batch have about one length. A larger number mixes
+        lengths within a batch; it wastes slots if a batch has fewer microbatches than pieces.
 
     Raises:
       ValueError: for a number below 1.
@@ -49,12 +49,17 @@ class TextSlots:
 
 
 def choose_layouts(
-    largest: Layout, lengths: TextLengths, empty: tuple[int, ...], dropout: float, most: int
+    largest: Layout,
+    lengths: TextLengths,
+    empty: tuple[int, ...],
+    dropout: float,
+    most: int,
+    min_gain: float = MIN_GAIN,
 ) -> tuple[Layout, ...]:
     """The layouts of a stream, from the fewest to the most slots of the last text segment; the last one is `largest`.
 
     They minimise the mean number of slots if every text had a batch of its own length. Each layout saves at least
-    `MIN_GAIN`. Other segments have little but the template around the condition images, and keep their largest sizes.
+    `min_gain`. Other segments have little but the template around the condition images, and keep their largest sizes.
 
     Args:
       largest: layout that has room for every sample.
@@ -62,6 +67,7 @@ def choose_layouts(
       empty: tokens of the common empty prompt; all layouts have room for it.
       dropout: probability of the empty prompt.
       most: largest number of layouts.
+      min_gain: share of the stream's slots that each layout must save.
     """
     end = largest.text[-1]
     slots, share = _distribution(lengths, empty, dropout)
@@ -69,7 +75,7 @@ def choose_layouts(
     values, place = np.unique(np.append(slots, end), return_inverse=True)
     shares = np.bincount(place, weights=np.append(share, 0.0))
     around = largest.length - end
-    ends = _partition(shares, (around + values).astype(np.float64), most)
+    ends = _partition(shares, (around + values).astype(np.float64), most, min_gain)
     return tuple(Layout((*largest.text[:-1], int(values[place])), largest.target, largest.conditions) for place in ends)
 
 
@@ -79,21 +85,24 @@ def _distribution(
     """Lengths of the last segment, and how often each is drawn."""
     count = len(lengths.texts)
     samples = np.linspace(0, count - 1, min(count, MAX_MEASURED)).astype(np.int64)
-    choices = lengths.choices[samples]
+    choices = lengths.choices(samples)
     drawn = np.repeat(samples, choices)
     texts = np.arange(len(drawn)) - np.repeat(np.cumsum(choices) - choices, choices)
     kept = lengths.drawn(drawn, texts, np.zeros(len(drawn), bool), empty)[:, -1]
     dropped = lengths.drawn(samples, np.zeros_like(samples), np.ones(len(samples), bool), empty)[:, -1]
-    # The empty prompt fits every layout, even where dropout never takes it.
-    slots = np.maximum(np.concatenate([kept, dropped]), dropped.max(initial=empty[-1]))
+    # All empty prompts fit every layout, even where dropout never takes them.
+    last = lengths.tokens[lengths.first + lengths.texts - 1, -1] if lengths.has_conditions else np.array(empty[-1:])
+    slots = np.maximum(np.concatenate([kept, dropped]), last.max())
     share = np.concatenate([np.repeat((1 - dropout) / choices, choices), np.full(len(samples), dropout)])
     return slots, share / len(samples)
 
 
-def _partition(shares: Float[np.ndarray, " v"], costs: Float[np.ndarray, " v"], most: int) -> list[int]:
+def _partition(
+    shares: Float[np.ndarray, " v"], costs: Float[np.ndarray, " v"], most: int, min_gain: float
+) -> list[int]:
     """Ends of the parts that minimise the sum of each value's share times the cost at the end of its part.
 
-    There are as few parts as save at least `MIN_GAIN` each, and at most `most`.
+    There are as few parts as save at least `min_gain` each, and at most `most`.
     """
     count, total = len(costs), np.concatenate([[0.0], np.cumsum(shares)])
     best = np.concatenate([[0.0], np.full(count, np.inf)])
@@ -106,7 +115,7 @@ def _partition(shares: Float[np.ndarray, " v"], costs: Float[np.ndarray, " v"], 
             start = int(np.argmin(sums))
             following[end], extended[end] = sums[start], [*ends[start], end - 1]
         best, ends = following, extended
-        if best[count] > (1 - MIN_GAIN) * before:
+        if best[count] > (1 - min_gain) * before:
             break
         chosen, before = ends[count], best[count]
     return chosen

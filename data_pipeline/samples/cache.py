@@ -14,6 +14,7 @@ encoded and stored as a whole; after a kill, an incomplete unit is encoded again
 a count in memory, and an index while the file is open; for each text, its lengths.
 """
 
+import concurrent.futures
 import functools
 import json
 import logging
@@ -49,6 +50,7 @@ SCHEMA, READABLE = 5, (2, 3, 4, 5)
 MANIFEST, FINGERPRINT, EMPTY, UNITS = "manifest.json", "making.json", "empty.safetensors", "units"
 HELD_OUT_BY = "held_out_by"  # key of the fingerprint; caches of earlier versions lack it
 MAX_OPEN = 128  # open files of a stream; each takes 8 bytes per sample in memory
+MEASURING_THREADS = 16  # that read samples whose text lengths are not stored
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # latents do not compress, and reading is five times as fast
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
 _log = logging.getLogger(__name__)
@@ -252,7 +254,8 @@ class CachedStream(Sequence):
     @functools.cached_property
     def lengths(self) -> TextLengths:
         """The text lengths of all samples. Caches of earlier versions lack them: they are measured once and stored."""
-        return TextLengths.join(self._lengths(file, path) for file, path in enumerate(self.paths))
+        with concurrent.futures.ThreadPoolExecutor(MEASURING_THREADS, "lengths") as threads:
+            return TextLengths.join(threads.map(self._lengths, range(len(self.paths)), self.paths))
 
     def _lengths(self, file: int, path: Path) -> TextLengths:
         stored = lengths.read(path)

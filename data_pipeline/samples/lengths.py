@@ -2,7 +2,7 @@
 
     DIR/256-0/unit-00000.lengths    safetensors beside the samples of a unit: `texts` [n] and `tokens` [L, G]
 
-They are a few bytes per sample and are kept in memory, so that batches can be formed before any sample is read.
+They take about 16 bytes per sample in memory, so that batches can be formed before any sample is read.
 
 Dims: `n` samples, `L` texts of all samples, `G` text segments.
 """
@@ -56,10 +56,9 @@ class TextLengths:
         """Whether the samples are edits, which have an empty prompt of their own."""
         return self.tokens.shape[1] > 1
 
-    @property
-    def choices(self) -> Int[np.ndarray, " n"]:
-        """Number of texts of each sample that training draws from."""
-        return self.texts - self.has_conditions
+    def choices(self, samples: Int[np.ndarray, " d"]) -> Int[np.ndarray, " d"]:
+        """Number of texts of some samples that training draws from."""
+        return self.texts[samples] - self.has_conditions
 
     def drawn(
         self,

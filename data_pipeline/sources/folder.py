@@ -108,7 +108,7 @@ def _warn_of_unread(tree: Tree, files: Files, options: Options) -> None:
             EXTRACT,
         )
     images = {image.key for image in tree.images}
-    if len(tree.tables) > MAX_EXAMINED:
+    if images and len(tree.tables) > MAX_EXAMINED:
         log.warning("%s: of %d tables, only %d are examined", tree.root, len(tree.tables), MAX_EXAMINED)
     for name in tree.tables[:MAX_EXAMINED] if images else ():
         named, rows = count_named(files, name, options, images)

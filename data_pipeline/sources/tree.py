@@ -137,7 +137,7 @@ def _sort_files(tree: Tree, place: str, names: list[str], ledger: Ledger) -> Non
             sidecars = (*by_stem.get(_stem(name), ()), *by_stem.get(unicodedata.normalize("NFC", name), ()))
             tree.images.append(Image(place + name, tuple(sorted(sidecars, key=_by_suffix))))
     stems = {_stem(name) for name in images} | {unicodedata.normalize("NFC", name) for name in images}
-    orphans = (key for stem, keys in by_stem.items() if stem not in stems for key in keys)
+    orphans = (key for stem, keys in by_stem.items() if stem not in stems and not is_pairs for key in keys)
     tree.tables.extend(key for key in orphans if suffix_of(key) in TABLE_SUFFIXES and key not in tree.metadata)
 
 

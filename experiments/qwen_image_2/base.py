@@ -86,16 +86,16 @@ TINY = 4  # a tiny stage has sides of a quarter
 # A larger minimum would leave too little: ten of the tiny curriculum's pairs have a shorter side of 512, and one of
 # these is held out.
 TINY_MIN_SIDE = 256
-# A checkpoint every 40 to 45 minutes, in stage 4 every 21 (`tests/benchmarks/stage_cost.py`). A failure costs at most
+# A checkpoint every 16 to 20 minutes, at 2048p every 41 (`tests/benchmarks/stage_cost.py`). A failure costs at most
 # this time, and an asynchronous save is done long before the next one starts. Both numbers divide 50,000, whose
 # multiples are never deleted.
 SMALL_SAVE_EVERY, LARGE_SAVE_EVERY = 500, 200
-# Validation: every 1.4 hours in stage 1, every 3.6 hours in stage 5. By formula it costs a fifth of an update in stage
+# Validation: every half an hour in stage 1, every 3.4 hours in stage 5. By formula it costs half an update in stage
 # 1, and 4 updates in stage 5 with its 12 streams: less than 0.5% of the time.
 VALIDATE_EVERY = 1_000
 # Sample images cost up to twice as much, and the chips wait while they are decoded and written: less often.
 DRAW_EVERY = 5_000
-# An update takes 5 to 78 s (2048p with three condition images) at 40% utilisation. None is dispatched ahead, so that
+# An update takes 2 to 78 s (2048p with three condition images) at 40% utilisation. None is dispatched ahead, so that
 # SIGTERM can interrupt one between two microbatches, and the watchdog measures single updates. The
 # watchdog limit tolerates 4% utilisation: no step has been timed on these chips yet.
 AHEAD, WATCHDOG_SECONDS = 0, 900.0
@@ -154,6 +154,7 @@ def stage(
     tiny_steps: int,
     ema_decay: float = 0.9999,
     ema_ramp: bool = False,
+    keep: str = "inputs",
     tiny_conditions: tuple[int, int, int] = (1, 0, 0),
 ) -> ml_collections.ConfigDict:
     """The config of one stage.
@@ -171,6 +172,7 @@ def stage(
       tiny_steps: number of updates of the tiny form.
       ema_decay: decay of the EMA.
       ema_ramp: whether the decay ramps up, so that the EMA forgets the weights from which the stage starts.
+      keep: what the backward pass keeps of each block, see `ExecutionConfig`.
       tiny_conditions: tiny form's shares of edits with one, two and three condition images; each number with a
         share is a program to compile, for every side.
 
@@ -187,7 +189,7 @@ def stage(
     config.compilation_cache = "compiled"
     config.encode = _encode(tiny)
     config.data = _data(tiny, sides, side_shares, thresholds, tasks, tiny_conditions)
-    config.transformer = _transformer(tiny, sides) | dict(
+    config.transformer = _transformer(tiny, sides, keep) | dict(
         seed=1_000 * number,
         # Ours: the EMA spans 10K steps, a tenth of the shortest long stage; in the 10K steps of fine-tuning 1K.
         ema_decay=0.9 if tiny else ema_decay,
@@ -245,7 +247,7 @@ def _data(
     )
 
 
-def _transformer(tiny: bool, sides: tuple[int, ...]) -> dict[str, Any]:
+def _transformer(tiny: bool, sides: tuple[int, ...], keep: str) -> dict[str, Any]:
     small = max(sides) < 1024
     mesh, at_once = (SMALL_MESH, SMALL_AT_ONCE) if small else (LARGE_MESH, LARGE_AT_ONCE)
     save_every = SMALL_SAVE_EVERY if small else LARGE_SAVE_EVERY
@@ -261,12 +263,13 @@ def _transformer(tiny: bool, sides: tuple[int, ...]) -> dict[str, Any]:
             condition_timestep="zero",
         ),
         mesh=dict(data=2, fsdp=2, tensor=2) if tiny else mesh,
-        execution=dict(dtype="float32" if tiny else "bfloat16", kernel="auto", remat=not tiny),
+        execution=dict(dtype="float32" if tiny else "bfloat16", kernel="auto", remat=not tiny, keep=keep),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),
         images_per_device=(1,) * len(sides) if tiny else tuple(at_once[side] for side in sides),
         batches_per_update=1,  # the report's batches have one resolution
         dropout=0.1,  # the report's, of the text
-        # Ours: a window is cut into 64 lengths or more, so texts of a microbatch differ little; a batch mixes four.
+        # Ours: a window is cut into 16 x 4 parts, so the texts of a microbatch differ little in length, and a batch has
+        # four lengths.
         text_slots=defaults.text_slots() if tiny else defaults.text_slots(layouts=8, window=16, pieces=4),
         # Ours: logit-normal as in the first report, with the shift of the published Qwen-Image-2.1 scheduler, so that
         # training and sampling use the same times.

@@ -4,7 +4,7 @@ Command: as part of `qi2 run experiments/qwen_image_2/curriculum.py`. Alone, wit
 `qi2 data select RECORDS --config C`, `qi2 data cache RECORDS --config C --model MODEL --out SAMPLES`, then
 `qi2 train C --samples SAMPLES --model MODEL --start RUN_BEFORE --out RUN`.
 Hardware: four slices of 256 v6e chips; the tiny form a CPU, as a mesh of 8 fake devices.
-Time: 13.2 s per update and 2 days in total; not measured, but computed
+Time: 12.3 s per update and 1 day in total; not measured, but computed
 by formula at 40% utilisation (`python -m tests.benchmarks.stage_cost`).
 """
 

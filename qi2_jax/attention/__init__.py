@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qi2_jax.attention.chunked import chunked
+from qi2_jax.attention.reference import RESULT as RESULT
 from qi2_jax.attention.reference import reference
 from qi2_jax.attention.splash import Splash
 

@@ -13,9 +13,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from qi2_jax.attention.reference import NEGATIVE
+from qi2_jax.attention.reference import NEGATIVE, RESULT
 
 CHUNK = 256  # queries per chunk
 LEVELS = 4  # a chunk reads 1/4, 2/4, .. of the keys and skips the rest; each level is compiled once
@@ -70,4 +71,5 @@ def chunked(
     per_head = (q_BGNRCK, k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2))
     valid = None if key_valid_BT is None else jnp.repeat(key_valid_BT, G, axis=0)
     y = jax.lax.map(head, (*(x.reshape(B * G, *x.shape[2:]) for x in per_head), valid))
-    return y.reshape(B, G, N, H // G, C, K).transpose(0, 2, 4, 1, 3, 5).reshape(B, N * C, H, K)[:, :S]
+    y_BSHK = y.reshape(B, G, N, H // G, C, K).transpose(0, 2, 4, 1, 3, 5).reshape(B, N * C, H, K)[:, :S]
+    return checkpoint_name(y_BSHK, RESULT)

@@ -7,8 +7,10 @@ Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads, `R
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+RESULT = "attention"  # name of every kernel's result, which `jax.checkpoint` may keep for the backward pass
 NEGATIVE = -1e30  # finite, so that a query without visible keys gets a mean of values instead of NaN
 
 
@@ -28,4 +30,5 @@ def reference(
     if key_valid_BT is not None:
         scores = jnp.where(key_valid_BT[:, None, None, None, :], scores, NEGATIVE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BTGK.dtype)
-    return jnp.einsum("bgrst,btgk->bsgrk", weights, v_BTGK).reshape(B, S, H, K).astype(q_BSHK.dtype)
+    y_BSGRK = jnp.einsum("bgrst,btgk->bsgrk", weights, v_BTGK)
+    return checkpoint_name(y_BSGRK.reshape(B, S, H, K).astype(q_BSHK.dtype), RESULT)

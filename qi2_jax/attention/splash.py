@@ -13,6 +13,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Bool, Float
 
+from qi2_jax.attention.reference import RESULT
+
 LANES = 128  # block sizes of the kernel are multiples of this
 
 
@@ -58,6 +60,7 @@ class Splash:
             ),
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=RESULT,  # with the sums of the softmax, which the backward pass reads
             interpret=self.interpret,
         )
         segments = None

@@ -1,7 +1,8 @@
 """FLOPs of a training step of the transformer, by formula.
 
 A product of [m, k] and [k, n] counts as 2 m k n. Norms, softmax, rotations and the optimizer are not counted, as is
-usual for model FLOPs utilisation. Padding slots are counted, because they are computed.
+usual for model FLOPs utilisation. `flops_per_step` counts all slots of a layout, because padding is computed too, and
+`flops_of_tokens` what samples without padding would take.
 
 With width D, hidden width F, L layers, S slots and P visible pairs of query and key per image, one forward pass takes
 
@@ -12,6 +13,8 @@ With width D, hidden width F, L layers, S slots and P visible pairs of query and
 P is the sum of `visible_until`: S^2 for bidirectional attention, less for block-causal attention. It is neither halved
 nor rounded up to the blocks of a kernel.
 
+Dims: `B` batch, `S` joint sequence, `K` segments of the sequence.
+
 The backward pass of a layer computes the gradients of its input and of its weights, each with as many operations as the
 forward pass. With an adapter (LoRA) of rank r, the frozen layers have no gradients of weights, and each adapted layer
 of m inputs and n outputs adds 2 r (m + n) per slot to the forward pass. Attention has no weights, so its cost does
@@ -20,13 +23,17 @@ not change.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Bool
 
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import TIME_FEATURES, MMDiT, MMDiTConfig
-from qi2_jax.sequence import Layout
+from qi2_jax.models.recomputation import recomputed_products
+from qi2_jax.sequence import BIDIRECTIONAL, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +62,20 @@ class Flops:
         """Operations of forward and backward pass without recomputation, as model FLOPs utilisation counts them."""
         return self._passes * (self.blocks + self.ends) + 3 * (self.attention + self.adapter)
 
-    def executed(self, remat: bool) -> float:
+    def executed(self, config: MMDiTConfig, keep: str | None = None) -> float:
         """Operations that a step executes.
 
-        The backward pass of attention recomputes the scores: 5 products against 2 in the forward pass. `remat` repeats
-        the forward pass of the blocks.
+        The backward pass of attention recomputes the scores: 5 products against 2 in the forward pass. Recomputation
+        repeats a part of the forward pass of the blocks. An adapter is taken to be repeated with all of them.
+
+        Args:
+          config: architecture of the transformer.
+          keep: what the backward pass keeps of each block, see `recomputation`; None: everything.
         """
-        attention = (1 + 2.5 + remat) * self.attention
-        return (self._passes + remat) * self.blocks + attention + self._passes * self.ends + (3 + remat) * self.adapter
+        blocks, scores = (0.0, 0.0) if keep is None else recomputed_products(keep, config.mlp_ratio)
+        attention = (1 + 2.5 + scores) * self.attention
+        linear = (self._passes + blocks) * self.blocks + (3 + blocks) * self.adapter
+        return linear + attention + self._passes * self.ends
 
 
 @functools.cache
@@ -78,30 +91,74 @@ def flops_per_step(config: MMDiTConfig, layout: Layout, batch: int, adapter: LoR
     Raises:
       ValueError: if the adapter matches no layer.
     """
-    D, S, C = config.width, layout.length, config.latent_channels
-    pairs = int(layout.visible_until(config.attention).sum(dtype=int))
-    image_slots = layout.target + sum(layout.conditions)
-    ends = C * D * (image_slots + layout.target) + (config.text_width * D + D**2) * sum(layout.text)
-    ends += TIME_FEATURES * D + D**2 + 5 * D**2
+    counts = sum(layout.text), sum(layout.conditions), layout.target, int(layout.visible_until(config.attention).sum())
+    return _flops(config, _Counts(batch, *(batch * count for count in counts)), adapter)
+
+
+def flops_of_tokens(
+    config: MMDiTConfig, layout: Layout, valid_BS: Bool[np.ndarray, "B S"], adapter: LoRAConfig | None = None
+) -> Flops:
+    """Operations of one forward pass over the tokens of samples, each as if it were computed without padding.
+
+    Args:
+      config: architecture of the transformer.
+      layout: slots of the sequence.
+      valid_BS: which slots have a token; padding ends a segment.
+      adapter: see `flops_per_step`.
+    """
+    kinds, starts, _ = zip(*layout.segments, strict=True)
+    filled = [place for place, (_, start, end) in enumerate(layout.segments) if end > start]  # others have no slots
+    lengths_BK = np.add.reduceat(valid_BS.astype(np.int64), [starts[place] for place in filled], axis=1)
+    of_kind = {kind: lengths_BK[:, [kinds[place] == kind for place in filled]].sum() for kind in set(kinds)}
+    ends_BK = np.cumsum(lengths_BK, axis=1)
+    if config.attention == BIDIRECTIONAL:
+        pairs = np.square(ends_BK[:, -1]).sum()
+    else:
+        is_text = np.array([kinds[place] == "text" for place in filled])
+        hidden_BK = np.where(is_text, lengths_BK * (lengths_BK - 1) // 2, 0)  # a text token does not see later ones
+        pairs = (lengths_BK * ends_BK - hidden_BK).sum()
+    text, conditions, target = (int(of_kind.get(kind, 0)) for kind in ("text", "condition", "target"))
+    return _flops(config, _Counts(len(valid_BS), text, conditions, target, int(pairs)), adapter)
+
+
+class _Counts(NamedTuple):
+    """Images, and their tokens by kind and visible pairs of tokens, summed over the images."""
+
+    images: int
+    text: int
+    conditions: int
+    target: int
+    pairs: int
+
+
+def _flops(config: MMDiTConfig, counts: _Counts, adapter: LoRAConfig | None) -> Flops:
+    D, C = config.width, config.latent_channels
+    images, text, conditions, target, pairs = counts
+    ends = C * D * (conditions + 2 * target) + (config.text_width * D + D**2) * text
+    ends += images * (TIME_FEATURES * D + D**2 + 5 * D**2)
     return Flops(
-        blocks=2.0 * batch * config.layers * S * (4 + 3 * config.mlp_ratio) * D**2,
-        attention=4.0 * batch * config.layers * D * pairs,
-        ends=2.0 * batch * ends,
-        adapter=0.0 if adapter is None else 2.0 * batch * _adapter(config, layout, adapter),
+        blocks=2.0 * config.layers * (text + conditions + target) * (4 + 3 * config.mlp_ratio) * D**2,
+        attention=4.0 * config.layers * D * pairs,
+        ends=2.0 * ends,
+        adapter=0.0 if adapter is None else 2.0 * _adapter(config, counts, adapter),
     )
 
 
-def _adapter(config: MMDiTConfig, layout: Layout, adapter: LoRAConfig) -> int:
-    """Multiplications in an adapter's layers for one image."""
-    model = jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0)))
+def _adapter(config: MMDiTConfig, counts: _Counts, adapter: LoRAConfig) -> int:
+    """Multiplications in an adapter's layers."""
     slots = {
-        "blocks": config.layers * layout.length,
-        "image_in": layout.target + sum(layout.conditions),
-        "image_out": layout.target,
-        "text_in": sum(layout.text),
+        "blocks": config.layers * (counts.text + counts.conditions + counts.target),
+        "image_in": counts.conditions + counts.target,
+        "image_out": counts.target,
+        "text_in": counts.text,
     }
-    linears, total = lora.linears(model), 0
-    for path in lora.targets(model, adapter):
-        *_, out_dim, in_dim = linears[path].weight.shape
-        total += slots.get(path.split(".")[0], 1) * adapter.rank * (in_dim + out_dim)
-    return total
+    return sum(slots.get(part, counts.images) * adapter.rank * widths for part, widths in _adapted(config, adapter))
+
+
+@functools.cache
+def _adapted(config: MMDiTConfig, adapter: LoRAConfig) -> tuple[tuple[str, int], ...]:
+    """For each layer with an adapter: the part of the model that it belongs to, and its inputs and outputs together."""
+    model = jax.eval_shape(lambda: MMDiT(config, key=jax.random.key(0)))
+    linears = lora.linears(model)
+    shapes = ((path, linears[path].weight.shape) for path in lora.targets(model, adapter))
+    return tuple((path.split(".")[0], shape[-2] + shape[-1]) for path, shape in shapes)

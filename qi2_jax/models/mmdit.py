@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qi2_jax import sequence
 from qi2_jax.attention import Kernel, attention
 from qi2_jax.models.layers import AnyArray, Axes, Linear, RMSNorm, keys, stacked, standardize
+from qi2_jax.models.recomputation import HIDDEN, PROJECTIONS, named, recomputed
 
 TIME_FEATURES, TIME_FACTOR, TIME_PERIOD = 256, 1000.0, 10_000.0
 ROPE_THETA = 10_000.0
@@ -77,13 +78,15 @@ class Execution:
     Attributes:
       dtype: dtype of activations; parameters keep theirs.
       kernel: attention kernel, see `qi2_jax.attention`; on several devices `sharding.Attention`.
-      remat: whether to recompute each block in the backward pass from its input alone.
+      remat: whether the backward pass recomputes the blocks.
+      keep: what it keeps of each block if it does, a policy in `recomputation.POLICIES`.
       constrain: function that shards an activation over the mesh by the logical names of its dims.
     """
 
     dtype: Any = jnp.float32
     kernel: str | Kernel = "auto"
     remat: bool = False
+    keep: str = "inputs"
     constrain: Callable[[Array, Axes], Array] = lambda x, axes: x
 
 
@@ -122,16 +125,19 @@ class Attention(nnx.Module):
         """Returns the output and this call's (keys, values); those in `past` precede them."""
         heads = (*x_BSD.shape[:2], self.heads, self.head_width)
         names = ("batch", "sequence", "act_heads", None)
-        q_BSHK = execution.constrain(sequence.rotate(self.q_norm(self.q(x_BSD).reshape(heads)), rotation), names)
-        k_BSHK = execution.constrain(sequence.rotate(self.k_norm(self.k(x_BSD).reshape(heads)), rotation), names)
-        v_BSHK = execution.constrain(self.v(x_BSD).reshape(heads), names)
+        q_BSHK, k_BSHK, v_BSHK = (
+            named(execution.constrain(layer(x_BSD).reshape(heads), names), PROJECTIONS)
+            for layer in (self.q, self.k, self.v)
+        )
+        q_BSHK = execution.constrain(sequence.rotate(self.q_norm(q_BSHK), rotation), names)
+        k_BSHK = execution.constrain(sequence.rotate(self.k_norm(k_BSHK), rotation), names)
         all_k, all_v = k_BSHK, v_BSHK
         if past is not None:
             all_k, all_v = (jnp.concatenate(pair, axis=1) for pair in zip(past, (k_BSHK, v_BSHK), strict=True))
         y = attention(
             q_BSHK, all_k, all_v, visible_until=visible_until, key_valid_BT=key_valid, kernel=execution.kernel
         )
-        return self.out(y.reshape((*x_BSD.shape[:2], -1))), (k_BSHK, v_BSHK)
+        return named(self.out(y.reshape((*x_BSD.shape[:2], -1))), PROJECTIONS), (k_BSHK, v_BSHK)
 
 
 class SwiGLU(nnx.Module):
@@ -146,7 +152,8 @@ class SwiGLU(nnx.Module):
     @jax.named_scope("mlp")
     def __call__(self, x_BSD: Float[Array, "B S D"], execution: Execution) -> Float[Array, "B S D"]:
         names = ("batch", "sequence", "act_mlp")
-        return self.down(execution.constrain(jax.nn.silu(self.gate(x_BSD)) * self.up(x_BSD), names))
+        gate, up = (named(execution.constrain(layer(x_BSD), names), HIDDEN) for layer in (self.gate, self.up))
+        return named(self.down(jax.nn.silu(gate) * up), PROJECTIONS)
 
 
 class Block(nnx.Module):
@@ -360,7 +367,8 @@ class MMDiT(nnx.Module):
             return x, kept if keep else None
 
         x = execution.constrain(x, ("batch", "sequence", "act_embed"))
-        return jax.lax.scan(jax.checkpoint(body) if execution.remat else body, x, (self.blocks, past))
+        run = recomputed(body, execution.keep) if execution.remat else body
+        return jax.lax.scan(run, x, (self.blocks, past))
 
     @jax.named_scope("mmdit/read_out")
     def _read_out(self, x_BND: Float[Array, "B N D"], scale: Float[Array, "B #N D"]) -> Float[Array, "B N C"]:

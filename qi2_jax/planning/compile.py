@@ -136,6 +136,7 @@ def compile_train_step(
     images: int | None = None,
     dtype: Any = jnp.bfloat16,
     remat: bool = True,
+    keep: str = "inputs",
     kernel: Any = "auto",
 ) -> tuple[Report, jax.stages.Compiled]:
     """Compiles the training step of the transformer.
@@ -147,6 +148,7 @@ def compile_train_step(
       images: global batch size; None: one image per device along `data` and `fsdp`.
       dtype: dtype of computation; parameters, moments and EMA are fp32.
       remat: whether the backward pass recomputes the blocks.
+      keep: what it keeps of each block if it does, see `Execution`.
       kernel: attention kernel on each device.
 
     Returns:
@@ -157,7 +159,7 @@ def compile_train_step(
       ValueError: for chips whose limits are unknown.
     """
     chip, images = chip_of(mesh), images or mesh.shape["data"] * mesh.shape["fsdp"]
-    execution = Execution(dtype, sharding.Attention(mesh, kernel), remat, sharding.Constrain(mesh))
+    execution = Execution(dtype, sharding.Attention(mesh, kernel), remat, keep, sharding.Constrain(mesh))
     optimizer = make_optimizer(OPTIMIZER)
     state = abstract_state(lambda key: MMDiT(config, key=key), optimizer, mesh)
     loss = make_loss(LogitNormal(), Objective(Shift(), execution))
@@ -176,7 +178,7 @@ def compile_train_step(
         images,
         memory_of(compiled),
         flops,
-        compute_seconds=flops.executed(remat) / (mesh.size * chip.flops),
+        compute_seconds=flops.executed(config, keep if remat else None) / (mesh.size * chip.flops),
         gather_seconds=3 * gathered / chip.ici_bandwidth,
         compile_seconds=seconds,
     )

@@ -10,19 +10,22 @@ from jax.sharding import Mesh
 from qi2_jax import sharding
 from qi2_jax.training.mean import Mean
 
+PADDING = "batch/padding"  # share of the slots without a token
+USEFUL = "batch/useful"  # share of the model FLOPs that the tokens would take without padding
+
 
 class Stats(NamedTuple):
     """Logged values of a microbatch.
 
     Attributes:
       images: global number of images.
-      tokens: global number of tokens in the joint sequences, padding included.
-      flops: model FLOPs, see `qi2_jax.models.flops`; 0 where no formula is known.
+      slots: global number of slots in the joint sequences, padding included.
+      flops: model FLOPs of all slots, see `qi2_jax.models.flops`; 0 where no formula is known.
       metrics: further values by metric name. They describe the rows of this process and are averaged over processes.
     """
 
     images: int = 0
-    tokens: int = 0
+    slots: int = 0
     flops: float = 0.0
     metrics: Mapping[str, float | Mean] = {}
 

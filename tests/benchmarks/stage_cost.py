@@ -5,28 +5,57 @@
                                                        # images at every area: minutes each
     python -m tests.benchmarks.stage_cost --compile s1_256p_t2i    # of some stages only
 
-Text slots: 1,024 of the longest captions and what the template adds; every program pads to them. Model FLOPs are those
-of `qi2_jax.models.flops`, without what remat computes again. 40% is what good JAX trainers reach on v6e with language
-models; no figure for image transformers on TPU is published.
+Captions have the lengths of `tests.benchmarks.text_slots`, at most 1,064 tokens with the template, and each is padded
+to the smallest layout of its stream in which it fits (`transformer.text_slots`); memory is that of the largest layout.
+Model FLOPs are those of `qi2_jax.models.flops`, padding included, without what remat computes again. 40% is what good
+JAX trainers reach on v6e with language models; no figure for image transformers on TPU is published.
 """
 
 import argparse
 import pathlib
 
+import numpy as np
+
+from data_pipeline.loading.mixture import min_gain
+from data_pipeline.loading.text_slots import choose_layouts, smallest
+from data_pipeline.samples.cache import StreamKey
+from data_pipeline.samples.lengths import TextLengths
 from qi2_jax import sharding
 from qi2_jax.models.flops import flops_per_step
 from qi2_jax.planning.compile import GIB, compile_train_step, topology_mesh
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.sequence import Layout
-from qi2_jax.workflows.config import load_experiment
+from qi2_jax.workflows.config import StageExperiment, load_experiment
+from tests.benchmarks.text_slots import AROUND, CAPTION, EMPTY, TEMPLATE, captions
 
 CHIP, UTILISATION = CHIPS["TPU v6 lite"], 0.4
 SLICE, SLICE_CHIPS = "v6e:16x16", 256
-TEXT, AROUND = 1_088, 32  # slots of the longest text, and of those between condition images
+SAMPLES = 16_384
 
 
-def layout(tokens: int, conditions: int) -> Layout:
-    return Layout((AROUND,) * conditions + (TEXT,), tokens, (tokens,) * conditions)
+def largest(tokens: int, conditions: int) -> Layout:
+    return Layout((AROUND,) * conditions + (TEMPLATE + CAPTION,), tokens, (tokens,) * conditions)
+
+
+def flops(config: StageExperiment, key: StreamKey, tokens: int, images: int) -> float:
+    """Mean operations of a batch of a stream, with its layouts of text slots."""
+    transformer, weights = config.transformer, config.data.shares.weights()
+    drawn = np.array([(*(AROUND,) * key.conditions, TEMPLATE + caption) for caption in captions(SAMPLES, key.side)])
+    empty = (*(AROUND,) * key.conditions, EMPTY)
+    texts, rows = np.full(SAMPLES, 1), drawn
+    if key.conditions:
+        texts, rows = texts + 1, np.stack([drawn, np.broadcast_to(empty, drawn.shape)], 1).reshape(-1, len(empty))
+    layouts = choose_layouts(
+        largest(tokens, key.conditions),
+        TextLengths(texts, rows),
+        empty,
+        transformer.dropout,
+        transformer.text_slots.layouts,
+        min_gain(weights, key),
+    )
+    dropped = np.random.default_rng(0).random(SAMPLES) < transformer.dropout
+    used = [smallest(layouts, np.array([row])) for row in np.where(dropped[:, None], empty, drawn)]
+    return float(np.mean([flops_per_step(transformer.model, layout, images).model for layout in used]))
 
 
 def main() -> None:
@@ -44,9 +73,7 @@ def main() -> None:
         tokens = {side: buckets.max_tokens for side, buckets in config.data.resolutions.areas}
         sizes = dict(zip(config.data.sides, transformer.batch_sizes, strict=True))
         seconds = sum(
-            weight
-            * flops_per_step(model, layout(tokens[key.side], key.conditions), sizes[key.side]).model
-            / (chips * CHIP.flops * UTILISATION)
+            weight * flops(config, key, tokens[key.side], sizes[key.side]) / (chips * CHIP.flops * UTILISATION)
             for key, weight in weights.items()
         ) / sum(weights.values())
         days = seconds * transformer.train.steps / 86_400
@@ -58,7 +85,8 @@ def main() -> None:
         conditions = max(key.conditions for key in weights)
         for side in config.data.sides:
             images = at_once[side] * sharding.num_batch_shards(mesh)
-            report, _ = compile_train_step(model, layout(tokens[side], conditions), mesh, images=images)
+            keep = transformer.execution.keep
+            report, _ = compile_train_step(model, largest(tokens[side], conditions), mesh, images=images, keep=keep)
             print(
                 f"  {side}p, {conditions} condition images, {at_once[side]} images at once on {mesh.shape['tensor']} "
                 f"chips: {report.memory.total / GIB:.1f} of {CHIP.hbm_bytes / GIB:.1f} GiB, compiled in "

@@ -1,6 +1,6 @@
 """What padding of texts costs: arithmetic per image of the curriculum's batches against samples of exact lengths.
 
-    python -m tests.benchmarks.text_slots [--samples N] [--layouts 1 2 4 8]
+    python -m tests.benchmarks.text_slots [--samples N] [--layouts 1 4 8]
 
 Writes caches of samples without real content, with captions of log-normal length (median 120 tokens, sigma 0.8, at most
 1,024, and 40 of template), for pairs and for edits with one condition image. The loader draws an epoch with the config
@@ -31,26 +31,28 @@ from tests.caches import write_cache
 
 STAGES = {256: "s2_256p_edits", 512: "s3_512p_synthetic", 1024: "s4_1024p", 2048: "s5_2048p"}
 TEMPLATE, AROUND, EMPTY = 40, 32, 41  # tokens: of the template, before a condition image, of the empty prompt
+CAPTION = 1_024  # tokens of the longest caption
 MICROBATCH = 32  # rows; of the stages 512 to 8,192
+
+
+def captions(count: int, seed: int) -> list[int]:
+    """Numbers of tokens of captions, without template."""
+    drawn = np.exp(np.log(120) + 0.8 * np.random.default_rng(seed).normal(size=count))
+    return np.clip(np.round(drawn), 1, CAPTION).astype(int).tolist()
 
 
 def write(folder: Path, side: int, samples: int) -> Cache:
     """Pairs and edits whose latents have one channel and whose features have one value."""
-    rng, rows = np.random.default_rng(side), side // 16
-    latents = np.zeros((rows, rows, 1), np.float16)
+    latents = np.zeros((side // 16, side // 16, 1), np.float16)
 
     def text(caption: int, conditions: int) -> Text:
         lengths = (*(AROUND,) * conditions, TEMPLATE + caption)
         return Text(np.zeros((sum(lengths), 1), np.float16), lengths)
 
-    def captions() -> list[int]:
-        drawn = np.exp(np.log(120) + 0.8 * rng.normal(size=samples))
-        return np.clip(np.round(drawn), 1, 1024).astype(int).tolist()
-
     made = [
         (side, Sample(latents, (text(caption, count),), (latents,) * count, text(1, count) if count else None))
         for count in (0, 1)
-        for caption in captions()
+        for caption in captions(samples, side + count)
     ]
     write_cache(folder, made, text(1, 0), {})
     return Cache(folder)
@@ -92,14 +94,15 @@ def check(loader: Loader) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=16_384, help="samples of each stream")
-    parser.add_argument("--layouts", type=int, nargs="+", default=[1, 2, 4, 8], help="largest numbers of layouts")
+    parser.add_argument("--layouts", type=int, nargs="+", default=[1, 4, 8], help="largest numbers of layouts")
     arguments = parser.parse_args()
     table = Table("stream", *(f"at most {most}" for most in arguments.layouts), "layouts", "text slots of the last")
     for side, stage in STAGES.items():
-        transformer = load_experiment(f"experiments/qwen_image_2/{stage}.py").transformer
+        config = load_experiment(f"experiments/qwen_image_2/{stage}.py")
+        transformer, tasks = config.transformer, tuple(config.data.mixture.tasks)
         with tempfile.TemporaryDirectory() as folder:
             cache = write(Path(folder) / "samples", side, arguments.samples)
-            shares = Shares((side,), (1,), (1, 1), (1,))
+            shares = Shares((side,), (1,), tasks, (1,))
             microbatches = {256: 4, 512: 8, 1024: 16, 2048: 16}[side]
             make = functools.partial(
                 Mixture.of_cache, cache, shares, [(microbatches, MICROBATCH)], seed=0, dropout=transformer.dropout

@@ -184,7 +184,7 @@ def test_adapters_are_sharded_like_their_layers(base, adapter, inputs):
     assert down.lora_B.weight.spec == PartitionSpec(None, ("fsdp",))
     placed = jax.device_put(adapter, places)
     spread = jax.device_put(base, sharding.shardings(base, mesh))
-    execution = Execution(jnp.float32, sharding.Attention(mesh), True, sharding.Constrain(mesh))
+    execution = Execution(jnp.float32, sharding.Attention(mesh), True, constrain=sharding.Constrain(mesh))
     found = tree.to_dict(grad(placed, spread, inputs, execution))
     for name, want in tree.to_dict(grad(adapter, base, inputs)).items():
         assert relative(found[name], want) <= 1e-4, name

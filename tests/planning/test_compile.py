@@ -43,6 +43,14 @@ def test_train_step_for_v5e():
     assert not any(f"[4,{LAYOUT.length}," in shape for shape in gathered)  # activations are not gathered
 
 
+@needs_libtpu
+@pytest.mark.parametrize(("keep", "times"), [("inputs", 2), ("attention", 1)])
+def test_the_result_of_attention_is_computed_again_unless_it_is_kept(keep, times):
+    mesh = topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=4))
+    _, compiled = compile_train_step(CONFIG, LAYOUT, mesh, keep=keep)
+    assert len(re.findall(r"%splash_mha_fwd[\w.]* = ", compiled.as_text())) == times
+
+
 CURRICULUM = pathlib.Path(__file__).parents[2] / "experiments" / "qwen_image_2" / "curriculum.py"
 
 

@@ -56,7 +56,8 @@ OVERRIDES = (
 # Grids and TensorBoard, which most tests do not need and every start would pay for.
 DRAWN = ("transformer.train.sinks=('tensorboard',)", "transformer.samples.every=8")
 # Prefixes of metrics that differ between equal runs.
-VARYING = ("time/", "memory/", "goodput", "images_per_second", "tokens_per_second", "model_tflops_per_second_per_chip")
+RATES = ("images_per_second", "tokens_per_second", "slots_per_second", "model_tflops_per_second_per_chip")
+VARYING = ("time/", "memory/", "goodput", *RATES)
 PATIENCE = 300.0  # seconds
 # `qi2` that waits for a signal when it has logged a step, so that a test that sends one is never too late.
 WAITING = """

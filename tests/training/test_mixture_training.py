@@ -96,7 +96,7 @@ def test_short_texts_have_a_program_of_their_own_which_changes_no_loss(tmp_path,
         found.append([line for line in metrics.read(tmp_path / name / "metrics.jsonl") if "loss" in line])
         monkeypatch.setattr(loader, "smallest", lambda layouts, tokens: layouts[-1])
     np.testing.assert_allclose(*([line["loss"] for line in lines] for lines in found), rtol=1e-5)
-    slots = [sum(line["tokens_per_second"] * line["time/seconds"] for line in lines) for lines in found]
+    slots = [sum(line["slots_per_second"] * line["time/seconds"] for line in lines) for lines in found]
     # Sorted, the batches of a window have texts of 3 and 4, 5 and 36, 38 and 40 tokens, in layouts of 16 and 40.
     assert slots == pytest.approx([2 * 2 * (24 + 48 + 48), 2 * 2 * 3 * 48])
 
@@ -109,10 +109,12 @@ def test_padding_of_an_interval_is_the_share_of_all_of_its_slots(samples, tmp_pa
         [line for line in metrics.read(tmp_path / str(log_every) / "metrics.jsonl") if "loss" in line]
         for log_every in (1, 4)
     )
-    slots = [line["tokens_per_second"] * line["time/seconds"] for line in each]
+    slots = [line["slots_per_second"] * line["time/seconds"] for line in each]
     assert max(slots) > 1.5 * min(slots)
     empty = np.dot(slots, [line["batch/padding"] for line in each])
     assert whole["batch/padding"] == pytest.approx(empty / np.sum(slots))
+    assert whole["tokens_per_second"] == pytest.approx(whole["slots_per_second"] * (1 - whole["batch/padding"]))
+    assert 1 - whole["batch/padding"] > whole["batch/useful"] > 0.5 * (1 - whole["batch/padding"])
     assert whole["batch/side"] == 64 and whole["batch/conditions"] == 0.5
 
 

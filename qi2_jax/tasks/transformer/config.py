@@ -17,6 +17,7 @@ from qi2_jax.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS, Shift, TimestepD
 from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
+from qi2_jax.models.recomputation import POLICIES
 from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes, make_mesh
 from qi2_jax.tasks.transformer import fixed_prompts
 from qi2_jax.tasks.transformer.samples_config import Samples
@@ -31,17 +32,21 @@ class ExecutionConfig:
       dtype: dtype of activations, "float32" or "bfloat16".
       kernel: attention kernel, see `qi2_jax.attention`; "auto": the fastest on these devices.
       remat: whether blocks are computed again in the backward pass, which saves memory.
+      keep: what the backward pass then keeps of each block: "inputs", "attention", "projections" or "hidden", each with
+        those before; see `qi2_jax.models.recomputation`.
 
     Raises:
-      ValueError: for an unknown kernel.
+      ValueError: for an unknown kernel or policy.
     """
 
     dtype: jnp.dtype = choice(COMPUTE_DTYPES)
     kernel: str
     remat: bool
+    keep: str = changeable(default="inputs")
 
     def __post_init__(self) -> None:
         check_one_of(self, "kernel", [*attention.KERNELS, "auto"])
+        check_one_of(self, "keep", [*POLICIES])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

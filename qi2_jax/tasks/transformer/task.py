@@ -1,6 +1,7 @@
 """The transformer as a task: encoded samples, their mixture, a loss, validation and sample grids."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,12 +11,12 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipeline.buckets import Bucket
-from data_pipeline.loading.mixture import Mixture
+from data_pipeline.loading.mixture import Mixture, streams_of
 from data_pipeline.samples.cache import Cache
 from qi2_jax import sharding
 from qi2_jax.interop.lora import reading
 from qi2_jax.models import lora
-from qi2_jax.models.flops import flops_per_step
+from qi2_jax.models.flops import flops_of_tokens, flops_per_step
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
 from qi2_jax.runs import paths
@@ -37,7 +38,8 @@ from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.tasks.transformer.start import started_from, update_model_folder
 from qi2_jax.tasks.transformer.validation import HeldOut
 from qi2_jax.training import loop, restarting
-from qi2_jax.training.microbatch import Microbatch, as_update
+from qi2_jax.training.mean import Mean
+from qi2_jax.training.microbatch import USEFUL, Microbatch, as_update
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.task import CheckSignals, Task
 from qi2_jax.training.telemetry.metrics import Drawing
@@ -130,9 +132,12 @@ class TransformerTask(Task):
     def _complete(self, microbatch: Microbatch) -> Microbatch:
         """A microbatch with everything that is computed on the host, and with its FLOPs."""
         layout, stats = microbatch.layout, microbatch.stats
-        flops = flops_per_step(self.model_config, layout, stats.images, self.adapter).model
+        flops = functools.partial(flops_per_step, self.model_config, layout, adapter=self.adapter)
+        valid_BS = microbatch.batch.cond.valid_BS  # of this process
+        tokens = flops_of_tokens(self.model_config, layout, valid_BS, self.adapter)
+        metrics = {**stats.metrics, USEFUL: Mean(tokens.model, flops(len(valid_BS)).model)}
         batch = self.inputs.complete_on_host(layout, microbatch.batch)
-        return microbatch._replace(batch=batch, stats=stats._replace(flops=flops))
+        return microbatch._replace(batch=batch, stats=stats._replace(flops=flops(stats.images).model, metrics=metrics))
 
     def initial_state(self, state: TrainState) -> TrainState:
         if self.source is None:
@@ -191,6 +196,10 @@ def make_task(
             abstract_transformer(model_config), source, out, adapter, mesh, objective.execution.dtype, base
         )
         frozen, identity = frozen._replace(base=transformer), {**data, "base_transformer": digest}
+    with processes.raise_together():
+        if jax.process_index() == 0:  # it stores what a cache of an earlier version lacks, and the others read it
+            for stream, _ in streams_of(samples, config.data.shares).values():
+                _ = stream.lengths
     mixture = _mixture(config, samples, mesh)
     with processes.raise_together():
         held_out = {
@@ -220,7 +229,7 @@ def make_task(
 def _execution(stage: TransformerConfig, mesh: Mesh) -> Execution:
     execution = stage.execution
     kernel = sharding.Attention(mesh, execution.kernel)
-    return Execution(execution.dtype, kernel, execution.remat, sharding.Constrain(mesh))
+    return Execution(execution.dtype, kernel, execution.remat, execution.keep, sharding.Constrain(mesh))
 
 
 def _image_sizes(config: StageConfig) -> list[Bucket]:

@@ -253,26 +253,36 @@ def _commit() -> str | None:
 
 
 def throughput(
-    images: float, tokens: float, flops: float | None, seconds: float, chips: int, peak: float | None = None
+    images: float,
+    slots: float,
+    flops: float | None,
+    seconds: float,
+    chips: int,
+    peak: float | None = None,
+    *,
+    padding: float = 0.0,
+    useful: float = 1.0,
 ) -> dict[str, float]:
-    """Throughput over an interval.
+    """Throughput over an interval: of tokens and, where rows are padded, also of all slots.
 
     Args:
       images: number of images in the interval, of all steps and processes.
-      tokens: number of their tokens, padding included; 0 if images have none.
-      flops: model FLOPs in the interval (3 x the forward pass, without recomputation); None if unknown.
+      slots: number of slots of their joint sequences, padding included; 0 if images have none.
+      flops: model FLOPs of all slots in the interval (3 x the forward pass, without recomputation); None if unknown.
       seconds: length of the interval.
       chips: number of devices of all processes.
       peak: bf16 FLOP/s of one chip; None if unknown, which leaves out the utilisation.
+      padding: share of the slots that are padding.
+      useful: share of the FLOPs that the tokens would take without padding.
     """
     rates = {"images_per_second": images / seconds}
-    if tokens:
-        rates["tokens_per_second"] = tokens / seconds
+    if slots:
+        rates |= {"tokens_per_second": slots * (1 - padding) / seconds, "slots_per_second": slots / seconds}
     if flops is not None:
         achieved = flops / seconds / chips
-        rates["model_tflops_per_second_per_chip"] = achieved / 1e12
+        rates["model_tflops_per_second_per_chip"] = useful * achieved / 1e12
         if peak is not None:
-            rates["mfu"] = achieved / peak
+            rates |= {"mfu": useful * achieved / peak, "mfu_slots": achieved / peak}
     return rates
 
 

@@ -14,7 +14,7 @@ from qi2_jax.runtime import processes, signals
 from qi2_jax.training.checkpoints.manager import Checkpoints
 from qi2_jax.training.config import TrainingConfig
 from qi2_jax.training.mean import Mean
-from qi2_jax.training.microbatch import Microbatch
+from qi2_jax.training.microbatch import PADDING, USEFUL, Microbatch
 from qi2_jax.training.step import TrainState
 from qi2_jax.training.telemetry import accounting
 from qi2_jax.training.telemetry.accounting import Events, Goodput, Idle, Stopwatch
@@ -83,7 +83,7 @@ class Journal(contextlib.ExitStack):
         """Begins the next interval between logged steps."""
         self._values: list[Mapping[str, Any]] = []
         self._batch_metrics: list[Mapping[str, float | Mean]] = []
-        self._images, self._tokens, self._flops = 0, 0, 0.0
+        self._images, self._slots, self._flops = 0, 0, 0.0
 
     def restored(
         self,
@@ -142,13 +142,13 @@ class Journal(contextlib.ExitStack):
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
         """A block that takes a step. If it raises, the microbatches of the step are not counted."""
-        before = self._images, self._tokens, self._flops, list(self._batch_metrics)
+        before = self._images, self._slots, self._flops, list(self._batch_metrics)
         self._watchdog.beat(f"step {step}")
         try:
             with self._profiler.step(step):
                 yield
         except BaseException:
-            self._images, self._tokens, self._flops, self._batch_metrics = before
+            self._images, self._slots, self._flops, self._batch_metrics = before
             raise
 
     def dispatched(self, result: jax.Array) -> None:
@@ -165,7 +165,7 @@ class Journal(contextlib.ExitStack):
         """Counts a microbatch of the step in progress."""
         stats = microbatch.stats
         self._images += stats.images
-        self._tokens += stats.tokens
+        self._slots += stats.slots
         self._flops += stats.flops
         self._batch_metrics.append(stats.metrics)
         self._progress.samples(stats.images)
@@ -197,7 +197,8 @@ class Journal(contextlib.ExitStack):
         values = fetch(self._values) | processes.mean(fetch(self._batch_metrics)) | {"learning_rate": learning_rate}
         lap = self._watch.lap()
         seconds, flops = lap["time/seconds"], self._flops or None
-        values |= accounting.throughput(self._images, self._tokens, flops, seconds, self._chips, self._peak)
+        shares = {"padding": values.get(PADDING, 0.0), "useful": values.get(USEFUL, 1.0)}
+        values |= accounting.throughput(self._images, self._slots, flops, seconds, self._chips, self._peak, **shares)
         values |= {**lap, **self._goodput.add(lap), **accounting.device_memory()}
         if values["skipped_total"] > self._skipped:
             self._events.write(accounting.SKIPPED, step, total=int(values["skipped_total"]))

@@ -1,5 +1,6 @@
 """The loader is a pure function of (seed, step), whatever the number of hosts."""
 
+import concurrent.futures
 import itertools
 
 import numpy as np
@@ -78,9 +79,7 @@ def test_sorted_batches_have_few_slots_every_sample_once_and_only_known_layouts(
     read = list(itertools.islice(loaded.batches(), 40))  # four epochs of 40 samples
     for batch in read:
         used = int(batch.batch.cond.valid_BS[:, : batch.layout.prefix].sum(axis=1).max())
-        assert (
-            batch.layout in LAYOUTS and used == batch.layout.text[0] and batch.stats.tokens == 4 * batch.layout.length
-        )
+        assert batch.layout in LAYOUTS and used == batch.layout.text[0] and batch.stats.slots == 4 * batch.layout.length
     seen = [int(value) for batch in read for value in batch.batch.latents_BNC[:, 0, 0]]
     for window in range(0, 160, 32):  # a window of four batches has the samples that it would have without sorting
         order = loaded.order()
@@ -148,7 +147,7 @@ def test_a_batch_reports_its_composition():
     assert metrics.pop("batch/padding") == pytest.approx(Mean(4, 34))
     assert metrics.pop("batch/padding_text") == pytest.approx(Mean(1, 10))
     assert metrics == {"batch/dropped": 0.0, "batch/wide": 0.0, "batch/tall": 0.5, "batch/side": 64.0}
-    assert (batch.stats.images, batch.stats.tokens, batch.layout) == (2, 34, LAYOUT)
+    assert (batch.stats.images, batch.stats.slots, batch.layout) == (2, 34, LAYOUT)
 
 
 def test_condition_images_keep_their_order_and_place():
@@ -160,3 +159,12 @@ def test_condition_images_keep_their_order_and_place():
     assert cond.conditions_BMC[0, :, 0].tolist() == [7, 7, 7, 0, 8, 8]
     assert cond.text_BTE[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
     assert cond.valid_BS[0].tolist() == [True, False, True, True, True, False, True, True, True] + [True] * 7
+
+
+def test_each_window_is_drawn_once_and_the_next_one_ahead(monkeypatch):
+    drawn, draw = [], Loader.draw
+    monkeypatch.setattr(Loader, "draw", lambda self, window: (drawn.append(window), draw(self, window))[1])
+    batches = sorted_loader(8, 2).batches()
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # a window has eight microbatches
+        list(threads.map(batches.__getitem__, range(24)))
+    assert sorted(drawn)[:3] == [0, 1, 2] and len(drawn) == len(set(drawn)) and max(drawn) <= 3

@@ -154,7 +154,7 @@ def test_text_lengths_are_stored_and_measured_where_an_earlier_version_did_not(t
     stream = Cache(tmp_path).streams[1]
     assert len(stream.paths) == 2
     expected = TextLengths.of(stream)
-    assert expected.has_conditions and expected.choices.tolist() == [2] * len(stream)
+    assert expected.has_conditions and expected.choices(np.arange(len(stream))).tolist() == [2] * len(stream)
     stored = sorted(path.name for path in stream.paths[0].parent.glob("*.lengths"))
     assert stored == [f"{path.stem}.lengths" for path in stream.paths]
     for path in stream.paths[1:]:

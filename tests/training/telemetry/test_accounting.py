@@ -153,15 +153,18 @@ def test_running_goodput_is_that_of_the_files(tmp_path, monkeypatch):
 
 
 def test_throughput_states_what_is_known():
-    rates = accounting.throughput(64, 64 * 1024, 4e15, 2.0, chips=4, peak=1e15)
+    rates = accounting.throughput(64, 64 * 1024, 4e15, 2.0, chips=4, peak=1e15, padding=0.25, useful=0.5)
     assert rates == {
         "images_per_second": 32,
-        "tokens_per_second": 32768,
-        "model_tflops_per_second_per_chip": 500,
-        "mfu": 0.5,
+        "tokens_per_second": 24576,
+        "slots_per_second": 32768,
+        "model_tflops_per_second_per_chip": 250,
+        "mfu": 0.25,
+        "mfu_slots": 0.5,
     }
     assert "mfu" not in accounting.throughput(64, 1, 4e15, 2.0, 4)
-    assert list(accounting.throughput(64, 1, None, 2.0, 4, 1e15)) == ["images_per_second", "tokens_per_second"]
+    without = accounting.throughput(64, 1, None, 2.0, 4, 1e15)
+    assert list(without) == ["images_per_second", "tokens_per_second", "slots_per_second"]
     assert list(accounting.throughput(64, 0, None, 2.0, 4)) == ["images_per_second"]
 
 
