@@ -102,19 +102,7 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
             folder="weights/lpips",  # absolute, or relative to the folder in which the command runs
             start=0,  # updates without this term before the others
         ),
-        alignment=dict(
-            # Gradient at the encoder's last layer, relative to the reconstruction's: VA-VAE's at first.
-            weight=0.0 if tiny else 0.5,
-            relaxed_weight=0.0 if tiny else 0.1,  # VA-VAE's, later; 0: the same as before
-            folder="weights/dinov2-large",
-            network="dinov2",  # or "vgg16", from a folder of LPIPS
-            layer=12,  # ours: the report says only that a middle layer is best; 0: the last one after the final norm
-            cosine_margin=0.5,  # VA-VAE's, as the next one
-            distance_margin=0.25,
-            # Ours: VA-VAE lowers the weight after 100 of 130 epochs, and widens the margins after 115, both at once.
-            strict_steps=int(0.8 * steps),
-            relaxing_steps=int(0.1 * steps),
-        ),
+        alignment=_alignment(tiny, steps),
         kl=0.0,  # the report removed it, because it works against the alignment
         batch_size=8 if tiny else 4_096,
         execution=dict(
@@ -135,6 +123,22 @@ def autoencoder(tiny: bool, crop: int) -> dict[str, Any]:
         # Mean and deviation of the latents are measured over this number of images (0: all), or of batches of crops.
         statistics_batches=0,
         statistics_images=0,
+    )
+
+
+def _alignment(tiny: bool, steps: int) -> dict[str, Any]:
+    return dict(
+        # Gradient at the encoder's last layer, relative to the reconstruction's: VA-VAE's at first.
+        weight=0.0 if tiny else 0.5,
+        relaxed_weight=0.0 if tiny else 0.1,  # VA-VAE's, later; 0: the same as before
+        folder="weights/dinov2-large",
+        network="dinov2",  # or "vgg16", from a folder of LPIPS
+        layer=12,  # ours: the report says only that a middle layer is best; 0: the last one after the final norm
+        cosine_margin=0.5,  # VA-VAE's, as the next one
+        distance_margin=0.25,
+        # Ours: VA-VAE lowers the weight after 100 of 130 epochs, and widens the margins after 115, both at once.
+        strict_steps=int(0.8 * steps),
+        relaxing_steps=int(0.1 * steps),
     )
 
 

@@ -154,7 +154,6 @@ def stage(
     tiny_steps: int,
     ema_decay: float = 0.9999,
     ema_ramp: bool = False,
-    keep: str = "inputs",
     tiny_conditions: tuple[int, int, int] = (1, 0, 0),
 ) -> ml_collections.ConfigDict:
     """The config of one stage.
@@ -172,7 +171,6 @@ def stage(
       tiny_steps: number of updates of the tiny form.
       ema_decay: decay of the EMA.
       ema_ramp: whether the decay ramps up, so that the EMA forgets the weights from which the stage starts.
-      keep: what the backward pass keeps of each block, see `ExecutionConfig`.
       tiny_conditions: tiny form's shares of edits with one, two and three condition images; each number with a
         share is a program to compile, for every side.
 
@@ -189,7 +187,7 @@ def stage(
     config.compilation_cache = "compiled"
     config.encode = _encode(tiny)
     config.data = _data(tiny, sides, side_shares, thresholds, tasks, tiny_conditions)
-    config.transformer = _transformer(tiny, sides, keep) | dict(
+    config.transformer = _transformer(tiny, sides) | dict(
         seed=1_000 * number,
         # Ours: the EMA spans 10K steps, a tenth of the shortest long stage; in the 10K steps of fine-tuning 1K.
         ema_decay=0.9 if tiny else ema_decay,
@@ -247,7 +245,7 @@ def _data(
     )
 
 
-def _transformer(tiny: bool, sides: tuple[int, ...], keep: str) -> dict[str, Any]:
+def _transformer(tiny: bool, sides: tuple[int, ...]) -> dict[str, Any]:
     small = max(sides) < 1024
     mesh, at_once = (SMALL_MESH, SMALL_AT_ONCE) if small else (LARGE_MESH, LARGE_AT_ONCE)
     save_every = SMALL_SAVE_EVERY if small else LARGE_SAVE_EVERY
@@ -263,7 +261,7 @@ def _transformer(tiny: bool, sides: tuple[int, ...], keep: str) -> dict[str, Any
             condition_timestep="zero",
         ),
         mesh=dict(data=2, fsdp=2, tensor=2) if tiny else mesh,
-        execution=dict(dtype="float32" if tiny else "bfloat16", kernel="auto", remat=not tiny, keep=keep),
+        execution=dict(dtype="float32" if tiny else "bfloat16", kernel="auto", remat=not tiny, keep="inputs"),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),
         images_per_device=(1,) * len(sides) if tiny else tuple(at_once[side] for side in sides),
         batches_per_update=1,  # the report's batches have one resolution

@@ -15,7 +15,7 @@ from experiments.qwen_image_2 import base
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
     """The stage; the form `tiny` is for tests."""
-    return base.stage(
+    config = base.stage(
         form,
         number=1,
         sides=(256,),
@@ -26,5 +26,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         lr=0.0001,
         tiny_steps=60,
         ema_ramp=True,
-        keep="projections",  # has room for the longest captions, and half of the linear layers run only once
     )
+    # One stream without condition images leaves memory for more: half of the linear layers then run only once.
+    config.transformer.execution.keep = "projections"
+    return config

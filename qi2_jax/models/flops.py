@@ -13,7 +13,7 @@ With width D, hidden width F, L layers, S slots and P visible pairs of query and
 P is the sum of `visible_until`: S^2 for bidirectional attention, less for block-causal attention. It is neither halved
 nor rounded up to the blocks of a kernel.
 
-Dims: `B` batch, `S` joint sequence, `K` segments of the sequence.
+Dims: `B` batch, `S` joint sequence.
 
 The backward pass of a layer computes the gradients of its input and of its weights, each with as many operations as the
 forward pass. With an adapter (LoRA) of rank r, the frozen layers have no gradients of weights, and each adapted layer
@@ -33,7 +33,7 @@ from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import TIME_FEATURES, MMDiT, MMDiTConfig
 from qi2_jax.models.recomputation import recomputed_products
-from qi2_jax.sequence import BIDIRECTIONAL, Layout
+from qi2_jax.sequence import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,22 +103,14 @@ def flops_of_tokens(
     Args:
       config: architecture of the transformer.
       layout: slots of the sequence.
-      valid_BS: which slots have a token; padding ends a segment.
+      valid_BS: which slots have a token.
       adapter: see `flops_per_step`.
     """
-    kinds, starts, _ = zip(*layout.segments, strict=True)
-    filled = [place for place, (_, start, end) in enumerate(layout.segments) if end > start]  # others have no slots
-    lengths_BK = np.add.reduceat(valid_BS.astype(np.int64), [starts[place] for place in filled], axis=1)
-    of_kind = {kind: lengths_BK[:, [kinds[place] == kind for place in filled]].sum() for kind in set(kinds)}
-    ends_BK = np.cumsum(lengths_BK, axis=1)
-    if config.attention == BIDIRECTIONAL:
-        pairs = np.square(ends_BK[:, -1]).sum()
-    else:
-        is_text = np.array([kinds[place] == "text" for place in filled])
-        hidden_BK = np.where(is_text, lengths_BK * (lengths_BK - 1) // 2, 0)  # a text token does not see later ones
-        pairs = (lengths_BK * ends_BK - hidden_BK).sum()
-    text, conditions, target = (int(of_kind.get(kind, 0)) for kind in ("text", "condition", "target"))
-    return _flops(config, _Counts(len(valid_BS), text, conditions, target, int(pairs)), adapter)
+    tokens = {kind: 0 for kind in ("text", "condition", "target")}
+    for kind, start, end in layout.segments:
+        tokens[kind] += int(valid_BS[:, start:end].sum())
+    visible_BS = np.cumsum(valid_BS, axis=1)[:, layout.visible_until(config.attention) - 1]  # tokens that a slot sees
+    return _flops(config, _Counts(len(valid_BS), *tokens.values(), int(visible_BS[valid_BS].sum())), adapter)
 
 
 class _Counts(NamedTuple):

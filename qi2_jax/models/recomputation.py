@@ -45,7 +45,7 @@ def recomputed(body: Callable[..., Any], policy: str) -> Callable[..., Any]:
 
 
 def recomputed_products(policy: str, mlp_ratio: int) -> tuple[float, float]:
-    """Shares of a forward pass that the backward pass repeats: of the blocks' linear layers, and of attention."""
+    """How much of a forward pass the backward pass repeats: a share of the linear layers, and a share of attention."""
     kept = POLICIES[policy]
     shares = {PROJECTIONS: 4 + mlp_ratio, HIDDEN: 2 * mlp_ratio}  # products of D x D for each token
     blocks = sum(share for name, share in shares.items() if name not in kept) / (4 + 3 * mlp_ratio)

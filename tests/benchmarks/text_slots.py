@@ -4,8 +4,8 @@
 
 Writes caches of samples without real content, with captions of log-normal length (median 120 tokens, sigma 0.8, at most
 1,024, and 40 of template), for pairs and for edits with one condition image. The loader draws an epoch with the config
-of the stage that adds the resolution, in smaller batches of as many microbatches. Operations are those of
-`qi2_jax.models.flops`: of the layout that the loader chose, and of a sequence as long as the sample.
+of the stage that adds the resolution, in smaller batches of as many microbatches. The figures are the
+model FLOPs of the layouts that the loader chose, divided by those of the same samples without padding.
 """
 
 import argparse

@@ -46,7 +46,8 @@ def test_formula():
     reference, chunked = counted("reference", None), counted("chunked", None)
     assert flops.model == pytest.approx(reference, rel=0.02)
     assert flops.executed(CONFIG) - flops.model == pytest.approx(chunked - reference, rel=0.02)
-    for policy in POLICIES:  # the tolerance is for what is no product; a single one of D x D is 1.6% of the step
+    # The tolerance leaves room for norms and activation functions. One layer of D x D would be 1.6% of the step.
+    for policy in POLICIES:
         again = flops.executed(CONFIG, policy) - flops.executed(CONFIG)
         assert again == pytest.approx(counted("chunked", policy) - chunked, rel=0.02, abs=1e-2 * chunked), policy
 

@@ -196,10 +196,6 @@ def make_task(
             abstract_transformer(model_config), source, out, adapter, mesh, objective.execution.dtype, base
         )
         frozen, identity = frozen._replace(base=transformer), {**data, "base_transformer": digest}
-    with processes.raise_together():
-        if jax.process_index() == 0:  # it stores what a cache of an earlier version lacks, and the others read it
-            for stream, _ in streams_of(samples, config.data.shares).values():
-                _ = stream.lengths
     mixture = _mixture(config, samples, mesh)
     with processes.raise_together():
         held_out = {
@@ -239,6 +235,10 @@ def _image_sizes(config: StageConfig) -> list[Bucket]:
 
 
 def _mixture(config: StageConfig, samples: Cache, mesh: Mesh) -> Mixture:
+    with processes.raise_together():
+        if jax.process_index() == 0:  # it stores what a cache of an earlier version lacks, and the others read it
+            for stream, _ in streams_of(samples, config.data.shares).values():
+                _ = stream.lengths
     stage = config.transformer
     sizes = zip(stage.batch_sizes, stage.images_per_device, strict=True)
     mixture = Mixture.of_cache(

@@ -263,7 +263,7 @@ def throughput(
     padding: float = 0.0,
     useful: float = 1.0,
 ) -> dict[str, float]:
-    """Throughput over an interval: of tokens and, where rows are padded, also of all slots.
+    """Rates over an interval. Those of slots count padding, and all others leave it out.
 
     Args:
       images: number of images in the interval, of all steps and processes.
