@@ -106,11 +106,14 @@ def flops_of_tokens(
       valid_BS: which slots have a token.
       adapter: see `flops_per_step`.
     """
-    tokens = {kind: 0 for kind in ("text", "condition", "target")}
-    for kind, start, end in layout.segments:
-        tokens[kind] += int(valid_BS[:, start:end].sum())
+
+    def tokens(kind: str) -> int:
+        return sum(int(valid_BS[:, start:end].sum()) for own, start, end in layout.segments if own == kind)
+
     visible_BS = np.cumsum(valid_BS, axis=1)[:, layout.visible_until(config.attention) - 1]  # tokens that a slot sees
-    return _flops(config, _Counts(len(valid_BS), *tokens.values(), int(visible_BS[valid_BS].sum())), adapter)
+    pairs = int(visible_BS[valid_BS].sum())
+    counts = _Counts(len(valid_BS), tokens("text"), tokens("condition"), tokens("target"), pairs)
+    return _flops(config, counts, adapter)
 
 
 class _Counts(NamedTuple):
