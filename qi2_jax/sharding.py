@@ -5,9 +5,10 @@ Models name dims and never mesh axes. The table `RULES` is the only place that c
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from qi2_jax import attention
 from qi2_jax.models.tree import leaf_name
 
 AXES = ("data", "fsdp", "tensor")
+Module = TypeVar("Module")
 
 # Logical dim -> mesh axes over which it is sharded. Parameters are sharded over `fsdp` along the model width and over
 # `tensor` along heads and hidden units. Activations are sharded over `data` and `fsdp` along the batch, and over
@@ -36,6 +38,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "conv": (),
     "batch": ("data", "fsdp"),
+    "replicas": ("data",),  # of gradients that are not summed over them yet
     "sequence": (),
     "rows": ("tensor",),  # of pixels: the autoencoder has no weights to shard over `tensor`
     "act_embed": ("tensor",),
@@ -125,7 +128,7 @@ def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
+def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None], without: Sequence[str] = ()) -> PartitionSpec:
     """Partition of an array; a dim that its axes do not divide is replicated.
 
     Without this rule, tiny models on wide meshes would fail on their smallest dims. For the published sizes every table
@@ -135,29 +138,47 @@ def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> Parti
       mesh: device mesh.
       shape: sizes of the array's dims.
       names: logical names of the dims.
+      without: mesh axes that shard no dim.
 
     Raises:
       KeyError: for a logical name that is not in the table.
     """
     parts: list[tuple[str, ...] | None] = []
     for size, name in zip(shape, names, strict=True):
-        axes = RULES[name]
+        axes = tuple(axis for axis in RULES[name] if axis not in without)
         parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
     while parts and parts[-1] is None:
         parts.pop()  # as jit returns shardings: equal shardings must compare as equal
     return PartitionSpec(*parts)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh, leading: tuple[str, ...] = ()) -> Any:
     """Shardings of a tree, which may be abstract: parameters follow their `axes`, all other leaves are replicated.
 
     The result is a tree prefix of `tree`, which `jax.jit` and `jax.device_put` accept.
+
+    Args:
+      tree: a pytree with parameters.
+      mesh: device mesh.
+      leading: logical names of dims that all parameters have before those of layers.
     """
 
     def of_leaf(leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, spec(mesh, *_dims(leaf)) if _is_parameter(leaf) else PartitionSpec())
+        return NamedSharding(mesh, spec(mesh, *_dims(leaf, leading)) if _is_parameter(leaf) else PartitionSpec())
 
     return jax.tree.map(of_leaf, tree, is_leaf=_is_parameter)
+
+
+def abstract(tree: Any, placed: Any) -> Any:
+    """Shapes and dtypes of a tree's arrays, with shardings from the result of `shardings`."""
+    return jax.tree.map(
+        lambda place, part: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), part
+        ),
+        placed,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, NamedSharding),
+    )
 
 
 def _is_parameter(leaf: Any) -> bool:
@@ -165,10 +186,10 @@ def _is_parameter(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable) and hasattr(leaf.get_value(), "shape")
 
 
-def _dims(parameter: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
-    """Sizes and logical names of a parameter's dims."""
+def _dims(parameter: Any, leading: tuple[str, ...] = ()) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
+    """Sizes and logical names of a parameter's dims; `leading` names those before the layers."""
     shape, names = parameter.get_value().shape, tuple(parameter.get_metadata()["axes"])
-    return shape, ("layers",) * (len(shape) - len(names)) + names
+    return shape, leading + ("layers",) * (len(shape) - len(names) - len(leading)) + names
 
 
 def unsharded_weights(model: Any, mesh: Mesh) -> list[str]:
@@ -267,12 +288,51 @@ def put_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Constrain:
-    """Constrains the sharding of activations by logical names; hashable, so an `Execution` with it can be static."""
+    """Constrains the sharding of activations by logical names; hashable, so an `Execution` with it can be static.
+
+    Attributes:
+      mesh: device mesh.
+      without: mesh axes that shard no dim, because a `jax.vmap` around the model maps over them.
+    """
+
+    mesh: Mesh
+    without: tuple[str, ...] = ()
+
+    def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        placed = NamedSharding(self.mesh, spec(self.mesh, x.shape, names, self.without))
+        return jax.lax.with_sharding_constraint(x, placed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """Gathers the weights of a module over `fsdp`; hashable, for `Execution.gather`.
+
+    The backward pass sums each gradient right into the shard that the device keeps.
+    """
 
     mesh: Mesh
 
-    def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec(self.mesh, x.shape, names)))
+    def __call__(self, module: Module) -> Module:
+        def whole(weight: nnx.Variable) -> nnx.Variable:
+            shape, names = _dims(weight)
+            stored, gathered = (
+                NamedSharding(self.mesh, spec(self.mesh, shape, part))
+                for part in (names, [None if RULES[name] == ("fsdp",) else name for name in names])
+            )
+            return weight if stored == gathered else weight.replace(_gather(stored, gathered, weight.get_value()))
+
+        return jax.tree.map(whole, module, is_leaf=_is_parameter)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(stored: NamedSharding, gathered: NamedSharding, weight: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(weight, stored), gathered)
+
+
+_gather.defvjp(
+    lambda stored, gathered, weight: (_gather(stored, gathered, weight), None),
+    lambda stored, gathered, _, gradient: (jax.lax.with_sharding_constraint(gradient, stored),),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,10 +342,12 @@ class Attention:
     Attributes:
       mesh: device mesh.
       kernel: attention kernel or its name, see `attention.attention`; "auto" chooses by the platform of the devices.
+      without: see `Constrain`.
     """
 
     mesh: Mesh
     kernel: str | attention.Kernel = "auto"
+    without: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -299,7 +361,7 @@ class Attention:
         if isinstance(kernel, str):
             kernel = attention.choose(kernel, self.mesh.devices.flat[0].platform)
         # The keys' heads decide: if they are too few to be sharded, the heads of their queries must not be sharded.
-        split = spec(self.mesh, k_BTGK.shape, ("batch", None, "act_heads", None))
+        split = spec(self.mesh, k_BTGK.shape, ("batch", None, "act_heads", None), self.without)
         local = jax.shard_map(
             lambda q, k, v, valid: kernel(q, k, v, visible_until, valid),
             mesh=self.mesh,

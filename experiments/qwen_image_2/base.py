@@ -261,7 +261,15 @@ def _transformer(tiny: bool, sides: tuple[int, ...]) -> dict[str, Any]:
             condition_timestep="zero",
         ),
         mesh=dict(data=2, fsdp=2, tensor=2) if tiny else mesh,
-        execution=dict(dtype="float32" if tiny else "bfloat16", kernel="auto", remat=not tiny, keep="inputs"),
+        execution=dict(
+            dtype="float32" if tiny else "bfloat16",
+            kernel="auto",
+            remat=not tiny,
+            keep="inputs" if tiny else "fit",
+            kept_gib=0.0 if tiny else 9.0,
+            blocks_per_step=1 if tiny else 2,
+            replica_sum="float32",
+        ),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),
         images_per_device=(1,) * len(sides) if tiny else tuple(at_once[side] for side in sides),
         batches_per_update=1,  # the report's batches have one resolution

@@ -15,7 +15,7 @@ from experiments.qwen_image_2 import base
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
     """The stage; the form `tiny` is for tests."""
-    config = base.stage(
+    return base.stage(
         form,
         number=1,
         sides=(256,),
@@ -27,6 +27,3 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         tiny_steps=60,
         ema_ramp=True,
     )
-    # One stream without condition images leaves memory for more: half of the linear layers then run only once.
-    config.transformer.execution.keep = "projections"
-    return config

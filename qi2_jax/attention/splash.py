@@ -75,6 +75,18 @@ class Splash:
         return jax.vmap(kernel)(q_BHSK, k_BGTK, v_BGTK, segments)[:, :, :S].swapaxes(1, 2)
 
 
+def computed_pairs(visible_until: np.ndarray, queries: int, keys: int) -> int:
+    """Pairs of a query and a key that the kernel computes for one head: all of a block in which a query sees a key.
+
+    Args:
+      visible_until: number of leading keys that each query sees.
+      queries: queries per block.
+      keys: keys per block.
+    """
+    padded = np.pad(visible_until, (0, -len(visible_until) % queries), mode="edge")
+    return sum(queries * _round_up(int(until.max()), keys) for until in padded.reshape(-1, queries))
+
+
 def _block(length: int, step: int, largest: int) -> int:
     """The cheapest block size that is a multiple of `step`; a block's overhead is taken to equal `step` more rows."""
     return min(

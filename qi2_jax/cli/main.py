@@ -20,6 +20,7 @@ from qi2_jax.runtime.errors import TRACEBACK, explain
 VERBS = {
     "run": "run a whole job or a curriculum: data, autoencoder, transformer, export",
     "data": "prepare data, step by step: ingest or synth, score, select, cache, report",
+    "plan": "compile a stage for a TPU pod on this machine: memory, FLOPs, collectives, time, cost",
     "train": "train one part of a job: the transformer on encoded samples, or the autoencoder on records",
     "report": "draw a page about a run or about all runs of a folder: curves, events, samples",
     "eval": "judge trained models: `eval vae` compares autoencoders by their reconstructions",

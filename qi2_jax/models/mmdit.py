@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qi2_jax import sequence
 from qi2_jax.attention import Kernel, attention
 from qi2_jax.models.layers import AnyArray, Axes, Linear, RMSNorm, keys, stacked, standardize
-from qi2_jax.models.recomputation import HIDDEN, PROJECTIONS, named, recomputed
+from qi2_jax.models.recomputation import GATE, HIDDEN, PROJECTIONS, named, recomputed
 
 TIME_FEATURES, TIME_FACTOR, TIME_PERIOD = 256, 1000.0, 10_000.0
 ROPE_THETA = 10_000.0
@@ -81,6 +81,9 @@ class Execution:
       remat: whether the backward pass recomputes the blocks.
       keep: what it keeps of each block if it does, a policy in `recomputation.POLICIES`.
       constrain: function that shards an activation over the mesh by the logical names of its dims.
+      gather: function that gathers the weights of a block on each device.
+      unroll: number of blocks in a step of the loop over blocks; the compiler can hide the gather of a block's first
+        weights only behind another block of the same step.
     """
 
     dtype: Any = jnp.float32
@@ -88,6 +91,8 @@ class Execution:
     remat: bool = False
     keep: str = "inputs"
     constrain: Callable[[Array, Axes], Array] = lambda x, axes: x
+    gather: Callable[[Any], Any] = lambda block: block
+    unroll: int = 1
 
 
 class Conditioning(NamedTuple):
@@ -152,7 +157,8 @@ class SwiGLU(nnx.Module):
     @jax.named_scope("mlp")
     def __call__(self, x_BSD: Float[Array, "B S D"], execution: Execution) -> Float[Array, "B S D"]:
         names = ("batch", "sequence", "act_mlp")
-        gate, up = (named(execution.constrain(layer(x_BSD), names), HIDDEN) for layer in (self.gate, self.up))
+        gate = named(execution.constrain(self.gate(x_BSD), names), GATE)
+        up = named(execution.constrain(self.up(x_BSD), names), HIDDEN)
         return named(self.down(jax.nn.silu(gate) * up), PROJECTIONS)
 
 
@@ -346,7 +352,10 @@ class MMDiT(nnx.Module):
 
         zero_matters = self.config.condition_timestep == "zero" and not is_target.all()
         (blocks, final), (blocks_0, final_0) = project(t_B), project(jnp.zeros(1)) if zero_matters else (None, None)
-        return lambda: jnp.split(choose(blocks, blocks_0), 4, axis=-1), choose(final, final_0)
+        # Split before the choice: four arrays of [B, S, D] are fused into what uses them, one of [B, S, 4 D] is not.
+        parts = [None] * 4 if blocks_0 is None else jnp.split(blocks_0, 4, axis=-1)
+        pairs = list(zip(jnp.split(blocks, 4, axis=-1), parts, strict=True))
+        return lambda: [choose(*pair) for pair in pairs], choose(final, final_0)
 
     def _run_blocks(
         self,
@@ -363,12 +372,12 @@ class MMDiT(nnx.Module):
 
         def body(x: Float[Array, "B S D"], layer: tuple[Block, Any]) -> tuple[Float[Array, "B S D"], Any]:
             block, past = layer
-            x, kept = block(x, modulate(), rotation, visible_until, key_valid, past, execution)
+            x, kept = execution.gather(block)(x, modulate(), rotation, visible_until, key_valid, past, execution)
             return x, kept if keep else None
 
         x = execution.constrain(x, ("batch", "sequence", "act_embed"))
         run = recomputed(body, execution.keep) if execution.remat else body
-        return jax.lax.scan(run, x, (self.blocks, past))
+        return jax.lax.scan(run, x, (self.blocks, past), unroll=execution.unroll)
 
     @jax.named_scope("mmdit/read_out")
     def _read_out(self, x_BND: Float[Array, "B N D"], scale: Float[Array, "B #N D"]) -> Float[Array, "B N C"]:

@@ -11,7 +11,8 @@ For a width D, the values of one token have the following sizes, in units of D; 
 | `inputs` | the block's input | 1 |
 | `attention` | also the result of attention | 2 |
 | `projections` | also queries and keys before their norms, values, and the outputs of attention and MLP | 7 |
-| `hidden` | also both factors of the MLP's hidden layer | 7 + 2 mlp_ratio |
+| `gate` | also one factor of the MLP's hidden layer | 7 + mlp_ratio |
+| `hidden` | also the other one | 7 + 2 mlp_ratio |
 """
 
 from collections.abc import Callable
@@ -22,13 +23,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qi2_jax.attention import RESULT
 
-PROJECTIONS, HIDDEN = "projections", "hidden"  # names of values, beside that of attention's result
+PROJECTIONS, GATE, HIDDEN = "projections", "gate", "hidden"  # names of values, beside that of attention's result
 # Values that each policy keeps besides the inputs of blocks.
 POLICIES: dict[str, tuple[str, ...]] = {
     "inputs": (),
     "attention": (RESULT,),
     "projections": (RESULT, PROJECTIONS),
-    "hidden": (RESULT, PROJECTIONS, HIDDEN),
+    "gate": (RESULT, PROJECTIONS, GATE),
+    "hidden": (RESULT, PROJECTIONS, GATE, HIDDEN),
 }
 
 named = checkpoint_name
@@ -47,6 +49,21 @@ def recomputed(body: Callable[..., Any], policy: str) -> Callable[..., Any]:
 def recomputed_products(policy: str, mlp_ratio: int) -> tuple[float, float]:
     """How much of a forward pass the backward pass repeats: a share of the linear layers, and a share of attention."""
     kept = POLICIES[policy]
-    shares = {PROJECTIONS: 4 + mlp_ratio, HIDDEN: 2 * mlp_ratio}  # products of D x D for each token
+    shares = {PROJECTIONS: 4 + mlp_ratio, GATE: mlp_ratio, HIDDEN: mlp_ratio}  # products of D x D for each token
     blocks = sum(share for name, share in shares.items() if name not in kept) / (4 + 3 * mlp_ratio)
     return blocks, float(RESULT not in kept)
+
+
+def kept_size(policy: str, mlp_ratio: int) -> int:
+    """Number of values that a policy keeps of each block and token, in units of the model's width."""
+    sizes = {RESULT: 1, PROJECTIONS: 5, GATE: mlp_ratio, HIDDEN: mlp_ratio}
+    return 1 + sum(sizes[name] for name in POLICIES[policy])
+
+
+def richest(most: float, mlp_ratio: int) -> str:
+    """The policy that keeps the most, up to a size in units of the model's width; `inputs` if none fits."""
+    return max(
+        (policy for policy in POLICIES if kept_size(policy, mlp_ratio) <= most),
+        key=lambda policy: kept_size(policy, mlp_ratio),
+        default="inputs",
+    )

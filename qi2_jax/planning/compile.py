@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the transformer's training step for a TPU topology, on a machine without TPUs.
+"""Ahead-of-time compilation of the transformer's training programs for a TPU topology, on a machine without TPUs.
 
 It compiles the functions with which a run trains (`training.step`, `tasks.transformer.objective`), on shapes instead of
 arrays. The compiler reports the memory that a chip needs, or fails as it would on the pod.
@@ -6,24 +6,26 @@ arrays. The compiler reports the memory that a chip needs, or fails as it would 
 
 import dataclasses
 import importlib.util
+import math
 import os
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.loading.batch import Batch
 from qi2_jax import sharding
 from qi2_jax.diffusion.timesteps import LogitNormal, Shift
-from qi2_jax.models.flops import Flops, flops_per_step
-from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
-from qi2_jax.runtime.chips import Chip, chip_of
+from qi2_jax.models.mmdit import Conditioning, MMDiT, MMDiTConfig
+from qi2_jax.runtime import compiler
 from qi2_jax.sequence import Layout
+from qi2_jax.tasks.transformer.config import ExecutionConfig
+from qi2_jax.tasks.transformer.execution import execution_on, with_policy
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.training.optimizer import Optimizer
-from qi2_jax.training.step import abstract_state, make_optimizer, make_programs
+from qi2_jax.training.step import Programs, TrainState, abstract_state, make_optimizer, make_programs
 
 OPTIMIZER = Optimizer(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, clip=1.0, warmup=1000, decay_steps=0)
 GIB = 2**30
@@ -40,18 +42,30 @@ def topology_mesh(name: str, shape: sharding.MeshShape, num_slices: int = 1) -> 
     Raises:
       ValueError: if libtpu is not installed, the topology is unknown, or the shape does not fit its chips or slices.
     """
+    return sharding.make_mesh(shape, topology_devices(name, num_slices))
+
+
+def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
+    """The chips of a topology; see `topology_mesh`.
+
+    Raises:
+      ValueError: if libtpu is not installed or the topology is unknown.
+    """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("compiling for a TPU needs libtpu, which is not installed: pip install 'qi2[tpu]'")
     # No TPU is needed: do not query the cloud's metadata server, and do not lock a TPU that another process uses.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Without these, libtpu looks for a TPU host and reports that there is none.
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v6e-16")
     from jax.experimental import topologies
 
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=num_slices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"topology {name!r} is unknown to libtpu; write it like 'v6e:16x16': {error}") from error
-    return sharding.make_mesh(shape, topology.devices)
+    return list(topology.devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,108 +95,91 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """Memory, FLOPs and bounds of the time of a training step.
+class Trainer:
+    """The training programs of a transformer on a mesh, for compilation.
 
     Attributes:
-      chip: kind of chip.
-      chips: number of chips.
-      images: global batch size.
-      memory: memory of one chip.
-      flops: operations by formula.
-      compute_seconds: time of the executed operations at the chips' peak rate.
-      gather_seconds: time to gather the blocks' weights in the compute dtype for the forward and the backward pass, and
-        to reduce their gradients, at the bandwidth of the links. The compiler may overlap it with computation. Traffic
-        between slices is not included, because the bandwidth of the data-center network is unknown.
-      compile_seconds: time of the compilation.
+      model: architecture of the transformer.
+      execution: group `transformer.execution` of a config.
+      mesh: see `topology_mesh`.
     """
 
-    chip: Chip
-    chips: int
-    images: int
-    memory: Memory
-    flops: Flops
-    compute_seconds: float
-    gather_seconds: float
-    compile_seconds: float
+    model: MMDiTConfig
+    execution: ExecutionConfig
+    mesh: Mesh
+
+    def keep(self, layout: Layout, images: int) -> str | None:
+        """What the backward pass of a program keeps of the blocks, see `Execution`; None: everything."""
+        execution = self._execution(layout, images)
+        return execution.keep if execution.remat else None
+
+    def compile_update(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, float]:
+        """Compiles an update from one microbatch.
+
+        Args:
+          layout: slots of the sequence.
+          images: global number of images.
+
+        Returns:
+          The program, and the seconds that the compilation took.
+
+        Raises:
+          jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if the program does not fit the chip.
+        """
+        programs, state = self._programs(layout, images)
+        return self._compile(programs.step, state, None, layout, abstract_batch(self.model, layout, images, self.mesh))
+
+    def compile_microbatch(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, float]:
+        """Compiles the gradient of one microbatch of a larger update; see `compile_update`."""
+        programs, state = self._programs(layout, images)
+        batch = abstract_batch(self.model, layout, images, self.mesh)
+        sums = self._sums(programs, state, layout, batch)
+        return self._compile(programs.add, state, sums, None, layout, batch, self._scalar(int), self._scalar(float))
+
+    def compile_apply(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, float]:
+        """Compiles the update from the sums over microbatches; see `compile_update`."""
+        programs, state = self._programs(layout, images)
+        sums = self._sums(programs, state, layout, abstract_batch(self.model, layout, images, self.mesh))
+        return self._compile(programs.apply, state, sums)
+
+    def state_bytes(self, accumulate: bool) -> dict[str, int]:
+        """Bytes of one chip for the training state, and for the sums of gradients over microbatches."""
+        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(OPTIMIZER), self.mesh)
+        size = lambda tree: sum(  # noqa: E731
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        )
+        parameters = size(state.model)
+        found = {"parameters": parameters, "EMA": size(state.ema), "optimizer": size(state.optimizer)}
+        return found | ({"gradient sums": parameters} if accumulate else {})
 
     @property
-    def roofline_seconds(self) -> float:
-        """Lower bound of the step time."""
-        return max(self.compute_seconds, self.gather_seconds)
+    def replicas(self) -> int:
+        return self.mesh.shape["data"]
 
-    def lines(self) -> list[str]:
-        """The report as text."""
-        memory, peak = self.memory, self.chips * self.chip.flops
-        return [
-            f"{self.chips} x {self.chip.name}, {self.images} images, compiled in {self.compile_seconds:.0f} s",
-            f"HBM per chip {memory.total / GIB:.2f} of {self.chip.hbm_bytes / GIB:.2f} GiB: arguments "
-            f"{memory.arguments / GIB:.2f}, temporaries {memory.temporaries / GIB:.2f}, outputs "
-            f"{memory.outputs / GIB:.2f}, of which aliased {memory.aliased / GIB:.2f}, code {memory.code / GIB:.2f}; "
-            f"peak {memory.peak / GIB:.2f}",
-            f"FLOPs per step: model {self.flops.model:.3e}, of which attention {3 * self.flops.attention:.3e}; "
-            f"executed {self.compute_seconds * peak:.3e}",
-            f"roofline {self.roofline_seconds:.3f} s (arithmetic {self.compute_seconds:.3f}, weights over the links "
-            f"{self.gather_seconds:.3f}): at most {self.flops.model / peak / self.roofline_seconds:.0%} utilisation, "
-            f"{self.images / self.roofline_seconds / self.chips:.3f} images per second and chip",
-        ]
+    def _execution(self, layout: Layout, images: int) -> Any:
+        execution = execution_on(self.execution, self.mesh, apart=self.replicas > 1)
+        return with_policy(execution, self.execution, self.model, layout, images // self.replicas, self.mesh)
 
+    def _programs(self, layout: Layout, images: int) -> tuple[Programs, TrainState]:
+        optimizer = make_optimizer(OPTIMIZER)
+        state = abstract_state(lambda key: MMDiT(self.model, key=key), optimizer, self.mesh)
+        loss = make_loss(LogitNormal(), Objective(Shift(), self._execution(layout, images)))
+        sums = dict(replicas=self.replicas, sum_dtype=self.execution.replica_sum)
+        return make_programs(loss, optimizer, 0.9999, 0, self.mesh, **sums), state
 
-def compile_train_step(
-    config: MMDiTConfig,
-    layout: Layout,
-    mesh: Mesh,
-    *,
-    images: int | None = None,
-    dtype: Any = jnp.bfloat16,
-    remat: bool = True,
-    keep: str = "inputs",
-    kernel: Any = "auto",
-) -> tuple[Report, jax.stages.Compiled]:
-    """Compiles the training step of the transformer.
+    def _sums(self, programs: Programs, state: TrainState, layout: Layout, batch: Batch) -> Any:
+        like = jax.eval_shape(lambda state, batch: programs.gradient(state, None, layout, batch, 0), state, batch)
+        placed = sharding.shardings(like, self.mesh, ("replicas",) if self.replicas > 1 else ())
+        return sharding.abstract(like, placed)
 
-    Args:
-      config: architecture of the transformer.
-      layout: slots of the sequence.
-      mesh: see `topology_mesh`.
-      images: global batch size; None: one image per device along `data` and `fsdp`.
-      dtype: dtype of computation; parameters, moments and EMA are fp32.
-      remat: whether the backward pass recomputes the blocks.
-      keep: what it keeps of each block if it does, see `Execution`.
-      kernel: attention kernel on each device.
+    def _scalar(self, kind: type) -> jax.ShapeDtypeStruct:
+        placed = NamedSharding(self.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct((), jnp.int32 if kind is int else jnp.float32, sharding=placed)
 
-    Returns:
-      The report, and the compiled program with its HLO.
-
-    Raises:
-      jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if the step does not fit the chip.
-      ValueError: for chips whose limits are unknown.
-    """
-    chip, images = chip_of(mesh), images or mesh.shape["data"] * mesh.shape["fsdp"]
-    execution = Execution(dtype, sharding.Attention(mesh, kernel), remat, keep, sharding.Constrain(mesh))
-    optimizer = make_optimizer(OPTIMIZER)
-    state = abstract_state(lambda key: MMDiT(config, key=key), optimizer, mesh)
-    loss = make_loss(LogitNormal(), Objective(Shift(), execution))
-    step = make_programs(loss, optimizer, 0.9999, 0, mesh).step
-
-    start = time.perf_counter()
-    compiled = step.lower(state, None, layout, abstract_batch(config, layout, images, mesh)).compile()
-    seconds = time.perf_counter() - start
-
-    flops = flops_per_step(config, layout, images)
-    block_weights = sum(leaf.size for leaf in jax.tree.leaves(state.model.blocks)) * jnp.dtype(dtype).itemsize
-    gathered = block_weights / mesh.shape["tensor"] * (1 - 1 / mesh.shape["fsdp"])
-    report = Report(
-        chip,
-        mesh.size,
-        images,
-        memory_of(compiled),
-        flops,
-        compute_seconds=flops.executed(config, keep if remat else None) / (mesh.size * chip.flops),
-        gather_seconds=3 * gathered / chip.ici_bandwidth,
-        compile_seconds=seconds,
-    )
-    return report, compiled
+    def _compile(self, program: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+        start = time.perf_counter()
+        compiled = program.lower(*arguments).compile(compiler.options_for(self.mesh.devices.flat))
+        return compiled, time.perf_counter() - start
 
 
 def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh) -> Batch:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qi2_jax import sharding
-from qi2_jax.runtime import logs
+from qi2_jax.runtime import compiler, logs
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training.microbatch import Microbatch, put_scalar
 from qi2_jax.training.step import Programs, TrainState
@@ -32,6 +32,7 @@ class Compiled:
       examples: one microbatch on the mesh for each layout.
       accumulate: whether an update may have several microbatches.
       mesh: devices of the run.
+      replicas: see `step.make_programs`.
     """
 
     def __init__(
@@ -42,28 +43,33 @@ class Compiled:
         examples: Sequence[Microbatch],
         accumulate: bool,
         mesh: Mesh,
+        replicas: int = 1,
     ):
         self._shapes = {example.layout: _shapes(example.batch) for example in examples}
         self._apply, self._mesh = None, mesh
+        options = compiler.options_for(mesh.devices.flat)
         if not accumulate:
-            self._steps = _compile(
+            steps = (
                 (example.layout, programs.step.lower(state, frozen, example.layout, example.batch))
                 for example in examples
             )
+            self._steps = _compile(steps, options)
             return
         layout, batch, *_ = examples[0]
         like = jax.eval_shape(
             lambda state, frozen, batch: programs.gradient(state, frozen, layout, batch, 0), state, frozen, batch
         )
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)  # noqa: E731
-        self._zeros = jax.jit(zeros, out_shardings=sharding.shardings(like, mesh)).lower().compile()
+        placed = sharding.shardings(like, mesh, ("replicas",) if replicas > 1 else ())
+        self._zeros = jax.jit(zeros, out_shardings=placed).lower().compile()
         sums = self._zeros()
         place = self._place(examples[0])
-        self._steps = _compile(
+        steps = (
             (example.layout, programs.add.lower(state, sums, frozen, example.layout, example.batch, *place))
             for example in examples
         )
-        self._apply = programs.apply.lower(state, sums).compile()
+        self._steps = _compile(steps, options)
+        self._apply = programs.apply.lower(state, sums).compile(options)
 
     def __call__(
         self,
@@ -109,13 +115,15 @@ class Compiled:
         return self._steps[microbatch.layout]
 
 
-def _compile(lowered: Iterable[tuple[Hashable, jax.stages.Lowered]]) -> dict[Hashable, jax.stages.Compiled]:
+def _compile(
+    lowered: Iterable[tuple[Hashable, jax.stages.Lowered]], options: dict[str, str]
+) -> dict[Hashable, jax.stages.Compiled]:
     """Compiles in parallel, while the next program is traced: each takes minutes, but few of a host's cores."""
     with (
         logs.timed(_log, "compiling the programs of the training steps"),
         concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile") as threads,
     ):
-        compiling = {layout: threads.submit(program.compile) for layout, program in lowered}
+        compiling = {layout: threads.submit(program.compile, options) for layout, program in lowered}
         return {layout: program.result() for layout, program in compiling.items()}
 
 

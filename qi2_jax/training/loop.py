@@ -227,10 +227,19 @@ def _compile(
 ) -> Compiled:
     """Compiles all programs of the run."""
     programs = make_programs(
-        task.loss, optimizer, config.ema_decay, config.seed, mesh, ema_ramp=task.ema_ramp, trained=task.trained
+        task.loss,
+        optimizer,
+        config.ema_decay,
+        config.seed,
+        mesh,
+        ema_ramp=task.ema_ramp,
+        trained=task.trained,
+        prepare=task.prepare,
+        replicas=task.replicas,
+        sum_dtype=task.sum_dtype,
     )
     with processes.raise_together():
         examples = [microbatch.put(mesh, example) for example in task.examples()]
-    update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh)
+    update = Compiled(programs, state, task.frozen, examples, task.accumulate, mesh, task.replicas)
     processes.gather("")  # Gloo waits no longer than 30 seconds for processes that still compile
     return update

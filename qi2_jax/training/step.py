@@ -4,7 +4,7 @@ One update of the parameters reads one microbatch, or several (gradient accumula
 images, areas and tasks add up to the mean over all images of the update. Randomness depends on (seed, step, index of
 the image in its update), so the number of microbatches makes no difference.
 
-Dims: `B` images of a microbatch, `L` layers.
+Dims: `B` images of a microbatch, `L` layers, `R` replicas.
 """
 
 import dataclasses
@@ -50,7 +50,10 @@ class TrainState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over the microbatches of an update, each weighted by its share of the images."""
+    """Sums over the microbatches of an update, each weighted by its share of the images.
+
+    With several replicas, gradients have a leading dim `R` with one of each.
+    """
 
     gradients: Any
     loss: Float[Array, ""]
@@ -132,13 +135,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, for a restore or a compilation. It takes no memory."""
     shapes = jax.eval_shape(functools.partial(_init, make_model, optimizer), jax.random.key(0))
-    return jax.tree.map(
-        lambda place, part: jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), part
-        ),
-        sharding.shardings(shapes, mesh),
-        shapes,
-    )
+    return sharding.abstract(shapes, sharding.shardings(shapes, mesh))
 
 
 def _init(make_model: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -178,10 +175,16 @@ def make_programs(
     *,
     ema_ramp: bool = False,
     trained: Callable[[Any], IsTrained | None] = lambda layout: None,
+    prepare: Callable[[Any, Any, Any], Any] = lambda frozen, layout, batch: batch,
+    replicas: int = 1,
+    sum_dtype: Any = jnp.float32,
 ) -> Programs:
     """Makes the programs of a training run.
 
     An update whose loss or gradient is not finite changes only the counters, which are part of the metrics.
+
+    With several replicas, each sums the gradients of its images. They are added up across the replicas once in an
+    update, not for every block and microbatch, because the replicas may be connected by a slow network.
 
     Args:
       loss: loss of the task.
@@ -193,16 +196,29 @@ def make_programs(
         in TensorFlow's ExponentialMovingAverage with `num_updates`. The EMA then spans about a tenth of the updates so
         far, until `ema_decay` is smaller. It is for parameters that start at random or at zero.
       trained: see `Task.trained`. `add` raises a ValueError for a layout that does not train all parameters.
+      prepare: see `Task.prepare`.
+      replicas: parts of a batch whose gradients are summed apart, see `Task.replicas`.
+      sum_dtype: dtype in which gradients are added up across replicas.
     """
+    differentiate = jax.value_and_grad(loss, has_aux=True)
 
     def gradient(state: TrainState, frozen: Any, layout: Hashable, batch: Any, first: Int[Array, ""] | int) -> Sums:
         images = jax.tree.leaves(batch)[0].shape[0]
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
-        (value, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.model, frozen, layout, batch, keys_B)
+        batch = prepare(frozen, layout, batch)
+        if replicas == 1:
+            (value, scalars), gradients = differentiate(state.model, frozen, layout, batch, keys_B)
+            return Sums(_zeroed(trained(layout), gradients), value, scalars)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(replicas, -1, *leaf.shape[1:]), (batch, keys_B))
+        of_part = lambda batch, keys_B: differentiate(state.model, frozen, layout, batch, keys_B)  # noqa: E731
+        (value, scalars), gradients = jax.vmap(of_part, spmd_axis_name=sharding.RULES["replicas"])(*parts)
+        value, scalars = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (value, scalars))
         return Sums(_zeroed(trained(layout), gradients), value, scalars)
 
     def apply(state: TrainState, sums: Sums, is_trained: IsTrained | None = None) -> tuple[TrainState, Scalars]:
+        if replicas > 1:
+            sums = sums._replace(gradients=_mean_of_replicas(sums.gradients, sum_dtype, mesh))
         new_state, updates = _advance(state, sums, optimizer, ema_decay, ema_ramp, is_trained)
         # The shardings of the state must not change, or the second call would need another program.
         new_state = _placed(new_state, mesh)
@@ -225,7 +241,8 @@ def make_programs(
         if trained(layout):
             raise ValueError(f"a batch of {layout} trains only some parameters, so it must be a whole update")
         more = gradient(state, frozen, layout, batch, first)
-        return _placed(jax.tree.map(lambda total, value: total + weight * value, sums, more), mesh), more.loss
+        total = jax.tree.map(lambda total, value: total + weight * value, sums, more)
+        return _placed(total, mesh, ("replicas",) if replicas > 1 else ()), more.loss
 
     return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
 
@@ -243,8 +260,13 @@ def _metrics(state: TrainState, new_state: TrainState, updates: Any, sums: Sums)
     }
 
 
-def _placed(leaves: Tree, mesh: Mesh) -> Tree:
-    return jax.lax.with_sharding_constraint(leaves, sharding.shardings(leaves, mesh))
+def _placed(leaves: Tree, mesh: Mesh, leading: tuple[str, ...] = ()) -> Tree:
+    return jax.lax.with_sharding_constraint(leaves, sharding.shardings(leaves, mesh, leading))
+
+
+def _mean_of_replicas(gradients: Tree, dtype: Any, mesh: Mesh) -> Tree:
+    means = jax.tree.map(lambda leaf: jnp.mean(leaf.astype(dtype), axis=0), gradients)
+    return jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), _placed(means, mesh), gradients)
 
 
 def _zeroed(is_trained: IsTrained | None, leaves: Tree) -> Tree:

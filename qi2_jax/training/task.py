@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from qi2_jax.training.mean import Mean
@@ -25,6 +26,10 @@ class Task(Protocol):
       frozen: arrays that the loss reads and training does not change.
       accumulate: whether an update may have several microbatches.
       ema_ramp: whether the EMA decay ramps up, see `step.make_programs`.
+      replicas: parts of a batch, one for each place on the mesh axis `data`, whose gradients are summed apart until the
+        end of an update; 1: the compiler sums all gradients as they arise. The loss must then be the mean of the losses
+        of the parts, and must not shard anything over `data`.
+      sum_dtype: dtype in which gradients are added up across replicas.
       peak_flops: peak FLOP/s of one device, for the utilisation metric; None if unknown.
       evaluates: whether `evaluate` has anything to compute.
       draws: whether `draw` has anything to draw.
@@ -35,6 +40,8 @@ class Task(Protocol):
     frozen: Any = None
     accumulate: bool = False
     ema_ramp: bool = False
+    replicas: int = 1
+    sum_dtype: Any = jnp.float32
     peak_flops: float | None = None
     evaluates: bool = False
     draws: bool = False
@@ -48,6 +55,10 @@ class Task(Protocol):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""] | Mean]]:
         """The mean loss over the images of a microbatch, and further metrics; see `step.Loss`."""
         ...
+
+    def prepare(self, frozen: Any, layout: Any, batch: Any) -> Any:
+        """Completes a batch on the devices before the loss reads it; no gradient flows through this."""
+        return batch
 
     def trained(self, layout: Any) -> IsTrained | None:
         """The parameters that an update trains, by the layout of its batch; None for all, as always with `accumulate`.

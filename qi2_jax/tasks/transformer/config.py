@@ -23,6 +23,8 @@ from qi2_jax.tasks.transformer import fixed_prompts
 from qi2_jax.tasks.transformer.samples_config import Samples
 from qi2_jax.training.config import TrainingConfig, ValidationSchedule
 
+FIT = "fit"  # value of `ExecutionConfig.keep`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
@@ -32,21 +34,29 @@ class ExecutionConfig:
       dtype: dtype of activations, "float32" or "bfloat16".
       kernel: attention kernel, see `qi2_jax.attention`; "auto": the fastest on these devices.
       remat: whether blocks are computed again in the backward pass, which saves memory.
-      keep: what the backward pass then keeps of each block: "inputs", "attention", "projections" or "hidden", each with
-        those before; see `qi2_jax.models.recomputation`.
+      keep: what the backward pass then keeps of each block: "inputs", "attention", "projections", "gate" or "hidden",
+        each with those before, see `qi2_jax.models.recomputation`; or "fit": each program keeps as much as `kept_gib`
+        has room for.
+      kept_gib: memory of a device for kept values, in GiB, if `keep` is "fit".
+      blocks_per_step: number of blocks in a step of the loop over blocks; see `Execution.unroll`.
+      replica_sum: dtype in which gradients are added up across `data`, once in an update: "float32" or "bfloat16".
 
     Raises:
-      ValueError: for an unknown kernel or policy.
+      ValueError: for an unknown kernel or policy, or a negative size.
     """
 
     dtype: jnp.dtype = choice(COMPUTE_DTYPES)
     kernel: str
     remat: bool
     keep: str = changeable(default="inputs")
+    kept_gib: float = changeable(default=0.0)
+    blocks_per_step: int = changeable(default=1)
+    replica_sum: jnp.dtype = choice(COMPUTE_DTYPES, default=jnp.dtype("float32"))
 
     def __post_init__(self) -> None:
         check_one_of(self, "kernel", [*attention.KERNELS, "auto"])
-        check_one_of(self, "keep", [*POLICIES])
+        check_one_of(self, "keep", [*POLICIES, FIT])
+        check_at_least(self, kept_gib=0, blocks_per_step=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

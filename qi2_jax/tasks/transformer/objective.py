@@ -26,6 +26,11 @@ Assemble = Callable[[Any, Any], MMDiT]
 Complete = Callable[[Any, Layout, Batch], Batch]
 
 
+def complete_already(frozen: Any, layout: Layout, batch: Batch) -> Batch:
+    """A `Complete` for batches that lack nothing."""
+    return batch
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The flow-matching loss, the same in training and validation.
@@ -40,7 +45,7 @@ class Objective:
     shift: Shift
     execution: Execution
     assemble: Assemble = lambda frozen, model: model
-    complete: Complete = lambda frozen, layout, batch: batch
+    complete: Complete = complete_already
 
     def losses(
         self,

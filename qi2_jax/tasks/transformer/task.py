@@ -18,7 +18,7 @@ from qi2_jax.interop.lora import reading
 from qi2_jax.models import lora
 from qi2_jax.models.flops import flops_of_tokens, flops_per_step
 from qi2_jax.models.lora import LoRAConfig
-from qi2_jax.models.mmdit import Execution, MMDiT, MMDiTConfig
+from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.runs import paths
 from qi2_jax.runtime import processes
 from qi2_jax.runtime.chips import CHIPS
@@ -34,7 +34,8 @@ from qi2_jax.tasks.transformer.config import (
     check_samples,
     model_config_for,
 )
-from qi2_jax.tasks.transformer.objective import Objective, make_loss
+from qi2_jax.tasks.transformer.execution import execution_on, with_policy
+from qi2_jax.tasks.transformer.objective import Objective, complete_already, make_loss
 from qi2_jax.tasks.transformer.start import started_from, update_model_folder
 from qi2_jax.tasks.transformer.validation import HeldOut
 from qi2_jax.training import loop, restarting
@@ -106,8 +107,9 @@ class TransformerTask(Task):
         chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
         self.peak_flops = chip.flops if chip else None
         self.draws = self.grids is not None
+        self.replicas, self.sum_dtype = self.mesh.shape["data"], self.config.execution.replica_sum
         timesteps = self.config.timesteps.law
-        self._loss = make_loss(timesteps, self.objective)
+        self._execution = execution_on(self.config.execution, self.mesh, apart=self.replicas > 1)
         self._validate = validation.make_validation(timesteps, self.objective, self.config.seed + 1)
 
     def make_model(self, key: jax.Array) -> Any:
@@ -116,7 +118,13 @@ class TransformerTask(Task):
         return lora.init(abstract_transformer(self.model_config), self.adapter, key=key)
 
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
-        return self._loss(model, frozen, layout, batch, keys_B)
+        images = batch.latents_BNC.shape[0]
+        execution = with_policy(self._execution, self.config.execution, self.model_config, layout, images, self.mesh)
+        objective = dataclasses.replace(self.objective, execution=execution, complete=complete_already)
+        return make_loss(self.config.timesteps.law, objective)(model, frozen, layout, batch, keys_B)
+
+    def prepare(self, frozen: Any, layout: Any, batch: Any) -> Any:
+        return self.objective.complete(frozen, layout, batch)
 
     def updates(self, step: int) -> Iterator[Sequence[Microbatch]]:
         turns = self.config.batches_per_update
@@ -188,7 +196,7 @@ def make_task(
         encoder_dtype = devices.encoder_dtype(samples.fingerprint)
         fixed = fixed_prompts.encode(stage.samples, max(config.data.sides), model, mesh, encoder_dtype)
     inputs = Inputs(stage, samples, model, mesh)
-    objective = Objective(stage.timesteps.shift, _execution(stage, mesh), complete=inputs.complete)
+    objective = Objective(stage.timesteps.shift, execution_on(stage.execution, mesh), complete=inputs.complete)
     frozen, identity = Frozen(inputs.text_encoder), data
     if adapter is not None:
         objective = dataclasses.replace(objective, assemble=lambda frozen, model: lora.join(frozen.base, model))
@@ -220,12 +228,6 @@ def make_task(
         mesh=mesh,
         model=model,
     )
-
-
-def _execution(stage: TransformerConfig, mesh: Mesh) -> Execution:
-    execution = stage.execution
-    kernel = sharding.Attention(mesh, execution.kernel)
-    return Execution(execution.dtype, kernel, execution.remat, execution.keep, sharding.Constrain(mesh))
 
 
 def _image_sizes(config: StageConfig) -> list[Bucket]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from qi2_jax.runtime import json_lines
+from qi2_jax.runtime import compiler, json_lines
 from qi2_jax.training.telemetry import metrics
 
 CATEGORIES = ("data", "save", "evaluate", "sample", "compile")
@@ -226,13 +226,14 @@ class Goodput:
 
 
 def program() -> dict[str, Any]:
-    """Describes the program for the event of a start: commit of the source, versions, devices, processes."""
+    """Describes the program for the event of a start: commit, versions, devices, processes, options of the compiler."""
     return {
         "commit": _commit(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        "compiler": compiler.options_for(jax.devices()),
     }
 
 

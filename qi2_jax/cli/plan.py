@@ -1,0 +1,272 @@
+"""`qi2 plan STAGE --topology T`: what a stage needs on a pod, from programs compiled for it on this machine."""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from qi2_jax.cli import options
+
+if TYPE_CHECKING:
+    from data_pipeline.funnel import Table
+    from qi2_jax.planning.programs import ProgramPlan
+    from qi2_jax.planning.stage import StagePlan
+    from qi2_jax.workflows.config import StageExperiment
+
+UTILISATION = 0.4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_experiment_arguments(parser)
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="T",
+        help="generation and chips of a slice, such as v6e:16x16, v5p:8x8x4 or v5e:16x16",
+    )
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="number of such slices (default 1)")
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument(
+        "--captions",
+        default="120:0.8:1024",
+        metavar="MEDIAN:SIGMA:MOST",
+        help="log-normal distribution of the captions' tokens, cut at MOST (default 120:0.8:1024)",
+    )
+    lengths.add_argument(
+        "--samples", type=pathlib.Path, metavar="CACHE", help="take the lengths from encoded samples instead"
+    )
+    parser.add_argument(
+        "--programs",
+        choices=("binding", "all"),
+        default="binding",
+        help="compile those that decide about memory and time, or all of the stage; one takes minutes on two cores "
+        "(default binding)",
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=UTILISATION,
+        metavar="SHARE",
+        help=f"share of the peak rate at which days and cost are also given (default {UTILISATION})",
+    )
+    parser.add_argument("--price", type=float, metavar="USD", help="price of a chip for an hour, for the cost")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the plan as JSON too")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: accelerators of this machine are not touched
+    from data_pipeline.samples.cache import Cache
+    from qi2_jax.planning.captions import Captions
+    from qi2_jax.planning.compile import topology_mesh
+    from qi2_jax.planning.stage import binding_parts, parts_of, plan_stage
+    from qi2_jax.runtime.atomic import write_atomic
+
+    if not 0 < arguments.utilisation <= 1:
+        raise ValueError(f"--utilisation is {arguments.utilisation}; it must be above 0 and at most 1")
+    config = _stage(arguments)
+    mesh = topology_mesh(arguments.topology, _mesh_on(config, arguments), arguments.slices)
+    cache = Cache(arguments.samples) if arguments.samples else None
+    captions = None if cache else Captions.parse(arguments.captions)
+    parts = parts_of(config, mesh, captions, cache)
+    places = range(len(parts)) if arguments.programs == "all" else binding_parts(parts, mesh)
+    name = pathlib.Path(arguments.experiment.partition(":")[0]).stem
+    topology = f"{arguments.slices} x {arguments.topology}"
+    with _progress() as progress:
+        plan = plan_stage(name, topology, config, mesh, parts, list(places), progress)
+    if arguments.json:
+        write_atomic(arguments.json, json.dumps(as_json(plan, arguments), indent=1).encode())
+    _show(plan, arguments)
+    if arguments.json:
+        print(f"wrote {arguments.json}")
+
+
+def _stage(arguments: argparse.Namespace) -> "StageExperiment":
+    from qi2_jax.workflows.config import StageExperiment, load_experiment
+
+    config = load_experiment(arguments.experiment, arguments.overrides)
+    if not isinstance(config, StageExperiment):
+        raise ValueError(
+            f"{arguments.experiment} is not the config of a stage; plan a file such as "
+            "experiments/qwen_image_2/s1_256p_t2i.py"
+        )
+    return config
+
+
+def _mesh_on(config: "StageExperiment", arguments: argparse.Namespace) -> Any:
+    """The mesh of the config, with as many replicas along `data` as the topology has chips for."""
+    import dataclasses
+
+    from qi2_jax.planning.compile import topology_devices
+
+    mesh, chips = config.transformer.mesh, len(topology_devices(arguments.topology, arguments.slices))
+    data, rest = divmod(chips, mesh.fsdp * mesh.tensor)
+    if rest or not data:
+        raise ValueError(
+            f"{arguments.slices} x {arguments.topology} has {chips:,} chips, which fsdp={mesh.fsdp} x "
+            f"tensor={mesh.tensor} does not divide; change transformer.mesh.fsdp or transformer.mesh.tensor"
+        )
+    return dataclasses.replace(mesh, data=data)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line with the time that the present compilation has taken; a plain line each where it is not a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(text, markup=False)
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()) as bar:
+        task = bar.add_task("")
+        yield lambda text: bar.reset(task, description=text)
+
+
+def _show(plan: "StagePlan", arguments: argparse.Namespace) -> None:
+    from qi2_jax.cli import tables
+
+    mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    print(f"{plan.name} on {plan.topology}: {plan.chips:,} chips, mesh {mesh}")
+    tables.show(_programs(plan))
+    tables.show(_total(plan, arguments))
+
+
+def _compiled(plan: "StagePlan") -> list["ProgramPlan"]:
+    return [*plan.programs.values(), *([plan.apply] if plan.apply else [])]
+
+
+def _programs(plan: "StagePlan") -> "Table":
+    """One column for each compiled program."""
+    from data_pipeline.funnel import Table
+
+    programs = _compiled(plan)
+    table = Table("Compiled programs", ["", *(program.name for program in programs)], [p.name for p in programs])
+    for section in (_memory(plan), _arithmetic(plan), _collectives(plan), _bounds(plan)):
+        for index, (label, cells) in enumerate(section):
+            table.add_row(label, *cells, end_section=index == len(section) - 1)
+    table.caption = "Times are lower bounds, and utilisations (MFU) upper bounds: real programs are slower."
+    return table
+
+
+def _memory(plan: "StagePlan") -> list[tuple[str, list[str]]]:
+    from qi2_jax.planning.compile import GIB
+
+    programs, state = _compiled(plan), sum(plan.state.values())
+    rows = [
+        ("images per chip", [f"{p.images / plan.chips:g}" if p.images else "-" for p in programs]),
+        ("backward pass keeps", [p.keep or "-" for p in programs]),
+        *((f"HBM GiB: {name}", [f"{size / GIB:.2f}"] * len(programs)) for name, size in plan.state.items()),
+        ("HBM GiB: activations and code", [f"{max(p.memory.total - state, 0) / GIB:.2f}" for p in programs]),
+        ("HBM GiB: total", [f"{p.memory.total / GIB:.2f} of {p.chip.hbm_bytes / GIB:.2f}" for p in programs]),
+    ]
+    return rows
+
+
+def _arithmetic(plan: "StagePlan") -> list[tuple[str, list[str]]]:
+    from qi2_jax.planning.compile import GIB
+
+    programs, tera = _compiled(plan), 1e12
+    parts = [plan.parts[place] for place in plan.programs]
+    tokens = [part.model_flops / plan.chips / tera for part in parts]
+    slots = [part.slot_flops / plan.chips / tera for part in parts]
+    return [
+        ("TFLOP of a chip: model, tokens", _padded([f"{flops:.2f}" for flops in tokens], programs)),
+        (
+            "TFLOP of a chip: model, slots",
+            [f"{p.flops.model / plan.chips / tera:.2f}" if p.flops else "-" for p in programs],
+        ),
+        ("TFLOP of a chip: compiled", [f"{p.analysis.flops / tera:.2f}" for p in programs]),
+        ("compiled / model of slots", [f"{p.compiled_ratio:.3f}" if p.flops else "-" for p in programs]),
+        ("HBM traffic GiB", [f"{p.analysis.hbm_bytes / GIB:.1f}" for p in programs]),
+    ]
+
+
+def _collectives(plan: "StagePlan") -> list[tuple[str, list[str]]]:
+    from qi2_jax.planning.compile import GIB
+
+    programs = _compiled(plan)
+    found = [program.analysis.bytes_by() for program in programs]
+    kinds = sorted({kind for sizes in found for kind in sizes}, key=lambda kind: -max(s.get(kind, 0) for s in found))
+    rows = []
+    for kind, axes in kinds:
+        label = f"GiB received: {kind}" + (f" along {' x '.join(axes)}" if axes else "")
+        rows.append((label, [f"{sizes.get((kind, axes), 0) / GIB:.3f}" for sizes in found]))
+    return [*rows, ("overlapped with arithmetic", [f"{program.analysis.overlapped:.0%}" for program in programs])]
+
+
+def _bounds(plan: "StagePlan") -> list[tuple[str, list[str]]]:
+    programs = _compiled(plan)
+    milli = lambda term: [f"{getattr(p.bound, term) * 1e3:.1f}" for p in programs]  # noqa: E731
+    tokens = [
+        f"{program.slots_bound * plan.parts[place].model_flops / plan.parts[place].slot_flops:.1%}"
+        for place, program in plan.programs.items()
+    ]
+    return [
+        ("ms: arithmetic", milli("arithmetic")),
+        ("ms: waiting for HBM", milli("memory")),
+        ("ms: collectives that nothing overlaps", milli("exposed")),
+        ("ms: all traffic of the busiest links", milli("links")),
+        ("ms: bound", milli("seconds")),
+        ("bound by", [p.bound.binding for p in programs]),
+        ("MFU of slots, at most", [f"{p.slots_bound:.1%}" if p.flops else "-" for p in programs]),
+        ("MFU of tokens, at most", _padded(tokens, programs)),
+        ("compiled in s", [f"{p.compile_seconds:.0f}" for p in programs]),
+    ]
+
+
+def _padded(cells: list[str], programs: list["ProgramPlan"]) -> list[str]:
+    return cells + ["-"] * (len(programs) - len(cells))
+
+
+def _total(plan: "StagePlan", arguments: argparse.Namespace) -> "Table":
+    """The whole stage, at its bound and at a given utilisation."""
+    from data_pipeline.funnel import Table
+
+    compiled = f"{len(plan.programs)} of {len(plan.parts)} programs compiled"
+    title = f"{plan.updates:,} updates of {plan.images:,.0f} images on average; {compiled}"
+    columns = ("", "s per update", "images/s", "MFU of tokens", "days", "chip-hours", "USD")
+    table = Table(title, columns, columns[1:])
+    given = arguments.utilisation
+    for name, utilisation in (("at the bound", None), (f"at {given:.0%} of the peak rate by slots", given)):
+        days = plan.days(utilisation)
+        seconds, hours = days * 86_400 / plan.updates, days * 24 * plan.chips
+        mfu = plan.model_flops / (plan.chips * plan.peak * seconds)
+        cost = f"{hours * arguments.price:,.0f}" if arguments.price else "-"
+        cells = f"{seconds:.2f}", f"{plan.images / seconds:,.0f}", f"{mfu:.1%}", f"{days:.1f}", f"{hours:,.0f}", cost
+        table.add_row(name, *cells)
+    return table
+
+
+def as_json(plan: "StagePlan", arguments: argparse.Namespace) -> dict[str, Any]:
+    """The plan as plain JSON."""
+    from qi2_jax.planning import programs
+
+    return {
+        "stage": plan.name,
+        "topology": plan.topology,
+        "chips": plan.chips,
+        "mesh": dict(plan.mesh),
+        "updates": plan.updates,
+        "images_per_update": plan.images,
+        "state_bytes": dict(plan.state),
+        "programs": [programs.as_json(program) for program in _compiled(plan)],
+        "parts": [
+            {
+                "name": part.name,
+                "images": part.images,
+                "microbatches_per_update": part.microbatches,
+                "model_flops": part.model_flops,
+                "slot_flops": part.slot_flops,
+                "compiled": place in plan.programs,
+                "bound_seconds": plan.seconds_of(place),
+            }
+            for place, part in enumerate(plan.parts)
+        ],
+        "bound": {"update_seconds": plan.update_seconds, "mfu": plan.mfu_bound, "days": plan.days()},
+        "at_utilisation": {"utilisation": arguments.utilisation, "days": plan.days(arguments.utilisation)},
+        "price": arguments.price,
+    }

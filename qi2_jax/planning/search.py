@@ -1,0 +1,211 @@
+"""Finds how a stage runs best on a topology: mesh, microbatch and what the backward pass keeps.
+
+Candidates are ranked by formula, and the best ones are compiled: only the compiler knows whether a program fits.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data_pipeline.samples.cache import Cache
+from qi2_jax.models.flops import flops_per_step
+from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.planning.captions import Captions
+from qi2_jax.planning.compile import GIB, Trainer, memory_of, topology_devices
+from qi2_jax.planning.stage import Part, StagePlan, binding_parts, parts_of, plan_stage
+from qi2_jax.runtime.chips import chip_of
+from qi2_jax.sharding import MeshShape, make_mesh, num_batch_shards
+from qi2_jax.tasks.transformer.config import FIT, StageConfig
+from qi2_jax.tasks.transformer.execution import execution_on, with_policy
+
+RESERVE = 0.03  # share of the memory that stays free
+# Values of one token, in units of the model's width, that the backward pass of a block needs beside those it keeps, and
+# weights of blocks that are gathered at a time. Both only rank candidates; the compiler decides.
+WORK, GATHERED = 60, 4
+STEP_GIB = 0.5  # precision of `kept_gib`
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a stage runs.
+
+    Attributes:
+      mesh: devices along each mesh axis.
+      images_per_device: see `TransformerConfig`.
+      kept_gib: see `ExecutionConfig`.
+    """
+
+    mesh: MeshShape
+    images_per_device: tuple[int, ...]
+    kept_gib: float
+
+    def overrides(self) -> list[str]:
+        """The choice as changes of a config."""
+        return [
+            *(f"transformer.mesh.{axis}={size}" for axis, size in dataclasses.asdict(self.mesh).items()),
+            f"transformer.images_per_device={self.images_per_device}",
+            f"transformer.execution.keep='{FIT}'",
+            f"transformer.execution.kept_gib={self.kept_gib:g}",
+        ]
+
+    def applied(self, config: StageConfig) -> StageConfig:
+        """The config with this choice."""
+        execution = dataclasses.replace(config.transformer.execution, keep=FIT, kept_gib=self.kept_gib)
+        transformer = dataclasses.replace(
+            config.transformer, mesh=self.mesh, images_per_device=self.images_per_device, execution=execution
+        )
+        return dataclasses.replace(config, transformer=transformer)
+
+
+def search(
+    name: str,
+    config: StageConfig,
+    topology: str,
+    slices: int,
+    captions: Captions | None,
+    cache: Cache | None = None,
+    tries: int = 3,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> tuple[Choice, StagePlan]:
+    """The choice with the lowest bound of an update's time among the candidates that were compiled.
+
+    Args:
+      name: name of the stage.
+      config: config of the stage.
+      topology: see `topology_mesh`.
+      slices: number of slices.
+      captions, cache: see `parts_of`.
+      tries: number of candidates to compile.
+      progress: see `plan_stage`.
+
+    Raises:
+      ValueError: if no candidate fits.
+    """
+    found: list[tuple[Choice, StagePlan]] = []
+    ranked = sorted(_candidates(config, topology, slices, captions, cache), key=lambda candidate: candidate[0])
+    for number, (_, choice) in enumerate(ranked[:tries]):
+        label = f"candidate {number + 1} of {min(tries, len(ranked))} ({_text(choice)}): "
+        mesh = make_mesh(choice.mesh, topology_devices(topology, slices))
+        told = lambda text, label=label: progress(label + text)  # noqa: E731
+        fitted = _fitted(choice, config, mesh, captions, cache, told)
+        if fitted is None:
+            continue
+        chosen = fitted.applied(config)
+        parts = parts_of(chosen, mesh, captions, cache)
+        places = binding_parts(parts, mesh)
+        found.append((fitted, plan_stage(name, f"{slices} x {topology}", chosen, mesh, parts, places, told)))
+    if not found:
+        raise ValueError(
+            f"none of the {min(tries, len(ranked))} best candidates for {name} fits {slices} x {topology}; try more "
+            "with --tries, or a larger topology"
+        )
+    return min(found, key=lambda candidate: candidate[1].update_seconds)
+
+
+def _text(choice: Choice) -> str:
+    mesh = choice.mesh
+    return f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, images {choice.images_per_device}"
+
+
+def _candidates(
+    config: StageConfig, topology: str, slices: int, captions: Captions | None, cache: Cache | None
+) -> Iterator[tuple[float, Choice]]:
+    """Estimated seconds of an update, and the choice, of everything that may fit."""
+    devices = topology_devices(topology, slices)
+    transformer = config.transformer
+    for mesh_shape in _meshes(devices, slices, transformer.model):
+        mesh = make_mesh(mesh_shape, devices)
+        shards = num_batch_shards(mesh)
+        options = [
+            [at_once for at_once in (1, 2, 4, 8, 16) if size % (shards * at_once) == 0]
+            for size in transformer.batch_sizes
+        ]
+        for images in itertools.product(*options):
+            choice = Choice(mesh_shape, images, 0.0)
+            parts = parts_of(choice.applied(config), mesh, captions, cache)
+            budget = _budget(config, parts, mesh)
+            if budget > 0:
+                choice = dataclasses.replace(choice, kept_gib=budget)
+                yield _seconds(choice.applied(config), parts, mesh), choice
+
+
+def _meshes(devices: Sequence[Any], slices: int, model: MMDiTConfig) -> Iterator[MeshShape]:
+    """Meshes whose `fsdp` fills whole dims of a slice's torus, where the links form rings."""
+    dims = [len({device.coords[dim] for device in devices}) for dim in range(len(devices[0].coords))]
+    sizes = [size for size in dims if size > 1]
+    rings = {size for size in sizes} | {len(devices) // slices}
+    rings |= {a * b for a, b in itertools.combinations(sizes, 2)}
+    for fsdp, tensor in itertools.product(sorted(rings), (1, 2, 4, 8)):
+        data, rest = divmod(len(devices), fsdp * tensor)
+        if not rest and data and data % slices == 0 and model.heads % tensor == 0 and model.width % fsdp == 0:
+            yield MeshShape(data, fsdp, tensor)
+
+
+def _budget(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
+    """Estimated memory for kept values, in GiB; below 0 if even the inputs of blocks do not fit."""
+    model, dtype = config.transformer.model, config.transformer.execution.dtype
+    state = sum(Trainer(model, config.transformer.execution, mesh).state_bytes(accumulate=True).values())
+    block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(dtype).itemsize
+    tokens = max(_tokens(part, mesh) for part in parts)
+    unit = tokens * model.width * jnp.dtype(dtype).itemsize
+    free = chip_of(mesh).hbm_bytes * (1 - RESERVE) - state - GATHERED * block / mesh.shape["tensor"] - WORK * unit
+    return free / GIB if free > model.layers * unit else -1.0
+
+
+def _tokens(part: Part, mesh: Any) -> float:
+    return part.images * part.layout.length / (num_batch_shards(mesh) * mesh.shape["tensor"])
+
+
+def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
+    """Estimated time of an update: executed operations, or the links' time if that is longer."""
+    transformer, chip = config.transformer, chip_of(mesh)
+    model, execution = transformer.model, execution_on(transformer.execution, mesh)
+    total = 0.0
+    for part in parts:
+        images = part.images // mesh.shape["data"]
+        keep = with_policy(execution, transformer.execution, model, part.layout, images, mesh).keep
+        executed = flops_per_step(model, part.layout, part.images).executed(model, keep)
+        block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(execution.dtype).itemsize
+        passes = 3 * model.layers * block / mesh.shape["tensor"]
+        if mesh.shape["tensor"] > 1:  # activations are gathered and summed before and after attention and MLP
+            passes += 12 * model.layers * _tokens(part, mesh) * model.width * 2 * (mesh.shape["tensor"] - 1)
+        links = passes / (chip.ici_bandwidth / 2)
+        total += part.microbatches * max(executed / (mesh.size * chip.flops), links)
+    return total
+
+
+def _fitted(
+    choice: Choice,
+    config: StageConfig,
+    mesh: Any,
+    captions: Captions | None,
+    cache: Cache | None,
+    progress: Callable[[str], Any],
+) -> Choice | None:
+    """The choice with as much kept memory as the program with the most slots has room for; None if it does not fit."""
+    limit = chip_of(mesh).hbm_bytes * (1 - RESERVE)
+    for _ in range(3):
+        chosen = choice.applied(config)
+        parts = parts_of(chosen, mesh, captions, cache)
+        part = max(parts, key=lambda part: _tokens(part, mesh))
+        trainer = Trainer(chosen.transformer.model, chosen.transformer.execution, mesh)
+        progress(f"does {part.name} fit with {choice.kept_gib:.1f} GiB of kept values?")
+        try:
+            compiled, _ = trainer.compile_microbatch(part.layout, part.images)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            spare = -0.15 * limit
+        else:
+            spare = limit - memory_of(compiled).total
+            if spare >= 0:
+                return choice
+        less = round((choice.kept_gib + spare / GIB) / STEP_GIB - 0.5) * STEP_GIB
+        if trainer.keep(part.layout, part.images) == "inputs" or less <= 0:
+            return None
+        choice = dataclasses.replace(choice, kept_gib=less)
+    return None

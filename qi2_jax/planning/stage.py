@@ -1,0 +1,265 @@
+"""What a stage of the curriculum costs on a topology: its programs, how often each runs, and the time of all updates.
+
+Dims: `d` drawn texts, `G` text segments.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from data_pipeline.loading.mixture import layout_of, min_gain, streams_of
+from data_pipeline.loading.text_slots import choose_layouts
+from data_pipeline.samples.cache import Cache, StreamKey
+from data_pipeline.samples.lengths import TextLengths
+from qi2_jax import sharding
+from qi2_jax.models.flops import flops_per_step
+from qi2_jax.planning.captions import Captions
+from qi2_jax.planning.compile import Trainer
+from qi2_jax.planning.programs import ProgramPlan, plan_program, plan_train_program
+from qi2_jax.runtime.chips import chip_of
+from qi2_jax.sequence import Layout
+from qi2_jax.tasks.transformer.config import StageConfig
+
+MOST_DRAWN = 16_384  # texts of a stream from which its cost is computed
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The microbatches of one program in a stage.
+
+    Attributes:
+      key: stream of the samples.
+      layout: slots of a sequence.
+      images: images of a microbatch.
+      microbatches: mean number of its microbatches in an update.
+      model_flops: mean model FLOPs of a microbatch's tokens, without padding.
+      slot_flops: model FLOPs of its slots.
+    """
+
+    key: StreamKey
+    layout: Layout
+    images: int
+    microbatches: float
+    model_flops: float
+    slot_flops: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}, {sum(self.layout.text)} text slots"
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of its slots in an update."""
+        return self.microbatches * self.slot_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """The plan of a stage.
+
+    Attributes:
+      name: name of the stage.
+      topology: name of the topology and number of slices, such as "4 x v6e:16x16".
+      mesh: devices along each mesh axis.
+      updates: number of updates.
+      images: mean number of images in an update.
+      parts: programs of the stage, whether compiled or not.
+      programs: compiled programs by the position of their part.
+      apply: program that ends an update of several microbatches; None: an update has one.
+      chips: number of chips.
+      peak: peak operations per second of a chip.
+      state: bytes of a chip for parameters with EMA, optimizer and sums of gradients.
+    """
+
+    name: str
+    topology: str
+    mesh: Mapping[str, int]
+    updates: int
+    images: float
+    parts: tuple[Part, ...]
+    programs: Mapping[int, ProgramPlan]
+    apply: ProgramPlan | None
+    chips: int
+    peak: float
+    state: Mapping[str, int]
+
+    def seconds_of(self, place: int) -> float:
+        """Lower bound of the time of a part's microbatch.
+
+        A program that was not compiled takes as long for a FLOP of its slots as the compiled program with the nearest
+        number of FLOPs.
+        """
+        part = self.parts[place]
+        if place in self.programs:
+            return self.programs[place].bound.seconds
+        distance = lambda other: abs(math.log(self.parts[other].slot_flops / part.slot_flops))  # noqa: E731
+        nearest = min(self.programs, key=distance)
+        return self.programs[nearest].bound.seconds * part.slot_flops / self.parts[nearest].slot_flops
+
+    @property
+    def update_seconds(self) -> float:
+        """Lower bound of the mean time of an update."""
+        microbatches = sum(part.microbatches * self.seconds_of(place) for place, part in enumerate(self.parts))
+        return microbatches + (self.apply.bound.seconds if self.apply else 0.0)
+
+    @property
+    def model_flops(self) -> float:
+        """Mean model FLOPs of an update's tokens, without padding."""
+        return sum(part.microbatches * part.model_flops for part in self.parts)
+
+    @property
+    def slot_flops(self) -> float:
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def mfu_bound(self) -> float:
+        """Upper bound of the utilisation by tokens."""
+        return self.model_flops / (self.chips * self.peak * self.update_seconds)
+
+    def days(self, utilisation: float | None = None) -> float:
+        """Days of all updates: a lower bound, or those at a utilisation of the peak rate by all slots."""
+        seconds = self.update_seconds
+        if utilisation is not None:
+            seconds = self.slot_flops / (self.chips * self.peak * utilisation)
+        return self.updates * seconds / 86_400
+
+
+def parts_of(config: StageConfig, mesh: Mesh, captions: Captions | None, cache: Cache | None = None) -> list[Part]:
+    """The programs of a stage and how often each runs, the most expensive first.
+
+    Args:
+      config: config of the stage.
+      mesh: devices of the run.
+      captions: distribution of the captions' lengths; None: that of `cache`.
+      cache: encoded samples of the stage.
+
+    Raises:
+      ValueError: if the cache lacks a stream of the stage.
+    """
+    transformer = config.transformer
+    weights = config.data.shares.weights()
+    total, found = sum(weights.values()), []
+    for key, weight in weights.items():
+        place = config.data.sides.index(key.side)
+        size, at_once = transformer.batch_sizes[place], transformer.images_per_device[place]
+        images = min(size, at_once * sharding.num_batch_shards(mesh)) if at_once else size
+        batches = transformer.batches_per_update * weight / total
+        largest, lengths, empty = _texts(config, key, captions, cache)
+        gain, most = min_gain(weights, key), transformer.text_slots.layouts
+        layouts = choose_layouts(largest, lengths, empty, transformer.dropout, most, gain)
+        drawn = _drawn(lengths, empty, transformer.dropout)
+        for layout, rows in _by_layout(layouts, drawn):
+            exact = np.unique(rows, axis=0, return_counts=True)
+            flops = [flops_per_step(transformer.model, _exactly(layout, row), 1).model for row in exact[0]]
+            tokens = float(np.average(flops, weights=exact[1]))
+            slots = flops_per_step(transformer.model, layout, images).model
+            count = batches * size / images * len(rows) / len(drawn)
+            found.append(Part(key, layout, images, count, tokens * images, slots))
+    return sorted(found, key=lambda part: -part.flops)
+
+
+def _texts(
+    config: StageConfig, key: StreamKey, captions: Captions | None, cache: Cache | None
+) -> tuple[Layout, TextLengths, tuple[int, ...]]:
+    """The largest layout of a stream, the lengths of its texts, and the empty prompt's."""
+    if cache is not None:
+        stream, held_out = streams_of(cache, config.data.shares)[key]
+        empty = tuple(cache.empty.lengths)
+        return layout_of(stream.largest | held_out.largest, empty), stream.lengths, empty
+    assert captions is not None
+    tokens = dict((side, buckets.max_tokens) for side, buckets in config.data.resolutions.areas)[key.side]
+    lengths, empty = captions.lengths(key.conditions, MOST_DRAWN)
+    return Layout(captions.longest(key.conditions), tokens, (tokens,) * key.conditions), lengths, empty
+
+
+def _drawn(lengths: TextLengths, empty: tuple[int, ...], dropout: float) -> Int[np.ndarray, "d G"]:
+    """Lengths of texts as the loader draws them."""
+    samples = np.linspace(0, len(lengths.texts) - 1, min(len(lengths.texts), MOST_DRAWN)).astype(np.int64)
+    rng = np.random.default_rng(0)
+    chosen = (rng.random(len(samples)) * lengths.choices(samples)).astype(np.int64)
+    return lengths.drawn(samples, chosen, rng.random(len(samples)) < dropout, empty)
+
+
+def _by_layout(layouts: Sequence[Layout], drawn: Int[np.ndarray, "d G"]) -> list[tuple[Layout, Int[np.ndarray, "d G"]]]:
+    """The texts for which each layout is the smallest one."""
+    places = np.searchsorted([layout.text[-1] for layout in layouts], drawn[:, -1])
+    return [(layout, drawn[places == place]) for place, layout in enumerate(layouts) if (places == place).any()]
+
+
+def _exactly(layout: Layout, lengths: Sequence[int]) -> Layout:
+    return dataclasses.replace(layout, text=tuple(int(length) for length in lengths))
+
+
+def binding_parts(parts: Sequence[Part], mesh: Mesh) -> list[int]:
+    """Positions of the parts that decide about memory and time: with the most slots at once, and the most FLOPs."""
+    shards = sharding.num_batch_shards(mesh) * mesh.shape["tensor"]
+    slots = [part.images * part.layout.length / shards for part in parts]
+    return sorted({int(np.argmax(slots)), int(np.argmax([part.flops for part in parts]))})
+
+
+def plan_stage(
+    name: str,
+    topology: str,
+    config: StageConfig,
+    mesh: Mesh,
+    parts: Sequence[Part],
+    places: Sequence[int],
+    progress: Callable[[str], Any] = lambda text: None,
+) -> StagePlan:
+    """Compiles programs of a stage and bounds the time of all its updates.
+
+    Args:
+      name: name of the stage.
+      topology: see `StagePlan`.
+      config: config of the stage.
+      mesh: see `topology_mesh`.
+      parts: result of `parts_of`.
+      places: positions of the parts to compile, at least one.
+      progress: function that is called with a text before each compilation.
+
+    Raises:
+      jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if a program does not fit the chip.
+    """
+    transformer = config.transformer
+    trainer = Trainer(transformer.model, transformer.execution, mesh)
+    accumulate = transformer.batches_per_update > 1 or any(
+        part.images < transformer.batch_sizes[config.data.sides.index(part.key.side)] for part in parts
+    )
+    programs = {}
+    for number, place in enumerate(places):
+        part = parts[place]
+        progress(f"compiling program {number + 1} of {len(places) + accumulate}: {part.name}")
+        compile_part = trainer.compile_microbatch if accumulate else trainer.compile_update
+        compiled, seconds = compile_part(part.layout, part.images)
+        keep = trainer.keep(part.layout, part.images)
+        programs[place] = plan_train_program(
+            part.name, transformer.model, part.layout, part.images, keep, mesh, compiled, seconds
+        )
+    apply = None
+    if accumulate:
+        progress(f"compiling program {len(places) + 1} of {len(places) + 1}: the end of an update")
+        compiled, seconds = trainer.compile_apply(parts[places[0]].layout, parts[places[0]].images)
+        apply = plan_program("end of an update", 0, mesh, compiled, seconds, _no_kernel)
+    images = sum(part.microbatches * part.images for part in parts)
+    return StagePlan(
+        name,
+        topology,
+        dict(mesh.shape),
+        transformer.train.steps,
+        images,
+        tuple(parts),
+        programs,
+        apply,
+        mesh.size,
+        chip_of(mesh).flops,
+        trainer.state_bytes(accumulate),
+    )
+
+
+def _no_kernel(call: Any, operands: Any) -> float:
+    raise ValueError(f"the kernel {call.name} is not expected in this program")

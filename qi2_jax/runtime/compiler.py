@@ -1,0 +1,50 @@
+"""Options of the XLA compiler for each generation of chips, with the reason of each.
+
+They hold for every program: training, planning and sampling. What they do was read from the schedules of programs that
+libtpu 0.0.42 compiled (`qi2 plan`); nobody has measured them on chips. Without them, every collective of the training
+step is synchronous.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of the compiler.
+
+    Attributes:
+      name: name in XLA.
+      value: its value.
+      reason: what it changes in our programs.
+    """
+
+    name: str
+    value: str
+    reason: str
+
+
+_OVERLAP = (
+    Option("xla_enable_async_all_gather", "true", "weights are gathered in the background"),
+    Option("xla_enable_async_all_reduce", "true", "so are sums of gradients"),
+    Option("xla_tpu_enable_async_collective_fusion", "true", "a gather advances inside the matrix products before it"),
+    Option("xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true", "applies that to gathers"),
+    Option("xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter", "true", "applies it to gradients"),
+    Option("xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "true", "applies it to sums across replicas"),
+    Option("xla_tpu_enable_async_collective_fusion_multiple_steps", "true", "several products may hide one gather"),
+    Option("xla_tpu_overlap_compute_collective_tc", "true", "lets the scheduler place products beside collectives"),
+    Option("xla_enable_async_reduce_scatter_fusion", "true", "reduce-scatters need not wait for their end"),
+)
+
+# Keyed by the `device_kind` that JAX reports.
+OPTIONS: Mapping[str, tuple[Option, ...]] = {
+    "TPU v5 lite": _OVERLAP,
+    "TPU v5": _OVERLAP,
+    "TPU v6 lite": _OVERLAP,
+}
+
+
+def options_for(devices: Sequence[Any]) -> dict[str, str]:
+    """The compiler options for programs on these devices; none on other platforms."""
+    return {option.name: option.value for option in OPTIONS.get(devices[0].device_kind, ())}
