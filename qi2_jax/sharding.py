@@ -45,7 +45,14 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "act_heads": ("tensor",),
     "act_mlp": ("tensor",),
 }
-
+# The rules that change where a program has as many images as chips along `tensor`: each chip then computes whole images
+# with gathered weights, and no activation travels.
+SPREAD: dict[str | None, tuple[str, ...]] = {
+    "batch": ("data", "fsdp", "tensor"),
+    "act_embed": (),
+    "act_heads": (),
+    "act_mlp": (),
+}
 
 LARGE = 1 << 22  # elements of a weight, all layers of a stack together: 64 MiB with moments and EMA in fp32
 
@@ -128,7 +135,13 @@ def chips_of_slices(devices: Sequence[Any]) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None], without: Sequence[str] = ()) -> PartitionSpec:
+def spec(
+    mesh: Mesh,
+    shape: Sequence[int],
+    names: Sequence[str | None],
+    without: Sequence[str] = (),
+    spread: bool = False,
+) -> PartitionSpec:
     """Partition of an array; a dim that its axes do not divide is replicated.
 
     Without this rule, tiny models on wide meshes would fail on their smallest dims. For the published sizes every table
@@ -139,13 +152,15 @@ def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None], without:
       shape: sizes of the array's dims.
       names: logical names of the dims.
       without: mesh axes that shard no dim.
+      spread: whether `SPREAD` changes the rules.
 
     Raises:
       KeyError: for a logical name that is not in the table.
     """
     parts: list[tuple[str, ...] | None] = []
     for size, name in zip(shape, names, strict=True):
-        axes = tuple(axis for axis in RULES[name] if axis not in without)
+        axes = SPREAD.get(name, RULES[name]) if spread else RULES[name]
+        axes = tuple(axis for axis in axes if axis not in without)
         parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
     while parts and parts[-1] is None:
         parts.pop()  # as jit returns shardings: equal shardings must compare as equal
@@ -293,13 +308,15 @@ class Constrain:
     Attributes:
       mesh: device mesh.
       without: mesh axes that shard no dim, because a `jax.vmap` around the model maps over them.
+      spread: whether `SPREAD` changes the rules.
     """
 
     mesh: Mesh
     without: tuple[str, ...] = ()
+    spread: bool = False
 
     def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        placed = NamedSharding(self.mesh, spec(self.mesh, x.shape, names, self.without))
+        placed = NamedSharding(self.mesh, spec(self.mesh, x.shape, names, self.without, self.spread))
         return jax.lax.with_sharding_constraint(x, placed)
 
 
@@ -308,17 +325,21 @@ class Gather:
     """Gathers the weights of a module over `fsdp`; hashable, for `Execution.gather`.
 
     The backward pass sums each gradient right into the shard that the device keeps.
+
+    Attributes:
+      mesh: device mesh.
+      spread: whether to gather them over `tensor` too, see `SPREAD`.
     """
 
     mesh: Mesh
+    spread: bool = False
 
     def __call__(self, module: Module) -> Module:
+        over = ("fsdp", "tensor") if self.spread else ("fsdp",)
+
         def whole(weight: nnx.Variable) -> nnx.Variable:
             shape, names = _dims(weight)
-            stored, gathered = (
-                NamedSharding(self.mesh, spec(self.mesh, shape, part))
-                for part in (names, [None if RULES[name] == ("fsdp",) else name for name in names])
-            )
+            stored, gathered = (NamedSharding(self.mesh, spec(self.mesh, shape, names, axes)) for axes in ((), over))
             return weight if stored == gathered else weight.replace(_gather(stored, gathered, weight.get_value()))
 
         return jax.tree.map(whole, module, is_leaf=_is_parameter)
@@ -342,12 +363,13 @@ class Attention:
     Attributes:
       mesh: device mesh.
       kernel: attention kernel or its name, see `attention.attention`; "auto" chooses by the platform of the devices.
-      without: see `Constrain`.
+      without, spread: see `Constrain`.
     """
 
     mesh: Mesh
     kernel: str | attention.Kernel = "auto"
     without: tuple[str, ...] = ()
+    spread: bool = False
 
     def __call__(
         self,
@@ -361,7 +383,8 @@ class Attention:
         if isinstance(kernel, str):
             kernel = attention.choose(kernel, self.mesh.devices.flat[0].platform)
         # The keys' heads decide: if they are too few to be sharded, the heads of their queries must not be sharded.
-        split = spec(self.mesh, k_BTGK.shape, ("batch", None, "act_heads", None), self.without)
+        names = ("batch", None, "act_heads", None)
+        split = spec(self.mesh, k_BTGK.shape, names, self.without, self.spread)
         local = jax.shard_map(
             lambda q, k, v, valid: kernel(q, k, v, visible_until, valid),
             mesh=self.mesh,

@@ -64,7 +64,7 @@ class Mixture:
         cls,
         cache: Cache,
         shares: "Shares",
-        microbatch_sizes: Sequence[tuple[int, int]],
+        microbatches: Callable[[StreamKey, Layout], tuple[int, int]],
         *,
         seed: int,
         dropout: float,
@@ -76,7 +76,8 @@ class Mixture:
         Args:
           cache: encoded samples.
           shares: shares of areas and tasks.
-          microbatch_sizes: for every side, the number of microbatches in a batch and the global size of each.
+          microbatches: function from a stream and its largest layout to the number of microbatches in a batch and the
+            global size of each.
           seed: seed of the order and of the loaders.
           dropout: probability of the empty prompt, see `Loader`.
           local_rows: function from the size of a microbatch to the rows that this process reads.
@@ -87,8 +88,8 @@ class Mixture:
         """
         streams, weights = [], shares.weights()
         for position, (key, (stream, held_out)) in enumerate(streams_of(cache, shares).items()):
-            count, size = microbatch_sizes[shares.sides.index(key.side)]
             layout = layout_of(stream.largest | held_out.largest, cache.empty.lengths)
+            count, size = microbatches(key, layout)
             layouts = choose_layouts(
                 layout, stream.lengths, cache.empty.lengths, dropout, slots.layouts, min_gain(weights, key)
             )

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"share of the peak rate at which days and cost are also given (default {UTILISATION})",
     )
     parser.add_argument("--price", type=float, metavar="USD", help="price of a chip for an hour, for the cost")
+    parser.add_argument(
+        "--hlo", type=pathlib.Path, metavar="DIR", help="write the compiled programs there, as HLO text"
+    )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the plan as JSON too")
 
 
@@ -75,7 +78,7 @@ def main(arguments: argparse.Namespace) -> None:
     name = pathlib.Path(arguments.experiment.partition(":")[0]).stem
     topology = f"{arguments.slices} x {arguments.topology}"
     with _progress() as progress:
-        plan = plan_stage(name, topology, config, mesh, parts, list(places), progress)
+        plan = plan_stage(name, topology, config, mesh, parts, list(places), progress, arguments.hlo)
     if arguments.json:
         write_atomic(arguments.json, json.dumps(as_json(plan, arguments), indent=1).encode())
     _show(plan, arguments)
@@ -175,10 +178,7 @@ def _arithmetic(plan: "StagePlan") -> list[tuple[str, list[str]]]:
     slots = [part.slot_flops / plan.chips / tera for part in parts]
     return [
         ("TFLOP of a chip: model, tokens", _padded([f"{flops:.2f}" for flops in tokens], programs)),
-        (
-            "TFLOP of a chip: model, slots",
-            [f"{p.flops.model / plan.chips / tera:.2f}" if p.flops else "-" for p in programs],
-        ),
+        ("TFLOP of a chip: model, slots", _padded([f"{flops:.2f}" for flops in slots], programs)),
         ("TFLOP of a chip: compiled", [f"{p.analysis.flops / tera:.2f}" for p in programs]),
         ("compiled / model of slots", [f"{p.compiled_ratio:.3f}" if p.flops else "-" for p in programs]),
         ("HBM traffic GiB", [f"{p.analysis.hbm_bytes / GIB:.1f}" for p in programs]),

@@ -255,37 +255,47 @@ def _pairs(inputs: int, outputs: int, kernel: int, stride: int, dilation: int, s
 
 
 def _collectives(program: Program, axes: Mapping[str, int]) -> list[Collective]:
-    found: dict[str, Collective] = {}
+    found = []
+    working = _working_channels(program)
     for computation, instruction, times in program.executed():
         if instruction.op == "send" and "megascale" in instruction.rest:
-            found[instruction.name] = Collective(
-                ACROSS, (), float(_operand_shapes(computation, instruction)[0].bytes), times, False
-            )
-        elif (kind := instruction.op.removesuffix("-start")) in KINDS:
+            size = float(_operand_shapes(computation, instruction)[0].bytes)
+            found.append(Collective(ACROSS, (), size, times, False))
+        elif instruction.op.removesuffix("-start") in KINDS:
             overlapped = instruction.op.endswith("-start") and _works_until_done(program, computation, instruction)
-            _add(found, kind, computation, instruction, axes, times, overlapped)
+            found.append(_collective(computation, instruction, axes, times, overlapped))
         elif instruction.op == "fusion":
             inner = program.computations[instruction.called["calls"]]
+            targets = [_target(part) for part in inner.instructions if part.op == "custom-call"]
             for part in inner.instructions:
-                if part.op in KINDS:
-                    overlapped = _works(program, instruction) or _works_until_done(program, computation, instruction)
-                    _add(found, part.op, inner, part, axes, times, overlapped)
-    return list(found.values())
+                # One in the background has a fusion for its start, some for its progress, and one for its end.
+                if part.op in KINDS and ("AsyncCollectiveStart" in targets or not part.attribute(_CHAIN)):
+                    overlapped = _channel(part) in working or _works_until_done(program, computation, instruction)
+                    found.append(_collective(inner, part, axes, times, overlapped))
+    return found
 
 
-def _add(
-    found: dict[str, Collective],
-    kind: str,
-    computation: Computation,
-    instruction: Instruction,
-    axes: Mapping[str, int],
-    times: int,
-    overlapped: bool,
-) -> None:
-    """Adds a collective. The parts of one that runs in the background share a channel and count once."""
-    channel = instruction.attribute(r"channel_id=(\d+)") or instruction.name
-    if channel in found:
-        overlapped = overlapped or found[channel].overlapped
+_CHAIN = r'chain_id="(\d+)"'  # marks the parts of a collective in the background
+
+
+def _channel(collective: Instruction) -> str:
+    return collective.attribute(r"channel_id=(\d+)") or collective.name
+
+
+def _working_channels(program: Program) -> set[str]:
+    """Channels of collectives that advance in fusions with matrix products."""
+    found = set()
+    for _, instruction, _ in program.executed():
+        if instruction.op == "fusion" and _works(program, instruction):
+            inner = program.computations[instruction.called["calls"]]
+            found |= {_channel(part) for part in inner.instructions if part.op in KINDS}
+    return found
+
+
+def _collective(
+    computation: Computation, instruction: Instruction, axes: Mapping[str, int], times: int, overlapped: bool
+) -> Collective:
+    kind = instruction.op.removesuffix("-start")
     members = _group(instruction, tuple(axes.values()))
     size = len(members)
     given = float(sum(shape.bytes for shape in _operand_shapes(computation, instruction)))
@@ -296,7 +306,7 @@ def _add(
     }.get(kind, given * (size - 1) / size)
     places = np.array(np.unravel_index(members, tuple(axes.values()))).T
     along = tuple(name for name, column in zip(axes, places.T, strict=True) if len(set(column)) > 1)
-    found[channel] = Collective(kind, along, received, times, overlapped)
+    return Collective(kind, along, received, times, overlapped)
 
 
 # mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}

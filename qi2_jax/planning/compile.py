@@ -22,7 +22,7 @@ from qi2_jax.models.mmdit import Conditioning, MMDiT, MMDiTConfig
 from qi2_jax.runtime import compiler
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.config import ExecutionConfig
-from qi2_jax.tasks.transformer.execution import execution_on, with_policy
+from qi2_jax.tasks.transformer.execution import training_execution
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.training.optimizer import Optimizer
 from qi2_jax.training.step import Programs, TrainState, abstract_state, make_optimizer, make_programs
@@ -157,8 +157,7 @@ class Trainer:
         return self.mesh.shape["data"]
 
     def _execution(self, layout: Layout, images: int) -> Any:
-        execution = execution_on(self.execution, self.mesh, apart=self.replicas > 1)
-        return with_policy(execution, self.execution, self.model, layout, images // self.replicas, self.mesh)
+        return training_execution(self.execution, self.model, layout, images // self.replicas, self.mesh)
 
     def _programs(self, layout: Layout, images: int) -> tuple[Programs, TrainState]:
         optimizer = make_optimizer(OPTIMIZER)

@@ -20,7 +20,7 @@ from qi2_jax.planning.stage import Part, StagePlan, binding_parts, parts_of, pla
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sharding import MeshShape, make_mesh, num_batch_shards
 from qi2_jax.tasks.transformer.config import FIT, StageConfig
-from qi2_jax.tasks.transformer.execution import execution_on, with_policy
+from qi2_jax.tasks.transformer.execution import training_execution
 
 RESERVE = 0.03  # share of the memory that stays free
 # Values of one token, in units of the model's width, that the backward pass of a block needs beside those it keeps, and
@@ -163,16 +163,16 @@ def _tokens(part: Part, mesh: Any) -> float:
 def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
     """Estimated time of an update: executed operations, or the links' time if that is longer."""
     transformer, chip = config.transformer, chip_of(mesh)
-    model, execution = transformer.model, execution_on(transformer.execution, mesh)
-    total = 0.0
+    model, total = transformer.model, 0.0
     for part in parts:
         images = part.images // mesh.shape["data"]
-        keep = with_policy(execution, transformer.execution, model, part.layout, images, mesh).keep
-        executed = flops_per_step(model, part.layout, part.images).executed(model, keep)
+        execution = training_execution(transformer.execution, model, part.layout, images, mesh)
+        executed = flops_per_step(model, part.layout, part.images).executed(model, execution.keep)
         block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(execution.dtype).itemsize
-        passes = 3 * model.layers * block / mesh.shape["tensor"]
-        if mesh.shape["tensor"] > 1:  # activations are gathered and summed before and after attention and MLP
-            passes += 12 * model.layers * _tokens(part, mesh) * model.width * 2 * (mesh.shape["tensor"] - 1)
+        shared = 1 if execution.gather.spread else mesh.shape["tensor"]
+        passes = 3 * model.layers * block / shared
+        if shared > 1:  # activations are gathered and summed before and after attention and MLP
+            passes += 12 * model.layers * _tokens(part, mesh) * model.width * 2 * (shared - 1)
         links = passes / (chip.ici_bandwidth / 2)
         total += part.microbatches * max(executed / (mesh.size * chip.flops), links)
     return total

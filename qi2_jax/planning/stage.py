@@ -6,6 +6,7 @@ Dims: `d` drawn texts, `G` text segments.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from qi2_jax.models.flops import flops_per_step
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import Trainer
 from qi2_jax.planning.programs import ProgramPlan, plan_program, plan_train_program
+from qi2_jax.runtime.atomic import write_atomic
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
-from qi2_jax.tasks.transformer.config import StageConfig
+from qi2_jax.tasks.transformer.config import StageConfig, microbatches_of
 
 MOST_DRAWN = 16_384  # texts of a stream from which its cost is computed
 
@@ -145,11 +147,8 @@ def parts_of(config: StageConfig, mesh: Mesh, captions: Captions | None, cache: 
     weights = config.data.shares.weights()
     total, found = sum(weights.values()), []
     for key, weight in weights.items():
-        place = config.data.sides.index(key.side)
-        size, at_once = transformer.batch_sizes[place], transformer.images_per_device[place]
-        images = min(size, at_once * sharding.num_batch_shards(mesh)) if at_once else size
-        batches = transformer.batches_per_update * weight / total
         largest, lengths, empty = _texts(config, key, captions, cache)
+        count, images = microbatches_of(config, key, largest, mesh)
         gain, most = min_gain(weights, key), transformer.text_slots.layouts
         layouts = choose_layouts(largest, lengths, empty, transformer.dropout, most, gain)
         drawn = _drawn(lengths, empty, transformer.dropout)
@@ -158,8 +157,8 @@ def parts_of(config: StageConfig, mesh: Mesh, captions: Captions | None, cache: 
             flops = [flops_per_step(transformer.model, _exactly(layout, row), 1).model for row in exact[0]]
             tokens = float(np.average(flops, weights=exact[1]))
             slots = flops_per_step(transformer.model, layout, images).model
-            count = batches * size / images * len(rows) / len(drawn)
-            found.append(Part(key, layout, images, count, tokens * images, slots))
+            share = transformer.batches_per_update * weight / total * len(rows) / len(drawn)
+            found.append(Part(key, layout, images, count * share, tokens * images, slots))
     return sorted(found, key=lambda part: -part.flops)
 
 
@@ -210,6 +209,7 @@ def plan_stage(
     parts: Sequence[Part],
     places: Sequence[int],
     progress: Callable[[str], Any] = lambda text: None,
+    hlo: Path | None = None,
 ) -> StagePlan:
     """Compiles programs of a stage and bounds the time of all its updates.
 
@@ -221,6 +221,7 @@ def plan_stage(
       parts: result of `parts_of`.
       places: positions of the parts to compile, at least one.
       progress: function that is called with a text before each compilation.
+      hlo: folder for the compiled programs as HLO text; None: they are not written.
 
     Raises:
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if a program does not fit the chip.
@@ -236,6 +237,8 @@ def plan_stage(
         progress(f"compiling program {number + 1} of {len(places) + accumulate}: {part.name}")
         compile_part = trainer.compile_microbatch if accumulate else trainer.compile_update
         compiled, seconds = compile_part(part.layout, part.images)
+        if hlo:
+            write_atomic(hlo / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt", compiled.as_text().encode())
         keep = trainer.keep(part.layout, part.images)
         programs[place] = plan_train_program(
             part.name, transformer.model, part.layout, part.images, keep, mesh, compiled, seconds

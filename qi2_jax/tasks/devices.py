@@ -43,7 +43,9 @@ def check_batch_sizes(name: str, shape: MeshShape, batch_sizes: Sequence[int]) -
         raise ValueError(f"{name}: {error}") from None
 
 
-def microbatches_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tuple[int, int]:
+def microbatches_of(
+    mesh: Mesh, batch_size: int, images_per_device: int, slots_per_device: int = 0, slots: int = 1
+) -> tuple[int, int]:
     """The number of equal microbatches of a batch, and the images of one microbatch over all devices.
 
     Args:
@@ -51,13 +53,18 @@ def microbatches_of(mesh: Mesh, batch_size: int, images_per_device: int) -> tupl
       batch_size: images of the batch.
       images_per_device: largest number of images of a microbatch on each device along `data` and `fsdp`; 0: the whole
         batch.
+      slots_per_device: largest number of slots of such a microbatch, unless one image has more; 0: any number.
+      slots: slots of one image.
 
     Raises:
       ValueError: if the batch cannot be split over the mesh.
     """
     sharding.local_rows(mesh, batch_size)
     rows = batch_size // sharding.num_batch_shards(mesh)
-    at_once = next(count for count in range(min(images_per_device or rows, rows), 0, -1) if rows % count == 0)
+    most = min(images_per_device or rows, rows)
+    if slots_per_device:
+        most = max(1, min(most, slots_per_device // slots))
+    at_once = next(count for count in range(most, 0, -1) if rows % count == 0)
     return rows // at_once, at_once * sharding.num_batch_shards(mesh)
 
 

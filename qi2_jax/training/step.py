@@ -265,7 +265,8 @@ def _placed(leaves: Tree, mesh: Mesh, leading: tuple[str, ...] = ()) -> Tree:
 
 
 def _mean_of_replicas(gradients: Tree, dtype: Any, mesh: Mesh) -> Tree:
-    means = jax.tree.map(lambda leaf: jnp.mean(leaf.astype(dtype), axis=0), gradients)
+    # `jnp.mean` would add up in fp32, whatever the dtype.
+    means = jax.tree.map(lambda leaf: jax.lax.reduce_sum((leaf / leaf.shape[0]).astype(dtype), (0,)), gradients)
     return jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), _placed(means, mesh), gradients)
 
 

@@ -25,20 +25,13 @@ from data_pipeline.samples.cache import Cache
 from data_pipeline.samples.schema import Sample, Text
 from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.planning.captions import AROUND, TEMPLATE, Captions
 from qi2_jax.sequence import Layout
 from qi2_jax.workflows.config import load_experiment
 from tests.caches import write_cache
 
 STAGES = {256: "s2_256p_edits", 512: "s3_512p_synthetic", 1024: "s4_1024p", 2048: "s5_2048p"}
-TEMPLATE, AROUND, EMPTY = 40, 32, 41  # tokens: of the template, before a condition image, of the empty prompt
-CAPTION = 1_024  # tokens of the longest caption
 MICROBATCH = 32  # rows; of the stages 512 to 8,192
-
-
-def captions(count: int, seed: int) -> list[int]:
-    """Numbers of tokens of captions, without template."""
-    drawn = np.exp(np.log(120) + 0.8 * np.random.default_rng(seed).normal(size=count))
-    return np.clip(np.round(drawn), 1, CAPTION).astype(int).tolist()
 
 
 def write(folder: Path, side: int, samples: int) -> Cache:
@@ -52,7 +45,7 @@ def write(folder: Path, side: int, samples: int) -> Cache:
     made = [
         (side, Sample(latents, (text(caption, count),), (latents,) * count, text(1, count) if count else None))
         for count in (0, 1)
-        for caption in captions(samples, side + count)
+        for caption in Captions().drawn(samples, side + count)
     ]
     write_cache(folder, made, text(1, 0), {})
     return Cache(folder)

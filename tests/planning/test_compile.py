@@ -7,14 +7,16 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from qi2_jax import sharding
-from qi2_jax.models.mmdit import MMDiTConfig
-from qi2_jax.planning.compile import compile_train_step, topology_mesh
+from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
+from qi2_jax.planning.compile import Trainer, memory_of, topology_mesh
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.devices import make_mesh
+from qi2_jax.tasks.transformer.config import ExecutionConfig
 from qi2_jax.workflows.config import load_experiment
 
 needs_libtpu = pytest.mark.skipif(
@@ -25,29 +27,38 @@ CONFIG = MMDiTConfig(layers=3, heads=2, head_width=32, text_width=48, rope_dims=
 LAYOUT = Layout((40,), 100)
 
 
+def trainer(mesh, **execution):
+    config = ExecutionConfig(dtype=jnp.dtype("bfloat16"), kernel="auto", remat=True, **execution)
+    return Trainer(CONFIG, config, mesh)
+
+
 @needs_libtpu
-def test_train_step_for_v5e():
-    report, compiled = compile_train_step(CONFIG, LAYOUT, topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=4)))
-    assert (report.chip.name, report.chips, report.images) == ("v5e", 4, 4)
-    assert 0 < report.memory.total < report.chip.hbm_bytes
+def test_update_on_v5e():
+    mesh = topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=4))
+    compiled, _ = trainer(mesh).compile_update(LAYOUT, 4)
+    memory, chip = memory_of(compiled), chip_of(mesh)
+    assert chip.name == "v5e" and 0 < memory.total < chip.hbm_bytes
     # The new state reuses the memory of the old one; only the metrics need more.
-    assert 0.9 * report.memory.outputs < report.memory.aliased <= report.memory.outputs
-    assert f"of {report.chip.hbm_bytes / 2**30:.2f} GiB" in "\n".join(report.lines())
+    assert 0.9 * memory.outputs < memory.aliased <= memory.outputs
 
     program = compiled.as_text()
     assert "splash" in program
     gathered = set(re.findall(r"((?:f32|bf16)\[[\d,]+\])[^=]* all-gather", program))
-    hidden = f"[{3 * CONFIG.width},{CONFIG.width}]"
-    assert f"bf16{hidden}" in gathered and f"f32{hidden}" not in gathered  # weights are cast before they travel
-    assert not any(f"[{CONFIG.layers}," in shape for shape in gathered)  # one layer at a time
-    assert not any(f"[4,{LAYOUT.length}," in shape for shape in gathered)  # activations are not gathered
+    hidden = f"{3 * CONFIG.width},{CONFIG.width}]"
+    # Weights are cast before they travel, one layer at a time, and activations do not travel.
+    assert any(shape.startswith("bf16") and shape.endswith(hidden) for shape in gathered)
+    assert not any(shape.startswith("f32") and shape.endswith(hidden) for shape in gathered)
+    assert not any(f"[{CONFIG.layers}," in shape for shape in gathered)
+    assert not any(f"[4,{LAYOUT.length}," in shape for shape in gathered)
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("keep", "times"), [("inputs", 2), ("attention", 1)])
+@pytest.mark.parametrize(
+    ("keep", "times"), [(dict(keep="inputs"), 2), (dict(keep="attention"), 1), (dict(keep="fit", kept_gib=1.0), 1)]
+)
 def test_the_result_of_attention_is_computed_again_unless_it_is_kept(keep, times):
     mesh = topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=4))
-    _, compiled = compile_train_step(CONFIG, LAYOUT, mesh, keep=keep)
+    compiled, _ = trainer(mesh, **keep).compile_update(LAYOUT, 4)
     assert len(re.findall(r"%splash_mha_fwd[\w.]* = ", compiled.as_text())) == times
 
 
@@ -78,24 +89,28 @@ def test_a_mesh_that_does_not_split_over_slices_is_refused():
 
 
 @needs_libtpu
-def test_only_sums_of_gradients_cross_slices():
+def test_gradients_cross_slices_once_in_an_update():
     mesh = topology_mesh("v6e:2x2", sharding.MeshShape(data=2, fsdp=4), num_slices=2)
-    report, compiled = compile_train_step(CONFIG, LAYOUT, mesh)
-    assert (report.chips, report.images) == (8, 8)
-    program = compiled.as_text()
-    sent = [line for line in program.splitlines() if " send(" in line]
-    # Only sums leave a slice; weights and activations travel within it.
-    assert sent and all('_xla_megascale_transfer_type="ALL_REDUCE"' in line for line in sent)
-    assert all('_xla_megascale_reduce_operation="SUM"' in line for line in sent)
-    groups = re.findall(
-        r" (?:all-gather|all-reduce|reduce-scatter|all-to-all)\(.*?replica_groups=\{(.*?)\}[,}]", program
-    )
-    assert groups and all(max(map(int, re.findall(r"\d+", group))) < 4 for group in groups)
-    # Gradients of the blocks' matrices are summed in the compute dtype, those of fp32 computations in fp32.
-    elements = {"bf16": 0, "f32": 0}
-    for dtype, shape in (found for line in sent for found in re.findall(r"= \((\w+)\[([\d,]*)\]", line)):
-        elements[dtype] += math.prod(int(size) for size in shape.split(",") if size)
-    assert elements["bf16"] >= 13 * CONFIG.width**2 // 4 and elements["f32"] > 0  # one chip's shard of a block
+    microbatch, _ = trainer(mesh).compile_microbatch(LAYOUT, 8)
+    apply, _ = trainer(mesh).compile_apply(LAYOUT, 8)
+
+    def sent(compiled):
+        sizes = dict.fromkeys(("bf16", "f32"), 0)
+        for line in compiled.as_text().splitlines():
+            if " send(" in line:
+                assert '_xla_megascale_transfer_type="ALL_REDUCE"' in line
+                for dtype, shape in re.findall(r"= \((\w+)\[([\d,]*)\]", line):
+                    sizes[dtype] += math.prod(int(size) for size in shape.split(",") if size)
+        return sizes
+
+    # A microbatch sends its loss and other single numbers, the end of the update one shard of all gradients.
+    model = jax.eval_shape(lambda: MMDiT(CONFIG, key=jax.random.key(0)))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert sum(sent(microbatch).values()) < parameters / 100
+    assert parameters / 4 <= sent(apply)["f32"] < 1.1 * parameters
+    assert sent(apply)["bf16"] == 0
+    halved, _ = trainer(mesh, replica_sum=jnp.dtype("bfloat16")).compile_apply(LAYOUT, 8)
+    assert parameters / 4 <= sent(halved)["bf16"] and sent(halved)["f32"] < parameters / 100
 
 
 @needs_libtpu

@@ -268,7 +268,7 @@ def mixture_of(data: pathlib.Path):
     return task.Mixture.of_cache(
         cache.Cache(data / "samples"),
         config.data.shares,
-        [(2, 8)],
+        lambda key, layout: (2, 8),
         seed=config.transformer.seed,
         dropout=config.transformer.dropout,
         local_rows=range,

@@ -5,12 +5,13 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from data_pipeline.config import DataConfig
 from data_pipeline.loading.mixture import streams_of
 from data_pipeline.loading.text_slots import TextSlots
 from data_pipeline.samples import encoding
-from data_pipeline.samples.cache import Cache, check_fingerprint
+from data_pipeline.samples.cache import Cache, StreamKey, check_fingerprint
 from qi2_jax import attention, sharding
 from qi2_jax.config.fields import changeable, check_at_least, check_one_of, choice
 from qi2_jax.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS, Shift, TimestepDistribution
@@ -18,6 +19,8 @@ from qi2_jax.models import lora
 from qi2_jax.models.lora import LoRAConfig
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.models.recomputation import POLICIES
+from qi2_jax.sequence import Layout
+from qi2_jax.tasks import devices
 from qi2_jax.tasks.devices import COMPUTE_DTYPES, check_batch_sizes, make_mesh
 from qi2_jax.tasks.transformer import fixed_prompts
 from qi2_jax.tasks.transformer.samples_config import Samples
@@ -134,6 +137,8 @@ class TransformerConfig(TrainingConfig):
       batch_sizes: images of a batch, for each of `data.sides`.
       images_per_device: largest number of images that a device computes at once, for each of `data.sides`; larger
         batches are split into microbatches. 0: the whole batch.
+      slots_per_device: largest number of slots, padding included, that a device computes at once, unless one image has
+        more; 0: only `images_per_device` counts. Streams without condition images then have larger microbatches.
       batches_per_update: batches whose gradients are accumulated for an update.
       dropout: probability of replacing a text by the empty prompt.
       text_slots: how batches are formed by the lengths of their texts.
@@ -146,6 +151,7 @@ class TransformerConfig(TrainingConfig):
     execution: ExecutionConfig
     batch_sizes: tuple[int, ...]
     images_per_device: tuple[int, ...] = changeable()
+    slots_per_device: int = changeable(default=0)
     batches_per_update: int
     dropout: float
     text_slots: TextSlots = TextSlots()  # noqa: RUF009
@@ -157,7 +163,7 @@ class TransformerConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, batches_per_update=1)
+        check_at_least(self, batches_per_update=1, slots_per_device=0)
         if min(self.images_per_device, default=0) < 0:
             raise ValueError(f"images_per_device is {self.images_per_device}; it must be >= 0 (0 = whole batch)")
         if not 0 <= self.dropout <= 1:
@@ -192,6 +198,23 @@ class StageConfig:
         typed = {**self.transformer.as_typed, "start": {"folder": folder}}
         transformer = dataclasses.replace(self.transformer, start=StartConfig(folder), as_typed=typed)
         return dataclasses.replace(self, transformer=transformer)
+
+
+def microbatches_of(config: StageConfig, key: StreamKey, largest: Layout, mesh: Mesh) -> tuple[int, int]:
+    """The number of microbatches in a batch of a stream, and the images of one microbatch over all devices.
+
+    Args:
+      config: config of the stage.
+      key: stream of the samples.
+      largest: its largest layout.
+      mesh: devices of the run.
+
+    Raises:
+      ValueError: if the batch cannot be split over the mesh.
+    """
+    transformer, place = config.transformer, config.data.sides.index(key.side)
+    size, most = transformer.batch_sizes[place], transformer.images_per_device[place]
+    return devices.microbatches_of(mesh, size, most, transformer.slots_per_device, largest.length)
 
 
 def check_transformer(config: StageConfig) -> None:

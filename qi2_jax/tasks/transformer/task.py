@@ -32,9 +32,10 @@ from qi2_jax.tasks.transformer.config import (
     TransformerConfig,
     abstract_transformer,
     check_samples,
+    microbatches_of,
     model_config_for,
 )
-from qi2_jax.tasks.transformer.execution import execution_on, with_policy
+from qi2_jax.tasks.transformer.execution import execution_on, training_execution
 from qi2_jax.tasks.transformer.objective import Objective, complete_already, make_loss
 from qi2_jax.tasks.transformer.start import started_from, update_model_folder
 from qi2_jax.tasks.transformer.validation import HeldOut
@@ -109,7 +110,6 @@ class TransformerTask(Task):
         self.draws = self.grids is not None
         self.replicas, self.sum_dtype = self.mesh.shape["data"], self.config.execution.replica_sum
         timesteps = self.config.timesteps.law
-        self._execution = execution_on(self.config.execution, self.mesh, apart=self.replicas > 1)
         self._validate = validation.make_validation(timesteps, self.objective, self.config.seed + 1)
 
     def make_model(self, key: jax.Array) -> Any:
@@ -119,7 +119,7 @@ class TransformerTask(Task):
 
     def loss(self, model: Any, frozen: Any, layout: Any, batch: Any, keys_B: jax.Array) -> Any:
         images = batch.latents_BNC.shape[0]
-        execution = with_policy(self._execution, self.config.execution, self.model_config, layout, images, self.mesh)
+        execution = training_execution(self.config.execution, self.model_config, layout, images, self.mesh)
         objective = dataclasses.replace(self.objective, execution=execution, complete=complete_already)
         return make_loss(self.config.timesteps.law, objective)(model, frozen, layout, batch, keys_B)
 
@@ -242,11 +242,10 @@ def _mixture(config: StageConfig, samples: Cache, mesh: Mesh) -> Mixture:
             for stream, _ in streams_of(samples, config.data.shares).values():
                 _ = stream.lengths
     stage = config.transformer
-    sizes = zip(stage.batch_sizes, stage.images_per_device, strict=True)
     mixture = Mixture.of_cache(
         samples,
         config.data.shares,
-        [devices.microbatches_of(mesh, size, microbatch_per_device) for size, microbatch_per_device in sizes],
+        lambda key, layout: microbatches_of(config, key, layout, mesh),
         seed=stage.seed,
         dropout=stage.dropout,
         local_rows=lambda size: sharding.local_rows(mesh, size),

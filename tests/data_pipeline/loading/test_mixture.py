@@ -116,7 +116,7 @@ def of_cache(folder, held_out: float, held: tuple[int, ...], of_tasks=(1, 0)) ->
     write_cache(folder, made, EMPTY, {"preprocessing": {"held_out": held_out} if held_out else {}})
     cache = Cache(folder)
     shares = Shares((64,), (1,), of_tasks, (1,))
-    return Mixture.of_cache(cache, shares, [(1, 2)], seed=0, dropout=0.0, local_rows=range), cache
+    return Mixture.of_cache(cache, shares, lambda key, layout: (1, 2), seed=0, dropout=0.0, local_rows=range), cache
 
 
 def test_training_reads_only_samples_that_are_not_held_out(tmp_path):
