@@ -1,12 +1,21 @@
 """Invariants of the joint sequence for any layout and any sample that fits it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qi2_jax.sequence import Layout, join, place, rotate, rotations
+from qi2_jax.sequence import (
+    Layout,
+    join,
+    place,
+    quarter_turn_by_product,
+    quarter_turn_by_shifts,
+    rotate,
+    rotations,
+)
 
 GRID = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
@@ -95,6 +104,35 @@ def test_rotation_depends_on_relative_positions_only():
 
     np.testing.assert_allclose(scores(0), scores(np.array([3, -2, 7])), atol=1e-5)
     assert np.abs(scores(0) - jnp.einsum("bshk,bthk->bhst", q, k)).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rotation_equals_complex_multiplication_and_its_gradient_turns_back(dtype):
+    rng = np.random.default_rng(1)
+    x, gradient = (jnp.asarray(rng.normal(size=(2, 5, 3, 16)), dtype) for _ in range(2))
+    turn = rotations(jnp.asarray(rng.integers(-9, 10, (2, 5, 3))), (4, 6, 6), 1e4)
+    y, pullback = jax.vjp(lambda x: rotate(x, turn), x)
+
+    def expected(x, sign):
+        pairs = np.asarray(x, np.float64).reshape(2, 5, 3, 8, 2)
+        factors = (np.asarray(turn[0]) + sign * 1j * np.asarray(turn[1]))[:, :, None, ::2]
+        turned = (pairs[..., 0] + 1j * pairs[..., 1]) * factors
+        return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
+
+    tolerance = dict(rtol=0, atol=1e-6) if dtype == jnp.float32 else dict(rtol=2**-8, atol=1e-6)
+    for result, wanted in ((y, expected(x, 1)), (pullback(gradient)[0], expected(gradient, -1))):
+        assert result.dtype == dtype
+        np.testing.assert_allclose(np.asarray(result, np.float64), wanted, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_both_quarter_turns_agree_bit_for_bit(dtype):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 5, 3, 16)), dtype)
+    by_product, by_shifts = quarter_turn_by_product(x), quarter_turn_by_shifts(x)
+    assert by_product.dtype == by_shifts.dtype == jnp.float32
+    np.testing.assert_array_equal(by_product, by_shifts)
+    np.testing.assert_array_equal(by_shifts[..., 0::2], -x[..., 1::2].astype(jnp.float32))
+    np.testing.assert_array_equal(by_shifts[..., 1::2], x[..., 0::2].astype(jnp.float32))
 
 
 @pytest.mark.parametrize(
