@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -45,13 +45,15 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "act_heads": ("tensor",),
     "act_mlp": ("tensor",),
 }
-# The rules that change where a program has as many images as chips along `tensor`: each chip then computes whole images
-# with gathered weights, and no activation travels.
-SPREAD: dict[str | None, tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "tensor"),
-    "act_embed": (),
-    "act_heads": (),
-    "act_mlp": (),
+# What the axis `tensor` divides in a program, and the rules that this changes. With "heads", activations travel around
+# every product. With "images", each chip computes whole images with gathered weights, and no activation travels; there
+# must be as many images as chips. With "sequence", each chip computes a part of the tokens with gathered weights, and
+# only keys and values travel.
+Divided = Literal["heads", "images", "sequence"]
+DIVIDED: dict[Divided, dict[str | None, tuple[str, ...]]] = {
+    "heads": {},
+    "images": {"batch": ("data", "fsdp", "tensor"), "act_embed": (), "act_heads": (), "act_mlp": ()},
+    "sequence": {"sequence": ("tensor",), "act_embed": (), "act_heads": (), "act_mlp": ()},
 }
 
 LARGE = 1 << 22  # elements of a weight, all layers of a stack together: 64 MiB with moments and EMA in fp32
@@ -140,7 +142,7 @@ def spec(
     shape: Sequence[int],
     names: Sequence[str | None],
     without: Sequence[str] = (),
-    spread: bool = False,
+    divided: Divided = "heads",
 ) -> PartitionSpec:
     """Partition of an array; a dim that its axes do not divide is replicated.
 
@@ -152,14 +154,14 @@ def spec(
       shape: sizes of the array's dims.
       names: logical names of the dims.
       without: mesh axes that shard no dim.
-      spread: whether `SPREAD` changes the rules.
+      divided: what `tensor` divides, see `DIVIDED`.
 
     Raises:
       KeyError: for a logical name that is not in the table.
     """
     parts: list[tuple[str, ...] | None] = []
     for size, name in zip(shape, names, strict=True):
-        axes = SPREAD.get(name, RULES[name]) if spread else RULES[name]
+        axes = DIVIDED[divided].get(name, RULES[name])
         axes = tuple(axis for axis in axes if axis not in without)
         parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
     while parts and parts[-1] is None:
@@ -308,15 +310,15 @@ class Constrain:
     Attributes:
       mesh: device mesh.
       without: mesh axes that shard no dim, because a `jax.vmap` around the model maps over them.
-      spread: whether `SPREAD` changes the rules.
+      divided: what `tensor` divides, see `DIVIDED`.
     """
 
     mesh: Mesh
     without: tuple[str, ...] = ()
-    spread: bool = False
+    divided: Divided = "heads"
 
     def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        placed = NamedSharding(self.mesh, spec(self.mesh, x.shape, names, self.without, self.spread))
+        placed = NamedSharding(self.mesh, spec(self.mesh, x.shape, names, self.without, self.divided))
         return jax.lax.with_sharding_constraint(x, placed)
 
 
@@ -328,14 +330,14 @@ class Gather:
 
     Attributes:
       mesh: device mesh.
-      spread: whether to gather them over `tensor` too, see `SPREAD`.
+      divided: what `tensor` divides; unless it is heads, weights are gathered over `tensor` too.
     """
 
     mesh: Mesh
-    spread: bool = False
+    divided: Divided = "heads"
 
     def __call__(self, module: Module) -> Module:
-        over = ("fsdp", "tensor") if self.spread else ("fsdp",)
+        over = ("fsdp",) if self.divided == "heads" else ("fsdp", "tensor")
 
         def whole(weight: nnx.Variable) -> nnx.Variable:
             shape, names = _dims(weight)
@@ -363,13 +365,13 @@ class Attention:
     Attributes:
       mesh: device mesh.
       kernel: attention kernel or its name, see `attention.attention`; "auto" chooses by the platform of the devices.
-      without, spread: see `Constrain`.
+      without, divided: see `Constrain`.
     """
 
     mesh: Mesh
     kernel: str | attention.Kernel = "auto"
     without: tuple[str, ...] = ()
-    spread: bool = False
+    divided: Divided = "heads"
 
     def __call__(
         self,
@@ -383,13 +385,29 @@ class Attention:
         if isinstance(kernel, str):
             kernel = attention.choose(kernel, self.mesh.devices.flat[0].platform)
         # The keys' heads decide: if they are too few to be sharded, the heads of their queries must not be sharded.
-        names = ("batch", None, "act_heads", None)
-        split = spec(self.mesh, k_BTGK.shape, names, self.without, self.spread)
+        names = ("batch", "sequence", "act_heads", None)
+        split = spec(self.mesh, k_BTGK.shape, names, self.without, self.divided)
+        parts = self.mesh.shape["tensor"] if self.divided == "sequence" else 1
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+            if parts == 1:
+                return kernel(q, k, v, visible_until, valid)
+            k, v = (jax.lax.all_gather(x, "tensor", axis=1, tiled=True) for x in (k, v))
+            until = np.full(q_BSHK.shape[1], k.shape[1]) if visible_until is None else visible_until
+            branches = [functools.partial(_attend, kernel, part) for part in np.split(until, parts)]
+            return jax.lax.switch(jax.lax.axis_index("tensor"), branches, q, k, v, valid)
+
         local = jax.shard_map(
-            lambda q, k, v, valid: kernel(q, k, v, visible_until, valid),
+            attend,
             mesh=self.mesh,
             in_specs=(split, split, split, PartitionSpec(*tuple(split)[:1])),
             out_specs=split,
             check_vma=False,  # Pallas kernels do not declare how their outputs vary over the mesh
         )
         return local(q_BSHK, k_BTGK, v_BTGK, key_valid_BT)
+
+
+def _attend(
+    kernel: attention.Kernel, until: np.ndarray, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
+) -> jax.Array:
+    return kernel(q, k, v, until, valid)

@@ -13,6 +13,7 @@ from qi2_jax.cli import options
 if TYPE_CHECKING:
     from data_pipeline.funnel import Table
     from qi2_jax.planning.programs import ProgramPlan
+    from qi2_jax.planning.search import Choice
     from qi2_jax.planning.stage import StagePlan
     from qi2_jax.workflows.config import StageExperiment
 
@@ -54,8 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--price", type=float, metavar="USD", help="price of a chip for an hour, for the cost")
     parser.add_argument(
-        "--hlo", type=pathlib.Path, metavar="DIR", help="write the compiled programs there, as HLO text"
+        "--search",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="find the mesh, the microbatches and what the backward pass keeps that are fastest by the bound, and "
+        "write them as an experiment FILE.py",
     )
+    parser.add_argument(
+        "--tries", type=int, default=3, metavar="N", help="candidates that --search compiles, best first (default 3)"
+    )
+    parser.add_argument("--hlo", type=pathlib.Path, metavar="DIR", help="write the compiled programs as HLO text")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the plan as JSON too")
 
 
@@ -64,26 +73,62 @@ def main(arguments: argparse.Namespace) -> None:
     from data_pipeline.samples.cache import Cache
     from qi2_jax.planning.captions import Captions
     from qi2_jax.planning.compile import topology_mesh
+    from qi2_jax.planning.search import search
     from qi2_jax.planning.stage import binding_parts, parts_of, plan_stage
     from qi2_jax.runtime.atomic import write_atomic
 
-    if not 0 < arguments.utilisation <= 1:
-        raise ValueError(f"--utilisation is {arguments.utilisation}; it must be above 0 and at most 1")
+    _check(arguments)
     config = _stage(arguments)
-    mesh = topology_mesh(arguments.topology, _mesh_on(config, arguments), arguments.slices)
     cache = Cache(arguments.samples) if arguments.samples else None
     captions = None if cache else Captions.parse(arguments.captions)
-    parts = parts_of(config, mesh, captions, cache)
-    places = range(len(parts)) if arguments.programs == "all" else binding_parts(parts, mesh)
     name = pathlib.Path(arguments.experiment.partition(":")[0]).stem
-    topology = f"{arguments.slices} x {arguments.topology}"
     with _progress() as progress:
-        plan = plan_stage(name, topology, config, mesh, parts, list(places), progress, arguments.hlo)
+        if arguments.search:
+            found = search(
+                name, config, arguments.topology, arguments.slices, captions, cache, arguments.tries, progress
+            )
+            choice, plan = found
+            write_atomic(arguments.search, _experiment(arguments, choice).encode())
+        else:
+            mesh = topology_mesh(arguments.topology, _mesh_on(config, arguments), arguments.slices)
+            parts = parts_of(config, mesh, captions, cache)
+            places = range(len(parts)) if arguments.programs == "all" else binding_parts(parts, mesh)
+            topology = f"{arguments.slices} x {arguments.topology}"
+            plan = plan_stage(name, topology, config, mesh, parts, list(places), progress, arguments.hlo)
     if arguments.json:
         write_atomic(arguments.json, json.dumps(as_json(plan, arguments), indent=1).encode())
     _show(plan, arguments)
-    if arguments.json:
-        print(f"wrote {arguments.json}")
+    for path in filter(None, (arguments.json, arguments.search)):
+        print(f"wrote {path}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.utilisation <= 1:
+        raise ValueError(f"--utilisation is {arguments.utilisation}; it must be above 0 and at most 1")
+    if arguments.price is not None and not arguments.price > 0:
+        raise ValueError(f"--price is {arguments.price}; it must be above 0")
+    for name in ("slices", "tries"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    if arguments.search and arguments.search.suffix != ".py":
+        raise ValueError(f"--search {arguments.search} is an experiment to write; its name must end in .py")
+
+
+def _experiment(arguments: argparse.Namespace, choice: "Choice") -> str:
+    """The text of an experiment: the stage with a choice of the search."""
+    path, _, form = arguments.experiment.partition(":")
+    stage = os.path.relpath(path, arguments.search.parent) + (f":{form}" if form else "")
+    overrides = "".join(f"    {override!r},\n" for override in [*arguments.overrides, *choice.overrides()])
+    where = f"{pathlib.Path(path).stem} on {arguments.slices} x {arguments.topology}"
+    return (
+        f'"""{where}, chosen by `qi2 plan --search`."""\n\n'
+        "import pathlib\n\nimport ml_collections\n\nfrom qi2_jax.config import loading\n\n"
+        f"STAGE = {stage!r}  # beside this file\nOVERRIDES = (\n{overrides})\n\n\n"
+        'def get_config(form: str = "") -> ml_collections.ConfigDict:\n'
+        '    """The stage with these values."""\n'
+        "    config = loading.load(str(pathlib.Path(__file__).parent / STAGE), OVERRIDES)\n"
+        "    return ml_collections.ConfigDict(config)\n"
+    )
 
 
 def _stage(arguments: argparse.Namespace) -> "StageExperiment":
@@ -162,6 +207,7 @@ def _memory(plan: "StagePlan") -> list[tuple[str, list[str]]]:
     rows = [
         ("images per chip", [f"{p.images / plan.chips:g}" if p.images else "-" for p in programs]),
         ("backward pass keeps", [p.keep or "-" for p in programs]),
+        *([("tensor divides", [p.divided or "-" for p in programs])] if plan.mesh["tensor"] > 1 else []),
         *((f"HBM GiB: {name}", [f"{size / GIB:.2f}"] * len(programs)) for name, size in plan.state.items()),
         ("HBM GiB: activations and code", [f"{max(p.memory.total - state, 0) / GIB:.2f}" for p in programs]),
         ("HBM GiB: total", [f"{p.memory.total / GIB:.2f} of {p.chip.hbm_bytes / GIB:.2f}" for p in programs]),

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from data_pipeline.loading.batch import Batch
 from qi2_jax import sharding
 from qi2_jax.diffusion.timesteps import LogitNormal, Shift
-from qi2_jax.models.mmdit import Conditioning, MMDiT, MMDiTConfig
+from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.runtime import compiler
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.config import ExecutionConfig
@@ -108,10 +108,9 @@ class Trainer:
     execution: ExecutionConfig
     mesh: Mesh
 
-    def keep(self, layout: Layout, images: int) -> str | None:
-        """What the backward pass of a program keeps of the blocks, see `Execution`; None: everything."""
-        execution = self._execution(layout, images)
-        return execution.keep if execution.remat else None
+    def execution_of(self, layout: Layout, images: int) -> Execution:
+        """How a program runs, see `training_execution`."""
+        return training_execution(self.execution, self.model, layout, images // self.replicas, self.mesh)
 
     def compile_update(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, float]:
         """Compiles an update from one microbatch.
@@ -156,13 +155,10 @@ class Trainer:
     def replicas(self) -> int:
         return self.mesh.shape["data"]
 
-    def _execution(self, layout: Layout, images: int) -> Any:
-        return training_execution(self.execution, self.model, layout, images // self.replicas, self.mesh)
-
     def _programs(self, layout: Layout, images: int) -> tuple[Programs, TrainState]:
         optimizer = make_optimizer(OPTIMIZER)
         state = abstract_state(lambda key: MMDiT(self.model, key=key), optimizer, self.mesh)
-        loss = make_loss(LogitNormal(), Objective(Shift(), self._execution(layout, images)))
+        loss = make_loss(LogitNormal(), Objective(Shift(), self.execution_of(layout, images)))
         sums = dict(replicas=self.replicas, sum_dtype=self.execution.replica_sum)
         return make_programs(loss, optimizer, 0.9999, 0, self.mesh, **sums), state
 

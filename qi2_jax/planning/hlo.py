@@ -117,7 +117,8 @@ class Program:
     def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction outside fusions, with its computation and how often it runs.
 
-        Loops count as often as they run. Of a branch, all alternatives count.
+        Loops count as often as they run. Of a branch, the last alternative counts: where chips divide a sequence, each
+        has its own, and the last part sees the most keys.
 
         Raises:
           ValueError: for a loop whose number of iterations is not a constant.
@@ -132,7 +133,7 @@ class Program:
                 yield from self._executed(instruction.called["body"], times * self.iterations(instruction))
             elif instruction.op == "conditional":
                 branches = _BRANCHES.search(instruction.rest)
-                for branch in re.findall(r"[\w.-]+", branches.group(1)) if branches else ():
+                for branch in re.findall(r"[\w.-]+", branches.group(1))[-1:] if branches else ():
                     yield from self._executed(branch, times)
             elif instruction.op in ("call", "async-start") and (inner := next(iter(instruction.called.values()), None)):
                 yield from self._executed(inner, times)
@@ -148,11 +149,25 @@ class Program:
         counter, limit = (condition.by_name.get(name) for name in (*compare.operands, "", "")[:2])
         if compare.op == "compare" and counter and limit and limit.op == "constant":
             index = int(counter.attribute(r"index=(\d+)") or 0)
-            step = body.by_name[body.root.operands[index]]
-            constants = [body.by_name[name] for name in step.operands if body.by_name[name].op == "constant"]
-            if step.op == "add" and len(constants) == 1:
-                return math.ceil(_integer(limit) / _integer(constants[0]))
+            if step := _added(body, body.root.operands[index]):
+                return math.ceil(_integer(limit) / step)
         raise ValueError(f"the number of iterations of the loop {loop.name} is unknown")
+
+
+def _added(computation: Computation, name: str) -> int:
+    """The sum of the constants that a chain of additions and copies adds to an element of the parameter."""
+    total, value = 0, computation.by_name[name]
+    while value.op != "get-tuple-element":
+        operands = [computation.by_name[operand] for operand in value.operands]
+        constants = [operand for operand in operands if operand.op == "constant"]
+        if value.op == "add" and len(constants) == 1:
+            total += _integer(constants[0])
+            value = next(operand for operand in operands if operand.op != "constant")
+        elif value.op in ("copy", "copy-start", "copy-done", "bitcast"):
+            value = operands[0]
+        else:
+            return 0
+    return total
 
 
 def _integer(constant: Instruction) -> int:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from qi2_jax.attention.splash import computed_pairs
 from qi2_jax.models.flops import Flops, flops_per_step
-from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.models.mmdit import Execution, MMDiTConfig
 from qi2_jax.planning import hlo
 from qi2_jax.planning.analysis import ACROSS, Analysis, analyse
 from qi2_jax.planning.compile import Memory, memory_of
@@ -67,6 +67,7 @@ class ProgramPlan:
       chips: number of chips.
       images: images that it computes at once.
       keep: what its backward pass keeps of the blocks; None: everything.
+      divided: what the mesh axis `tensor` divides, see `sharding.DIVIDED`.
       memory: memory of one chip.
       flops: operations by formula, of all slots; None for a program without a formula.
       executed: operations that it executes by formula.
@@ -80,6 +81,7 @@ class ProgramPlan:
     chips: int
     images: int
     keep: str | None
+    divided: str | None
     memory: Memory
     flops: Flops | None
     executed: float
@@ -103,7 +105,7 @@ def plan_train_program(
     config: MMDiTConfig,
     layout: Layout,
     images: int,
-    keep: str | None,
+    execution: Execution,
     mesh: Mesh,
     compiled: jax.stages.Compiled,
     compile_seconds: float,
@@ -115,15 +117,16 @@ def plan_train_program(
       config: architecture of the transformer.
       layout: slots of the sequence.
       images: global number of images.
-      keep: result of `Trainer.keep`.
+      execution: result of `Trainer.execution_of`.
       mesh: chips.
       compiled: result of `Trainer.compile_update` or `compile_microbatch`.
       compile_seconds: time of the compilation.
     """
-    flops = flops_per_step(config, layout, images)
-    kernel = kernel_flops(layout.visible_until(config.attention))
+    flops, keep = flops_per_step(config, layout, images), execution.keep if execution.remat else None
+    until, divided = layout.visible_until(config.attention), execution.gather.divided
+    kernel = kernel_flops(until if divided != "sequence" else np.split(until, mesh.shape["tensor"])[-1])
     plan = plan_program(name, images, mesh, compiled, compile_seconds, kernel)
-    return dataclasses.replace(plan, keep=keep, flops=flops, executed=flops.executed(config, keep))
+    return dataclasses.replace(plan, keep=keep, divided=divided, flops=flops, executed=flops.executed(config, keep))
 
 
 def plan_program(
@@ -143,6 +146,7 @@ def plan_program(
         mesh.size,
         images,
         keep=None,
+        divided=None,
         memory=memory_of(compiled),
         flops=None,
         executed=math.nan,

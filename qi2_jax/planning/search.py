@@ -169,10 +169,11 @@ def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
         execution = training_execution(transformer.execution, model, part.layout, images, mesh)
         executed = flops_per_step(model, part.layout, part.images).executed(model, execution.keep)
         block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(execution.dtype).itemsize
-        shared = 1 if execution.gather.spread else mesh.shape["tensor"]
-        passes = 3 * model.layers * block / shared
-        if shared > 1:  # activations are gathered and summed before and after attention and MLP
-            passes += 12 * model.layers * _tokens(part, mesh) * model.width * 2 * (shared - 1)
+        divided, tensor = execution.gather.divided, mesh.shape["tensor"]
+        passes = 3 * model.layers * block / (tensor if divided == "heads" else 1)
+        if divided != "images":  # activations around attention and MLP, or keys and values, in three passes
+            times = 4 if divided == "heads" else 2
+            passes += 3 * times * model.layers * _tokens(part, mesh) * model.width * 2 * (tensor - 1)
         links = passes / (chip.ici_bandwidth / 2)
         total += part.microbatches * max(executed / (mesh.size * chip.flops), links)
     return total
@@ -205,7 +206,7 @@ def _fitted(
             if spare >= 0:
                 return choice
         less = round((choice.kept_gib + spare / GIB) / STEP_GIB - 0.5) * STEP_GIB
-        if trainer.keep(part.layout, part.images) == "inputs" or less <= 0:
+        if trainer.execution_of(part.layout, part.images).keep == "inputs" or less <= 0:
             return None
         choice = dataclasses.replace(choice, kept_gib=less)
     return None

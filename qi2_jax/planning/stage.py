@@ -239,9 +239,9 @@ def plan_stage(
         compiled, seconds = compile_part(part.layout, part.images)
         if hlo:
             write_atomic(hlo / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt", compiled.as_text().encode())
-        keep = trainer.keep(part.layout, part.images)
+        execution = trainer.execution_of(part.layout, part.images)
         programs[place] = plan_train_program(
-            part.name, transformer.model, part.layout, part.images, keep, mesh, compiled, seconds
+            part.name, transformer.model, part.layout, part.images, execution, mesh, compiled, seconds
         )
     apply = None
     if accumulate:

@@ -22,8 +22,8 @@ def training_execution(
 ) -> Execution:
     """The execution of one training program, inside the `jax.vmap` over replicas of `step.make_programs`.
 
-    With `keep: fit` it keeps what fits `kept_gib`. If there are enough images, each chip along `tensor` has images of
-    its own, see `sharding.SPREAD`.
+    With `keep: fit` it keeps what fits `kept_gib`. The axis `tensor` divides images if there are enough of them, else
+    tokens if their number allows it, else heads; see `sharding.DIVIDED`.
 
     Args:
       config: group `transformer.execution` of the config.
@@ -37,18 +37,29 @@ def training_execution(
         unit = images * layout.length / chips * model.layers * model.width * jnp.dtype(config.dtype).itemsize
         keep = recomputation.richest(config.kept_gib * GIB / unit, model.mlp_ratio)
     without = sharding.RULES["replicas"] if mesh.shape["data"] > 1 else ()
-    return _execution(config, mesh, keep, without, mesh.shape["tensor"] > 1 and images % chips == 0)
+    return _execution(config, mesh, keep, without, _divided(layout, images, mesh))
+
+
+def _divided(layout: Layout, images: int, mesh: Mesh) -> sharding.Divided:
+    tensor = mesh.shape["tensor"]
+    if tensor > 1 and images % (mesh.shape["fsdp"] * tensor) == 0:
+        return "images"
+    return "sequence" if tensor > 1 and layout.length % tensor == 0 else "heads"
 
 
 def _execution(
-    config: ExecutionConfig, mesh: Mesh, keep: str, without: tuple[str, ...] = (), spread: bool = False
+    config: ExecutionConfig,
+    mesh: Mesh,
+    keep: str,
+    without: tuple[str, ...] = (),
+    divided: sharding.Divided = "heads",
 ) -> Execution:
     return Execution(
         config.dtype,
-        sharding.Attention(mesh, config.kernel, without, spread),
+        sharding.Attention(mesh, config.kernel, without, divided),
         config.remat,
         keep,
-        sharding.Constrain(mesh, without, spread),
-        sharding.Gather(mesh, spread),
+        sharding.Constrain(mesh, without, divided),
+        sharding.Gather(mesh, divided),
         config.blocks_per_step,
     )

@@ -20,7 +20,7 @@ from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.training.step import init_state, make_programs
 
 CONFIG = MMDiTConfig(2, 4, 16, 2, 4, 8, (4, 6, 6))
-LAYOUT = Layout((3, 2), 4, (4,))
+LAYOUT = Layout((3, 3), 5, (4,))
 IMAGES = 8
 
 
@@ -37,18 +37,18 @@ def batch():
     rng = np.random.default_rng(1)
     draw = lambda *shape: np.asarray(rng.normal(size=(IMAGES, *shape)), np.float32)
     positions, valid = place(LAYOUT, (2, 2), (2, 2), [(2, 1)])
-    given = Conditioning(draw(5, 8), np.stack([positions] * IMAGES), np.stack([valid] * IMAGES), draw(4, 4))
-    return Batch(draw(4, 4), given)
+    given = Conditioning(draw(6, 8), np.stack([positions] * IMAGES), np.stack([valid] * IMAGES), draw(4, 4))
+    return Batch(draw(5, 4), given)
 
 
-def updated(model, batch, mesh, execution):
+def updated(model, batch, mesh, execution, images=IMAGES):
     """Parameters and metrics after an update with a plain gradient step."""
     optimizer = optax.sgd(1.0)
     state = init_state(lambda key: MMDiT(CONFIG, key=key), optimizer, jax.random.key(0), mesh)
     state = state._replace(model=jax.device_put(model, sharding.shardings(model, mesh)))
     loss = make_loss(LogitNormal(), Objective(Shift(), execution))
     step = make_programs(loss, optimizer, 0.9, 3, mesh, replicas=mesh.shape["data"]).step
-    state, metrics = step(state, None, LAYOUT, sharding.put_batch(mesh, batch, IMAGES))
+    state, metrics = step(state, None, LAYOUT, sharding.put_batch(mesh, batch, images))
     return tree.to_dict(jax.device_get(state.model)), float(metrics["loss"])
 
 
@@ -59,19 +59,20 @@ def expected(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "spread", "config"),
+    ("shape", "divided", "config"),
     [
-        (sharding.MeshShape(data=2, fsdp=2, tensor=2), True, dict(keep="fit", kept_gib=1.0)),
-        (sharding.MeshShape(data=2, fsdp=1, tensor=4), True, dict(keep="gate", blocks_per_step=2)),
-        (sharding.MeshShape(data=4, fsdp=2), False, dict(keep="fit", kept_gib=0.0)),
-        (sharding.MeshShape(fsdp=8), False, dict(keep="attention")),
+        (sharding.MeshShape(data=2, fsdp=2, tensor=2), "images", dict(keep="fit", kept_gib=1.0)),
+        (sharding.MeshShape(data=2, fsdp=1, tensor=4), "images", dict(keep="gate", blocks_per_step=2)),
+        (sharding.MeshShape(data=2, fsdp=4, tensor=1), "heads", dict(keep="hidden")),
+        (sharding.MeshShape(data=4, fsdp=2), "heads", dict(keep="fit", kept_gib=0.0)),
+        (sharding.MeshShape(fsdp=8), "heads", dict(keep="attention")),
     ],
 )
-def test_gradients_are_those_of_one_device(model, batch, expected, shape, spread, config):
+def test_gradients_are_those_of_one_device(model, batch, expected, shape, divided, config):
     mesh = sharding.make_mesh(shape, jax.devices())
     config = ExecutionConfig(dtype=jnp.dtype("float32"), kernel="chunked", remat=True, **config)
     execution = training_execution(config, CONFIG, LAYOUT, IMAGES // shape.data, mesh)
-    assert execution.gather.spread == spread
+    assert execution.gather.divided == divided
     parameters, loss = updated(model, batch, mesh, execution)
     assert loss == pytest.approx(expected[1], rel=1e-5)
     for name, leaf in parameters.items():
@@ -91,3 +92,18 @@ def test_a_program_keeps_what_fits():
     assert (
         training_execution(dataclasses.replace(config, kept_gib=7.01 * unit), CONFIG, LAYOUT, 4, mesh).keep == "hidden"
     )
+
+
+def test_the_tokens_are_divided_where_there_are_fewer_images_than_chips(model, batch):
+    """Two images on eight chips: each chip computes a part of one image's tokens, with the same gradients."""
+    few = jax.tree.map(lambda leaf: leaf[:2], batch)
+    found = []
+    for shape, count in ((sharding.MeshShape(), 1), (sharding.MeshShape(fsdp=2, tensor=3), 6)):
+        mesh = sharding.make_mesh(shape, jax.devices()[:count])
+        config = ExecutionConfig(dtype=jnp.dtype("float32"), kernel="chunked", remat=True, keep="attention")
+        execution = training_execution(config, CONFIG, LAYOUT, 2, mesh)
+        assert execution.gather.divided == ("sequence" if count > 1 else "heads")
+        found.append(updated(model, few, mesh, execution, 2))
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+    for name, leaf in found[1][0].items():
+        np.testing.assert_allclose(leaf, found[0][0][name], rtol=1e-4, atol=1e-6, err_msg=name)
