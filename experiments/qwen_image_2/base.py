@@ -15,6 +15,7 @@ import ml_collections
 from data_pipeline.buckets import RATIOS
 from data_pipeline.selection.thresholds import Thresholds
 from experiments import defaults
+from experiments.qwen_image_2 import chips
 
 # Stage 1, and all later ones: broken files, resolution, duplicates, NSFW, orientation, entropy, alignment, length.
 PRE_TRAINING: dict[str, Any] = dict(
@@ -75,13 +76,6 @@ FINE_TUNING: dict[str, Any] = dict(
 
 # The report's "32K" images at 256p, halved with each resolution; powers of two split over any number of chips.
 BATCH_SIZES = {256: 32_768, 512: 16_384, 1024: 8_192, 2048: 4_096}
-# Four slices of 256 v6e chips (31 GiB each): parameters are gathered within a slice, gradients summed across slices
-# (`sharding.make_mesh`).
-# From 1024p on, four chips share an image: with three condition images a sequence has up to 67 thousand slots.
-SMALL_MESH, LARGE_MESH = dict(data=4, fsdp=256, tensor=1), dict(data=4, fsdp=64, tensor=4)
-# Images that one of these chips, or four of them, compute at once with memory to spare
-# (`tests/benchmarks/stage_cost.py`).
-SMALL_AT_ONCE, LARGE_AT_ONCE = {256: 8, 512: 2}, {512: 8, 1024: 2, 2048: 1}
 TINY = 4  # a tiny stage has sides of a quarter
 # A larger minimum would leave too little: ten of the tiny curriculum's pairs have a shorter side of 512, and one of
 # these is held out.
@@ -159,8 +153,8 @@ def stage(
     """The config of one stage.
 
     Args:
-      form: "", or "tiny" for the same stage with areas of a quarter of the side and a tiny model, on a CPU, and without
-        filters whose models the user must bring.
+      form: a generation of chips, see `chips.CHOICES`, or "tiny" for the same stage with areas of a quarter of the side
+        and a tiny model, on a CPU, and without filters whose models the user must bring.
       number: number of the stage. A thousand times it is the seed: streams and validation take the seeds that follow
         it, and no stage repeats the order, times and noise of another one.
       sides: sides of the squares whose areas the buckets have, in pixels.
@@ -177,8 +171,8 @@ def stage(
     Raises:
       ValueError: for another form.
     """
-    if form not in ("", "tiny"):
-        raise ValueError(f"a stage has no form {form!r}, only 'tiny'")
+    if form not in (*chips.CHOICES, "tiny"):
+        raise ValueError(f"a stage has no form {form!r}, only {['tiny', *filter(None, chips.CHOICES)]}")
     tiny = form == "tiny"
     config = ml_collections.ConfigDict()
     config.platform = "cpu" if tiny else ""
@@ -187,7 +181,7 @@ def stage(
     config.compilation_cache = "compiled"
     config.encode = _encode(tiny)
     config.data = _data(tiny, sides, side_shares, thresholds, tasks, tiny_conditions)
-    config.transformer = _transformer(tiny, sides) | dict(
+    config.transformer = _transformer(form, sides) | dict(
         seed=1_000 * number,
         # Ours: the EMA spans 10K steps, a tenth of the shortest long stage; in the 10K steps of fine-tuning 1K.
         ema_decay=0.9 if tiny else ema_decay,
@@ -245,10 +239,10 @@ def _data(
     )
 
 
-def _transformer(tiny: bool, sides: tuple[int, ...]) -> dict[str, Any]:
-    small = max(sides) < 1024
-    mesh, at_once = (SMALL_MESH, SMALL_AT_ONCE) if small else (LARGE_MESH, LARGE_AT_ONCE)
-    save_every = SMALL_SAVE_EVERY if small else LARGE_SAVE_EVERY
+def _transformer(form: str, sides: tuple[int, ...]) -> dict[str, Any]:
+    tiny = form == "tiny"
+    choice = chips.Choice(2, 2, 2, 0, 0.0) if tiny else chips.choice_for(form, max(sides))
+    save_every = SMALL_SAVE_EVERY if max(sides) < 1024 else LARGE_SAVE_EVERY
     return dict(
         model=dict(
             layers=2 if tiny else 32,
@@ -260,18 +254,19 @@ def _transformer(tiny: bool, sides: tuple[int, ...]) -> dict[str, Any]:
             attention="block_causal",  # as in the published weights; the report implies "bidirectional"
             condition_timestep="zero",
         ),
-        mesh=dict(data=2, fsdp=2, tensor=2) if tiny else mesh,
+        mesh=dict(data=choice.data, fsdp=choice.fsdp, tensor=choice.tensor),
         execution=dict(
             dtype="float32" if tiny else "bfloat16",
             kernel="auto",
             remat=not tiny,
             keep="inputs" if tiny else "fit",
-            kept_gib=0.0 if tiny else 9.0,
+            kept_gib=choice.kept_gib,
             blocks_per_step=1 if tiny else 2,
             replica_sum="float32",
         ),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),
-        images_per_device=(1,) * len(sides) if tiny else tuple(at_once[side] for side in sides),
+        images_per_device=(1 if tiny else 0,) * len(sides),  # 0: as many as `slots_per_device` has room for
+        slots_per_device=choice.slots,
         batches_per_update=1,  # the report's batches have one resolution
         dropout=0.1,  # the report's, of the text
         # Ours: a window is cut into 16 x 4 parts, so the texts of a microbatch differ little in length, and a batch has

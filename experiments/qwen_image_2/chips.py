@@ -1,0 +1,60 @@
+"""How the six stages run on each generation of chips: the mesh, how much is computed at once, and what is kept.
+
+`qi2 plan STAGE:FORM --topology T` compiles the programs of a choice, and `--search` finds one. docs/pods.md has the
+figures of all of them. Weights are sharded over 16 or 8 chips, one dim of the torus: there the links form a ring, and
+libtpu overlaps the sums of gradients with the products that make them. Over all 256 chips of a slice it does not.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a stage runs.
+
+    Attributes:
+      data, fsdp, tensor: devices along each mesh axis.
+      slots: slots that the chips of one shard of a batch compute at once, see `transformer.slots_per_device`.
+      kept_gib: memory of a chip for what the backward pass keeps of the blocks.
+    """
+
+    data: int
+    fsdp: int
+    tensor: int
+    slots: int
+    kept_gib: float
+
+
+# By form and largest side. "" is four slices of 256 v6e chips, "v5p" one slice of 8x8x4, "v5e" four slices of 16x16.
+CHOICES = {
+    "": {
+        512: Choice(64, 16, 1, 9_000, 11.0),
+        1024: Choice(64, 16, 1, 18_000, 9.0),
+        2048: Choice(16, 16, 4, 68_000, 9.0),
+    },
+    "v5p": {
+        512: Choice(32, 8, 1, 18_000, 48.0),
+        1024: Choice(32, 8, 1, 18_000, 48.0),
+        2048: Choice(16, 8, 2, 68_000, 40.0),
+    },
+    "v5e": {512: Choice(4, 256, 1, 4_000, 6.0)},
+}
+
+
+def choice_for(form: str, side: int) -> Choice:
+    """The choice for a stage.
+
+    Args:
+      form: a key of `CHOICES`.
+      side: largest side of the stage.
+
+    Raises:
+      ValueError: if nothing was chosen for these chips at that size.
+    """
+    fitting = [largest for largest in CHOICES[form] if side <= largest]
+    if not fitting:
+        raise ValueError(
+            f"no choice for {form or 'v6e'} chips at {side}p, only up to {max(CHOICES[form])}p; find one with `qi2 "
+            "plan --search`, and add it to experiments/qwen_image_2/chips.py"
+        )
+    return CHOICES[form][min(fitting)]
