@@ -162,7 +162,7 @@ main() {{
         request ;;
       *) echo "$now" ;;
     esac
-    sleep "${{QI2_POLL_SECONDS:-{poll}}}"
+    sleep {poll}
   done
 }}
 main < /dev/null
