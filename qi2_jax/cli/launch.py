@@ -140,10 +140,7 @@ def _job(arguments: argparse.Namespace) -> "Job":
         raise ValueError(f"--on {arguments.on} needs {' and '.join(missing)}")
     config = _load(arguments)
     is_autoencoder = isinstance(config, AutoencoderExperiment)
-    wanted, other = ("data", "samples") if is_autoencoder else ("samples", "data")
-    if not getattr(arguments, wanted) or getattr(arguments, other):
-        what = "an autoencoder" if is_autoencoder else "a transformer"
-        raise ValueError(f"{arguments.experiment} trains {what}; it needs --{wanted}, and --{other} is not for it")
+    _check_inputs(arguments, is_autoencoder)
     parse = topology.parse_node if arguments.on == "slurm" else topology.parse_slice
     return Job(
         name=arguments.name or names.label_of(pathlib.Path(arguments.experiment.partition(":")[0]).stem),
@@ -151,6 +148,7 @@ def _job(arguments: argparse.Namespace) -> "Job":
         overrides=tuple(arguments.overrides),
         mesh=config.vae.mesh if isinstance(config, AutoencoderExperiment) else config.transformer.mesh,
         mesh_key="vae.mesh" if is_autoencoder else "transformer.mesh",
+        batch_sizes=_batch_sizes(config),
         hardware=parse(arguments.topology),
         slices=arguments.slices,
         work=folders.parse("--work", arguments.work),
@@ -161,6 +159,25 @@ def _job(arguments: argparse.Namespace) -> "Job":
         spot=arguments.spot,
         restarts=arguments.restarts,
     )
+
+
+def _check_inputs(arguments: argparse.Namespace, is_autoencoder: bool) -> None:
+    """Raises a ValueError unless the inputs are those that `qi2 train` accepts for what the experiment trains."""
+    what, needed, others = "a transformer", "samples", ("data",)
+    if is_autoencoder:
+        what, needed, others = "an autoencoder", "data", ("samples", "model", "start")
+    if not getattr(arguments, needed):
+        raise ValueError(f"{arguments.experiment} trains {what}: name its training data with --{needed}")
+    if given := [f"--{name}" for name in others if getattr(arguments, name)]:
+        raise ValueError(f"{arguments.experiment} trains {what}, which {' and '.join(given)} is not for; leave it out")
+
+
+def _batch_sizes(config: "StageExperiment | AutoencoderExperiment") -> tuple[int, ...]:
+    from qi2_jax.workflows.config import AutoencoderExperiment
+
+    if isinstance(config, AutoencoderExperiment):
+        return tuple(phase.batch_size for phase in config.vae.phases.values())
+    return tuple(config.transformer.batch_sizes)
 
 
 def _load(arguments: argparse.Namespace) -> "StageExperiment | AutoencoderExperiment":

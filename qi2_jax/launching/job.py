@@ -52,6 +52,7 @@ class Job:
       overrides: changes to its config.
       mesh: mesh of the training.
       mesh_key: config key of the mesh, for error messages.
+      batch_sizes: global images of a batch, one value for each batch that the training reads.
       hardware: one slice of TPUs, or one node with GPUs.
       slices: number of slices, or of nodes.
       work: folder of runs and models, which the job writes.
@@ -71,6 +72,7 @@ class Job:
     overrides: tuple[str, ...]
     mesh: MeshShape
     mesh_key: str
+    batch_sizes: tuple[int, ...]
     hardware: Slice | GpuNode
     slices: int
     work: Folder
@@ -113,6 +115,13 @@ class Job:
             raise ValueError(
                 f"{named} does not split over {self.slices} slices: fsdp and tensor must stay within a slice. Make "
                 f"{self.mesh_key}.data a multiple of {self.slices}"
+            )
+
+        shards = mesh.data * mesh.fsdp  # as `sharding.num_batch_shards`
+        if uneven := [size for size in self.batch_sizes if size % shards]:
+            raise ValueError(
+                f"{named} does not split a batch of {uneven[0]:,} images over data x fsdp = {shards:,} chips; use "
+                f"fewer chips, or more of them along {self.mesh_key}.tensor"
             )
 
     @property

@@ -14,6 +14,7 @@ TPU = Job(
     overrides=("transformer.train.steps=10",),
     mesh=MeshShape(4, 256, 1),
     mesh_key="transformer.mesh",
+    batch_sizes=(),
     hardware=topology.parse_slice("v6e:16x16"),
     slices=4,
     work=folders.parse("--work", "gs://bucket/qi2"),

@@ -1,5 +1,6 @@
 """The JobSet and the objects of its queue: structure, restarts, and the published schemas."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -148,15 +149,28 @@ def test_the_published_schemas_of_jobset_and_kueue_accept_the_objects(job):
     require_packages("jsonschema")
     import jsonschema
 
-    definitions = [yaml.safe_load(path.read_text()) for path in pathlib.Path(os.environ[SCHEMAS]).glob("*.yaml")]
-    schemas = {
-        (f"{each['spec']['group']}/{version['name']}", each["spec"]["names"]["kind"]): version["schema"]
+    for each in objects(job):
+        jsonschema.validate(each, schemas(os.environ[SCHEMAS])[each["apiVersion"], each["kind"]])
+    *_, jobset = objects(job)
+    jobset["spec"]["failurePolicy"]["maxRestart"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxRestart"):
+        jsonschema.validate(jobset, schemas(os.environ[SCHEMAS])[jobset["apiVersion"], jobset["kind"]])
+
+
+@functools.cache
+def schemas(folder):
+    """{(apiVersion, kind): schema} of all definitions in a folder."""
+    definitions = [
+        yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        for path in pathlib.Path(folder).glob("*.yaml")
+    ]
+    return {
+        (f"{each['spec']['group']}/{version['name']}", each["spec"]["names"]["kind"]): closed(
+            version["schema"]["openAPIV3Schema"]
+        )
         for each in definitions
         for version in each["spec"]["versions"]
     }
-    for each in objects(job):
-        schema = closed(schemas[each["apiVersion"], each["kind"]]["openAPIV3Schema"])
-        jsonschema.validate(each, schema)
 
 
 def closed(schema):

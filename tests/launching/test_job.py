@@ -73,6 +73,12 @@ def test_a_mesh_of_another_size_is_refused_with_both_ways_out():
         jobs.tpu(hardware=topology.parse_slice("v6e:8x8"), slices=1, mesh=MeshShape(1, 3, 1))
 
 
+def test_batches_split_over_the_mesh():
+    jobs.tpu(batch_sizes=(4096, 2048))
+    with pytest.raises(ValueError, match=r"a batch of 512 images over data x fsdp = 1,024 chips; use fewer chips"):
+        jobs.tpu(batch_sizes=(4096, 512))
+
+
 def test_only_data_crosses_slices():
     with pytest.raises(ValueError, match="does not split over 4 slices"):
         jobs.tpu(mesh=MeshShape(2, 512, 1))
