@@ -163,9 +163,9 @@ def _job(arguments: argparse.Namespace) -> "Job":
 
 def _check_inputs(arguments: argparse.Namespace, is_autoencoder: bool) -> None:
     """Raises a ValueError unless the inputs are those that `qi2 train` accepts for what the experiment trains."""
-    what, needed, others = "a transformer", "samples", ("data",)
+    what, needed, others = "a transformer", "samples", ["data"]
     if is_autoencoder:
-        what, needed, others = "an autoencoder", "data", ("samples", "model", "start")
+        what, needed, others = "an autoencoder", "data", ["samples", "model", "start"]
     if not getattr(arguments, needed):
         raise ValueError(f"{arguments.experiment} trains {what}: name its training data with --{needed}")
     if given := [f"--{name}" for name in others if getattr(arguments, name)]:

@@ -156,8 +156,11 @@ main() {{
     now=$(state) || now=UNKNOWN
     case "$now" in
       "") echo "finished: the queued resource is deleted"; exit 0 ;;
-      SUSPENDED|FAILED)  # preempted, or a host was lost: the run continues from its last checkpoint on new hosts
-        echo "$now: requesting the slices again"
+      FAILED)  # for instance without quota: the same request would fail again
+        echo "FAILED: see gcloud compute tpus queued-resources describe {name} {where}; delete it to try again" >&2
+        exit 1 ;;
+      SUSPENDED)  # preempted: the run continues from its last checkpoint on new hosts
+        echo "preempted; requesting the slices again"
         gcloud compute tpus queued-resources delete {name} {where} --force --quiet
         request ;;
       *) echo "$now" ;;

@@ -76,8 +76,9 @@ _SCRIPT = """\
 {more}{head}
 {exports}
 
-# Slurm signals this shell only (B:). srun passes SIGTERM on to all processes, which save.
-trap 'kill -TERM "$step" 2> /dev/null' TERM
+# Slurm signals this shell only (B:). scancel passes SIGTERM on to the processes, which save. Given SIGTERM, srun would
+# kill them instead.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 {step} &
 step=$!
 while true; do

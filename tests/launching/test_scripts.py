@@ -42,13 +42,17 @@ def test_slurm_requeues_a_job_that_is_not_finished(status, restarts, requeued, t
 
 
 def test_slurm_passes_sigterm_on_and_requeues(tmp_path):
+    """The processes of the step get SIGTERM, not srun, which would kill them."""
     waiting = f"""
-        trap 'exit {STOPPED}' TERM
+        trap 'exit 1' TERM
+        trap 'exit {STOPPED}' USR1
+        echo $$ > srun.pid
         kill -TERM $PPID  # what `--signal=B:TERM` does
         for _ in $(seq 100); do sleep 0.1; done
         exit 1"""
-    done, calls = run(slurm.submission(jobs.GPU).text, tmp_path, {"srun": waiting, "scontrol": ""}, SLURM_JOB_ID="12")
-    assert done == STOPPED and calls[-1] == "scontrol requeue 12"
+    programs = {"srun": waiting, "scancel": "kill -USR1 $(cat srun.pid)", "scontrol": ""}
+    done, calls = run(slurm.submission(jobs.GPU).text, tmp_path, programs, SLURM_JOB_ID="12")
+    assert done == STOPPED and calls[1:] == ["scancel --signal=TERM 12", "scontrol requeue 12"]
 
 
 def test_slurm_has_a_process_for_each_gpu_and_names_its_options():
@@ -74,20 +78,22 @@ esac"""
 
 
 @pytest.mark.parametrize(
-    ("states", "requests", "deletions"),
+    ("states", "requests", "deletions", "status"),
     [
-        ("NONE ACTIVE NONE", 1, 0),  # requested, and deleted by a host when finished
-        ("ACTIVE ACTIVE NONE", 0, 0),  # the script was started again
-        ("NONE ACTIVE SUSPENDED ACTIVE NONE", 2, 1),  # preempted
-        ("NONE FAILED NONE", 2, 1),
+        ("NONE ACTIVE NONE", 1, 0, 0),  # requested, and deleted by a host when finished
+        ("ACTIVE ACTIVE NONE", 0, 0, 0),  # the script was started again
+        ("NONE ACTIVE SUSPENDED ACTIVE NONE", 2, 1, 0),  # preempted
+        ("NONE FAILED NONE", 1, 0, 1),  # no quota
     ],
 )
-def test_preempted_slices_are_requested_again_until_the_training_is_finished(states, requests, deletions, tmp_path):
+def test_preempted_slices_are_requested_again_until_the_training_is_finished(
+    states, requests, deletions, status, tmp_path
+):
     (tmp_path / "states").write_text(f"{states}\n")
     script = queued_resources.submission(jobs.tpu(spot=True), PLACE).text
     done, calls = run(script, tmp_path, {"gcloud": GCLOUD, "sleep": ""})
     made = [call for call in calls if " create " in call]
-    assert done == 0 and len(made) == requests and sum(" delete " in call for call in calls) == deletions
+    assert done == status and len(made) == requests and sum(" delete " in call for call in calls) == deletions
     for call in made:
         for flag in ("--accelerator-type=v6e-256", "--node-count=4", "--spot", "--runtime-version=v2-alpha-tpuv6e"):
             assert flag in call
