@@ -28,6 +28,7 @@ VERBS = {
     "edit": "generate images from prompts and condition images",
     "import": "convert a published diffusers folder to a model folder, or the weights of LPIPS to a folder",
     "checkpoints": "list, inspect, verify and mark the checkpoints of a run",
+    "launch": "submit a training to GKE, Cloud TPU queued resources or Slurm, or scoring to Dataflow",
     "export": "convert a run, checkpoint or model folder to a diffusers folder",
 }
 # Commands that keep their work after a signal, and continue when the same command runs again.
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signals.listen(interruptible=True, resumable=any(words[: len(names)] == names for names in RESUMABLE))
     verb = next((argument for argument in arguments if argument in VERBS), None)
     try:
+        signals.stopped_status()  # a wrong value is an error before the work, not at its end
         with signals.ending():  # also while libraries are imported
             parsed, module = _parse(list(arguments), verb)
             logs.set_up(parsed.log_level)
@@ -74,7 +76,8 @@ def _parse(arguments: list[str], chosen: str | None) -> tuple[argparse.Namespace
         description="JAX/TPU trainer for the Qwen-Image-2 family.",
         allow_abbrev=False,
         epilog=f"Environment: {TRACEBACK}=1 shows the traceback of every error; {logs.LEVEL}=LEVEL chooses which "
-        f"messages are printed ({', '.join(logs.LEVELS)}).",
+        f"messages are printed ({', '.join(logs.LEVELS)}); {signals.STOPPED_STATUS}=N is the exit status of `run`, "
+        "`train`, `data score` and `data cache` after SIGTERM (default 0).",
     )
     parser.add_argument("--version", action=_Version)
     parser.set_defaults(log_level=None)

@@ -21,6 +21,10 @@ from qi2_jax.runtime.streams import tolerate_lost_readers
 # Exit statuses. A resumable command that SIGTERM ended is queued again, which is not a failure; others report 143.
 STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
 NOT_RESUMABLE = 143
+MAX_STATUS = 125  # shells use those above for programs that cannot be started and for signals
+# Environment variable with another status than 0 for a resumable command after SIGTERM. With it, a cluster can tell a
+# preempted job from a finished one.
+STOPPED_STATUS = "QI2_STOPPED_STATUS"
 
 HINT_AFTER = 2.0  # seconds after the first Ctrl-C
 REPEAT_AFTER = 0.3  # seconds; wrappers such as `uv run` forward the Ctrl-C that the terminal has delivered already
@@ -37,8 +41,8 @@ _watching = False
 class Terminated(SystemExit):
     """Ends the process after a signal.
 
-    `code` is the exit status: 0 after SIGTERM, 130 after SIGINT, 129 after SIGHUP. A command that cannot be resumed
-    exits with 143 after SIGTERM.
+    `code` is the exit status: 130 after SIGINT, 129 after SIGHUP, and after SIGTERM 0, or the value of `STOPPED_STATUS`
+    in the environment. A command that cannot be resumed exits with 143 after SIGTERM.
 
     Attributes:
       reported: whether the user has been informed already.
@@ -46,8 +50,25 @@ class Terminated(SystemExit):
 
     def __init__(self, reported: bool = False):
         number = _received or _remote or signal.SIGTERM
-        super().__init__(STATUS[number] if _resumable or number != signal.SIGTERM else NOT_RESUMABLE)
+        status = STATUS[number]
+        if number == signal.SIGTERM:
+            status = stopped_status() if _resumable else NOT_RESUMABLE
+        super().__init__(status)
         self.reported = reported
+
+
+def stopped_status() -> int:
+    """Exit status of a resumable command after SIGTERM.
+
+    Raises:
+      ValueError: if the environment has another value than a status.
+    """
+    text = os.environ.get(STOPPED_STATUS, str(STATUS[signal.SIGTERM]))
+    if not (text.isascii() and text.isdecimal() and int(text) <= MAX_STATUS):
+        raise ValueError(
+            f"{STOPPED_STATUS} is {text!r}; set it to an exit status from 0 to {MAX_STATUS} (75 is usual), or unset it"
+        )
+    return int(text)
 
 
 def received() -> bool:

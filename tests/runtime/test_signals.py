@@ -115,6 +115,18 @@ def test_the_exit_status_tells_which_signal_it_was(number):
     assert ended.value.code == {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}[number]
 
 
+def test_a_cluster_can_ask_for_another_status_than_that_of_a_finished_command(monkeypatch):
+    monkeypatch.setenv(signals.STOPPED_STATUS, "75")
+    signals.record_remote("SIGTERM")  # another process of the same program was stopped
+    assert signals.Terminated().code == 75
+    signals.listen(interruptible=False, resumable=False)
+    assert signals.Terminated().code == 143
+    for wrong in ("", "-1", "126", "x", "٣"):
+        monkeypatch.setenv(signals.STOPPED_STATUS, wrong)
+        with pytest.raises(ValueError, match=signals.STOPPED_STATUS):
+            signals.stopped_status()
+
+
 def test_the_first_signal_decides_the_status():
     signals.listen(interruptible=False)
     signal.raise_signal(signal.SIGINT)
