@@ -70,13 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: accelerators of this machine are not touched
+    import jax
+
     from data_pipeline.samples.cache import Cache
     from qi2_jax.planning.captions import Captions
     from qi2_jax.planning.compile import topology_mesh
     from qi2_jax.planning.search import search
-    from qi2_jax.planning.stage import binding_parts, parts_of, plan_stage
+    from qi2_jax.planning.stage import binding_parts, parts_of, plan_stage, streams_of_stage
     from qi2_jax.runtime.atomic import write_atomic
 
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for chips that are absent
     _check(arguments)
     config = _stage(arguments)
     cache = Cache(arguments.samples) if arguments.samples else None
@@ -91,7 +94,7 @@ def main(arguments: argparse.Namespace) -> None:
             write_atomic(arguments.search, _experiment(arguments, choice).encode())
         else:
             mesh = topology_mesh(arguments.topology, _mesh_on(config, arguments), arguments.slices)
-            parts = parts_of(config, mesh, captions, cache)
+            parts = parts_of(config, mesh, streams_of_stage(config, captions, cache))
             places = range(len(parts)) if arguments.programs == "all" else binding_parts(parts, mesh)
             topology = f"{arguments.slices} x {arguments.topology}"
             plan = plan_stage(name, topology, config, mesh, parts, list(places), progress, arguments.hlo)

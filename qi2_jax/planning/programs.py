@@ -243,4 +243,5 @@ def as_json(plan: Any) -> Any:
         "overlapped": plan.analysis.overlapped,
         "bound_seconds": plan.bound.seconds,
         "binding": plan.bound.binding,
+        "memory_total": plan.memory.total,
     }

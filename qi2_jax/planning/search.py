@@ -16,7 +16,15 @@ from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import GIB, Trainer, memory_of, topology_devices
-from qi2_jax.planning.stage import Part, StagePlan, binding_parts, parts_of, plan_stage
+from qi2_jax.planning.stage import (
+    Part,
+    StagePlan,
+    Stream,
+    binding_parts,
+    parts_of,
+    plan_stage,
+    streams_of_stage,
+)
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sharding import MeshShape, make_mesh, num_batch_shards
 from qi2_jax.tasks.transformer.config import FIT, StageConfig
@@ -26,6 +34,7 @@ RESERVE = 0.03  # share of the memory that stays free
 # Values of one token, in units of the model's width, that the backward pass of a block needs beside those it keeps, and
 # weights of blocks that are gathered at a time. Both only rank candidates; the compiler decides.
 WORK, GATHERED = 60, 4
+SLOTS = tuple(2_048 * 2**power for power in range(7))  # candidates for `slots_per_device`
 STEP_GIB = 0.5  # precision of `kept_gib`
 
 
@@ -35,19 +44,19 @@ class Choice:
 
     Attributes:
       mesh: devices along each mesh axis.
-      images_per_device: see `TransformerConfig`.
+      slots_per_device: see `TransformerConfig`.
       kept_gib: see `ExecutionConfig`.
     """
 
     mesh: MeshShape
-    images_per_device: tuple[int, ...]
+    slots_per_device: int
     kept_gib: float
 
     def overrides(self) -> list[str]:
         """The choice as changes of a config."""
         return [
             *(f"transformer.mesh.{axis}={size}" for axis, size in dataclasses.asdict(self.mesh).items()),
-            f"transformer.images_per_device={self.images_per_device}",
+            f"transformer.slots_per_device={self.slots_per_device}",
             f"transformer.execution.keep='{FIT}'",
             f"transformer.execution.kept_gib={self.kept_gib:g}",
         ]
@@ -56,7 +65,7 @@ class Choice:
         """The config with this choice."""
         execution = dataclasses.replace(config.transformer.execution, keep=FIT, kept_gib=self.kept_gib)
         transformer = dataclasses.replace(
-            config.transformer, mesh=self.mesh, images_per_device=self.images_per_device, execution=execution
+            config.transformer, mesh=self.mesh, slots_per_device=self.slots_per_device, execution=execution
         )
         return dataclasses.replace(config, transformer=transformer)
 
@@ -78,7 +87,7 @@ def search(
       config: config of the stage.
       topology: see `topology_mesh`.
       slices: number of slices.
-      captions, cache: see `parts_of`.
+      captions, cache: see `streams_of_stage`.
       tries: number of candidates to compile.
       progress: see `plan_stage`.
 
@@ -86,16 +95,17 @@ def search(
       ValueError: if no candidate fits.
     """
     found: list[tuple[Choice, StagePlan]] = []
-    ranked = sorted(_candidates(config, topology, slices, captions, cache), key=lambda candidate: candidate[0])
+    streams = streams_of_stage(config, captions, cache)
+    ranked = sorted(_candidates(config, topology, slices, streams), key=lambda candidate: candidate[0])
     for number, (_, choice) in enumerate(ranked[:tries]):
         label = f"candidate {number + 1} of {min(tries, len(ranked))} ({_text(choice)}): "
         mesh = make_mesh(choice.mesh, topology_devices(topology, slices))
         told = lambda text, label=label: progress(label + text)  # noqa: E731
-        fitted = _fitted(choice, config, mesh, captions, cache, told)
+        fitted = _fitted(choice, config, mesh, streams, told)
         if fitted is None:
             continue
         chosen = fitted.applied(config)
-        parts = parts_of(chosen, mesh, captions, cache)
+        parts = parts_of(chosen, mesh, streams)
         places = binding_parts(parts, mesh)
         found.append((fitted, plan_stage(name, f"{slices} x {topology}", chosen, mesh, parts, places, told)))
     if not found:
@@ -108,28 +118,27 @@ def search(
 
 def _text(choice: Choice) -> str:
     mesh = choice.mesh
-    return f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, images {choice.images_per_device}"
+    return f"data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor}, {choice.slots_per_device:,} slots at once"
 
 
 def _candidates(
-    config: StageConfig, topology: str, slices: int, captions: Captions | None, cache: Cache | None
+    config: StageConfig, topology: str, slices: int, streams: Sequence[Stream]
 ) -> Iterator[tuple[float, Choice]]:
     """Estimated seconds of an update, and the choice, of everything that may fit."""
     devices = topology_devices(topology, slices)
-    transformer = config.transformer
-    for mesh_shape in _meshes(devices, slices, transformer.model):
+    for mesh_shape in _meshes(devices, slices, config.transformer.model):
         mesh = make_mesh(mesh_shape, devices)
-        shards = num_batch_shards(mesh)
-        options = [
-            [at_once for at_once in (1, 2, 4, 8, 16) if size % (shards * at_once) == 0]
-            for size in transformer.batch_sizes
-        ]
-        for images in itertools.product(*options):
-            choice = Choice(mesh_shape, images, 0.0)
-            parts = parts_of(choice.applied(config), mesh, captions, cache)
+        if any(size % num_batch_shards(mesh) for size in config.transformer.batch_sizes):
+            continue
+        seen = set()
+        for slots in SLOTS:
+            choice = Choice(mesh_shape, slots, 0.0)
+            parts = parts_of(choice.applied(config), mesh, streams)
+            images = tuple(part.images for part in parts)
             budget = _budget(config, parts, mesh)
-            if budget > 0:
-                choice = dataclasses.replace(choice, kept_gib=budget)
+            if budget > 0 and images not in seen:
+                seen.add(images)
+                choice = dataclasses.replace(choice, kept_gib=round(budget / STEP_GIB) * STEP_GIB)
                 yield _seconds(choice.applied(config), parts, mesh), choice
 
 
@@ -180,18 +189,13 @@ def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
 
 
 def _fitted(
-    choice: Choice,
-    config: StageConfig,
-    mesh: Any,
-    captions: Captions | None,
-    cache: Cache | None,
-    progress: Callable[[str], Any],
+    choice: Choice, config: StageConfig, mesh: Any, streams: Sequence[Stream], progress: Callable[[str], Any]
 ) -> Choice | None:
     """The choice with as much kept memory as the program with the most slots has room for; None if it does not fit."""
     limit = chip_of(mesh).hbm_bytes * (1 - RESERVE)
     for _ in range(3):
         chosen = choice.applied(config)
-        parts = parts_of(chosen, mesh, captions, cache)
+        parts = parts_of(chosen, mesh, streams)
         part = max(parts, key=lambda part: _tokens(part, mesh))
         trainer = Trainer(chosen.transformer.model, chosen.transformer.execution, mesh)
         progress(f"does {part.name} fit with {choice.kept_gib:.1f} GiB of kept values?")

@@ -19,6 +19,7 @@ from data_pipeline.samples.cache import Cache, StreamKey
 from data_pipeline.samples.lengths import TextLengths
 from qi2_jax import sharding
 from qi2_jax.models.flops import flops_per_step
+from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import Trainer
 from qi2_jax.planning.programs import ProgramPlan, plan_program, plan_train_program
@@ -131,35 +132,73 @@ class StagePlan:
         return self.updates * seconds / 86_400
 
 
-def parts_of(config: StageConfig, mesh: Mesh, captions: Captions | None, cache: Cache | None = None) -> list[Part]:
-    """The programs of a stage and how often each runs, the most expensive first.
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The texts of a stream, by the layout in which they are computed.
+
+    Attributes:
+      key: stream of the samples.
+      share: share of the batches that are of this stream.
+      layouts: layouts, from the fewest to the most text slots.
+      texts: lengths of drawn texts for which each layout is the smallest one.
+    """
+
+    key: StreamKey
+    share: float
+    layouts: tuple[Layout, ...]
+    texts: tuple[Int[np.ndarray, "d G"], ...]
+
+
+def streams_of_stage(config: StageConfig, captions: Captions | None, cache: Cache | None = None) -> list[Stream]:
+    """The streams of a stage, whatever the mesh.
 
     Args:
       config: config of the stage.
-      mesh: devices of the run.
       captions: distribution of the captions' lengths; None: that of `cache`.
       cache: encoded samples of the stage.
 
     Raises:
       ValueError: if the cache lacks a stream of the stage.
     """
-    transformer = config.transformer
-    weights = config.data.shares.weights()
-    total, found = sum(weights.values()), []
+    transformer, weights = config.transformer, config.data.shares.weights()
+    found = []
     for key, weight in weights.items():
         largest, lengths, empty = _texts(config, key, captions, cache)
-        count, images = microbatches_of(config, key, largest, mesh)
         gain, most = min_gain(weights, key), transformer.text_slots.layouts
         layouts = choose_layouts(largest, lengths, empty, transformer.dropout, most, gain)
         drawn = _drawn(lengths, empty, transformer.dropout)
-        for layout, rows in _by_layout(layouts, drawn):
-            exact = np.unique(rows, axis=0, return_counts=True)
-            flops = [flops_per_step(transformer.model, _exactly(layout, row), 1).model for row in exact[0]]
-            tokens = float(np.average(flops, weights=exact[1]))
-            slots = flops_per_step(transformer.model, layout, images).model
-            share = transformer.batches_per_update * weight / total * len(rows) / len(drawn)
-            found.append(Part(key, layout, images, count * share, tokens * images, slots))
+        places = np.searchsorted([layout.text[-1] for layout in layouts], drawn[:, -1])
+        texts = tuple(drawn[places == place] for place in range(len(layouts)))
+        found.append(Stream(key, weight / sum(weights.values()), layouts, texts))
+    return found
+
+
+def parts_of(config: StageConfig, mesh: Mesh, streams: Sequence[Stream]) -> list[Part]:
+    """The programs of a stage and how often each runs, the most expensive first.
+
+    Args:
+      config: config of the stage.
+      mesh: devices of the run.
+      streams: result of `streams_of_stage`.
+    """
+    found = []
+    for stream in streams:
+        count, images = microbatches_of(config, stream.key, stream.layouts[-1], mesh)
+        total = sum(map(len, stream.texts))
+        for layout, texts in zip(stream.layouts, stream.texts, strict=True):
+            if len(texts):
+                share = config.transformer.batches_per_update * stream.share * len(texts) / total
+                slots = flops_per_step(config.transformer.model, layout, images).model
+                tokens = images * _mean_flops(config.transformer.model, layout, texts)
+                found.append(Part(stream.key, layout, images, count * share, tokens, slots))
     return sorted(found, key=lambda part: -part.flops)
+
+
+def _mean_flops(model: MMDiTConfig, layout: Layout, texts: Int[np.ndarray, "d G"]) -> float:
+    """Mean model FLOPs of an image with texts of these lengths, without padding."""
+    lengths, counts = np.unique(texts, axis=0, return_counts=True)
+    flops = [flops_per_step(model, _exactly(layout, length), 1).model for length in lengths]
+    return float(np.average(flops, weights=counts))
 
 
 def _texts(
@@ -182,12 +221,6 @@ def _drawn(lengths: TextLengths, empty: tuple[int, ...], dropout: float) -> Int[
     rng = np.random.default_rng(0)
     chosen = (rng.random(len(samples)) * lengths.choices(samples)).astype(np.int64)
     return lengths.drawn(samples, chosen, rng.random(len(samples)) < dropout, empty)
-
-
-def _by_layout(layouts: Sequence[Layout], drawn: Int[np.ndarray, "d G"]) -> list[tuple[Layout, Int[np.ndarray, "d G"]]]:
-    """The texts for which each layout is the smallest one."""
-    places = np.searchsorted([layout.text[-1] for layout in layouts], drawn[:, -1])
-    return [(layout, drawn[places == place]) for place, layout in enumerate(layouts) if (places == place).any()]
 
 
 def _exactly(layout: Layout, lengths: Sequence[int]) -> Layout:

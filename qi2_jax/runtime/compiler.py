@@ -2,7 +2,9 @@
 
 They hold for every program: training, planning and sampling. What they do was read from the schedules of programs that
 libtpu 0.0.42 compiled (`qi2 plan`); nobody has measured them on chips. Without them, every collective of the training
-step is synchronous.
+step is synchronous. Sums of gradients over a ring need no option: libtpu divides their products into parts, and sends
+each while it computes the next. `xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter` is missing on purpose:
+with it, libtpu 0.0.42 fails on programs that divide tokens over chips.
 """
 
 import dataclasses
@@ -30,11 +32,9 @@ _OVERLAP = (
     Option("xla_enable_async_all_reduce", "true", "so are sums of gradients"),
     Option("xla_tpu_enable_async_collective_fusion", "true", "a gather advances inside the matrix products before it"),
     Option("xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true", "applies that to gathers"),
-    Option("xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter", "true", "applies it to gradients"),
     Option("xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "true", "applies it to sums across replicas"),
     Option("xla_tpu_enable_async_collective_fusion_multiple_steps", "true", "several products may hide one gather"),
     Option("xla_tpu_overlap_compute_collective_tc", "true", "lets the scheduler place products beside collectives"),
-    Option("xla_enable_async_reduce_scatter_fusion", "true", "reduce-scatters need not wait for their end"),
 )
 
 # Keyed by the `device_kind` that JAX reports.

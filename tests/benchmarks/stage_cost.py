@@ -16,7 +16,7 @@ import pathlib
 
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import topology_mesh
-from qi2_jax.planning.stage import parts_of
+from qi2_jax.planning.stage import parts_of, streams_of_stage
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.workflows.config import StageExperiment, load_experiment
 
@@ -31,7 +31,7 @@ def main() -> None:
         assert isinstance(config, StageExperiment)
         transformer, chips = config.transformer, config.transformer.mesh.size
         mesh = topology_mesh(SLICE, transformer.mesh, num_slices=chips // SLICE_CHIPS)
-        flops = sum(part.flops for part in parts_of(config, mesh, Captions()))
+        flops = sum(part.flops for part in parts_of(config, mesh, streams_of_stage(config, Captions())))
         seconds = flops / (chips * CHIP.flops * UTILISATION)
         days = seconds * transformer.train.steps / 86_400
         total += days
