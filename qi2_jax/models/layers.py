@@ -43,8 +43,40 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_dim,)), axes=(axes[0],)) if bias else None
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        y = product(x, self.weight[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "... I"], weight_OI: Float[Array, "O I"]) -> Float[Array, "... O"]:
+    """`x W^T`. On CPU, the gradient of W is a product of two matrices.
+
+    Otherwise XLA's CPU backend writes a transposed copy of `x` and of the gradient of the result, if `x` has more than
+    two dims. Other platforms keep the dims apart, because the first ones may be sharded.
+    """
+    return jnp.einsum("...i,oi->...o", x, weight_OI)
+
+
+def _product_forward(x: Any, weight_OI: Any) -> tuple[Any, Any]:
+    # Without a gradient of one operand, as for the frozen layers of an adapter, the other one need not be kept.
+    kept = x.value if weight_OI.perturbed else None, weight_OI.value if x.perturbed else None
+    return product(x.value, weight_OI.value), kept
+
+
+def _product_backward(kept: Any, dy: Any) -> tuple[Any, Any]:
+    x, weight_OI = kept
+    dx = None if weight_OI is None else jnp.einsum("...o,oi->...i", dy, weight_OI)
+    if x is None:
+        return dx, None
+    return dx, jax.lax.platform_dependent(
+        dy,
+        x,
+        cpu=lambda dy, x: dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1]),
+        default=lambda dy, x: jnp.einsum("...o,...i->oi", dy, x),
+    )
+
+
+product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 class Embedding(nnx.Module):
