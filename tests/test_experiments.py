@@ -20,7 +20,7 @@ GOLDEN = ROOT / "tests" / "golden"
 EXPERIMENTS = {
     ".".join(path.relative_to(ROOT / "experiments").with_suffix("").parts): path
     for path in sorted((ROOT / "experiments").rglob("*.py"))
-    if path.stem not in ("__init__", "base", "defaults")
+    if path.stem not in ("__init__", "base", "chips", "defaults")
 }
 
 

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: accelerators of this machine are not touched
-    import jax
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # it cannot hold programs for chips that are absent
 
     from data_pipeline.samples.cache import Cache
     from qi2_jax.planning.captions import Captions
@@ -79,7 +79,6 @@ def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.planning.stage import binding_parts, parts_of, plan_stage, streams_of_stage
     from qi2_jax.runtime.atomic import write_atomic
 
-    jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for chips that are absent
     _check(arguments)
     config = _stage(arguments)
     cache = Cache(arguments.samples) if arguments.samples else None

@@ -15,6 +15,13 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """The verb sets these unless they are set, and later tests would inherit that."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+
+
 def plan(*arguments):
     main.main(["plan", *arguments])
 
