@@ -4,7 +4,6 @@ Dims: `B` batch, `N` target slots, `C` latent channels, `L` layers, `P` prefix s
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 
 import jax
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float
 
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT
+from qi2_jax.runtime import compiler
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.sequence import BLOCK_CAUSAL, Layout
 
@@ -28,14 +28,14 @@ class Prompt:
     cond: Conditioning
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3))
+@compiler.jit(static_argnums=(1, 3))
 def _prefill(
     model: MMDiT, layout: Layout, cond: Conditioning, execution: Execution
 ) -> tuple[Float[Array, "L B P H K"], Float[Array, "L B P H K"]]:
     return model.prefill(layout, cond, execution)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 6))
+@compiler.jit(static_argnums=(1, 6))
 def _velocity(
     model: MMDiT,
     layout: Layout,

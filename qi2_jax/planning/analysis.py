@@ -213,9 +213,9 @@ def _in_hbm(shapes: Sequence[Shape]) -> float:
 def _product_flops(computation: Computation, instruction: Instruction) -> float:
     """Operations of a dot or a convolution; 0 for anything else."""
     if instruction.op == "dot":
-        lhs = computation.by_name[instruction.operands[0]].shapes[0]
+        dims = computation.by_name[instruction.operands[0]].shapes[0].dims
         contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-        sizes = [lhs.dims[int(dim)] for dim in contracted.split(",") if dim]
+        sizes = [dims[int(dim)] for dim in contracted.split(",") if dim]
         return 2.0 * instruction.shapes[0].elements * float(np.prod(sizes))
     if instruction.op != "convolution":
         return 0.0
@@ -227,13 +227,11 @@ def _product_flops(computation: Computation, instruction: Instruction) -> float:
     total = 2.0 * size["b"] * size["f"] * rhs[right.index("i")]
     for dim in filter(str.isdigit, out):
         index = int(dim)
-        total *= _pairs(
-            lhs[left.index(dim)],
-            size[dim],
-            rhs[right.index(dim)],
-            *(_window(instruction, name, index) for name in ("stride", "lhs_dilate", "rhs_dilate")),
-            _padding(instruction, index),
+        stride, dilation, spacing = (
+            _window(instruction, name, index) for name in ("stride", "lhs_dilate", "rhs_dilate")
         )
+        inputs, places = lhs[left.index(dim)], rhs[right.index(dim)]
+        total *= _pairs(inputs, size[dim], places, stride, dilation, spacing, _padding(instruction, index))
     return total
 
 

@@ -19,6 +19,7 @@ from qi2_jax.models.dinov2 import Dinov2, Dinov2Config
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
 from qi2_jax.planning.compile import GIB, Memory, memory_of
 from qi2_jax.planning.operations import operations
+from qi2_jax.runtime import compiler
 from qi2_jax.runtime.chips import Chip, chip_of
 from qi2_jax.tasks.autoencoder.config import AutoencoderConfig
 from qi2_jax.tasks.autoencoder.networks import Networks
@@ -119,7 +120,7 @@ def compile_train_step(
         return programs.gradient(state, networks, None, batch, 0)
 
     start = time.perf_counter()
-    compiled = programs.step.lower(state, networks, None, batch).compile()
+    compiled = programs.step.lower(state, networks, None, batch).compile(compiler.options_for(mesh.devices.flat))
     seconds = time.perf_counter() - start
 
     sums = jax.eval_shape(gradient, state, networks, batch)

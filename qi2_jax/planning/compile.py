@@ -22,7 +22,7 @@ from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.runtime import compiler
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.config import ExecutionConfig
-from qi2_jax.tasks.transformer.execution import training_execution
+from qi2_jax.tasks.transformer.execution import divided_of, training_execution
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.training.optimizer import Optimizer
 from qi2_jax.training.step import Programs, TrainState, abstract_state, make_optimizer, make_programs
@@ -112,6 +112,10 @@ class Trainer:
         """How a program runs, see `training_execution`."""
         return training_execution(self.execution, self.model, layout, images // self.replicas, self.mesh)
 
+    def divided(self, layout: Layout, images: int) -> sharding.Divided:
+        """What the mesh axis `tensor` divides in a program."""
+        return divided_of(layout, images // self.replicas, self.mesh)
+
     def compile_update(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, float]:
         """Compiles an update from one microbatch.
 
@@ -159,8 +163,10 @@ class Trainer:
         optimizer = make_optimizer(OPTIMIZER)
         state = abstract_state(lambda key: MMDiT(self.model, key=key), optimizer, self.mesh)
         loss = make_loss(LogitNormal(), Objective(Shift(), self.execution_of(layout, images)))
-        sums = dict(replicas=self.replicas, sum_dtype=self.execution.replica_sum)
-        return make_programs(loss, optimizer, 0.9999, 0, self.mesh, **sums), state
+        programs = make_programs(
+            loss, optimizer, 0.9999, 0, self.mesh, replicas=self.replicas, sum_dtype=self.execution.replica_sum
+        )
+        return programs, state
 
     def _sums(self, programs: Programs, state: TrainState, layout: Layout, batch: Batch) -> Any:
         like = jax.eval_shape(lambda state, batch: programs.gradient(state, None, layout, batch, 0), state, batch)

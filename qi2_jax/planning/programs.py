@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from qi2_jax import sharding
 from qi2_jax.attention.splash import computed_pairs
 from qi2_jax.models.flops import Flops, flops_per_step
 from qi2_jax.models.mmdit import Execution, MMDiTConfig
@@ -106,6 +107,7 @@ def plan_train_program(
     layout: Layout,
     images: int,
     execution: Execution,
+    divided: sharding.Divided,
     mesh: Mesh,
     compiled: jax.stages.Compiled,
     compile_seconds: float,
@@ -118,12 +120,13 @@ def plan_train_program(
       layout: slots of the sequence.
       images: global number of images.
       execution: result of `Trainer.execution_of`.
+      divided: result of `Trainer.divided`.
       mesh: chips.
       compiled: result of `Trainer.compile_update` or `compile_microbatch`.
       compile_seconds: time of the compilation.
     """
     flops, keep = flops_per_step(config, layout, images), execution.keep if execution.remat else None
-    until, divided = layout.visible_until(config.attention), execution.gather.divided
+    until = layout.visible_until(config.attention)
     kernel = kernel_flops(until if divided != "sequence" else np.split(until, mesh.shape["tensor"])[-1])
     plan = plan_program(name, images, mesh, compiled, compile_seconds, kernel)
     return dataclasses.replace(plan, keep=keep, divided=divided, flops=flops, executed=flops.executed(config, keep))
@@ -139,7 +142,7 @@ def plan_program(
 ) -> ProgramPlan:
     """The plan of any compiled program; see `plan_train_program`."""
     chip = chip_of(mesh)
-    analysis = analyse(hlo.parse(compiled.as_text()), mesh.shape, chip.flops, chip.hbm_bandwidth, kernel)
+    analysis = analyse(hlo.parse(text_of(compiled)), mesh.shape, chip.flops, chip.hbm_bandwidth, kernel)
     return ProgramPlan(
         name,
         chip,
@@ -154,6 +157,13 @@ def plan_program(
         bound=bound_of(analysis, chip, mesh),
         compile_seconds=compile_seconds,
     )
+
+
+def text_of(compiled: jax.stages.Compiled) -> str:
+    """The compiled program as HLO text."""
+    text = compiled.as_text()
+    assert text is not None  # the TPU compiler always has it
+    return text
 
 
 def bound_of(analysis: Analysis, chip: Chip, mesh: Mesh) -> Bound:

@@ -28,7 +28,7 @@ from qi2_jax.planning.stage import (
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sharding import MeshShape, make_mesh, num_batch_shards
 from qi2_jax.tasks.transformer.config import FIT, StageConfig
-from qi2_jax.tasks.transformer.execution import training_execution
+from qi2_jax.tasks.transformer.execution import divided_of, training_execution
 
 RESERVE = 0.03  # share of the memory that stays free
 # Values of one token, in units of the model's width, that the backward pass of a block needs beside those it keeps, and
@@ -178,7 +178,7 @@ def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
         execution = training_execution(transformer.execution, model, part.layout, images, mesh)
         executed = flops_per_step(model, part.layout, part.images).executed(model, execution.keep)
         block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(execution.dtype).itemsize
-        divided, tensor = execution.gather.divided, mesh.shape["tensor"]
+        divided, tensor = divided_of(part.layout, images, mesh), mesh.shape["tensor"]
         passes = 3 * model.layers * block / (tensor if divided == "heads" else 1)
         if divided != "images":  # activations around attention and MLP, or keys and values, in three passes
             times = 4 if divided == "heads" else 2

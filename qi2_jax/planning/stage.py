@@ -22,7 +22,7 @@ from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import Trainer
-from qi2_jax.planning.programs import ProgramPlan, plan_program, plan_train_program
+from qi2_jax.planning.programs import ProgramPlan, plan_program, plan_train_program, text_of
 from qi2_jax.runtime.atomic import write_atomic
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
@@ -271,10 +271,11 @@ def plan_stage(
         compile_part = trainer.compile_microbatch if accumulate else trainer.compile_update
         compiled, seconds = compile_part(part.layout, part.images)
         if hlo:
-            write_atomic(hlo / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt", compiled.as_text().encode())
+            write_atomic(hlo / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt", text_of(compiled).encode())
         execution = trainer.execution_of(part.layout, part.images)
+        divided = trainer.divided(part.layout, part.images)
         programs[place] = plan_train_program(
-            part.name, transformer.model, part.layout, part.images, execution, mesh, compiled, seconds
+            part.name, transformer.model, part.layout, part.images, execution, divided, mesh, compiled, seconds
         )
     apply = None
     if accumulate:

@@ -8,8 +8,11 @@ with it, libtpu 0.0.42 fails on programs that divide tokens over chips.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,29 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
 }
 
 
-def options_for(devices: Sequence[Any]) -> dict[str, str]:
+def options_for(devices: Iterable[Any]) -> dict[str, str | bool]:
     """The compiler options for programs on these devices; none on other platforms."""
-    return {option.name: option.value for option in OPTIONS.get(devices[0].device_kind, ())}
+    return {option.name: option.value for option in OPTIONS.get(next(iter(devices)).device_kind, ())}
+
+
+def jit(**arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator like `jax.jit`, with the options for the devices of this process.
+
+    They are unknown when a module is imported, and are therefore looked up in the first call.
+
+    Args:
+      arguments: arguments of `jax.jit`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.cache
+        def compiled() -> Callable[..., Any]:
+            return jax.jit(function, compiler_options=options_for(jax.devices()) or None, **arguments)
+
+        @functools.wraps(function)
+        def call(*values: Any, **named: Any) -> Any:
+            return compiled()(*values, **named)
+
+        return call
+
+    return decorate

@@ -116,7 +116,7 @@ class Compiled:
 
 
 def _compile(
-    lowered: Iterable[tuple[Hashable, jax.stages.Lowered]], options: dict[str, str]
+    lowered: Iterable[tuple[Hashable, jax.stages.Lowered]], options: dict[str, str | bool]
 ) -> dict[Hashable, jax.stages.Compiled]:
     """Compiles in parallel, while the next program is traced: each takes minutes, but few of a host's cores."""
     with (

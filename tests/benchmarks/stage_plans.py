@@ -1,4 +1,4 @@
-"""The table of docs/pods.md: what the six stages need on three kinds of chips, by `qi2 plan`.
+"""The table of docs/planning.md: what the six stages need on three kinds of chips, by `qi2 plan`.
 
     python -m tests.benchmarks.stage_plans FOLDER [s4_1024p:v5p ...]
 

@@ -37,10 +37,11 @@ def training_execution(
         unit = images * layout.length / chips * model.layers * model.width * jnp.dtype(config.dtype).itemsize
         keep = recomputation.richest(config.kept_gib * GIB / unit, model.mlp_ratio)
     without = sharding.RULES["replicas"] if mesh.shape["data"] > 1 else ()
-    return _execution(config, mesh, keep, without, _divided(layout, images, mesh))
+    return _execution(config, mesh, keep, without, divided_of(layout, images, mesh))
 
 
-def _divided(layout: Layout, images: int, mesh: Mesh) -> sharding.Divided:
+def divided_of(layout: Layout, images: int, mesh: Mesh) -> sharding.Divided:
+    """What the axis `tensor` divides in a program; see `training_execution`."""
     tensor = mesh.shape["tensor"]
     if tensor > 1 and images % (mesh.shape["fsdp"] * tensor) == 0:
         return "images"

@@ -3,7 +3,6 @@
 Dims: `B` batch, `Q` quantiles.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from data_pipeline.loading.batch import Batch, collate, with_text
 from data_pipeline.loading.mixture import Stream
 from qi2_jax import sharding
 from qi2_jax.diffusion.timesteps import TimestepDistribution
+from qi2_jax.runtime import compiler
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.batches import Inputs
@@ -58,7 +58,7 @@ def make_validation(
     """
     times = np.asarray(timesteps.quantile(jnp.asarray(quantiles)))
 
-    @functools.partial(jax.jit, static_argnums=2)
+    @compiler.jit(static_argnums=2)
     def loss_at(
         model: Any,
         frozen: Any,
