@@ -14,7 +14,7 @@ from experiments.qwen_image_2 import base
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-    """The stage; the form `tiny` is for tests."""
+    """The stage; the form `tiny` is for tests, others are kinds of chips, see `chips.py`."""
     return base.stage(
         form,
         number=5,
