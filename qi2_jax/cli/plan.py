@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qi2_jax.planning.programs import ProgramPlan
     from qi2_jax.planning.search import Choice
     from qi2_jax.planning.stage import StagePlan
-    from qi2_jax.workflows.config import StageExperiment
+    from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment
 
 UTILISATION = 0.4
 
@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="binding",
         help="compile those that decide about memory and time, or all of the stage; one takes minutes on two cores "
         "(default binding)",
+    )
+    parser.add_argument(
+        "--sampler", action="store_true", help="also compile the sampler that draws images during training"
     )
     parser.add_argument(
         "--utilisation",
@@ -78,9 +81,13 @@ def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.planning.search import search
     from qi2_jax.planning.stage import binding_parts, parts_of, plan_stage, streams_of_stage
     from qi2_jax.runtime.atomic import write_atomic
+    from qi2_jax.workflows.config import AutoencoderExperiment
 
     _check(arguments)
-    config = _stage(arguments)
+    config = _load(arguments)
+    if isinstance(config, AutoencoderExperiment):
+        _plan_autoencoder(config, arguments)
+        return
     cache = Cache(arguments.samples) if arguments.samples else None
     captions = None if cache else Captions.parse(arguments.captions)
     name = pathlib.Path(arguments.experiment.partition(":")[0]).stem
@@ -96,7 +103,9 @@ def main(arguments: argparse.Namespace) -> None:
             parts = parts_of(config, mesh, streams_of_stage(config, captions, cache))
             places = range(len(parts)) if arguments.programs == "all" else binding_parts(parts, mesh)
             topology = f"{arguments.slices} x {arguments.topology}"
-            plan = plan_stage(name, topology, config, mesh, parts, list(places), progress, arguments.hlo)
+            plan = plan_stage(
+                name, topology, config, mesh, parts, list(places), progress, arguments.hlo, arguments.sampler
+            )
     if arguments.json:
         write_atomic(arguments.json, json.dumps(as_json(plan, arguments), indent=1).encode())
     _show(plan, arguments)
@@ -133,16 +142,28 @@ def _experiment(arguments: argparse.Namespace, choice: "Choice") -> str:
     )
 
 
-def _stage(arguments: argparse.Namespace) -> "StageExperiment":
-    from qi2_jax.workflows.config import StageExperiment, load_experiment
+def _load(arguments: argparse.Namespace) -> "StageExperiment | AutoencoderExperiment":
+    from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment, load_experiment
 
     config = load_experiment(arguments.experiment, arguments.overrides)
-    if not isinstance(config, StageExperiment):
+    if not isinstance(config, StageExperiment | AutoencoderExperiment):
         raise ValueError(
-            f"{arguments.experiment} is not the config of a stage; plan a file such as "
+            f"{arguments.experiment} is neither a stage nor an autoencoder; plan a file such as "
             "experiments/qwen_image_2/s1_256p_t2i.py"
         )
     return config
+
+
+def _plan_autoencoder(config: "AutoencoderExperiment", arguments: argparse.Namespace) -> None:
+    """Compiles the training step of an autoencoder, for the crop of its first phase, and prints what it needs."""
+    from qi2_jax.planning.autoencoder import compile_train_step
+    from qi2_jax.planning.compile import topology_mesh
+
+    mesh = topology_mesh(arguments.topology, config.vae.mesh, arguments.slices)
+    with _progress() as progress:
+        progress("compiling the training step of the autoencoder")
+        report, _ = compile_train_step(config.vae, mesh)
+    print("\n".join(report.lines()))
 
 
 def _mesh_on(config: "StageExperiment", arguments: argparse.Namespace) -> Any:
@@ -186,7 +207,7 @@ def _show(plan: "StagePlan", arguments: argparse.Namespace) -> None:
 
 
 def _compiled(plan: "StagePlan") -> list["ProgramPlan"]:
-    return [*plan.programs.values(), *([plan.apply] if plan.apply else [])]
+    return [*plan.programs.values(), *([plan.apply] if plan.apply else []), *plan.sampler]
 
 
 def _programs(plan: "StagePlan") -> "Table":

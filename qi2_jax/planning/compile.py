@@ -22,7 +22,7 @@ from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.runtime import compiler
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.config import ExecutionConfig
-from qi2_jax.tasks.transformer.execution import divided_of, training_execution
+from qi2_jax.tasks.transformer.execution import divided_of, execution_on, training_execution
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.training.optimizer import Optimizer
 from qi2_jax.training.step import Programs, TrainState, abstract_state, make_optimizer, make_programs
@@ -144,6 +144,37 @@ class Trainer:
         programs, state = self._programs(layout, images)
         sums = self._sums(programs, state, layout, abstract_batch(self.model, layout, images, self.mesh))
         return self._compile(programs.apply, state, sums)
+
+    def compile_sampler(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled, float]:
+        """Compiles the programs that draw images during training: keys and values of the prefix, and one step.
+
+        Args:
+          layout: slots of the sequence.
+          images: global number of images, a multiple of the number of shards of a batch.
+
+        Returns:
+          Both programs, and the seconds that the compilations took.
+        """
+        execution, batch = (
+            execution_on(self.execution, self.mesh),
+            abstract_batch(self.model, layout, images, self.mesh),
+        )
+        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(OPTIMIZER), self.mesh)
+        prefix, seconds = self._compile(
+            jax.jit(lambda model, cond: model.prefill(layout, cond, execution)), state.ema, batch.cond
+        )
+        shapes = jax.eval_shape(lambda model, cond: model.prefill(layout, cond, execution), state.ema, batch.cond)
+        past = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            tuple(prefix.output_shardings),
+        )
+        t_B = jax.ShapeDtypeStruct((images,), jnp.float32, sharding=sharding.batch_sharding(self.mesh))
+        step, more = self._compile(
+            jax.jit(lambda model, x, t, cond, past: model.decode(layout, x, t, cond, past, execution)),
+            *(state.ema, batch.latents_BNC, t_B, batch.cond, past),
+        )
+        return prefix, step, seconds + more
 
     def state_bytes(self, accumulate: bool) -> dict[str, int]:
         """Bytes of one chip for the training state, and for the sums of gradients over microbatches."""

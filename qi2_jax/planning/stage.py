@@ -22,7 +22,7 @@ from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import Trainer
-from qi2_jax.planning.programs import ProgramPlan, plan_program, plan_train_program, text_of
+from qi2_jax.planning.programs import ProgramPlan, kernel_flops, plan_program, plan_train_program, text_of
 from qi2_jax.runtime.atomic import write_atomic
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
@@ -74,6 +74,7 @@ class StagePlan:
       parts: programs of the stage, whether compiled or not.
       programs: compiled programs by the position of their part.
       apply: program that ends an update of several microbatches; None: an update has one.
+      sampler: programs that draw images during training, if they were compiled.
       chips: number of chips.
       peak: peak operations per second of a chip.
       state: bytes of a chip for parameters with EMA, optimizer and sums of gradients.
@@ -87,6 +88,7 @@ class StagePlan:
     parts: tuple[Part, ...]
     programs: Mapping[int, ProgramPlan]
     apply: ProgramPlan | None
+    sampler: tuple[ProgramPlan, ...]
     chips: int
     peak: float
     state: Mapping[str, int]
@@ -243,6 +245,7 @@ def plan_stage(
     places: Sequence[int],
     progress: Callable[[str], Any] = lambda text: None,
     hlo: Path | None = None,
+    sampler: bool = False,
 ) -> StagePlan:
     """Compiles programs of a stage and bounds the time of all its updates.
 
@@ -255,6 +258,7 @@ def plan_stage(
       places: positions of the parts to compile, at least one.
       progress: function that is called with a text before each compilation.
       hlo: folder for the compiled programs as HLO text; None: they are not written.
+      sampler: whether to compile the programs that draw images during training too, for the part with the most slots.
 
     Raises:
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if a program does not fit the chip.
@@ -283,6 +287,10 @@ def plan_stage(
         compiled, seconds = trainer.compile_apply(parts[places[0]].layout, parts[places[0]].images)
         apply = plan_program("end of an update", 0, mesh, compiled, seconds, _no_kernel)
     images = sum(part.microbatches * part.images for part in parts)
+    drawing: tuple[ProgramPlan, ...] = ()
+    if sampler:
+        progress("compiling the sampler")
+        drawing = _plan_sampler(trainer, max(parts, key=lambda part: part.layout.length))
     return StagePlan(
         name,
         topology,
@@ -292,9 +300,21 @@ def plan_stage(
         tuple(parts),
         programs,
         apply,
+        drawing,
         mesh.size,
         chip_of(mesh).flops,
         trainer.state_bytes(accumulate),
+    )
+
+
+def _plan_sampler(trainer: Trainer, part: Part) -> tuple[ProgramPlan, ...]:
+    """The programs that draw one image per shard of a batch."""
+    images, mesh = sharding.num_batch_shards(trainer.mesh), trainer.mesh
+    prefix, step, seconds = trainer.compile_sampler(part.layout, images)
+    until = part.layout.visible_until(trainer.model.attention)[: part.layout.prefix]
+    return (
+        plan_program("sampler: prefix", images, mesh, prefix, seconds / 2, kernel_flops(until)),
+        plan_program("sampler: a step", images, mesh, step, seconds / 2, kernel_flops(None)),
     )
 
 

@@ -65,6 +65,14 @@ def test_mistakes_are_named(arguments, message):
     assert message in str(raised.value)
 
 
+@needs_libtpu
+def test_the_sampler_is_compiled_on_request(capsys):
+    small = ["transformer.model.layers=1", "transformer.execution.remat=True"]
+    plan(STAGE, "--topology", "v5e:2x2", "--sampler", *small)
+    shown = capsys.readouterr().out
+    assert "sampler: prefix" in shown and "sampler: a step" in shown
+
+
 def test_a_curriculum_is_no_stage():
-    with pytest.raises(SystemExit, match="is not the config of a stage"):
+    with pytest.raises(SystemExit, match="is neither a stage nor an autoencoder"):
         plan("experiments/qwen_image_2/curriculum.py:tiny", "--topology", "v5e:2x2")
