@@ -241,7 +241,7 @@ def _data(
 
 def _transformer(form: str, sides: tuple[int, ...]) -> dict[str, Any]:
     tiny = form == "tiny"
-    choice = chips.Choice(2, 2, 2, 0, 0.0) if tiny else chips.choice_for(form, max(sides))
+    choice = chips.Choice(2, 2, 2, {}, 0, 0.0) if tiny else chips.choice_for(form, max(sides))
     save_every = SMALL_SAVE_EVERY if max(sides) < 1024 else LARGE_SAVE_EVERY
     return dict(
         model=dict(
@@ -260,12 +260,12 @@ def _transformer(form: str, sides: tuple[int, ...]) -> dict[str, Any]:
             kernel="auto",
             remat=not tiny,
             keep="inputs" if tiny else "fit",
-            kept_gib=choice.kept_gib,
+            activations_gib=choice.activations_gib,
             blocks_per_step=1 if tiny else 2,
             replica_sum="float32",
         ),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),
-        images_per_device=(1 if tiny else 0,) * len(sides),  # 0: as many as `slots_per_device` has room for
+        images_per_device=tuple(1 if tiny else choice.images[side] for side in sides),
         slots_per_device=choice.slots,
         batches_per_update=1,  # the report's batches have one resolution
         dropout=0.1,  # the report's, of the text

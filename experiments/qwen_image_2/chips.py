@@ -6,6 +6,7 @@ libtpu overlaps the sums of gradients with the products that make them. Over all
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,30 +15,35 @@ class Choice:
 
     Attributes:
       data, fsdp, tensor: devices along each mesh axis.
-      slots: slots that the chips of one shard of a batch compute at once, see `transformer.slots_per_device`.
-      kept_gib: memory of a chip for what the backward pass keeps of the blocks.
+      images: images that the chips of one shard of a batch compute at once, by side, see `images_per_device`. About
+        5,000 slots on a v6e chip take as long to compute as the weights of a block to gather.
+      slots: slots that they compute at once, see `slots_per_device`.
+      activations_gib: memory of a chip for activations; with less of it, more is computed again.
     """
 
     data: int
     fsdp: int
     tensor: int
+    images: Mapping[int, int]
     slots: int
-    kept_gib: float
+    activations_gib: float
 
 
+_V6E, _V5P = {256: 16, 512: 4, 1024: 1}, {256: 16, 512: 4, 1024: 2}
+_SHARED = {512: 16, 1024: 4, 2048: 4}  # by the chips along `tensor` together
 # By form and largest side. "" is four slices of 256 v6e chips, "v5p" one slice of 8x8x4, "v5e" four slices of 16x16.
 CHOICES = {
     "": {
-        512: Choice(64, 16, 1, 9_000, 11.0),
-        1024: Choice(64, 16, 1, 18_000, 9.0),
-        2048: Choice(16, 16, 4, 68_000, 9.0),
+        512: Choice(64, 16, 1, _V6E, 22_000, 20.0),
+        1024: Choice(64, 16, 1, _V6E, 18_000, 20.0),
+        2048: Choice(16, 16, 4, _SHARED, 68_000, 26.0),
     },
     "v5p": {
-        512: Choice(32, 8, 1, 18_000, 48.0),
-        1024: Choice(32, 8, 1, 18_000, 48.0),
-        2048: Choice(16, 8, 2, 68_000, 40.0),
+        512: Choice(32, 8, 1, _V5P, 36_000, 70.0),
+        1024: Choice(32, 8, 1, _V5P, 36_000, 70.0),
+        2048: Choice(16, 8, 2, _SHARED, 70_000, 70.0),
     },
-    "v5e": {512: Choice(4, 256, 1, 4_000, 6.0)},
+    "v5e": {512: Choice(4, 256, 1, {256: 8, 512: 4}, 11_000, 12.0)},
 }
 
 

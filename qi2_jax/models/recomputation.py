@@ -60,8 +60,20 @@ def kept_size(policy: str, mlp_ratio: int) -> int:
     return 1 + sum(sizes[name] for name in POLICIES[policy])
 
 
-def richest(most: float, mlp_ratio: int) -> str:
-    """The policy that keeps the most, up to a size in units of the model's width; `inputs` if none fits."""
+# Values of one token, in units of the model's width, that the backward pass of a block has beside those it keeps; the
+# largest number in programs compiled for v6e.
+WORKING = 68
+
+
+def richest(values: float, layers: int, mlp_ratio: int) -> str:
+    """The policy that keeps the most; `inputs` if none fits.
+
+    Args:
+      values: number of values of one token that there is memory for, in units of the model's width.
+      layers: number of blocks.
+      mlp_ratio: hidden width of the MLP in units of the model's width.
+    """
+    most = (values - WORKING) / layers
     return max(
         (policy for policy in POLICIES if kept_size(policy, mlp_ratio) <= most),
         key=lambda policy: kept_size(policy, mlp_ratio),

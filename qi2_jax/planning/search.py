@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from data_pipeline.samples.cache import Cache
 from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.models.recomputation import WORKING
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import GIB, Trainer, memory_of, topology_devices
 from qi2_jax.planning.stage import (
@@ -31,11 +32,9 @@ from qi2_jax.tasks.transformer.config import FIT, StageConfig
 from qi2_jax.tasks.transformer.execution import divided_of, training_execution
 
 RESERVE = 0.03  # share of the memory that stays free
-# Values of one token, in units of the model's width, that the backward pass of a block needs beside those it keeps, and
-# weights of blocks that are gathered at a time. Both only rank candidates; the compiler decides.
-WORK, GATHERED = 60, 4
+GATHERED = 4  # blocks whose weights are gathered at a time, for the estimate that ranks candidates
 SLOTS = tuple(2_048 * 2**power for power in range(7))  # candidates for `slots_per_device`
-STEP_GIB = 0.5  # precision of `kept_gib`
+STEP_GIB = 0.5  # precision of `activations_gib`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +44,12 @@ class Choice:
     Attributes:
       mesh: devices along each mesh axis.
       slots_per_device: see `TransformerConfig`.
-      kept_gib: see `ExecutionConfig`.
+      activations_gib: see `ExecutionConfig`.
     """
 
     mesh: MeshShape
     slots_per_device: int
-    kept_gib: float
+    activations_gib: float
 
     def overrides(self) -> list[str]:
         """The choice as changes of a config."""
@@ -58,12 +57,12 @@ class Choice:
             *(f"transformer.mesh.{axis}={size}" for axis, size in dataclasses.asdict(self.mesh).items()),
             f"transformer.slots_per_device={self.slots_per_device}",
             f"transformer.execution.keep='{FIT}'",
-            f"transformer.execution.kept_gib={self.kept_gib:g}",
+            f"transformer.execution.activations_gib={self.activations_gib:g}",
         ]
 
     def applied(self, config: StageConfig) -> StageConfig:
         """The config with this choice."""
-        execution = dataclasses.replace(config.transformer.execution, keep=FIT, kept_gib=self.kept_gib)
+        execution = dataclasses.replace(config.transformer.execution, keep=FIT, activations_gib=self.activations_gib)
         transformer = dataclasses.replace(
             config.transformer, mesh=self.mesh, slots_per_device=self.slots_per_device, execution=execution
         )
@@ -138,7 +137,7 @@ def _candidates(
             budget = _budget(config, parts, mesh)
             if budget > 0 and images not in seen:
                 seen.add(images)
-                choice = dataclasses.replace(choice, kept_gib=round(budget / STEP_GIB) * STEP_GIB)
+                choice = dataclasses.replace(choice, activations_gib=round(budget / STEP_GIB) * STEP_GIB)
                 yield _seconds(choice.applied(config), parts, mesh), choice
 
 
@@ -155,14 +154,14 @@ def _meshes(devices: Sequence[Any], slices: int, model: MMDiTConfig) -> Iterator
 
 
 def _budget(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
-    """Estimated memory for kept values, in GiB; below 0 if even the inputs of blocks do not fit."""
+    """Estimated memory for activations, in GiB; below 0 if even the inputs of blocks do not fit."""
     model, dtype = config.transformer.model, config.transformer.execution.dtype
     state = sum(Trainer(model, config.transformer.execution, mesh).state_bytes(accumulate=True).values())
     block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(dtype).itemsize
     tokens = max(_tokens(part, mesh) for part in parts)
     unit = tokens * model.width * jnp.dtype(dtype).itemsize
-    free = chip_of(mesh).hbm_bytes * (1 - RESERVE) - state - GATHERED * block / mesh.shape["tensor"] - WORK * unit
-    return free / GIB if free > model.layers * unit else -1.0
+    free = chip_of(mesh).hbm_bytes * (1 - RESERVE) - state - GATHERED * block
+    return free / GIB if free > (model.layers + WORKING) * unit else -1.0
 
 
 def _tokens(part: Part, mesh: Any) -> float:
@@ -191,14 +190,14 @@ def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
 def _fitted(
     choice: Choice, config: StageConfig, mesh: Any, streams: Sequence[Stream], progress: Callable[[str], Any]
 ) -> Choice | None:
-    """The choice with as much kept memory as the program with the most slots has room for; None if it does not fit."""
+    """The choice with as much memory for activations as the largest program leaves; None if that does not fit."""
     limit = chip_of(mesh).hbm_bytes * (1 - RESERVE)
     for _ in range(3):
         chosen = choice.applied(config)
         parts = parts_of(chosen, mesh, streams)
         part = max(parts, key=lambda part: _tokens(part, mesh))
         trainer = Trainer(chosen.transformer.model, chosen.transformer.execution, mesh)
-        progress(f"does {part.name} fit with {choice.kept_gib:.1f} GiB of kept values?")
+        progress(f"does {part.name} fit with {choice.activations_gib:.1f} GiB of activations?")
         try:
             compiled, _ = trainer.compile_microbatch(part.layout, part.images)
         except jax.errors.JaxRuntimeError as error:
@@ -209,8 +208,8 @@ def _fitted(
             spare = limit - memory_of(compiled).total
             if spare >= 0:
                 return choice
-        less = round((choice.kept_gib + spare / GIB) / STEP_GIB - 0.5) * STEP_GIB
+        less = round((choice.activations_gib + spare / GIB) / STEP_GIB - 0.5) * STEP_GIB
         if trainer.execution_of(part.layout, part.images).keep == "inputs" or less <= 0:
             return None
-        choice = dataclasses.replace(choice, kept_gib=less)
+        choice = dataclasses.replace(choice, activations_gib=less)
     return None

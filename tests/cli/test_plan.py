@@ -45,7 +45,7 @@ def test_a_search_writes_an_experiment_and_its_plan(tmp_path, capsys):
     transformer = load_experiment(str(found)).transformer
     assert transformer.train.steps == 50
     assert dataclasses.asdict(transformer.mesh) == report["mesh"]
-    assert transformer.execution.keep == "fit" and transformer.execution.kept_gib > 0
+    assert transformer.execution.keep == "fit" and transformer.execution.activations_gib > 0
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def test_update_on_v5e():
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    ("keep", "times"), [(dict(keep="inputs"), 2), (dict(keep="attention"), 1), (dict(keep="fit", kept_gib=1.0), 1)]
+    ("keep", "times"),
+    [(dict(keep="inputs"), 2), (dict(keep="attention"), 1), (dict(keep="fit", activations_gib=1.0), 1)],
 )
 def test_the_result_of_attention_is_computed_again_unless_it_is_kept(keep, times):
     mesh = topology_mesh("v5e:2x2", sharding.MeshShape(fsdp=4))

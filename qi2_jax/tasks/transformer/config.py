@@ -38,9 +38,9 @@ class ExecutionConfig:
       kernel: attention kernel, see `qi2_jax.attention`; "auto": the fastest on these devices.
       remat: whether blocks are computed again in the backward pass, which saves memory.
       keep: what the backward pass then keeps of each block: "inputs", "attention", "projections", "gate" or "hidden",
-        each with those before, see `qi2_jax.models.recomputation`; or "fit": each program keeps as much as `kept_gib`
-        has room for.
-      kept_gib: memory of a device for kept values, in GiB, if `keep` is "fit".
+        each with those before, see `qi2_jax.models.recomputation`; or "fit": each program keeps as much as
+        `activations_gib` has room for.
+      activations_gib: memory of a device for activations, in GiB, if `keep` is "fit".
       blocks_per_step: number of blocks in a step of the loop over blocks; see `Execution.unroll`.
       replica_sum: dtype in which gradients are added up across `data`, once in an update: "float32" or "bfloat16".
 
@@ -52,14 +52,14 @@ class ExecutionConfig:
     kernel: str
     remat: bool
     keep: str = changeable(default="inputs")
-    kept_gib: float = changeable(default=0.0)
+    activations_gib: float = changeable(default=0.0)
     blocks_per_step: int = changeable(default=1)
     replica_sum: jnp.dtype = choice(COMPUTE_DTYPES, default=jnp.dtype("float32"))
 
     def __post_init__(self) -> None:
         check_one_of(self, "kernel", [*attention.KERNELS, "auto"])
         check_one_of(self, "keep", [*POLICIES, FIT])
-        check_at_least(self, kept_gib=0, blocks_per_step=1)
+        check_at_least(self, activations_gib=0, blocks_per_step=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

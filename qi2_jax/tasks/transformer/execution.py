@@ -22,8 +22,8 @@ def training_execution(
 ) -> Execution:
     """The execution of one training program, inside the `jax.vmap` over replicas of `step.make_programs`.
 
-    With `keep: fit` it keeps what fits `kept_gib`. The axis `tensor` divides images if there are enough of them, else
-    tokens if their number allows it, else heads; see `sharding.DIVIDED`.
+    With `keep: fit` it keeps as much as `activations_gib` has room for. The axis `tensor` divides images if there are
+    enough of them, else tokens if their number allows it, else heads; see `sharding.DIVIDED`.
 
     Args:
       config: group `transformer.execution` of the config.
@@ -34,8 +34,8 @@ def training_execution(
     """
     chips, keep = mesh.shape["fsdp"] * mesh.shape["tensor"], config.keep
     if keep == FIT:
-        unit = images * layout.length / chips * model.layers * model.width * jnp.dtype(config.dtype).itemsize
-        keep = recomputation.richest(config.kept_gib * GIB / unit, model.mlp_ratio)
+        unit = images * layout.length / chips * model.width * jnp.dtype(config.dtype).itemsize
+        keep = recomputation.richest(config.activations_gib * GIB / unit, model.layers, model.mlp_ratio)
     without = sharding.RULES["replicas"] if mesh.shape["data"] > 1 else ()
     return _execution(config, mesh, keep, without, divided_of(layout, images, mesh))
 

@@ -13,6 +13,7 @@ from qi2_jax import sharding
 from qi2_jax.diffusion.timesteps import LogitNormal, Shift
 from qi2_jax.models import tree
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
+from qi2_jax.models.recomputation import WORKING
 from qi2_jax.sequence import Layout, place
 from qi2_jax.tasks.transformer.config import ExecutionConfig
 from qi2_jax.tasks.transformer.execution import training_execution
@@ -61,10 +62,10 @@ def expected(model, batch):
 @pytest.mark.parametrize(
     ("shape", "divided", "config"),
     [
-        (sharding.MeshShape(data=2, fsdp=2, tensor=2), "images", dict(keep="fit", kept_gib=1.0)),
+        (sharding.MeshShape(data=2, fsdp=2, tensor=2), "images", dict(keep="fit", activations_gib=1.0)),
         (sharding.MeshShape(data=2, fsdp=1, tensor=4), "images", dict(keep="gate", blocks_per_step=2)),
         (sharding.MeshShape(data=2, fsdp=4, tensor=1), "heads", dict(keep="hidden")),
-        (sharding.MeshShape(data=4, fsdp=2), "heads", dict(keep="fit", kept_gib=0.0)),
+        (sharding.MeshShape(data=4, fsdp=2), "heads", dict(keep="fit", activations_gib=0.0)),
         (sharding.MeshShape(fsdp=8), "heads", dict(keep="attention")),
     ],
 )
@@ -82,16 +83,16 @@ def test_gradients_are_those_of_one_device(model, batch, expected, shape, divide
 def test_a_program_keeps_what_fits():
     mesh = sharding.make_mesh(sharding.MeshShape(fsdp=8), jax.devices())
     config = ExecutionConfig(dtype=jnp.dtype("float32"), kernel="chunked", remat=True, keep="fit")
-    unit = LAYOUT.length * CONFIG.layers * CONFIG.width * 4 / 2**30  # one value per token and unit of width, in GiB
+    unit = LAYOUT.length * CONFIG.width * 4 / 2**30  # one value per token and unit of width, in GiB
+    gib = lambda kept: (kept * CONFIG.layers + WORKING) * unit
     kept = [
-        training_execution(dataclasses.replace(config, kept_gib=size * unit), CONFIG, LAYOUT, 8, mesh).keep
+        training_execution(dataclasses.replace(config, activations_gib=gib(size)), CONFIG, LAYOUT, 8, mesh).keep
         for size in (0, 1.01, 2.01, 7.01, 9.01, 11.01)
     ]
     assert kept == ["inputs", "inputs", "attention", "projections", "gate", "hidden"]
     # With fewer images at once, each takes more.
-    assert (
-        training_execution(dataclasses.replace(config, kept_gib=7.01 * unit), CONFIG, LAYOUT, 4, mesh).keep == "hidden"
-    )
+    half = dataclasses.replace(config, activations_gib=gib(7.01))
+    assert training_execution(half, CONFIG, LAYOUT, 4, mesh).keep == "hidden"
 
 
 def test_the_tokens_are_divided_where_there_are_fewer_images_than_chips(model, batch):
