@@ -55,10 +55,18 @@ await() {
   done
 }
 
+# A signal that came while the child was started did not reach it.
+forward() {
+  if [ -n "$terminated" ]; then
+    kill -TERM "$child" 2> /dev/null || true
+  fi
+}
+
 failures=0
 while [ -z "$terminated" ]; do
   "$@" &
   child=$!
+  forward
   await
   if [ -n "$terminated" ] && [ "$status" = 143 ]; then
     status=$QI2_STOPPED_STATUS  # the signal came before the command could handle it; nothing was done yet
@@ -76,6 +84,7 @@ while [ -z "$terminated" ]; do
   echo "start.sh: status $status; starting again in $pause s ($failures of $restarts restarts after errors)" >&2
   sleep "$pause" &
   child=$!
+  forward
   await
 done
 exit "$QI2_STOPPED_STATUS"

@@ -45,10 +45,10 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "act_heads": ("tensor",),
     "act_mlp": ("tensor",),
 }
-# What the axis `tensor` divides in a program, and the rules that this changes. With "heads", activations travel around
-# every product. With "images", each chip computes whole images with gathered weights, and no activation travels; there
-# must be as many images as chips. With "sequence", each chip computes a part of the tokens with gathered weights, and
-# only keys and values travel.
+# What the axis `tensor` divides in a program, and the rules that this changes. With "heads", chips exchange activations
+# before and after each product. With "images", each chip computes whole images with gathered weights, and no activation
+# travels; there must be as many images as chips. With "sequence", each chip computes a part of the tokens with gathered
+# weights, and only keys and values travel.
 Divided = Literal["heads", "images", "sequence"]
 DIVIDED: dict[Divided, dict[str | None, tuple[str, ...]]] = {
     "heads": {},
@@ -66,7 +66,8 @@ class MeshShape:
     Attributes:
       data: replicas of the model; the only axis that may cross slices.
       fsdp: shards of the parameters along the model width, and of the batch.
-      tensor: shards of heads and hidden units; for an autoencoder, of the rows of a crop.
+      tensor: shards of heads and hidden units at rest; what it divides in a program, see `DIVIDED`. For an autoencoder,
+        shards of the rows of a crop.
     """
 
     data: int = 1
@@ -90,7 +91,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     Slices of TPU chips are laid out along `data`: each slice has `data` / slices consecutive indices, and `fsdp` and
     `tensor` lie within a slice. Weights are sharded over these two axes, so weights and activations travel over the
     links of a slice. Only reductions over `data` cross slices, over the slower data-center network: those of gradients,
-    once per microbatch and only for the weights that a chip holds, and those of scalars such as the loss.
+    and those of scalars such as the loss. The transformer's gradients cross once per update, see `step.make_programs`.
 
     Args:
       shape: devices along each axis.

@@ -2,7 +2,9 @@
 
 `qi2 plan STAGE:FORM --topology T` compiles the programs of a choice, and `--search` finds one. docs/planning.md has the
 figures of all of them. Weights are sharded over 16 or 8 chips, one dim of the torus: there the links form a ring, and
-libtpu overlaps the sums of gradients with the products that make them. Over all 256 chips of a slice it does not.
+libtpu overlaps the sums of gradients with the products that make them. There are two exceptions: on v5e the state needs
+all 256 chips of a slice, and where chips along `tensor` divide images or tokens, gradients are summed over these chips
+too. Both sums are not overlapped.
 """
 
 import dataclasses
@@ -17,7 +19,8 @@ class Choice:
       data, fsdp, tensor: devices along each mesh axis.
       images: images that the chips of one shard of a batch compute at once, by side, see `images_per_device`. About
         5,000 slots on a v6e chip take as long to compute as the weights of a block to gather.
-      slots: slots that they compute at once, see `slots_per_device`.
+      slots: largest number of slots of one shard of a batch (the chips along `tensor` share it) in a microbatch, see
+        `slots_per_device`.
       activations_gib: memory of a chip for activations; with less of it, more is computed again.
     """
 

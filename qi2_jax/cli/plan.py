@@ -101,13 +101,13 @@ def main(arguments: argparse.Namespace) -> None:
         else:
             mesh = topology_mesh(arguments.topology, _mesh_on(config, arguments), arguments.slices)
             parts = parts_of(config, mesh, streams_of_stage(config, captions, cache))
-            places = range(len(parts)) if arguments.programs == "all" else binding_parts(parts, mesh)
+            places = range(len(parts)) if arguments.programs == "all" else binding_parts(config, parts, mesh)
             topology = f"{arguments.slices} x {arguments.topology}"
             plan = plan_stage(
                 name, topology, config, mesh, parts, list(places), progress, arguments.hlo, arguments.sampler
             )
     if arguments.json:
-        write_atomic(arguments.json, json.dumps(as_json(plan, arguments), indent=1).encode())
+        write_atomic(arguments.json, json.dumps(as_json(plan, arguments), indent=1, allow_nan=False).encode())
     _show(plan, arguments)
     for path in filter(None, (arguments.json, arguments.search)):
         print(f"wrote {path}")
@@ -121,6 +121,10 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("slices", "tries"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    if arguments.search and (arguments.hlo or arguments.sampler or arguments.programs != "binding"):
+        raise ValueError(
+            "--search takes no --hlo, --sampler and --programs; plan the experiment that it writes with them"
+        )
     if arguments.search and arguments.search.suffix != ".py":
         raise ValueError(f"--search {arguments.search} is an experiment to write; its name must end in .py")
 
@@ -136,7 +140,9 @@ def _experiment(arguments: argparse.Namespace, choice: "Choice") -> str:
         "import pathlib\n\nimport ml_collections\n\nfrom qi2_jax.config import loading\n\n"
         f"STAGE = {stage!r}  # beside this file\nOVERRIDES = (\n{overrides})\n\n\n"
         'def get_config(form: str = "") -> ml_collections.ConfigDict:\n'
-        '    """The stage with these values."""\n'
+        '    """The stage with these values, which has no forms."""\n'
+        "    if form:\n"
+        '        raise ValueError(f"this experiment has no form {form!r}")\n'
         "    config = loading.load(str(pathlib.Path(__file__).parent / STAGE), OVERRIDES)\n"
         "    return ml_collections.ConfigDict(config)\n"
     )
@@ -156,6 +162,8 @@ def _load(arguments: argparse.Namespace) -> "StageExperiment | AutoencoderExperi
 
 def _plan_autoencoder(config: "AutoencoderExperiment", arguments: argparse.Namespace) -> None:
     """Compiles the training step of an autoencoder, for the crop of its first phase, and prints what it needs."""
+    if given := [name for name in ("json", "search", "price", "hlo", "sampler", "samples") if getattr(arguments, name)]:
+        raise ValueError(f"the plan of an autoencoder has no --{given[0]}; leave it out")
     from qi2_jax.planning.autoencoder import compile_train_step
     from qi2_jax.planning.compile import topology_mesh
 
@@ -226,16 +234,20 @@ def _programs(plan: "StagePlan") -> "Table":
 def _memory(plan: "StagePlan") -> list[tuple[str, list[str]]]:
     from qi2_jax.planning.compile import GIB
 
-    programs, state = _compiled(plan), sum(plan.state.values())
-    rows = [
+    training, programs = len(_compiled(plan)) - len(plan.sampler), _compiled(plan)
+    state = sum(plan.state.values())
+    # While images are drawn, all of the state stays, and the sampler reads the EMA.
+    resident = [0] * training + [state - plan.state["EMA"]] * len(plan.sampler)
+    totals = [program.memory.total + more for program, more in zip(programs, resident, strict=True)]
+    limits = [f"{total / GIB:.2f} of {p.chip.hbm_bytes / GIB:.2f}" for p, total in zip(programs, totals, strict=True)]
+    return [
         ("images per chip", [f"{p.images / plan.chips:g}" if p.images else "-" for p in programs]),
         ("backward pass keeps", [p.keep or "-" for p in programs]),
         *([("tensor divides", [p.divided or "-" for p in programs])] if plan.mesh["tensor"] > 1 else []),
         *((f"HBM GiB: {name}", [f"{size / GIB:.2f}"] * len(programs)) for name, size in plan.state.items()),
-        ("HBM GiB: activations and code", [f"{max(p.memory.total - state, 0) / GIB:.2f}" for p in programs]),
-        ("HBM GiB: total", [f"{p.memory.total / GIB:.2f} of {p.chip.hbm_bytes / GIB:.2f}" for p in programs]),
+        ("HBM GiB: activations and code", [f"{(total - state) / GIB:.2f}" for total in totals]),
+        ("HBM GiB: total", limits),
     ]
-    return rows
 
 
 def _arithmetic(plan: "StagePlan") -> list[tuple[str, list[str]]]:
@@ -245,11 +257,12 @@ def _arithmetic(plan: "StagePlan") -> list[tuple[str, list[str]]]:
     parts = [plan.parts[place] for place in plan.programs]
     tokens = [part.model_flops / plan.chips / tera for part in parts]
     slots = [part.slot_flops / plan.chips / tera for part in parts]
+    ratios = [f"{p.compiled_ratio:.3f}" if p.compiled_ratio else "-" for p in programs]
     return [
         ("TFLOP of a chip: model, tokens", _padded([f"{flops:.2f}" for flops in tokens], programs)),
         ("TFLOP of a chip: model, slots", _padded([f"{flops:.2f}" for flops in slots], programs)),
-        ("TFLOP of a chip: compiled", [f"{p.analysis.flops / tera:.2f}" for p in programs]),
-        ("compiled / model of slots", [f"{p.compiled_ratio:.3f}" if p.flops else "-" for p in programs]),
+        ("TFLOP of the busiest chip: compiled", [f"{p.analysis.flops / tera:.2f}" for p in programs]),
+        ("compiled, busiest chip / model of slots", ratios),
         ("HBM traffic GiB", [f"{p.analysis.hbm_bytes / GIB:.1f}" for p in programs]),
     ]
 
@@ -271,7 +284,7 @@ def _bounds(plan: "StagePlan") -> list[tuple[str, list[str]]]:
     programs = _compiled(plan)
     milli = lambda term: [f"{getattr(p.bound, term) * 1e3:.1f}" for p in programs]  # noqa: E731
     tokens = [
-        f"{program.slots_bound * plan.parts[place].model_flops / plan.parts[place].slot_flops:.1%}"
+        f"{(program.slots_bound or 0) * plan.parts[place].model_flops / plan.parts[place].slot_flops:.1%}"
         for place, program in plan.programs.items()
     ]
     return [
@@ -281,7 +294,7 @@ def _bounds(plan: "StagePlan") -> list[tuple[str, list[str]]]:
         ("ms: all traffic of the busiest links", milli("links")),
         ("ms: bound", milli("seconds")),
         ("bound by", [p.bound.binding for p in programs]),
-        ("MFU of slots, at most", [f"{p.slots_bound:.1%}" if p.flops else "-" for p in programs]),
+        ("MFU of slots, at most", [f"{p.slots_bound:.1%}" if p.slots_bound else "-" for p in programs]),
         ("MFU of tokens, at most", _padded(tokens, programs)),
         ("compiled in s", [f"{p.compile_seconds:.0f}" for p in programs]),
     ]

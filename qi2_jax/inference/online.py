@@ -22,7 +22,6 @@ from qi2_jax.attention import Kernel
 from qi2_jax.models.layers import AnyArray
 from qi2_jax.models.qwen3_vl.inputs import EncoderInputs, VisionInputs
 from qi2_jax.models.qwen3_vl.model import Qwen3VL
-from qi2_jax.runtime import compiler
 from qi2_jax.sequence import Layout
 from qi2_jax.text.prompts import PromptProcessor
 
@@ -76,7 +75,6 @@ def prompt_rows(processor: PromptProcessor, layout: Layout, samples: Sequence[Sa
     return PromptRows(batch.inputs.input_ids, batch.inputs.valid, positions, slots, vision)
 
 
-@compiler.jit(static_argnames="kernel")
 def text_features(encoder: Qwen3VL, prompts: PromptRows, *, kernel: str | Kernel = "auto") -> Float[Array, "B T E"]:
     """Features for all text slots, zero at padding, in the dtype of the encoder's embeddings."""
     B, S = prompts.input_ids.shape

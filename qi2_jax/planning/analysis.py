@@ -105,7 +105,8 @@ def analyse(
         operations, moved = count.flops(computation, instruction), count.traffic(computation, instruction)
         flops += times * operations
         traffic += times * moved
-        if not instruction.op.endswith("-start"):  # copies in the background wait for nothing
+        # Copies in the background wait for nothing, and collectives have their own time.
+        if not instruction.op.endswith("-start") and instruction.op not in KINDS:
             busy += times * max(operations / flops_rate, moved / hbm_bandwidth)
     return Analysis(flops, traffic, busy, tuple(_collectives(program, axes)))
 

@@ -102,11 +102,13 @@ class Trainer:
       model: architecture of the transformer.
       execution: group `transformer.execution` of a config.
       mesh: see `topology_mesh`.
+      optimizer: optimizer of the run.
     """
 
     model: MMDiTConfig
     execution: ExecutionConfig
     mesh: Mesh
+    optimizer: Optimizer = OPTIMIZER
 
     def execution_of(self, layout: Layout, images: int) -> Execution:
         """How a program runs, see `training_execution`."""
@@ -159,7 +161,7 @@ class Trainer:
             execution_on(self.execution, self.mesh),
             abstract_batch(self.model, layout, images, self.mesh),
         )
-        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(OPTIMIZER), self.mesh)
+        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(self.optimizer), self.mesh)
         prefix, seconds = self._compile(
             jax.jit(lambda model, cond: model.prefill(layout, cond, execution)), state.ema, batch.cond
         )
@@ -178,7 +180,7 @@ class Trainer:
 
     def state_bytes(self, accumulate: bool) -> dict[str, int]:
         """Bytes of one chip for the training state, and for the sums of gradients over microbatches."""
-        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(OPTIMIZER), self.mesh)
+        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(self.optimizer), self.mesh)
         size = lambda tree: sum(  # noqa: E731
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
         )
@@ -191,7 +193,7 @@ class Trainer:
         return self.mesh.shape["data"]
 
     def _programs(self, layout: Layout, images: int) -> tuple[Programs, TrainState]:
-        optimizer = make_optimizer(OPTIMIZER)
+        optimizer = make_optimizer(self.optimizer)
         state = abstract_state(lambda key: MMDiT(self.model, key=key), optimizer, self.mesh)
         loss = make_loss(LogitNormal(), Objective(Shift(), self.execution_of(layout, images)))
         programs = make_programs(

@@ -147,7 +147,8 @@ class Program:
         condition, body = (self.computations[loop.called[name]] for name in ("condition", "body"))
         compare = condition.root
         counter, limit = (condition.by_name.get(name) for name in (*compare.operands, "", "")[:2])
-        if compare.op == "compare" and counter and limit and limit.op == "constant":
+        less = compare.op == "compare" and compare.attribute(r"direction=(\w+)") == "LT"
+        if less and counter and limit and limit.op == "constant":
             index = int(counter.attribute(r"index=(\d+)") or 0)
             if step := _added(body, body.root.operands[index]):
                 return math.ceil(_integer(limit) / step)

@@ -71,7 +71,7 @@ class ProgramPlan:
       divided: what the mesh axis `tensor` divides, see `sharding.DIVIDED`.
       memory: memory of one chip.
       flops: operations by formula, of all slots; None for a program without a formula.
-      executed: operations that it executes by formula.
+      executed: operations that it executes by formula; None without a formula.
       analysis: what one chip computes and moves.
       bound: lower bound of its time.
       compile_seconds: time of the compilation.
@@ -85,20 +85,20 @@ class ProgramPlan:
     divided: str | None
     memory: Memory
     flops: Flops | None
-    executed: float
+    executed: float | None
     analysis: Analysis
     bound: Bound
     compile_seconds: float
 
     @property
-    def compiled_ratio(self) -> float:
-        """Operations of the compiled program over model FLOPs of all slots."""
-        return self.analysis.flops * self.chips / self.flops.model if self.flops else math.nan
+    def compiled_ratio(self) -> float | None:
+        """Operations of the busiest chip over its share of the model FLOPs of all slots; None without a formula."""
+        return self.analysis.flops * self.chips / self.flops.model if self.flops else None
 
     @property
-    def slots_bound(self) -> float:
-        """Upper bound of the utilisation, with padding counted as work."""
-        return self.flops.model / (self.chips * self.chip.flops * self.bound.seconds) if self.flops else math.nan
+    def slots_bound(self) -> float | None:
+        """Upper bound of the utilisation, with padding counted as work; None without a formula."""
+        return self.flops.model / (self.chips * self.chip.flops * self.bound.seconds) if self.flops else None
 
 
 def plan_train_program(
@@ -152,7 +152,7 @@ def plan_program(
         divided=None,
         memory=memory_of(compiled),
         flops=None,
-        executed=math.nan,
+        executed=None,
         analysis=analysis,
         bound=bound_of(analysis, chip, mesh),
         compile_seconds=compile_seconds,
@@ -201,7 +201,7 @@ def bandwidth(mesh: Mesh, axes: tuple[str, ...], chip: Chip) -> float:
     whole = np.array([device.coords for device in mesh.devices.flat])
     dims = sum(len(set(column)) > 1 for column in whole.T)
     shares = [
-        (1.0 if set(part) == set(column) else 0.5) / dims
+        (1.0 if set(part) == set(column) and len(set(column)) % chip.ring == 0 else 0.5) / dims
         for part, column in zip(coords.T, whole.T, strict=True)
         if len(set(part)) > 1
     ]
@@ -243,7 +243,7 @@ def as_json(plan: Any) -> Any:
     """A plan as plain JSON, with the values that its properties compute."""
     return {
         **{name: value for name, value in dataclasses.asdict(plan).items() if name != "analysis"},
-        "compiled_flops": plan.analysis.flops * plan.chips,
+        "chip_flops": plan.analysis.flops,
         "hbm_bytes": plan.analysis.hbm_bytes,
         "collectives": [
             {"kind": kind, "axes": axes, "bytes": size} for (kind, axes), size in plan.analysis.bytes_by().items()

@@ -4,6 +4,7 @@ Candidates are ranked by formula, and the best ones are compiled: only the compi
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,12 +22,13 @@ from qi2_jax.planning.stage import (
     Part,
     StagePlan,
     Stream,
+    activation_bytes,
     binding_parts,
     parts_of,
     plan_stage,
     streams_of_stage,
 )
-from qi2_jax.runtime.chips import chip_of
+from qi2_jax.runtime.chips import CHIPS, chip_of
 from qi2_jax.sharding import MeshShape, make_mesh, num_batch_shards
 from qi2_jax.tasks.transformer.config import FIT, StageConfig
 from qi2_jax.tasks.transformer.execution import divided_of, training_execution
@@ -34,6 +36,7 @@ from qi2_jax.tasks.transformer.execution import divided_of, training_execution
 RESERVE = 0.03  # share of the memory that stays free
 GATHERED = 4  # blocks whose weights are gathered at a time, for the estimate that ranks candidates
 SLOTS = tuple(2_048 * 2**power for power in range(7))  # candidates for `slots_per_device`
+TRIES_TO_FIT = 4
 STEP_GIB = 0.5  # precision of `activations_gib`
 
 
@@ -105,7 +108,7 @@ def search(
             continue
         chosen = fitted.applied(config)
         parts = parts_of(chosen, mesh, streams)
-        places = binding_parts(parts, mesh)
+        places = binding_parts(chosen, parts, mesh)
         found.append((fitted, plan_stage(name, f"{slices} x {topology}", chosen, mesh, parts, places, told)))
     if not found:
         raise ValueError(
@@ -145,7 +148,8 @@ def _meshes(devices: Sequence[Any], slices: int, model: MMDiTConfig) -> Iterator
     """Meshes whose `fsdp` fills whole dims of a slice's torus, where the links form rings."""
     dims = [len({device.coords[dim] for device in devices}) for dim in range(len(devices[0].coords))]
     sizes = [size for size in dims if size > 1]
-    rings = {size for size in sizes} | {len(devices) // slices}
+    ring = CHIPS[devices[0].device_kind].ring if devices[0].device_kind in CHIPS else 1
+    rings = {size for size in sizes if size % ring == 0} | {len(devices) // slices}
     rings |= {a * b for a, b in itertools.combinations(sizes, 2)}
     for fsdp, tensor in itertools.product(sorted(rings), (1, 2, 4, 8)):
         data, rest = divmod(len(devices), fsdp * tensor)
@@ -192,11 +196,11 @@ def _fitted(
 ) -> Choice | None:
     """The choice with as much memory for activations as the largest program leaves; None if that does not fit."""
     limit = chip_of(mesh).hbm_bytes * (1 - RESERVE)
-    for _ in range(3):
+    for attempt in range(TRIES_TO_FIT):
         chosen = choice.applied(config)
         parts = parts_of(chosen, mesh, streams)
-        part = max(parts, key=lambda part: _tokens(part, mesh))
         trainer = Trainer(chosen.transformer.model, chosen.transformer.execution, mesh)
+        part = max(parts, key=functools.partial(activation_bytes, trainer))
         progress(f"does {part.name} fit with {choice.activations_gib:.1f} GiB of activations?")
         try:
             compiled, _ = trainer.compile_microbatch(part.layout, part.images)
@@ -209,7 +213,8 @@ def _fitted(
             if spare >= 0:
                 return choice
         less = round((choice.activations_gib + spare / GIB) / STEP_GIB - 0.5) * STEP_GIB
-        if trainer.execution_of(part.layout, part.images).keep == "inputs" or less <= 0:
+        if trainer.execution_of(part.layout, part.images).keep == "inputs":
             return None
-        choice = dataclasses.replace(choice, activations_gib=less)
+        last = attempt == TRIES_TO_FIT - 2  # with the least that can be kept
+        choice = dataclasses.replace(choice, activations_gib=0.0 if last else max(less, 0.0))
     return None

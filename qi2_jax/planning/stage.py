@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from data_pipeline.samples.lengths import TextLengths
 from qi2_jax import sharding
 from qi2_jax.models.flops import flops_per_step
 from qi2_jax.models.mmdit import MMDiTConfig
+from qi2_jax.models.recomputation import WORKING, kept_size
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import Trainer
 from qi2_jax.planning.programs import ProgramPlan, kernel_flops, plan_program, plan_train_program, text_of
@@ -28,6 +30,7 @@ from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.transformer.config import StageConfig, microbatches_of
 
+KEYS = 1_536  # keys of a block of the attention kernel, about
 MOST_DRAWN = 16_384  # texts of a stream from which its cost is computed
 
 
@@ -72,6 +75,7 @@ class StagePlan:
       updates: number of updates.
       images: mean number of images in an update.
       parts: programs of the stage, whether compiled or not.
+      ways: what chips along `tensor` divide in each part, see `sharding.DIVIDED`.
       programs: compiled programs by the position of their part.
       apply: program that ends an update of several microbatches; None: an update has one.
       sampler: programs that draw images during training, if they were compiled.
@@ -86,6 +90,7 @@ class StagePlan:
     updates: int
     images: float
     parts: tuple[Part, ...]
+    ways: tuple[str, ...]
     programs: Mapping[int, ProgramPlan]
     apply: ProgramPlan | None
     sampler: tuple[ProgramPlan, ...]
@@ -96,13 +101,17 @@ class StagePlan:
     def seconds_of(self, place: int) -> float:
         """Lower bound of the time of a part's microbatch.
 
-        A program that was not compiled takes as long for a FLOP of its slots as the compiled program with the nearest
-        number of FLOPs.
+        A program that was not compiled takes as long for a FLOP of its slots as the compiled program that has the
+        nearest number of FLOPs, among those in which chips along `tensor` divide the work in the same way.
         """
         part = self.parts[place]
         if place in self.programs:
             return self.programs[place].bound.seconds
-        distance = lambda other: abs(math.log(self.parts[other].slot_flops / part.slot_flops))  # noqa: E731
+
+        def distance(other: int) -> tuple[bool, float]:
+            differs = self.ways[place] != self.ways[other]
+            return differs, abs(math.log(self.parts[other].slot_flops / part.slot_flops))
+
         nearest = min(self.programs, key=distance)
         return self.programs[nearest].bound.seconds * part.slot_flops / self.parts[nearest].slot_flops
 
@@ -229,11 +238,33 @@ def _exactly(layout: Layout, lengths: Sequence[int]) -> Layout:
     return dataclasses.replace(layout, text=tuple(int(length) for length in lengths))
 
 
-def binding_parts(parts: Sequence[Part], mesh: Mesh) -> list[int]:
-    """Positions of the parts that decide about memory and time: with the most slots at once, and the most FLOPs."""
-    shards = sharding.num_batch_shards(mesh) * mesh.shape["tensor"]
-    slots = [part.images * part.layout.length / shards for part in parts]
-    return sorted({int(np.argmax(slots)), int(np.argmax([part.flops for part in parts]))})
+def binding_parts(config: StageConfig, parts: Sequence[Part], mesh: Mesh) -> list[int]:
+    """Positions of the parts that decide about memory and time.
+
+    For each way in which chips along `tensor` divide the work, these are the part that is estimated to need the most
+    memory and the one with the most FLOPs.
+    """
+    model, found = config.transformer.model, set()
+    trainer = Trainer(model, config.transformer.execution, mesh)
+    ways = [trainer.divided(part.layout, part.images) for part in parts]
+    for way in set(ways):
+        places = [place for place, other in enumerate(ways) if other == way]
+        found.add(max(places, key=lambda place: activation_bytes(trainer, parts[place])))
+        found.add(max(places, key=lambda place: parts[place].flops))
+    return sorted(found)
+
+
+def activation_bytes(trainer: Trainer, part: Part) -> float:
+    """Estimated memory of a chip for the activations of a program, to compare programs.
+
+    Besides what the blocks keep and their working memory, the backward pass of attention writes a partial gradient of
+    the queries for each block of keys.
+    """
+    model, mesh = trainer.model, trainer.mesh
+    images = part.images / (sharding.num_batch_shards(mesh) * mesh.shape["tensor"])
+    unit = images * part.layout.length * model.width * jnp.dtype(trainer.execution.dtype).itemsize
+    keep = trainer.execution_of(part.layout, part.images).keep
+    return unit * (model.layers * kept_size(keep, model.mlp_ratio) + WORKING + part.layout.length / KEYS)
 
 
 def plan_stage(
@@ -261,10 +292,13 @@ def plan_stage(
       sampler: whether to compile the programs that draw images during training too, for the part with the most slots.
 
     Raises:
+      ValueError: for a stage that trains an adapter.
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if a program does not fit the chip.
     """
     transformer = config.transformer
-    trainer = Trainer(transformer.model, transformer.execution, mesh)
+    if transformer.adapter is not None:
+        raise ValueError(f"a plan with transformer.lora.rank={transformer.lora.rank} is not possible, only one with 0")
+    trainer = Trainer(transformer.model, transformer.execution, mesh, transformer.optimizer)
     accumulate = transformer.batches_per_update > 1 or any(
         part.images < transformer.batch_sizes[config.data.sides.index(part.key.side)] for part in parts
     )
@@ -298,6 +332,7 @@ def plan_stage(
         transformer.train.steps,
         images,
         tuple(parts),
+        tuple(trainer.divided(part.layout, part.images) for part in parts),
         programs,
         apply,
         drawing,

@@ -19,6 +19,7 @@ class Chip:
       hbm_bytes: memory available to a program.
       flops: peak bf16 operations per second.
       hbm_bandwidth: bytes per second.
+      ring: a dim of a slice is a ring, with a link from its end to its start, if this divides its number of chips.
       ici_bandwidth: bytes per second over all links to neighbouring chips together, in one direction. An all-gather
         over a full torus reaches this rate.
     """
@@ -28,13 +29,14 @@ class Chip:
     flops: float
     hbm_bandwidth: float
     ici_bandwidth: float
+    ring: int
 
 
 # Keyed by the `device_kind` that JAX reports.
 CHIPS = {
-    "TPU v5 lite": Chip("v5e", 15.75 * 2**30, 1.97e14, 8.1e11, 4 * 5e10),
-    "TPU v5": Chip("v5p", 95.74 * 2**30, 4.59e14, 2.8e12, 6 * 1e11),
-    "TPU v6 lite": Chip("v6e", 31.25 * 2**30, 9.2e14, 1.6e12, 4 * 1e11),
+    "TPU v5 lite": Chip("v5e", 15.75 * 2**30, 1.97e14, 8.1e11, 4 * 5e10, ring=16),
+    "TPU v5": Chip("v5p", 95.74 * 2**30, 4.59e14, 2.8e12, 6 * 1e11, ring=4),
+    "TPU v6 lite": Chip("v6e", 31.25 * 2**30, 9.2e14, 1.6e12, 4 * 1e11, ring=16),
 }
 
 

@@ -2,9 +2,10 @@
 
 They hold for every program: training, planning and sampling. What they do was read from the schedules of programs that
 libtpu 0.0.42 compiled (`qi2 plan`); nobody has measured them on chips. Without them, every collective of the training
-step is synchronous. Sums of gradients over a ring need no option: libtpu divides their products into parts, and sends
-each while it computes the next. `xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter` is missing on purpose:
-with it, libtpu 0.0.42 fails on programs that divide tokens over chips.
+step is synchronous. Reduce-scatters over a ring need no option: libtpu splits the matrix product that makes the
+gradient, and sends each part while it computes the next. The option
+`xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter` is missing on purpose: with it, libtpu 0.0.42 fails on
+programs that divide tokens over chips.
 """
 
 import dataclasses

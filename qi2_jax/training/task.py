@@ -26,9 +26,9 @@ class Task(Protocol):
       frozen: arrays that the loss reads and training does not change.
       accumulate: whether an update may have several microbatches.
       ema_ramp: whether the EMA decay ramps up, see `step.make_programs`.
-      replicas: parts of a batch, one for each place on the mesh axis `data`, whose gradients are summed apart until the
-        end of an update; 1: the compiler sums all gradients as they arise. The loss must then be the mean of the losses
-        of the parts, and must not shard anything over `data`.
+      replicas: number of replicas along the mesh axis `data`. Each sums the gradients of its own images, and the sums
+        are added once per update; 1: the compiler adds all gradients as they arise. The loss must be the mean of the
+        losses of the replicas, and must not shard anything over `data`.
       sum_dtype: dtype in which gradients are added up across replicas.
       peak_flops: peak FLOP/s of one device, for the utilisation metric; None if unknown.
       evaluates: whether `evaluate` has anything to compute.

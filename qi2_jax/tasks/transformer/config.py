@@ -137,8 +137,9 @@ class TransformerConfig(TrainingConfig):
       batch_sizes: images of a batch, for each of `data.sides`.
       images_per_device: largest number of images that a device computes at once, for each of `data.sides`; larger
         batches are split into microbatches. 0: the whole batch.
-      slots_per_device: largest number of slots, padding included, that a device computes at once, unless one image has
-        more; 0: only `images_per_device` counts. Streams without condition images then have larger microbatches.
+      slots_per_device: largest number of slots, padding included, that the devices of one shard of a batch compute at
+        once (those along `tensor` share it), unless one image has more; 0: only `images_per_device` counts. Streams
+        without condition images then have larger microbatches.
       batches_per_update: batches whose gradients are accumulated for an update.
       dropout: probability of replacing a text by the empty prompt.
       text_slots: how batches are formed by the lengths of their texts.
