@@ -57,7 +57,8 @@ def options_for(devices: Iterable[Any]) -> dict[str, str | bool]:
 def jit(**arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator like `jax.jit`, with the options for the devices of this process.
 
-    They are unknown when a module is imported, and are therefore looked up in the first call.
+    They are unknown when a module is imported, and are therefore looked up in the first call. The result has the
+    function `compiled`, which returns that of `jax.jit`. It cannot be called inside another compiled program.
 
     Args:
       arguments: arguments of `jax.jit`.
@@ -72,6 +73,7 @@ def jit(**arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def call(*values: Any, **named: Any) -> Any:
             return compiled()(*values, **named)
 
+        call.compiled = compiled  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -223,9 +223,9 @@ def test_prompts_of_similar_length_share_compiled_programs(ours):
     (latents,) = noise(SIZE)
     programs = (prompts._hidden_states, sampler._prefill, sampler._velocity)
     run_ours(ours, "A fox.", SIZE, latents)
-    before = [program._cache_size() for program in programs]
+    before = [program.compiled()._cache_size() for program in programs]
     run_ours(ours, "A fox in the snow.", SIZE, latents, steps=4)
-    assert [program._cache_size() for program in programs] == before
+    assert [program.compiled()._cache_size() for program in programs] == before
 
 
 def test_large_images_are_decoded_and_encoded_in_tiles(ours, monkeypatch):
