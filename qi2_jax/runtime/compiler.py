@@ -41,10 +41,18 @@ _OVERLAP = (
     Option("xla_tpu_overlap_compute_collective_tc", "true", "lets the scheduler place products beside collectives"),
 )
 
+_KERNELS = (
+    Option(
+        "xla_tpu_scoped_vmem_limit_kib",
+        "32768",
+        "attention with blocks of 2,048 keys needs 17.3 MiB of fast memory, and the default limit is 16",
+    ),
+)
+
 # Keyed by the `device_kind` that JAX reports.
 OPTIONS: Mapping[str, tuple[Option, ...]] = {
-    "TPU v5 lite": _OVERLAP,
-    "TPU v5": _OVERLAP,
+    "TPU v5 lite": _OVERLAP + _KERNELS,
+    "TPU v5": _OVERLAP + _KERNELS,
     "TPU v6 lite": _OVERLAP,
 }
 
