@@ -1,10 +1,10 @@
 """How the six stages run on each generation of chips: the mesh, how much is computed at once, and what is kept.
 
 `qi2 plan STAGE:FORM --topology T` compiles the programs of a choice, and `--search` finds one. docs/planning.md says
-which of these choices were compiled. Weights are sharded over 16 or 8 chips, one dim of the torus: there the links form a ring, and
-libtpu overlaps the sums of gradients with the products that make them. There are two exceptions: on v5e the state needs
-all 256 chips of a slice, and where chips along `tensor` divide images or tokens, gradients are summed over these chips
-too. Both sums are not overlapped.
+which of these choices were compiled. Weights are sharded over 16 or 8 chips, one dim of the torus: there the links form
+a ring, and libtpu overlaps the sums of gradients with the products that make them. There are two exceptions: on v5e the
+state needs all 256 chips of a slice, and where chips along `tensor` divide images or tokens, gradients are summed over
+these chips too. Both sums are not overlapped.
 """
 
 import dataclasses
