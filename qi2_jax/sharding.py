@@ -90,8 +90,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
     Slices of TPU chips are laid out along `data`: each slice has `data` / slices consecutive indices, and `fsdp` and
     `tensor` lie within a slice. Weights are sharded over these two axes, so weights and activations travel over the
-    links of a slice. Only reductions over `data` cross slices, over the slower data-center network: those of gradients,
-    and those of scalars such as the loss. The transformer's gradients cross once per update, see `step.make_programs`.
+    links of a slice. Only sums over `data` cross slices, of gradients and of scalars such as the loss. Those of the
+    transformer's gradients cross once per update, see `step.make_programs`.
 
     Args:
       shape: devices along each axis.
@@ -185,18 +185,6 @@ def shardings(tree: Any, mesh: Mesh, leading: tuple[str, ...] = ()) -> Any:
         return NamedSharding(mesh, spec(mesh, *_dims(leaf, leading)) if _is_parameter(leaf) else PartitionSpec())
 
     return jax.tree.map(of_leaf, tree, is_leaf=_is_parameter)
-
-
-def abstract(tree: Any, placed: Any) -> Any:
-    """Shapes and dtypes of a tree's arrays, with shardings from the result of `shardings`."""
-    return jax.tree.map(
-        lambda place, part: jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), part
-        ),
-        placed,
-        tree,
-        is_leaf=lambda leaf: isinstance(leaf, NamedSharding),
-    )
 
 
 def _is_parameter(leaf: Any) -> bool:
@@ -395,7 +383,9 @@ class Attention:
                 return kernel(q, k, v, visible_until, valid)
             k, v = (jax.lax.all_gather(x, "tensor", axis=1, tiled=True) for x in (k, v))
             until = np.full(q_BSHK.shape[1], k.shape[1]) if visible_until is None else visible_until
-            branches = [functools.partial(_attend, kernel, part) for part in np.split(until, parts)]
+            branches = [
+                lambda q, k, v, valid, part=part: kernel(q, k, v, part, valid) for part in np.split(until, parts)
+            ]
             return jax.lax.switch(jax.lax.axis_index("tensor"), branches, q, k, v, valid)
 
         local = jax.shard_map(
@@ -406,9 +396,3 @@ class Attention:
             check_vma=False,  # Pallas kernels do not declare how their outputs vary over the mesh
         )
         return local(q_BSHK, k_BTGK, v_BTGK, key_valid_BT)
-
-
-def _attend(
-    kernel: attention.Kernel, until: np.ndarray, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
-) -> jax.Array:
-    return kernel(q, k, v, until, valid)

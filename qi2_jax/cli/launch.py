@@ -181,14 +181,7 @@ def _batch_sizes(config: "StageExperiment | AutoencoderExperiment") -> tuple[int
 
 
 def _load(arguments: argparse.Namespace) -> "StageExperiment | AutoencoderExperiment":
-    from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment, load_experiment
-
-    config = load_experiment(arguments.experiment, arguments.overrides)
-    if not isinstance(config, StageExperiment | AutoencoderExperiment):
-        raise ValueError(
-            f"{arguments.experiment} is a curriculum; launch its stages one after the other, such as "
-            "experiments/qwen_image_2/s1_256p_t2i.py, each with --start from the run before"
-        )
+    config = options.load_trained(arguments)
     if config.platform == "cpu":
         raise ValueError(f"{arguments.experiment} runs on CPUs (platform 'cpu'); launch the form without :tiny")
     return config

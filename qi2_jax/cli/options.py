@@ -2,9 +2,12 @@
 
 import argparse
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qi2_jax.runtime import meeting
+
+if TYPE_CHECKING:
+    from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment
 
 RESTART = "if all checkpoints of a run are gone, start it over from step 0; runs that have checkpoints resume as usual"
 
@@ -33,6 +36,23 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
         "experiment", metavar="EXPERIMENT", help="a file such as experiments/demo.py, or experiments/demo.py:tiny"
     )
     add_overrides(parser, "transformer.train.steps=100")
+
+
+def load_trained(arguments: argparse.Namespace) -> "StageExperiment | AutoencoderExperiment":
+    """The experiment of a single training.
+
+    Raises:
+      ValueError: for a whole job or a curriculum, and as `load_experiment`.
+    """
+    from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment, load_experiment
+
+    config = load_experiment(arguments.experiment, arguments.overrides)
+    if not isinstance(config, StageExperiment | AutoencoderExperiment):
+        raise ValueError(
+            f"{arguments.experiment} is several trainings; take its stages one after the other, such as "
+            "experiments/qwen_image_2/s1_256p_t2i.py"
+        )
+    return config
 
 
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:

@@ -13,7 +13,6 @@ from qi2_jax.cli import options
 if TYPE_CHECKING:
     from data_pipeline.funnel import Table
     from qi2_jax.planning.programs import ProgramPlan
-    from qi2_jax.planning.search import Choice
     from qi2_jax.planning.stage import StagePlan
     from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment
 
@@ -84,7 +83,7 @@ def main(arguments: argparse.Namespace) -> None:
     from qi2_jax.workflows.config import AutoencoderExperiment
 
     _check(arguments)
-    config = _load(arguments)
+    config = options.load_trained(arguments)
     if isinstance(config, AutoencoderExperiment):
         _plan_autoencoder(config, arguments)
         return
@@ -93,11 +92,10 @@ def main(arguments: argparse.Namespace) -> None:
     name = pathlib.Path(arguments.experiment.partition(":")[0]).stem
     with _progress() as progress:
         if arguments.search:
-            found = search(
+            choice, plan = search(
                 name, config, arguments.topology, arguments.slices, captions, cache, arguments.tries, progress
             )
-            choice, plan = found
-            write_atomic(arguments.search, _experiment(arguments, choice).encode())
+            write_atomic(arguments.search, _experiment(arguments, choice.overrides(config)).encode())
         else:
             mesh = topology_mesh(arguments.topology, _mesh_on(config, arguments), arguments.slices)
             parts = parts_of(config, mesh, streams_of_stage(config, captions, cache))
@@ -129,11 +127,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--search {arguments.search} is an experiment to write; its name must end in .py")
 
 
-def _experiment(arguments: argparse.Namespace, choice: "Choice") -> str:
-    """The text of an experiment: the stage with a choice of the search."""
+def _experiment(arguments: argparse.Namespace, found: list[str]) -> str:
+    """The text of an experiment: the stage with the changes that the search found."""
     path, _, form = arguments.experiment.partition(":")
     stage = os.path.relpath(path, arguments.search.parent) + (f":{form}" if form else "")
-    overrides = "".join(f"    {override!r},\n" for override in [*arguments.overrides, *choice.overrides()])
+    overrides = "".join(f"    {override!r},\n" for override in [*arguments.overrides, *found])
     where = f"{pathlib.Path(path).stem} on {arguments.slices} x {arguments.topology}"
     return (
         f'"""{where}, chosen by `qi2 plan --search`."""\n\n'
@@ -146,18 +144,6 @@ def _experiment(arguments: argparse.Namespace, choice: "Choice") -> str:
         "    config = loading.load(str(pathlib.Path(__file__).parent / STAGE), OVERRIDES)\n"
         "    return ml_collections.ConfigDict(config)\n"
     )
-
-
-def _load(arguments: argparse.Namespace) -> "StageExperiment | AutoencoderExperiment":
-    from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment, load_experiment
-
-    config = load_experiment(arguments.experiment, arguments.overrides)
-    if not isinstance(config, StageExperiment | AutoencoderExperiment):
-        raise ValueError(
-            f"{arguments.experiment} is neither a stage nor an autoencoder; plan a file such as "
-            "experiments/qwen_image_2/s1_256p_t2i.py"
-        )
-    return config
 
 
 def _plan_autoencoder(config: "AutoencoderExperiment", arguments: argparse.Namespace) -> None:

@@ -50,11 +50,11 @@ class Captions:
         return np.clip(np.round(drawn), 1, self.most).astype(int).tolist()
 
     def longest(self, conditions: int) -> tuple[int, ...]:
-        """Tokens of the longest text of samples with so many condition images, by segment."""
+        """Tokens of each text segment in the longest text of a sample with `conditions` condition images."""
         return (*(AROUND,) * conditions, TEMPLATE + self.most)
 
     def lengths(self, conditions: int, count: int) -> tuple[TextLengths, tuple[int, ...]]:
-        """Text lengths of samples with so many condition images, and those of the empty prompt.
+        """Text lengths of samples with `conditions` condition images, and the lengths of their empty prompt.
 
         An edit has a text of its own for the empty prompt, as in the cache.
         """

@@ -9,7 +9,7 @@ import importlib.util
 import math
 import os
 import time
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,19 @@ from qi2_jax.diffusion.timesteps import LogitNormal, Shift
 from qi2_jax.models.mmdit import Conditioning, Execution, MMDiT, MMDiTConfig
 from qi2_jax.runtime import compiler
 from qi2_jax.sequence import Layout
-from qi2_jax.tasks.transformer.config import ExecutionConfig
+from qi2_jax.tasks.transformer.config import ExecutionConfig, TransformerConfig
 from qi2_jax.tasks.transformer.execution import divided_of, execution_on, training_execution
 from qi2_jax.tasks.transformer.objective import Objective, make_loss
 from qi2_jax.training.optimizer import Optimizer
-from qi2_jax.training.step import Programs, TrainState, abstract_state, make_optimizer, make_programs
+from qi2_jax.training.step import (
+    Programs,
+    TrainState,
+    abstract,
+    abstract_state,
+    leading_dims,
+    make_optimizer,
+    make_programs,
+)
 
 OPTIMIZER = Optimizer(lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, clip=1.0, warmup=1000, decay_steps=0)
 GIB = 2**30
@@ -110,6 +118,17 @@ class Trainer:
     mesh: Mesh
     optimizer: Optimizer = OPTIMIZER
 
+    @classmethod
+    def of(cls, config: TransformerConfig, mesh: Mesh) -> Self:
+        """The programs of a run with this config.
+
+        Raises:
+          ValueError: if it trains an adapter.
+        """
+        if config.adapter is not None:
+            raise ValueError(f"a plan with transformer.lora.rank={config.lora.rank} is not possible, only one with 0")
+        return cls(config.model, config.execution, mesh, config.optimizer)
+
     def execution_of(self, layout: Layout, images: int) -> Execution:
         """How a program runs, see `training_execution`."""
         return training_execution(self.execution, self.model, layout, images // self.replicas, self.mesh)
@@ -147,7 +166,7 @@ class Trainer:
         sums = self._sums(programs, state, layout, abstract_batch(self.model, layout, images, self.mesh))
         return self._compile(programs.apply, state, sums)
 
-    def compile_sampler(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled, float]:
+    def compile_sampler(self, layout: Layout, images: int) -> tuple[tuple[jax.stages.Compiled, float], ...]:
         """Compiles the programs that draw images during training: keys and values of the prefix, and one step.
 
         Args:
@@ -155,32 +174,28 @@ class Trainer:
           images: global number of images, a multiple of the number of shards of a batch.
 
         Returns:
-          Both programs, and the seconds that the compilations took.
+          Each program, and the seconds that its compilation took.
         """
-        execution, batch = (
-            execution_on(self.execution, self.mesh),
-            abstract_batch(self.model, layout, images, self.mesh),
-        )
-        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(self.optimizer), self.mesh)
-        prefix, seconds = self._compile(
-            jax.jit(lambda model, cond: model.prefill(layout, cond, execution)), state.ema, batch.cond
-        )
-        shapes = jax.eval_shape(lambda model, cond: model.prefill(layout, cond, execution), state.ema, batch.cond)
+        execution = execution_on(self.execution, self.mesh)
+        batch, ema = abstract_batch(self.model, layout, images, self.mesh), self._state().ema
+
+        def prefill(model: MMDiT, cond: Conditioning) -> Any:
+            return model.prefill(layout, cond, execution)
+
+        prefix, seconds = self._compile(jax.jit(prefill), ema, batch.cond)
+        shapes = jax.eval_shape(prefill, ema, batch.cond)
         past = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
             tuple(prefix.output_shardings),
         )
         t_B = jax.ShapeDtypeStruct((images,), jnp.float32, sharding=sharding.batch_sharding(self.mesh))
-        step, more = self._compile(
-            jax.jit(lambda model, x, t, cond, past: model.decode(layout, x, t, cond, past, execution)),
-            *(state.ema, batch.latents_BNC, t_B, batch.cond, past),
-        )
-        return prefix, step, seconds + more
+        step = jax.jit(lambda model, x, t, cond, past: model.decode(layout, x, t, cond, past, execution))
+        return (prefix, seconds), self._compile(step, ema, batch.latents_BNC, t_B, batch.cond, past)
 
     def state_bytes(self, accumulate: bool) -> dict[str, int]:
         """Bytes of one chip for the training state, and for the sums of gradients over microbatches."""
-        state = abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(self.optimizer), self.mesh)
+        state = self._state()
         size = lambda tree: sum(  # noqa: E731
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
         )
@@ -194,17 +209,18 @@ class Trainer:
 
     def _programs(self, layout: Layout, images: int) -> tuple[Programs, TrainState]:
         optimizer = make_optimizer(self.optimizer)
-        state = abstract_state(lambda key: MMDiT(self.model, key=key), optimizer, self.mesh)
         loss = make_loss(LogitNormal(), Objective(Shift(), self.execution_of(layout, images)))
         programs = make_programs(
             loss, optimizer, 0.9999, 0, self.mesh, replicas=self.replicas, sum_dtype=self.execution.replica_sum
         )
-        return programs, state
+        return programs, self._state()
+
+    def _state(self) -> TrainState:
+        return abstract_state(lambda key: MMDiT(self.model, key=key), make_optimizer(self.optimizer), self.mesh)
 
     def _sums(self, programs: Programs, state: TrainState, layout: Layout, batch: Batch) -> Any:
         like = jax.eval_shape(lambda state, batch: programs.gradient(state, None, layout, batch, 0), state, batch)
-        placed = sharding.shardings(like, self.mesh, ("replicas",) if self.replicas > 1 else ())
-        return sharding.abstract(like, placed)
+        return abstract(like, sharding.shardings(like, self.mesh, leading_dims(self.replicas)))
 
     def _scalar(self, kind: type) -> jax.ShapeDtypeStruct:
         placed = NamedSharding(self.mesh, PartitionSpec())

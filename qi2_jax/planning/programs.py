@@ -71,7 +71,6 @@ class ProgramPlan:
       divided: what the mesh axis `tensor` divides, see `sharding.DIVIDED`.
       memory: memory of one chip.
       flops: operations by formula, of all slots; None for a program without a formula.
-      executed: operations that it executes by formula; None without a formula.
       analysis: what one chip computes and moves.
       bound: lower bound of its time.
       compile_seconds: time of the compilation.
@@ -85,7 +84,6 @@ class ProgramPlan:
     divided: str | None
     memory: Memory
     flops: Flops | None
-    executed: float | None
     analysis: Analysis
     bound: Bound
     compile_seconds: float
@@ -129,7 +127,7 @@ def plan_train_program(
     until = layout.visible_until(config.attention)
     kernel = kernel_flops(until if divided != "sequence" else np.split(until, mesh.shape["tensor"])[-1])
     plan = plan_program(name, images, mesh, compiled, compile_seconds, kernel)
-    return dataclasses.replace(plan, keep=keep, divided=divided, flops=flops, executed=flops.executed(config, keep))
+    return dataclasses.replace(plan, keep=keep, divided=divided, flops=flops)
 
 
 def plan_program(
@@ -152,7 +150,6 @@ def plan_program(
         divided=None,
         memory=memory_of(compiled),
         flops=None,
-        executed=None,
         analysis=analysis,
         bound=bound_of(analysis, chip, mesh),
         compile_seconds=compile_seconds,

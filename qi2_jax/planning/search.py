@@ -46,7 +46,7 @@ class Choice:
 
     Attributes:
       mesh: devices along each mesh axis.
-      slots_per_device: see `TransformerConfig`.
+      slots_per_device: see `TransformerConfig`; it alone limits microbatches.
       activations_gib: see `ExecutionConfig`.
     """
 
@@ -54,9 +54,10 @@ class Choice:
     slots_per_device: int
     activations_gib: float
 
-    def overrides(self) -> list[str]:
+    def overrides(self, config: StageConfig) -> list[str]:
         """The choice as changes of a config."""
         return [
+            f"transformer.images_per_device={_unlimited(config)}",
             *(f"transformer.mesh.{axis}={size}" for axis, size in dataclasses.asdict(self.mesh).items()),
             f"transformer.slots_per_device={self.slots_per_device}",
             f"transformer.execution.keep='{FIT}'",
@@ -67,9 +68,17 @@ class Choice:
         """The config with this choice."""
         execution = dataclasses.replace(config.transformer.execution, keep=FIT, activations_gib=self.activations_gib)
         transformer = dataclasses.replace(
-            config.transformer, mesh=self.mesh, slots_per_device=self.slots_per_device, execution=execution
+            config.transformer,
+            mesh=self.mesh,
+            images_per_device=_unlimited(config),
+            slots_per_device=self.slots_per_device,
+            execution=execution,
         )
         return dataclasses.replace(config, transformer=transformer)
+
+
+def _unlimited(config: StageConfig) -> tuple[int, ...]:
+    return (0,) * len(config.data.sides)
 
 
 def search(
@@ -160,7 +169,7 @@ def _meshes(devices: Sequence[Any], slices: int, model: MMDiTConfig) -> Iterator
 def _budget(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
     """Estimated memory for activations, in GiB; below 0 if even the inputs of blocks do not fit."""
     model, dtype = config.transformer.model, config.transformer.execution.dtype
-    state = sum(Trainer(model, config.transformer.execution, mesh).state_bytes(accumulate=True).values())
+    state = sum(Trainer.of(config.transformer, mesh).state_bytes(accumulate=True).values())
     block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(dtype).itemsize
     tokens = max(_tokens(part, mesh) for part in parts)
     unit = tokens * model.width * jnp.dtype(dtype).itemsize
@@ -196,10 +205,9 @@ def _fitted(
 ) -> Choice | None:
     """The choice with as much memory for activations as the largest program leaves; None if that does not fit."""
     limit = chip_of(mesh).hbm_bytes * (1 - RESERVE)
+    parts = parts_of(choice.applied(config), mesh, streams)
     for attempt in range(TRIES_TO_FIT):
-        chosen = choice.applied(config)
-        parts = parts_of(chosen, mesh, streams)
-        trainer = Trainer(chosen.transformer.model, chosen.transformer.execution, mesh)
+        trainer = Trainer.of(choice.applied(config).transformer, mesh)
         part = max(parts, key=functools.partial(activation_bytes, trainer))
         progress(f"does {part.name} fit with {choice.activations_gib:.1f} GiB of activations?")
         try:

@@ -244,8 +244,7 @@ def binding_parts(config: StageConfig, parts: Sequence[Part], mesh: Mesh) -> lis
     For each way in which chips along `tensor` divide the work, these are the part that is estimated to need the most
     memory and the one with the most FLOPs.
     """
-    model, found = config.transformer.model, set()
-    trainer = Trainer(model, config.transformer.execution, mesh)
+    trainer, found = Trainer.of(config.transformer, mesh), set()
     ways = [trainer.divided(part.layout, part.images) for part in parts]
     for way in set(ways):
         places = [place for place, other in enumerate(ways) if other == way]
@@ -281,8 +280,7 @@ def plan_stage(
     """Compiles programs of a stage and bounds the time of all its updates.
 
     Args:
-      name: name of the stage.
-      topology: see `StagePlan`.
+      name, topology: see `StagePlan`.
       config: config of the stage.
       mesh: see `topology_mesh`.
       parts: result of `parts_of`.
@@ -296,32 +294,20 @@ def plan_stage(
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if a program does not fit the chip.
     """
     transformer = config.transformer
-    if transformer.adapter is not None:
-        raise ValueError(f"a plan with transformer.lora.rank={transformer.lora.rank} is not possible, only one with 0")
-    trainer = Trainer(transformer.model, transformer.execution, mesh, transformer.optimizer)
+    trainer = Trainer.of(transformer, mesh)
     accumulate = transformer.batches_per_update > 1 or any(
         part.images < transformer.batch_sizes[config.data.sides.index(part.key.side)] for part in parts
     )
     programs = {}
     for number, place in enumerate(places):
-        part = parts[place]
-        progress(f"compiling program {number + 1} of {len(places) + accumulate}: {part.name}")
-        compile_part = trainer.compile_microbatch if accumulate else trainer.compile_update
-        compiled, seconds = compile_part(part.layout, part.images)
-        if hlo:
-            write_atomic(hlo / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt", text_of(compiled).encode())
-        execution = trainer.execution_of(part.layout, part.images)
-        divided = trainer.divided(part.layout, part.images)
-        programs[place] = plan_train_program(
-            part.name, transformer.model, part.layout, part.images, execution, divided, mesh, compiled, seconds
-        )
-    apply = None
+        progress(f"compiling program {number + 1} of {len(places) + accumulate}: {parts[place].name}")
+        programs[place] = _plan_part(trainer, parts[place], accumulate, hlo)
+    apply: ProgramPlan | None = None
+    drawing: tuple[ProgramPlan, ...] = ()
     if accumulate:
         progress(f"compiling program {len(places) + 1} of {len(places) + 1}: the end of an update")
         compiled, seconds = trainer.compile_apply(parts[places[0]].layout, parts[places[0]].images)
         apply = plan_program("end of an update", 0, mesh, compiled, seconds, _no_kernel)
-    images = sum(part.microbatches * part.images for part in parts)
-    drawing: tuple[ProgramPlan, ...] = ()
     if sampler:
         progress("compiling the sampler")
         drawing = _plan_sampler(trainer, max(parts, key=lambda part: part.layout.length))
@@ -329,27 +315,39 @@ def plan_stage(
         name,
         topology,
         dict(mesh.shape),
-        transformer.train.steps,
-        images,
-        tuple(parts),
-        tuple(trainer.divided(part.layout, part.images) for part in parts),
-        programs,
-        apply,
-        drawing,
-        mesh.size,
-        chip_of(mesh).flops,
-        trainer.state_bytes(accumulate),
+        updates=transformer.train.steps,
+        images=sum(part.microbatches * part.images for part in parts),
+        parts=tuple(parts),
+        ways=tuple(trainer.divided(part.layout, part.images) for part in parts),
+        programs=programs,
+        apply=apply,
+        sampler=drawing,
+        chips=mesh.size,
+        peak=chip_of(mesh).flops,
+        state=trainer.state_bytes(accumulate),
+    )
+
+
+def _plan_part(trainer: Trainer, part: Part, accumulate: bool, hlo: Path | None) -> ProgramPlan:
+    compile_part = trainer.compile_microbatch if accumulate else trainer.compile_update
+    compiled, seconds = compile_part(part.layout, part.images)
+    if hlo:
+        write_atomic(hlo / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt", text_of(compiled).encode())
+    execution = trainer.execution_of(part.layout, part.images)
+    divided = trainer.divided(part.layout, part.images)
+    return plan_train_program(
+        part.name, trainer.model, part.layout, part.images, execution, divided, trainer.mesh, compiled, seconds
     )
 
 
 def _plan_sampler(trainer: Trainer, part: Part) -> tuple[ProgramPlan, ...]:
     """The programs that draw one image per shard of a batch."""
     images, mesh = sharding.num_batch_shards(trainer.mesh), trainer.mesh
-    prefix, step, seconds = trainer.compile_sampler(part.layout, images)
+    prefix, step = trainer.compile_sampler(part.layout, images)
     until = part.layout.visible_until(trainer.model.attention)[: part.layout.prefix]
     return (
-        plan_program("sampler: prefix", images, mesh, prefix, seconds / 2, kernel_flops(until)),
-        plan_program("sampler: a step", images, mesh, step, seconds / 2, kernel_flops(None)),
+        plan_program("sampler: prefix", images, mesh, *prefix, kernel_flops(until)),
+        plan_program("sampler: a step", images, mesh, *step, kernel_flops(None)),
     )
 
 

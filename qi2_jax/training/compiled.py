@@ -15,7 +15,7 @@ from qi2_jax import sharding
 from qi2_jax.runtime import compiler, logs
 from qi2_jax.runtime.in_flight import InFlight
 from qi2_jax.training.microbatch import Microbatch, put_scalar
-from qi2_jax.training.step import Programs, TrainState
+from qi2_jax.training.step import Programs, TrainState, leading_dims
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Compiled:
             lambda state, frozen, batch: programs.gradient(state, frozen, layout, batch, 0), state, frozen, batch
         )
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)  # noqa: E731
-        placed = sharding.shardings(like, mesh, ("replicas",) if replicas > 1 else ())
+        placed = sharding.shardings(like, mesh, leading_dims(replicas))
         self._zeros = jax.jit(zeros, out_shardings=placed).lower().compile()
         sums = self._zeros()
         place = self._place(examples[0])

@@ -135,7 +135,13 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, for a restore or a compilation. It takes no memory."""
     shapes = jax.eval_shape(functools.partial(_init, make_model, optimizer), jax.random.key(0))
-    return sharding.abstract(shapes, sharding.shardings(shapes, mesh))
+    return abstract(shapes, sharding.shardings(shapes, mesh))
+
+
+def abstract(tree: Any, placed: Any) -> Any:
+    """Shapes and dtypes of a tree's arrays, with shardings from the result of `sharding.shardings`."""
+    like = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    return jax.tree.map(lambda place, part: jax.tree.map(lambda leaf: like(leaf, place), part), placed, tree)
 
 
 def _init(make_model: Callable[[Array], Any], optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -181,10 +187,8 @@ def make_programs(
 ) -> Programs:
     """Makes the programs of a training run.
 
-    An update whose loss or gradient is not finite changes only the counters, which are part of the metrics.
-
-    With several replicas, each sums the gradients of its images. They are added up across the replicas once in an
-    update, not for every block and microbatch, because the replicas may be connected by a slow network.
+    An update whose loss or gradient is not finite changes only the counters, which are part of the metrics. Gradients
+    are added up across replicas once in an update, because a slow network may connect these.
 
     Args:
       loss: loss of the task.
@@ -195,26 +199,10 @@ def make_programs(
       ema_ramp: whether the decay of update n, counted from 0 without skipped updates, is at most (1 + n) / (10 + n), as
         in TensorFlow's ExponentialMovingAverage with `num_updates`. The EMA then spans about a tenth of the updates so
         far, until `ema_decay` is smaller. It is for parameters that start at random or at zero.
-      trained: see `Task.trained`. `add` raises a ValueError for a layout that does not train all parameters.
-      prepare: see `Task.prepare`.
-      replicas: parts of a batch whose gradients are summed apart, see `Task.replicas`.
-      sum_dtype: dtype in which gradients are added up across replicas.
+      trained, prepare, replicas, sum_dtype: see `Task`. `add` raises a ValueError for a layout that does not train all
+        parameters.
     """
-    differentiate = jax.value_and_grad(loss, has_aux=True)
-
-    def gradient(state: TrainState, frozen: Any, layout: Hashable, batch: Any, first: Int[Array, ""] | int) -> Sums:
-        images = jax.tree.leaves(batch)[0].shape[0]
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
-        batch = prepare(frozen, layout, batch)
-        if replicas == 1:
-            (value, scalars), gradients = differentiate(state.model, frozen, layout, batch, keys_B)
-            return Sums(_zeroed(trained(layout), gradients), value, scalars)
-        parts = jax.tree.map(lambda leaf: leaf.reshape(replicas, -1, *leaf.shape[1:]), (batch, keys_B))
-        of_part = lambda batch, keys_B: differentiate(state.model, frozen, layout, batch, keys_B)  # noqa: E731
-        (value, scalars), gradients = jax.vmap(of_part, spmd_axis_name=sharding.RULES["replicas"])(*parts)
-        value, scalars = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (value, scalars))
-        return Sums(_zeroed(trained(layout), gradients), value, scalars)
+    gradient = _gradient_of(loss, seed, trained, prepare, replicas)
 
     def apply(state: TrainState, sums: Sums, is_trained: IsTrained | None = None) -> tuple[TrainState, Scalars]:
         if replicas > 1:
@@ -242,9 +230,41 @@ def make_programs(
             raise ValueError(f"a batch of {layout} trains only some parameters, so it must be a whole update")
         more = gradient(state, frozen, layout, batch, first)
         total = jax.tree.map(lambda total, value: total + weight * value, sums, more)
-        return _placed(total, mesh, ("replicas",) if replicas > 1 else ()), more.loss
+        return _placed(total, mesh, leading_dims(replicas)), more.loss
 
     return Programs(step, gradient, add, jax.jit(apply, donate_argnums=(0, 1)))
+
+
+def _gradient_of(
+    loss: Loss,
+    seed: int,
+    trained: Callable[[Any], IsTrained | None],
+    prepare: Callable[[Any, Any, Any], Any],
+    replicas: int,
+) -> Callable[..., Sums]:
+    """The function `Programs.gradient`; see `make_programs`."""
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    def gradient(state: TrainState, frozen: Any, layout: Hashable, batch: Any, first: Int[Array, ""] | int) -> Sums:
+        images = jax.tree.leaves(batch)[0].shape[0]
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys_B = jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(images))
+        batch = prepare(frozen, layout, batch)
+        if replicas == 1:
+            (value, scalars), gradients = differentiate(state.model, frozen, layout, batch, keys_B)
+            return Sums(_zeroed(trained(layout), gradients), value, scalars)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(replicas, -1, *leaf.shape[1:]), (batch, keys_B))
+        of_part = lambda batch, keys_B: differentiate(state.model, frozen, layout, batch, keys_B)  # noqa: E731
+        (value, scalars), gradients = jax.vmap(of_part, spmd_axis_name=sharding.RULES["replicas"])(*parts)
+        value, scalars = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (value, scalars))
+        return Sums(_zeroed(trained(layout), gradients), value, scalars)
+
+    return gradient
+
+
+def leading_dims(replicas: int) -> tuple[str, ...]:
+    """Logical names of the dims that gradients have before those of their parameters, see `Sums`."""
+    return ("replicas",) if replicas > 1 else ()
 
 
 def _metrics(state: TrainState, new_state: TrainState, updates: Any, sums: Sums) -> Scalars:

@@ -160,10 +160,7 @@ def test_the_published_schemas_of_jobset_and_kueue_accept_the_objects(job):
 @functools.cache
 def schemas(folder):
     """{(apiVersion, kind): schema} of all definitions in a folder."""
-    definitions = [
-        yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        for path in pathlib.Path(folder).glob("*.yaml")
-    ]
+    definitions = [yaml.safe_load(path.read_text()) for path in pathlib.Path(folder).glob("*.yaml")]
     return {
         (f"{each['spec']['group']}/{version['name']}", each["spec"]["names"]["kind"]): closed(
             version["schema"]["openAPIV3Schema"]

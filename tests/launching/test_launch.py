@@ -59,7 +59,7 @@ def test_an_autoencoder_reads_records(applied):
     ("arguments", "message"),
     [
         ((f"{STAGE}:tiny", "--on", "gke", *TPU), "runs on CPUs"),
-        (("experiments/qwen_image_2/curriculum.py", "--on", "gke", *TPU), "launch its stages one after the other"),
+        (("experiments/qwen_image_2/curriculum.py", "--on", "gke", *TPU), "take its stages one after the other"),
         (("experiments/none.py", "--on", "gke", *TPU), "is not a Python file"),
         ((STAGE, "--on", "gke", *TPU, "transformer.nothing=1"), "unknown config key"),
         ((STAGE, "--on", "gke", *TPU, "--slices", "2"), "--slices 4, or transformer.mesh.data=32"),

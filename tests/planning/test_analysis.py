@@ -1,6 +1,5 @@
 """Counting FLOPs, HBM traffic and collectives of compiled programs."""
 
-import importlib.util
 import itertools
 
 import jax
@@ -14,10 +13,8 @@ from qi2_jax.planning.compile import topology_mesh
 from qi2_jax.planning.programs import bandwidth
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.sharding import MeshShape
+from tests.tpu import needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install 'qi2[tpu]'"
-)
 LAYERS, TOKENS, WIDTH, HIDDEN = 6, 256, 128, 512
 
 

@@ -1,7 +1,6 @@
 """The training step of a tiny transformer, compiled for TPU chips that are not attached."""
 
 import dataclasses
-import importlib.util
 import math
 import pathlib
 import re
@@ -19,10 +18,7 @@ from qi2_jax.sequence import Layout
 from qi2_jax.tasks.devices import make_mesh
 from qi2_jax.tasks.transformer.config import ExecutionConfig
 from qi2_jax.workflows.config import load_experiment
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install 'qi2[tpu]'"
-)
+from tests.tpu import needs_libtpu
 
 CONFIG = MMDiTConfig(layers=3, heads=2, head_width=32, text_width=48, rope_dims=(8, 12, 12))
 LAYOUT = Layout((40,), 100)
