@@ -199,8 +199,7 @@ def make_programs(
       ema_ramp: whether the decay of update n, counted from 0 without skipped updates, is at most (1 + n) / (10 + n), as
         in TensorFlow's ExponentialMovingAverage with `num_updates`. The EMA then spans about a tenth of the updates so
         far, until `ema_decay` is smaller. It is for parameters that start at random or at zero.
-      trained, prepare, replicas, sum_dtype: see `Task`. `add` raises a ValueError for a layout that does not train all
-        parameters.
+      trained, prepare, replicas, sum_dtype: see `Task`. `add` refuses layouts that do not train all parameters.
     """
     gradient = _gradient_of(loss, seed, trained, prepare, replicas)
 
