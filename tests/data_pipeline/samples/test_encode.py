@@ -232,7 +232,8 @@ def test_online_samples_hold_prompts_whose_features_are_the_cached_ones(whole, f
         assert batch.cond.text_BTE.shape[-1] == 0 and batch.samples == tuple(texts[1]) and expected.samples == ()
         prompts = [[sample.texts[0].prompt for sample in own] for own in texts]
         assert prompts[0] == prompts[1] and prompts[1][0] != "", "kept beside the features, too"
-        found = online.text_features(encoder, online.prompt_rows(processor, layout, batch.samples))
+        rows = jax.tree.map(jnp.asarray, online.prompt_rows(processor, layout, batch.samples))
+        found = online.text_features(encoder, rows)
         np.testing.assert_allclose(found, expected.cond.text_BTE, atol=1e-5)
         np.testing.assert_array_equal(batch.latents_BNC, expected.latents_BNC)
         for name in ("positions_BS3", "valid_BS"):
