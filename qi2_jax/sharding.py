@@ -33,6 +33,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
     None: (),
     "layers": (),
     "embed": ("fsdp",),
+    "shards": ("fsdp", "tensor"),  # the model width of a weight whose other dims are whole
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
@@ -48,7 +49,8 @@ RULES: dict[str | None, tuple[str, ...]] = {
 # What the axis `tensor` divides in a program, and the rules that this changes. With "heads", chips exchange activations
 # before and after each product. With "images", each chip computes whole images with gathered weights, and no activation
 # travels; there must be as many images as chips. With "sequence", each chip computes a part of the tokens with gathered
-# weights, and only keys and values travel.
+# weights; attention divides heads, so queries, keys and values travel before it and its result after it (DeepSpeed
+# Ulysses, Jacobs et al., 2023).
 Divided = Literal["heads", "images", "sequence"]
 DIVIDED: dict[Divided, dict[str | None, tuple[str, ...]]] = {
     "heads": {},
@@ -330,21 +332,32 @@ class Gather:
 
         def whole(weight: nnx.Variable) -> nnx.Variable:
             shape, names = _dims(weight)
-            stored, gathered = (NamedSharding(self.mesh, spec(self.mesh, shape, names, axes)) for axes in ((), over))
-            return weight if stored == gathered else weight.replace(_gather(stored, gathered, weight.get_value()))
+            stored, gathered = (spec(self.mesh, shape, names, axes) for axes in ((), over))
+            # The compiler scatters a sum along one dim only. One that two axes divide moves there on the way.
+            along_one = gathered
+            if self.divided != "heads":
+                along_one = spec(self.mesh, shape, ["shards" if name == "embed" else None for name in names])
+            steps = tuple(NamedSharding(self.mesh, part) for part in (stored, along_one, gathered))
+            return weight if stored == gathered else weight.replace(_gather(steps, weight.get_value()))
 
         return jax.tree.map(whole, module, is_leaf=_is_parameter)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(stored: NamedSharding, gathered: NamedSharding, weight: jax.Array) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(weight, stored), gathered)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(steps: tuple[NamedSharding, ...], weight: jax.Array) -> jax.Array:
+    """The weight with the last of these shardings, and its gradient with the first."""
+    for step in steps:
+        weight = jax.lax.with_sharding_constraint(weight, step)
+    return weight
 
 
-_gather.defvjp(
-    lambda stored, gathered, weight: (_gather(stored, gathered, weight), None),
-    lambda stored, gathered, _, gradient: (jax.lax.with_sharding_constraint(gradient, stored),),
-)
+def _scatter(steps: tuple[NamedSharding, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    for step in reversed(steps[:-1]):
+        gradient = jax.lax.with_sharding_constraint(gradient, step)
+    return (gradient,)
+
+
+_gather.defvjp(lambda steps, weight: (_gather(steps, weight), None), _scatter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,24 +385,12 @@ class Attention:
     ) -> Float[Array, "B S H K"]:
         kernel = self.kernel
         if isinstance(kernel, str):
-            kernel = attention.choose(kernel, self.mesh.devices.flat[0].platform)
+            kernel = attention.choose(kernel, self.mesh.devices.flat[0])
         # The keys' heads decide: if they are too few to be sharded, the heads of their queries must not be sharded.
-        names = ("batch", "sequence", "act_heads", None)
-        split = spec(self.mesh, k_BTGK.shape, names, self.without, self.divided)
-        parts = self.mesh.shape["tensor"] if self.divided == "sequence" else 1
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-            if parts == 1:
-                return kernel(q, k, v, visible_until, valid)
-            k, v = (jax.lax.all_gather(x, "tensor", axis=1, tiled=True) for x in (k, v))
-            until = np.full(q_BSHK.shape[1], k.shape[1]) if visible_until is None else visible_until
-            branches = [
-                lambda q, k, v, valid, part=part: kernel(q, k, v, part, valid) for part in np.split(until, parts)
-            ]
-            return jax.lax.switch(jax.lax.axis_index("tensor"), branches, q, k, v, valid)
-
+        divided: Divided = "images" if self.divided == "images" else "heads"
+        split = spec(self.mesh, k_BTGK.shape, ("batch", None, "act_heads", None), self.without, divided)
         local = jax.shard_map(
-            attend,
+            lambda q, k, v, valid: kernel(q, k, v, visible_until, valid),
             mesh=self.mesh,
             in_specs=(split, split, split, PartitionSpec(*tuple(split)[:1])),
             out_specs=split,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qi2_jax import attention, sharding
-from qi2_jax.attention.splash import Splash
+from qi2_jax.attention.splash import Splash, block_sizes, computed_pairs
 from qi2_jax.sequence import BIDIRECTIONAL, Layout
 
 KERNELS = {"chunked": attention.KERNELS["chunked"], "splash": Splash(largest_block=128, interpret=True)}
@@ -112,3 +112,14 @@ def test_unknown_kernel_is_refused():
     x = jnp.zeros((1, 2, 1, 4))
     with pytest.raises(ValueError, match="'flash' is unknown; choose one of"):
         attention.attention(x, x, x, kernel="flash")
+
+
+def test_blocks_follow_the_mask_and_the_chip():
+    """Keys in whole blocks up to an image's end waste less than blocks of the longest size."""
+    until = Layout(text=(32, 192), conditions=(4144,), target=4144).visible_until()
+    sizes = {overhead: block_sizes(until, 1024, overhead) for overhead in (1, 1 << 16, 1 << 18, 1 << 30)}
+    computed = [computed_pairs(until, queries, keys) for queries, keys, _ in sizes.values()]
+    assert computed == sorted(computed), "more overhead, larger blocks, more pairs"
+    assert sizes[1][0] == 128 and sizes[1 << 30][0] == 1024
+    for queries, keys, step in sizes.values():
+        assert queries % 128 == keys % step == step % 128 == 0 and queries * step <= 1024**2

@@ -261,7 +261,7 @@ def _transformer(form: str, sides: tuple[int, ...]) -> dict[str, Any]:
             remat=not tiny,
             keep="inputs" if tiny else "fit",
             activations_gib=choice.activations_gib,
-            blocks_per_step=1 if tiny else 2,
+            blocks_per_step=choice.blocks,
             replica_sum="float32",
         ),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),

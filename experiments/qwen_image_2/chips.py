@@ -1,10 +1,9 @@
 """How the six stages run on each generation of chips: the mesh, how much is computed at once, and what is kept.
 
 `qi2 plan STAGE:FORM --topology T` compiles the programs of a choice, and `--search` finds one. docs/planning.md says
-which of these choices were compiled. Weights are sharded over 16 or 8 chips, one dim of the torus: there the links form
-a ring, and libtpu overlaps the sums of gradients with the products that make them. There are two exceptions: on v5e the
-state needs all 256 chips of a slice, and where chips along `tensor` divide images or tokens, gradients are summed over
-these chips too. Both sums are not overlapped.
+which of these choices were compiled. Weights and state are sharded over all chips of a slice, so that there is memory
+for what the backward pass keeps. On v6e and v5p, SparseCores move weights and gradients while the matrix units compute.
+v5e has none, and the sums of gradients are not overlapped there.
 """
 
 import dataclasses
@@ -18,10 +17,11 @@ class Choice:
     Attributes:
       data, fsdp, tensor: devices along each mesh axis.
       images: images that the chips of one shard of a batch compute at once, by side, see `images_per_device`. About
-        5,000 slots on a v6e chip take as long to compute as the weights of a block to gather.
+        2,000 slots on a v6e chip take as long to compute as the weights of a block to gather.
       slots: largest number of slots of one shard of a batch (the chips along `tensor` share it) in a microbatch, see
         `slots_per_device`.
       activations_gib: memory of a chip for activations; with less of it, more is computed again.
+      blocks: see `blocks_per_step`. Without SparseCores, a gather hides only behind products of the same step.
     """
 
     data: int
@@ -30,23 +30,22 @@ class Choice:
     images: Mapping[int, int]
     slots: int
     activations_gib: float
+    blocks: int = 1
 
 
 _V6E, _V5P = {256: 16, 512: 4, 1024: 1}, {256: 16, 512: 4, 1024: 2}
-_SHARED = {512: 16, 1024: 4, 2048: 4}  # by the chips along `tensor` together
 # By form and largest side. "" is four slices of 256 v6e chips, "v5p" one slice of 8x8x4, "v5e" four slices of 16x16.
 CHOICES = {
     "": {
-        512: Choice(64, 16, 1, _V6E, 22_000, 20.0),
-        1024: Choice(64, 16, 1, _V6E, 18_000, 20.0),
-        2048: Choice(16, 16, 4, _SHARED, 68_000, 26.0),
+        256: Choice(4, 256, 1, _V6E, 22_000, 28.0),
+        1024: Choice(4, 256, 1, _V6E, 12_000, 28.0),
+        2048: Choice(4, 64, 4, {512: 16, 1024: 4, 2048: 1}, 36_000, 28.0),
     },
     "v5p": {
-        512: Choice(32, 8, 1, _V5P, 36_000, 70.0),
-        1024: Choice(32, 8, 1, _V5P, 36_000, 70.0),
-        2048: Choice(16, 8, 2, _SHARED, 70_000, 70.0),
+        1024: Choice(1, 256, 1, _V5P, 22_000, 80.0),
+        2048: Choice(1, 128, 2, {512: 8, 1024: 4, 2048: 1}, 36_000, 80.0),
     },
-    "v5e": {512: Choice(4, 256, 1, {256: 8, 512: 4}, 11_000, 12.0)},
+    "v5e": {512: Choice(4, 256, 1, {256: 8, 512: 4}, 11_000, 12.0, blocks=2)},
 }
 
 

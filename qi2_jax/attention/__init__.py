@@ -5,7 +5,7 @@ Kernels: `reference` (the definition, for tests), `chunked` (plain JAX, for any 
 Dims: `B` batch, `S` queries, `T` keys, `H` query heads, `G` key-value heads (H is a multiple of G), `K` head width.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from qi2_jax.attention.chunked import chunked
 from qi2_jax.attention.reference import RESULT as RESULT
 from qi2_jax.attention.reference import reference
-from qi2_jax.attention.splash import Splash
+from qi2_jax.attention.splash import OVERHEADS, Splash
 
 
 @runtime_checkable
@@ -57,20 +57,22 @@ def attention(
       ValueError: for an unknown kernel.
     """
     if isinstance(kernel, str):
-        kernel = choose(kernel, jax.default_backend())
+        kernel = choose(kernel, jax.devices()[0])
     return kernel(q_BSHK, k_BTGK, v_BTGK, visible_until, key_valid_BT)
 
 
-def choose(name: str, platform: str) -> Kernel:
-    """The kernel with a name; "auto" means the fastest one for a platform such as "tpu" or "cpu".
+def choose(name: str, device: Any) -> Kernel:
+    """The kernel with a name for a device, which may be absent; "auto" means the fastest one for its platform.
 
     Raises:
       ValueError: for an unknown name.
     """
     if name == "auto":
-        name = "splash" if platform == "tpu" else "chunked"
+        name = "splash" if device.platform == "tpu" else "chunked"
     if name not in KERNELS:
         raise ValueError(f"attention kernel {name!r} is unknown; choose one of {sorted([*KERNELS, 'auto'])}")
+    if name == "splash" and device.device_kind in OVERHEADS:
+        return Splash(overhead=OVERHEADS[device.device_kind])
     return KERNELS[name]
 
 

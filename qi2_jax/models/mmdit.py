@@ -142,6 +142,7 @@ class Attention(nnx.Module):
         y = attention(
             q_BSHK, all_k, all_v, visible_until=visible_until, key_valid_BT=key_valid, kernel=execution.kernel
         )
+        y = execution.constrain(y, names)
         return named(self.out(y.reshape((*x_BSD.shape[:2], -1))), PROJECTIONS), (k_BSHK, v_BSHK)
 
 

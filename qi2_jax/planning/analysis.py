@@ -13,37 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from qi2_jax.planning.collectives import ACROSS, KINDS, Collective, Collectives
 from qi2_jax.planning.hlo import Computation, Instruction, Program, Shape
 
 HBM = 0  # memory space
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 # Instructions that move no data: they name, group or place what others compute.
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "send-done", "recv-done", "opt-barrier", "add-dependency"}
 _BUFFERS = ("AllocateBuffer", "ConcatBitcast", "AsyncCollective", "Sharding", "AssumeGatherIndicesInBound")
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """A collective operation of one chip.
-
-    Attributes:
-      kind: XLA's name, such as "all-gather"; "across slices" for traffic on the data-center network.
-      axes: mesh axes along which its chips differ.
-      bytes: bytes that the chip receives each time, by a ring algorithm.
-      times: how often it runs.
-      overlapped: whether the schedule has arithmetic between its start and its end.
-    """
-
-    kind: str
-    axes: tuple[str, ...]
-    bytes: float
-    times: int
-    overlapped: bool
-
-    @property
-    def total(self) -> float:
-        return self.bytes * self.times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +41,10 @@ class Analysis:
 
     @property
     def overlapped(self) -> float:
-        """Share of the collectives' bytes within a slice that the schedule overlaps with arithmetic; 1 without any."""
+        """Share of the collectives' bytes within a slice that travel while the chip computes; 1 without any."""
         inside = [collective for collective in self.collectives if collective.kind != ACROSS]
         total = sum(collective.total for collective in inside)
-        return sum(collective.total for collective in inside if collective.overlapped) / total if total else 1.0
+        return sum(collective.total * collective.hidden for collective in inside) / total if total else 1.0
 
     def bytes_by(self) -> Mapping[tuple[str, tuple[str, ...]], float]:
         """Bytes of the collectives by kind and mesh axes."""
@@ -77,15 +54,13 @@ class Analysis:
         return found
 
 
-ACROSS = "across slices"
-
-
 def analyse(
     program: Program,
     axes: Mapping[str, int],
     flops_rate: float,
     hbm_bandwidth: float,
     kernel_flops: Callable[[Instruction, Sequence[Shape]], float],
+    link_bandwidth: Callable[[tuple[str, ...]], float],
 ) -> Analysis:
     """Counts what one chip computes and moves.
 
@@ -95,33 +70,48 @@ def analyse(
       flops_rate: peak operations per second of a chip.
       hbm_bandwidth: bytes per second of a chip.
       kernel_flops: operations of a Pallas kernel, from its instruction and the shapes of its operands.
+      link_bandwidth: bytes per second that a chip can receive along mesh axes.
 
     Raises:
       ValueError: for a loop whose number of iterations is unknown, or a kernel without a formula.
     """
-    count = _Counter(program, kernel_flops)
+    count = _Counter(program, flops_rate, hbm_bandwidth, kernel_flops)
     flops = traffic = busy = 0.0
     for computation, instruction, times in program.executed():
-        operations, moved = count.flops(computation, instruction), count.traffic(computation, instruction)
-        flops += times * operations
-        traffic += times * moved
-        # Copies in the background wait for nothing, and collectives have their own time.
-        if not instruction.op.endswith("-start") and instruction.op not in KINDS:
-            busy += times * max(operations / flops_rate, moved / hbm_bandwidth)
-    return Analysis(flops, traffic, busy, tuple(_collectives(program, axes)))
+        flops += times * count.flops(computation, instruction)
+        traffic += times * count.traffic(computation, instruction)
+        busy += times * count.seconds(computation, instruction)
+    return Analysis(flops, traffic, busy, tuple(Collectives(program, axes, count.seconds, link_bandwidth).found()))
 
 
 class _Counter:
-    """FLOPs and HBM traffic of instructions."""
+    """FLOPs, HBM traffic and time of instructions."""
 
-    def __init__(self, program: Program, kernel_flops: Callable[[Instruction, Sequence[Shape]], float]):
+    def __init__(
+        self,
+        program: Program,
+        flops_rate: float,
+        hbm_bandwidth: float,
+        kernel_flops: Callable[[Instruction, Sequence[Shape]], float],
+    ):
         self.program, self.kernel_flops = program, kernel_flops
+        self.flops_rate, self.hbm_bandwidth = flops_rate, hbm_bandwidth
+
+    def seconds(self, computation: Computation, instruction: Instruction) -> float:
+        """Time of an instruction, without those of a loop's body.
+
+        Copies in the background wait for nothing, and collectives have their own time.
+        """
+        if instruction.op.endswith("-start") or instruction.op in KINDS:
+            return 0.0
+        arithmetic = self.flops(computation, instruction) / self.flops_rate
+        return max(arithmetic, self.traffic(computation, instruction) / self.hbm_bandwidth)
 
     def flops(self, computation: Computation, instruction: Instruction) -> float:
         if instruction.op == "fusion":
             return self._inner_flops(instruction.called["calls"])
         if instruction.op == "custom-call" and '"tpu_custom_call"' in instruction.rest:
-            return self.kernel_flops(instruction, _operand_shapes(computation, instruction))
+            return self.kernel_flops(instruction, computation.operand_shapes(instruction))
         return _product_flops(computation, instruction)
 
     @functools.cache  # noqa: B019
@@ -131,8 +121,8 @@ class _Counter:
 
     def traffic(self, computation: Computation, instruction: Instruction) -> float:
         """Bytes that an instruction reads from and writes to HBM."""
-        op, operands = instruction.op, _operand_shapes(computation, instruction)
-        if op in _FREE or op.endswith("-done") or (op == "custom-call" and _target(instruction).startswith(_BUFFERS)):
+        op, operands = instruction.op, computation.operand_shapes(instruction)
+        if op in _FREE or op.endswith("-done") or (op == "custom-call" and instruction.target.startswith(_BUFFERS)):
             return 0.0
         if op == "fusion":
             return self._fusion_traffic(computation, instruction)
@@ -141,6 +131,8 @@ class _Counter:
             part = instruction.shapes[-2] if op.endswith("-start") and len(instruction.shapes) > 2 else None
             part = part or instruction.shapes[0]
             return part.bytes * ((operands[0].space == HBM) + (part.space == HBM))
+        if op == "call-start":  # on a SparseCore; its result holds the operands, too
+            return _in_hbm(instruction.shapes)
         if op in ("copy-start", "collective-permute-start"):
             result = instruction.shapes[:1] if op == "copy-start" else instruction.shapes[1:2]
             return _in_hbm(operands[:1]) + _in_hbm(result)
@@ -151,7 +143,7 @@ class _Counter:
     def _fusion_traffic(self, computation: Computation, instruction: Instruction) -> float:
         inner = self.program.computations[instruction.called["calls"]]
         moved = 0.0
-        for parameter, operand in zip(inner.parameters, _operand_shapes(computation, instruction), strict=False):
+        for parameter, operand in zip(inner.parameters, computation.operand_shapes(instruction), strict=False):
             if operand.space == HBM:
                 moved += min(operand.bytes, self._read(inner.name, parameter.name))
         results = inner.root.operands if inner.root.op == "tuple" else (inner.root.name,)
@@ -195,16 +187,6 @@ class _Counter:
         if value.op in ("parameter", "custom-call") or (value.op in KINDS and "chain_id" in value.rest):
             return 0.0
         return float(shape.bytes)
-
-
-def _target(instruction: Instruction) -> str:
-    return instruction.attribute(r'custom_call_target="([^"]*)"') or ""
-
-
-def _operand_shapes(computation: Computation, instruction: Instruction) -> list[Shape]:
-    """The shapes of the operands; of a tuple, its first array."""
-    found = (computation.by_name.get(name) for name in instruction.operands)
-    return [operand.shapes[0] for operand in found if operand is not None and operand.shapes]
 
 
 def _in_hbm(shapes: Sequence[Shape]) -> float:
@@ -251,116 +233,3 @@ def _pairs(inputs: int, outputs: int, kernel: int, stride: int, dilation: int, s
     """Pairs of an output and a place of the kernel that meet an input, neither padding nor a hole of dilation."""
     place = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel)[None] * spacing
     return int(((place >= 0) & (place <= (inputs - 1) * dilation) & (place % dilation == 0)).sum())
-
-
-def _collectives(program: Program, axes: Mapping[str, int]) -> list[Collective]:
-    found = []
-    working = _working_channels(program)
-    for computation, instruction, times in program.executed():
-        if instruction.op == "send" and "megascale" in instruction.rest:
-            size = float(_operand_shapes(computation, instruction)[0].bytes)
-            found.append(Collective(ACROSS, (), size, times, False))
-        elif instruction.op.removesuffix("-start") in KINDS:
-            overlapped = instruction.op.endswith("-start") and _works_until_done(program, computation, instruction)
-            found.append(_collective(computation, instruction, axes, times, overlapped))
-        elif instruction.op == "fusion":
-            inner = program.computations[instruction.called["calls"]]
-            targets = [_target(part) for part in inner.instructions if part.op == "custom-call"]
-            for part in inner.instructions:
-                # One in the background has a fusion for its start, some for its progress, and one for its end.
-                if part.op in KINDS and ("AsyncCollectiveStart" in targets or not part.attribute(_CHAIN)):
-                    overlapped = _channel(part) in working or _works_until_done(program, computation, instruction)
-                    found.append(_collective(inner, part, axes, times, overlapped))
-    return found
-
-
-_CHAIN = r'chain_id="(\d+)"'  # marks the parts of a collective in the background
-
-
-def _channel(collective: Instruction) -> str:
-    return collective.attribute(r"channel_id=(\d+)") or collective.name
-
-
-def _working_channels(program: Program) -> set[str]:
-    """Channels of collectives that advance in fusions with matrix products."""
-    found = set()
-    for _, instruction, _ in program.executed():
-        if instruction.op == "fusion" and _works(program, instruction):
-            inner = program.computations[instruction.called["calls"]]
-            found |= {_channel(part) for part in inner.instructions if part.op in KINDS}
-    return found
-
-
-def _collective(
-    computation: Computation, instruction: Instruction, axes: Mapping[str, int], times: int, overlapped: bool
-) -> Collective:
-    kind = instruction.op.removesuffix("-start")
-    members = _group(instruction, tuple(axes.values()))
-    size = len(members)
-    given = float(sum(shape.bytes for shape in _operand_shapes(computation, instruction)))
-    received = {
-        "all-gather": given * (size - 1),
-        "all-reduce": 2 * given * (size - 1) / size,
-        "collective-permute": given,
-    }.get(kind, given * (size - 1) / size)
-    places = np.array(np.unravel_index(members, tuple(axes.values()))).T
-    along = tuple(name for name, column in zip(axes, places.T, strict=True) if len(set(column)) > 1)
-    return Collective(kind, along, received, times, overlapped)
-
-
-# mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}
-_NAMED_GROUPS = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
-)
-# [4,2]<=[2,4]T(1,0)
-_TILED_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-
-
-def _group(instruction: Instruction, sizes: tuple[int, ...]) -> list[int]:
-    """Devices of the first group of a collective, or of its first pair."""
-    if pair := instruction.attribute(r"source_target_pairs=\{\{(\d+,\d+)\}"):
-        return [int(device) for device in pair.split(",")]
-    if listed := instruction.attribute(r"replica_groups=\{\{([\d,]+)\}"):
-        return [int(device) for device in listed.split(",")]
-    if named := _NAMED_GROUPS.search(instruction.rest):
-        dims = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named.group(1))}
-        chosen, shape = re.findall(r"'([^']+)'", named.group(4)), tuple(dims.values())
-        devices = _iota(named.group(2) or str(np.prod(shape)), named.group(3)).reshape(shape)
-        return devices[tuple(slice(None) if name in chosen else 0 for name in dims)].ravel().tolist()
-    if tiled := _TILED_GROUPS.search(instruction.rest):
-        return _iota(tiled.group(3), tiled.group(4)).reshape(int(tiled.group(1)), int(tiled.group(2)))[0].tolist()
-    return list(range(int(np.prod(sizes))))
-
-
-def _iota(dims: str, order: str | None) -> np.ndarray:
-    """Numbers from 0 on in an array of these dims, transposed to another order of its dims."""
-    shape = [int(size) for size in dims.split(",")]
-    numbers = np.arange(np.prod(shape)).reshape(shape)
-    return numbers.transpose([int(dim) for dim in order.split(",")]) if order else numbers
-
-
-def _works_until_done(program: Program, computation: Computation, start: Instruction) -> bool:
-    """Whether a computation has arithmetic between a start and the end of its last user in the background."""
-    names, working = {start.name}, False
-    begun = False
-    for instruction in computation.instructions:
-        if instruction.name == start.name:
-            begun = True
-        elif begun and names & set(instruction.operands):
-            if instruction.op in ("get-tuple-element", "bitcast", "tuple"):
-                names.add(instruction.name)
-            else:
-                return working
-        elif begun:
-            working = working or _works(program, instruction)
-    return working
-
-
-def _works(program: Program, instruction: Instruction) -> bool:
-    """Whether an instruction computes matrix products: itself, in a fusion, in a kernel, or in a loop."""
-    if instruction.op == "custom-call":
-        return '"tpu_custom_call"' in instruction.rest
-    inner = instruction.called.get("calls") or instruction.called.get("body")
-    if inner is None:
-        return instruction.op in ("convolution", "dot")
-    return any(_works(program, part) for part in program.computations[inner].instructions)

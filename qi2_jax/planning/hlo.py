@@ -68,6 +68,11 @@ class Instruction:
         """Computations that it calls, by attribute."""
         return dict(_CALLED.findall(self.rest))
 
+    @property
+    def target(self) -> str:
+        """What a custom call calls; empty for other instructions."""
+        return self.attribute(r'custom_call_target="([^"]*)"') or ""
+
     def attribute(self, pattern: str) -> str | None:
         """The first group of a regular expression in `rest`; None without a match."""
         found = re.search(pattern, self.rest)
@@ -93,6 +98,11 @@ class Computation:
             for operand in dict.fromkeys(instruction.operands):
                 found.setdefault(operand, []).append(instruction)
         return {name: tuple(users) for name, users in found.items()}
+
+    def operand_shapes(self, instruction: Instruction) -> list[Shape]:
+        """The shapes of an instruction's operands; of a tuple, its first array."""
+        found = (self.by_name.get(name) for name in instruction.operands)
+        return [operand.shapes[0] for operand in found if operand is not None and operand.shapes]
 
     @property
     def root(self) -> Instruction:
@@ -137,6 +147,15 @@ class Program:
                     yield from self._executed(branch, times)
             elif instruction.op in ("call", "async-start") and (inner := next(iter(instruction.called.values()), None)):
                 yield from self._executed(inner, times)
+
+    def multiplies(self, instruction: Instruction) -> bool:
+        """Whether an instruction computes matrix products: itself, in a fusion, in a kernel, or in a loop."""
+        if instruction.op == "custom-call":
+            return '"tpu_custom_call"' in instruction.rest
+        inner = instruction.called.get("calls") or instruction.called.get("body")
+        if inner is None:
+            return instruction.op in ("convolution", "dot")
+        return any(self.multiplies(part) for part in self.computations[inner].instructions)
 
     def iterations(self, loop: Instruction) -> int:
         """How often a loop runs, which counts from 0 in constant steps up to a constant.
@@ -187,7 +206,7 @@ def parse(text: str) -> Program:
         if header := _HEADER.match(line):
             name, lines = header.group(2), []
             entry = name if header.group(1) else entry
-        elif line == "}" and name:
+        elif name and (line == "}" or line.startswith("}, execution_thread=")):
             computations[name] = Computation(name, tuple(map(_instruction, lines)))
             name = ""
         elif name and _LINE.match(line):

@@ -5,6 +5,7 @@ as the compiler scheduled them. Real programs are slower; how much is unknown un
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from qi2_jax.attention.splash import computed_pairs
 from qi2_jax.models.flops import Flops, flops_per_step
 from qi2_jax.models.mmdit import Execution, MMDiTConfig
 from qi2_jax.planning import hlo
-from qi2_jax.planning.analysis import ACROSS, Analysis, analyse
+from qi2_jax.planning.analysis import Analysis, analyse
 from qi2_jax.planning.compile import Memory, memory_of
 from qi2_jax.runtime.chips import Chip, chip_of
 from qi2_jax.sequence import Layout
@@ -124,8 +125,7 @@ def plan_train_program(
       compile_seconds: time of the compilation.
     """
     flops, keep = flops_per_step(config, layout, images), execution.keep if execution.remat else None
-    until = layout.visible_until(config.attention)
-    kernel = kernel_flops(until if divided != "sequence" else np.split(until, mesh.shape["tensor"])[-1])
+    kernel = kernel_flops(layout.visible_until(config.attention))
     plan = plan_program(name, images, mesh, compiled, compile_seconds, kernel)
     return dataclasses.replace(plan, keep=keep, divided=divided, flops=flops)
 
@@ -140,7 +140,8 @@ def plan_program(
 ) -> ProgramPlan:
     """The plan of any compiled program; see `plan_train_program`."""
     chip = chip_of(mesh)
-    analysis = analyse(hlo.parse(text_of(compiled)), mesh.shape, chip.flops, chip.hbm_bandwidth, kernel)
+    links = functools.partial(bandwidth, mesh, chip=chip)
+    analysis = analyse(hlo.parse(text_of(compiled)), mesh.shape, chip.flops, chip.hbm_bandwidth, kernel, links)
     return ProgramPlan(
         name,
         chip,
@@ -151,7 +152,7 @@ def plan_program(
         memory=memory_of(compiled),
         flops=None,
         analysis=analysis,
-        bound=bound_of(analysis, chip, mesh),
+        bound=bound_of(analysis, chip),
         compile_seconds=compile_seconds,
     )
 
@@ -163,15 +164,13 @@ def text_of(compiled: jax.stages.Compiled) -> str:
     return text
 
 
-def bound_of(analysis: Analysis, chip: Chip, mesh: Mesh) -> Bound:
+def bound_of(analysis: Analysis, chip: Chip) -> Bound:
     """Lower bounds of a program's time. Traffic between slices is not in them: its bandwidth is unknown."""
     exposed, by_axes = 0.0, dict[tuple[str, ...], float]()
     for collective in analysis.collectives:
-        if collective.kind == ACROSS or not collective.axes:
-            continue
-        seconds = collective.total / bandwidth(mesh, collective.axes, chip)
+        seconds = collective.seconds * collective.times
         by_axes[collective.axes] = by_axes.get(collective.axes, 0.0) + seconds
-        exposed += 0.0 if collective.overlapped else seconds
+        exposed += seconds * (1 - collective.hidden)
     arithmetic = analysis.flops / chip.flops
     return Bound(
         arithmetic,

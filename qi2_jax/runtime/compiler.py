@@ -2,10 +2,13 @@
 
 They hold for every program: training, planning and sampling. What they do was read from the schedules of programs that
 libtpu 0.0.42 compiled (`qi2 plan`); nobody has measured them on chips. Without them, every collective of the training
-step is synchronous. Reduce-scatters over a ring need no option: libtpu splits the matrix product that makes the
-gradient, and sends each part while it computes the next. The option
-`xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter` is missing on purpose: with it, libtpu 0.0.42 fails on
-programs that divide tokens over chips.
+step is synchronous. v5p and v6e chips have SparseCores, which run collectives while the matrix units compute. v5e has
+none: there a gather advances inside matrix products, and a sum of gradients is overlapped only over one ring of the
+torus.
+
+Missing on purpose, as libtpu 0.0.42 fails with them:
+`xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter`, on programs that divide tokens over chips, and
+`xla_tpu_enable_sparse_core_collective_offload_dense_all_to_all`, on our sizes.
 """
 
 import dataclasses
@@ -41,6 +44,21 @@ _OVERLAP = (
     Option("xla_tpu_overlap_compute_collective_tc", "true", "lets the scheduler place products beside collectives"),
 )
 
+_SPARSE_CORES = (
+    Option("xla_tpu_enable_sparse_core_collective_offload_all_gather", "true", "SparseCores gather weights"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_2d_all_gather", "true", "over two dims of the torus"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_3d_all_gather", "true", "over three"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_reduce_scatter", "true", "they sum and scatter gradients"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter", "true", "over several dims of the torus"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_all_reduce", "true", "they sum across replicas"),
+    Option(
+        "xla_tpu_enable_sparse_core_offload_queuing_in_lhs",
+        "true",
+        "the scheduler queues one collective behind another: 2% more of stage 4 is overlapped",
+    ),
+    Option("xla_tpu_enable_async_all_to_all", "true", "tokens are exchanged for heads in the background"),
+)
+
 _KERNELS = (
     Option(
         "xla_tpu_scoped_vmem_limit_kib",
@@ -52,8 +70,8 @@ _KERNELS = (
 # Keyed by the `device_kind` that JAX reports.
 OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "TPU v5 lite": _OVERLAP + _KERNELS,
-    "TPU v5": _OVERLAP + _KERNELS,
-    "TPU v6 lite": _OVERLAP,
+    "TPU v5": _OVERLAP + _SPARSE_CORES + _KERNELS,
+    "TPU v6 lite": _OVERLAP + _SPARSE_CORES,
 }
 
 

@@ -25,7 +25,7 @@ def mesh():
 
 def analysis_of(function, mesh, *arguments):
     compiled = jax.jit(function).lower(*arguments).compile()
-    return analyse(hlo.parse(compiled.as_text()), mesh.shape, 2e14, 8e11, lambda call, operands: 0.0)
+    return analyse(hlo.parse(compiled.as_text()), mesh.shape, 2e14, 8e11, lambda call, operands: 0.0, lambda axes: 4e10)
 
 
 def array(mesh, shape, *spec):
@@ -85,7 +85,7 @@ def test_products_with_padding_and_holes_do_not_count(mesh, stride, dilation, sp
     # With ones everywhere, each pair contributes 1 to its output.
     pairs = float(convolve(x[..., :1], kernel[:, :1]).sum()) / (2 * 8)
     text = jax.jit(convolve).lower(x, kernel).compile().as_text()
-    found = analyse(hlo.parse(text), mesh.shape, 2e14, 8e11, lambda call, operands: 0.0)
+    found = analyse(hlo.parse(text), mesh.shape, 2e14, 8e11, lambda call, operands: 0.0, lambda axes: 4e10)
     assert found.flops == 2 * 2 * 8 * 4 * pairs
 
 

@@ -225,7 +225,7 @@ def check_transformer(config: StageConfig) -> None:
       ValueError: naming what cannot work.
     """
     transformer = config.transformer
-    attention.choose(transformer.execution.kernel, jax.default_backend())
+    attention.choose(transformer.execution.kernel, jax.devices()[0])
     # The samples determine the widths of latents and text, which do not matter here.
     like = abstract_transformer(transformer.model)
     if transformer.adapter is not None:
