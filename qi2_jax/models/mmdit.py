@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qi2_jax import sequence
 from qi2_jax.attention import Kernel, attention
 from qi2_jax.models.layers import AnyArray, Axes, Linear, RMSNorm, keys, stacked, standardize
-from qi2_jax.models.recomputation import GATE, HIDDEN, PROJECTIONS, named, recomputed
+from qi2_jax.models.recomputation import GATE, HIDDEN, INPUT, PROJECTIONS, named, recomputed
 
 TIME_FEATURES, TIME_FACTOR, TIME_PERIOD = 256, 1000.0, 10_000.0
 ROPE_THETA = 10_000.0
@@ -373,6 +373,7 @@ class MMDiT(nnx.Module):
 
         def body(x: Float[Array, "B S D"], layer: tuple[Block, Any]) -> tuple[Float[Array, "B S D"], Any]:
             block, past = layer
+            x = named(x, INPUT)
             x, kept = execution.gather(block)(x, modulate(), rotation, visible_until, key_valid, past, execution)
             return x, kept if keep else None
 

@@ -8,6 +8,7 @@ For a width D, the values of one token have the following sizes, in units of D; 
 
 | policy | kept | size |
 | --- | --- | --- |
+| `host` | the block's input, in the memory of the host | 0 |
 | `inputs` | the block's input | 1 |
 | `attention` | also the result of attention | 2 |
 | `projections` | also queries and keys before their norms, values, and the outputs of attention and MLP | 7 |
@@ -23,9 +24,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qi2_jax.attention import RESULT
 
-PROJECTIONS, GATE, HIDDEN = "projections", "gate", "hidden"  # names of values, beside that of attention's result
+# Names of values, beside that of attention's result.
+INPUT, PROJECTIONS, GATE, HIDDEN = "input", "projections", "gate", "hidden"
+HOST = "host"
 # Values that each policy keeps besides the inputs of blocks.
 POLICIES: dict[str, tuple[str, ...]] = {
+    HOST: (),
     "inputs": (),
     "attention": (RESULT,),
     "projections": (RESULT, PROJECTIONS),
@@ -43,7 +47,17 @@ def recomputed(body: Callable[..., Any], policy: str) -> Callable[..., Any]:
       body: function that names its intermediate values with `named`.
       policy: a name in `POLICIES`.
     """
-    return jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(*POLICIES[policy]))
+    policies = jax.checkpoint_policies
+    if policy == HOST:
+        keep = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    else:
+        keep = policies.save_only_these_names(*POLICIES[policy])
+    return jax.checkpoint(body, policy=keep)
 
 
 def recomputed_products(policy: str, mlp_ratio: int) -> tuple[float, float]:
@@ -57,7 +71,7 @@ def recomputed_products(policy: str, mlp_ratio: int) -> tuple[float, float]:
 def kept_size(policy: str, mlp_ratio: int) -> int:
     """Number of values that a policy keeps of each block and token, in units of the model's width."""
     sizes = {RESULT: 1, PROJECTIONS: 5, GATE: mlp_ratio, HIDDEN: mlp_ratio}
-    return 1 + sum(sizes[name] for name in POLICIES[policy])
+    return (policy != HOST) + sum(sizes[name] for name in POLICIES[policy])
 
 
 # Values of one token, in units of the model's width, that the backward pass of a block has beside those it keeps; the
@@ -68,6 +82,8 @@ WORKING = 68
 def richest(values: float, layers: int, mlp_ratio: int) -> str:
     """The policy that keeps the most; `inputs` if none fits.
 
+    It is never `host`: how fast the host is, nothing here knows.
+
     Args:
       values: number of values of one token that there is memory for, in units of the model's width.
       layers: number of blocks.
@@ -75,7 +91,7 @@ def richest(values: float, layers: int, mlp_ratio: int) -> str:
     """
     most = (values - WORKING) / layers
     return max(
-        (policy for policy in POLICIES if kept_size(policy, mlp_ratio) <= most),
+        (policy for policy in POLICIES if policy != HOST and kept_size(policy, mlp_ratio) <= most),
         key=lambda policy: kept_size(policy, mlp_ratio),
         default="inputs",
     )

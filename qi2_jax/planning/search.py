@@ -154,16 +154,17 @@ def _candidates(
 
 
 def _meshes(devices: Sequence[Any], slices: int, model: MMDiTConfig) -> Iterator[MeshShape]:
-    """Meshes whose `fsdp` fills whole dims of a slice's torus, where the links form rings."""
+    """Meshes whose `fsdp` fills whole dims of a slice's torus, where the links form rings, or a slice with `tensor`."""
     dims = [len({device.coords[dim] for device in devices}) for dim in range(len(devices[0].coords))]
     sizes = [size for size in dims if size > 1]
     ring = CHIPS[devices[0].device_kind].ring if devices[0].device_kind in CHIPS else 1
-    rings = {size for size in sizes if size % ring == 0} | {len(devices) // slices}
+    rings = {size for size in sizes if size % ring == 0}
     rings |= {a * b for a, b in itertools.combinations(sizes, 2)}
-    for fsdp, tensor in itertools.product(sorted(rings), (1, 2, 4, 8)):
-        data, rest = divmod(len(devices), fsdp * tensor)
-        if not rest and data and data % slices == 0 and model.heads % tensor == 0 and model.width % fsdp == 0:
-            yield MeshShape(data, fsdp, tensor)
+    for tensor in (1, 2, 4, 8):
+        for fsdp in sorted(rings | {len(devices) // slices // tensor}):
+            data, rest = divmod(len(devices), fsdp * tensor)
+            if not rest and data and data % slices == 0 and model.heads % tensor == 0 and model.width % fsdp == 0:
+                yield MeshShape(data, fsdp, tensor)
 
 
 def _budget(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
@@ -192,8 +193,8 @@ def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
         block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(execution.dtype).itemsize
         divided, tensor = divided_of(part.layout, images, mesh), mesh.shape["tensor"]
         passes = 3 * model.layers * block / (tensor if divided == "heads" else 1)
-        if divided != "images":  # activations around attention and MLP, or keys and values, in three passes
-            times = 4 if divided == "heads" else 2
+        if divided != "images":  # activations around attention and MLP, or tokens exchanged for heads, in three passes
+            times = 4.0 if divided == "heads" else 4 / tensor
             passes += 3 * times * model.layers * _tokens(part, mesh) * model.width * 2 * (tensor - 1)
         links = passes / (chip.ici_bandwidth / 2)
         total += part.microbatches * max(executed / (mesh.size * chip.flops), links)

@@ -66,6 +66,7 @@ def expected(model, batch):
         (sharding.MeshShape(data=2, fsdp=1, tensor=4), "images", dict(keep="gate", blocks_per_step=2)),
         (sharding.MeshShape(data=4, fsdp=2), "heads", dict(keep="fit", activations_gib=0.0)),
         (sharding.MeshShape(fsdp=8), "heads", dict(keep="attention")),
+        (sharding.MeshShape(data=2, fsdp=4), "heads", dict(keep="host")),
     ],
 )
 def test_gradients_are_those_of_one_device(model, batch, expected, shape, divided, config):
