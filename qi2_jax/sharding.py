@@ -322,10 +322,12 @@ class Gather:
     Attributes:
       mesh: device mesh.
       divided: what `tensor` divides; unless it is heads, weights are gathered over `tensor` too.
+      dtype: dtype in which matrices travel. The result has the dtype of the weight, and so have sums of gradients.
     """
 
     mesh: Mesh
     divided: Divided = "heads"
+    dtype: Any = None
 
     def __call__(self, module: Module) -> Module:
         over = ("fsdp",) if self.divided == "heads" else ("fsdp", "tensor")
@@ -338,26 +340,28 @@ class Gather:
             if self.divided != "heads":
                 along_one = spec(self.mesh, shape, ["shards" if name == "embed" else None for name in names])
             steps = tuple(NamedSharding(self.mesh, part) for part in (stored, along_one, gathered))
-            return weight if stored == gathered else weight.replace(_gather(steps, weight.get_value()))
+            dtype = self.dtype if len(names) > 1 and self.dtype is not None else weight.get_value().dtype
+            return weight if stored == gathered else weight.replace(_gather(steps, dtype, weight.get_value()))
 
         return jax.tree.map(whole, module, is_leaf=_is_parameter)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gather(steps: tuple[NamedSharding, ...], weight: jax.Array) -> jax.Array:
-    """The weight with the last of these shardings, and its gradient with the first."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(steps: tuple[NamedSharding, ...], dtype: Any, weight: jax.Array) -> jax.Array:
+    """The weight, rounded to a dtype, with the last of these shardings, and its gradient with the first."""
+    rounded = weight.astype(dtype)
     for step in steps:
-        weight = jax.lax.with_sharding_constraint(weight, step)
-    return weight
+        rounded = jax.lax.with_sharding_constraint(rounded, step)
+    return rounded.astype(weight.dtype)
 
 
-def _scatter(steps: tuple[NamedSharding, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+def _scatter(steps: tuple[NamedSharding, ...], _: Any, __: None, gradient: jax.Array) -> tuple[jax.Array]:
     for step in reversed(steps[:-1]):
         gradient = jax.lax.with_sharding_constraint(gradient, step)
     return (gradient,)
 
 
-_gather.defvjp(lambda steps, weight: (_gather(steps, weight), None), _scatter)
+_gather.defvjp(lambda steps, dtype, weight: (_gather(steps, dtype, weight), None), _scatter)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -262,6 +262,7 @@ def _transformer(form: str, sides: tuple[int, ...]) -> dict[str, Any]:
             keep="inputs" if tiny else "fit",
             activations_gib=choice.activations_gib,
             blocks_per_step=choice.blocks,
+            shard_sum="bfloat16",
             replica_sum="float32",
         ),
         batch_sizes=(8,) * len(sides) if tiny else tuple(BATCH_SIZES[side] for side in sides),

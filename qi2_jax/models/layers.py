@@ -43,36 +43,39 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_dim,)), axes=(axes[0],)) if bias else None
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        y = product(x, self.weight[...].astype(x.dtype))
+        y = product(x, self.weight[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 @jax.custom_vjp
 def product(x: Float[Array, "... I"], weight_OI: Float[Array, "O I"]) -> Float[Array, "... O"]:
-    """`x W^T`. On CPU, the gradient of W is a product of two matrices.
+    """`x W^T` in the dtype of x. The gradient of W is summed over tokens and devices in the dtype of W.
 
-    Otherwise XLA's CPU backend writes a transposed copy of `x` and of the gradient of the result, if `x` has more than
-    two dims. Other platforms keep the dims apart, because the first ones may be sharded.
+    On CPU, it is a product of two matrices. Otherwise XLA's CPU backend writes a transposed copy of `x` and of the
+    gradient of the result, if `x` has more than two dims. Other platforms keep the dims apart, because the first ones
+    may be sharded.
     """
-    return jnp.einsum("...i,oi->...o", x, weight_OI)
+    return jnp.einsum("...i,oi->...o", x, weight_OI.astype(x.dtype))
 
 
 def _product_forward(x: Any, weight_OI: Any) -> tuple[Any, Any]:
     # Without a gradient of one operand, as for the frozen layers of an adapter, the other one need not be kept.
-    kept = x.value if weight_OI.perturbed else None, weight_OI.value if x.perturbed else None
-    return product(x.value, weight_OI.value), kept
+    kept = x.value if weight_OI.perturbed else None, weight_OI.value.astype(x.value.dtype) if x.perturbed else None
+    return product(x.value, weight_OI.value), (*kept, jnp.empty(0, weight_OI.value.dtype))
 
 
 def _product_backward(kept: Any, dy: Any) -> tuple[Any, Any]:
-    x, weight_OI = kept
+    x, weight_OI, empty = kept
     dx = None if weight_OI is None else jnp.einsum("...o,oi->...i", dy, weight_OI)
     if x is None:
         return dx, None
     return dx, jax.lax.platform_dependent(
         dy,
         x,
-        cpu=lambda dy, x: dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1]),
-        default=lambda dy, x: jnp.einsum("...o,...i->oi", dy, x),
+        cpu=lambda dy, x: jnp.dot(
+            dy.reshape(-1, dy.shape[-1]).T, x.reshape(-1, x.shape[-1]), preferred_element_type=empty.dtype
+        ),
+        default=lambda dy, x: jnp.einsum("...o,...i->oi", dy, x, preferred_element_type=empty.dtype),
     )
 
 

@@ -84,6 +84,7 @@ class Execution:
       gather: function that gathers the weights of a block on each device.
       unroll: number of blocks in a step of the loop over blocks; the compiler can hide the gather of a block's first
         weights only behind another block of the same step.
+      shard_sum: dtype in which the gradients of the blocks' matrices are added up across devices; None: `dtype`.
     """
 
     dtype: Any = jnp.float32
@@ -93,6 +94,7 @@ class Execution:
     constrain: Callable[[Array, Axes], Array] = lambda x, axes: x
     gather: Callable[[Any], Any] = lambda block: block
     unroll: int = 1
+    shard_sum: Any = None
 
 
 class Conditioning(NamedTuple):

@@ -46,10 +46,10 @@ _OVERLAP = (
 
 _SPARSE_CORES = (
     Option("xla_tpu_enable_sparse_core_collective_offload_all_gather", "true", "SparseCores gather weights"),
-    Option("xla_tpu_enable_sparse_core_collective_offload_2d_all_gather", "true", "over two dims of the torus"),
-    Option("xla_tpu_enable_sparse_core_collective_offload_3d_all_gather", "true", "over three"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_2d_all_gather", "true", "also over two dims of the torus"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_3d_all_gather", "true", "also over three dims, as v5p has"),
     Option("xla_tpu_enable_sparse_core_collective_offload_reduce_scatter", "true", "they sum and scatter gradients"),
-    Option("xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter", "true", "over several dims of the torus"),
+    Option("xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter", "true", "also over several dims"),
     Option("xla_tpu_enable_sparse_core_collective_offload_all_reduce", "true", "they sum across replicas"),
     Option(
         "xla_tpu_enable_sparse_core_offload_queuing_in_lhs",

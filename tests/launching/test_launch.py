@@ -62,7 +62,7 @@ def test_an_autoencoder_reads_records(applied):
         (("experiments/qwen_image_2/curriculum.py", "--on", "gke", *TPU), "take its stages one after the other"),
         (("experiments/none.py", "--on", "gke", *TPU), "is not a Python file"),
         ((STAGE, "--on", "gke", *TPU, "transformer.nothing=1"), "unknown config key"),
-        ((STAGE, "--on", "gke", *TPU, "--slices", "2"), "--slices 4, or transformer.mesh.data=32"),
+        ((STAGE, "--on", "gke", *TPU, "--slices", "2"), "--slices 4, or transformer.mesh.data=2"),
         ((STAGE, "--on", "gke", *PATHS), "needs --topology"),
         ((STAGE, "--on", "gke", "--topology", "v6e:16x16", *PATHS), "training data with --samples"),
         ((STAGE, "--on", "gke", *TPU, "--data", "records"), "which --data is not for"),

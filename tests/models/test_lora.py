@@ -43,7 +43,7 @@ def inputs():
 
 def squares(adapter, base, inputs, execution=Execution()):
     layout, target, t, given = inputs
-    return jnp.mean(compute_copy(lora.join(base, adapter), execution.dtype)(layout, target, t, given, execution) ** 2)
+    return jnp.mean(compute_copy(lora.join(base, adapter), execution)(layout, target, t, given, execution) ** 2)
 
 
 def grad(adapter, base, inputs, execution=Execution()):

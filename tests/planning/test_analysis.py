@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qi2_jax.planning import hlo
 from qi2_jax.planning.analysis import analyse
 from qi2_jax.planning.compile import topology_mesh
-from qi2_jax.planning.programs import bandwidth
+from qi2_jax.planning.programs import bandwidth, bound_of
 from qi2_jax.runtime.chips import CHIPS
 from qi2_jax.sharding import MeshShape
 from tests.tpu import needs_libtpu
@@ -101,6 +101,33 @@ def test_collectives_have_kind_axes_and_bytes():
     size = WIDTH * HIDDEN * 2
     assert found["all-gather", ("fsdp",)] == size / 2  # a chip has one half
     assert found["all-reduce", ("data", "fsdp")] == 2 * 3 / 4 * HIDDEN * 4
+
+
+def test_a_collective_is_hidden_as_long_as_the_chip_computes_meanwhile():
+    """A SparseCore gathers 3 x 4,096 bytes, while a product of 2 x 64 x 64 x 64 operations runs."""
+    text = """
+%called (given: f32[16,64]) -> f32[64,64] {
+  %given = f32[16,64]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[64,64]{1,0} all-gather(%given), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[16,64], y: f32[64,64]) -> f32[64,64] {
+  %x = f32[16,64]{1,0} parameter(0)
+  %y = f32[64,64]{1,0} parameter(1)
+  %start = ((f32[16,64]{1,0}), f32[64,64]{1,0}) call-start(%x), async_execution_thread="sparsecore", to_apply=%called
+  %z = f32[64,64]{1,0:S(1)} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %done = f32[64,64]{1,0} call-done(%start)
+  ROOT %result = f32[64,64]{1,0} dot(%done, %z), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+    gathered, operations = 3 * 16 * 64 * 4, 2 * 64**3
+    for seconds, hidden in ((1.0, 1.0), (2.0, 0.5)):
+        found = analyse(
+            hlo.parse(text), {"fsdp": 4}, operations, 1e9, lambda call, operands: 0.0, lambda axes: gathered / seconds
+        )
+        assert found.bytes_by() == {("all-gather", ("fsdp",)): gathered}
+        assert found.overlapped == pytest.approx(hidden) and found.flops == 2 * operations
+        assert bound_of(found, CHIPS["TPU v5 lite"]).exposed == pytest.approx(seconds - 1.0)
 
 
 @needs_libtpu

@@ -7,12 +7,12 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from qi2_jax import sharding
 from qi2_jax.models.mmdit import MMDiT, MMDiTConfig
 from qi2_jax.planning.compile import Trainer, memory_of, topology_mesh
+from qi2_jax.planning.programs import plan_program
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
 from qi2_jax.tasks.devices import make_mesh
@@ -75,10 +75,8 @@ def test_meshes_of_the_curriculum_on_four_slices(part):
     slices = [{chip.slice_index for chip in row.flat} for row in mesh.devices]
     assert all(len(found) == 1 for found in slices)  # only `data` crosses slices
     assert set.union(*slices) == {0, 1, 2, 3}
-    if part != "vae":  # weights are sharded over a whole dim of the torus, where the links form a ring
-        for together in np.moveaxis(mesh.devices, 1, -1).reshape(-1, mesh.shape["fsdp"]):
-            x, y = ({chip.coords[axis] for chip in together} for axis in (0, 1))
-            assert sorted((len(x), len(y))) == [1, 16]
+    if part != "vae":  # weights are sharded over a whole slice
+        assert mesh.shape["fsdp"] * mesh.shape["tensor"] == 256
     if mesh.shape["tensor"] > 1:  # chips that share an image are neighbours
         for together in mesh.devices.reshape(-1, mesh.shape["tensor"]):
             x, y = ({chip.coords[axis] for chip in together} for axis in (0, 1))
@@ -115,6 +113,26 @@ def test_gradients_cross_slices_once_in_an_update():
     assert sent(apply)["bf16"] == 0
     halved, _ = trainer(mesh, replica_sum=jnp.dtype("bfloat16")).compile_apply(LAYOUT, 8)
     assert parameters / 4 <= sent(halved)["bf16"] and sent(halved)["f32"] < parameters / 100
+
+
+@needs_libtpu
+def test_where_chips_divide_tokens_gradients_are_scattered_and_heads_exchanged():
+    mesh = topology_mesh("v6e:2x2", sharding.MeshShape(fsdp=2, tensor=2))
+    assert trainer(mesh).divided(LAYOUT, 2) == "sequence"
+    compiled, seconds = trainer(mesh, keep="projections").compile_update(LAYOUT, 2)
+    moved = plan_program("", 2, mesh, compiled, seconds, lambda call, operands: 0.0).analysis.bytes_by()
+    matrices = CONFIG.layers * CONFIG.width**2 * (4 + 3 * CONFIG.mlp_ratio) * 2  # bytes in bf16
+    assert moved["reduce-scatter", ("fsdp", "tensor")] == pytest.approx(matrices * 3 / 4, rel=0.1)
+    assert moved["all-gather", ("fsdp", "tensor")] == pytest.approx(2 * matrices * 3 / 4, rel=0.2)
+    wide, seconds = trainer(mesh, keep="projections", shard_sum=jnp.dtype("float32")).compile_update(LAYOUT, 2)
+    sums = plan_program("", 2, mesh, wide, seconds, lambda call, operands: 0.0).analysis.bytes_by()
+    assert sums["reduce-scatter", ("fsdp", "tensor")] == pytest.approx(2 * matrices * 3 / 4, rel=0.1)
+    assert sums["all-gather", ("fsdp", "tensor")] == pytest.approx(2 * matrices * 3 / 4, rel=0.2)
+    # Each of two chips sends one half of its queries, keys, values and results, and of their gradients. Weights change
+    # the dim that is sharded before they are gathered, and gradients after they are scattered.
+    tokens, weights = LAYOUT.length // 2 * CONFIG.width * 2 / 2, 3 * matrices / 4 / 2
+    least, most = (CONFIG.layers * times * tokens for times in (8, 12))
+    assert least + weights <= moved["all-to-all", ("tensor",)] <= most + weights
 
 
 @needs_libtpu

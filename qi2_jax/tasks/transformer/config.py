@@ -38,10 +38,12 @@ class ExecutionConfig:
       kernel: attention kernel, see `qi2_jax.attention`; "auto": the fastest on these devices.
       remat: whether blocks are computed again in the backward pass, which saves memory.
       keep: what the backward pass then keeps of each block: "inputs", "attention", "projections", "gate" or "hidden",
-        each with those before, see `qi2_jax.models.recomputation`; or "fit": each program keeps as much as
+        each with those before, or "host", see `qi2_jax.models.recomputation`; or "fit": each program keeps as much as
         `activations_gib` has room for.
       activations_gib: memory of a device for activations, in GiB, if `keep` is "fit".
       blocks_per_step: number of blocks in a step of the loop over blocks; see `Execution.unroll`.
+      shard_sum: dtype in which gradients of the blocks' matrices are added up across `fsdp` and `tensor`, for every
+        microbatch: "float32" or "bfloat16", and at least `dtype`.
       replica_sum: dtype in which gradients are added up across `data`, once in an update: "float32" or "bfloat16".
 
     Raises:
@@ -54,6 +56,7 @@ class ExecutionConfig:
     keep: str = changeable(default="inputs")
     activations_gib: float = changeable(default=0.0)
     blocks_per_step: int = changeable(default=1)
+    shard_sum: jnp.dtype = choice(COMPUTE_DTYPES, default=jnp.dtype("bfloat16"))
     replica_sum: jnp.dtype = choice(COMPUTE_DTYPES, default=jnp.dtype("float32"))
 
     def __post_init__(self) -> None:

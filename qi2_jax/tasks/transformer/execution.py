@@ -61,6 +61,7 @@ def _execution(
         config.remat,
         keep,
         sharding.Constrain(mesh, without, divided),
-        sharding.Gather(mesh, divided),
+        sharding.Gather(mesh, divided, config.dtype),
         config.blocks_per_step,
+        jnp.promote_types(config.dtype, config.shard_sum),
     )

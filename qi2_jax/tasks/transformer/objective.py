@@ -72,7 +72,7 @@ class Objective:
         t_B = self.shift(time(tokens_B), tokens_B)
         noise_BNC = noise(batch.latents_BNC.shape)
         x_BNC = flow.interpolate(batch.latents_BNC, noise_BNC, t_B)
-        ready = compute_copy(self.assemble(frozen, model), self.execution.dtype)
+        ready = compute_copy(self.assemble(frozen, model), self.execution)
         velocity_BNC = ready(layout, x_BNC, t_B, batch.cond, self.execution)
         return flow.loss_per_image(velocity_BNC, batch.latents_BNC, noise_BNC, valid_BN), t_B
 
@@ -109,11 +109,16 @@ def make_loss(timesteps: TimestepDistribution, objective: Objective) -> Loss:
     return loss
 
 
-def compute_copy(model: MMDiT, dtype: Any) -> MMDiT:
-    """The model with the blocks' matrices in the compute dtype: they are cast before they are gathered, not after."""
+def compute_copy(model: MMDiT, execution: Execution) -> MMDiT:
+    """The model with the blocks' matrices in the compute dtype: they are cast before they are gathered, not after.
+
+    Their gradients are then added up across devices in this dtype. If that is not wanted, `Execution.gather` casts.
+    """
+    if execution.shard_sum not in (None, execution.dtype):
+        return model
 
     def cast(leaf: nnx.Variable) -> nnx.Variable:
-        return leaf.replace(leaf.get_value().astype(dtype)) if len(leaf.get_metadata()["axes"]) > 1 else leaf
+        return leaf.replace(leaf.get_value().astype(execution.dtype)) if len(leaf.get_metadata()["axes"]) > 1 else leaf
 
     blocks = jax.tree.map(cast, model.blocks, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     copy = jax.tree.map(lambda leaf: leaf, model)
