@@ -127,8 +127,7 @@ class Program:
     def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction outside fusions, with its computation and how often it runs.
 
-        Loops count as often as they run. Of a branch, the last alternative counts: where chips divide a sequence, each
-        has its own, and the last part sees the most keys.
+        Loops count as often as they run. Of a branch, the last alternative counts, that of a true condition.
 
         Raises:
           ValueError: for a loop whose number of iterations is not a constant.
