@@ -29,7 +29,7 @@ class Collective:
     kind: str
     axes: tuple[str, ...]
     bytes: float
-    times: int
+    times: float
     seconds: float
     hidden: float
 
