@@ -5,14 +5,14 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qi2_jax.cli import options
 
 if TYPE_CHECKING:
-    from data_pipeline.funnel import Table
-    from qi2_jax.planning.programs import ProgramPlan
+    from data_pipeline.samples.cache import Cache
+    from qi2_jax.planning.captions import Captions
     from qi2_jax.planning.stage import StagePlan
     from qi2_jax.workflows.config import AutoencoderExperiment, StageExperiment
 
@@ -47,6 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sampler", action="store_true", help="also compile the sampler that draws images during training"
+    )
+    parser.add_argument(
+        "--caching",
+        action="store_true",
+        help="plan `qi2 data cache` on one host of the topology instead of the training",
+    )
+    parser.add_argument(
+        "--model",
+        type=pathlib.Path,
+        metavar="MODEL",
+        help="model folder with the encoders of --caching, of which only each config.json is read (default: the "
+        "published autoencoder and Qwen3-VL-8B)",
     )
     parser.add_argument(
         "--utilisation",
@@ -90,6 +102,9 @@ def main(arguments: argparse.Namespace) -> None:
     cache = Cache(arguments.samples) if arguments.samples else None
     captions = None if cache else Captions.parse(arguments.captions)
     name = pathlib.Path(arguments.experiment.partition(":")[0]).stem
+    if arguments.caching:
+        _plan_caching(name, config, captions, cache, arguments)
+        return
     with _progress() as progress:
         if arguments.search:
             choice, plan = search(
@@ -123,6 +138,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--search takes no --hlo, --sampler and --programs; plan the experiment that it writes with them"
         )
+    if arguments.model and not arguments.caching:
+        raise ValueError("--model names the encoders of --caching; leave it out, or add --caching")
     if arguments.search and arguments.search.suffix != ".py":
         raise ValueError(f"--search {arguments.search} is an experiment to write; its name must end in .py")
 
@@ -148,8 +165,7 @@ def _experiment(arguments: argparse.Namespace, found: list[str]) -> str:
 
 def _plan_autoencoder(config: "AutoencoderExperiment", arguments: argparse.Namespace) -> None:
     """Compiles the training step of an autoencoder, for the crop of its first phase, and prints what it needs."""
-    if given := [name for name in ("json", "search", "price", "hlo", "sampler", "samples") if getattr(arguments, name)]:
-        raise ValueError(f"the plan of an autoencoder has no --{given[0]}; leave it out")
+    _refuse("an autoencoder", arguments, "json", "search", "price", "hlo", "sampler", "samples", "caching")
     from qi2_jax.planning.autoencoder import compile_train_step
     from qi2_jax.planning.compile import topology_mesh
 
@@ -158,6 +174,44 @@ def _plan_autoencoder(config: "AutoencoderExperiment", arguments: argparse.Names
         progress("compiling the training step of the autoencoder")
         report, _ = compile_train_step(config.vae, mesh)
     print("\n".join(report.lines()))
+
+
+def _plan_caching(
+    name: str,
+    config: "StageExperiment",
+    captions: "Captions | None",
+    cache: "Cache | None",
+    arguments: argparse.Namespace,
+) -> None:
+    """Compiles the largest programs of a stage's caching job for one host, and prints what they need."""
+    _refuse("the caching job", arguments, "search", "price", "hlo", "sampler")
+    from qi2_jax.cli import tables
+    from qi2_jax.planning import programs
+    from qi2_jax.planning.caching import CachingJob, plan_caching
+    from qi2_jax.planning.compile import bytes_of, host_mesh
+    from qi2_jax.planning.stage import streams_of_stage
+    from qi2_jax.planning.tables import of_caching
+    from qi2_jax.runtime.atomic import write_atomic
+
+    encode = config.encode
+    job = CachingJob(host_mesh(arguments.topology, encode.mesh), encode.dtype, encode.batch_size, encode.online)
+    if arguments.model:
+        job = job.with_encoders_of(arguments.model)
+    with _progress() as progress:
+        plans = plan_caching(job, config, streams_of_stage(config, captions, cache), progress)
+    weights = {component: bytes_of(tree) for component, tree in job.weights.items()}
+    print(f"{name}, caching on a host of {arguments.topology}: {job.mesh.size} chips, mesh {_axes(job.mesh.shape)}")
+    tables.show(of_caching(plans, weights))
+    if arguments.json:
+        report = {"stage": name, "topology": arguments.topology, "mesh": dict(job.mesh.shape), "weight_bytes": weights}
+        report["programs"] = [programs.as_json(plan) for plan in plans]
+        write_atomic(arguments.json, json.dumps(report, indent=1, allow_nan=False).encode())
+        print(f"wrote {arguments.json}")
+
+
+def _refuse(what: str, arguments: argparse.Namespace, *names: str) -> None:
+    if given := [name for name in names if getattr(arguments, name)]:
+        raise ValueError(f"the plan of {what} has no --{given[0]}; leave it out")
 
 
 def _mesh_on(config: "StageExperiment", arguments: argparse.Namespace) -> Any:
@@ -193,120 +247,15 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 def _show(plan: "StagePlan", arguments: argparse.Namespace) -> None:
     from qi2_jax.cli import tables
+    from qi2_jax.planning.tables import of_stage, of_total
 
-    mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
-    print(f"{plan.name} on {plan.topology}: {plan.chips:,} chips, mesh {mesh}")
-    tables.show(_programs(plan))
-    tables.show(_total(plan, arguments))
-
-
-def _compiled(plan: "StagePlan") -> list["ProgramPlan"]:
-    return [*plan.programs.values(), *([plan.apply] if plan.apply else []), *plan.sampler]
+    print(f"{plan.name} on {plan.topology}: {plan.chips:,} chips, mesh {_axes(plan.mesh)}")
+    tables.show(of_stage(plan))
+    tables.show(of_total(plan, arguments.utilisation, arguments.price))
 
 
-def _programs(plan: "StagePlan") -> "Table":
-    """One column for each compiled program."""
-    from data_pipeline.funnel import Table
-
-    programs = _compiled(plan)
-    table = Table("Compiled programs", ["", *(program.name for program in programs)], [p.name for p in programs])
-    for section in (_memory(plan), _arithmetic(plan), _collectives(plan), _bounds(plan)):
-        for index, (label, cells) in enumerate(section):
-            table.add_row(label, *cells, end_section=index == len(section) - 1)
-    table.caption = "Times are lower bounds, and utilisations (MFU) upper bounds: real programs are slower."
-    return table
-
-
-def _memory(plan: "StagePlan") -> list[tuple[str, list[str]]]:
-    from qi2_jax.planning.compile import GIB
-
-    training, programs = len(_compiled(plan)) - len(plan.sampler), _compiled(plan)
-    state = sum(plan.state.values())
-    # While images are drawn, all of the state stays, and the sampler reads the EMA.
-    resident = [0] * training + [state - plan.state["EMA"]] * len(plan.sampler)
-    totals = [program.memory.total + more for program, more in zip(programs, resident, strict=True)]
-    limits = [f"{total / GIB:.2f} of {p.chip.hbm_bytes / GIB:.2f}" for p, total in zip(programs, totals, strict=True)]
-    return [
-        ("images per chip", [f"{p.images / plan.chips:g}" if p.images else "-" for p in programs]),
-        ("backward pass keeps", [p.keep or "-" for p in programs]),
-        *([("tensor divides", [p.divided or "-" for p in programs])] if plan.mesh["tensor"] > 1 else []),
-        *((f"HBM GiB: {name}", [f"{size / GIB:.2f}"] * len(programs)) for name, size in plan.state.items()),
-        ("HBM GiB: activations and code", [f"{(total - state) / GIB:.2f}" for total in totals]),
-        ("HBM GiB: total", limits),
-    ]
-
-
-def _arithmetic(plan: "StagePlan") -> list[tuple[str, list[str]]]:
-    from qi2_jax.planning.compile import GIB
-
-    programs, tera = _compiled(plan), 1e12
-    parts = [plan.parts[place] for place in plan.programs]
-    tokens = [part.model_flops / plan.chips / tera for part in parts]
-    slots = [part.slot_flops / plan.chips / tera for part in parts]
-    ratios = [f"{p.compiled_ratio:.3f}" if p.compiled_ratio else "-" for p in programs]
-    return [
-        ("TFLOP of a chip: model, tokens", _padded([f"{flops:.2f}" for flops in tokens], programs)),
-        ("TFLOP of a chip: model, slots", _padded([f"{flops:.2f}" for flops in slots], programs)),
-        ("TFLOP of the busiest chip: compiled", [f"{p.analysis.flops / tera:.2f}" for p in programs]),
-        ("compiled, busiest chip / model of slots", ratios),
-        ("HBM traffic GiB", [f"{p.analysis.hbm_bytes / GIB:.1f}" for p in programs]),
-    ]
-
-
-def _collectives(plan: "StagePlan") -> list[tuple[str, list[str]]]:
-    from qi2_jax.planning.compile import GIB
-
-    programs = _compiled(plan)
-    found = [program.analysis.bytes_by() for program in programs]
-    kinds = sorted({kind for sizes in found for kind in sizes}, key=lambda kind: -max(s.get(kind, 0) for s in found))
-    rows = []
-    for kind, axes in kinds:
-        label = f"GiB received: {kind}" + (f" along {' x '.join(axes)}" if axes else "")
-        rows.append((label, [f"{sizes.get((kind, axes), 0) / GIB:.3f}" for sizes in found]))
-    return [*rows, ("overlapped with arithmetic", [f"{program.analysis.overlapped:.0%}" for program in programs])]
-
-
-def _bounds(plan: "StagePlan") -> list[tuple[str, list[str]]]:
-    programs = _compiled(plan)
-    milli = lambda term: [f"{getattr(p.bound, term) * 1e3:.1f}" for p in programs]  # noqa: E731
-    tokens = [
-        f"{(program.slots_bound or 0) * plan.parts[place].model_flops / plan.parts[place].slot_flops:.1%}"
-        for place, program in plan.programs.items()
-    ]
-    return [
-        ("ms: arithmetic", milli("arithmetic")),
-        ("ms: waiting for HBM", milli("memory")),
-        ("ms: collectives that nothing overlaps", milli("exposed")),
-        ("ms: all traffic of the busiest links", milli("links")),
-        ("ms: bound", milli("seconds")),
-        ("bound by", [p.bound.binding for p in programs]),
-        ("MFU of slots, at most", [f"{p.slots_bound:.1%}" if p.slots_bound else "-" for p in programs]),
-        ("MFU of tokens, at most", _padded(tokens, programs)),
-        ("compiled in s", [f"{p.compile_seconds:.0f}" for p in programs]),
-    ]
-
-
-def _padded(cells: list[str], programs: list["ProgramPlan"]) -> list[str]:
-    return cells + ["-"] * (len(programs) - len(cells))
-
-
-def _total(plan: "StagePlan", arguments: argparse.Namespace) -> "Table":
-    """The whole stage, at its bound and at a given utilisation."""
-    from data_pipeline.funnel import Table
-
-    compiled = f"{len(plan.programs)} of {len(plan.parts)} programs compiled"
-    title = f"{plan.updates:,} updates of {plan.images:,.0f} images on average; {compiled}"
-    columns = ("", "s per update", "images/s", "MFU of tokens", "days", "chip-hours", "USD")
-    table = Table(title, columns, columns[1:])
-    given = arguments.utilisation
-    for name, utilisation in (("at the bound", None), (f"at {given:.0%} of the peak rate by slots", given)):
-        days = plan.days(utilisation)
-        seconds, hours = days * 86_400 / plan.updates, days * 24 * plan.chips
-        mfu = plan.model_flops / (plan.chips * plan.peak * seconds)
-        cost = f"{hours * arguments.price:,.0f}" if arguments.price else "-"
-        cells = f"{seconds:.2f}", f"{plan.images / seconds:,.0f}", f"{mfu:.1%}", f"{days:.1f}", f"{hours:,.0f}", cost
-        table.add_row(name, *cells)
-    return table
+def _axes(mesh: Mapping[str, int]) -> str:
+    return " x ".join(f"{axis}={size}" for axis, size in mesh.items())
 
 
 def as_json(plan: "StagePlan", arguments: argparse.Namespace) -> dict[str, Any]:
@@ -321,7 +270,7 @@ def as_json(plan: "StagePlan", arguments: argparse.Namespace) -> dict[str, Any]:
         "updates": plan.updates,
         "images_per_update": plan.images,
         "state_bytes": dict(plan.state),
-        "programs": [programs.as_json(program) for program in _compiled(plan)],
+        "programs": [programs.as_json(program) for program in plan.compiled],
         "parts": [
             {
                 "name": part.name,

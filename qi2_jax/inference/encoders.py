@@ -56,9 +56,7 @@ class ImageEncoder:
     @classmethod
     def from_folder(cls, model: pathlib.Path, mesh: Mesh, dtype: Any, batch_size: int) -> Self:
         """The encoder of a model folder, with its weights in `dtype`."""
-        vae = load(model, "vae", mesh, dtype)
-        del vae.decoder, vae.post_quant_conv  # most of the weights
-        return cls(vae, mesh, dtype, batch_size)
+        return cls(encoder_half(load(model, "vae", mesh, dtype)), mesh, dtype, batch_size)
 
     def images_at_once(self, width: int, height: int) -> int:
         """See the function `images_at_once`."""
@@ -80,6 +78,12 @@ class ImageEncoder:
             place: row for batch, latents in running for place, row in zip(batch, np.asarray(latents), strict=False)
         }
         return [found[place] for place in range(len(images))]
+
+
+def encoder_half(vae: VAE) -> VAE:
+    """The same autoencoder, from which the decoder is removed: most of the weights."""
+    del vae.decoder, vae.post_quant_conv
+    return vae
 
 
 def images_at_once(mesh: Mesh, batch_size: int, width: int, height: int) -> int:
@@ -159,7 +163,7 @@ class Encoders:
         if self.encoder is None:
             rows = [np.zeros((segments.length, 0), np.float32) for segments in batch.segments]
         else:
-            inputs = jax.tree.map(jax.device_put, batch.inputs, self._places(batch.inputs))
+            inputs = jax.tree.map(jax.device_put, batch.inputs, places(self.mesh, batch.inputs))
             placed = dataclasses.replace(batch, inputs=inputs)
             rows = prompts.encode_prompts(self.encoder, placed, kernel=sharding.Attention(self.mesh))
         return [
@@ -167,14 +171,12 @@ class Encoders:
             for row, text, segments in zip(rows, texts, batch.segments, strict=False)
         ]
 
-    def _places(self, inputs: EncoderInputs) -> EncoderInputs:
-        """Shardings of a batch: prompts and images are split over the data axes."""
-        axes = sharding.RULES["batch"]
-        split = NamedSharding(self.mesh, PartitionSpec(axes))
-        places = jax.tree.map(lambda _: split, inputs)
-        return EncoderInputs(
-            places.input_ids, places.valid, NamedSharding(self.mesh, PartitionSpec(None, axes)), places.vision
-        )
+
+def places(mesh: Mesh, inputs: EncoderInputs) -> EncoderInputs:
+    """Shardings of a batch of prompts: prompts and images are split over the data axes."""
+    split, axes = sharding.batch_sharding(mesh), sharding.RULES["batch"]
+    found = jax.tree.map(lambda _: split, inputs)
+    return dataclasses.replace(found, positions=NamedSharding(mesh, PartitionSpec(None, axes)))
 
 
 def load(model: pathlib.Path, name: str, mesh: Mesh, dtype: Any = None) -> Any:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qi2_jax.models.vae import VAE
+from qi2_jax.runtime import compiler
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@compiler.jit(static_argnums=2)
 def encode_images(vae: VAE, pixels_BHWc: Float[Array, "B H W c"], dtype: Any) -> Float[Array, "B h w C"]:
     """Normalised latents (the mode of the posterior), in fp32."""
     return vae.normalize(vae.encode(pixels_BHWc.astype(dtype)).mean.astype(jnp.float32))

@@ -6,7 +6,6 @@ networks of the loss, on shapes instead of arrays. No weights are read.
 
 import dataclasses
 import functools
-import math
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qi2_jax import sharding
 from qi2_jax.models.dinov2 import Dinov2, Dinov2Config
 from qi2_jax.models.lpips import LPIPS, LPIPSConfig
-from qi2_jax.planning.compile import GIB, Memory, memory_of
+from qi2_jax.planning.compile import GIB, Memory, bytes_of, memory_of
 from qi2_jax.planning.operations import operations
 from qi2_jax.runtime import compiler
 from qi2_jax.runtime.chips import Chip, chip_of
@@ -130,8 +129,8 @@ def compile_train_step(
         mesh.size,
         config.batch_size,
         memory_of(compiled),
-        state_bytes=_bytes(state),
-        frozen_bytes=_bytes(networks),
+        state_bytes=bytes_of(state),
+        frozen_bytes=bytes_of(networks),
         crop_flops=operations(gradient, state, networks, one_crop),
         update_flops=operations(programs.apply, state, sums),
         compile_seconds=seconds,
@@ -161,11 +160,3 @@ def abstract_batch(config: AutoencoderConfig, mesh: Mesh) -> Crop:
 
     pixels = array(config.crop, config.crop, config.model.in_channels)
     return Crop(pixels, array(3) if config.alignment.weight else None)
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes of a tree on one device."""
-    return sum(
-        jnp.dtype(leaf.dtype).itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-        for leaf in jax.tree.leaves(tree)
-    )

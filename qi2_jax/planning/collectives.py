@@ -29,7 +29,7 @@ class Collective:
     kind: str
     axes: tuple[str, ...]
     bytes: float
-    times: int
+    times: float
     seconds: float
     hidden: float
 
@@ -112,7 +112,7 @@ class Collectives:
         return once * self.program.iterations(instruction)
 
     def _collective(
-        self, computation: Computation, instruction: Instruction, times: int, meanwhile: float
+        self, computation: Computation, instruction: Instruction, times: float, meanwhile: float
     ) -> Collective:
         kind = instruction.op.removesuffix("-start")
         members = _group(instruction, tuple(self.axes.values()))

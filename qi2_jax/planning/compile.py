@@ -53,6 +53,15 @@ def topology_mesh(name: str, shape: sharding.MeshShape, num_slices: int = 1) -> 
     return sharding.make_mesh(shape, topology_devices(name, num_slices))
 
 
+def host_mesh(name: str, shape: sharding.MeshShape) -> Mesh:
+    """A mesh over the chips of one host of a topology; arguments and errors as in `topology_mesh`."""
+    generation, _, sides = name.partition(":")
+    devices = topology_devices(name)
+    coords = [device.coords for device in devices if device.process_index == devices[0].process_index]
+    host = [len(set(values)) for values in zip(*coords, strict=True)][: 1 + sides.count("x")]
+    return topology_mesh(f"{generation}:{'x'.join(map(str, host))}", shape)
+
+
 def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
     """The chips of a topology; see `topology_mesh`.
 
@@ -196,11 +205,8 @@ class Trainer:
     def state_bytes(self, accumulate: bool) -> dict[str, int]:
         """Bytes of one chip for the training state, and for the sums of gradients over microbatches."""
         state = self._state()
-        size = lambda tree: sum(  # noqa: E731
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-        )
-        parameters = size(state.model)
-        found = {"parameters": parameters, "EMA": size(state.ema), "optimizer": size(state.optimizer)}
+        parameters = bytes_of(state.model)
+        found = {"parameters": parameters, "EMA": bytes_of(state.ema), "optimizer": bytes_of(state.optimizer)}
         return found | ({"gradient sums": parameters} if accumulate else {})
 
     @property
@@ -227,9 +233,21 @@ class Trainer:
         return jax.ShapeDtypeStruct((), jnp.int32 if kind is int else jnp.float32, sharding=placed)
 
     def _compile(self, program: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
-        start = time.perf_counter()
-        compiled = program.lower(*arguments).compile(compiler.options_for(self.mesh.devices.flat))
-        return compiled, time.perf_counter() - start
+        return compile_for(self.mesh, program, *arguments)
+
+
+def compile_for(mesh: Mesh, program: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+    """Compiles a program for the chips of a mesh, with the options of their generation.
+
+    Returns:
+      The program, and the seconds that the compilation took.
+
+    Raises:
+      jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, if the program does not fit the chip.
+    """
+    start = time.perf_counter()
+    compiled = program.lower(*arguments).compile(compiler.options_for(mesh.devices.flat))
+    return compiled, time.perf_counter() - start
 
 
 def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh) -> Batch:
@@ -248,6 +266,14 @@ def abstract_batch(config: MMDiTConfig, layout: Layout, images: int, mesh: Mesh)
             valid_BS=array(layout.length, dtype=bool),
             conditions_BMC=conditions,
         ),
+    )
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of a tree, which may be abstract, on one chip."""
+    return sum(
+        jnp.dtype(leaf.dtype).itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
     )
 
 

@@ -119,12 +119,19 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program."""
+    """A compiled program.
+
+    Attributes:
+      computations: computations by name.
+      entry: name of the first one.
+      branch_share: share of a conditional's runs that take its last alternative; the others count nothing.
+    """
 
     computations: Mapping[str, Computation]
     entry: str
+    branch_share: float = 1.0
 
-    def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
+    def executed(self) -> Iterator[tuple[Computation, Instruction, float]]:
         """Every instruction outside fusions, with its computation and how often it runs.
 
         Loops count as often as they run. Of a branch, the last alternative counts, that of a true condition.
@@ -134,7 +141,7 @@ class Program:
         """
         yield from self._executed(self.entry, 1)
 
-    def _executed(self, name: str, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
+    def _executed(self, name: str, times: float) -> Iterator[tuple[Computation, Instruction, float]]:
         computation = self.computations[name]
         for instruction in computation.instructions:
             yield computation, instruction, times
@@ -143,7 +150,7 @@ class Program:
             elif instruction.op == "conditional":
                 branches = _BRANCHES.search(instruction.rest)
                 for branch in re.findall(r"[\w.-]+", branches.group(1))[-1:] if branches else ():
-                    yield from self._executed(branch, times)
+                    yield from self._executed(branch, times * self.branch_share)
             elif instruction.op in ("call", "async-start") and (inner := next(iter(instruction.called.values()), None)):
                 yield from self._executed(inner, times)
 

@@ -75,6 +75,7 @@ class ProgramPlan:
       analysis: what one chip computes and moves.
       bound: lower bound of its time.
       compile_seconds: time of the compilation.
+      resident: bytes of a chip that the job keeps while this program runs, besides the program's memory.
     """
 
     name: str
@@ -88,6 +89,12 @@ class ProgramPlan:
     analysis: Analysis
     bound: Bound
     compile_seconds: float
+    resident: int = 0
+
+    @property
+    def memory_total(self) -> int:
+        """Bytes that the chip must have while the program runs."""
+        return self.memory.total + self.resident
 
     @property
     def compiled_ratio(self) -> float | None:
@@ -137,11 +144,13 @@ def plan_program(
     compiled: jax.stages.Compiled,
     compile_seconds: float,
     kernel: Callable[[hlo.Instruction, Sequence[hlo.Shape]], float],
+    branch_share: float = 1.0,
 ) -> ProgramPlan:
-    """The plan of any compiled program; see `plan_train_program`."""
+    """The plan of any compiled program; see `plan_train_program`, and `hlo.Program` for `branch_share`."""
     chip = chip_of(mesh)
     links = functools.partial(bandwidth, mesh, chip=chip)
-    analysis = analyse(hlo.parse(text_of(compiled)), mesh.shape, chip.flops, chip.hbm_bandwidth, kernel, links)
+    program = dataclasses.replace(hlo.parse(text_of(compiled)), branch_share=branch_share)
+    analysis = analyse(program, mesh.shape, chip.flops, chip.hbm_bandwidth, kernel, links)
     return ProgramPlan(
         name,
         chip,
@@ -227,6 +236,11 @@ def kernel_flops(visible_until: np.ndarray | None) -> Callable[[hlo.Instruction,
     return operations
 
 
+def no_kernels(call: hlo.Instruction, operands: Sequence[hlo.Shape]) -> float:
+    """A function for `analyse`: a program that has no Pallas kernel."""
+    raise ValueError(f"the kernel {call.name} is not expected in this program")
+
+
 def _number(text: str, name: str) -> str:
     """A number in the metadata of a Pallas kernel."""
     found = re.search(rf'\\*"{name}\\*": *(\d+)', text)
@@ -249,5 +263,5 @@ def as_json(plan: Any) -> Any:
         "overlapped": plan.analysis.overlapped,
         "bound_seconds": plan.bound.seconds,
         "binding": plan.bound.binding,
-        "memory_total": plan.memory.total,
+        "memory_total": plan.memory_total,
     }

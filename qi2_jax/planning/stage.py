@@ -24,7 +24,14 @@ from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.recomputation import WORKING, kept_size
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import Trainer
-from qi2_jax.planning.programs import ProgramPlan, kernel_flops, plan_program, plan_train_program, text_of
+from qi2_jax.planning.programs import (
+    ProgramPlan,
+    kernel_flops,
+    no_kernels,
+    plan_program,
+    plan_train_program,
+    text_of,
+)
 from qi2_jax.runtime.atomic import write_atomic
 from qi2_jax.runtime.chips import chip_of
 from qi2_jax.sequence import Layout
@@ -97,6 +104,11 @@ class StagePlan:
     chips: int
     peak: float
     state: Mapping[str, int]
+
+    @property
+    def compiled(self) -> list[ProgramPlan]:
+        """All compiled programs: of microbatches, the end of an update, and of the sampler."""
+        return [*self.programs.values(), *([self.apply] if self.apply else []), *self.sampler]
 
     def seconds_of(self, place: int) -> float:
         """Lower bound of the time of a part's microbatch.
@@ -307,10 +319,10 @@ def plan_stage(
     if accumulate:
         progress(f"compiling program {len(places) + 1} of {len(places) + 1}: the end of an update")
         compiled, seconds = trainer.compile_apply(parts[places[0]].layout, parts[places[0]].images)
-        apply = plan_program("end of an update", 0, mesh, compiled, seconds, _no_kernel)
+        apply = plan_program("end of an update", 0, mesh, compiled, seconds, no_kernels)
     if sampler:
         progress("compiling the sampler")
-        drawing = _plan_sampler(trainer, max(parts, key=lambda part: part.layout.length))
+        drawing = _plan_sampler(trainer, max(parts, key=lambda part: part.layout.length), accumulate)
     return StagePlan(
         name,
         topology,
@@ -340,16 +352,14 @@ def _plan_part(trainer: Trainer, part: Part, accumulate: bool, hlo: Path | None)
     )
 
 
-def _plan_sampler(trainer: Trainer, part: Part) -> tuple[ProgramPlan, ...]:
-    """The programs that draw one image per shard of a batch."""
+def _plan_sampler(trainer: Trainer, part: Part, accumulate: bool) -> tuple[ProgramPlan, ...]:
+    """The programs that draw one image per shard of a batch. They read the EMA, and the rest of the state stays."""
     images, mesh = sharding.num_batch_shards(trainer.mesh), trainer.mesh
     prefix, step = trainer.compile_sampler(part.layout, images)
     until = part.layout.visible_until(trainer.model.attention)[: part.layout.prefix]
-    return (
+    programs = (
         plan_program("sampler: prefix", images, mesh, *prefix, kernel_flops(until)),
         plan_program("sampler: a step", images, mesh, *step, kernel_flops(None)),
     )
-
-
-def _no_kernel(call: Any, operands: Any) -> float:
-    raise ValueError(f"the kernel {call.name} is not expected in this program")
+    resident = sum(size for name, size in trainer.state_bytes(accumulate).items() if name != "EMA")
+    return tuple(dataclasses.replace(program, resident=resident) for program in programs)

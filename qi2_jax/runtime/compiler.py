@@ -14,7 +14,7 @@ Missing on purpose, as libtpu 0.0.42 fails with them:
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 
@@ -80,19 +80,29 @@ def options_for(devices: Iterable[Any]) -> dict[str, str | bool]:
     return {option.name: option.value for option in OPTIONS.get(next(iter(devices)).device_kind, ())}
 
 
-def jit(**arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+class Jitted(Protocol):
+    """A function that `jit` decorates."""
+
+    def __call__(self, *values: Any, **named: Any) -> Any: ...
+
+    def compiled(self) -> jax.stages.Wrapped:
+        """The function of `jax.jit`."""
+        ...
+
+
+def jit(**arguments: Any) -> Callable[[Callable[..., Any]], Jitted]:
     """A decorator like `jax.jit`, with the options for the devices of this process.
 
-    They are unknown when a module is imported, and are therefore looked up in the first call. The result has the
-    function `compiled`, which returns that of `jax.jit`. It cannot be called inside another compiled program.
+    They are unknown when a module is imported, and are therefore looked up in the first call. The result cannot be
+    called inside another compiled program.
 
     Args:
       arguments: arguments of `jax.jit`.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Jitted:
         @functools.cache
-        def compiled() -> Callable[..., Any]:
+        def compiled() -> jax.stages.Wrapped:
             return jax.jit(function, compiler_options=options_for(jax.devices()) or None, **arguments)
 
         @functools.wraps(function)
@@ -100,6 +110,6 @@ def jit(**arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             return compiled()(*values, **named)
 
         call.compiled = compiled  # type: ignore[attr-defined]
-        return call
+        return cast(Jitted, call)
 
     return decorate

@@ -8,7 +8,6 @@ Dims: `B` prompts, `S` tokens, `D` width of the encoder's text tower.
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -16,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 from PIL import Image
@@ -26,6 +24,7 @@ from qi2_jax.models.qwen3_vl.config import Qwen3VLConfig
 from qi2_jax.models.qwen3_vl.inputs import EncoderInputs, prepare_inputs
 from qi2_jax.models.qwen3_vl.model import Qwen3VL
 from qi2_jax.pixels import over_white
+from qi2_jax.runtime import compiler
 from qi2_jax.runtime.text_files import read_text
 from qi2_jax.text.qwen_tokenizer import RESERVED
 
@@ -275,8 +274,9 @@ def resize_condition(image: Image.Image, resolution: int) -> Image.Image:
     return image.convert("RGBA").resize(size, resample=Image.Resampling.LANCZOS)
 
 
-@functools.partial(jax.jit, static_argnames="kernel")
-def _hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str | Kernel) -> Float[Array, "B S D"]:
+@compiler.jit(static_argnums=2)
+def hidden_states(model: Qwen3VL, inputs: EncoderInputs, kernel: str | Kernel) -> Float[Array, "B S D"]:
+    """The program of `encode_prompts`: hidden states of all tokens, also of padding and of the system turn."""
     return model(inputs, kernel=kernel)
 
 
@@ -287,6 +287,6 @@ def encode_prompts(
 
     The ranges in a prompt's `Segments` index the rows of its features.
     """
-    hidden_BSD = np.asarray(_hidden_states(model, batch.inputs, kernel))
+    hidden_BSD = np.asarray(hidden_states(model, batch.inputs, kernel))
     valid_BS = np.asarray(batch.inputs.valid)
     return [row[valid][batch.num_system_tokens :] for row, valid in zip(hidden_BSD, valid_BS, strict=True)]

@@ -6,7 +6,10 @@ import json
 import pytest
 
 from qi2_jax.cli import main
+from qi2_jax.interop import vae
+from qi2_jax.models.vae import VAEConfig
 from qi2_jax.workflows.config import load_experiment
+from tests.models import tiny_qwen3_vl
 from tests.tpu import needs_libtpu
 
 STAGE = "experiments/qwen_image_2/s1_256p_t2i.py:tiny"
@@ -53,6 +56,9 @@ def test_a_search_writes_an_experiment_and_its_plan(tmp_path, capsys):
         (["--topology", "v5e:2x2", "--slices", "0"], "--slices is 0; it must be at least 1"),
         (["--topology", "v5e:2x2", "--search", "found.json"], "its name must end in .py"),
         (["--topology", "v5e:2x2", "transformer.mesh.fsdp=3"], "has 4 chips, which fsdp=3 x tensor=2 does not divide"),
+        (["--topology", "v5e:2x2", "--model", "folder"], "--model names the encoders of --caching"),
+        (["--topology", "v5e:2x2", "--caching", "--sampler"], "the plan of the caching job has no --sampler"),
+        (["--topology", "v5e:2x2", "--caching"], "data=1 x fsdp=1 x tensor=1 needs 1 devices, but 4 are present"),
         (["--topology", "v5e:3x5"], "topology 'v5e:3x5' is unknown"),
     ],
 )
@@ -68,6 +74,30 @@ def test_the_sampler_is_compiled_on_request(capsys):
     plan(STAGE, "--topology", "v5e:2x2", "--sampler", *small)
     shown = capsys.readouterr().out
     assert "sampler:" in shown and "prefix" in shown
+
+
+@needs_libtpu
+def test_the_caching_job_is_compiled_for_a_host(tmp_path, capsys):
+    model, path = tmp_path / "model", tmp_path / "plan.json"
+    small = VAEConfig(4, 4, 8, multipliers=(1, 1), halves_time=(True,))
+    encoder = tiny_qwen3_vl.published_config("patches_of_qwen")
+    for name, values in (("vae", vae.to_diffusers(small)), ("text_encoder", encoder.to_dict())):
+        (model / name).mkdir(parents=True)
+        (model / name / "config.json").write_text(json.dumps(values))
+    edits = "experiments/qwen_image_2/s2_256p_edits.py:tiny"
+    to = ["--topology", "v5e:4x4", "--caching", "--model", str(model), "--captions", "20:0.5:60", "--json", str(path)]
+    plan(edits, *to, "encode.mesh.data=4", "encode.dtype=bfloat16", "data.mixture.conditions=(1,1,0)")
+    shown = capsys.readouterr().out
+    for text in ("a host of v5e:4x4: 4 chips", "HBM GiB: text_encoder", "images or prompts/s of a chip, at most"):
+        assert text in shown
+
+    report = json.loads(path.read_text())
+    images, prompts, edits = report["programs"]
+    assert images["name"] == "images, 64 x 96" and images["images"] == 8
+    # 100 tokens of the longest caption, 14 of the system turn, and 32 before each image of 6 features, in steps of 64.
+    assert prompts["name"] == "prompts, 128 tokens, 0 images" and edits["name"] == "prompts, 192 tokens, 2 images"
+    assert all(program["memory_total"] > sum(report["weight_bytes"].values()) for program in report["programs"])
+    assert all(program["chips"] == 4 and program["bound_seconds"] > 0 for program in report["programs"])
 
 
 def test_a_curriculum_is_no_stage():

@@ -221,7 +221,7 @@ def test_parity_on_eight_devices(imported, theirs):
 
 def test_prompts_of_similar_length_share_compiled_programs(ours):
     (latents,) = noise(SIZE)
-    programs = (prompts._hidden_states, sampler._prefill.compiled(), sampler._velocity.compiled())
+    programs = (prompts.hidden_states.compiled(), sampler._prefill.compiled(), sampler._velocity.compiled())
     run_ours(ours, "A fox.", SIZE, latents)
     before = [program._cache_size() for program in programs]
     run_ours(ours, "A fox in the snow.", SIZE, latents, steps=4)
