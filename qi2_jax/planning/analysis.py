@@ -131,7 +131,7 @@ class _Counter:
             part = instruction.shapes[-2] if op.endswith("-start") and len(instruction.shapes) > 2 else None
             part = part or instruction.shapes[0]
             return part.bytes * ((operands[0].space == HBM) + (part.space == HBM))
-        if op == "call-start":  # on a SparseCore; its result holds the operands, too
+        if op in ("call-start", "all-gather-start", "all-to-all-start"):  # their results hold the operands, too
             return _in_hbm(instruction.shapes)
         if op in ("copy-start", "collective-permute-start"):
             result = instruction.shapes[:1] if op == "copy-start" else instruction.shapes[1:2]

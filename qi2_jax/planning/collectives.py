@@ -24,6 +24,7 @@ class Collective:
       times: how often it runs.
       seconds: time of the bytes of one run over the links of its axes; 0 for traffic across slices.
       hidden: share of that time during which the schedule has other work for the chip, at the chip's peak rates.
+        Collectives that run at the same time are each compared with all of that work.
     """
 
     kind: str

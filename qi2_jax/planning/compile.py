@@ -144,7 +144,7 @@ class Trainer:
 
     def divided(self, layout: Layout, images: int) -> sharding.Divided:
         """What the mesh axis `tensor` divides in a program."""
-        return divided_of(layout, images // self.replicas, self.mesh)
+        return divided_of(self.model, layout, images // self.replicas, self.mesh)
 
     def compile_update(self, layout: Layout, images: int) -> tuple[jax.stages.Compiled, float]:
         """Compiles an update from one microbatch.
@@ -208,6 +208,12 @@ class Trainer:
         parameters = bytes_of(state.model)
         found = {"parameters": parameters, "EMA": bytes_of(state.ema), "optimizer": bytes_of(state.optimizer)}
         return found | ({"gradient sums": parameters} if accumulate else {})
+
+    @property
+    def resident(self) -> int:
+        """Bytes of one chip that stay while a microbatch of a larger update runs, which does not read them."""
+        state = self.state_bytes(accumulate=True)
+        return state["EMA"] + state["optimizer"]
 
     @property
     def replicas(self) -> int:

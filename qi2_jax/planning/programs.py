@@ -34,7 +34,7 @@ class Bound:
       arithmetic: operations at the peak rate.
       memory: additional time of instructions that wait for HBM.
       exposed: time of the collectives that the schedule does not overlap with arithmetic.
-      links: time of all collectives on the busiest mesh axis.
+      links: time of all collectives along the mesh axes that take the most. Others may share their links.
       hbm: all HBM traffic at full bandwidth, with that of copies in the background.
     """
 
@@ -98,7 +98,7 @@ class ProgramPlan:
 
     @property
     def compiled_ratio(self) -> float | None:
-        """Operations of the busiest chip over its share of the model FLOPs of all slots; None without a formula."""
+        """Operations of a chip over its share of the model FLOPs of all slots; None without a formula."""
         return self.analysis.flops * self.chips / self.flops.model if self.flops else None
 
     @property

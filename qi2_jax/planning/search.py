@@ -18,6 +18,7 @@ from qi2_jax.models.mmdit import MMDiTConfig
 from qi2_jax.models.recomputation import WORKING
 from qi2_jax.planning.captions import Captions
 from qi2_jax.planning.compile import GIB, Trainer, memory_of, topology_devices
+from qi2_jax.planning.programs import bandwidth
 from qi2_jax.planning.stage import (
     Part,
     StagePlan,
@@ -171,7 +172,7 @@ def _budget(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
     """Estimated memory for activations, in GiB; below 0 if even the inputs of blocks do not fit."""
     model, dtype = config.transformer.model, config.transformer.execution.dtype
     state = sum(Trainer.of(config.transformer, mesh).state_bytes(accumulate=True).values())
-    block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(dtype).itemsize
+    block = _matrices(model) * jnp.dtype(dtype).itemsize
     tokens = max(_tokens(part, mesh) for part in parts)
     unit = tokens * model.width * jnp.dtype(dtype).itemsize
     free = chip_of(mesh).hbm_bytes * (1 - RESERVE) - state - GATHERED * block
@@ -190,15 +191,25 @@ def _seconds(config: StageConfig, parts: Sequence[Part], mesh: Any) -> float:
         images = part.images // mesh.shape["data"]
         execution = training_execution(transformer.execution, model, part.layout, images, mesh)
         executed = flops_per_step(model, part.layout, part.images).executed(model, execution.keep)
-        block = model.width**2 * (4 + 3 * model.mlp_ratio) * jnp.dtype(execution.dtype).itemsize
-        divided, tensor = divided_of(part.layout, images, mesh), mesh.shape["tensor"]
-        passes = 3 * model.layers * block / (tensor if divided == "heads" else 1)
-        if divided != "images":  # activations around attention and MLP, or tokens exchanged for heads, in three passes
+        divided, tensor = divided_of(model, part.layout, images, mesh), mesh.shape["tensor"]
+        wide = jnp.promote_types(execution.dtype, transformer.execution.shard_sum).itemsize
+        # Weights are gathered in both passes, and their gradients scattered.
+        weights = model.layers * _matrices(model) * (2 * jnp.dtype(execution.dtype).itemsize + wide)
+        if divided == "heads":
+            links = weights / tensor / bandwidth(mesh, ("fsdp",), chip)
+        else:
+            links = weights / bandwidth(mesh, ("fsdp", "tensor"), chip)
+        if tensor > 1 and divided != "images":  # activations around attention and MLP, or tokens exchanged for heads
             times = 4.0 if divided == "heads" else 4 / tensor
-            passes += 3 * times * model.layers * _tokens(part, mesh) * model.width * 2 * (tensor - 1)
-        links = passes / (chip.ici_bandwidth / 2)
+            sent = 3 * times * model.layers * _tokens(part, mesh) * model.width * 2 * (tensor - 1)
+            links += sent / bandwidth(mesh, ("tensor",), chip)
         total += part.microbatches * max(executed / (mesh.size * chip.flops), links)
     return total
+
+
+def _matrices(model: MMDiTConfig) -> int:
+    """Number of weights of a block."""
+    return model.width**2 * (4 + 3 * model.mlp_ratio)
 
 
 def _fitted(
@@ -218,7 +229,7 @@ def _fitted(
                 raise
             spare = -0.15 * limit
         else:
-            spare = limit - memory_of(compiled).total
+            spare = limit - memory_of(compiled).total - trainer.resident
             if spare >= 0:
                 return choice
         less = round((choice.activations_gib + spare / GIB) / STEP_GIB - 0.5) * STEP_GIB

@@ -347,9 +347,10 @@ def _plan_part(trainer: Trainer, part: Part, accumulate: bool, hlo: Path | None)
         write_atomic(hlo / f"{part.name.replace(', ', '-').replace(' ', '-')}.txt", text_of(compiled).encode())
     execution = trainer.execution_of(part.layout, part.images)
     divided = trainer.divided(part.layout, part.images)
-    return plan_train_program(
+    plan = plan_train_program(
         part.name, trainer.model, part.layout, part.images, execution, divided, trainer.mesh, compiled, seconds
     )
+    return dataclasses.replace(plan, resident=trainer.resident if accumulate else 0)
 
 
 def _plan_sampler(trainer: Trainer, part: Part, accumulate: bool) -> tuple[ProgramPlan, ...]:

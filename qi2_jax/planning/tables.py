@@ -96,14 +96,14 @@ def _arithmetic(plan: StagePlan) -> Rows:
         ("TFLOP of a chip: model, tokens", _padded([f"{flops:.2f}" for flops in tokens], programs)),
         ("TFLOP of a chip: model, slots", _padded([f"{flops:.2f}" for flops in slots], programs)),
         compiled,
-        ("compiled, busiest chip / model of slots", ratios),
+        ("compiled / model of slots", ratios),
         traffic,
     ]
 
 
 def _work(programs: Sequence[ProgramPlan]) -> Rows:
     return [
-        ("TFLOP of the busiest chip: compiled", [f"{p.analysis.flops / 1e12:.2f}" for p in programs]),
+        ("TFLOP of a chip: compiled", [f"{p.analysis.flops / 1e12:.2f}" for p in programs]),
         ("HBM traffic GiB", [f"{p.analysis.hbm_bytes / GIB:.1f}" for p in programs]),
     ]
 

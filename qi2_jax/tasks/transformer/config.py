@@ -43,7 +43,7 @@ class ExecutionConfig:
       activations_gib: memory of a device for activations, in GiB, if `keep` is "fit".
       blocks_per_step: number of blocks in a step of the loop over blocks; see `Execution.unroll`.
       shard_sum: dtype in which gradients of the blocks' matrices are added up across `fsdp` and `tensor`, for every
-        microbatch: "float32" or "bfloat16", and at least `dtype`.
+        microbatch: "float32" or "bfloat16", or `dtype` if that is wider.
       replica_sum: dtype in which gradients are added up across `data`, once in an update: "float32" or "bfloat16".
 
     Raises:

@@ -23,7 +23,7 @@ def training_execution(
     """The execution of one training program, inside the `jax.vmap` over replicas of `step.make_programs`.
 
     With `keep: fit` it keeps as much as `activations_gib` has room for. The axis `tensor` divides images if there are
-    enough of them, else tokens if their number allows it, else heads; see `sharding.DIVIDED`.
+    enough of them, else tokens if their number and that of the heads allow it, else heads; see `sharding.DIVIDED`.
 
     Args:
       config: group `transformer.execution` of the config.
@@ -37,15 +37,16 @@ def training_execution(
         unit = images * layout.length / chips * model.width * jnp.dtype(config.dtype).itemsize
         keep = recomputation.richest(config.activations_gib * GIB / unit, model.layers, model.mlp_ratio)
     without = sharding.RULES["replicas"] if mesh.shape["data"] > 1 else ()
-    return _execution(config, mesh, keep, without, divided_of(layout, images, mesh))
+    return _execution(config, mesh, keep, without, divided_of(model, layout, images, mesh))
 
 
-def divided_of(layout: Layout, images: int, mesh: Mesh) -> sharding.Divided:
+def divided_of(model: MMDiTConfig, layout: Layout, images: int, mesh: Mesh) -> sharding.Divided:
     """What the axis `tensor` divides in a program; see `training_execution`."""
     tensor = mesh.shape["tensor"]
     if tensor > 1 and images % (mesh.shape["fsdp"] * tensor) == 0:
         return "images"
-    return "sequence" if tensor > 1 and layout.length % tensor == 0 else "heads"
+    # Where chips divide tokens, they divide heads in attention.
+    return "sequence" if tensor > 1 and layout.length % tensor == model.heads % tensor == 0 else "heads"
 
 
 def _execution(
