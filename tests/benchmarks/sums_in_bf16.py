@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.sums_in_bf16
 
-Each chip adds its gradient to the partial sum that it receives, and sends the result on, rounded to bf16. The gradients of
-chips are drawn: a common part, the signal, and noise of each chip that is larger by a factor. The error is that of the sum,
-relative to the exact sum; beside it stands the deviation of the exact sum from the signal, which the noise causes anyway.
+Each chip adds its gradient to the partial sum that it receives, and sends the result on, rounded to bf16. The gradients
+of chips are drawn: a common part, the signal, and noise of each chip that is larger by a factor. The error is that of
+the sum, relative to the exact sum; beside it stands the deviation of the exact sum from the signal, which the noise
+causes anyway.
 """
 
 import ml_dtypes
