@@ -162,7 +162,7 @@ def _meshes(devices: Sequence[Any], slices: int, model: MMDiTConfig) -> Iterator
     rings = {size for size in sizes if size % ring == 0}
     rings |= {a * b for a, b in itertools.combinations(sizes, 2)}
     for tensor in (1, 2, 4, 8):
-        for fsdp in sorted(rings | {len(devices) // slices // tensor}):
+        for fsdp in sorted(rings | {max(len(devices) // slices // tensor, 1)}):
             data, rest = divmod(len(devices), fsdp * tensor)
             if not rest and data and data % slices == 0 and model.heads % tensor == 0 and model.width % fsdp == 0:
                 yield MeshShape(data, fsdp, tensor)
