@@ -92,6 +92,18 @@ def images_at_once(mesh: Mesh, batch_size: int, width: int, height: int) -> int:
     return max(parts, count // parts * parts)
 
 
+def prompts_at_once(mesh: Mesh, batch_size: int, images: int, max_patches: int) -> int:
+    """Number of prompts per batch, whose condition images have at most the area of `batch_size` 256 x 256 images.
+
+    Args:
+      mesh: devices of this process.
+      batch_size: number of prompts without condition images.
+      images: condition images of each prompt.
+      max_patches: number of 16 x 16 patches in the largest condition image.
+    """
+    return images_at_once(mesh, batch_size, 16 * images, 16 * max_patches)
+
+
 class Encoders:
     """Autoencoder and condition encoder of a model folder.
 
@@ -100,6 +112,7 @@ class Encoders:
       mesh: devices of this process.
       dtype: dtype of weights, activations and text features; latents are in fp32.
       batch_size: number of prompts, or of 256 x 256 images, per batch; a multiple of the size of the mesh's data axes.
+        Prompts with large condition images have smaller batches, see `prompts_at_once`.
       online: what training computes itself, see `schema.ONLINE`. Only sizes are determined here: features have no
         width, and latents no channels.
 
@@ -142,15 +155,16 @@ class Encoders:
           ValueError: as `PromptProcessor`.
         """
         found: list[Text] = []
-        for start in range(0, len(texts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            found += self._texts(texts[part], images[part], max_patches)
+        size = prompts_at_once(self.mesh, self.batch_size, len(images[0]), max_patches) if texts else 1
+        for start in range(0, len(texts), size):
+            part = slice(start, start + size)
+            found += self._texts(texts[part], images[part], max_patches, size)
         return found
 
     def _texts(
-        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]], max_patches: int
+        self, texts: Sequence[str], images: Sequence[Sequence[UInt8[np.ndarray, "_ _ c"]]], max_patches: int, size: int
     ) -> list[Text]:
-        missing = self.batch_size - len(texts)
+        missing = size - len(texts)
         conditions = [[Image.fromarray(pixels) for pixels in each] for each in images]
         count = len(images[0])
         batch = self.processor(

@@ -138,6 +138,7 @@ class CachingJob:
         Raises:
           ValueError: for a program that does not fit the chip.
         """
+        count = encoders.prompts_at_once(self.mesh, self.batch_size, images, patches)
         length = -(-(SYSTEM + tokens) // encoders.LENGTH_MULTIPLE) * encoders.LENGTH_MULTIPLE
         one = prepare_inputs(
             self.text_encoder, [[0]], length=length, image_count=images or None, patch_count=patches or None
@@ -145,14 +146,14 @@ class CachingJob:
 
         def batch(leaf: np.ndarray, place: NamedSharding) -> jax.ShapeDtypeStruct:
             dim = len(place.spec) - 1  # the last one that is sharded: of prompts, or of their images
-            shape = [size * self.batch_size if at == dim else size for at, size in enumerate(leaf.shape)]
+            shape = [size * count if at == dim else size for at, size in enumerate(leaf.shape)]
             return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=place)
 
         inputs: EncoderInputs = jax.tree.map(batch, one, encoders.places(self.mesh, one))
         name, model = f"prompts, {length} tokens, {images} images", self.weights["text_encoder"]
         read, kernel = model if images else model.language_model, sharding.Attention(self.mesh)
         program = hidden_states.compiled()
-        return self._plan(name, self.batch_size, read, _tower_flops(length), program, model, inputs, kernel)
+        return self._plan(name, count, read, _tower_flops(length), program, model, inputs, kernel)
 
     @property
     def _tapped_share(self) -> float:
