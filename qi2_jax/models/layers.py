@@ -48,7 +48,7 @@ class Linear(nnx.Module):
 
 
 @jax.custom_vjp
-def product(x: Float[Array, "... I"], weight_OI: Float[Array, "O I"]) -> Float[Array, "... O"]:
+def product(x: Float[Array, "... I"], weight_OI: Float[AnyArray, "O I"]) -> Float[Array, "... O"]:
     """`x W^T` in the dtype of x. The gradient of W is summed over tokens and devices in the dtype of W.
 
     On CPU, it is a product of two matrices. Otherwise XLA's CPU backend writes a transposed copy of `x` and of the
