@@ -48,7 +48,7 @@ def test_slurm_passes_sigterm_on_and_requeues(tmp_path):
         trap 'exit {STOPPED}' USR1
         echo $$ > srun.pid
         kill -TERM $PPID  # what `--signal=B:TERM` does
-        for _ in $(seq 100); do sleep 0.1; done
+        for _ in $(seq 600); do sleep 0.1; done
         exit 1"""
     programs = {"srun": waiting, "scancel": "kill -USR1 $(cat srun.pid)", "scontrol": ""}
     done, calls = run(slurm.submission(jobs.GPU).text, tmp_path, programs, SLURM_JOB_ID="12")
