@@ -1,10 +1,10 @@
-"""The table of docs/planning.md: what the six stages need on three kinds of chips, by `qi2 plan`.
+"""The table of docs/planning.md: what the stages need on three kinds of chips, by `qi2 plan`.
 
     python -m tests.benchmarks.stage_plans FOLDER [s4_1024p:v5p ...]
 
 Compiles the programs that bind memory and time of every stage on every topology for which experiments/qwen_image_2
-has a choice: about five minutes each on two cores. Every plan is stored as JSON in FOLDER, and one that is there is not
-made again. Prints the table, in Markdown, of all plans in FOLDER.
+has a choice: about ten minutes each on two cores. Stage 6 is left out: its programs are those of stage 5. Every plan is
+stored as JSON in FOLDER, and one that is there is not made again. Prints the table of all plans in FOLDER, in Markdown.
 """
 
 import argparse
@@ -22,7 +22,6 @@ STAGES = {
     "s3_512p_synthetic": 512,
     "s4_1024p": 1024,
     "s5_2048p": 2048,
-    "s6_fine_tuning": 2048,
 }
 GIB = 2**30
 
