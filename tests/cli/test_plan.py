@@ -20,6 +20,7 @@ def environment(monkeypatch):
     """The verb sets these unless they are set, and later tests would inherit that."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    monkeypatch.setenv("COLUMNS", "200")  # labels in one line
 
 
 def plan(*arguments):
