@@ -333,11 +333,10 @@ class Gather:
         def whole(weight: nnx.Variable) -> nnx.Variable:
             shape, names = _dims(weight)
             stored, gathered = (spec(self.mesh, shape, names, axes) for axes in ((), over))
-            # The compiler scatters a sum along one dim only. One that two axes divide moves there on the way.
-            along_one = gathered
-            if self.divided != "heads":
-                along_one = spec(self.mesh, shape, ["shards" if name == "embed" else None for name in names])
-            steps = tuple(NamedSharding(self.mesh, part) for part in (stored, along_one, gathered))
+            parts = [stored, gathered]
+            if self.divided != "heads":  # two axes divide it, and the compiler scatters a sum along one dim only
+                parts.insert(1, spec(self.mesh, shape, ["shards" if name == "embed" else None for name in names]))
+            steps = tuple(NamedSharding(self.mesh, part) for part in parts)
             dtype = self.dtype if len(names) > 1 and self.dtype is not None else weight.get_value().dtype
             return weight if stored == gathered else weight.replace(_gather(steps, dtype, weight.get_value()))
 

@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sampler", action="store_true", help="also compile the sampler that draws images during training"
     )
     parser.add_argument(
-        "--caching",
-        action="store_true",
-        help="plan `qi2 data cache` on one host of the topology instead of the training",
+        "--caching", action="store_true", help="plan `qi2 data cache` on one host of the topology, not the training"
     )
     parser.add_argument(
         "--model",

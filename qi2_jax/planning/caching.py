@@ -188,7 +188,7 @@ def plan_caching(
     streams: Sequence[Stream],
     progress: Callable[[str], Any] = lambda text: None,
 ) -> tuple[ProgramPlan, ...]:
-    """Compiles the largest programs of a stage's caching job: of images, of prompts, and of prompts with images.
+    """Compiles the encoding of a stage's largest images, its longest prompts, and prompts with the most images.
 
     Args:
       job: encoders.

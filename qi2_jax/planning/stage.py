@@ -107,7 +107,7 @@ class StagePlan:
 
     @property
     def compiled(self) -> list[ProgramPlan]:
-        """All compiled programs: of microbatches, the end of an update, and of the sampler."""
+        """All compiled programs, those of microbatches first."""
         return [*self.programs.values(), *([self.apply] if self.apply else []), *self.sampler]
 
     def seconds_of(self, place: int) -> float:
